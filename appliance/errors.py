@@ -1,0 +1,62 @@
+"""The error hierarchy: who broke a rule, and what the catcher must do about it.
+
+Answers to a guest are plain `OSError(errno, ...)`; absence in the store is `None`; a bug is any
+other exception. Errors are translated in one place per edge: `fuse_proto.dispatch` (errno), `cli`
+(exit status).
+"""
+
+
+class ApplianceError(Exception):
+    """Base of every error this package raises on purpose; its text is meant for a person."""
+
+
+class ConfigError(ApplianceError):
+    """A value from the command line or environment is unusable; the text names it and the rule."""
+
+
+class ProtocolError(ApplianceError):
+    """A peer (guest, front-end, stored bytes) broke a rule of a format; never for our own bugs."""
+
+
+class VhostError(ProtocolError):
+    """A vhost-user front-end broke the protocol: its connection is closed."""
+
+
+class RingError(ProtocolError):
+    """A guest broke its virtqueue: that vring stops and its err fd is signalled, nothing else."""
+
+
+class FuseDecodeError(ProtocolError):
+    """A FUSE request cannot be decoded: it is answered with EIO and counted."""
+
+
+class NarError(ProtocolError):
+    """A NAR is malformed, or its content is not what was stated."""
+
+
+class DirectoryError(ProtocolError):
+    """A castore Directory (or a node of it) breaks a rule; the object is rejected."""
+
+
+class PathInfoError(ProtocolError):
+    """A PathInfo or a store path breaks a rule; the object is rejected."""
+
+
+class StoreError(ApplianceError):
+    """The store or the node index cannot do what was asked."""
+
+
+class CorruptBlobError(StoreError):
+    """Stored content does not have the digest it is stored under."""
+
+
+class StoreFullError(StoreError):
+    """The disk under the store is full."""
+
+
+class SchemaVersionError(StoreError):
+    """The store or index on disk was written by an incompatible version."""
+
+
+class ImportTreeError(ApplianceError):
+    """A path cannot be imported; the text names it and the rule. The store keeps none of it."""

@@ -1,0 +1,390 @@
+"""Guest memory and one virtqueue, device side: the only importer of the C module.
+
+The C half moves bytes and holds the guest to the rules; this half turns its codes into errors.
+Nothing here owns an fd, and nothing is safe to share between threads.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from mmap import PAGESIZE
+from struct import Struct
+from typing import ClassVar, Final, NamedTuple, NoReturn
+
+from appliance._engine import ffi, lib
+from appliance.errors import RingError, VhostError
+
+_U64_MAX: Final = 2**64 - 1
+
+FEATURE_INDIRECT_DESC: Final = 1 << 28
+FEATURE_EVENT_IDX: Final = 1 << 29
+
+INFLIGHT_HEADER: Final = Struct("<QHHHH")
+"""features, version, desc_num, last_batch_head, used_idx (vhost-user: inflight I/O tracking)."""
+INFLIGHT_ENTRY: Final = Struct("<B5xHQ")
+"""inflight, next, counter: one per descriptor head."""
+
+_RULES: Final = {
+    lib.ENG_ENUM: "queue size is not a power of two up to 32768: {value}",
+    lib.ENG_EDESC_AREA: "descriptor table is misaligned or not in one region: address {value:#x}",
+    lib.ENG_EAVAIL_AREA: "available ring is misaligned or not in one region: address {value:#x}",
+    lib.ENG_EUSED_AREA: "used ring is misaligned or not in one region: address {value:#x}",
+    lib.ENG_EINFLIGHT: "inflight record names head {head}, beyond the queue",
+    lib.ENG_EUSED_IDX: "used.idx does not follow from the inflight record: {value}",
+    lib.ENG_EAVAIL_JUMP: "avail.idx runs ahead by more than the queue size: {value}",
+    lib.ENG_EHEAD: "head {head} is beyond the queue, at index {value} of the available ring",
+    lib.ENG_ENEXT: "next is beyond the descriptor table: {value}, in the chain of head {head}",
+    lib.ENG_ELOOP: "chain loops or is longer than {value} descriptors, head {head}",
+    lib.ENG_EINDIRECT_FEATURE: "INDIRECT was not negotiated: table at {value:#x}, head {head}",
+    lib.ENG_EINDIRECT_NEXT: "INDIRECT together with NEXT: table at {value:#x}, head {head}",
+    lib.ENG_EINDIRECT_NESTED: "INDIRECT inside an indirect table: address {value:#x}, head {head}",
+    lib.ENG_EINDIRECT_LEN: "bad length of an indirect table: {value:#x} bytes, head {head}",
+    lib.ENG_EADDR_OVERFLOW: "buffer wraps around the address space: {value:#x}, head {head}",
+    lib.ENG_EADDR: "not guest memory: address {value:#x}, head {head}",
+    lib.ENG_EORDER: "readable buffer behind a writable one: address {value:#x}, head {head}",
+    lib.ENG_ETOTAL: "chain holds more than 4 GiB: buffer at {value:#x}, head {head}",
+    lib.ENG_EFRAGMENTS: "chain falls into more than {value} pieces of memory, head {head}",
+    lib.ENG_EBROKEN: "closed",
+}
+_MISUSES: Final = {
+    lib.ENG_ESTALE: "guest memory was unmapped: translate() comes first",
+    lib.ENG_ESLOT: "no chain there, or it was completed already",
+    lib.ENG_EBOUNDS: "more bytes than the chain has room for",
+    lib.ENG_EIDLE: "nothing is in flight",
+}
+
+# Buffers that C fills before anybody looks need no zeroing: pages never used are never resident.
+_new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
+_from_buffer = ffi.from_buffer
+
+
+class Region(NamedTuple):
+    """A piece of guest memory, in bytes (vhost-user: memory region description)."""
+
+    gpa: int
+    size: int
+    user_addr: int
+    mmap_offset: int
+
+    def __str__(self) -> str:
+        return (
+            f"region gpa={self.gpa:#x} size={self.size:#x} user_addr={self.user_addr:#x}"
+            f" mmap_offset={self.mmap_offset:#x}"
+        )
+
+
+def _check_range(region: Region, name: str, start: int) -> None:
+    if not 0 <= start <= _U64_MAX or region.size > _U64_MAX - start:
+        raise VhostError(f"{region}: {name} plus size does not fit in 64 bits")
+
+
+def _overlaps(start: int, size: int, other_start: int, other_size: int) -> bool:
+    return start < other_start + other_size and other_start < start + size
+
+
+class GuestMap:
+    """Guest memory mapped into this process.
+
+    Removing a region makes every ring over this map refuse to work until its `translate()`.
+    """
+
+    MAX_REGIONS: ClassVar[int] = lib.ENG_REGIONS_MAX
+
+    def __init__(self) -> None:
+        self._map = ffi.new("struct eng_map *")
+        self._regions: list[Region] = []
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """What is mapped, in the order of addition."""
+        return tuple(self._regions)
+
+    def add(self, fd: int, region: Region) -> None:
+        """Map a region of the file `fd`; the caller keeps and closes `fd`.
+
+        The front-end is trusted not to shrink the file while it is mapped: access would be SIGBUS.
+
+        Raises:
+            VhostError: the region is empty, overflows, is not page aligned in the file, ends behind
+                the file, overlaps another one, is one too many, or cannot be mapped.
+        """
+        self._check(region)
+        status = os.fstat(fd)
+        end = region.mmap_offset + region.size
+        if stat.S_ISREG(status.st_mode) and status.st_size < end:
+            raise VhostError(f"{region}: the file ends at {status.st_size:#x}, before {end:#x}")
+        errno = -lib.eng_map_add(self._map, fd, *region)
+        if errno:
+            raise VhostError(f"{region}: cannot map it: {os.strerror(errno)}")
+        self._regions.append(region)
+
+    def _check(self, region: Region) -> None:
+        if not 0 < region.size <= _U64_MAX:
+            raise VhostError(f"{region}: the size must be above 0 and fit in 64 bits")
+        _check_range(region, "gpa", region.gpa)
+        _check_range(region, "user_addr", region.user_addr)
+        _check_range(region, "mmap_offset", region.mmap_offset)
+        if region.mmap_offset % PAGESIZE:
+            raise VhostError(f"{region}: the offset is not a multiple of {PAGESIZE:#x}")
+        if len(self._regions) == self.MAX_REGIONS:
+            raise VhostError(f"{region}: {self.MAX_REGIONS} regions are mapped already")
+        for other in self._regions:
+            if _overlaps(region.gpa, region.size, other.gpa, other.size) or _overlaps(
+                region.user_addr, region.size, other.user_addr, other.size
+            ):
+                raise VhostError(f"{region}: overlaps {other}")
+
+    def remove(self, region: Region) -> None:
+        """Unmap a region.
+
+        Raises:
+            VhostError: no such region.
+        """
+        if region not in self._regions:
+            raise VhostError(f"{region}: not mapped")
+        self._regions.remove(region)
+        lib.eng_map_remove(self._map, region.gpa)
+
+    def close(self) -> None:
+        """Unmap everything."""
+        self._regions.clear()
+        lib.eng_map_deinit(self._map)
+
+
+class RingLayout(NamedTuple):
+    """Where a ring is: `num` entries, and user addresses of its areas, translated by the ring."""
+
+    num: int
+    desc: int
+    avail: int
+    used: int
+
+
+def inflight_size(num: int) -> int:
+    """Return the bytes of the inflight area of a queue of `num` entries, a multiple of 64."""
+    return (INFLIGHT_HEADER.size + num * INFLIGHT_ENTRY.size + 63) & ~63
+
+
+def _is_socket(fd: int) -> bool:
+    return fd >= 0 and stat.S_ISSOCK(os.fstat(fd).st_mode)
+
+
+class Ring:
+    """The device side of one split virtqueue. Owns no fd.
+
+    `pop()` takes chains off the available ring into slots, `complete()` returns them, in any order.
+    Every chain popped is recorded in the inflight area first, so that another process can run it
+    again. Slots are good until the next `pop()`, `load()` or `translate()`; a chain that is to wait
+    longer is kept as its head and loaded again.
+
+    A RingError from any method is final: the ring stays broken and returns nothing more.
+    Misuse is a ValueError, always our own bug.
+    """
+
+    REQUEST_MAX: ClassVar[int] = lib.ENG_REQUEST_MAX
+
+    recovered: list[int]
+    """Heads that an earlier process popped and did not return, oldest first: load and run them."""
+
+    def __init__(
+        self,
+        memory: GuestMap,
+        layout: RingLayout,
+        *,
+        base: int,
+        features: int,
+        inflight: memoryview,
+        call_fd: int,
+        err_fd: int,
+    ) -> None:
+        """Start the ring where `inflight` left it, or at `base` if that area is fresh (version 0).
+
+        Args:
+            memory: kept; must not be closed before the ring is dropped.
+            layout: as the front-end gave it.
+            base: avail index to start at.
+            features: negotiated virtio feature bits.
+            inflight: this queue's area of `inflight_size(num)` bytes, writable, aligned to 8; held
+                until `close()`.
+            call_fd: eventfd or socket, signalled when the guest wants to hear of completions;
+                -1 for none.
+            err_fd: as `call_fd`, for `signal_error()`.
+
+        Raises:
+            RingError: an area is misaligned or not in guest memory, or contradicts `inflight`.
+        """
+        if inflight.nbytes < INFLIGHT_HEADER.size + layout.num * INFLIGHT_ENTRY.size:
+            raise ValueError(f"inflight area of {inflight.nbytes} bytes for {layout.num} entries")
+        self._memory = memory
+        self._inflight = _from_buffer("uint8_t[]", inflight, require_writable=True)
+        if int(ffi.cast("uintptr_t", self._inflight)) % 8:
+            raise ValueError("inflight area is not aligned to 8 bytes")
+        self._scratch = _new_uncleared("uint8_t[]", lib.ENG_SCRATCH_SIZE)
+        self._iov = _new_uncleared("uint8_t[]", lib.ENG_IOV_SIZE)
+        self._ring = ffi.new("struct eng_ring *")
+        self._fill(layout, features)
+        self._make_views()
+        self._err_fd = err_fd
+        self._ring.call_fd = call_fd
+        self._ring.is_call_socket = _is_socket(call_fd)
+        try:
+            self._check(lib.eng_ring_start(self._ring, base))
+        except RingError:
+            self.close()
+            raise
+        self.recovered = [head for _, head in sorted(self._heads_in_flight(inflight, layout.num))]
+
+    def _fill(self, layout: RingLayout, features: int) -> None:
+        ring = self._ring
+        ring.map = self._memory._map  # noqa: SLF001 - the two classes are one engine
+        ring.inflight = ffi.cast("struct eng_inflight *", self._inflight)
+        ring.scratch = self._scratch
+        ring.iov = ffi.cast("struct iovec *", self._iov)
+        ring.num, ring.desc_addr, ring.avail_addr, ring.used_addr = layout
+        ring.is_event_idx = bool(features & FEATURE_EVENT_IDX)
+        ring.is_indirect = bool(features & FEATURE_INDIRECT_DESC)
+
+    def _make_views(self) -> None:
+        # One view per array for the ring's whole life: cheaper to index than a cffi field.
+        ring = self._ring
+        self._requests = memoryview(ffi.buffer(self._scratch)).toreadonly()
+        self._starts = memoryview(ffi.buffer(ring.request_start)).cast("I")
+        self._ends = memoryview(ffi.buffer(ring.request_end)).cast("I")
+        self._heads = memoryview(ffi.buffer(ring.head)).cast("I")
+        self._readable = memoryview(ffi.buffer(ring.readable_len)).cast("Q")
+        self._writable = memoryview(ffi.buffer(ring.writable_len)).cast("Q")
+
+    @staticmethod
+    def _heads_in_flight(inflight: memoryview, num: int) -> Iterator[tuple[int, int]]:
+        start = INFLIGHT_HEADER.size
+        area = inflight.cast("B")[start : start + num * INFLIGHT_ENTRY.size]
+        for head, (is_inflight, _, counter) in enumerate(INFLIGHT_ENTRY.iter_unpack(area)):
+            if is_inflight == 1:
+                yield counter, head
+
+    def _check(self, status: int) -> None:
+        if status:
+            self._raise(-status)
+
+    def _raise(self, code: int) -> NoReturn:
+        if code in _MISUSES:
+            raise ValueError(_MISUSES[code])
+        ring = self._ring
+        rule = _RULES[ring.fault].format(head=ring.fault_head, value=ring.fault_value)
+        raise RingError(rule if code != lib.ENG_EBROKEN else f"ring is stopped: {rule}")
+
+    @property
+    def last_avail(self) -> int:
+        """The number of chains popped, modulo 2**16: the base to return when the ring stops."""
+        return self._ring.last_avail
+
+    @property
+    def in_flight(self) -> int:
+        """The number of chains popped and not returned."""
+        return (self._ring.last_avail - self._ring.used_idx) & 0xFFFF
+
+    def pop(self, limit: int = 32) -> int:
+        """Pop up to `limit` chains into slots 0..n-1 and return n; 0 means that the ring is empty.
+
+        What does not fit in the buffers stays in the ring for the next call.
+
+        Raises:
+            RingError: the guest broke a rule of the ring; the text names it.
+        """
+        count = lib.eng_ring_pop(self._ring, limit)
+        if count < 0:
+            self._raise(-count)
+        return count
+
+    def load(self, head: int) -> None:
+        """Walk the chain of an already popped head again, into slot 0.
+
+        Raises:
+            RingError: the guest broke a rule of the ring.
+        """
+        self._check(lib.eng_ring_load(self._ring, head))
+
+    def request(self, slot: int) -> memoryview:
+        """Return the private copy of the first REQUEST_MAX readable bytes.
+
+        The view is read-only and its bytes are good until the next `pop()` or `load()`.
+        """
+        return self._requests[self._starts[slot] : self._ends[slot]]
+
+    def head(self, slot: int) -> int:
+        """Return the chain's head index: its name for `load()` and `complete_head()`."""
+        return self._heads[slot]
+
+    def readable_len(self, slot: int) -> int:
+        """Return the chain's readable bytes; may exceed what `request()` holds."""
+        return self._readable[slot]
+
+    def writable_len(self, slot: int) -> int:
+        """Return the chain's room for a reply, in bytes."""
+        return self._writable[slot]
+
+    def write(self, slot: int, offset: int, data: bytes | memoryview) -> None:
+        """Scatter `data` into the writable part, from byte `offset` on."""
+        if type(data) is bytes:
+            status = lib.eng_slot_write(self._ring, slot, offset, data, len(data))
+        else:
+            source = _from_buffer(data)
+            status = lib.eng_slot_write(self._ring, slot, offset, source, len(source))
+        if status:
+            self._raise(-status)
+
+    def read_file(self, slot: int, offset: int, fd: int, file_offset: int, size: int) -> int:
+        """Read `size` bytes of a file straight into the writable part, from byte `offset` on.
+
+        Returns:
+            The bytes read; fewer than `size` only where the file ends.
+
+        Raises:
+            OSError: the read failed; the writable part may have changed.
+        """
+        if offset < 0 or size < 0 or offset + size > self._writable[slot]:
+            raise ValueError(_MISUSES[lib.ENG_EBOUNDS])
+        count = lib.eng_slot_read_file(self._ring, slot, offset, fd, file_offset, size)
+        if count < 0:
+            raise OSError(-count, os.strerror(-count))
+        return count
+
+    def complete(self, slot: int, length: int) -> None:
+        """Return the chain, `length` bytes of it written; signals if the guest asked for that."""
+        status = lib.eng_ring_complete(self._ring, slot, length)
+        if status:
+            self._raise(-status)
+
+    def complete_head(self, head: int, length: int) -> None:
+        """Return a popped chain that may be in no slot any more."""
+        self._check(lib.eng_ring_complete_head(self._ring, head, length))
+
+    def arm(self) -> bool:
+        """Ask for a kick; True means that chains arrived meanwhile: pop again, do not sleep."""
+        status = lib.eng_ring_arm(self._ring)
+        if status < 0:
+            self._raise(-status)
+        return status > 0
+
+    def translate(self) -> None:
+        """Find the ring again after a change of guest memory; slots are void.
+
+        Raises:
+            RingError: an area of the ring is gone.
+        """
+        self._check(lib.eng_ring_translate(self._ring))
+
+    def set_call(self, fd: int) -> None:
+        """Signal completions to `fd` from now on, and once now: the old one may have lost some."""
+        self._ring.call_fd = fd
+        self._ring.is_call_socket = _is_socket(fd)
+        lib.eng_signal(fd, self._ring.is_call_socket)
+
+    def signal_error(self) -> None:
+        """Tell the front-end that the ring is broken."""
+        lib.eng_signal(self._err_fd, _is_socket(self._err_fd))
+
+    def close(self) -> None:
+        """Let go of the inflight area; the ring is of no use afterwards."""
+        self._ring.fault = lib.ENG_EBROKEN
+        ffi.release(self._inflight)

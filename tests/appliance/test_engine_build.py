@@ -1,0 +1,158 @@
+"""The C half as the compiler and the sanitizers see it."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from appliance import _engine, engine
+
+ROOT = Path(__file__).parents[2]
+C_DIR = ROOT / "cffi_build"
+SOURCES = [C_DIR / name for name in ("ring.c", "map.c", "copy.c")]
+SANITIZE = [
+    "-g",
+    "-O1",
+    "-fno-omit-frame-pointer",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+]
+WARNINGS = (
+    "-Wall -Wextra -Werror -Wconversion -Wshadow -Wvla -Wpointer-arith -Wcast-align=strict"
+    " -Wcast-qual -Wstrict-prototypes -Wmissing-prototypes -Wformat=2 -Wundef -Wnull-dereference"
+    " -fanalyzer"
+).split()
+LOADER = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("appliance._engine", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+sys.modules["appliance._engine"] = module
+spec.loader.exec_module(module)
+"""
+RUN_PYTEST = f"""{LOADER}
+import pytest
+import appliance.engine
+assert appliance.engine.lib is module.lib
+sys.exit(pytest.main(sys.argv[2:]))
+"""
+OVERREAD = f"""{LOADER}
+from tests.fakes.engine_rig import Rig
+with Rig() as rig:
+    rig.driver.add_chain([], [4096])
+    rig.driver.publish()
+    rig.ring.pop()
+    module.lib.eng_slot_write(rig.ring._ring, 0, 0, b"x" * 64, 4096)
+print("not noticed")
+"""
+
+
+def run(
+    *command: str | Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ring.c", "map.c", "copy.c", "fuzz_ring.c"])
+def test_every_warning_is_an_error(name: str, tmp_path: Path) -> None:
+    done = run(
+        "gcc", "-std=gnu11", "-O2", *WARNINGS, "-DFUZZ_STANDALONE", "-c", C_DIR / name,
+        "-o", tmp_path / "out.o",
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.slow
+def test_the_fuzzer_finds_nothing_under_sanitizers(tmp_path: Path) -> None:
+    program = tmp_path / "fuzz_ring"
+    built = run(
+        "gcc", "-std=gnu11", *SANITIZE, "-DFUZZ_STANDALONE", C_DIR / "fuzz_ring.c", *SOURCES,
+        "-o", program,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stdout
+    done = run(program, "2000", "7")
+    assert done.returncode == 0, done.stdout
+    match = re.fullmatch(r"2000 inputs, (\d+) chains\n", done.stdout)
+    assert match
+    assert int(match[1]) > 500, "the inputs reach the copies, too"
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("sanitized") / "_engine.so"
+    wrapper = target.with_suffix(".c")
+    emitted = run(sys.executable, C_DIR / "build_engine.py", wrapper)
+    assert emitted.returncode == 0, emitted.stdout
+    built = run(
+        "gcc", "-std=gnu11", *SANITIZE, "-shared", "-fPIC", f"-I{C_DIR}",
+        f"-I{sysconfig.get_path('include')}", wrapper, *SOURCES, "-o", target,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stdout
+    return target
+
+
+def run_sanitized(
+    script: str, extension: Path, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    libraries = [
+        run("gcc", f"-print-file-name={name}").stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    env = {
+        **os.environ,
+        "LD_PRELOAD": " ".join(libraries),
+        # The interpreter keeps memory till its end; its own allocator would hide overruns.
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=99",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        "PYTHONMALLOC": "malloc",
+        "PYTHONPATH": str(ROOT),
+    }
+    return run(sys.executable, "-c", script, extension, *arguments, env=env)
+
+
+@pytest.mark.slow
+def test_the_sanitized_build_reports_a_planted_overrun(sanitized: Path) -> None:
+    done = run_sanitized(OVERREAD, sanitized)
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stdout
+    assert "eng_slot_write" in done.stdout
+    assert done.returncode == 99
+
+
+@pytest.mark.slow
+def test_the_ring_tests_pass_under_sanitizers(sanitized: Path) -> None:
+    suites = [
+        f"tests/appliance/test_engine{name}.py" for name in ("", "_map", "_hostile", "_recovery")
+    ]
+    done = run_sanitized(
+        RUN_PYTEST, sanitized, "-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", *suites
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert re.search(r"\d{3} passed", done.stdout)
+    assert "Sanitizer" not in done.stdout
+
+
+def test_every_error_code_has_a_text() -> None:
+    codes = {name for name in dir(_engine.lib) if name.startswith("ENG_E")}
+    texts = engine._RULES.keys() | engine._MISUSES.keys()
+    assert len(codes) > 20
+    assert {getattr(_engine.lib, name) for name in codes} == texts
+
+
+def test_the_stub_names_what_the_module_has() -> None:
+    stub = (ROOT / "appliance" / "_engine.pyi").read_text(encoding="utf-8")
+    names = set(re.findall(r"\b(?:eng_\w+(?=\()|ENG_[A-Z_]+)", stub))
+    assert len(names) > 30
+    assert names <= set(dir(_engine.lib))

@@ -1,0 +1,237 @@
+"""From the bytes of a request to a reply: the one place where FUSE requests meet operations."""
+
+import logging
+from collections.abc import Callable
+from errno import EIO, ENOSYS
+from typing import Final, NamedTuple, Protocol
+
+from appliance.errors import ApplianceError, FuseDecodeError
+from appliance.fuse_proto._wire import (
+    CODECS,
+    IN_HEADER,
+    IN_HEADER_SIZE,
+    OUT_HEADER_SIZE,
+    Opcode,
+    pack_init_out,
+    unpack_in_header,
+)
+from appliance.fuse_proto.decode import (
+    PLANS,
+    Plan,
+    check_entry_name_untrusted,
+    check_name_untrusted,
+    decode_body_untrusted,
+    make_plan,
+)
+from appliance.fuse_proto.encode import Reply
+from appliance.fuse_proto.format import format_request_untrusted
+from appliance.fuse_proto.init import negotiate
+from appliance.fuse_proto.opcodes import DATA, Answer, Op
+from appliance.fuse_proto.operations import Body, FileSlice, NotReady, Operations, Request
+
+__all__ = ["COUNTERS", "Dispatcher", "Reply", "SessionState"]
+
+COUNTERS: Final = 64
+# The bytes `unique` of a request too short for a header, if it has even those.
+_UNIQUE_END: Final = 16
+# Linux refuses a reply with another errno, and the request would never end.
+_ERRNO_MAX: Final = 511
+
+_log = logging.getLogger(__name__)
+
+
+class SessionState(Protocol):
+    """What INIT settled. Shared by all workers of a mount and kept by the supervisor.
+
+    `start` on a session that is up begins a new one; both methods have taken effect for every
+    worker when they return, as the guest may use any queue once it has the reply.
+    """
+
+    @property
+    def is_initialised(self) -> bool:
+        """Whether INIT was answered and DESTROY has not been seen since."""
+
+    @property
+    def minor(self) -> int:
+        """The minor of protocol 7 that both sides speak."""
+
+    def start(self, minor: int, flags: int, max_readahead: int) -> None:
+        """Begin a session with what INIT agreed; `flags` are `InitFlag` bits, 64 of them."""
+
+    def end(self) -> None:
+        """End the session, if there is one."""
+
+
+class _Route(NamedTuple):
+    """What to do with one opcode; `slot` is its counter."""
+
+    slot: int
+    answer: Answer | int
+    is_early: bool
+    plan: Plan
+    method: Callable[[Request], Body] | None
+    check_name: Callable[[bytes], None] | None
+    is_sized: bool
+    least_room: int
+
+
+def _route(plan: Plan, method: Callable[[Request], Body] | None) -> _Route:
+    op = plan.op
+    check_name = None
+    if op.names:
+        check_name = check_entry_name_untrusted if op.name == "LOOKUP" else check_name_untrusted
+    return _Route(
+        slot=op.number if op.number < COUNTERS else 0,
+        answer=op.answer,
+        is_early=op.is_early,
+        plan=plan,
+        method=method,
+        check_name=check_name,
+        is_sized=op.reply == DATA and bool(op.args),
+        least_room=0 if op.reply == DATA else sum(CODECS[name].size for name in op.reply.split()),
+    )
+
+
+_UNKNOWN: Final = _route(make_plan(Op(0, "unknown", ENOSYS)), None)
+
+
+class Dispatcher:
+    """Answers requests of one session, from one thread.
+
+    Args:
+        operations: the file system.
+        session: where INIT's outcome lives.
+        counters: `COUNTERS` 64-bit slots, one by opcode, 0 for all others. A slot counts the
+            requests decided: answered, or done with if they have no reply.
+    """
+
+    def __init__(self, operations: Operations, session: SessionState, counters: memoryview) -> None:
+        if len(counters) != COUNTERS or counters.itemsize != 8:
+            raise ValueError(f"{COUNTERS} slots of 8 bytes wanted")
+        self._session = session
+        self._counters = counters
+        methods: dict[int, Callable[[Request], Body]] = {
+            Opcode.INIT: self._init,
+            Opcode.DESTROY: self._destroy,
+        }
+        self._routes: dict[int, _Route] = {}
+        for number, plan in PLANS.items():
+            if plan.op.answer is Answer.OPERATIONS:
+                methods[number] = getattr(operations, plan.op.name.lower())
+            self._routes[number] = _route(plan, methods.get(number))
+
+    def handle_untrusted(
+        self, request: memoryview, readable_len: int, writable_len: int
+    ) -> Reply | None:
+        """Return the reply to one request, or None if it ends without one.
+
+        None is for opcodes that have no reply, and for requests that leave no room for a header:
+        the front end returns their chain with length 0. A reply always fits `writable_len`.
+
+        Args:
+            request: the first bytes of the request, all if it is at most 8192; bytes that follow
+                can only be payload of opcodes that are refused unread.
+            readable_len: size of the whole request in bytes.
+            writable_len: room for the reply in bytes, header included.
+
+        Raises:
+            NotReady: from the operation; nothing was counted, run the request again.
+        """
+        # Budget: 4 us for a LOOKUP, the operation not counted (tests/fuse_proto/bench_dispatch.py).
+        available = min(len(request), readable_len)
+        if available < IN_HEADER_SIZE:
+            return self._refuse_runt_untrusted(request[:available], writable_len)
+        header = IN_HEADER.unpack_from(request)
+        route = self._routes.get(header[1], _UNKNOWN)
+        room = writable_len - OUT_HEADER_SIZE
+        if room < 0 or route.answer is Answer.NOTHING:
+            self._counters[route.slot] += 1
+            return None
+        error = 0
+        body: Body = b""
+        try:
+            body = self._answer_untrusted(route, header, request, readable_len, room)
+        except OSError as exc:
+            error = _errno(exc)
+        except NotReady:
+            raise
+        except FuseDecodeError as exc:
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug("%s: %s", exc, format_request_untrusted(request))
+            error = EIO
+        except ApplianceError as exc:
+            _log.warning("%s: %s", exc, format_request_untrusted(request))
+            error = EIO
+        except Exception:  # noqa: BLE001 - a bug in one operation must not end the worker
+            _log.exception("answered EIO: %s", format_request_untrusted(request))
+            error = EIO
+        self._counters[route.slot] += 1
+        return tuple.__new__(Reply, (header[2], error, body))
+
+    def _answer_untrusted(
+        self,
+        route: _Route,
+        header: tuple[int, ...],
+        request: memoryview,
+        readable_len: int,
+        room: int,
+    ) -> Body:
+        _, answer, is_early, plan, method, check_name, is_sized, least_room = route
+        length = header[0]
+        if not IN_HEADER_SIZE <= length <= readable_len:
+            raise FuseDecodeError(f"len {length} of a request of {readable_len} bytes")
+        if not (is_early or self._session.is_initialised):
+            raise OSError(EIO, "no INIT yet")
+        if method is None:
+            return _fixed(answer)
+        if room < least_room:
+            raise OSError(EIO, f"{room} bytes for a reply of {least_room}")
+        decoded = decode_body_untrusted(plan, header, request, min(length, len(request)))
+        if check_name is not None:
+            check_name(decoded.names[0])
+        limit = room
+        if is_sized:
+            size = decoded.args.size
+            if size > room:
+                decoded = decoded._replace(args=decoded.args._replace(size=room))
+            else:
+                # 0 asks GETXATTR and LISTXATTR for a GetxattrOut.
+                limit = size or room
+        body = method(decoded)
+        size = body.size if type(body) is FileSlice else len(body)
+        if size > limit:
+            raise OSError(EIO, f"{size} bytes of reply do not fit {limit}")
+        return body
+
+    def _init(self, request: Request) -> Body:
+        # Whatever comes of it, an INIT means that the mount of the session before is gone.
+        self._session.end()
+        agreement = negotiate(request.args)
+        if agreement.is_final:
+            self._session.start(agreement.minor, agreement.flags, agreement.max_readahead)
+        return pack_init_out(agreement.reply)
+
+    def _destroy(self, request: Request) -> Body:
+        del request
+        self._session.end()
+        return b""
+
+    def _refuse_runt_untrusted(self, request: memoryview, writable_len: int) -> Reply | None:
+        self._counters[0] += 1
+        if writable_len < OUT_HEADER_SIZE:
+            return None
+        unique = 0
+        if len(request) >= _UNIQUE_END:
+            padded = request.tobytes().ljust(IN_HEADER_SIZE, b"\0")
+            unique = unpack_in_header(padded).unique
+        return Reply(unique, EIO, b"")
+
+
+def _fixed(answer: Answer | int) -> Body:
+    if answer == 0:
+        return b""
+    raise OSError(answer, "not in a read-only file system")
+
+
+def _errno(exc: OSError) -> int:
+    return exc.errno if exc.errno and 0 < exc.errno <= _ERRNO_MAX else EIO

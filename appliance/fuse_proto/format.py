@@ -1,0 +1,72 @@
+"""One readable line per request and reply, for logs and test failures. Guest bytes are escaped."""
+
+import errno
+from typing import Final
+
+from appliance.errors import FuseDecodeError
+from appliance.fuse_proto._wire import CODECS, IN_HEADER_SIZE, InHeader
+from appliance.fuse_proto.decode import PLANS, decode_body_untrusted, decode_header_untrusted
+from appliance.fuse_proto.encode import Reply, body_size
+from appliance.fuse_proto.opcodes import DATA
+from appliance.fuse_proto.operations import FileSlice
+
+SHOWN_MAX: Final = 80
+
+
+def format_request_untrusted(request: memoryview) -> str:
+    """Return one line for the bytes of a request, whatever they are."""
+    try:
+        header = decode_header_untrusted(request)
+    except FuseDecodeError as exc:
+        return f"{exc}: {_bytes(request)}"
+    words = [opcode_name(header.opcode)]
+    words += [
+        f"{name}={getattr(header, name)}" for name in ("unique", "nodeid", "uid", "gid", "pid")
+    ]
+    return " ".join(words + _body_words(header, request))
+
+
+def format_reply(reply: Reply, opcode: int) -> str:
+    """Return one line for the reply to a request with `opcode`."""
+    start = f"{opcode_name(opcode)} unique={reply.unique} ->"
+    if reply.error:
+        return f"{start} {errno.errorcode.get(reply.error, reply.error)}"
+    body = reply.body
+    if isinstance(body, FileSlice):
+        return f"{start} {body}"
+    plan = PLANS.get(opcode)
+    structs = plan.op.reply.split() if plan else []
+    sizes = [CODECS[name].size for name in structs if name != DATA]
+    if not sizes or sum(sizes) != body_size(body):
+        return f"{start} {body_size(body)} bytes"
+    offsets = [sum(sizes[:number]) for number in range(len(sizes))]
+    values = [str(CODECS[name].unpack(body, at)) for name, at in zip(structs, offsets, strict=True)]
+    return " ".join([start, *values])
+
+
+def opcode_name(opcode: int) -> str:
+    """Return the name of a known opcode, or the number of another."""
+    plan = PLANS.get(opcode)
+    return plan.op.name if plan else f"opcode {opcode}"
+
+
+def _body_words(header: InHeader, request: memoryview) -> list[str]:
+    words: list[str] = []
+    if header.len != len(request):
+        words.append(f"len={header.len} of {len(request)}")
+    plan = PLANS.get(header.opcode)
+    end = min(max(header.len, IN_HEADER_SIZE), len(request))
+    if plan is None:
+        return [*words, _bytes(request[IN_HEADER_SIZE:end])]
+    try:
+        decoded = decode_body_untrusted(plan, header, request, end)
+    except FuseDecodeError as exc:
+        return [*words, f"({exc})"]
+    if decoded.args is not None:
+        words.append(str(decoded.args))
+    return words + [_bytes(name) for name in decoded.names]
+
+
+def _bytes(data: bytes | memoryview) -> str:
+    shown = repr(bytes(data[:SHOWN_MAX]))
+    return shown if len(data) <= SHOWN_MAX else f"{shown}... ({len(data)} bytes)"

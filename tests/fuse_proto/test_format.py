@@ -1,0 +1,54 @@
+from errno import EROFS
+
+from appliance.fuse_proto import _wire
+from appliance.fuse_proto._wire import Opcode
+from appliance.fuse_proto.encode import NO_ENTRY, Reply
+from appliance.fuse_proto.format import format_reply, format_request_untrusted
+from appliance.fuse_proto.operations import FileSlice
+from tests.fakes import fuse_client
+
+
+def shown(data: bytes) -> str:
+    return format_request_untrusted(memoryview(data))
+
+
+def test_request_line_has_header_arguments_and_names() -> None:
+    assert shown(fuse_client.lookup(1, b"bin", unique=8)) == (
+        "LOOKUP unique=8 nodeid=1 uid=0 gid=0 pid=1 b'bin'"
+    )
+    assert "ReadIn(fh=0, offset=10, size=20," in shown(fuse_client.read(5, 10, 20))
+    assert shown(fuse_client.rename(1, b"a", 7, b"b")).endswith("RenameIn(newdir=7) b'a' b'b'")
+
+
+def test_guests_bytes_are_escaped_and_cut() -> None:
+    line = shown(fuse_client.lookup(1, b"\x1b[2J\n" + b"x" * 1000))
+    assert line.isprintable()
+    assert r"\x1b[2J\n" in line
+    assert line.endswith("(1005 bytes)")
+
+
+def test_broken_requests_have_a_line_too() -> None:
+    assert "3 bytes has no whole header: b'abc'" in shown(b"abc")
+    assert "LOOKUP: a name without NUL" in shown(fuse_client.request(Opcode.LOOKUP, 1, b"bin"))
+    assert shown(fuse_client.request(54, 1, b"?!")).startswith("opcode 54 unique=1 nodeid=1")
+    data = fuse_client.request(Opcode.STATFS, 1)
+    assert "len=40 of 44" in shown(data + b"junk")
+
+
+def test_reply_line_shows_structures_sizes_and_errno_names() -> None:
+    entry = _wire.pack_entry_out(NO_ENTRY._replace(nodeid=42))
+    line = format_reply(Reply(8, 0, entry), Opcode.LOOKUP)
+    assert line.startswith("LOOKUP unique=8 -> EntryOut(nodeid=42,")
+    assert format_reply(Reply(8, EROFS, b""), Opcode.MKDIR) == "MKDIR unique=8 -> EROFS"
+    assert format_reply(Reply(8, 0, b"abc"), Opcode.READ) == "READ unique=8 -> 3 bytes"
+    assert format_reply(Reply(8, 0, FileSlice(3, 4, 5)), Opcode.READ) == (
+        "READ unique=8 -> FileSlice(fd=3, offset=4, size=5)"
+    )
+    assert format_reply(Reply(8, 511, b""), 99) == "opcode 99 unique=8 -> 511"
+
+
+def test_reply_of_two_structures_shows_both() -> None:
+    body = _wire.pack_entry_out(NO_ENTRY) + _wire.pack_open_out(_wire.OpenOut(6, 0, 0))
+    line = format_reply(Reply(8, 0, body), Opcode.CREATE)
+    assert "EntryOut(nodeid=0," in line
+    assert "OpenOut(fh=6," in line

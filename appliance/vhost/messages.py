@@ -1,0 +1,151 @@
+"""Header, payload and descriptors <-> Message and Reply, without I/O.
+
+Checked here is only what a message can be checked for on its own: the header's flags, the payload's
+size. What breaks these rules ends the connection, because the stream can no longer be trusted; all
+else (order, features, values) is for the session.
+
+Spec: vhost-user: Header, Payload; REPLY_ACK.
+"""
+
+from collections.abc import Callable
+from typing import Final, NamedTuple, Self
+
+from appliance.errors import VhostError
+from appliance.vhost import _wire, wire_table
+from appliance.vhost._wire import (
+    CONFIG_SIZE,
+    MEM_TABLE_SIZE,
+    REGION_SIZE,
+    Header,
+    HeaderFlag,
+    Word,
+    pack_header,
+    pack_word,
+    unpack_config,
+    unpack_header,
+    unpack_mem_table,
+)
+from appliance.vhost.fds import ReceivedFds
+from appliance.vhost.wire_table import Req, Tail
+from appliance.wiregen import snake_case
+
+# The largest legal payload is a SET_MEM_TABLE of 32 regions, 1032 bytes.
+MAX_PAYLOAD: Final = 4096
+
+REQUESTS: Final = {row.number: row for row in wire_table.REQUESTS}
+
+_UNPACK: Final[dict[str, Callable[[bytes], object]]] = {
+    row.name: getattr(_wire, f"unpack_{snake_case(row.name)}") for row in wire_table.STRUCTS
+}
+_SIZES: Final[dict[str, int]] = {
+    row.name: getattr(_wire, f"{snake_case(row.name)}_size".upper()) for row in wire_table.STRUCTS
+}
+_REQUEST_FLAGS: Final = (HeaderFlag.VERSION_1, HeaderFlag.VERSION_1 | HeaderFlag.NEED_REPLY)
+_REPLY_FLAGS: Final = HeaderFlag.VERSION_1 | HeaderFlag.REPLY  # front-ends compare for equality
+
+
+class Reply(NamedTuple):
+    """One message to the front-end; `fds` are lent until it is sent."""
+
+    request: int
+    payload: bytes
+    fds: tuple[int, ...] = ()
+
+
+class Message:
+    """One request. Owns the descriptors that came with it until they are taken or it is closed."""
+
+    def __init__(self, header: Header, payload: bytes, fds: ReceivedFds) -> None:
+        self.number = header.request
+        self.row: Req | None = REQUESTS.get(header.request)
+        self.needs_reply = bool(header.flags & HeaderFlag.NEED_REPLY)
+        self.payload = payload
+        self.fds = fds
+
+    @property
+    def name(self) -> str:
+        """The request's name, or its number if it has none."""
+        return self.row.name if self.row else f"request {self.number}"
+
+    def take_fd(self, index: int) -> int:
+        """Return descriptor `index`; the caller owns it from here on."""
+        return self.fds.take(index)
+
+    def close(self) -> None:
+        """Close every descriptor that was not taken."""
+        self.fds.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def __str__(self) -> str:
+        parts = [self.name]
+        if self.row and self.row.payload:
+            parts.append(str(_UNPACK[self.row.payload.name](self.payload)))
+        elif self.payload:
+            parts.append(f"{len(self.payload)} bytes")
+        if len(self.fds):
+            parts.append(f"{len(self.fds)} fds")
+        if self.needs_reply:
+            parts.append("need_reply")
+        return " ".join(parts)
+
+
+def decode_header_untrusted(data: bytes) -> Header:
+    """Return the header in `data`, of exactly HEADER_SIZE bytes.
+
+    Raises:
+        VhostError: a version or flag that no request has, or a payload beyond MAX_PAYLOAD.
+    """
+    header = unpack_header(data)
+    row = REQUESTS.get(header.request)
+    name = row.name if row else f"request {header.request}"
+    if header.flags not in _REQUEST_FLAGS:
+        raise VhostError(f"{name}: header flags 0x{header.flags:x} are not those of a request")
+    if header.size > MAX_PAYLOAD:
+        raise VhostError(f"{name}: payload of {header.size} bytes, at most {MAX_PAYLOAD}")
+    return header
+
+
+def decode_untrusted(header: Header, payload: bytes, fds: ReceivedFds) -> Message:
+    """Return the message, which owns `fds` from now on.
+
+    Raises:
+        VhostError: the payload is not of the request's size; `fds` stay the caller's.
+    """
+    row = REQUESTS.get(header.request)
+    if row is not None and row.refused is None:
+        _check_size_untrusted(row, payload)
+    return Message(header, payload, fds)
+
+
+def encode_reply(reply: Reply) -> bytes:
+    """Return header and payload of `reply`."""
+    return pack_header(Header(reply.request, _REPLY_FLAGS, len(reply.payload))) + reply.payload
+
+
+def ack(message: Message, *, is_ok: bool) -> Reply:
+    """Return the answer to a request that has no own reply."""
+    return Reply(message.number, pack_word(Word(0 if is_ok else 1)))
+
+
+def _check_size_untrusted(row: Req, payload: bytes) -> None:
+    fixed = _SIZES[row.payload.name] if row.payload else 0
+    if len(payload) < fixed or (row.tail is Tail.NONE and len(payload) != fixed):
+        raise VhostError(f"{row.name}: payload of {len(payload)} bytes instead of {fixed}")
+    if row.tail is Tail.REGIONS:
+        num_regions = unpack_mem_table(payload).num_regions
+        wanted = MEM_TABLE_SIZE + REGION_SIZE * num_regions
+        # UML before 6.13 always sends two slots, whatever the count.
+        if len(payload) < wanted:
+            raise VhostError(
+                f"{row.name}: payload of {len(payload)} bytes for {num_regions} regions, "
+                f"at least {wanted}"
+            )
+    elif row.tail is Tail.CONFIG:
+        wanted = CONFIG_SIZE + unpack_config(payload).size
+        if len(payload) != wanted:
+            raise VhostError(f"{row.name}: payload of {len(payload)} bytes instead of {wanted}")

@@ -1,0 +1,169 @@
+"""The ring state machine: which rings run, and what each message changes about that.
+
+A ring is stopped or started (it has a kick descriptor) and disabled or enabled; it runs when it is
+started and enabled. Only `_settle` lets a ring run, only `_stop` ends that:
+
+    SET_VRING_KICK            started; a ring that runs is stopped and started anew
+    GET_VRING_BASE            drained, stopped; kick and call descriptors closed
+    SET_VRING_ENABLE 1 | 0    enabled | drained, disabled
+    SET_VRING_ADDR            a ring that runs is restarted if its addresses change
+    SET_FEATURES              without PROTOCOL_FEATURES: all enabled; rings that run are restarted
+                              if features change
+    RESET_DEVICE, RESET_OWNER all drained, disabled
+
+Stopping always drains and leaves the index reached as the base of the next start.
+
+Spec: vhost-user: Ring states; Starting and stopping rings.
+"""
+
+from appliance.errors import VhostError
+from appliance.vhost._wire import Inflight, VringAddr, VringState
+from appliance.vhost.backend import Backend
+from appliance.vhost.fs_device import DeviceProperties, is_queue_size
+from appliance.vhost.memory import RegionTable
+from appliance.vhost.vring import Vring, check_addr_untrusted
+
+_MAX_BASE = 0xFFFF  # a split ring's index has 16 bits
+
+
+class Rings:
+    """Every vring of one session.
+
+    Where a method raises VhostError because the backend refused to start a ring, the ring keeps
+    what the front-end set but does not run; the next message that changes its state tries again.
+    """
+
+    def __init__(self, device: DeviceProperties, backend: Backend) -> None:
+        self._device = device
+        self._backend = backend
+        self._rings = tuple(Vring(index) for index in range(device.num_queues))
+        self._features = 0
+        self.memory = RegionTable()  # kept current by the session
+
+    def check_index_untrusted(self, index: int) -> None:
+        """Raise VhostError if there is no ring `index`."""
+        self._ring_untrusted(index)
+
+    async def set_features(self, features: int) -> None:
+        """Use these virtio features in rings that start from now on; restart those that run."""
+        if features == self._features:
+            return
+        self._features = features
+        for ring in self._rings:
+            await self._stop(ring)
+            await self._settle(ring)
+
+    async def enable_all(self) -> None:
+        """Enable every ring."""
+        for ring in self._rings:
+            ring.is_enabled = True
+            await self._settle(ring)
+
+    async def disable_all(self) -> None:
+        """Drain and disable every ring."""
+        for ring in self._rings:
+            ring.is_enabled = False
+            await self._settle(ring)
+
+    async def set_enabled_untrusted(self, state: VringState) -> None:
+        """Enable or disable one ring."""
+        ring = self._ring_untrusted(state.ring)
+        if state.num > 1:
+            raise VhostError(f"ring {ring.index}: neither 0 nor 1 but {state.num}")
+        ring.is_enabled = bool(state.num)
+        await self._settle(ring)
+
+    def set_num_untrusted(self, state: VringState) -> None:
+        """Set the size of a ring that does not run."""
+        ring = self._ring_untrusted(state.ring)
+        if not is_queue_size(state.num, self._device.max_queue_size):
+            raise VhostError(
+                f"ring {ring.index}: size {state.num} is not a power of two "
+                f"up to {self._device.max_queue_size}"
+            )
+        if ring.is_running and state.num != ring.num:
+            raise VhostError(f"ring {ring.index} runs with size {ring.num}, not {state.num}")
+        ring.num = state.num
+
+    def set_base_untrusted(self, state: VringState) -> None:
+        """Set the avail index at which a ring that does not run will start."""
+        ring = self._ring_untrusted(state.ring)
+        if state.num > _MAX_BASE:
+            raise VhostError(f"ring {ring.index}: base {state.num} has more than 16 bits")
+        if ring.is_running:
+            raise VhostError(f"ring {ring.index} runs: base {state.num} has no effect")
+        ring.base = state.num
+
+    async def set_addr_untrusted(self, addr: VringAddr) -> None:
+        """Set a ring's addresses. Only the log flag and address may differ without a restart."""
+        ring = self._ring_untrusted(addr.ring)
+        check_addr_untrusted(addr)
+        previous, ring.addr = ring.addr, addr
+        if previous is None or (previous.desc, previous.used, previous.avail) != (
+            addr.desc,
+            addr.used,
+            addr.avail,
+        ):
+            await self._stop(ring)
+            await self._settle(ring)
+
+    async def take_base_untrusted(self, index: int) -> int:
+        """Stop a ring; return its last avail index."""
+        ring = self._ring_untrusted(index)
+        await self._stop(ring)
+        ring.kick.close()
+        ring.call.close()
+        return ring.base
+
+    async def set_kick(self, index: int, fd: int) -> None:
+        """Start a checked ring. Takes `fd`."""
+        ring = self._rings[index]
+        try:
+            await self._stop(ring)
+        finally:
+            ring.kick.replace(fd)
+        await self._settle(ring)
+
+    async def set_call(self, index: int, fd: int | None) -> None:
+        """Set a checked ring's call descriptor, at any time. Takes `fd`."""
+        ring = self._rings[index]
+        try:
+            if ring.is_running:
+                await self._backend.set_call(index, fd)
+        finally:
+            ring.call.replace(fd)
+
+    def set_err(self, index: int, fd: int | None) -> None:
+        """Set the err descriptor that a checked ring's next start will use. Takes `fd`."""
+        self._rings[index].err.replace(fd)
+
+    def set_inflight(self, inflight: Inflight) -> None:
+        """Let the next start of each ring recover from the front-end's inflight buffer."""
+        for ring in self._rings:
+            has_area = ring.index < inflight.num_queues
+            ring.recover_num = inflight.queue_size if has_area else None
+
+    def close(self) -> None:
+        """Close every descriptor; the backend was closed before."""
+        for ring in self._rings:
+            ring.is_running = False
+            ring.close()
+
+    def _ring_untrusted(self, index: int) -> Vring:
+        if index >= len(self._rings):
+            raise VhostError(f"ring {index} of {len(self._rings)}")
+        return self._rings[index]
+
+    async def _settle(self, ring: Vring) -> None:
+        if not (ring.is_started and ring.is_enabled):
+            await self._stop(ring)
+        elif not ring.is_running:
+            config = ring.config_untrusted(self._features, self.memory)
+            await self._backend.start_ring(ring.index, config)
+            ring.is_running = True
+            ring.recover_num = None
+
+    async def _stop(self, ring: Vring) -> None:
+        if ring.is_running:
+            ring.is_running = False
+            ring.base = await self._backend.stop_ring(ring.index)

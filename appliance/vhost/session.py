@@ -1,0 +1,329 @@
+"""One vhost-user session: negotiation, memory, rings; what a request does, and its answer.
+
+How a request that cannot be served is answered:
+
+    own reply with a failure form   that form (GET_CONFIG: empty; GET_INFLIGHT_FD: size 0)
+    own reply without one           the connection ends
+    NEED_REPLY                      a failed ack
+    unknown, or refused by table    ignored: nothing later depends on it
+    anything else                   the connection ends: the front-end would count on the effect
+
+Acks are sent whenever NEED_REPLY asks for one, REPLY_ACK negotiated or not. A front-end that sent
+no SET_PROTOCOL_FEATURES on this connection is taken to have negotiated what is offered: a QEMU
+whose socket reconnected goes on as if nothing had happened.
+
+Spec: vhost-user: Front-end message types; REPLY_ACK.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import ClassVar, Final
+
+from appliance.errors import VhostError
+from appliance.vhost._wire import (
+    CONFIG_SIZE,
+    MEM_TABLE_SIZE,
+    REGION_SIZE,
+    Inflight,
+    ProtocolFeature,
+    Request,
+    VirtioFeature,
+    VringFd,
+    VringState,
+    Word,
+    pack_inflight,
+    pack_vring_state,
+    pack_word,
+    unpack_config,
+    unpack_inflight,
+    unpack_mem_reg,
+    unpack_mem_table,
+    unpack_region,
+    unpack_vring_addr,
+    unpack_vring_state,
+    unpack_word,
+)
+from appliance.vhost.backend import Backend
+from appliance.vhost.fs_device import DeviceProperties, is_queue_size
+from appliance.vhost.memory import MAX_REGIONS, RegionTable
+from appliance.vhost.messages import Message, Reply, ack
+from appliance.vhost.rings import Rings
+
+__all__ = ["DeviceProperties", "Session", "inflight_area_bytes"]
+
+_LOG: Final = logging.getLogger(__name__)
+
+_RING_MASK: Final = 0xFF
+
+
+class Session:
+    """What one front-end set up, from its connection to its end.
+
+    Messages are handled one after the other; `close` must be called at the end, whatever happened.
+    """
+
+    def __init__(self, device: DeviceProperties, backend: Backend) -> None:
+        self._device = device
+        self._backend = backend
+        self._rings = Rings(device, backend)
+        self._features: int | None = None
+        self._protocol_features: int | None = None
+
+    async def handle(self, message: Message) -> Reply | None:
+        """Carry out `message`, close what is left of it, and return the reply that is due.
+
+        Raises:
+            VhostError: the connection must end; the text names the request and is not logged yet.
+        """
+        _LOG.debug("received %s", message)
+        try:
+            self._check_untrusted(message)
+            reply = await self._HANDLERS[Request(message.number)](self, message)
+        except VhostError as exc:
+            return _refuse(message, VhostError(f"{message.name}: {exc}"))
+        finally:
+            message.close()
+        if reply is None and message.needs_reply:
+            return ack(message, is_ok=True)
+        return reply
+
+    async def close(self) -> None:
+        """Stop everything and close every descriptor: the front-end is gone."""
+        try:
+            await self._backend.close()
+        finally:
+            self._rings.close()
+
+    def _check_untrusted(self, message: Message) -> None:
+        row = message.row
+        if row is None:
+            raise VhostError("unknown request")
+        if row.refused is not None:
+            raise VhostError(f"refused, {row.refused}")
+        if row.needs is not None and not self._has(ProtocolFeature[row.needs]):
+            raise VhostError(f"protocol feature {row.needs} was not negotiated")
+        fewest, most = row.fds
+        if not fewest <= len(message.fds) <= most:
+            raise VhostError(f"{len(message.fds)} descriptors, {fewest} to {most} belong to it")
+
+    def _has(self, feature: ProtocolFeature) -> bool:
+        features = self._protocol_features
+        return bool(feature & (self._device.protocol_features if features is None else features))
+
+    # --- Negotiation ---
+
+    async def _get_features(self, message: Message) -> Reply:
+        return _word(message, self._device.virtio_features)
+
+    async def _set_features(self, message: Message) -> None:
+        features = unpack_word(message.payload).value
+        _check_subset_untrusted(features, self._device.virtio_features)
+        self._features = features
+        await self._rings.set_features(features & ~int(VirtioFeature.PROTOCOL_FEATURES))
+        if not features & VirtioFeature.PROTOCOL_FEATURES:
+            await self._rings.enable_all()
+
+    async def _get_protocol_features(self, message: Message) -> Reply:
+        return _word(message, self._device.protocol_features)
+
+    async def _set_protocol_features(self, message: Message) -> None:
+        features = unpack_word(message.payload).value
+        _check_subset_untrusted(features, self._device.protocol_features)
+        self._protocol_features = features
+
+    async def _get_queue_num(self, message: Message) -> Reply:
+        return _word(message, self._device.num_queues)
+
+    async def _set_owner(self, message: Message) -> None:
+        """Nothing to do: one connection has one owner."""
+
+    async def _reset_owner(self, _message: Message) -> None:
+        await self._rings.disable_all()
+
+    async def _reset_device(self, _message: Message) -> None:
+        await self._rings.disable_all()
+        await self._backend.reset()
+
+    # --- Configuration space ---
+
+    async def _get_config(self, message: Message) -> Reply:
+        config = unpack_config(message.payload)
+        # The header is returned as it came: crosvm sets flags that others leave clear.
+        content = self._device.read_config(config.offset, config.size)
+        return Reply(message.number, message.payload[:CONFIG_SIZE] + content)
+
+    async def _set_config(self, message: Message) -> None:
+        config = unpack_config(message.payload)
+        raise VhostError(f"offset {config.offset}, {config.size} bytes: it is read-only")
+
+    # --- Memory ---
+
+    async def _get_max_mem_slots(self, message: Message) -> Reply:
+        return _word(message, MAX_REGIONS)
+
+    async def _set_mem_table(self, message: Message) -> None:
+        num_regions = unpack_mem_table(message.payload).num_regions
+        if len(message.fds) != num_regions:
+            raise VhostError(f"{len(message.fds)} descriptors for {num_regions} regions")
+        regions = [
+            unpack_region(message.payload, MEM_TABLE_SIZE + REGION_SIZE * index)
+            for index in range(num_regions)
+        ]
+        memory = RegionTable()
+        for region in regions:
+            memory = memory.with_region_untrusted(region)
+        await self._backend.set_regions(
+            [(region, message.take_fd(index)) for index, region in enumerate(regions)]
+        )
+        self._rings.memory = memory
+
+    async def _add_mem_reg(self, message: Message) -> None:
+        region = unpack_mem_reg(message.payload).region
+        memory = self._rings.memory.with_region_untrusted(region)
+        await self._backend.add_region(region, message.take_fd(0))
+        self._rings.memory = memory
+
+    async def _rem_mem_reg(self, message: Message) -> None:
+        region = unpack_mem_reg(message.payload).region
+        memory, known = self._rings.memory.without_region_untrusted(region)
+        await self._backend.remove_region(known)
+        self._rings.memory = memory
+
+    # --- Rings ---
+
+    async def _set_vring_num(self, message: Message) -> None:
+        self._rings.set_num_untrusted(unpack_vring_state(message.payload))
+
+    async def _set_vring_addr(self, message: Message) -> None:
+        await self._rings.set_addr_untrusted(unpack_vring_addr(message.payload))
+
+    async def _set_vring_base(self, message: Message) -> None:
+        self._rings.set_base_untrusted(unpack_vring_state(message.payload))
+
+    async def _get_vring_base(self, message: Message) -> Reply:
+        index = unpack_vring_state(message.payload).ring
+        base = await self._rings.take_base_untrusted(index)
+        return Reply(message.number, pack_vring_state(VringState(index, base)))
+
+    async def _set_vring_enable(self, message: Message) -> None:
+        if self._features is not None and not self._features & VirtioFeature.PROTOCOL_FEATURES:
+            raise VhostError("feature PROTOCOL_FEATURES was not negotiated")
+        await self._rings.set_enabled_untrusted(unpack_vring_state(message.payload))
+
+    async def _set_vring_kick(self, message: Message) -> None:
+        index, fd = self._take_vring_fd_untrusted(message)
+        if fd is None:
+            raise VhostError(f"ring {index} without a kick descriptor: polling is not offered")
+        await self._rings.set_kick(index, fd)
+
+    async def _set_vring_call(self, message: Message) -> None:
+        index, fd = self._take_vring_fd_untrusted(message)
+        await self._rings.set_call(index, fd)
+
+    async def _set_vring_err(self, message: Message) -> None:
+        index, fd = self._take_vring_fd_untrusted(message)
+        self._rings.set_err(index, fd)
+
+    def _take_vring_fd_untrusted(self, message: Message) -> tuple[int, int | None]:
+        value = unpack_word(message.payload).value
+        index = value & _RING_MASK
+        self._rings.check_index_untrusted(index)
+        if value > _RING_MASK | VringFd.NONE:
+            raise VhostError(f"ring {index}: unknown bits in 0x{value:x}")
+        num_fds = 0 if value & VringFd.NONE else 1
+        if len(message.fds) != num_fds:
+            raise VhostError(f"ring {index}: {len(message.fds)} descriptors with 0x{value:x}")
+        return index, message.take_fd(0) if num_fds else None
+
+    # --- Inflight buffer ---
+
+    async def _get_inflight_fd(self, message: Message) -> Reply:
+        wanted = unpack_inflight(message.payload)
+        self._check_inflight_untrusted(wanted)
+        fd, size, offset = await self._backend.inflight(wanted.num_queues, wanted.queue_size)
+        inflight = wanted._replace(mmap_size=size, mmap_offset=offset)
+        return Reply(message.number, pack_inflight(inflight), (fd,))
+
+    async def _set_inflight_fd(self, message: Message) -> None:
+        inflight = unpack_inflight(message.payload)
+        self._check_inflight_untrusted(inflight)
+        needed = inflight.num_queues * inflight_area_bytes(inflight.queue_size)
+        if inflight.mmap_size < needed:
+            raise VhostError(f"inflight buffer of {inflight.mmap_size} bytes, at least {needed}")
+        await self._backend.set_inflight(message.take_fd(0), *inflight)
+        self._rings.set_inflight(inflight)
+
+    def _check_inflight_untrusted(self, inflight: Inflight) -> None:
+        if not 1 <= inflight.num_queues <= self._device.num_queues:
+            raise VhostError(
+                f"inflight buffer for {inflight.num_queues} of {self._device.num_queues} queues"
+            )
+        if not is_queue_size(inflight.queue_size, self._device.max_queue_size):
+            raise VhostError(
+                f"inflight buffer for queues of {inflight.queue_size}, not a power of two "
+                f"up to {self._device.max_queue_size}"
+            )
+
+    _HANDLERS: ClassVar[
+        Mapping[Request, Callable[["Session", Message], Awaitable[Reply | None]]]
+    ] = {
+        Request.GET_FEATURES: _get_features,
+        Request.SET_FEATURES: _set_features,
+        Request.SET_OWNER: _set_owner,
+        Request.RESET_OWNER: _reset_owner,
+        Request.SET_MEM_TABLE: _set_mem_table,
+        Request.SET_VRING_NUM: _set_vring_num,
+        Request.SET_VRING_ADDR: _set_vring_addr,
+        Request.SET_VRING_BASE: _set_vring_base,
+        Request.GET_VRING_BASE: _get_vring_base,
+        Request.SET_VRING_KICK: _set_vring_kick,
+        Request.SET_VRING_CALL: _set_vring_call,
+        Request.SET_VRING_ERR: _set_vring_err,
+        Request.GET_PROTOCOL_FEATURES: _get_protocol_features,
+        Request.SET_PROTOCOL_FEATURES: _set_protocol_features,
+        Request.GET_QUEUE_NUM: _get_queue_num,
+        Request.SET_VRING_ENABLE: _set_vring_enable,
+        Request.GET_CONFIG: _get_config,
+        Request.SET_CONFIG: _set_config,
+        Request.GET_INFLIGHT_FD: _get_inflight_fd,
+        Request.SET_INFLIGHT_FD: _set_inflight_fd,
+        Request.RESET_DEVICE: _reset_device,
+        Request.GET_MAX_MEM_SLOTS: _get_max_mem_slots,
+        Request.ADD_MEM_REG: _add_mem_reg,
+        Request.REM_MEM_REG: _rem_mem_reg,
+    }
+
+
+def inflight_area_bytes(queue_size: int) -> int:
+    """Return the size of one queue's area in an inflight buffer: head and entries, 64-aligned.
+
+    Spec: vhost-user: Inflight I/O tracking, Split virtqueue.
+    """
+    return (16 + 16 * queue_size + 63) // 64 * 64
+
+
+def _word(message: Message, value: int) -> Reply:
+    return Reply(message.number, pack_word(Word(value)))
+
+
+def _check_subset_untrusted(features: int, offered: int) -> None:
+    # As a plain int: the complement of an IntFlag has only the bits that the flag has names for.
+    unknown = features & ~int(offered)
+    if unknown:
+        raise VhostError(f"features 0x{unknown:x} were not offered")
+
+
+def _refuse(message: Message, error: VhostError) -> Reply | None:
+    # The rule that the module's header states.
+    row = message.row
+    reply = None
+    if row is not None and row.failure is not None:
+        reply = Reply(message.number, row.failure)
+    elif row is not None and row.reply != "ack":
+        raise error
+    elif message.needs_reply:
+        reply = ack(message, is_ok=False)
+    elif row is not None and row.refused is None:
+        raise error
+    _LOG.warning("refused: %s", error)
+    return reply

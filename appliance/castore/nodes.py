@@ -1,0 +1,258 @@
+"""Nodes and directories, and their one canonical encoding.
+
+castore.proto: Directory, DirectoryNode, FileNode, SymlinkNode, Node.
+"""
+
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from heapq import merge
+from operator import attrgetter
+from typing import Final, NamedTuple, TypeVar
+
+from google.protobuf.message import DecodeError
+
+from appliance.castore.digest import Digest
+from appliance.castore.names import check_name, check_target
+from appliance.errors import DirectoryError
+from appliance.protos import castore_pb2
+
+SIZE_LIMIT: Final = 1 << 64
+
+
+class WrongSortingError(DirectoryError):
+    """A name is smaller than the one before it in its list."""
+
+    def __init__(self, name: bytes) -> None:
+        super().__init__(f"name {name!r}: its list is not sorted")
+        self.name = name
+
+
+class DuplicateNameError(DirectoryError):
+    """A name stands twice in a directory."""
+
+    def __init__(self, name: bytes) -> None:
+        super().__init__(f"name {name!r}: stands twice in the directory")
+        self.name = name
+
+
+class SizeOverflowError(DirectoryError):
+    """The size of a directory does not fit in 64 bits."""
+
+
+class NoNodeError(DirectoryError):
+    """A root node is none of directory, file and symlink."""
+
+
+class SizeDialect(Enum):
+    """How much an entry adds to the size of its directory, beside its own size.
+
+    The size is part of the encoding and so of the digest of a parent. The format's documentation
+    counts an entry once. Implementations descending from the Rust one count it twice since August
+    2024; who wants digests equal to theirs needs DOUBLED.
+    """
+
+    DOCUMENTED = 1
+    DOUBLED = 2
+
+
+class DirectoryNode(NamedTuple):
+    """A subdirectory; `size` counts the entries below it, recursively."""
+
+    name: bytes
+    digest: Digest
+    size: int
+
+
+class FileNode(NamedTuple):
+    """A regular file of `size` bytes."""
+
+    name: bytes
+    digest: Digest
+    size: int
+    executable: bool
+
+
+class SymlinkNode(NamedTuple):
+    """A symbolic link."""
+
+    name: bytes
+    target: bytes
+
+
+Node = DirectoryNode | FileNode | SymlinkNode
+_N = TypeVar("_N", DirectoryNode, FileNode, SymlinkNode)
+
+_by_name = attrgetter("name")
+
+
+class Directory:
+    """A valid, immutable directory: three lists sorted by name, names unique over all of them.
+
+    Raises:
+        DirectoryError: a rule is broken; its subclass says which. The lists are looked at in the
+            order of the arguments, each entry for its name, its target, its place, its uniqueness.
+    """
+
+    __slots__ = ("directories", "files", "symlinks")
+
+    directories: tuple[DirectoryNode, ...]
+    files: tuple[FileNode, ...]
+    symlinks: tuple[SymlinkNode, ...]
+
+    def __init__(
+        self,
+        directories: Iterable[DirectoryNode] = (),
+        files: Iterable[FileNode] = (),
+        symlinks: Iterable[SymlinkNode] = (),
+    ) -> None:
+        seen: set[bytes] = set()
+        self.directories = _checked(directories, seen)
+        self.files = _checked(files, seen)
+        self.symlinks = _checked(symlinks, seen)
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview) -> "Directory":
+        """Decode and validate.
+
+        Unknown fields are dropped, so `to_bytes` may differ from `data`; the digest is that of
+        `to_bytes`.
+        """
+        try:
+            message = castore_pb2.Directory.FromString(bytes(data))
+        except DecodeError as exc:
+            raise DirectoryError("not a Directory message") from exc
+        return cls.from_message(message)
+
+    @classmethod
+    def from_message(cls, message: castore_pb2.Directory) -> "Directory":
+        """Validate a decoded message."""
+        return cls(
+            map(_directory_node, message.directories),
+            map(_file_node, message.files),
+            map(_symlink_node, message.symlinks),
+        )
+
+    def to_message(self) -> castore_pb2.Directory:
+        """Return the message."""
+        message = castore_pb2.Directory()
+        for directory in self.directories:
+            message.directories.add(
+                name=directory.name, digest=directory.digest, size=directory.size
+            )
+        for file in self.files:
+            message.files.add(
+                name=file.name, digest=file.digest, size=file.size, executable=file.executable
+            )
+        for symlink in self.symlinks:
+            message.symlinks.add(name=symlink.name, target=symlink.target)
+        return message
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical encoding."""
+        return self.to_message().SerializeToString(deterministic=True)
+
+    def digest(self) -> Digest:
+        """Return the digest of the canonical encoding."""
+        return Digest.of(self.to_bytes())
+
+    def size(self, dialect: SizeDialect = SizeDialect.DOCUMENTED) -> int:
+        """Return what the `size` of a node for this directory must be.
+
+        Raises:
+            SizeOverflowError: it does not fit in 64 bits.
+        """
+        num_entries = len(self.directories) + len(self.files) + len(self.symlinks)
+        size = num_entries * dialect.value + sum(node.size for node in self.directories)
+        if size >= SIZE_LIMIT:
+            raise SizeOverflowError(f"size {size} of a directory exceeds 64 bits")
+        return size
+
+    def nodes(self) -> Iterator[Node]:
+        """Yield all nodes in the order of their names."""
+        return merge(self.directories, self.files, self.symlinks, key=_by_name)
+
+    def __len__(self) -> int:
+        return len(self.directories) + len(self.files) + len(self.symlinks)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Directory):
+            return NotImplemented
+        return self._lists() == other._lists()
+
+    def __hash__(self) -> int:
+        return hash(self._lists())
+
+    def __repr__(self) -> str:
+        return f"Directory{self._lists()!r}"
+
+    def _lists(self) -> tuple[tuple[Node, ...], ...]:
+        return (self.directories, self.files, self.symlinks)
+
+
+def node_to_message(node: Node) -> castore_pb2.Node:
+    """Wrap a root node."""
+    if isinstance(node, DirectoryNode):
+        return castore_pb2.Node(directory=castore_pb2.DirectoryNode(**node._asdict()))
+    if isinstance(node, FileNode):
+        return castore_pb2.Node(file=castore_pb2.FileNode(**node._asdict()))
+    return castore_pb2.Node(symlink=castore_pb2.SymlinkNode(**node._asdict()))
+
+
+def node_from_message(message: castore_pb2.Node) -> Node:
+    """Unwrap a root node; its name is not looked at.
+
+    Raises:
+        NoNodeError: none is set.
+        InvalidDigestLenError: of a directory or file.
+        InvalidSymlinkTargetError: of a symlink.
+    """
+    match message.WhichOneof("node"):
+        case "directory":
+            return _root_directory(message.directory)
+        case "file":
+            return _root_file(message.file)
+        case "symlink":
+            return SymlinkNode(message.symlink.name, check_target(message.symlink.target))
+        case _:
+            raise NoNodeError("a root node without content")
+
+
+def _root_directory(message: castore_pb2.DirectoryNode) -> DirectoryNode:
+    return DirectoryNode(message.name, Digest(message.digest), message.size)
+
+
+def _root_file(message: castore_pb2.FileNode) -> FileNode:
+    return FileNode(message.name, Digest(message.digest), message.size, message.executable)
+
+
+def _directory_node(message: castore_pb2.DirectoryNode) -> DirectoryNode:
+    check_name(message.name)
+    return _root_directory(message)
+
+
+def _file_node(message: castore_pb2.FileNode) -> FileNode:
+    check_name(message.name)
+    return _root_file(message)
+
+
+def _symlink_node(message: castore_pb2.SymlinkNode) -> SymlinkNode:
+    return SymlinkNode(message.name, message.target)
+
+
+def _checked(nodes: Iterable[_N], seen: set[bytes]) -> tuple[_N, ...]:
+    checked = []
+    last = b""
+    for node in nodes:
+        name = check_name(node.name)
+        if isinstance(node, SymlinkNode):
+            check_target(node.target)
+        elif node.size >= SIZE_LIMIT:
+            raise SizeOverflowError(f"name {name!r}: size {node.size} exceeds 64 bits")
+        if name < last:
+            raise WrongSortingError(name)
+        if name in seen:
+            raise DuplicateNameError(name)
+        seen.add(name)
+        last = name
+        checked.append(node)
+    return tuple(checked)

@@ -1,0 +1,1 @@
+"""`appliance import`: file system trees into the store."""

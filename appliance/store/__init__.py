@@ -1,0 +1,1 @@
+"""The authoritative store: blobs, directories and PathInfos in LMDB and blob files."""

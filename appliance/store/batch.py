@@ -1,0 +1,65 @@
+"""What one commit adds to the store."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from appliance.castore.digest import Digest
+from appliance.store import schema
+
+
+class StagedFile(NamedTuple):
+    """Complete content of a blob, in a file that the commit moves or removes."""
+
+    path: Path
+    size: int
+
+
+class Batch:
+    """Objects to be committed together; what they refer to must be among them, or stored already.
+
+    The digests are the caller's word: it has hashed what it adds.
+    """
+
+    def __init__(self) -> None:
+        self.blobs: dict[bytes, bytes] = {}
+        self.files: dict[bytes, StagedFile] = {}
+        self.directories: dict[bytes, bytes] = {}
+        self.path_infos: dict[bytes, bytes] = {}
+        self.size_bytes = 0
+
+    def __contains__(self, digest: bytes) -> bool:
+        """Whether the blob is in it."""
+        return digest in self.blobs or digest in self.files
+
+    def add_blob(self, digest: bytes, content: bytes | bytearray | memoryview) -> None:
+        """Add a blob of at most `schema.INLINE_MAX` bytes; the content is copied."""
+        self.blobs[digest] = schema.pack_inline(content)
+        self.size_bytes += len(content)
+
+    def add_file(self, digest: bytes, path: Path, size: int) -> None:
+        """Add a blob by a file on the file system of the store, which becomes the batch's."""
+        self.files[digest] = StagedFile(path, size)
+        self.size_bytes += size
+
+    def add_directory(self, digest: Digest, encoded: bytes) -> None:
+        """Add a directory in canonical encoding."""
+        self.directories[digest] = encoded
+        self.size_bytes += len(encoded)
+
+    def add_path_info(self, path_digest: bytes, encoded: bytes) -> None:
+        """Add a PathInfo under the digest (20 bytes) of its store path."""
+        self.path_infos[path_digest] = encoded
+        self.size_bytes += len(encoded)
+
+    def merge(self, other: "Batch") -> None:
+        """Take over all that is in `other`."""
+        self.blobs |= other.blobs
+        self.files |= other.files
+        self.directories |= other.directories
+        self.path_infos |= other.path_infos
+        self.size_bytes += other.size_bytes
+
+    def discard(self) -> None:
+        """Remove the staged files."""
+        for file in self.files.values():
+            file.path.unlink(missing_ok=True)

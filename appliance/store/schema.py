@@ -1,0 +1,82 @@
+"""What is where in the store.
+
+data.mdb, lock.mdb    the LMDB environment
+blobs/ab/abcd...      content of the blobs over 64 KiB, named by their digests in hexadecimal;
+                      means nothing unless a record in `blobs` says that the blob is there
+tmp/PID-N/            files that a process is writing; swept once the process is gone
+
+database        key                         value
+meta            "version"                   u64 LE, VERSION
+                "generation"                u64 LE, number of PathInfos ever put
+blobs           digest                      0, content | 1, size as u64 LE
+directories     digest                      Directory, canonical encoding
+path_infos      digest of the store path    PathInfo
+path_info_log   generation as u64 BE        digest of the store path put as that generation
+"""
+
+import struct
+from typing import Final
+
+VERSION: Final = 1
+INLINE_MAX: Final = 64 * 1024
+
+META: Final = b"meta"
+BLOBS: Final = b"blobs"
+DIRECTORIES: Final = b"directories"
+PATH_INFOS: Final = b"path_infos"
+PATH_INFO_LOG: Final = b"path_info_log"
+DATABASES: Final = (META, BLOBS, DIRECTORIES, PATH_INFOS, PATH_INFO_LOG)
+
+VERSION_KEY: Final = b"version"
+GENERATION_KEY: Final = b"generation"
+
+INLINE: Final = 0
+IN_FILE: Final = 1
+
+BLOBS_DIRECTORY: Final = "blobs"
+TEMP_DIRECTORY: Final = "tmp"
+
+_NUMBER: Final = struct.Struct("<Q")
+_LOG_KEY: Final = struct.Struct(">Q")
+_FILE_RECORD: Final = struct.Struct("<BQ")
+_INLINE_PREFIX: Final = bytes([INLINE])
+
+
+def pack_number(number: int) -> bytes:
+    """Encode a value of `meta`."""
+    return _NUMBER.pack(number)
+
+
+def unpack_number(value: bytes | memoryview | None) -> int:
+    """Decode a value of `meta`; an absent one is 0."""
+    if value is None:
+        return 0
+    (number,) = _NUMBER.unpack(value)
+    return int(number)
+
+
+def pack_log_key(generation: int) -> bytes:
+    """Encode a key of `path_info_log`; keys sort as their generations."""
+    return _LOG_KEY.pack(generation)
+
+
+def unpack_log_key(key: bytes | memoryview) -> int:
+    """Decode a key of `path_info_log`."""
+    (generation,) = _LOG_KEY.unpack(key)
+    return int(generation)
+
+
+def pack_inline(content: bytes | bytearray | memoryview) -> bytes:
+    """Encode the record of a blob kept inline."""
+    return _INLINE_PREFIX + content
+
+
+def pack_file_record(size: int) -> bytes:
+    """Encode the record of a blob kept in a file."""
+    return _FILE_RECORD.pack(IN_FILE, size)
+
+
+def unpack_file_record(value: bytes | memoryview) -> int:
+    """Decode the size in the record of a blob kept in a file."""
+    _, size = _FILE_RECORD.unpack(value)
+    return int(size)

@@ -1,0 +1,226 @@
+"""The store: reading it in any number of processes, committing to it in one at a time."""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import lmdb
+
+from appliance.castore.digest import EMPTY_DIGEST
+from appliance.errors import SchemaVersionError, StoreError, StoreFullError
+from appliance.store import schema, temp_directory
+from appliance.store.batch import Batch, StagedFile
+from appliance.store.lmdb_env import FULL_ERRNOS, Environment, ReadTransaction, WriteTransaction
+
+Transaction = lmdb.Transaction
+
+_EMPTY: Final = memoryview(b"")
+
+
+class BlobFile(NamedTuple):
+    """A blob kept in a file of exactly `size` bytes."""
+
+    path: Path
+    size: int
+
+
+class Store:
+    """One open store. The rules of `lmdb_env.Environment` are its rules."""
+
+    def __init__(self, path: Path, env: Environment) -> None:
+        self.path = path
+        self.env = env
+        self._blobs_path = path / schema.BLOBS_DIRECTORY
+        self._meta = env.database(schema.META)
+        self._blobs = env.database(schema.BLOBS)
+        self._directories = env.database(schema.DIRECTORIES)
+        self._path_infos = env.database(schema.PATH_INFOS)
+        self._path_info_log = env.database(schema.PATH_INFO_LOG)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        is_readonly: bool = False,
+        create: bool = False,
+        map_size_bytes: int = 1 << 30,
+    ) -> "Store":
+        """Open the store in the directory `path`; a writable one is swept of dead processes' files.
+
+        Raises:
+            SchemaVersionError: it is of another version.
+            StoreError: it does not exist (and `create` is not set), or cannot be opened.
+        """
+        if not create and not (path / "data.mdb").exists():
+            raise StoreError(f"{path}: no store there")
+        env = Environment(
+            path,
+            databases=schema.DATABASES,
+            is_readonly=is_readonly,
+            is_durable=True,
+            map_size_bytes=map_size_bytes,
+        )
+        try:
+            store = cls(path, env)
+            store._check_version(is_readonly=is_readonly)
+            if not is_readonly:
+                temp_directory.sweep(path)
+        except OSError as exc:
+            env.close()
+            raise StoreError(f"{exc.filename or path}: {exc.strerror}") from exc
+        except BaseException:
+            env.close()
+            raise
+        return store
+
+    def read(self) -> AbstractContextManager[ReadTransaction]:
+        """Open a snapshot, for the reading methods below."""
+        return self.env.read()
+
+    def blob(self, txn: Transaction, digest: bytes) -> memoryview | BlobFile | None:
+        """Return the content of a blob or where it is; a view dies with `txn`."""
+        value = txn.get(digest, db=self._blobs)
+        if value is None:
+            return _EMPTY if digest == EMPTY_DIGEST else None
+        if value[0] == schema.INLINE:
+            return memoryview(value)[1:]
+        return BlobFile(self.blob_path(digest), schema.unpack_file_record(value))
+
+    def blob_path(self, digest: bytes) -> Path:
+        """Return where the blob is if it is kept in a file."""
+        name = digest.hex()
+        return self._blobs_path / name[:2] / name
+
+    def directory(self, txn: Transaction, digest: bytes) -> bytes | None:
+        """Return an encoded Directory; the empty one is always there."""
+        value = txn.get(digest, db=self._directories)
+        if value is None:
+            return b"" if digest == EMPTY_DIGEST else None
+        return bytes(value)
+
+    def path_info(self, txn: Transaction, path_digest: bytes) -> bytes | None:
+        """Return an encoded PathInfo by the digest (20 bytes) of its store path."""
+        value = txn.get(path_digest, db=self._path_infos)
+        return None if value is None else bytes(value)
+
+    def path_infos(self, txn: Transaction, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Yield (digest of the store path, PathInfo) by ascending digest, from after `after`."""
+        cursor = txn.cursor(db=self._path_infos)
+        if cursor.set_range(after):
+            for key, value in cursor:
+                if key != after:
+                    yield bytes(key), bytes(value)
+
+    def path_infos_since(self, txn: Transaction, generation: int) -> Iterator[tuple[int, bytes]]:
+        """Yield (generation, PathInfo) of what was put after `generation`, oldest first.
+
+        A path put several times comes as often, each time as it is now.
+        """
+        cursor = txn.cursor(db=self._path_info_log)
+        if cursor.set_range(schema.pack_log_key(generation + 1)):
+            for key, path_digest in cursor:
+                path_info = self.path_info(txn, bytes(path_digest))
+                if path_info is not None:
+                    yield schema.unpack_log_key(key), path_info
+
+    def generation(self, txn: Transaction) -> int:
+        """Return the number of PathInfos ever put."""
+        return schema.unpack_number(txn.get(schema.GENERATION_KEY, db=self._meta))
+
+    def commit(self, batch: Batch) -> None:
+        """Make everything in `batch` durable and visible, or nothing of it.
+
+        Takes over the staged files in either case.
+
+        Raises:
+            StoreFullError: the disk is full.
+            StoreError: the disk failed.
+        """
+        placed: set[bytes] = set()
+
+        def work(txn: WriteTransaction) -> None:
+            self._place_files(txn, batch.files, placed)
+            self._put(txn, batch)
+
+        try:
+            self.env.write(work)
+        except OSError as exc:
+            kind = StoreFullError if exc.errno in FULL_ERRNOS else StoreError
+            raise kind(f"{exc.filename or self.path}: {exc.strerror}") from exc
+        finally:
+            batch.discard()
+
+    def close(self) -> None:
+        """Close; no transaction may be open."""
+        self.env.close()
+
+    def _place_files(
+        self, txn: WriteTransaction, files: dict[bytes, StagedFile], placed: set[bytes]
+    ) -> None:
+        # A name without a record may be left from a killed process, with less than the content:
+        # it is replaced. A name with a record is never touched, which the write lock warrants.
+        missing = [
+            digest
+            for digest in files
+            if digest not in placed and txn.get(digest, db=self._blobs) is None
+        ]
+        for digest in missing:
+            target = self.blob_path(digest)
+            try:
+                files[digest].path.rename(target)
+            except FileNotFoundError:
+                target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                files[digest].path.rename(target)
+            placed.add(digest)
+        if missing:
+            _sync_filesystem(self._blobs_path)
+
+    def _put(self, txn: WriteTransaction, batch: Batch) -> None:
+        records = {
+            digest: schema.pack_file_record(file.size) for digest, file in batch.files.items()
+        }
+        # In key order the pages are visited once, and a new tree is written densely.
+        blobs = sorted((batch.blobs | records).items())
+        txn.cursor(db=self._blobs).putmulti(blobs, overwrite=False)
+        directories = sorted(batch.directories.items())
+        txn.cursor(db=self._directories).putmulti(directories, overwrite=False)
+        old_generation = generation = self.generation(txn)
+        for path_digest, path_info in batch.path_infos.items():
+            if txn.get(path_digest, db=self._path_infos) == path_info:
+                continue
+            generation += 1
+            txn.put(path_digest, path_info, db=self._path_infos)
+            txn.put(schema.pack_log_key(generation), path_digest, db=self._path_info_log)
+        if generation != old_generation:
+            txn.put(schema.GENERATION_KEY, schema.pack_number(generation), db=self._meta)
+
+    def _check_version(self, *, is_readonly: bool) -> None:
+        if not is_readonly:
+            self.env.write(self._stamp_version)
+        with self.env.read() as txn:
+            version = schema.unpack_number(txn.get(schema.VERSION_KEY, db=self._meta))
+        if version != schema.VERSION:
+            raise SchemaVersionError(
+                f"{self.path}: the store has version {version}; this program reads {schema.VERSION}"
+            )
+
+    def _stamp_version(self, txn: WriteTransaction) -> None:
+        version = schema.pack_number(schema.VERSION)
+        txn.put(schema.VERSION_KEY, version, db=self._meta, overwrite=False)
+
+
+def _sync_filesystem(path: Path) -> None:
+    # One syncfs makes the data of all files, their names and their directories durable: the file
+    # system commits its journal once, where a sync per file would commit it once per file.
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if libc.syncfs(fd) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), os.fspath(path))
+    finally:
+        os.close(fd)

@@ -1,0 +1,92 @@
+"""Contents of files, as the store has them: views of its map, or files held open for a while."""
+
+import logging
+import os
+from collections import OrderedDict
+from errno import EIO
+from typing import Final, NamedTuple
+
+from appliance.castore.digest import Digest
+from appliance.store.lmdb_env import ReadTransaction
+from appliance.store.store import BlobFile, Store
+
+_LOG = logging.getLogger(__name__)
+
+OPEN_MAX: Final = 64
+# A guest that reads a broken file in a loop shall not fill the log.
+_REPORTED_MAX: Final = 1024
+
+
+class OpenBlob(NamedTuple):
+    """A blob file, opened; `fd` belongs to `Blobs` and stays open until `close_evicted`."""
+
+    fd: int
+    size: int
+
+
+class Blobs:
+    """The blobs of one store, with the last `OPEN_MAX` files used held open."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._open: OrderedDict[int, OpenBlob] = OrderedDict()
+        self._evicted: list[int] = []
+        self._reported: set[bytes] = set()
+
+    def opened(self, number: int) -> OpenBlob | None:
+        """Return the open file of content `number`, if there is one."""
+        blob = self._open.get(number)
+        if blob is not None:
+            self._open.move_to_end(number)
+        return blob
+
+    def content(
+        self, txn: ReadTransaction, number: int, digest: memoryview, size: int
+    ) -> memoryview | OpenBlob:
+        """Return the content of `number`, of which the Directory says that it has `size` bytes.
+
+        Raises:
+            OSError: EIO, the store does not have that many bytes of it.
+        """
+        key = bytes(digest)
+        blob = self._store.blob(txn, key)
+        if blob is None:
+            raise self._broken(key, "is not in the store")
+        if isinstance(blob, BlobFile):
+            return self._open_file(number, key, blob, size)
+        if len(blob) < size:
+            raise self._broken(key, f"has {len(blob)} bytes, not {size}")
+        return blob
+
+    def close_evicted(self) -> None:
+        """Close the files that gave way to others since the last call."""
+        for fd in self._evicted:
+            os.close(fd)
+        self._evicted.clear()
+
+    def close(self) -> None:
+        """Close all files."""
+        self._evicted += [blob.fd for blob in self._open.values()]
+        self._open.clear()
+        self.close_evicted()
+
+    def _open_file(self, number: int, digest: bytes, blob: BlobFile, size: int) -> OpenBlob:
+        try:
+            fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise self._broken(digest, f"cannot be opened: {exc.strerror}") from exc
+        found_size = os.fstat(fd).st_size
+        if found_size < size:
+            os.close(fd)
+            raise self._broken(digest, f"has a file of {found_size} bytes, not {size}")
+        self._open[number] = opened = OpenBlob(fd, size)
+        if len(self._open) > OPEN_MAX:
+            _number, oldest = self._open.popitem(last=False)
+            self._evicted.append(oldest.fd)
+        return opened
+
+    def _broken(self, digest: bytes, reason: str) -> OSError:
+        if digest not in self._reported and len(self._reported) < _REPORTED_MAX:
+            self._reported.add(digest)
+            _LOG.error("blob %s %s", Digest(digest), reason)
+        return OSError(EIO, f"blob {Digest(digest)} {reason}")

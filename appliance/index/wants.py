@@ -1,0 +1,22 @@
+"""What a request can wait for: the node index does not have it yet, the resolver can add it."""
+
+from typing import NamedTuple
+
+
+class DirectoryWanted(NamedTuple):
+    """The image of the directory with this content number."""
+
+    number: int
+
+
+class RootNameWanted(NamedTuple):
+    """The entry of this name in the root, as a base name that may or may not be a store path."""
+
+    name: bytes
+
+
+class RootListWanted(NamedTuple):
+    """A listing of the root no older than the store."""
+
+
+Want = DirectoryWanted | RootNameWanted | RootListWanted

@@ -1,0 +1,165 @@
+"""A store filled from a model, and a guest in this process that sends the handler real requests."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from appliance.castore.digest import Digest
+from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
+from appliance.castore.path_info import encode_nar_addressed
+from appliance.castore.store_path import StorePath, nar_path
+from appliance.fs.handler import Handler
+from appliance.fuse_proto._wire import EntryOut
+from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
+from appliance.fuse_proto.operations import NotReady
+from appliance.index.node_index import NodeIndex
+from appliance.index.resolver import Resolver
+from appliance.index.wants import Want
+from appliance.store.batch import Batch
+from appliance.store.schema import INLINE_MAX
+from appliance.store.store import Store
+from tests.fakes import fuse_client
+from tests.fakes.fuse_client import Answer, DirectoryRecord, PlainSession
+
+ROOM = 16 + (1 << 20)
+
+
+T = TypeVar("T")
+
+
+class File(NamedTuple):
+    content: bytes
+    is_executable: bool = False
+
+
+class Link(NamedTuple):
+    target: bytes
+
+
+Tree = Mapping[bytes, "File | Link | Tree"]
+Model = File | Link | Tree
+
+
+def store_path(name: str) -> StorePath:
+    return nar_path(Digest.of(name.encode()), name)
+
+
+def basename(name: str) -> bytes:
+    return store_path(name).basename().encode()
+
+
+def node_of(batch: Batch, spare: Path, name: bytes, model: Model) -> Node:
+    """Add the contents of `model` to `batch`; `spare` is a directory for big files."""
+    if isinstance(model, File):
+        digest = Digest.of(model.content)
+        if len(model.content) <= INLINE_MAX:
+            batch.add_blob(digest, model.content)
+        else:
+            spare.mkdir(exist_ok=True)
+            path = spare / digest.hex()
+            path.write_bytes(model.content)
+            batch.add_file(digest, path, len(model.content))
+        return FileNode(name, digest, len(model.content), model.is_executable)
+    if isinstance(model, Link):
+        return SymlinkNode(name, model.target)
+    nodes = [node_of(batch, spare, child, model[child]) for child in sorted(model)]
+    directory = Directory(
+        [node for node in nodes if isinstance(node, DirectoryNode)],
+        [node for node in nodes if isinstance(node, FileNode)],
+        [node for node in nodes if isinstance(node, SymlinkNode)],
+    )
+    batch.add_directory(directory.digest(), directory.to_bytes())
+    return DirectoryNode(name, directory.digest(), directory.size())
+
+
+def add_path(batch: Batch, name: str, node: Node) -> None:
+    """Add the store path called `name`, which is `node`."""
+    path = store_path(name)
+    encoded = encode_nar_addressed(path, node, nar_size=0, nar_sha256=bytes(32))
+    batch.add_path_info(path.digest, encoded)
+
+
+def put(store: Store, name: str, model: Model) -> bytes:
+    """Commit `model` as the store path called `name` and return its base name."""
+    batch = Batch()
+    add_path(batch, name, node_of(batch, store.path / "spare", b"", model))
+    store.commit(batch)
+    return basename(name)
+
+
+class Guest:
+    """Asks one handler; what is not ready it has resolved and asks again, as a worker does."""
+
+    def __init__(self, path: Path, *, is_root_listable: bool = True) -> None:
+        self.store = Store.open(path / "store", create=True, map_size_bytes=1 << 24)
+        self.index = NodeIndex.open(path / "index", is_readonly=False)
+        self.handler = Handler(self.index, self.store, is_root_listable=is_root_listable)
+        self.resolver = Resolver(self.store, self.index)
+        self.wants: list[Want] = []
+        self.dispatcher = Dispatcher(
+            self.handler, PlainSession(), memoryview(bytearray(8 * COUNTERS)).cast("Q")
+        )
+        assert self.ask(fuse_client.init()).error == 0
+
+    def close(self) -> None:
+        self.handler.close()
+        self.index.close()
+        self.store.close()
+
+    def ask(self, request: bytes, room: int = ROOM) -> Answer:
+        while True:
+            try:
+                with self.handler.batch():
+                    reply = self.dispatcher.handle_untrusted(
+                        memoryview(request), len(request), room
+                    )
+                    assert reply is not None
+                    return fuse_client.parse_reply(fuse_client.wire(reply))
+            except NotReady as exc:
+                error = self._resolve(exc.want)
+            if error:
+                return Answer(1, error, b"")
+
+    def _resolve(self, want: object) -> int:
+        assert isinstance(want, Want)
+        self.wants.append(want)
+        (error,) = self.resolver.resolve([want])
+        return error
+
+    def body(self, request: bytes) -> bytes:
+        answer = self.ask(request)
+        assert answer.error == 0, answer
+        return answer.body
+
+    def lookup(self, nodeid: int, name: bytes) -> EntryOut:
+        return fuse_client.parse_entry(self.body(fuse_client.lookup(nodeid, name)))
+
+    def walk(self, *names: bytes) -> int:
+        """Return the nodeid below the root that `names` lead to."""
+        nodeid = fuse_client.ROOT
+        for name in names:
+            nodeid = self.lookup(nodeid, name).nodeid
+            assert nodeid != 0, name
+        return nodeid
+
+    def listing_plus(self, nodeid: int, size: int = 4096) -> list[tuple[EntryOut, DirectoryRecord]]:
+        return self._listing(
+            lambda offset: fuse_client.parse_direntplus(
+                self.body(fuse_client.readdirplus(nodeid, offset, size))
+            ),
+            lambda record: record[1].off,
+        )
+
+    def listing(self, nodeid: int, size: int = 4096) -> list[DirectoryRecord]:
+        return self._listing(
+            lambda offset: fuse_client.parse_dirents(
+                self.body(fuse_client.readdir(nodeid, offset, size))
+            ),
+            lambda record: record.off,
+        )
+
+    def _listing(self, read: Callable[[int], list[T]], off: Callable[[T], int]) -> list[T]:
+        records: list[T] = []
+        while piece := read(off(records[-1]) if records else 0):
+            records += piece
+        return records

@@ -1,0 +1,360 @@
+"""What a guest gets for each operation, errors included."""
+
+import base64
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from appliance.castore.digest import Digest
+from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node
+from appliance.fs.blobs import OPEN_MAX
+from appliance.fuse_proto.encode import FOREVER_S, NO_ENTRY
+from appliance.index.wants import DirectoryWanted, RootListWanted, RootNameWanted
+from appliance.store.batch import Batch
+from appliance.store.schema import INLINE_MAX
+from tests.fakes import fuse_client
+from tests.fakes.fuse_client import ROOT
+from tests.fs.guest import File, Guest, Link, Tree, add_path, basename, put
+
+SMALL = b"small content"
+BIG = bytes(range(256)) * 400
+TREE: Tree = {
+    b"small": File(SMALL),
+    b"twin": File(SMALL),
+    b"run": File(SMALL, is_executable=True),
+    b"big": File(BIG),
+    b"empty": File(b""),
+    b"link": Link(b"../target"),
+    b"here": {b"same": {b"inner": {b"f": File(b"1")}}},
+    b"there": {b"same": {b"inner": {b"f": File(b"1")}}},
+    b"hollow": {},
+}
+
+
+@pytest.fixture
+def top(guest: Guest) -> int:
+    return guest.walk(put(guest.store, "tree", TREE))
+
+
+def test_lookup_tells_all_there_is_to_know_for_ever(guest: Guest, top: int) -> None:
+    entry = guest.lookup(top, b"run")
+    assert (entry.entry_valid, entry.attr_valid) == (FOREVER_S, FOREVER_S)
+    assert (entry.attr.mode, entry.attr.size) == (0o100555, len(SMALL))
+    assert entry.attr.ino == entry.nodeid
+    attr = fuse_client.parse_attr(guest.body(fuse_client.getattr_(entry.nodeid)))
+    assert (attr.attr_valid, attr.attr) == (FOREVER_S, entry.attr)
+
+
+def test_a_name_that_a_directory_does_not_have_is_absent_for_ever(guest: Guest, top: int) -> None:
+    for parent in (top, guest.walk(basename("tree"), b"hollow")):
+        assert guest.lookup(parent, b"absent") == NO_ENTRY._replace(entry_valid=FOREVER_S)
+
+
+def test_equal_directories_have_one_ino_and_as_many_nodeids_as_places(
+    guest: Guest, top: int
+) -> None:
+    places = [[b"here", b"same"], [b"there", b"same"]]
+    for deeper in ([], [b"inner"]):
+        one, two = (guest.walk(basename("tree"), *place, *deeper) for place in places)
+        assert one != two
+        assert one & 0xFFFF_FFFF == two & 0xFFFF_FFFF
+        inos = [
+            fuse_client.parse_attr(guest.body(fuse_client.getattr_(nodeid))).attr.ino
+            for nodeid in (one, two)
+        ]
+        assert inos == [one & 0xFFFF_FFFF] * 2
+    files = [guest.walk(basename("tree"), *place, b"inner", b"f") for place in places]
+    assert files[0] == files[1]
+    assert guest.walk(basename("tree")) == top
+
+
+def test_equal_files_are_one_node_and_an_executable_one_is_another(guest: Guest, top: int) -> None:
+    small, twin, run = (guest.lookup(top, name) for name in (b"small", b"twin", b"run"))
+    assert small == twin
+    assert run.nodeid != small.nodeid
+    assert stat.S_IMODE(small.attr.mode) == 0o444
+
+
+def test_the_root_is_a_directory_whose_mtime_follows_the_store(guest: Guest) -> None:
+    before = fuse_client.parse_attr(guest.body(fuse_client.getattr_(ROOT)))
+    assert (before.attr.mode, before.attr.ino, before.attr_valid) == (0o040555, 1, 1)
+    put(guest.store, "new", File(b""))
+    after = fuse_client.parse_attr(guest.body(fuse_client.getattr_(ROOT)))
+    assert (after.attr.mtime, after.attr.mtimensec) > (before.attr.mtime, before.attr.mtimensec)
+
+
+def test_a_path_is_found_by_its_whole_name_only_and_absence_is_not_remembered(
+    guest: Guest,
+) -> None:
+    name = put(guest.store, "path", Link(b"x"))
+    assert guest.lookup(ROOT, name).attr.mode == 0o120444
+    for absent in (name + b"x", name[:-1], name[:32] + b"-other", basename("later")):
+        assert guest.ask(fuse_client.lookup(ROOT, absent)).error == errno.ENOENT
+    put(guest.store, "later", File(b"now"))
+    assert guest.lookup(ROOT, basename("later")).attr.size == 3
+
+
+def test_what_cannot_be_a_store_path_does_not_reach_the_resolver(guest: Guest) -> None:
+    for name in (b".git", b"\xff" * 40, basename("x").replace(b"-", b"_"), b"e" * 32 + b"-x"):
+        assert guest.ask(fuse_client.lookup(ROOT, name)).error == errno.ENOENT
+    assert guest.wants == []
+
+
+def test_each_want_is_asked_for_once(guest: Guest, top: int) -> None:
+    for _ in range(2):
+        guest.lookup(top, b"small")
+        guest.listing(ROOT)
+    assert guest.wants == [
+        RootNameWanted(basename("tree")),
+        DirectoryWanted(top & 0xFFFF_FFFF),
+        RootListWanted(),
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096, 1 << 20])
+@pytest.mark.parametrize("name", [b"small", b"run", b"big", b"empty"])
+def test_a_file_reads_in_pieces_of_any_size_as_it_is(
+    guest: Guest, top: int, name: bytes, size: int
+) -> None:
+    model = TREE[name]
+    assert isinstance(model, File)
+    content = model.content[: 50 * size]
+    nodeid = guest.lookup(top, name).nodeid
+    pieces = [
+        guest.body(fuse_client.read(nodeid, offset, size))
+        for offset in range(0, len(content), size)
+    ]
+    assert b"".join(pieces)[: len(content)] == content
+    for offset in (len(model.content), len(model.content) + 1, 2**62, 2**64 - 1):
+        assert guest.body(fuse_client.read(nodeid, offset, size)) == b""
+
+
+def open_fds() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_reads_of_more_files_than_may_be_open_all_work(guest: Guest) -> None:
+    num = OPEN_MAX + 5
+    tree = {b"%d" % i: File(b"%d" % i * INLINE_MAX) for i in range(10, 10 + num)}
+    top = guest.walk(put(guest.store, "many", tree))
+    fds_before = open_fds()
+    for _ in range(2):
+        for name in tree:
+            nodeid = guest.lookup(top, name).nodeid
+            assert guest.body(fuse_client.read(nodeid, INLINE_MAX, 2)) == name
+    assert open_fds() - fds_before == OPEN_MAX
+    guest.handler.close()
+    assert open_fds() == fds_before
+
+
+def test_a_slice_stays_valid_until_the_end_of_its_batch(guest: Guest) -> None:
+    num = OPEN_MAX + 5
+    tree = {b"%d" % i: File(b"%d" % i * INLINE_MAX) for i in range(10, 10 + num)}
+    top = guest.walk(put(guest.store, "many", tree))
+    nodeids = {name: guest.lookup(top, name).nodeid for name in tree}
+    with guest.handler.batch():
+        replies = {}
+        for name, nodeid in nodeids.items():
+            request = memoryview(fuse_client.read(nodeid, 0, 2))
+            replies[name] = guest.dispatcher.handle_untrusted(request, len(request), 4096)
+        for name, reply in replies.items():
+            assert reply is not None
+            assert fuse_client.wire(reply)[16:] == name
+
+
+def test_statfs_has_the_figures_of_the_store(guest: Guest) -> None:
+    figures = fuse_client.parse_statfs(guest.body(fuse_client.statfs()))
+    truth = os.statvfs(guest.store.path)
+    assert (figures.blocks, figures.bsize, figures.frsize) == (
+        truth.f_blocks,
+        truth.f_bsize,
+        truth.f_frsize,
+    )
+    assert figures.namelen == 255
+    assert 0 < figures.bavail <= figures.bfree <= figures.blocks
+
+
+def digests(kind: str, digest: bytes) -> dict[bytes, bytes]:
+    text = base64.b64encode(digest)
+    return {
+        f"user.snix.castore.{kind}.digest".encode(): b"blake3-" + text,
+        f"user.tvix.castore.{kind}.digest".encode(): b"b3:" + text,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (b"small", digests("blob", Digest.of(SMALL))),
+        (b"run", digests("blob", Digest.of(SMALL))),
+        (b"hollow", digests("directory", Directory().digest())),
+        (b"link", {}),
+    ],
+)
+def test_extended_attributes_are_the_digest_under_two_names(
+    guest: Guest, top: int, name: bytes, expected: dict[bytes, bytes]
+) -> None:
+    nodeid = guest.lookup(top, name).nodeid
+    listed = guest.body(fuse_client.listxattr(nodeid, 4096))
+    assert fuse_client.parse_xattr_names(listed) == list(expected)
+    size = fuse_client.parse_xattr_size(guest.body(fuse_client.listxattr(nodeid, 0)))
+    assert size == len(listed)
+    if listed:
+        assert guest.ask(fuse_client.listxattr(nodeid, size - 1)).error == errno.ERANGE
+    for attribute, value in expected.items():
+        size = fuse_client.parse_xattr_size(guest.body(fuse_client.getxattr(nodeid, attribute, 0)))
+        assert size == len(value)
+        assert guest.body(fuse_client.getxattr(nodeid, attribute, size)) == value
+        answer = guest.ask(fuse_client.getxattr(nodeid, attribute, size - 1))
+        assert answer.error == errno.ERANGE
+    for other in (b"security.capability", b"user.tvix.castore.other.digest"):
+        assert guest.ask(fuse_client.getxattr(nodeid, other, 4096)).error == errno.ENODATA
+
+
+def test_the_root_has_no_extended_attributes(guest: Guest) -> None:
+    assert guest.body(fuse_client.listxattr(ROOT, 4096)) == b""
+    answer = guest.ask(fuse_client.getxattr(ROOT, b"user.tvix.castore.directory.digest", 99))
+    assert answer.error == errno.ENODATA
+
+
+def test_an_operation_on_the_wrong_kind_of_node_says_so(guest: Guest, top: int) -> None:
+    file = guest.lookup(top, b"small").nodeid
+    link = guest.lookup(top, b"link").nodeid
+    directory = guest.lookup(top, b"here").nodeid
+    expected = [
+        (fuse_client.lookup(file, b"x"), errno.ENOTDIR),
+        (fuse_client.lookup(link, b"x"), errno.ENOTDIR),
+        (fuse_client.readdir(file, 0), errno.ENOTDIR),
+        (fuse_client.readdirplus(link, 0), errno.ENOTDIR),
+        (fuse_client.readlink(file), errno.EINVAL),
+        (fuse_client.readlink(directory), errno.EINVAL),
+        (fuse_client.readlink(ROOT), errno.EINVAL),
+        (fuse_client.read(directory, 0, 10), errno.EISDIR),
+        (fuse_client.read(ROOT, 0, 10), errno.EISDIR),
+        (fuse_client.read(link, 0, 10), errno.EINVAL),
+    ]
+    assert [guest.ask(request).error for request, _ in expected] == [error for _, error in expected]
+    assert guest.body(fuse_client.readlink(link)) == b"../target"
+
+
+@pytest.mark.parametrize("nodeid", [0, 1 | 1 << 32, 99999, 2**32 - 1, 2**63, 2**64 - 1])
+def test_a_nodeid_never_given_out_is_stale(guest: Guest, top: int, nodeid: int) -> None:
+    assert nodeid != top
+    for request in (
+        fuse_client.lookup(nodeid, b"x"),
+        fuse_client.getattr_(nodeid),
+        fuse_client.readlink(nodeid),
+        fuse_client.read(nodeid, 0, 10),
+        fuse_client.readdir(nodeid, 0),
+        fuse_client.readdirplus(nodeid, 0),
+        fuse_client.getxattr(nodeid, b"x", 10),
+        fuse_client.listxattr(nodeid, 10),
+    ):
+        assert guest.ask(request).error == errno.ESTALE
+
+
+def test_what_needs_no_answer_is_not_asked_again(guest: Guest, top: int) -> None:
+    file = guest.lookup(top, b"small").nodeid
+    for request in (
+        fuse_client.open_(file),
+        fuse_client.opendir(top),
+        fuse_client.access(file),
+        fuse_client.flush(file),
+        fuse_client.fsync(file),
+        fuse_client.lseek(file, 0, os.SEEK_DATA),
+        fuse_client.statx(file),
+    ):
+        assert guest.ask(request).error == errno.ENOSYS
+    assert guest.ask(fuse_client.release(file)).error == 0
+    assert guest.ask(fuse_client.ioctl(file, 0x5401)).error == errno.ENOTTY
+
+
+def test_every_change_is_refused(guest: Guest, top: int) -> None:
+    file = guest.lookup(top, b"small").nodeid
+    for request in (
+        fuse_client.setattr_(file),
+        fuse_client.mkdir(top, b"x"),
+        fuse_client.unlink(top, b"small"),
+        fuse_client.create(ROOT, b"x"),
+        fuse_client.write(file, 0, b"x"),
+        fuse_client.rename2(top, b"small", top, b"x"),
+        fuse_client.setxattr(file, b"user.x", b"1"),
+    ):
+        assert guest.ask(request).error == errno.EROFS
+
+
+def test_a_root_that_may_not_be_listed_still_answers_by_name(tmp_path: Path) -> None:
+    guest = Guest(tmp_path, is_root_listable=False)
+    name = put(guest.store, "path", TREE)
+    for request in (fuse_client.readdir(ROOT, 0), fuse_client.readdirplus(ROOT, 0)):
+        assert guest.ask(request).error == errno.EPERM
+    assert guest.listing(guest.walk(name))
+    guest.close()
+
+
+def put_node(guest: Guest, name: str, node: Node, batch: Batch | None = None) -> int:
+    batch = batch or Batch()
+    add_path(batch, name, node)
+    guest.store.commit(batch)
+    return guest.walk(basename(name))
+
+
+def missing_blob(guest: Guest, size: int) -> int:
+    file = FileNode(b"", Digest.of(b"lost" * size), size, executable=False)
+    return put_node(guest, "lost", file)
+
+
+def test_a_missing_blob_is_an_error_that_is_logged_once(
+    guest: Guest, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodeid = missing_blob(guest, 5)
+    for _ in range(3):
+        assert guest.ask(fuse_client.read(nodeid, 0, 5)).error == errno.EIO
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "is not in the store" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"inline", BIG])
+def test_a_blob_shorter_than_its_node_says_is_an_error_and_no_one_elses(
+    guest: Guest, content: bytes
+) -> None:
+    liar = FileNode(b"", Digest.of(content), len(content) + 1, executable=False)
+    lie = put_node(guest, "liar", liar)
+    put(guest.store, "honest", {b"f": File(content)})
+    honest = guest.walk(basename("honest"), b"f")
+    for _ in range(2):
+        assert guest.ask(fuse_client.read(lie, 0, 5)).error == errno.EIO
+        assert guest.body(fuse_client.read(honest, 0, 5)) == content[:5]
+
+
+@pytest.mark.parametrize("damage", ["unlink", "truncate"])
+def test_a_damaged_blob_file_is_an_error(
+    guest: Guest, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodeid = guest.walk(put(guest.store, "file", File(BIG)))
+    path = guest.store.blob_path(Digest.of(BIG))
+    if damage == "unlink":
+        path.unlink()
+    else:
+        os.truncate(path, 100)
+    assert guest.ask(fuse_client.read(nodeid, 0, 5)).error == errno.EIO
+    assert "blob b3:" in caplog.text
+
+
+@pytest.mark.parametrize("stored", [{}, {Digest.of(b"broken"): b"\xff\xff"}])
+def test_a_directory_that_is_missing_or_garbled_can_be_seen_but_not_entered(
+    guest: Guest, stored: dict[Digest, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = Batch()
+    for digest, encoded in stored.items():
+        batch.add_directory(digest, encoded)
+    node = DirectoryNode(b"", Digest.of(b"broken"), 3)
+    nodeid = put_node(guest, "broken", node, batch)
+    reply = fuse_client.parse_attr(guest.body(fuse_client.getattr_(nodeid)))
+    assert reply.attr.mode == 0o040555
+    assert guest.ask(fuse_client.lookup(nodeid, b"x")).error == errno.EIO
+    assert guest.ask(fuse_client.readdirplus(nodeid, 0)).error == errno.EIO
+    assert "directory b3:" in caplog.text

@@ -1,0 +1,225 @@
+"""The command line: options and environment are read once, errors become exit statuses."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
+
+from appliance import __version__
+from appliance.errors import ApplianceError, ConfigError, StoreError
+from appliance.log import configure_logging
+from appliance.terminal import import_progress
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - has no other name
+
+_EXIT_FAILURE: Final = 1
+_EXIT_USAGE: Final = 2
+_MAX_REQUEST_QUEUES: Final = 254
+_MAX_QUEUE_SIZE: Final = 32768
+_DEFAULT_QUEUE_SIZE: Final = 1024
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its status."""
+    options = _parser().parse_args(argv)
+    configure_logging(options.log_level, is_json=options.json and options.command != "status")
+    try:
+        options.run(options)
+    except ConfigError as exc:
+        _fail(_EXIT_USAGE, exc)
+    except ApplianceError as exc:
+        _fail(_EXIT_FAILURE, exc)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output is gone; what it did not read is its own affair.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_EXIT_FAILURE)
+
+
+def _fail(status: int, exc: Exception) -> None:
+    for line in str(exc).splitlines():
+        print(f"appliance: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--log-level",
+        type=str.upper,
+        choices=("DEBUG", "INFO", "WARNING", "ERROR"),
+        default="INFO",
+        help="least severe events to log (default: info)",
+    )
+    common.add_argument("--json", action="store_true", help="log as JSON; for status: print JSON")
+    state = argparse.ArgumentParser(add_help=False)
+    state.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        help="where the node index is (default: beside the store; or APPLIANCE_STATE_DIR)",
+    )
+    store = argparse.ArgumentParser(add_help=False)
+    store.add_argument(
+        "--store",
+        metavar="URI",
+        help="the store, as lmdb:///absolute/path (or APPLIANCE_STORE)",
+    )
+    parser = argparse.ArgumentParser(
+        prog="appliance",
+        description="A read-only file system server over a content-addressed store.",
+    )
+    parser.add_argument("--version", action="version", version=f"appliance {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_import(commands, [common, store])
+    _add_virtiofs(commands, [common, store, state])
+    _add_status(commands, [common, store, state])
+    return parser
+
+
+def _add_import(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "import", parents=parents, help="put files, directories or symlinks into the store"
+    )
+    command.add_argument("paths", nargs="+", metavar="PATH", type=Path)
+    command.set_defaults(run=_run_import)
+
+
+def _add_virtiofs(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "virtiofs", parents=parents, help="serve the store to virtual machines over vhost-user"
+    )
+    command.add_argument("socket", nargs="?", metavar="SOCKET", help="where to listen")
+    command.add_argument(
+        "--socket-path",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="where to listen; may be repeated, one front-end at a time on each",
+    )
+    command.add_argument("--fd", type=int, metavar="N", help="inherited listening socket")
+    command.add_argument("--list-root", action="store_true", help="let guests list the root")
+    command.add_argument("--tag", help="mount tag, for front-ends that ask the back-end for it")
+    command.add_argument("--num-request-queues", type=int, default=os.cpu_count() or 1, metavar="N")
+    command.add_argument("--queue-size", type=int, default=_DEFAULT_QUEUE_SIZE, metavar="N")
+    command.add_argument(
+        "--print-capabilities", action="store_true", help="print what this back-end can, and exit"
+    )
+    command.set_defaults(run=_run_virtiofs)
+
+
+def _add_status(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "status", parents=parents, help="show the sessions of running supervisors"
+    )
+    command.set_defaults(run=_run_status)
+
+
+def _run_import(options: argparse.Namespace) -> None:
+    from appliance.importer.importer import import_paths
+
+    store_path = _store_path(options)
+    with import_progress() as progress:
+        for imported in import_paths(store_path, options.paths, progress=progress):
+            progress.clear()
+            print(imported, flush=True)
+
+
+def _run_virtiofs(options: argparse.Namespace) -> None:
+    if options.print_capabilities:
+        print(json.dumps({"type": "fs", "features": []}))
+        return
+    # Imported here: `import` and `status` need neither the loop nor the C engine.
+    from appliance.supervisor.sockets import Listener
+    from appliance.supervisor.supervisor import VirtiofsConfig, serve
+
+    store_path = _store_path(options)
+    config = VirtiofsConfig(
+        store_path=store_path,
+        state_dir=_state_dir(options, store_path),
+        is_root_listable=options.list_root,
+        tag=options.tag.encode() if options.tag is not None else None,
+        num_request_queues=_in_range(
+            "--num-request-queues", options.num_request_queues, _MAX_REQUEST_QUEUES
+        ),
+        queue_size=_power_of_two("--queue-size", options.queue_size, _MAX_QUEUE_SIZE),
+        log_level=options.log_level,
+        log_json=options.json,
+    )
+    paths = [Path(path) for path in [options.socket, *options.socket_path] if path is not None]
+    if not paths and options.fd is None:
+        raise ConfigError("virtiofs needs a SOCKET, --socket-path or --fd to listen on")
+    listeners = [Listener.bind(path) for path in paths]
+    if options.fd is not None:
+        listeners.append(Listener.inherit(options.fd))
+    serve(config, listeners)
+
+
+def _run_status(options: argparse.Namespace) -> None:
+    from appliance.supervisor.status import collect
+
+    state_dir = _state_dir(options, _store_path(options))
+    reports = collect(state_dir)
+    if not reports:
+        raise StoreError(f"no supervisor is running on {state_dir}")
+    sessions = [session for report in reports for session in report["sessions"]]
+    if options.json:
+        print(json.dumps({"sessions": sessions}, indent=2))
+        return
+    if not sessions:
+        print("no front-end is connected")
+    for session in sessions:
+        print(session["socket"])
+        for worker in session["workers"]:
+            queues = ", ".join(map(str, worker["queues"]))
+            print(f"  worker {worker['pid']}: queue {queues}, {worker['restarts']} restarts")
+        for opcode, count in sorted(session["requests"].items()):
+            print(f"  {opcode:<12} {count:>12}")
+
+
+# Values read once, with the rule they break named.
+
+
+def _store_path(options: argparse.Namespace) -> Path:
+    uri = options.store or os.environ.get("APPLIANCE_STORE")
+    if not uri:
+        return _default_store()
+    parts = urlsplit(uri)
+    if parts.scheme != "lmdb":
+        raise ConfigError(f"store {uri}: unknown scheme {parts.scheme!r}, expected lmdb:///path")
+    if parts.netloc:
+        raise ConfigError(f"store {uri}: has a host, expected lmdb:///path with three slashes")
+    if parts.query or parts.fragment:
+        raise ConfigError(f"store {uri}: takes no query and no fragment")
+    if not parts.path.startswith("/") or parts.path == "/":
+        raise ConfigError(f"store {uri}: the path must be absolute and not / itself")
+    return Path(unquote(parts.path))
+
+
+def _default_store() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/appliance/store")
+    state_home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(state_home) / "appliance" / "store"
+
+
+def _state_dir(options: argparse.Namespace, store_path: Path) -> Path:
+    given = options.state_dir or os.environ.get("APPLIANCE_STATE_DIR")
+    return Path(given) if given else store_path.with_name(store_path.name + ".state")
+
+
+def _in_range(option: str, value: int, maximum: int) -> int:
+    if not 1 <= value <= maximum:
+        raise ConfigError(f"{option} {value}: expected 1 to {maximum}")
+    return value
+
+
+def _power_of_two(option: str, value: int, maximum: int) -> int:
+    if value & (value - 1):
+        raise ConfigError(f"{option} {value}: expected a power of two")
+    return _in_range(option, value, maximum)

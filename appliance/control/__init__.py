@@ -1,0 +1,1 @@
+"""What the supervisor and its processes share: the control channel and the session memory."""

@@ -1,0 +1,53 @@
+"""The control channel: an Envelope per SOCK_SEQPACKET message, file descriptors beside it.
+
+Both ends are ours. A message that cannot be parsed is a bug, not input, and is not guarded against.
+"""
+
+import array
+import socket
+from collections.abc import Sequence
+
+from appliance.protos.control_pb2 import Envelope
+
+# SCM_MAX_FD is 253 (linux include/net/scm.h); a longer table is sent in several messages.
+MAX_FDS = 200
+_MAX_MESSAGE_BYTES = 64 << 10
+_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS * 4)
+
+
+def channel_pair() -> tuple[socket.socket, socket.socket]:
+    """Return the two ends of a new control channel, both close-on-exec."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(sock: socket.socket, envelope: Envelope, fds: Sequence[int] = ()) -> None:
+    """Send one message; `fds` are lent, the peer gets duplicates.
+
+    Raises:
+        BlockingIOError: the socket is non-blocking and its buffer is full; nothing was sent.
+        OSError: the peer is gone.
+    """
+    data = envelope.SerializeToString()
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+
+
+def receive(sock: socket.socket) -> tuple[Envelope, list[int]] | None:
+    """Return the next message and its fds, which the caller owns; None when the peer is gone.
+
+    Raises:
+        BlockingIOError: the socket is non-blocking and has no message.
+    """
+    try:
+        data, ancillary, _flags, _address = sock.recvmsg(
+            _MAX_MESSAGE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+        )
+    except ConnectionResetError:
+        return None
+    if not data:
+        return None
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    return Envelope.FromString(data), fds.tolist()

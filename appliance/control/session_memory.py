@@ -1,0 +1,147 @@
+"""Memory that the supervisor and the workers of one session share, and that outlives any worker.
+
+Two memfds. `SessionMemory` holds what INIT negotiated and the request counters:
+
+    offset  type  field
+    0       u32   initialised (0 or 1; the other fields are valid when 1)
+    4       u32   FUSE minor version
+    8       u64   FUSE flags agreed on
+    16      u32   max_readahead, bytes
+    4096    u64   counters[num_queues][64], indexed by opcode; 0 counts unknown opcodes
+
+Only the worker of a queue writes that queue's counters, so plain stores do. INIT may come on any
+queue: its worker fills the fields and sets `initialised` before it publishes the reply, and the
+guest sends nothing else before it has the reply.
+
+`InflightMemory` holds the record of popped and unreturned requests, one area per queue
+(vhost-user: Inflight I/O tracking; split virtqueue layout).
+"""
+
+import fcntl
+import mmap
+import os
+import struct
+from typing import Final
+
+COUNTERS_PER_QUEUE: Final = 64
+_COUNTERS_OFFSET: Final = 4096
+_COUNTER_BYTES: Final = 8 * COUNTERS_PER_QUEUE
+_FIELDS: Final = struct.Struct("<IIQI")
+_INITIALISED: Final = struct.Struct("<I")
+
+# struct vring_inflight: a 16-byte head and 16 bytes per descriptor, each queue's area 64-aligned.
+_INFLIGHT_HEAD_BYTES: Final = 16
+_INFLIGHT_ENTRY_BYTES: Final = 16
+_INFLIGHT_ALIGN: Final = 64
+_VERSION_OFFSET: Final = 8
+
+
+class SessionMemory:
+    """The shared state of one FUSE session; owns its memfd and mapping."""
+
+    def __init__(self, fd: int) -> None:
+        """Map the memfd `fd`, which this object owns from now on."""
+        self.fd = fd
+        self._map = mmap.mmap(fd, os.fstat(fd).st_size)
+
+    @classmethod
+    def create(cls, num_queues: int) -> "SessionMemory":
+        """Return blank session memory for `num_queues` virtqueues."""
+        return cls(_sealed_memfd("session", _COUNTERS_OFFSET + num_queues * _COUNTER_BYTES))
+
+    @property
+    def is_initialised(self) -> bool:
+        """Whether INIT was answered and no DESTROY or reset came since."""
+        return self._map[0] != 0
+
+    @property
+    def minor(self) -> int:
+        """The negotiated FUSE minor version."""
+        minor: int = _FIELDS.unpack_from(self._map)[1]
+        return minor
+
+    def start(self, minor: int, flags: int, max_readahead: int) -> None:
+        """Record what INIT agreed on; visible to every worker when this returns."""
+        _FIELDS.pack_into(self._map, 0, 0, minor, flags, max_readahead)
+        _INITIALISED.pack_into(self._map, 0, 1)
+
+    def end(self) -> None:
+        """Forget the session (DESTROY, device reset)."""
+        _INITIALISED.pack_into(self._map, 0, 0)
+
+    def counters(self, queue: int) -> memoryview:
+        """Return the live counters of `queue` as 64 unsigned 64-bit numbers indexed by opcode."""
+        start = _COUNTERS_OFFSET + queue * _COUNTER_BYTES
+        return memoryview(self._map)[start : start + _COUNTER_BYTES].cast("Q")
+
+    def totals(self) -> list[int]:
+        """Return the counters summed over all queues."""
+        every = memoryview(self._map)[_COUNTERS_OFFSET:].cast("Q")
+        return [sum(every[opcode::COUNTERS_PER_QUEUE]) for opcode in range(COUNTERS_PER_QUEUE)]
+
+    def close(self) -> None:
+        """Close the fd. The mapping goes with the last view of it."""
+        os.close(self.fd)
+
+
+def inflight_area_bytes(queue_size: int) -> int:
+    """Return the size in bytes of one queue's area for `queue_size` descriptors."""
+    size = _INFLIGHT_HEAD_BYTES + _INFLIGHT_ENTRY_BYTES * queue_size
+    return -(-size // _INFLIGHT_ALIGN) * _INFLIGHT_ALIGN
+
+
+class InflightMemory:
+    """The inflight record of every queue of a device; owns its memfd and mapping.
+
+    Spec: vhost-user: Inflight I/O tracking.
+    """
+
+    def __init__(self, fd: int, *, offset: int, num_queues: int, queue_size: int) -> None:
+        """Map the areas that start at byte `offset` of `fd`, which this object owns from now on.
+
+        Raises:
+            ValueError: the file is too small for the areas, or `offset` is not page-aligned.
+        """
+        self.fd = fd
+        self.offset = offset
+        self.num_queues = num_queues
+        self.queue_size = queue_size
+        self.area_bytes = inflight_area_bytes(queue_size)
+        self.size = num_queues * self.area_bytes
+        self._map = mmap.mmap(fd, self.size, offset=offset)
+
+    @classmethod
+    def create(cls, num_queues: int, queue_size: int) -> "InflightMemory":
+        """Return blank areas for `num_queues` queues of `queue_size` descriptors each."""
+        size = num_queues * inflight_area_bytes(queue_size)
+        return cls(
+            _sealed_memfd("inflight", size), offset=0, num_queues=num_queues, queue_size=queue_size
+        )
+
+    def area(self, queue: int) -> memoryview:
+        """Return the writable area of `queue`."""
+        start = queue * self.area_bytes
+        return memoryview(self._map)[start : start + self.area_bytes]
+
+    def clear(self, queue: int) -> None:
+        """Forget what was in flight on `queue`: its ring starts afresh."""
+        self.area(queue)[:] = bytes(self.area_bytes)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether no queue was ever started on this memory (version 0 everywhere)."""
+        return not any(
+            self._map[start + _VERSION_OFFSET] for start in range(0, self.size, self.area_bytes)
+        )
+
+    def close(self) -> None:
+        """Close the fd. The mapping goes with the last view of it."""
+        os.close(self.fd)
+
+
+def _sealed_memfd(name: str, size: int) -> int:
+    # Sealed so that no holder of the fd can shrink it under a mapping (SIGBUS).
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    return fd

@@ -1,0 +1,1 @@
+"""The supervisor process: sockets, vhost-user sessions, the workers' lives, the resolver."""

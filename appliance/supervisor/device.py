@@ -1,0 +1,194 @@
+"""One front-end's virtio-fs device: its memory, its session state, a worker per started queue."""
+
+import os
+import stat
+
+from appliance.control.session_memory import (
+    COUNTERS_PER_QUEUE,
+    InflightMemory,
+    SessionMemory,
+)
+from appliance.errors import VhostError
+from appliance.fuse_proto._wire import Opcode
+from appliance.supervisor.forker import Forker
+from appliance.supervisor.queue_worker import QueueWorker, WorkerSettings
+from appliance.supervisor.resolving import ResolvingQueue
+from appliance.vhost.backend import VringConfig
+from appliance.vhost.memory import Region
+
+# What a resumed session is taken to have agreed on: the oldest minor version that we serve.
+_RESUMED_MINOR = 28
+
+
+class Device:
+    """The `Backend` of one vhost-user connection.
+
+    It owns everything that must outlive a worker: region fds, session memory, the inflight record.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        num_queues: int,
+        max_queue_size: int,
+        forker: Forker,
+        settings: WorkerSettings,
+        resolving: ResolvingQueue,
+    ) -> None:
+        self.label = label
+        self._num_queues = num_queues
+        self._max_queue_size = max_queue_size
+        self._forker = forker
+        self._settings = settings
+        self._resolving = resolving
+        self._regions: dict[Region, int] = {}
+        self._session = SessionMemory.create(num_queues)
+        self._inflight = InflightMemory.create(num_queues, max_queue_size)
+        self._workers: dict[int, QueueWorker] = {}
+
+    # What a person asks about.
+
+    def requests(self) -> dict[str, int]:
+        """Return how often each opcode was answered since the session began."""
+        totals = self._session.totals()
+        counts = {op.name: totals[op] for op in Opcode if op < COUNTERS_PER_QUEUE and totals[op]}
+        return counts | {"UNKNOWN": totals[0]} if totals[0] else counts
+
+    def workers(self) -> list[dict[str, object]]:
+        """Return the living workers, each with its pid, queues and number of restarts."""
+        return [
+            {"pid": worker.pid, "queues": [queue], "restarts": worker.restarts}
+            for queue, worker in sorted(self._workers.items())
+            if worker.is_alive
+        ]
+
+    # Guest memory.
+
+    async def add_region(self, region: Region, fd: int) -> None:
+        """Make `region` part of guest memory; takes `fd`."""
+        self._regions[region] = fd
+        try:
+            _check_file(region, fd)
+            await self._update_memory()
+        except VhostError:
+            os.close(self._regions.pop(region))
+            raise
+
+    async def remove_region(self, region: Region) -> None:
+        """Take `region` out of guest memory."""
+        fd = self._regions.pop(region)
+        try:
+            await self._update_memory()
+        finally:
+            os.close(fd)
+
+    async def set_regions(self, regions: list[tuple[Region, int]]) -> None:
+        """Replace guest memory; takes the fds."""
+        try:
+            for region, fd in regions:
+                _check_file(region, fd)
+        except VhostError:
+            for _region, fd in regions:
+                os.close(fd)
+            raise
+        old = list(self._regions.values())
+        self._regions.clear()
+        self._regions.update(regions)
+        try:
+            await self._update_memory()
+        finally:
+            for fd in old:
+                os.close(fd)
+
+    async def _update_memory(self) -> None:
+        for worker in self._workers.values():
+            await worker.update_memory()
+
+    # Rings.
+
+    async def start_ring(self, index: int, config: VringConfig) -> None:
+        """Serve ring `index` with a worker of its own."""
+        inflight = self._inflight
+        if index >= inflight.num_queues or config.num > inflight.queue_size:
+            raise VhostError(
+                f"queue {index} with {config.num} entries does not fit the inflight buffer of "
+                f"{inflight.num_queues} queues with {inflight.queue_size} entries"
+            )
+        if config.fresh:
+            inflight.clear(index)
+        worker = self._workers.get(index)
+        if worker is None:
+            worker = self._workers[index] = QueueWorker(
+                index,
+                self.label,
+                self._forker,
+                self._settings,
+                self._session,
+                self._regions,
+                self._resolving,
+            )
+        await worker.start_ring(config, inflight)
+
+    async def stop_ring(self, index: int) -> int:
+        """Drain ring `index` and return the avail index it reached."""
+        return await self._workers[index].stop_ring()
+
+    async def set_call(self, index: int, fd: int | None) -> None:
+        """Signal completions of ring `index` through `fd` (lent)."""
+        await self._workers[index].set_call(fd)
+
+    # The session.
+
+    async def inflight(self, num_queues: int, queue_size: int) -> tuple[int, int, int]:
+        """Return (fd, size, offset) of a blank inflight buffer, which is ours; the fd is lent."""
+        self._replace_inflight(InflightMemory.create(num_queues, queue_size))
+        return self._inflight.fd, self._inflight.size, self._inflight.offset
+
+    async def set_inflight(
+        self, fd: int, mmap_size: int, mmap_offset: int, num_queues: int, queue_size: int
+    ) -> None:
+        """Use the front-end's inflight buffer; takes `fd`."""
+        try:
+            memory = InflightMemory(
+                fd, offset=mmap_offset, num_queues=num_queues, queue_size=queue_size
+            )
+        except (ValueError, OSError) as exc:
+            os.close(fd)
+            raise VhostError(
+                f"inflight buffer of {mmap_size} bytes at {mmap_offset:#x} for {num_queues} queues "
+                f"of {queue_size}: {exc}"
+            ) from exc
+        self._replace_inflight(memory)
+        if not memory.is_blank and not self._session.is_initialised:
+            # The front-end comes back with requests of a session that another supervisor served;
+            # the guest does not repeat INIT. Nothing that INIT settles changes our answers.
+            self._session.start(_RESUMED_MINOR, 0, 0)
+
+    def _replace_inflight(self, memory: InflightMemory) -> None:
+        self._inflight.close()
+        self._inflight = memory
+
+    async def reset(self) -> None:
+        """Forget the FUSE session."""
+        self._session.end()
+
+    async def close(self) -> None:
+        """End the workers, then let go of guest memory."""
+        for worker in self._workers.values():
+            await worker.close()
+        self._workers.clear()
+        for fd in self._regions.values():
+            os.close(fd)
+        self._regions.clear()
+        self._session.close()
+        self._inflight.close()
+
+
+def _check_file(region: Region, fd: int) -> None:
+    # A mapping beyond the end of its file is a SIGBUS in waiting.
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode) and status.st_size < region.mmap_offset + region.size:
+        raise VhostError(
+            f"memory region at {region.gpa:#x}: its file has {status.st_size:#x} bytes, "
+            f"the region needs {region.mmap_offset + region.size:#x}"
+        )

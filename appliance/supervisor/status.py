@@ -1,0 +1,92 @@
+"""`appliance status`: every running supervisor answers on a socket in the state directory.
+
+The socket is `STATE_DIR/supervisors/PID`. A connection gets one JSON document and the end of the
+stream.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import StoreError
+
+_ANSWER_DEADLINE_S = 5.0
+_UNREADY = ".new"
+
+
+class StatusServer:
+    """Serves `report()` to whoever connects."""
+
+    def __init__(self, state_dir: Path, report: Callable[[], dict[str, Any]]) -> None:
+        self._path = _directory(state_dir) / str(os.getpid())
+        self._report = report
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen, in a directory made if missing."""
+        self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # Renamed into place when it listens: a socket that refuses is taken for a dead one's.
+        unready = self._path.with_suffix(_UNREADY)
+        unready.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with _short_path(unready) as address:
+            sock.bind(address)
+        unready.chmod(0o600)
+        sock.listen()
+        unready.rename(self._path)
+        self._server = await asyncio.start_unix_server(self._answer, sock=sock)
+
+    async def close(self) -> None:
+        """Stop listening and remove the socket file."""
+        if self._server is not None:
+            self._server.close()
+        self._path.unlink(missing_ok=True)
+
+    async def _answer(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            writer.write(json.dumps(self._report()).encode())
+            await writer.drain()
+        writer.close()
+
+
+def collect(state_dir: Path) -> list[dict[str, Any]]:
+    """Return the reports of all supervisors that run on `state_dir`; sockets of dead ones go.
+
+    Raises:
+        StoreError: a supervisor is there and does not answer, or may not be asked.
+    """
+    reports = []
+    directory = _directory(state_dir)
+    for path in sorted(directory.glob("*[0-9]")):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(_ANSWER_DEADLINE_S)
+            try:
+                with _short_path(path) as address:
+                    sock.connect(address)
+                with sock.makefile("rb") as stream:
+                    reports.append(json.load(stream))
+            except (ConnectionRefusedError, FileNotFoundError):
+                path.unlink(missing_ok=True)
+                continue
+            except OSError as exc:
+                raise StoreError(f"supervisor {path.name} at {path}: {exc}") from exc
+    return reports
+
+
+def _directory(state_dir: Path) -> Path:
+    return state_dir / "supervisors"
+
+
+@contextlib.contextmanager
+def _short_path(path: Path) -> Iterator[str]:
+    # A state directory may lie deeper than the 107 bytes that a socket address holds.
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)

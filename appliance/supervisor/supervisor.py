@@ -1,0 +1,169 @@
+"""`appliance virtiofs`: listens for front-ends and serves each with a device of its own."""
+
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from appliance.errors import VhostError
+from appliance.index.node_index import NodeIndex
+from appliance.store.store import Store
+from appliance.supervisor.device import Device
+from appliance.supervisor.forker import Forker
+from appliance.supervisor.queue_worker import WorkerSettings
+from appliance.supervisor.resolving import ResolvingQueue
+from appliance.supervisor.sockets import Listener, notify
+from appliance.supervisor.status import StatusServer
+from appliance.vhost.conversation import converse
+from appliance.vhost.session import DeviceProperties, Session
+from appliance.vhost.transport import Connection
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class VirtiofsConfig:
+    """What `appliance virtiofs` was asked to do."""
+
+    store_path: Path
+    state_dir: Path
+    is_root_listable: bool
+    tag: bytes | None
+    num_request_queues: int
+    queue_size: int
+    log_level: str
+    log_json: bool
+
+    @property
+    def index_path(self) -> Path:
+        """Where the node index is."""
+        return self.state_dir / "index"
+
+
+def serve(config: VirtiofsConfig, listeners: Sequence[Listener]) -> None:
+    """Serve front-ends on `listeners` (owned) until SIGTERM or SIGINT.
+
+    Raises:
+        ApplianceError: the store or the state directory is unusable.
+    """
+    _raise_fd_limit()
+    uvloop.run(Supervisor(config, listeners).run())
+
+
+class Supervisor:
+    """The long-lived state: envs, fork server, listeners, one session per connected front-end."""
+
+    def __init__(self, config: VirtiofsConfig, listeners: Sequence[Listener]) -> None:
+        self._config = config
+        self._listeners = listeners
+        self._properties = DeviceProperties(
+            num_queues=1 + config.num_request_queues,
+            max_queue_size=config.queue_size,
+            tag=config.tag,
+        )
+        self._settings = WorkerSettings(
+            store_path=str(config.store_path),
+            index_path=str(config.index_path),
+            is_root_listable=config.is_root_listable,
+            log_level=config.log_level,
+            log_json=config.log_json,
+        )
+        self._forker = Forker()
+        self._devices: list[Device] = []
+
+    async def run(self) -> None:
+        """Serve until told to stop, then end every worker."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, stop.set)
+        async with contextlib.AsyncExitStack() as stack:
+            for listener in self._listeners:
+                stack.callback(listener.close)
+            store = Store.open(self._config.store_path, create=True)
+            stack.callback(store.close)
+            index = NodeIndex.open(self._config.index_path, is_readonly=False)
+            stack.callback(index.close)
+            resolving = ResolvingQueue(store, index)
+            stack.callback(resolving.close)
+            stack.push_async_callback(self._forker.close)
+            status = StatusServer(self._config.state_dir, self.report)
+            await status.start()
+            stack.push_async_callback(status.close)
+            serving = [
+                asyncio.create_task(self._serve_listener(listener, resolving))
+                for listener in self._listeners
+            ]
+            stack.push_async_callback(_cancel, serving)
+            _say_ready(self._listeners)
+            await stop.wait()
+            notify("STOPPING=1")
+
+    def report(self) -> dict[str, Any]:
+        """Return what `appliance status` shows of this supervisor."""
+        return {
+            "sessions": [
+                {
+                    "socket": device.label,
+                    "workers": device.workers(),
+                    "requests": device.requests(),
+                }
+                for device in self._devices
+            ]
+        }
+
+    async def _serve_listener(self, listener: Listener, resolving: ResolvingQueue) -> None:
+        # One front-end at a time on a socket; a second one waits in the backlog until the first
+        # leaves.
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _address = await loop.sock_accept(listener.sock)
+            connection = Connection(sock)
+            device = Device(
+                listener.label,
+                self._properties.num_queues,
+                self._properties.max_queue_size,
+                self._forker,
+                self._settings,
+                resolving,
+            )
+            self._devices.append(device)
+            _LOG.info("%s: front-end connected", listener.label)
+            try:
+                await converse(connection, Session(self._properties, device))
+            except VhostError as exc:
+                _LOG.error("%s: %s; the connection is closed", listener.label, exc)
+            except OSError as exc:
+                _LOG.error("%s: %s; the connection is closed", listener.label, exc.strerror)
+            except Exception:  # noqa: BLE001 - a bug met by one front-end is not the others' end
+                _LOG.exception("%s: the connection is closed", listener.label)
+            finally:
+                self._devices.remove(device)
+            _LOG.info("%s: front-end left", listener.label)
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _say_ready(listeners: Sequence[Listener]) -> None:
+    places = ", ".join(listener.label for listener in listeners)
+    sys.stderr.write(f"READY: serving on {places}\n")
+    sys.stderr.flush()
+    notify("READY=1")
+
+
+def _raise_fd_limit() -> None:
+    # Region, kick and call fds of dozens of guests are kept here; the soft limit is usually 1024.
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

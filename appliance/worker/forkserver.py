@@ -1,0 +1,113 @@
+"""The fork server: `python -m appliance.worker.forkserver FD PARENT_PID`.
+
+It has imported everything that a worker needs and holds no thread, no event loop and no LMDB env,
+so a fork of it is safe at any time and shares its memory. It forks a worker for each Spawn message,
+reports each exit, and ends, with all its workers, when the supervisor does.
+"""
+
+import contextlib
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+
+from appliance.control import channel
+from appliance.log import configure_logging
+from appliance.protos.control_pb2 import Envelope, Exited, Spawned
+from appliance.worker import main as worker
+from appliance.worker.process import die_with_parent
+
+_LOG = logging.getLogger(__name__)
+
+
+class ForkServer:
+    """Forks workers on request; owns its end of the channel to the supervisor."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def run(self) -> None:
+        """Serve until the supervisor closes the channel."""
+        signal.set_wakeup_fd(self._wake_write)
+        signal.signal(signal.SIGCHLD, lambda _signum, _frame: None)
+        # Objects alive now move to a generation that is never collected, so that no worker's
+        # collector writes to pages it shares with its siblings.
+        gc.collect()
+        gc.freeze()
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        poller.register(self._wake_read, select.POLLIN)
+        while True:
+            ready = {fd for fd, _event in poller.poll()}
+            if self._wake_read in ready:
+                os.read(self._wake_read, 4096)
+                self._reap()
+            if self._sock.fileno() in ready and not self._serve_one():
+                return
+
+    def _serve_one(self) -> bool:
+        message = channel.receive(self._sock)
+        if message is None:
+            return False
+        envelope, fds = message
+        (worker_fd,) = fds
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(worker_fd, parent)
+        os.close(worker_fd)
+        channel.send(self._sock, Envelope(id=envelope.id, spawned=Spawned(pid=pid)))
+        return True
+
+    def _become_worker(self, worker_fd: int, parent: int) -> None:
+        # Never returns: whatever happens, this process must not go on as a second fork server.
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            die_with_parent(parent)
+            self._sock.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+            worker.main(socket.socket(fileno=worker_fd))
+            status = 0
+        except BaseException:  # noqa: BLE001 - logged, and the process ends with status 1
+            _LOG.exception("worker failed")
+        finally:
+            logging.shutdown()
+            os._exit(status)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            exited = Exited(pid=pid, status=os.waitstatus_to_exitcode(status))
+            channel.send(self._sock, Envelope(exited=exited))
+
+
+def main() -> None:
+    """Run the fork server on the channel whose fd number is the first argument."""
+    fd, parent = map(int, sys.argv[1:])
+    die_with_parent(parent)
+    # The terminal's ^C and a service manager's SIGTERM reach the whole process group; the
+    # supervisor alone decides, and closing its channels is how it tells.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    configure_logging("INFO", is_json=False)
+    sock = socket.socket(fileno=fd)
+    sock.set_inheritable(False)
+    # The supervisor may go away between two messages.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        ForkServer(sock).run()
+
+
+if __name__ == "__main__":
+    main()

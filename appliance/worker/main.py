@@ -1,0 +1,270 @@
+"""One worker: it serves one virtqueue and holds nothing that the guest could miss.
+
+What it is told (memory table, ring, INIT's outcome) the supervisor keeps and tells a successor
+again; what it has popped is in the inflight record. So it can be killed at any instruction.
+"""
+
+import errno
+import logging
+import os
+import select
+import socket
+import time
+from pathlib import Path
+
+from appliance.control import channel
+from appliance.control.session_memory import InflightMemory, SessionMemory
+from appliance.engine import GuestMap, Region, Ring, RingLayout
+from appliance.errors import ApplianceError, RingError
+from appliance.fs.handler import Handler
+from appliance.fuse_proto.dispatch import Dispatcher
+from appliance.index.node_index import NodeIndex
+from appliance.index.wants import DirectoryWanted, RootListWanted, RootNameWanted, Want
+from appliance.log import configure_logging
+from appliance.protos import control_pb2 as pb
+from appliance.store.store import Store
+from appliance.worker.queue_server import QueueServer
+
+_LOG = logging.getLogger(__name__)
+# How long a ring that must stop waits for the resolver before parked requests get EIO.
+_DRAIN_DEADLINE_S = 10.0
+_EVENTFD_BYTES = 8
+
+
+def main(sock: socket.socket) -> None:
+    """Serve one queue until the supervisor closes `sock`, which this function owns."""
+    message = channel.receive(sock)
+    if message is None:
+        return
+    envelope, (session_fd,) = message
+    configure_logging(envelope.configure.log_level, is_json=envelope.configure.log_json)
+    Worker(sock, envelope.configure, session_fd).run()
+
+
+class Worker:
+    """The state of one worker process; owns every fd it was sent."""
+
+    def __init__(self, sock: socket.socket, config: pb.Configure, session_fd: int) -> None:
+        self._sock = sock
+        self._queue = config.queue
+        self._handler = Handler(
+            NodeIndex.open(Path(config.index_path), is_readonly=True),
+            Store.open(Path(config.store_path), is_readonly=True),
+            is_root_listable=config.list_root,
+        )
+        session = SessionMemory(session_fd)
+        self._dispatcher = Dispatcher(self._handler, session, session.counters(config.queue))
+        self._memory = GuestMap()
+        self._regions: list[Region] = []
+        self._incoming: list[tuple[Region, int]] = []
+        self._server: QueueServer | None = None
+        self._ring_fds: dict[str, int] = {}
+        self._stop_id: int | None = None
+        self._stop_deadline_s = 0.0
+        self._last_avail = 0
+        self._asked: dict[int, Want] = {}
+        self._next_ask = 1
+        self._poller = select.epoll()
+        self._poller.register(sock, select.EPOLLIN)
+
+    def run(self) -> None:
+        """Serve until the supervisor closes the channel."""
+        is_busy = False
+        while True:
+            for fd, _event in self._poller.poll(self._timeout_s(is_busy=is_busy)):
+                if fd == self._sock.fileno():
+                    if not self._serve_channel():
+                        return
+                else:
+                    self._take_kick()
+            is_busy = self._serve_ring()
+
+    def _timeout_s(self, *, is_busy: bool) -> float | None:
+        if is_busy:
+            return 0
+        if self._stop_id is None:
+            return None
+        return max(0, self._stop_deadline_s - time.monotonic())
+
+    # The ring.
+
+    def _serve_ring(self) -> bool:
+        server = self._server
+        if server is None:
+            return False
+        try:
+            if self._stop_id is None:
+                return server.serve_batch()
+            if server.has_parked and time.monotonic() > self._stop_deadline_s:
+                server.fail_parked(errno.EIO)
+            if not server.has_parked:
+                self._drop_ring()
+                self._answer_stop()
+        except RingError as exc:
+            self._break_ring(exc)
+        return False
+
+    def _take_kick(self) -> None:
+        # The eventfd only says that there may be something; the ring itself says what.
+        kick_fd = self._ring_fds.get("kick")
+        if kick_fd is not None:
+            os.read(kick_fd, _EVENTFD_BYTES)
+
+    def _break_ring(self, exc: RingError) -> None:
+        _LOG.error("queue %d: %s; the ring stops", self._queue, exc)
+        server = self._server
+        if server is not None:
+            server.ring.signal_error()
+        self._drop_ring()
+        broken = pb.RingBroken(reason=str(exc), last_avail=self._last_avail)
+        self._send(pb.Envelope(ring_broken=broken))
+        if self._stop_id is not None:
+            self._answer_stop()
+
+    def _drop_ring(self) -> None:
+        if self._server is not None:
+            self._last_avail = self._server.ring.last_avail
+            self._server = None
+            self._poller.unregister(self._ring_fds["kick"])
+        for fd in self._ring_fds.values():
+            os.close(fd)
+        self._ring_fds.clear()
+        self._asked.clear()
+
+    def _answer_stop(self) -> None:
+        stopped = pb.RingStopped(last_avail=self._last_avail)
+        self._send(pb.Envelope(id=self._stop_id or 0, ring_stopped=stopped))
+        self._stop_id = None
+
+    # The control channel.
+
+    def _serve_channel(self) -> bool:
+        message = channel.receive(self._sock)
+        if message is None:
+            return False
+        envelope, fds = message
+        match envelope.WhichOneof("body"):
+            case "set_memory":
+                self._set_memory(envelope, fds)
+            case "start_ring":
+                self._start_ring(envelope, fds)
+            case "stop_ring":
+                self._stop_ring(envelope)
+            case "set_call":
+                self._set_call(fds)
+            case "resolved":
+                self._resolved(envelope)
+            case other:
+                raise AssertionError(other)
+        return True
+
+    def _set_memory(self, envelope: pb.Envelope, fds: list[int]) -> None:
+        self._incoming += [
+            (Region(r.gpa, r.size, r.user_addr, r.mmap_offset), fd)
+            for r, fd in zip(envelope.set_memory.regions, fds, strict=True)
+        ]
+        if not envelope.set_memory.last:
+            return
+        incoming, self._incoming = self._incoming, []
+        error = ""
+        try:
+            for region in self._regions:
+                self._memory.remove(region)
+            self._regions = []
+            for region, fd in incoming:
+                self._memory.add(fd, region)
+                self._regions.append(region)
+        except ApplianceError as exc:
+            error = str(exc)
+        finally:
+            for _region, fd in incoming:
+                os.close(fd)
+        if self._server is not None:
+            try:
+                self._server.ring.translate()
+            except RingError as exc:
+                self._break_ring(exc)
+        self._done(envelope.id, error)
+
+    def _start_ring(self, envelope: pb.Envelope, fds: list[int]) -> None:
+        start = envelope.start_ring
+        names = ["inflight", "kick"] + ["call"] * start.has_call + ["err"] * start.has_err
+        self._ring_fds = dict(zip(names, fds, strict=True))
+        try:
+            ring = Ring(
+                self._memory,
+                RingLayout(start.num, start.desc, start.avail, start.used),
+                base=start.base,
+                features=start.features,
+                inflight=self._inflight_area(start),
+                call_fd=self._ring_fds.get("call", -1),
+                err_fd=self._ring_fds.get("err", -1),
+            )
+        except RingError as exc:
+            self._done(envelope.id, str(exc))
+            self._drop_ring()
+            return
+        self._server = QueueServer(ring, self._dispatcher, self._handler, self._ask)
+        self._poller.register(self._ring_fds["kick"], select.EPOLLIN)
+        self._done(envelope.id)
+        try:
+            self._server.recover()
+        except RingError as exc:
+            self._break_ring(exc)
+
+    def _inflight_area(self, start: pb.StartRing) -> memoryview:
+        memory = InflightMemory(
+            self._ring_fds["inflight"],
+            offset=start.inflight_offset,
+            num_queues=start.inflight_num_queues,
+            queue_size=start.inflight_queue_size,
+        )
+        return memory.area(self._queue)
+
+    def _stop_ring(self, envelope: pb.Envelope) -> None:
+        self._stop_id = envelope.id
+        self._stop_deadline_s = time.monotonic() + _DRAIN_DEADLINE_S
+        if self._server is None:
+            self._answer_stop()
+
+    def _set_call(self, fds: list[int]) -> None:
+        old = self._ring_fds.pop("call", None)
+        new = fds[0] if fds else -1
+        if self._server is not None:
+            self._server.ring.set_call(new)
+        if fds:
+            self._ring_fds["call"] = new
+        if old is not None:
+            os.close(old)
+
+    # The resolver.
+
+    def _ask(self, want: Want) -> None:
+        ask_id, self._next_ask = self._next_ask, self._next_ask + 1
+        self._asked[ask_id] = want
+        self._send(pb.Envelope(id=ask_id, resolve=_resolve_message(want)))
+
+    def _resolved(self, envelope: pb.Envelope) -> None:
+        want = self._asked.pop(envelope.id, None)
+        if want is None or self._server is None:
+            return  # asked for a ring that has stopped or broken since
+        try:
+            self._server.resolved(want, envelope.resolved.errno)
+        except RingError as exc:
+            self._break_ring(exc)
+
+    def _done(self, envelope_id: int, error: str = "") -> None:
+        self._send(pb.Envelope(id=envelope_id, done=pb.Done(error=error)))
+
+    def _send(self, envelope: pb.Envelope) -> None:
+        channel.send(self._sock, envelope)
+
+
+def _resolve_message(want: Want) -> pb.Resolve:
+    match want:
+        case DirectoryWanted(number):
+            return pb.Resolve(directory=number)
+        case RootNameWanted(name):
+            return pb.Resolve(root_name=name)
+        case RootListWanted():
+            return pb.Resolve(root_list=True)

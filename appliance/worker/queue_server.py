@@ -1,0 +1,101 @@
+"""Serving one virtqueue: pop, answer, park what must wait, run it again.
+
+A request whose answer is not in the index yet is parked by its head index alone: its chain stays
+popped (and in the inflight record), other requests go on, and when the resolver has done its work
+the chain is walked again from guest memory and runs as if it had just arrived. Heads recovered
+after a worker's death run the same way.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Final, cast
+
+from appliance import virtiofs
+from appliance.engine import Ring
+from appliance.fs.handler import Handler
+from appliance.fuse_proto.dispatch import Dispatcher
+from appliance.fuse_proto.operations import NotReady
+from appliance.index.wants import Want
+
+_LOG = logging.getLogger(__name__)
+
+# Requests served between two looks at the control channel.
+BATCH: Final = 32
+
+
+class QueueServer:
+    """One started ring and the requests of it that wait for the resolver.
+
+    Every method may raise RingError: the guest broke the ring, and this object must not be used
+    further.
+    """
+
+    def __init__(
+        self, ring: Ring, dispatcher: Dispatcher, handler: Handler, ask: Callable[[Want], None]
+    ) -> None:
+        self._ring = ring
+        self._dispatcher = dispatcher
+        self._handler = handler
+        self._ask = ask
+        self._parked: dict[Want, list[int]] = {}
+
+    @property
+    def has_parked(self) -> bool:
+        """Whether popped requests wait for the resolver."""
+        return bool(self._parked)
+
+    @property
+    def ring(self) -> Ring:
+        """The ring served."""
+        return self._ring
+
+    def recover(self) -> None:
+        """Run again what a killed predecessor had popped and not returned."""
+        heads = self._ring.recovered
+        if heads:
+            _LOG.info("running %d requests of a dead worker again", len(heads))
+            self._run_again(heads)
+
+    def serve_batch(self) -> bool:
+        """Answer up to BATCH requests; return whether to look again without sleeping."""
+        ring = self._ring
+        num = ring.pop(BATCH)
+        if num == 0:
+            return ring.arm()
+        with self._handler.batch():
+            for slot in range(num):
+                self._serve(slot)
+        return True
+
+    def resolved(self, want: Want, error: int) -> None:
+        """Run what waited for `want` again, or answer it with `error` (a positive errno)."""
+        heads = self._parked.pop(want, [])
+        if error == 0:
+            self._run_again(heads)
+            return
+        for head in heads:
+            self._ring.load(head)
+            virtiofs.fail(self._ring, 0, error)
+
+    def fail_parked(self, error: int) -> None:
+        """Answer everything that is parked with `error`."""
+        for want in list(self._parked):
+            self.resolved(want, error)
+
+    def _run_again(self, heads: list[int]) -> None:
+        with self._handler.batch():
+            for head in heads:
+                self._ring.load(head)
+                self._serve(0)
+
+    def _serve(self, slot: int) -> None:
+        try:
+            virtiofs.serve(self._ring, slot, self._dispatcher)
+        except NotReady as exc:
+            want = cast("Want", exc.want)  # the handler raises no other
+            heads = self._parked.get(want)
+            if heads is None:
+                self._parked[want] = [self._ring.head(slot)]
+                self._ask(want)
+            else:
+                heads.append(self._ring.head(slot))

@@ -1,0 +1,87 @@
+import fcntl
+import os
+
+import pytest
+
+from appliance.control.session_memory import (
+    COUNTERS_PER_QUEUE,
+    InflightMemory,
+    SessionMemory,
+    inflight_area_bytes,
+)
+from appliance.fuse_proto._wire import Opcode
+
+
+def test_what_one_process_starts_another_sees() -> None:
+    ours = SessionMemory.create(2)
+    theirs = SessionMemory(os.dup(ours.fd))
+    assert not theirs.is_initialised
+    ours.start(38, 0x1234, 131072)
+    assert theirs.is_initialised
+    assert theirs.minor == 38
+    theirs.end()
+    assert not ours.is_initialised
+    ours.close()
+    theirs.close()
+
+
+def test_counters_of_queues_add_up_and_do_not_mix() -> None:
+    memory = SessionMemory.create(3)
+    for queue in range(3):
+        counters = memory.counters(queue)
+        assert len(counters) == COUNTERS_PER_QUEUE
+        counters[Opcode.READ] += 10**queue
+    memory.counters(1)[0] += 5
+    totals = memory.totals()
+    assert totals[Opcode.READ] == 111
+    assert totals[0] == 5
+    assert sum(totals) == 116
+    memory.close()
+
+
+def test_counters_outlive_a_start_and_an_end() -> None:
+    memory = SessionMemory.create(1)
+    memory.counters(0)[Opcode.INIT] += 1
+    memory.start(38, 0, 0)
+    memory.end()
+    assert memory.totals()[Opcode.INIT] == 1
+    memory.close()
+
+
+@pytest.mark.parametrize(("queue_size", "size"), [(1, 64), (3, 64), (4, 128), (128, 2112)])
+def test_an_inflight_area_has_the_size_that_front_ends_compute(queue_size: int, size: int) -> None:
+    assert inflight_area_bytes(queue_size) == size
+
+
+def test_clearing_one_queue_leaves_the_others() -> None:
+    memory = InflightMemory.create(3, 16)
+    for queue in range(3):
+        memory.area(queue)[:] = bytes([queue + 1]) * memory.area_bytes
+    memory.clear(1)
+    assert bytes(memory.area(0)) == b"\1" * memory.area_bytes
+    assert bytes(memory.area(1)) == bytes(memory.area_bytes)
+    assert bytes(memory.area(2)) == b"\3" * memory.area_bytes
+    assert not memory.is_blank
+    memory.close()
+
+
+def test_new_inflight_memory_is_blank() -> None:
+    memory = InflightMemory.create(2, 1024)
+    assert memory.is_blank
+    memory.close()
+
+
+def test_nobody_can_shrink_our_memory_under_a_mapping() -> None:
+    memory = InflightMemory.create(1, 16)
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory.fd, 0)
+    assert fcntl.fcntl(memory.fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+    memory.close()
+
+
+def test_a_buffer_too_small_for_its_queues_is_refused() -> None:
+    fd = os.memfd_create("small")
+    os.ftruncate(fd, 64)
+    with pytest.raises(ValueError, match="greater than file size"):
+        InflightMemory(fd, offset=0, num_queues=2, queue_size=1024)
+    os.close(fd)

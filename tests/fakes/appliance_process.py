@@ -1,0 +1,171 @@
+"""A real `appliance virtiofs` process, and a fake guest that speaks FUSE through real rings."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.fakes import fuse_client
+from tests.fakes.driver import DriverRing, GuestMemory
+from tests.fakes.frontend import FrontEnd
+from tests.fakes.vmms import Qemu, Vmm
+
+DEADLINE_S = 30.0
+APPLIANCE = (sys.executable, "-m", "appliance")
+
+
+def import_tree(store: Path, *paths: Path) -> list[str]:
+    """Import with the real command; return the base names of the store paths."""
+    result = subprocess.run(
+        [*APPLIANCE, "import", "--store", f"lmdb://{store}", *map(str, paths)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return [Path(line).name for line in result.stdout.splitlines()]
+
+
+class ApplianceProcess:
+    """`appliance virtiofs` on sockets in `directory`, up when the constructor returns."""
+
+    def __init__(
+        self, store: Path, directory: Path, *options: str, sockets: Sequence[str] = ("fs.sock",)
+    ) -> None:
+        self.store = store
+        self.sockets = [directory / name for name in sockets]
+        self.log_path = directory / "virtiofs.log"
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *APPLIANCE,
+                    "virtiofs",
+                    "--store",
+                    f"lmdb://{store}",
+                    *(f"--socket-path={path}" for path in self.sockets),
+                    *options,
+                ],
+                stderr=log,
+                start_new_session=True,
+            )
+        self._wait_ready()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            print(self.log())
+        self.stop()
+
+    def stop(self) -> int:
+        """End it as a service manager would; return its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(DEADLINE_S)
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def connect(self, index: int = 0) -> FrontEnd:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(os.fspath(self.sockets[index]))
+        return FrontEnd(sock)
+
+    def status(self) -> list[dict[str, Any]]:
+        result = subprocess.run(
+            [*APPLIANCE, "status", "--json", "--store", f"lmdb://{self.store}"],
+            check=True,
+            stdout=subprocess.PIPE,
+        )
+        sessions: list[dict[str, Any]] = json.loads(result.stdout)["sessions"]
+        return sessions
+
+    def _wait_ready(self) -> None:
+        for _ in every_event(DEADLINE_S):
+            if "READY" in self.log():
+                return
+            if self.process.poll() is not None:
+                break
+        raise AssertionError(f"virtiofs did not come up:\n{self.log()}")
+
+
+class FakeGuest:
+    """Guest memory, a hiprio ring and request rings, and a VMM that connects them to a back-end."""
+
+    def __init__(
+        self,
+        front_end: FrontEnd,
+        *,
+        num_request_queues: int = 1,
+        num: int = 128,
+        vmm: Vmm | None = None,
+    ) -> None:
+        self.memory = GuestMemory()
+        self.rings = [DriverRing(self.memory, num) for _ in range(1 + num_request_queues)]
+        self.vmm = vmm or Qemu(front_end, 1 + num_request_queues)
+        self._unique = 0
+        self.vmm.realize()
+        self.vmm.start(self.memory, self.rings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.vmm.close()
+        for ring in self.rings:
+            ring.close()
+        self.memory.close()
+
+    def send(self, request: bytes, *, room: int = 4096, queue: int = 1) -> int:
+        """Put one request into a ring without waiting; return its head."""
+        ring = self.rings[queue]
+        head = ring.add_chain([request], [16, room] if room else [])
+        ring.publish()
+        return head
+
+    def ask(self, request: bytes, *, room: int = 4096, queue: int = 1) -> fuse_client.Answer:
+        """Send one request and return its answer."""
+        self.send(request, room=room, queue=queue)
+        (used,) = self.rings[queue].collect(timeout_s=DEADLINE_S)
+        return fuse_client.parse_reply(used.data)
+
+    def mount(self, queue: int = 1) -> None:
+        """Negotiate as Linux 6.1 does."""
+        assert self.ask(fuse_client.init(), queue=queue).error == 0
+
+    def lookup(self, nodeid: int, name: bytes) -> int:
+        """Return the nodeid of a name that is there."""
+        answer = self.ask(fuse_client.lookup(nodeid, name))
+        assert answer.error == 0, answer
+        return fuse_client.parse_entry(answer.body).nodeid
+
+
+def every_event(deadline_s: float) -> Iterator[float]:
+    """Yield now and then until the deadline; for conditions in other processes without an fd."""
+    end_s = time.monotonic() + deadline_s
+    with contextlib.closing(select.epoll()) as nothing:
+        while (left_s := end_s - time.monotonic()) > 0:
+            yield left_s
+            nothing.poll(0.01)

@@ -1,0 +1,26 @@
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def test_protobuf_code_is_what_the_protos_give(tmp_path: Path) -> None:
+    subprocess.run([PROJECT / "setup" / "protos.sh", tmp_path], check=True, timeout=60)
+
+    made = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*_pb2.py*")}
+    assert len(made) == 2 * len(list(PROJECT.glob("appliance/protos/*.proto")))
+    assert made == {name: (PROJECT / name).read_text() for name in made}
+
+
+def test_wire_code_is_what_the_tables_give() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "appliance.wiregen", "--check"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -7,16 +7,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote, urlsplit
 
 from appliance import __version__
+from appliance.cli_addresses import add_store_option, default_store
+from appliance.cli_store import add_commands
 from appliance.errors import ApplianceError, ConfigError, StoreError
 from appliance.log import configure_logging
+from appliance.store.service_uri import LmdbAddress, parse_service_uri
 from appliance.terminal import import_progress
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - has no other name
 
+_PRINTS_JSON: Final = frozenset({"status", "path-info", "ls"})
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
 _MAX_REQUEST_QUEUES: Final = 254
@@ -27,7 +30,9 @@ _DEFAULT_QUEUE_SIZE: Final = 1024
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status."""
     options = _parser().parse_args(argv)
-    configure_logging(options.log_level, is_json=options.json and options.command != "status")
+    configure_logging(
+        options.log_level, is_json=options.json and options.command not in _PRINTS_JSON
+    )
     try:
         options.run(options)
     except ConfigError as exc:
@@ -57,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         default="INFO",
         help="least severe events to log (default: info)",
     )
-    common.add_argument("--json", action="store_true", help="log as JSON; for status: print JSON")
+    common.add_argument(
+        "--json", action="store_true", help="log as JSON; status, path-info and ls: print JSON"
+    )
     state = argparse.ArgumentParser(add_help=False)
     state.add_argument(
         "--state-dir",
@@ -65,11 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where the node index is (default: beside the store; or APPLIANCE_STATE_DIR)",
     )
     store = argparse.ArgumentParser(add_help=False)
-    store.add_argument(
-        "--store",
-        metavar="URI",
-        help="the store, as lmdb:///absolute/path (or APPLIANCE_STORE)",
-    )
+    add_store_option(store)
     parser = argparse.ArgumentParser(
         prog="appliance",
         description="A read-only file system server over a content-addressed store.",
@@ -79,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_import(commands, [common, store])
     _add_virtiofs(commands, [common, store, state])
     _add_status(commands, [common, store, state])
+    add_commands(commands, [common, store])
     return parser
 
 
@@ -188,24 +192,11 @@ def _run_status(options: argparse.Namespace) -> None:
 def _store_path(options: argparse.Namespace) -> Path:
     uri = options.store or os.environ.get("APPLIANCE_STORE")
     if not uri:
-        return _default_store()
-    parts = urlsplit(uri)
-    if parts.scheme != "lmdb":
-        raise ConfigError(f"store {uri}: unknown scheme {parts.scheme!r}, expected lmdb:///path")
-    if parts.netloc:
-        raise ConfigError(f"store {uri}: has a host, expected lmdb:///path with three slashes")
-    if parts.query or parts.fragment:
-        raise ConfigError(f"store {uri}: takes no query and no fragment")
-    if not parts.path.startswith("/") or parts.path == "/":
-        raise ConfigError(f"store {uri}: the path must be absolute and not / itself")
-    return Path(unquote(parts.path))
-
-
-def _default_store() -> Path:
-    if os.geteuid() == 0:
-        return Path("/var/lib/appliance/store")
-    state_home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(state_home) / "appliance" / "store"
+        return default_store()
+    address = parse_service_uri(uri)
+    if not isinstance(address, LmdbAddress):
+        raise ConfigError(f"store {uri}: expected lmdb:///path")
+    return address.path
 
 
 def _state_dir(options: argparse.Namespace, store_path: Path) -> Path:

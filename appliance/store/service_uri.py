@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from appliance.errors import ConfigError
@@ -48,7 +48,7 @@ def parse_service_uri(uri: str) -> ServiceAddress:
     except ValueError as exc:
         raise ConfigError(f"service address {uri}: {exc}") from exc
     if parts.query or parts.fragment:
-        _refuse(uri, "takes no query and no fragment")
+        raise _refusal(uri, "takes no query and no fragment")
     match parts.scheme:
         case "memory":
             return _memory(uri, parts)
@@ -58,7 +58,7 @@ def parse_service_uri(uri: str) -> ServiceAddress:
             return GrpcAddress(f"unix:{_path(uri, parts)}", is_tls=False)
         case "grpc+http" | "grpc+https":
             return _grpc_host(uri, parts)
-    _refuse(
+    raise _refusal(
         uri,
         f"unknown scheme {parts.scheme!r}; "
         "memory, lmdb, grpc+unix, grpc+http and grpc+https are known",
@@ -67,39 +67,39 @@ def parse_service_uri(uri: str) -> ServiceAddress:
 
 def _memory(uri: str, parts: SplitResult) -> MemoryAddress:
     if parts.netloc:
-        _refuse(uri, "memory takes no host")
+        raise _refusal(uri, "memory takes no host")
     if parts.path:
-        _refuse(uri, "memory takes no path")
+        raise _refusal(uri, "memory takes no path")
     return MemoryAddress()
 
 
 def _path(uri: str, parts: SplitResult) -> Path:
     if parts.netloc:
-        _refuse(uri, f"has a host; write {parts.scheme}:///path, with three slashes")
+        raise _refusal(uri, f"has a host; write {parts.scheme}:///path, with three slashes")
     path = unquote(parts.path)
     if not path.startswith("/"):
-        _refuse(uri, "the path must be absolute")
+        raise _refusal(uri, "the path must be absolute")
     if not path.strip("/"):
-        _refuse(uri, "the path must not be / itself")
+        raise _refusal(uri, "the path must not be / itself")
     if "\0" in path:
-        _refuse(uri, "the path contains NUL")
+        raise _refusal(uri, "the path contains NUL")
     return Path(path)
 
 
 def _grpc_host(uri: str, parts: SplitResult) -> GrpcAddress:
     if parts.path:
-        _refuse(uri, "takes no path, not even a trailing slash")
+        raise _refusal(uri, "takes no path, not even a trailing slash")
     if not parts.hostname:
-        _refuse(uri, "the host is missing")
+        raise _refusal(uri, "the host is missing")
     if parts.username is not None or parts.password is not None:
-        _refuse(uri, "takes no user name")
+        raise _refusal(uri, "takes no user name")
     try:
         port = _DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
     except ValueError as exc:
-        _refuse(uri, str(exc))
+        raise _refusal(uri, str(exc)) from exc
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return GrpcAddress(f"dns:///{host}:{port}", is_tls=parts.scheme == "grpc+https")
 
 
-def _refuse(uri: str, rule: str) -> NoReturn:
-    raise ConfigError(f"service address {uri}: {rule}")
+def _refusal(uri: str, rule: str) -> ConfigError:
+    return ConfigError(f"service address {uri}: {rule}")

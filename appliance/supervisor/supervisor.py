@@ -15,12 +15,13 @@ import uvloop
 
 from appliance.errors import VhostError
 from appliance.index.node_index import NodeIndex
+from appliance.sockets import notify
 from appliance.store.store import Store
 from appliance.supervisor.device import Device
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.queue_worker import WorkerSettings
 from appliance.supervisor.resolving import ResolvingQueue
-from appliance.supervisor.sockets import Listener, notify
+from appliance.supervisor.sockets import Listener
 from appliance.supervisor.status import StatusServer
 from appliance.vhost.conversation import converse
 from appliance.vhost.session import DeviceProperties, Session

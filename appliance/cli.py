@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from appliance import __version__
+from appliance.castore.nodes import SizeDialect
 from appliance.cli_addresses import add_store_option, default_store
 from appliance.cli_store import add_commands
 from appliance.errors import ApplianceError, ConfigError, StoreError
@@ -90,6 +91,13 @@ def _add_import(commands: "Subparsers", parents: list[argparse.ArgumentParser]) 
     command = commands.add_parser(
         "import", parents=parents, help="put files, directories or symlinks into the store"
     )
+    command.add_argument(
+        "--directory-sizes",
+        choices=[dialect.name.lower() for dialect in SizeDialect],
+        default=SizeDialect.DOCUMENTED.name.lower(),
+        help="how directories count their entries, which is part of their digests: as the format "
+        "is documented, or doubled as newer Tvix and Snix do (default: documented)",
+    )
     command.add_argument("paths", nargs="+", metavar="PATH", type=Path)
     command.set_defaults(run=_run_import)
 
@@ -128,8 +136,9 @@ def _run_import(options: argparse.Namespace) -> None:
     from appliance.importer.importer import import_paths
 
     store_path = _store_path(options)
+    dialect = SizeDialect[options.directory_sizes.upper()]
     with import_progress() as progress:
-        for imported in import_paths(store_path, options.paths, progress=progress):
+        for imported in import_paths(store_path, options.paths, progress=progress, dialect=dialect):
             progress.clear()
             print(imported, flush=True)
 

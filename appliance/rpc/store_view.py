@@ -166,6 +166,8 @@ def path_info_json(message: pathinfo_pb2.PathInfo) -> "dict[str, object]":
 
 
 def _ca_text(narinfo: pathinfo_pb2.NARInfo) -> str:
+    if narinfo.ca.type not in pathinfo_pb2.NARInfo.CA.Hash.values():
+        return f"unknown:{narinfo.ca.type}"
     kind = pathinfo_pb2.NARInfo.CA.Hash.Name(narinfo.ca.type)
     method, algorithm = kind.split("_")
     prefix = {"NAR": "fixed:r:", "FLAT": "fixed:", "TEXT": "text:"}[method]

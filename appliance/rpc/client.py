@@ -160,8 +160,9 @@ class Sending:
         with self._peer.translating():
             try:
                 await self._peer.in_time(self._call.write(message))
-            except (asyncio.InvalidStateError, grpc.aio.UsageError):
-                # The server has answered already, which it does only to refuse.
+            except (asyncio.InvalidStateError, grpc.RpcError):
+                # The server has ended the call already, and why is in its answer: the failure to
+                # write has a status of its own, which says nothing.
                 await self._call
                 raise ServiceUnavailableError(f"{self._peer.name}: ended the call early") from None
 

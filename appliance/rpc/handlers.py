@@ -66,7 +66,7 @@ class Edge:
         async def call(requests: AsyncIterator[bytes], context: Context) -> bytes:
             with self._call():
                 try:
-                    return await handler(requests)
+                    return await handler(_whole(requests, context))
                 except Exception as exc:  # noqa: BLE001 - as above
                     await _abort(context, exc)
 
@@ -105,6 +105,19 @@ def digest_untrusted(value: bytes) -> Digest:
     if len(value) != DIGEST_SIZE:
         raise StatusError(grpc.StatusCode.INVALID_ARGUMENT, "invalid digest length")
     return Digest(value)
+
+
+async def _whole(
+    requests: AsyncIterator[bytes], context: Context
+) -> AsyncGenerator[bytes, None]:
+    # The stream of a client that has gone away, or given up, ends like one that is complete, and
+    # that it is cancelled may be heard only later. But nothing can be sent to such a client.
+    async for request in requests:
+        yield request
+    try:
+        await context.send_initial_metadata(())
+    except grpc.aio.BaseError as exc:
+        raise StatusError(grpc.StatusCode.CANCELLED, "the client has gone away") from exc
 
 
 async def _abort(context: Context, exc: Exception) -> NoReturn:

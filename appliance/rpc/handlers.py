@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
-from typing import NoReturn, TypeAlias, TypeVar
+from contextlib import aclosing, contextmanager, suppress
+from typing import Final, NoReturn, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -13,6 +13,10 @@ from appliance.errors import InvalidRequestError
 from appliance.rpc.status import StatusError, status_of
 
 M = TypeVar("M", bound=Message)
+
+# What is still taken of a stream that is refused.
+_DRAIN_BYTES: Final = 8 << 20
+_DRAIN_S: Final = 0.5
 
 # Quoted: these classes are generic in their stubs only.
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
@@ -42,7 +46,9 @@ class Edge:
                 try:
                     return await handler(request)
                 except Exception as exc:  # noqa: BLE001 - each becomes a status, bugs are logged
-                    await _abort(context, exc)
+                    status = status_of(exc)
+                request = b""
+                return await _abort(context, status)
 
         return grpc.unary_unary_rpc_method_handler(call)
 
@@ -51,12 +57,16 @@ class Edge:
 
         async def call(request: bytes, context: Context) -> AsyncIterator[bytes]:
             with self._call():
-                async with aclosing(handler(request)) as responses:
-                    try:
+                try:
+                    async with aclosing(handler(request)) as responses:
                         async for response in responses:
                             yield response
-                    except Exception as exc:  # noqa: BLE001 - as above
-                        await _abort(context, exc)
+                except Exception as exc:  # noqa: BLE001 - as above
+                    status = status_of(exc)
+                else:
+                    return
+                request = b""
+                await _abort(context, status)
 
         return grpc.unary_stream_rpc_method_handler(call)
 
@@ -68,7 +78,9 @@ class Edge:
                 try:
                     return await handler(_whole(requests, context))
                 except Exception as exc:  # noqa: BLE001 - as above
-                    await _abort(context, exc)
+                    status = status_of(exc)
+                await _drain(requests)
+                return await _abort(context, status)
 
         return grpc.stream_unary_rpc_method_handler(call)
 
@@ -107,9 +119,7 @@ def digest_untrusted(value: bytes) -> Digest:
     return Digest(value)
 
 
-async def _whole(
-    requests: AsyncIterator[bytes], context: Context
-) -> AsyncGenerator[bytes, None]:
+async def _whole(requests: AsyncIterator[bytes], context: Context) -> AsyncGenerator[bytes, None]:
     # The stream of a client that has gone away, or given up, ends like one that is complete, and
     # that it is cancelled may be heard only later. But nothing can be sent to such a client.
     async for request in requests:
@@ -120,6 +130,20 @@ async def _whole(
         raise StatusError(grpc.StatusCode.CANCELLED, "the client has gone away") from exc
 
 
-async def _abort(context: Context, exc: Exception) -> NoReturn:
-    code, text = status_of(exc)
-    await context.abort(code, text)
+async def _drain(requests: AsyncIterator[bytes]) -> None:
+    # Some clients that are still sending when the answer comes see that they could not send, and
+    # not the answer: whoever is about done gets the chance to be.
+    left = _DRAIN_BYTES
+    with suppress(TimeoutError, grpc.aio.BaseError):
+        async with asyncio.timeout(_DRAIN_S):
+            async for request in requests:
+                left -= len(request)
+                if left < 0:
+                    return
+
+
+async def _abort(context: Context, status: tuple[grpc.StatusCode, str]) -> NoReturn:
+    # gRPC keeps the exception that this raises, and it keeps all that its frames, and those of an
+    # exception under way, refer to, in a cycle: so it is called outside of any `except`, by frames
+    # that refer to no message.
+    await context.abort(*status)

@@ -48,8 +48,8 @@ def status_of(exc: Exception) -> tuple[grpc.StatusCode, str]:
     code, text = _status_of(exc)
     if code in {grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS}:
         _LOG.error("%s", text, exc_info=None if isinstance(exc, ApplianceError) else exc)
-    elif code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        _LOG.error("%s", text)
+    elif code in {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}:
+        _LOG.warning("%s", text)
     return code, text[:_TEXT_MAX]
 
 

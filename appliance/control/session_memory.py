@@ -17,6 +17,7 @@ guest sends nothing else before it has the reply.
 (vhost-user: Inflight I/O tracking; split virtqueue layout).
 """
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -55,6 +56,12 @@ class SessionMemory:
         return self._map[0] != 0
 
     @property
+    def flags(self) -> int:
+        """The negotiated FUSE flags, 64 of them."""
+        flags: int = _FIELDS.unpack_from(self._map)[2]
+        return flags
+
+    @property
     def minor(self) -> int:
         """The negotiated FUSE minor version."""
         minor: int = _FIELDS.unpack_from(self._map)[1]
@@ -80,7 +87,9 @@ class SessionMemory:
         return [sum(every[opcode::COUNTERS_PER_QUEUE]) for opcode in range(COUNTERS_PER_QUEUE)]
 
     def close(self) -> None:
-        """Close the fd. The mapping goes with the last view of it."""
+        """Close the fd; the mapping goes, too, or with the last view of it."""
+        with contextlib.suppress(BufferError):
+            self._map.close()
         os.close(self.fd)
 
 
@@ -135,7 +144,9 @@ class InflightMemory:
         )
 
     def close(self) -> None:
-        """Close the fd. The mapping goes with the last view of it."""
+        """Close the fd; the mapping goes, too, or with the last view of it."""
+        with contextlib.suppress(BufferError):
+            self._map.close()
         os.close(self.fd)
 
 

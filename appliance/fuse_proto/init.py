@@ -24,6 +24,8 @@ WANTED_FLAGS: Final = (
     | InitFlag.NO_OPEN_SUPPORT
     | InitFlag.NO_OPENDIR_SUPPORT
 )
+# On /dev/fuse a server may ask for requests to be sent again that a dead worker had read.
+DEVICE_FLAGS: Final = WANTED_FLAGS | InitFlag.HAS_RESEND
 MAX_PAGES: Final = 256  # 1 MiB per READ, the most Linux allows without a sysctl
 # Linux takes the smaller of this and its own setting, so it can only be too low.
 MAX_READAHEAD: Final = 1 << 20
@@ -45,8 +47,12 @@ class Agreement(NamedTuple):
     max_readahead: int
 
 
-def negotiate(offer: InitIn) -> Agreement:
+def negotiate(offer: InitIn, wanted: InitFlag = WANTED_FLAGS) -> Agreement:
     """Return what to answer to `offer`, and the values of the session it starts.
+
+    Args:
+        offer: what the guest's kernel can do.
+        wanted: the flags to agree to where they are offered.
 
     Raises:
         OSError: EPROTO; the guest's protocol is older than any we speak.
@@ -59,7 +65,7 @@ def negotiate(offer: InitIn) -> Agreement:
     if offer.major < MAJOR or offer.minor < OLDEST_MINOR:
         raise OSError(EPROTO, f"FUSE {offer.major}.{offer.minor} is older than 7.{OLDEST_MINOR}")
     minor = min(offer.minor, MINOR)
-    flags = _offered_flags(offer) & WANTED_FLAGS
+    flags = _offered_flags(offer) & wanted
     readahead = max(offer.max_readahead, MAX_READAHEAD)
     reply = InitOut(
         major=MAJOR,

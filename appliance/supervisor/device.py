@@ -11,7 +11,8 @@ from appliance.control.session_memory import (
 from appliance.errors import VhostError
 from appliance.fuse_proto._wire import Opcode
 from appliance.supervisor.forker import Forker
-from appliance.supervisor.queue_worker import QueueWorker, WorkerSettings
+from appliance.supervisor.kept_worker import WorkerSettings
+from appliance.supervisor.queue_worker import QueueWorker
 from appliance.supervisor.resolving import ResolvingQueue
 from appliance.vhost.backend import VringConfig
 from appliance.vhost.memory import Region

@@ -18,7 +18,7 @@ from appliance.index.node_index import NodeIndex
 from appliance.store.store import Store
 from appliance.supervisor.device import Device
 from appliance.supervisor.forker import Forker
-from appliance.supervisor.queue_worker import WorkerSettings
+from appliance.supervisor.kept_worker import WorkerSettings
 from appliance.supervisor.resolving import ResolvingQueue
 from appliance.supervisor.sockets import Listener, notify
 from appliance.supervisor.status import StatusServer

@@ -130,6 +130,11 @@ def _add_mount(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -
     )
     command.add_argument("--allow-other", action="store_true", help="let other users in")
     command.add_argument(
+        "--passthrough",
+        action="store_true",
+        help="let the kernel read large files by itself (Linux 6.9, root)",
+    )
+    command.add_argument(
         "-f", "--foreground", action="store_true", help="accepted: it is always in the foreground"
     )
     command.set_defaults(run=_run_mount)
@@ -185,6 +190,8 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
 def _run_mount(options: argparse.Namespace) -> None:
     from appliance.supervisor.mounter import MountConfig, serve
 
+    if options.passthrough and os.geteuid() != 0:
+        raise ConfigError("--passthrough: only root may use it")
     store_path = _store_path(options)
     serve(
         MountConfig(
@@ -196,6 +203,7 @@ def _run_mount(options: argparse.Namespace) -> None:
             path=options.dest,
             num_workers=_in_range("--threads", options.threads, _MAX_MOUNT_WORKERS),
             allows_other=options.allow_other,
+            has_passthrough=options.passthrough,
         )
     )
 

@@ -83,6 +83,9 @@ class Handler(Operations):
         """Close the files held open; the index and the store stay the caller's."""
         self._blobs.close()
 
+    def unanswered(self, request: memoryview) -> None:
+        """Hear that the reply to `request` (all of it) found nobody who waits for it."""
+
     # --- Names and attributes ---
 
     def lookup(self, request: Request) -> Body:

@@ -26,6 +26,10 @@ WANTED_FLAGS: Final = (
 )
 # On /dev/fuse a server may ask for requests to be sent again that a dead worker had read.
 DEVICE_FLAGS: Final = WANTED_FLAGS | InitFlag.HAS_RESEND
+# Files are opened, and the kernel reads those that have a backing file without us.
+PASSTHROUGH_FLAGS: Final = (DEVICE_FLAGS | InitFlag.PASSTHROUGH) & ~InitFlag.NO_OPEN_SUPPORT
+# A backing file may lie on a plain file system only, not on a stacked one.
+MAX_STACK_DEPTH: Final = 1
 MAX_PAGES: Final = 256  # 1 MiB per READ, the most Linux allows without a sysctl
 # Linux takes the smaller of this and its own setting, so it can only be too low.
 MAX_READAHEAD: Final = 1 << 20
@@ -79,7 +83,7 @@ def negotiate(offer: InitIn, wanted: InitFlag = WANTED_FLAGS) -> Agreement:
         max_pages=MAX_PAGES if flags & InitFlag.MAX_PAGES else 0,
         map_alignment=0,
         flags2=flags >> 32,
-        max_stack_depth=0,
+        max_stack_depth=MAX_STACK_DEPTH if flags & InitFlag.PASSTHROUGH else 0,
         request_timeout=0,
     )
     return Agreement(reply, is_final=True, minor=minor, flags=flags, max_readahead=readahead)

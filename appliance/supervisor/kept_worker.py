@@ -60,7 +60,7 @@ class Duty(Protocol):
         """Bring up a successor: the worker died."""
 
     def heard(self, envelope: pb.Envelope) -> None:
-        """Take a message that is neither a reply nor for the resolver."""
+        """Take a message that is neither a reply nor for the index."""
 
 
 class KeptWorker:
@@ -149,8 +149,8 @@ class KeptWorker:
             await self._exit
 
     def _on_message(self, envelope: pb.Envelope) -> None:
-        if envelope.HasField("resolve"):
-            self._spawn_task(self._answer_resolve(envelope, self.link))
+        if envelope.HasField("resolve") and not envelope.resolve.HasField("backing"):
+            self.spawn_task(self._answer_resolve(envelope, self.link))
         else:
             self._duty.heard(envelope)
 
@@ -168,7 +168,7 @@ class KeptWorker:
             self._back_off_s = 0.0
         else:
             self._grow_back_off()
-        self._spawn_task(self._revive(self.pid, self._exit))
+        self.spawn_task(self._revive(self.pid, self._exit))
 
     def _grow_back_off(self) -> None:
         self._back_off_s = min(max(_BACK_OFF_S, 2 * self._back_off_s), _BACK_OFF_LIMIT_S)
@@ -180,7 +180,8 @@ class KeptWorker:
         await self._duty.resume()
         await self._resolving.reap_readers()
 
-    def _spawn_task(self, work: Coroutine[None, None, None]) -> None:
+    def spawn_task(self, work: Coroutine[None, None, None]) -> None:
+        """Run `work` beside everything else."""
         # The loop keeps only weak references to tasks.
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from appliance.control.session_memory import SessionMemory
 from appliance.fuse_proto._wire import InitFlag
 from appliance.protos import control_pb2 as pb
+from appliance.supervisor.backings import Backings
 from appliance.supervisor.kept_worker import KeptWorker, WorkerSettings
 from appliance.supervisor.link import Link, LinkClosedError
 from appliance.supervisor.mountpoint import Mountpoint
@@ -29,8 +30,12 @@ class Mount:
         num_workers: int,
         settings: WorkerSettings,
         services: Services,
+        *,
+        has_passthrough: bool,
     ) -> None:
         self.label = str(mountpoint.path)
+        self.has_passthrough = has_passthrough
+        self.backings = Backings(mountpoint.fd, services.resolving.open_content)
         # Set when the mount is gone.
         self.ended = asyncio.Event()
         self.mountpoint = mountpoint
@@ -96,7 +101,9 @@ class _CloneWorker:
     # Duty.
 
     def configuration(self) -> tuple[pb.Configure, Sequence[int]]:
-        configure = self._settings.configure(self._slot, pb.Device())
+        configure = self._settings.configure(
+            self._slot, pb.Device(passthrough=self._mount.has_passthrough)
+        )
         return configure, [self._mount.session.fd, self._fd]
 
     async def instruct(self, link: Link) -> None:
@@ -112,9 +119,20 @@ class _CloneWorker:
             return  # closing
 
     def heard(self, envelope: pb.Envelope) -> None:
-        if envelope.HasField("device_ended"):
-            self._kept.begin_close()
-            self._mount.ended.set()
+        match envelope.WhichOneof("body"):
+            case "device_ended":
+                self._kept.begin_close()
+                self._mount.ended.set()
+            case "resolve":
+                self._kept.spawn_task(self._grant(envelope, self._kept.link))
+            case "released":
+                self._mount.backings.release(envelope.released.number)
+
+    async def _grant(self, envelope: pb.Envelope, link: Link | None) -> None:
+        backing_id = await self._mount.backings.take(envelope.resolve.backing)
+        if link is not None:
+            resolved = pb.Resolved(backing_id=backing_id)
+            link.post(pb.Envelope(id=envelope.id, resolved=resolved))
 
     def _recover_requests(self) -> None:
         # Nobody but the dead worker could answer what was read from its clone.

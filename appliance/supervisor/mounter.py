@@ -12,6 +12,7 @@ from typing import Any
 import uvloop
 
 from appliance.errors import MountError
+from appliance.fuse_proto._wire import InitFlag
 from appliance.supervisor.mount import Mount
 from appliance.supervisor.mountpoint import Mountpoint
 from appliance.supervisor.services import ServiceConfig, running
@@ -27,6 +28,7 @@ class MountConfig(ServiceConfig):
     path: Path
     num_workers: int
     allows_other: bool
+    has_passthrough: bool
 
 
 def serve(config: MountConfig) -> None:
@@ -59,7 +61,11 @@ class Mounter:
             mountpoint.mount()
             stack.callback(mountpoint.close)
             mount = self._mount = Mount(
-                mountpoint, config.num_workers, config.worker_settings(), services
+                mountpoint,
+                config.num_workers,
+                config.worker_settings(),
+                services,
+                has_passthrough=config.has_passthrough,
             )
             await mount.start()
             await self._serve(mount, stop)
@@ -87,6 +93,8 @@ class Mounter:
         try:
             await asyncio.wait([ready, *ends], return_when=asyncio.FIRST_COMPLETED)
             if ready.done() and not ready.exception():
+                if self._config.has_passthrough and not mount.session.flags & InitFlag.PASSTHROUGH:
+                    _LOG.warning("this kernel has no FUSE passthrough; going on without")
                 _say_ready(mount.label)
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:

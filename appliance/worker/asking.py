@@ -3,7 +3,13 @@
 import socket
 
 from appliance.control import channel
-from appliance.index.wants import DirectoryWanted, RootListWanted, RootNameWanted, Want
+from appliance.index.wants import (
+    BackingWanted,
+    DirectoryWanted,
+    RootListWanted,
+    RootNameWanted,
+    Want,
+)
 from appliance.protos import control_pb2 as pb
 
 
@@ -38,3 +44,5 @@ def _resolve_message(want: Want) -> pb.Resolve:
             return pb.Resolve(root_name=name)
         case RootListWanted():
             return pb.Resolve(root_list=True)
+        case BackingWanted(number, _unique):
+            return pb.Resolve(backing=number)

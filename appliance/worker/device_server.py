@@ -56,6 +56,7 @@ class DeviceServer:
 
     def _serve(self, request: memoryview) -> None:
         try:
-            self._device.serve(request, self._dispatcher)
+            if not self._device.serve(request, self._dispatcher):
+                self._handler.unanswered(request)
         except NotReady as exc:
             self._parked.park(exc, bytes(request))

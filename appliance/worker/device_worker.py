@@ -7,7 +7,9 @@ import socket
 from appliance.control import channel
 from appliance.devfuse import Device, DeviceEndedError
 from appliance.fs.handler import Handler
+from appliance.fs.passthrough import PassthroughHandler
 from appliance.fuse_proto.dispatch import Dispatcher
+from appliance.index.wants import BackingWanted
 from appliance.protos import control_pb2 as pb
 from appliance.worker.asking import Asking
 from appliance.worker.device_server import DeviceServer
@@ -26,6 +28,7 @@ class DeviceWorker:
     ) -> None:
         self._sock = sock
         self._device_fd = device_fd
+        self._handler = handler
         self._asking = Asking(sock)
         self._server = DeviceServer(Device(device_fd), dispatcher, handler, self._asking.ask)
         self._poller = select.epoll()
@@ -70,6 +73,8 @@ class DeviceWorker:
             return False
         envelope, _fds = message
         want = self._asking.answered(envelope)
+        if isinstance(want, BackingWanted) and isinstance(self._handler, PassthroughHandler):
+            self._handler.grant(want, envelope.resolved.backing_id)
         if want is not None:
             self._server.resolved(want, envelope.resolved.errno)
         return True

@@ -17,8 +17,9 @@ from appliance.control.session_memory import InflightMemory, SessionMemory
 from appliance.engine import GuestMap, Region, Ring, RingLayout
 from appliance.errors import ApplianceError, RingError
 from appliance.fs.handler import Handler
+from appliance.fs.passthrough import PassthroughHandler
 from appliance.fuse_proto.dispatch import Dispatcher
-from appliance.fuse_proto.init import DEVICE_FLAGS
+from appliance.fuse_proto.init import DEVICE_FLAGS, PASSTHROUGH_FLAGS, WANTED_FLAGS
 from appliance.index.node_index import NodeIndex
 from appliance.log import configure_logging
 from appliance.protos import control_pb2 as pb
@@ -41,20 +42,29 @@ def main(sock: socket.socket) -> None:
     envelope, (session_fd, *device_fds) = message
     config = envelope.configure
     configure_logging(config.log_level, is_json=config.log_json)
-    handler = Handler(
-        NodeIndex.open(Path(config.index_path), is_readonly=True),
-        Store.open(Path(config.store_path), is_readonly=True),
-        is_root_listable=config.list_root,
-    )
+    index = NodeIndex.open(Path(config.index_path), is_readonly=True)
+    store = Store.open(Path(config.store_path), is_readonly=True)
     session = SessionMemory(session_fd)
     counters = session.counters(config.queue)
+    wanted_flags = WANTED_FLAGS
+    handler = Handler(index, store, is_root_listable=config.list_root)
+    if config.device.passthrough:
+        wanted_flags = PASSTHROUGH_FLAGS
+        handler = PassthroughHandler(
+            index,
+            store,
+            is_root_listable=config.list_root,
+            released=lambda number: channel.send(
+                sock, pb.Envelope(released=pb.Released(number=number))
+            ),
+        )
+    elif device_fds:
+        wanted_flags = DEVICE_FLAGS
+    dispatcher = Dispatcher(handler, session, counters, wanted_flags=wanted_flags)
     if device_fds:
-        (device_fd,) = device_fds
-        wanted = DEVICE_FLAGS
-        dispatcher = Dispatcher(handler, session, counters, wanted_flags=wanted)
-        DeviceWorker(sock, device_fd, dispatcher, handler).run()
+        DeviceWorker(sock, device_fds[0], dispatcher, handler).run()
     else:
-        Worker(sock, config.queue, Dispatcher(handler, session, counters), handler).run()
+        Worker(sock, config.queue, dispatcher, handler).run()
 
 
 class Worker:

@@ -44,6 +44,7 @@ from appliance.vhost._wire import (
     unpack_word,
 )
 from appliance.vhost.backend import Backend
+from appliance.vhost.fds import FdHolder
 from appliance.vhost.fs_device import DeviceProperties, is_queue_size
 from appliance.vhost.memory import MAX_REGIONS, RegionTable
 from appliance.vhost.messages import Message, Reply, ack
@@ -68,6 +69,7 @@ class Session:
         self._rings = Rings(device, backend)
         self._features: int | None = None
         self._protocol_features: int | None = None
+        self._backend_channel = FdHolder()  # held for as long as the front-end listens there
 
     async def handle(self, message: Message) -> Reply | None:
         """Carry out `message`, close what is left of it, and return the reply that is due.
@@ -93,6 +95,7 @@ class Session:
             await self._backend.close()
         finally:
             self._rings.close()
+            self._backend_channel.close()
 
     def _check_untrusted(self, message: Message) -> None:
         row = message.row
@@ -145,6 +148,9 @@ class Session:
         await self._backend.reset()
 
     # --- Configuration space ---
+
+    async def _set_backend_req_fd(self, message: Message) -> None:
+        self._backend_channel.replace(message.take_fd(0))
 
     async def _get_config(self, message: Message) -> Reply:
         config = unpack_config(message.payload)
@@ -270,6 +276,7 @@ class Session:
         Request.GET_FEATURES: _get_features,
         Request.SET_FEATURES: _set_features,
         Request.SET_OWNER: _set_owner,
+        Request.SET_BACKEND_REQ_FD: _set_backend_req_fd,
         Request.RESET_OWNER: _reset_owner,
         Request.SET_MEM_TABLE: _set_mem_table,
         Request.SET_VRING_NUM: _set_vring_num,

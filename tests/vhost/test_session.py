@@ -66,7 +66,7 @@ def test_virtio_features_that_were_not_offered_are_refused(bit: int) -> None:
         assert rig.is_acked(Request.SET_FEATURES, word(GUEST_FEATURES))
 
 
-@pytest.mark.parametrize("bit", [1, 5, 8, 14, 16, 19, 63])
+@pytest.mark.parametrize("bit", [1, 8, 10, 14, 16, 19, 63])
 def test_protocol_features_that_were_not_offered_are_refused(bit: int) -> None:
     with Rig() as rig:
         assert not rig.is_acked(Request.SET_PROTOCOL_FEATURES, word(1 | 1 << bit))

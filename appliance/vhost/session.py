@@ -19,6 +19,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import ClassVar, Final
 
+from appliance.engine import inflight_size
 from appliance.errors import VhostError
 from appliance.vhost._wire import (
     CONFIG_SIZE,
@@ -50,7 +51,7 @@ from appliance.vhost.memory import MAX_REGIONS, RegionTable
 from appliance.vhost.messages import Message, Reply, ack
 from appliance.vhost.rings import Rings
 
-__all__ = ["DeviceProperties", "Session", "inflight_area_bytes"]
+__all__ = ["DeviceProperties", "Session"]
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -253,7 +254,7 @@ class Session:
     async def _set_inflight_fd(self, message: Message) -> None:
         inflight = unpack_inflight(message.payload)
         self._check_inflight_untrusted(inflight)
-        needed = inflight.num_queues * inflight_area_bytes(inflight.queue_size)
+        needed = inflight.num_queues * inflight_size(inflight.queue_size)
         if inflight.mmap_size < needed:
             raise VhostError(f"inflight buffer of {inflight.mmap_size} bytes, at least {needed}")
         await self._backend.set_inflight(message.take_fd(0), *inflight)
@@ -299,14 +300,6 @@ class Session:
         Request.ADD_MEM_REG: _add_mem_reg,
         Request.REM_MEM_REG: _rem_mem_reg,
     }
-
-
-def inflight_area_bytes(queue_size: int) -> int:
-    """Return the size of one queue's area in an inflight buffer: head and entries, 64-aligned.
-
-    Spec: vhost-user: Inflight I/O tracking, Split virtqueue.
-    """
-    return (16 + 16 * queue_size + 63) // 64 * 64
 
 
 def _word(message: Message, value: int) -> Reply:

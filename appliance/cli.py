@@ -164,13 +164,14 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
     # Imported here: `import` and `status` need neither the loop nor the C engine.
     from appliance.supervisor.sockets import Listener
     from appliance.supervisor.supervisor import VirtiofsConfig, serve
+    from appliance.vhost.fs_device import encode_tag
 
     store_path = _store_path(options)
     config = VirtiofsConfig(
         store_path=store_path,
         state_dir=_state_dir(options, store_path),
         is_root_listable=options.list_root,
-        tag=options.tag.encode() if options.tag is not None else None,
+        tag=encode_tag(options.tag) if options.tag is not None else None,
         num_request_queues=_in_range(
             "--num-request-queues", options.num_request_queues, _MAX_REQUEST_QUEUES
         ),

@@ -24,16 +24,15 @@ import os
 import struct
 from typing import Final
 
+from appliance.engine import inflight_size
+
 COUNTERS_PER_QUEUE: Final = 64
 _COUNTERS_OFFSET: Final = 4096
 _COUNTER_BYTES: Final = 8 * COUNTERS_PER_QUEUE
 _FIELDS: Final = struct.Struct("<IIQI")
 _INITIALISED: Final = struct.Struct("<I")
 
-# struct vring_inflight: a 16-byte head and 16 bytes per descriptor, each queue's area 64-aligned.
-_INFLIGHT_HEAD_BYTES: Final = 16
-_INFLIGHT_ENTRY_BYTES: Final = 16
-_INFLIGHT_ALIGN: Final = 64
+# struct vring_inflight_split: the version is 0 until the queue is started.
 _VERSION_OFFSET: Final = 8
 
 
@@ -93,12 +92,6 @@ class SessionMemory:
         os.close(self.fd)
 
 
-def inflight_area_bytes(queue_size: int) -> int:
-    """Return the size in bytes of one queue's area for `queue_size` descriptors."""
-    size = _INFLIGHT_HEAD_BYTES + _INFLIGHT_ENTRY_BYTES * queue_size
-    return -(-size // _INFLIGHT_ALIGN) * _INFLIGHT_ALIGN
-
-
 class InflightMemory:
     """The inflight record of every queue of a device; owns its memfd and mapping.
 
@@ -115,14 +108,14 @@ class InflightMemory:
         self.offset = offset
         self.num_queues = num_queues
         self.queue_size = queue_size
-        self.area_bytes = inflight_area_bytes(queue_size)
+        self.area_bytes = inflight_size(queue_size)
         self.size = num_queues * self.area_bytes
         self._map = mmap.mmap(fd, self.size, offset=offset)
 
     @classmethod
     def create(cls, num_queues: int, queue_size: int) -> "InflightMemory":
         """Return blank areas for `num_queues` queues of `queue_size` descriptors each."""
-        size = num_queues * inflight_area_bytes(queue_size)
+        size = num_queues * inflight_size(queue_size)
         return cls(
             _sealed_memfd("inflight", size), offset=0, num_queues=num_queues, queue_size=queue_size
         )

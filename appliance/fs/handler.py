@@ -130,6 +130,10 @@ class Handler(Operations):
             names = xattrs.names_of(images.kind_of(self._content(request.nodeid)))
         return xattrs.sized_reply(names, request.args.size)
 
+    def release(self, request: Request) -> Body:  # noqa: ARG002 - nothing was kept for the open
+        """See `Operations.release`."""
+        return b""
+
     def statfs(self, request: Request) -> Body:  # noqa: ARG002 - one file system, one answer
         """See `Operations.statfs`; the figures of the file system that holds the store."""
         return self._statfs.reply()

@@ -102,8 +102,7 @@ class Operations:
 
         One comes for every open that was answered, unless the mount ends before.
         """
-        del request
-        return b""
+        _unsupported(request)
 
     def statfs(self, request: Request) -> Body:
         """Return a packed `StatfsOut`. ENOSYS would reach `df`, so do answer."""

@@ -1,6 +1,7 @@
 """A worker process kept alive: started when needed, started again whenever it dies."""
 
 import asyncio
+import itertools
 import logging
 import os
 import signal
@@ -9,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
+from appliance.errors import ApplianceError
 from appliance.protos import control_pb2 as pb
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.link import Link, LinkClosedError
@@ -22,6 +24,8 @@ _STABLE_S: Final = 5.0
 _BACK_OFF_S: Final = 0.05
 _BACK_OFF_LIMIT_S: Final = 2.0
 _END_DEADLINE_S: Final = 5.0
+# For work that somebody waits for.
+START_ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,10 @@ class WorkerSettings:
             queue=slot,
             device=device,
         )
+
+
+class WorkerFailedError(ApplianceError):
+    """No worker lives long enough to do what it is there for; the log says why."""
 
 
 class Duty(Protocol):
@@ -89,18 +97,23 @@ class KeptWorker:
         """Whether `close` was called."""
         return self._is_closing
 
-    async def persist(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Return what `step` returns, however many workers that takes.
+    async def persist(self, step: Callable[[], Awaitable[T]], *, attempts: int | None = None) -> T:
+        """Return what `step` returns, however many workers that takes, or `attempts` at most.
 
         Raises:
             LinkClosedError: the worker is being closed.
+            WorkerFailedError: as many as `attempts` workers died.
         """
-        while True:
+        for attempt in itertools.count(1):
             try:
                 return await step()
-            except LinkClosedError:
+            except LinkClosedError as exc:
                 if self._is_closing:
                     raise
+                if attempt == attempts:
+                    reason = f"{self._label}: {attempts} workers died at their start"
+                    raise WorkerFailedError(reason) from exc
+        raise AssertionError("an endless count ended")
 
     async def ensure_alive(self) -> Link:
         """Return the channel to the living worker, started and instructed if need be.

@@ -9,7 +9,7 @@ from appliance.control.session_memory import SessionMemory
 from appliance.fuse_proto._wire import InitFlag
 from appliance.protos import control_pb2 as pb
 from appliance.supervisor.backings import Backings
-from appliance.supervisor.kept_worker import KeptWorker, WorkerSettings
+from appliance.supervisor.kept_worker import START_ATTEMPTS, KeptWorker, WorkerSettings
 from appliance.supervisor.link import Link, LinkClosedError
 from appliance.supervisor.mountpoint import Mountpoint
 from appliance.supervisor.services import Services, request_counts
@@ -36,8 +36,9 @@ class Mount:
         self.label = str(mountpoint.path)
         self.has_passthrough = has_passthrough
         self.backings = Backings(mountpoint.fd, services.resolving.open_content)
-        # Set when the mount is gone.
+        # Set when the mount is gone, or with a failure when it cannot be served.
         self.ended = asyncio.Event()
+        self.failure = ""
         self.mountpoint = mountpoint
         self.session = SessionMemory.create(num_workers)
         self._workers = [
@@ -60,6 +61,11 @@ class Mount:
         """Start every worker."""
         await asyncio.gather(*(worker.resume() for worker in self._workers))
 
+    def fail(self, reason: str) -> None:
+        """Give up before the mount was ever served."""
+        self.failure = reason
+        self.ended.set()
+
     async def close(self) -> None:
         """End the workers; the mount must be gone, or is dead then."""
         await asyncio.gather(*(worker.close() for worker in self._workers))
@@ -78,7 +84,6 @@ class _CloneWorker:
         self._fd = mount.mountpoint.clone()
         label = f"{mount.label} worker {slot}"
         self._kept = KeptWorker(label, services.forker, services.resolving, self)
-        self._has_started = False
 
     @property
     def pid(self) -> int:
@@ -110,9 +115,11 @@ class _CloneWorker:
         """Nothing: the descriptor is all it needs."""
 
     async def resume(self) -> None:
-        if self._has_started:
+        if self.restarts >= START_ATTEMPTS and not self._mount.session.is_initialised:
+            self._mount.fail(f"{START_ATTEMPTS} workers died at their start")
+            return
+        if self.restarts:
             self._recover_requests()
-        self._has_started = True
         try:
             await self._kept.persist(self._kept.ensure_alive)
         except LinkClosedError:

@@ -98,16 +98,16 @@ class Mounter:
                 _say_ready(mount.label)
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            if not mount.ended.is_set():
+            if mount.failure or not mount.ended.is_set():
                 mount.mountpoint.unmount()
             await mount.close()
             mount.mountpoint.close()  # which ends a probe that still waits
             for end in ends:
                 end.cancel()
             await asyncio.gather(ready, *ends, return_exceptions=True)
-        error = ready.exception()
-        if error is not None and not (stop.is_set() or mount.ended.is_set()):
-            raise MountError(f"mount point {mount.label}: {error}") from error
+        error = mount.failure or ready.exception()
+        if error and (mount.failure or not (stop.is_set() or mount.ended.is_set())):
+            raise MountError(f"mount point {mount.label}: {error}")
 
 
 def _say_ready(label: str) -> None:

@@ -9,7 +9,12 @@ from appliance.control.session_memory import InflightMemory, SessionMemory
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
 from appliance.supervisor.forker import Forker
-from appliance.supervisor.kept_worker import KeptWorker, WorkerSettings
+from appliance.supervisor.kept_worker import (
+    START_ATTEMPTS,
+    KeptWorker,
+    WorkerFailedError,
+    WorkerSettings,
+)
 from appliance.supervisor.link import Link, LinkClosedError
 from appliance.supervisor.resolving import ResolvingQueue
 from appliance.vhost.backend import VringConfig
@@ -71,7 +76,11 @@ class QueueWorker:
         async with self._lock:
             self._ring = (config, inflight)
             try:
-                await self._kept.persist(self._ensure_serving)
+                # A front-end waits: it is told, rather than left to hang, if no worker lives.
+                await self._kept.persist(self._ensure_serving, attempts=START_ATTEMPTS)
+            except WorkerFailedError as exc:
+                self._ring = None
+                raise VhostError(str(exc)) from exc
             except VhostError:
                 self._ring = None
                 raise

@@ -1,6 +1,7 @@
 """A worker process kept alive: started when needed, started again whenever it dies."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -144,21 +145,19 @@ class KeptWorker:
         if self.link is not None:
             self.link.close()
 
-    async def end(self, *, by_signal: bool = False) -> None:
-        """Return when the process is gone; it ends as its channel is closed, or is killed."""
+    async def end(self, deadline_s: float = _END_DEADLINE_S) -> None:
+        """Return when the process is gone: it ends as its channel is closed, or is killed."""
         if self.link is not None:
             self.link.close()
         if self._exit is None:
             return
-        if not by_signal:
-            try:
-                # Not wait_for: until Python 3.12 it may swallow a cancellation.
-                async with asyncio.timeout(_END_DEADLINE_S):
-                    await asyncio.shield(self._exit)
-            except TimeoutError:
-                pass
-        if not self._exit.done():
-            os.kill(self.pid, signal.SIGKILL)
+        try:
+            # Not wait_for: until Python 3.12 it may swallow a cancellation.
+            async with asyncio.timeout(deadline_s):
+                await asyncio.shield(self._exit)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):  # it ended this moment
+                os.kill(self.pid, signal.SIGKILL)
             await self._exit
 
     def _on_message(self, envelope: pb.Envelope) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
+from typing import Final
 
 from appliance.control.session_memory import SessionMemory
 from appliance.fuse_proto._wire import InitFlag
@@ -15,6 +16,8 @@ from appliance.supervisor.mountpoint import Mountpoint
 from appliance.supervisor.services import Services, request_counts
 
 _LOG = logging.getLogger(__name__)
+# A mount that is in use outlives its place in the tree; its workers are killed then.
+_END_DEADLINE_S: Final = 0.2
 
 
 class Mount:
@@ -98,9 +101,9 @@ class _CloneWorker:
         return self._kept.link is not None
 
     async def close(self) -> None:
-        # The worker waits in read(2), not on its channel.
+        # The worker waits in read(2), not on its channel: it ends by itself only with the mount.
         self._kept.begin_close()
-        await self._kept.end(by_signal=True)
+        await self._kept.end(_END_DEADLINE_S)
         os.close(self._fd)
 
     # Duty.

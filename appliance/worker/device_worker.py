@@ -1,5 +1,6 @@
 """The worker of a mount: one clone of its /dev/fuse descriptor, and the control channel."""
 
+import contextlib
 import os
 import select
 import socket
@@ -43,7 +44,8 @@ class DeviceWorker:
                 if not self._serve_until_resolved():
                     return
         except DeviceEndedError:
-            channel.send(self._sock, pb.Envelope(device_ended=pb.DeviceEnded()))
+            with contextlib.suppress(OSError):  # the supervisor may know, and be gone
+                channel.send(self._sock, pb.Envelope(device_ended=pb.DeviceEnded()))
 
     def _serve_until_parked(self) -> None:
         # The open file description is shared with the supervisor, and so with dead predecessors.

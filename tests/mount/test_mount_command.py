@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -110,14 +111,19 @@ def test_a_mount_whose_server_was_killed_is_replaced(
     first.process.kill()
     first.process.wait(DEADLINE_S)
     for _ in every_event(DEADLINE_S):  # its workers follow it
-        try:
-            mountpoint.stat()
-        except OSError as exc:
-            assert exc.errno == errno.ENOTCONN
+        if stat_error(mountpoint) == errno.ENOTCONN:
             break
     with Mounted(store, mountpoint):
         assert (mountpoint / name / "large").read_bytes() == LARGE
     assert not is_mounted(mountpoint)
+
+
+def stat_error(path: Path) -> int | None:
+    try:
+        path.stat()
+    except OSError as exc:
+        return exc.errno
+    return None
 
 
 def test_a_dead_mount_of_another_program_is_left_alone(
@@ -141,25 +147,29 @@ def test_a_dead_mount_of_another_program_is_left_alone(
         subprocess.run(["umount", "-l", mountpoint], check=True)
 
 
+def names_in(path: Path) -> set[str]:
+    return {child.name for child in path.iterdir()}
+
+
 def test_without_list_root_names_are_reachable_and_not_listed(
     store: Path, name: str, mountpoint: Path
 ) -> None:
     with Mounted(store, mountpoint):
         with pytest.raises(PermissionError):
-            os.listdir(mountpoint)
-        assert len(os.listdir(mountpoint / name)) == 65
+            names_in(mountpoint)
+        assert len(names_in(mountpoint / name)) == 65
 
 
 def test_a_path_imported_later_appears(store: Path, mountpoint: Path, tmp_path: Path) -> None:
     with Mounted(store, mountpoint, "--list-root"):
-        before = set(os.listdir(mountpoint))
+        before = names_in(mountpoint)
         (tmp_path / "later").write_text("later")
         (later,) = import_tree(store, tmp_path / "later")
         assert (mountpoint / later).read_text() == "later"
         for _ in every_event(DEADLINE_S):  # the root's listing may be kept for a second
-            if set(os.listdir(mountpoint)) == before | {later}:
+            if names_in(mountpoint) == before | {later}:
                 break
-        assert set(os.listdir(mountpoint)) == before | {later}
+        assert names_in(mountpoint) == before | {later}
 
 
 def as_user(command: Sequence[str]) -> int:
@@ -171,16 +181,21 @@ def as_user(command: Sequence[str]) -> int:
 
 @pytest.mark.parametrize(("options", "is_let_in"), [([], False), (["--allow-other"], True)])
 def test_other_users_get_in_where_they_are_allowed(
-    store: Path, name: str, mountpoint: Path, options: list[str], *, is_let_in: bool
+    store: Path, name: str, open_directory: Path, options: list[str], *, is_let_in: bool
 ) -> None:
-    open_path_to(mountpoint)
-    with Mounted(store, mountpoint, *options):
-        assert (as_user(["ls", str(mountpoint / name)]) == 0) == is_let_in
+    with Mounted(store, open_directory / "mnt", *options):
+        assert (as_user(["ls", str(open_directory / "mnt" / name)]) == 0) == is_let_in
 
 
-def open_path_to(path: Path) -> None:
-    for parent in [path, *path.parents][: len(path.parts) - 2]:
-        parent.chmod(0o755)
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    # Not below pytest's directory, which is for one user only.
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name)
+        path.chmod(0o777)
+        (path / "mnt").mkdir()
+        os.chown(path / "mnt", NOBODY, NOBODY)
+        yield path
 
 
 @pytest.fixture
@@ -194,11 +209,8 @@ def device_for_all() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("device_for_all")
-def test_an_ordinary_user_mounts_by_fusermount3(mountpoint: Path, tmp_path: Path) -> None:
-    open_path_to(mountpoint)
-    tmp_path.chmod(0o777)
-    os.chown(mountpoint, NOBODY, NOBODY)
-    store = tmp_path / "own"
+def test_an_ordinary_user_mounts_by_fusermount3(open_directory: Path, tmp_path: Path) -> None:
+    mountpoint, store = open_directory / "mnt", open_directory / "store"
     (tmp_path / "file").write_text("content")
     (name,) = import_tree(store, tmp_path / "file")
     subprocess.run(["chown", "-R", str(NOBODY), store], check=True)

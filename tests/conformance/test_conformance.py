@@ -19,8 +19,8 @@ NUM_CHECKS = 16
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("program") / "conformance"
     flags = ["-std=gnu11", "-O2", "-static", "-Wall", "-Wextra", "-Werror", "-Wconversion"]
-    command = ["gcc", *flags, "-Wshadow", "-o", path, *sorted(SOURCES.glob("conformance*.c"))]
-    subprocess.run(command, check=True)
+    sources = sorted(SOURCES.glob("conformance*.c"))
+    subprocess.run(["gcc", *flags, "-Wshadow", "-o", str(path), *map(str, sources)], check=True)
     return path
 
 

@@ -24,6 +24,7 @@ _PRINTS_JSON: Final = frozenset({"status", "path-info", "ls"})
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
 _MAX_REQUEST_QUEUES: Final = 254
+_MAX_MOUNT_WORKERS: Final = 254
 _MAX_QUEUE_SIZE: Final = 32768
 _DEFAULT_QUEUE_SIZE: Final = 1024
 
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_import(commands, [common, store])
     _add_virtiofs(commands, [common, store, state])
+    _add_mount(commands, [common, store, state])
     _add_status(commands, [common, store, state])
     add_commands(commands, [common, store])
     return parser
@@ -125,6 +127,31 @@ def _add_virtiofs(commands: "Subparsers", parents: list[argparse.ArgumentParser]
     command.set_defaults(run=_run_virtiofs)
 
 
+def _add_mount(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "mount", parents=parents, help="mount the store on this machine, until unmounted"
+    )
+    command.add_argument("dest", metavar="DEST", type=Path, help="an existing directory")
+    command.add_argument("--list-root", action="store_true", help="let the root be listed")
+    command.add_argument(
+        "--threads",
+        type=int,
+        default=min(os.cpu_count() or 1, _MAX_MOUNT_WORKERS),
+        metavar="N",
+        help="number of worker processes (default: one for each core)",
+    )
+    command.add_argument("--allow-other", action="store_true", help="let other users in")
+    command.add_argument(
+        "--passthrough",
+        action="store_true",
+        help="let the kernel read large files by itself (Linux 6.9, root)",
+    )
+    command.add_argument(
+        "-f", "--foreground", action="store_true", help="accepted: it is always in the foreground"
+    )
+    command.set_defaults(run=_run_mount)
+
+
 def _add_status(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "status", parents=parents, help="show the sessions of running supervisors"
@@ -150,13 +177,14 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
     # Imported here: `import` and `status` need neither the loop nor the C engine.
     from appliance.supervisor.sockets import Listener
     from appliance.supervisor.supervisor import VirtiofsConfig, serve
+    from appliance.vhost.fs_device import encode_tag
 
     store_path = _store_path(options)
     config = VirtiofsConfig(
         store_path=store_path,
         state_dir=_state_dir(options, store_path),
         is_root_listable=options.list_root,
-        tag=options.tag.encode() if options.tag is not None else None,
+        tag=encode_tag(options.tag) if options.tag is not None else None,
         num_request_queues=_in_range(
             "--num-request-queues", options.num_request_queues, _MAX_REQUEST_QUEUES
         ),
@@ -173,6 +201,27 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
     serve(config, listeners)
 
 
+def _run_mount(options: argparse.Namespace) -> None:
+    from appliance.supervisor.mounter import MountConfig, serve
+
+    if options.passthrough and os.geteuid() != 0:
+        raise ConfigError("--passthrough: only root may use it")
+    store_path = _store_path(options)
+    serve(
+        MountConfig(
+            store_path=store_path,
+            state_dir=_state_dir(options, store_path),
+            is_root_listable=options.list_root,
+            log_level=options.log_level,
+            log_json=options.json,
+            path=options.dest,
+            num_workers=_in_range("--threads", options.threads, _MAX_MOUNT_WORKERS),
+            allows_other=options.allow_other,
+            has_passthrough=options.passthrough,
+        )
+    )
+
+
 def _run_status(options: argparse.Namespace) -> None:
     from appliance.supervisor.status import collect
 
@@ -187,7 +236,7 @@ def _run_status(options: argparse.Namespace) -> None:
     if not sessions:
         print("no front-end is connected")
     for session in sessions:
-        print(session["socket"])
+        print(session.get("socket") or session["mount"])
         for worker in session["workers"]:
             queues = ", ".join(map(str, worker["queues"]))
             print(f"  worker {worker['pid']}: queue {queues}, {worker['restarts']} restarts")

@@ -72,3 +72,7 @@ class SchemaVersionError(StoreError):
 
 class ImportTreeError(ApplianceError):
     """A path cannot be imported; the text names it and the rule. The store keeps none of it."""
+
+
+class MountError(ApplianceError):
+    """A mount point cannot be used; the text names it and why."""

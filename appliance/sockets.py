@@ -1,5 +1,6 @@
 """What every listening process needs: free socket paths, and sd_notify."""
 
+import contextlib
 import os
 import socket
 import stat
@@ -36,7 +37,11 @@ def notify(state: str) -> None:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+    # A manager that does not listen any more is no reason to fail.
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
+    ):
         sock.connect(address)
         sock.send(state.encode())
 

@@ -17,11 +17,14 @@ guest sends nothing else before it has the reply.
 (vhost-user: Inflight I/O tracking; split virtqueue layout).
 """
 
+import contextlib
 import fcntl
 import mmap
 import os
 import struct
 from typing import Final
+
+from appliance.engine import inflight_size
 
 COUNTERS_PER_QUEUE: Final = 64
 _COUNTERS_OFFSET: Final = 4096
@@ -29,10 +32,7 @@ _COUNTER_BYTES: Final = 8 * COUNTERS_PER_QUEUE
 _FIELDS: Final = struct.Struct("<IIQI")
 _INITIALISED: Final = struct.Struct("<I")
 
-# struct vring_inflight: a 16-byte head and 16 bytes per descriptor, each queue's area 64-aligned.
-_INFLIGHT_HEAD_BYTES: Final = 16
-_INFLIGHT_ENTRY_BYTES: Final = 16
-_INFLIGHT_ALIGN: Final = 64
+# struct vring_inflight_split: the version is 0 until the queue is started.
 _VERSION_OFFSET: Final = 8
 
 
@@ -53,6 +53,12 @@ class SessionMemory:
     def is_initialised(self) -> bool:
         """Whether INIT was answered and no DESTROY or reset came since."""
         return self._map[0] != 0
+
+    @property
+    def flags(self) -> int:
+        """The negotiated FUSE flags, 64 of them."""
+        flags: int = _FIELDS.unpack_from(self._map)[2]
+        return flags
 
     @property
     def minor(self) -> int:
@@ -80,14 +86,10 @@ class SessionMemory:
         return [sum(every[opcode::COUNTERS_PER_QUEUE]) for opcode in range(COUNTERS_PER_QUEUE)]
 
     def close(self) -> None:
-        """Close the fd. The mapping goes with the last view of it."""
+        """Close the fd; the mapping goes, too, or with the last view of it."""
+        with contextlib.suppress(BufferError):
+            self._map.close()
         os.close(self.fd)
-
-
-def inflight_area_bytes(queue_size: int) -> int:
-    """Return the size in bytes of one queue's area for `queue_size` descriptors."""
-    size = _INFLIGHT_HEAD_BYTES + _INFLIGHT_ENTRY_BYTES * queue_size
-    return -(-size // _INFLIGHT_ALIGN) * _INFLIGHT_ALIGN
 
 
 class InflightMemory:
@@ -106,14 +108,14 @@ class InflightMemory:
         self.offset = offset
         self.num_queues = num_queues
         self.queue_size = queue_size
-        self.area_bytes = inflight_area_bytes(queue_size)
+        self.area_bytes = inflight_size(queue_size)
         self.size = num_queues * self.area_bytes
         self._map = mmap.mmap(fd, self.size, offset=offset)
 
     @classmethod
     def create(cls, num_queues: int, queue_size: int) -> "InflightMemory":
         """Return blank areas for `num_queues` queues of `queue_size` descriptors each."""
-        size = num_queues * inflight_area_bytes(queue_size)
+        size = num_queues * inflight_size(queue_size)
         return cls(
             _sealed_memfd("inflight", size), offset=0, num_queues=num_queues, queue_size=queue_size
         )
@@ -135,7 +137,9 @@ class InflightMemory:
         )
 
     def close(self) -> None:
-        """Close the fd. The mapping goes with the last view of it."""
+        """Close the fd; the mapping goes, too, or with the last view of it."""
+        with contextlib.suppress(BufferError):
+            self._map.close()
         os.close(self.fd)
 
 

@@ -83,6 +83,9 @@ class Handler(Operations):
         """Close the files held open; the index and the store stay the caller's."""
         self._blobs.close()
 
+    def unanswered(self, request: memoryview) -> None:
+        """Hear that the reply to `request` (all of it) found nobody who waits for it."""
+
     # --- Names and attributes ---
 
     def lookup(self, request: Request) -> Body:
@@ -126,6 +129,10 @@ class Handler(Operations):
         if request.nodeid != ROOT_NODEID:
             names = xattrs.names_of(images.kind_of(self._content(request.nodeid)))
         return xattrs.sized_reply(names, request.args.size)
+
+    def release(self, request: Request) -> Body:  # noqa: ARG002 - nothing was kept for the open
+        """See `Operations.release`."""
+        return b""
 
     def statfs(self, request: Request) -> Body:  # noqa: ARG002 - one file system, one answer
         """See `Operations.statfs`; the figures of the file system that holds the store."""

@@ -123,6 +123,10 @@ class OpenFlag(IntFlag):
     PASSTHROUGH = 0x80
 
 
+class NotifyCode(IntEnum):
+    RESEND = 7
+
+
 class GetattrFlag(IntFlag):
     FH = 0x1
 
@@ -1306,6 +1310,23 @@ def pack_notify_retrieve_in(value: NotifyRetrieveIn) -> bytes:
     return NOTIFY_RETRIEVE_IN.pack(*value)
 
 
+class BackingMap(NamedTuple):
+    fd: int
+    flags: int
+
+
+BACKING_MAP = Struct("<iI8x")
+BACKING_MAP_SIZE = 16
+
+
+def unpack_backing_map(buf: Buffer, offset: int = 0) -> BackingMap:
+    return tuple.__new__(BackingMap, BACKING_MAP.unpack_from(buf, offset))
+
+
+def pack_backing_map(value: BackingMap) -> bytes:
+    return BACKING_MAP.pack(*value)
+
+
 class Codec(NamedTuple):
     size: int
     unpack: Callable[[Buffer, int], tuple[Any, ...]]
@@ -1387,4 +1408,5 @@ CODECS = {
         unpack_notify_retrieve_in,
         pack_notify_retrieve_in,
     ),
+    "BackingMap": Codec(BACKING_MAP_SIZE, unpack_backing_map, pack_backing_map),
 }

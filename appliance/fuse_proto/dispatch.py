@@ -11,6 +11,7 @@ from appliance.fuse_proto._wire import (
     IN_HEADER,
     IN_HEADER_SIZE,
     OUT_HEADER_SIZE,
+    InitFlag,
     Opcode,
     pack_init_out,
     unpack_in_header,
@@ -25,7 +26,7 @@ from appliance.fuse_proto.decode import (
 )
 from appliance.fuse_proto.encode import Reply
 from appliance.fuse_proto.format import format_request_untrusted
-from appliance.fuse_proto.init import negotiate
+from appliance.fuse_proto.init import WANTED_FLAGS, negotiate
 from appliance.fuse_proto.opcodes import DATA, Answer, Op
 from appliance.fuse_proto.operations import Body, FileSlice, NotReady, Operations, Request
 
@@ -103,13 +104,22 @@ class Dispatcher:
         session: where INIT's outcome lives.
         counters: `COUNTERS` 64-bit slots, one by opcode, 0 for all others. A slot counts the
             requests decided: answered, or done with if they have no reply.
+        wanted_flags: what INIT agrees to where it is offered.
     """
 
-    def __init__(self, operations: Operations, session: SessionState, counters: memoryview) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        session: SessionState,
+        counters: memoryview,
+        *,
+        wanted_flags: InitFlag = WANTED_FLAGS,
+    ) -> None:
         if len(counters) != COUNTERS or counters.itemsize != 8:
             raise ValueError(f"{COUNTERS} slots of 8 bytes wanted")
         self._session = session
         self._counters = counters
+        self._wanted_flags = wanted_flags
         methods: dict[int, Callable[[Request], Body]] = {
             Opcode.INIT: self._init,
             Opcode.DESTROY: self._destroy,
@@ -206,7 +216,7 @@ class Dispatcher:
     def _init(self, request: Request) -> Body:
         # Whatever comes of it, an INIT means that the mount of the session before is gone.
         self._session.end()
-        agreement = negotiate(request.args)
+        agreement = negotiate(request.args, self._wanted_flags)
         if agreement.is_final:
             self._session.start(agreement.minor, agreement.flags, agreement.max_readahead)
         return pack_init_out(agreement.reply)

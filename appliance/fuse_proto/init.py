@@ -24,6 +24,12 @@ WANTED_FLAGS: Final = (
     | InitFlag.NO_OPEN_SUPPORT
     | InitFlag.NO_OPENDIR_SUPPORT
 )
+# On /dev/fuse a server may ask for requests to be sent again that a dead worker had read.
+DEVICE_FLAGS: Final = WANTED_FLAGS | InitFlag.HAS_RESEND
+# Files are opened, and the kernel reads those that have a backing file without us.
+PASSTHROUGH_FLAGS: Final = (DEVICE_FLAGS | InitFlag.PASSTHROUGH) & ~InitFlag.NO_OPEN_SUPPORT
+# A backing file may lie on a plain file system only, not on a stacked one.
+MAX_STACK_DEPTH: Final = 1
 MAX_PAGES: Final = 256  # 1 MiB per READ, the most Linux allows without a sysctl
 # Linux takes the smaller of this and its own setting, so it can only be too low.
 MAX_READAHEAD: Final = 1 << 20
@@ -45,8 +51,12 @@ class Agreement(NamedTuple):
     max_readahead: int
 
 
-def negotiate(offer: InitIn) -> Agreement:
+def negotiate(offer: InitIn, wanted: InitFlag = WANTED_FLAGS) -> Agreement:
     """Return what to answer to `offer`, and the values of the session it starts.
+
+    Args:
+        offer: what the guest's kernel can do.
+        wanted: the flags to agree to where they are offered.
 
     Raises:
         OSError: EPROTO; the guest's protocol is older than any we speak.
@@ -59,7 +69,7 @@ def negotiate(offer: InitIn) -> Agreement:
     if offer.major < MAJOR or offer.minor < OLDEST_MINOR:
         raise OSError(EPROTO, f"FUSE {offer.major}.{offer.minor} is older than 7.{OLDEST_MINOR}")
     minor = min(offer.minor, MINOR)
-    flags = _offered_flags(offer) & WANTED_FLAGS
+    flags = _offered_flags(offer) & wanted
     readahead = max(offer.max_readahead, MAX_READAHEAD)
     reply = InitOut(
         major=MAJOR,
@@ -73,7 +83,7 @@ def negotiate(offer: InitIn) -> Agreement:
         max_pages=MAX_PAGES if flags & InitFlag.MAX_PAGES else 0,
         map_alignment=0,
         flags2=flags >> 32,
-        max_stack_depth=0,
+        max_stack_depth=MAX_STACK_DEPTH if flags & InitFlag.PASSTHROUGH else 0,
         request_timeout=0,
     )
     return Agreement(reply, is_final=True, minor=minor, flags=flags, max_readahead=readahead)

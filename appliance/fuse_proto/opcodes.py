@@ -58,7 +58,7 @@ OPS: Final = (
     Op(15, "READ", Answer.OPERATIONS, "ReadIn", reply=DATA),
     Op(16, "WRITE", EROFS, "WriteIn", reply="WriteOut", has_payload=True),
     Op(17, "STATFS", Answer.OPERATIONS, reply="StatfsOut"),
-    Op(18, "RELEASE", 0, "ReleaseIn"),
+    Op(18, "RELEASE", Answer.OPERATIONS, "ReleaseIn"),
     Op(20, "FSYNC", ENOSYS, "FsyncIn"),
     # Never the 16-byte structure: SETXATTR_EXT is not negotiated.
     Op(21, "SETXATTR", EROFS, "SetxattrIn", names=1, compat=8, has_payload=True),

@@ -97,6 +97,13 @@ class Operations:
         """
         _unsupported(request)
 
+    def release(self, request: Request) -> Body:
+        """Return an empty body: an open has ended. Args: `ReleaseIn`. Nobody sees an error.
+
+        One comes for every open that was answered, unless the mount ends before.
+        """
+        _unsupported(request)
+
     def statfs(self, request: Request) -> Body:
         """Return a packed `StatfsOut`. ENOSYS would reach `df`, so do answer."""
         _unsupported(request)

@@ -148,6 +148,7 @@ STRUCTS: Final = (
     Struct("Dirent", "fuse_dirent", "ino:Q off:Q namelen:I type:I"),
     Struct("Direntplus", "fuse_direntplus", "entry_out:EntryOut dirent:Dirent"),
     Struct("NotifyRetrieveIn", "fuse_notify_retrieve_in", "8x offset:Q size:I 20x"),
+    Struct("BackingMap", "fuse_backing_map", "fd:i flags:I 8x", min_minor=40),
 )
 
 # Bit 31 is reserved for ever, so that a signed `flags` keeps working.
@@ -242,6 +243,7 @@ ENUMS: Final = (
         c_prefix="FOPEN_",
         newer={"NOFLUSH": 35, "PARALLEL_DIRECT_WRITES": 38, "PASSTHROUGH": 40},
     ),
+    Enum("NotifyCode", {"RESEND": 7}, c_prefix="FUSE_NOTIFY_", newer={"RESEND": 40}),
     Flags("GetattrFlag", {"FH": 1}, c_prefix="FUSE_GETATTR_"),
     Flags("AttrFlag", {"SUBMOUNT": 1, "DAX": 2}, c_prefix="FUSE_ATTR_", newer={"DAX": 36}),
 )

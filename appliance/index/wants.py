@@ -19,4 +19,11 @@ class RootListWanted(NamedTuple):
     """A listing of the root no older than the store."""
 
 
-Want = DirectoryWanted | RootNameWanted | RootListWanted
+class BackingWanted(NamedTuple):
+    """The backing file for one open of content `number`: the request `unique`."""
+
+    number: int
+    unique: int
+
+
+Want = DirectoryWanted | RootNameWanted | RootListWanted | BackingWanted

@@ -40,6 +40,8 @@ class Envelope(_message.Message):
     RING_STOPPED_FIELD_NUMBER: _builtins.int
     RING_BROKEN_FIELD_NUMBER: _builtins.int
     RESOLVE_FIELD_NUMBER: _builtins.int
+    DEVICE_ENDED_FIELD_NUMBER: _builtins.int
+    RELEASED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     @_builtins.property
     def spawn(self) -> Global___Spawn:
@@ -75,6 +77,10 @@ class Envelope(_message.Message):
     def ring_broken(self) -> Global___RingBroken: ...
     @_builtins.property
     def resolve(self) -> Global___Resolve: ...
+    @_builtins.property
+    def device_ended(self) -> Global___DeviceEnded: ...
+    @_builtins.property
+    def released(self) -> Global___Released: ...
     def __init__(
         self,
         *,
@@ -92,12 +98,14 @@ class Envelope(_message.Message):
         ring_stopped: Global___RingStopped | None = ...,
         ring_broken: Global___RingBroken | None = ...,
         resolve: Global___Resolve | None = ...,
+        device_ended: Global___DeviceEnded | None = ...,
+        released: Global___Released | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "configure", b"configure", "done", b"done", "exited", b"exited", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawned", b"spawned", "start_ring", b"start_ring", "stop_ring", b"stop_ring"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "exited", b"exited", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawned", b"spawned", "start_ring", b"start_ring", "stop_ring", b"stop_ring"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "configure", b"configure", "done", b"done", "exited", b"exited", "id", b"id", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawned", b"spawned", "start_ring", b"start_ring", "stop_ring", b"stop_ring"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "exited", b"exited", "id", b"id", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawned", b"spawned", "start_ring", b"start_ring", "stop_ring", b"stop_ring"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawned", "exited", "configure", "set_memory", "start_ring", "stop_ring", "set_call", "resolved", "done", "ring_stopped", "ring_broken", "resolve"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawned", "exited", "configure", "set_memory", "start_ring", "stop_ring", "set_call", "resolved", "done", "ring_stopped", "ring_broken", "resolve", "device_ended", "released"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -164,7 +172,7 @@ Global___Exited: _TypeAlias = Exited  # noqa: Y015
 
 @_typing.final
 class Configure(_message.Message):
-    """What a worker serves; sent once, first. fd: session memory."""
+    """What a worker serves; sent once, first. fds: session memory; with `device`, its /dev/fuse descriptor."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -174,6 +182,7 @@ class Configure(_message.Message):
     LOG_LEVEL_FIELD_NUMBER: _builtins.int
     LOG_JSON_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     store_path: _builtins.str
     index_path: _builtins.str
     list_root: _builtins.bool
@@ -181,6 +190,10 @@ class Configure(_message.Message):
     log_json: _builtins.bool
     queue: _builtins.int
     """The virtqueue that this worker serves; also its slot of counters and of the inflight memory."""
+    @_builtins.property
+    def device(self) -> Global___Device:
+        """Set: this worker serves a clone of a mount's /dev/fuse descriptor, and no virtqueue."""
+
     def __init__(
         self,
         *,
@@ -190,14 +203,35 @@ class Configure(_message.Message):
         log_level: _builtins.str = ...,
         log_json: _builtins.bool = ...,
         queue: _builtins.int = ...,
+        device: Global___Device | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_path", b"index_path", "list_root", b"list_root", "log_json", b"log_json", "log_level", b"log_level", "queue", b"queue", "store_path", b"store_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "index_path", b"index_path", "list_root", b"list_root", "log_json", b"log_json", "log_level", b"log_level", "queue", b"queue", "store_path", b"store_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Configure: _TypeAlias = Configure  # noqa: Y015
+
+@_typing.final
+class Device(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PASSTHROUGH_FIELD_NUMBER: _builtins.int
+    passthrough: _builtins.bool
+    """Open files by backing descriptors where the store has them as files."""
+    def __init__(
+        self,
+        *,
+        passthrough: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["passthrough", b"passthrough"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Device: _TypeAlias = Device  # noqa: Y015
 
 @_typing.final
 class SetMemory(_message.Message):
@@ -413,24 +447,28 @@ class Resolve(_message.Message):
     DIRECTORY_FIELD_NUMBER: _builtins.int
     ROOT_NAME_FIELD_NUMBER: _builtins.int
     ROOT_LIST_FIELD_NUMBER: _builtins.int
+    BACKING_FIELD_NUMBER: _builtins.int
     directory: _builtins.int
     """Content number of a directory whose image is not there."""
     root_name: _builtins.bytes
     """A name looked up in the root."""
     root_list: _builtins.bool
     """The listing of the root is older than the store."""
+    backing: _builtins.int
+    """Content number of a file to be opened."""
     def __init__(
         self,
         *,
         directory: _builtins.int = ...,
         root_name: _builtins.bytes = ...,
         root_list: _builtins.bool = ...,
+        backing: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "root_list", b"root_list", "root_name", b"root_name", "want", b"want"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backing", b"backing", "directory", b"directory", "root_list", b"root_list", "root_name", b"root_name", "want", b"want"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "root_list", b"root_list", "root_name", b"root_name", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backing", b"backing", "directory", b"directory", "root_list", b"root_list", "root_name", b"root_name", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_want: _TypeAlias = _typing.Literal["directory", "root_name", "root_list"]  # noqa: Y015
+    _WhichOneofReturnType_want: _TypeAlias = _typing.Literal["directory", "root_name", "root_list", "backing"]  # noqa: Y015
     _WhichOneofArgType_want: _TypeAlias = _typing.Literal["want", b"want"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_want) -> _WhichOneofReturnType_want | None: ...
 
@@ -441,17 +479,59 @@ class Resolved(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ERRNO_FIELD_NUMBER: _builtins.int
+    BACKING_ID_FIELD_NUMBER: _builtins.int
     errno: _builtins.int
     """0, or the errno that the waiting requests are answered with."""
+    backing_id: _builtins.int
+    """Of a file to be opened: what the kernel reads it from, or 0 for a file that it asks us for."""
     def __init__(
         self,
         *,
         errno: _builtins.int = ...,
+        backing_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errno", b"errno"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backing_id", b"backing_id", "errno", b"errno"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Resolved: _TypeAlias = Resolved  # noqa: Y015
+
+@_typing.final
+class DeviceEnded(_message.Message):
+    """The mount is gone; the worker ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceEnded: _TypeAlias = DeviceEnded  # noqa: Y015
+
+@_typing.final
+class Released(_message.Message):
+    """One open of a file that a Resolve with `backing` had answered for has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Released: _TypeAlias = Released  # noqa: Y015

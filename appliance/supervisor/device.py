@@ -3,16 +3,13 @@
 import os
 import stat
 
-from appliance.control.session_memory import (
-    COUNTERS_PER_QUEUE,
-    InflightMemory,
-    SessionMemory,
-)
+from appliance.control.session_memory import InflightMemory, SessionMemory
 from appliance.errors import VhostError
-from appliance.fuse_proto._wire import Opcode
 from appliance.supervisor.forker import Forker
-from appliance.supervisor.queue_worker import QueueWorker, WorkerSettings
+from appliance.supervisor.kept_worker import WorkerSettings
+from appliance.supervisor.queue_worker import QueueWorker
 from appliance.supervisor.resolving import ResolvingQueue
+from appliance.supervisor.services import request_counts
 from appliance.vhost.backend import VringConfig
 from appliance.vhost.memory import Region
 
@@ -50,9 +47,7 @@ class Device:
 
     def requests(self) -> dict[str, int]:
         """Return how often each opcode was answered since the session began."""
-        totals = self._session.totals()
-        counts = {op.name: totals[op] for op in Opcode if op < COUNTERS_PER_QUEUE and totals[op]}
-        return counts | {"UNKNOWN": totals[0]} if totals[0] else counts
+        return request_counts(self._session)
 
     def workers(self) -> list[dict[str, object]]:
         """Return the living workers, each with its pid, queues and number of restarts."""

@@ -8,13 +8,16 @@ up its next batch.
 import asyncio
 import errno
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 
+from appliance.errors import ApplianceError
+from appliance.index import images
 from appliance.index.node_index import NodeIndex
 from appliance.index.resolver import Resolver
 from appliance.index.wants import DirectoryWanted, RootListWanted, RootNameWanted, Want
 from appliance.protos import control_pb2 as pb
-from appliance.store.store import Store
+from appliance.store.store import BlobFile, Store
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,6 +42,36 @@ class ResolvingQueue:
             if self._task is None:
                 self._task = asyncio.create_task(self._run())
         return await asyncio.shield(future)
+
+    async def open_content(self, number: int) -> int | None:
+        """Return a descriptor of the blob file of content `number`, or None if there is none.
+
+        None, too, if the file does not have the size that readers are told.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, self._open_content, number)
+        except ApplianceError as exc:
+            _LOG.error("opening content %d: %s", number, exc)
+            return None
+
+    def _open_content(self, number: int) -> int | None:
+        with self._index.read() as txn, self._store.read() as store_txn:
+            content = self._index.record(txn, number)
+            if content is None:
+                return None
+            size = images.size_of(content)
+            blob = self._store.blob(store_txn, bytes(images.digest_of(content)))
+        if not isinstance(blob, BlobFile) or blob.size != size:
+            return None
+        try:
+            fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None  # a worker says so when it is read
+        if os.fstat(fd).st_size == size:
+            return fd
+        os.close(fd)
+        return None
 
     async def reap_readers(self) -> None:
         """Free what a killed worker held of the envs, or their pages could not be reused."""

@@ -8,21 +8,15 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from appliance.errors import VhostError
-from appliance.index.node_index import NodeIndex
 from appliance.sockets import notify
-from appliance.store.store import Store
 from appliance.supervisor.device import Device
-from appliance.supervisor.forker import Forker
-from appliance.supervisor.queue_worker import WorkerSettings
-from appliance.supervisor.resolving import ResolvingQueue
+from appliance.supervisor.services import ServiceConfig, Services, running
 from appliance.supervisor.sockets import Listener
-from appliance.supervisor.status import StatusServer
 from appliance.vhost.conversation import converse
 from appliance.vhost.session import DeviceProperties, Session
 from appliance.vhost.transport import Connection
@@ -30,23 +24,13 @@ from appliance.vhost.transport import Connection
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class VirtiofsConfig:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VirtiofsConfig(ServiceConfig):
     """What `appliance virtiofs` was asked to do."""
 
-    store_path: Path
-    state_dir: Path
-    is_root_listable: bool
     tag: bytes | None
     num_request_queues: int
     queue_size: int
-    log_level: str
-    log_json: bool
-
-    @property
-    def index_path(self) -> Path:
-        """Where the node index is."""
-        return self.state_dir / "index"
 
 
 def serve(config: VirtiofsConfig, listeners: Sequence[Listener]) -> None:
@@ -70,14 +54,7 @@ class Supervisor:
             max_queue_size=config.queue_size,
             tag=config.tag,
         )
-        self._settings = WorkerSettings(
-            store_path=str(config.store_path),
-            index_path=str(config.index_path),
-            is_root_listable=config.is_root_listable,
-            log_level=config.log_level,
-            log_json=config.log_json,
-        )
-        self._forker = Forker()
+        self._settings = config.worker_settings()
         self._devices: list[Device] = []
 
     async def run(self) -> None:
@@ -89,18 +66,9 @@ class Supervisor:
         async with contextlib.AsyncExitStack() as stack:
             for listener in self._listeners:
                 stack.callback(listener.close)
-            store = Store.open(self._config.store_path, create=True)
-            stack.callback(store.close)
-            index = NodeIndex.open(self._config.index_path, is_readonly=False)
-            stack.callback(index.close)
-            resolving = ResolvingQueue(store, index)
-            stack.callback(resolving.close)
-            stack.push_async_callback(self._forker.close)
-            status = StatusServer(self._config.state_dir, self.report)
-            await status.start()
-            stack.push_async_callback(status.close)
+            services = await stack.enter_async_context(running(self._config, self.report))
             serving = [
-                asyncio.create_task(self._serve_listener(listener, resolving))
+                asyncio.create_task(self._serve_listener(listener, services))
                 for listener in self._listeners
             ]
             stack.push_async_callback(_cancel, serving)
@@ -121,7 +89,7 @@ class Supervisor:
             ]
         }
 
-    async def _serve_listener(self, listener: Listener, resolving: ResolvingQueue) -> None:
+    async def _serve_listener(self, listener: Listener, services: Services) -> None:
         # One front-end at a time on a socket; a second one waits in the backlog until the first
         # leaves.
         loop = asyncio.get_running_loop()
@@ -132,9 +100,9 @@ class Supervisor:
                 listener.label,
                 self._properties.num_queues,
                 self._properties.max_queue_size,
-                self._forker,
+                services.forker,
                 self._settings,
-                resolving,
+                services.resolving,
             )
             self._devices.append(device)
             _LOG.info("%s: front-end connected", listener.label)

@@ -1,4 +1,4 @@
-"""One worker: it serves one virtqueue and holds nothing that the guest could miss.
+"""One worker: it serves one virtqueue, or a mount, and holds nothing that the guest could miss.
 
 What it is told (memory table, ring, INIT's outcome) the supervisor keeps and tells a successor
 again; what it has popped is in the inflight record. So it can be killed at any instruction.
@@ -17,12 +17,15 @@ from appliance.control.session_memory import InflightMemory, SessionMemory
 from appliance.engine import GuestMap, Region, Ring, RingLayout
 from appliance.errors import ApplianceError, RingError
 from appliance.fs.handler import Handler
+from appliance.fs.passthrough import PassthroughHandler
 from appliance.fuse_proto.dispatch import Dispatcher
+from appliance.fuse_proto.init import DEVICE_FLAGS, PASSTHROUGH_FLAGS, WANTED_FLAGS
 from appliance.index.node_index import NodeIndex
-from appliance.index.wants import DirectoryWanted, RootListWanted, RootNameWanted, Want
 from appliance.log import configure_logging
 from appliance.protos import control_pb2 as pb
 from appliance.store.store import Store
+from appliance.worker.asking import Asking
+from appliance.worker.device_worker import DeviceWorker
 from appliance.worker.queue_server import QueueServer
 
 _LOG = logging.getLogger(__name__)
@@ -32,28 +35,48 @@ _EVENTFD_BYTES = 8
 
 
 def main(sock: socket.socket) -> None:
-    """Serve one queue until the supervisor closes `sock`, which this function owns."""
+    """Serve one queue or device until the supervisor closes `sock`, which this function owns."""
     message = channel.receive(sock)
     if message is None:
         return
-    envelope, (session_fd,) = message
-    configure_logging(envelope.configure.log_level, is_json=envelope.configure.log_json)
-    Worker(sock, envelope.configure, session_fd).run()
+    envelope, (session_fd, *device_fds) = message
+    config = envelope.configure
+    configure_logging(config.log_level, is_json=config.log_json)
+    index = NodeIndex.open(Path(config.index_path), is_readonly=True)
+    store = Store.open(Path(config.store_path), is_readonly=True)
+    session = SessionMemory(session_fd)
+    counters = session.counters(config.queue)
+    wanted_flags = WANTED_FLAGS
+    handler = Handler(index, store, is_root_listable=config.list_root)
+    if config.device.passthrough:
+        wanted_flags = PASSTHROUGH_FLAGS
+        handler = PassthroughHandler(
+            index,
+            store,
+            is_root_listable=config.list_root,
+            released=lambda number: channel.send(
+                sock, pb.Envelope(released=pb.Released(number=number))
+            ),
+        )
+    elif device_fds:
+        wanted_flags = DEVICE_FLAGS
+    dispatcher = Dispatcher(handler, session, counters, wanted_flags=wanted_flags)
+    if device_fds:
+        DeviceWorker(sock, device_fds[0], dispatcher, handler).run()
+    else:
+        Worker(sock, config.queue, dispatcher, handler).run()
 
 
 class Worker:
-    """The state of one worker process; owns every fd it was sent."""
+    """The state of one worker process that serves a virtqueue; owns every fd it is sent."""
 
-    def __init__(self, sock: socket.socket, config: pb.Configure, session_fd: int) -> None:
+    def __init__(
+        self, sock: socket.socket, queue: int, dispatcher: Dispatcher, handler: Handler
+    ) -> None:
         self._sock = sock
-        self._queue = config.queue
-        self._handler = Handler(
-            NodeIndex.open(Path(config.index_path), is_readonly=True),
-            Store.open(Path(config.store_path), is_readonly=True),
-            is_root_listable=config.list_root,
-        )
-        session = SessionMemory(session_fd)
-        self._dispatcher = Dispatcher(self._handler, session, session.counters(config.queue))
+        self._queue = queue
+        self._dispatcher = dispatcher
+        self._handler = handler
         self._memory = GuestMap()
         self._regions: list[Region] = []
         self._incoming: list[tuple[Region, int]] = []
@@ -62,8 +85,7 @@ class Worker:
         self._stop_id: int | None = None
         self._stop_deadline_s = 0.0
         self._last_avail = 0
-        self._asked: dict[int, Want] = {}
-        self._next_ask = 1
+        self._asking = Asking(sock)
         self._poller = select.epoll()
         self._poller.register(sock, select.EPOLLIN)
 
@@ -129,7 +151,7 @@ class Worker:
         for fd in self._ring_fds.values():
             os.close(fd)
         self._ring_fds.clear()
-        self._asked.clear()
+        self._asking.forget()
 
     def _answer_stop(self) -> None:
         stopped = pb.RingStopped(last_avail=self._last_avail)
@@ -204,7 +226,7 @@ class Worker:
             self._done(envelope.id, str(exc))
             self._drop_ring()
             return
-        self._server = QueueServer(ring, self._dispatcher, self._handler, self._ask)
+        self._server = QueueServer(ring, self._dispatcher, self._handler, self._asking.ask)
         self._poller.register(self._ring_fds["kick"], select.EPOLLIN)
         self._done(envelope.id)
         try:
@@ -239,13 +261,8 @@ class Worker:
 
     # The resolver.
 
-    def _ask(self, want: Want) -> None:
-        ask_id, self._next_ask = self._next_ask, self._next_ask + 1
-        self._asked[ask_id] = want
-        self._send(pb.Envelope(id=ask_id, resolve=_resolve_message(want)))
-
     def _resolved(self, envelope: pb.Envelope) -> None:
-        want = self._asked.pop(envelope.id, None)
+        want = self._asking.answered(envelope)
         if want is None or self._server is None:
             return  # asked for a ring that has stopped or broken since
         try:
@@ -258,13 +275,3 @@ class Worker:
 
     def _send(self, envelope: pb.Envelope) -> None:
         channel.send(self._sock, envelope)
-
-
-def _resolve_message(want: Want) -> pb.Resolve:
-    match want:
-        case DirectoryWanted(number):
-            return pb.Resolve(directory=number)
-        case RootNameWanted(name):
-            return pb.Resolve(root_name=name)
-        case RootListWanted():
-            return pb.Resolve(root_list=True)

@@ -8,7 +8,7 @@ after a worker's death run the same way.
 
 import logging
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final
 
 from appliance import virtiofs
 from appliance.engine import Ring
@@ -16,6 +16,7 @@ from appliance.fs.handler import Handler
 from appliance.fuse_proto.dispatch import Dispatcher
 from appliance.fuse_proto.operations import NotReady
 from appliance.index.wants import Want
+from appliance.worker.parking import Parking
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,8 +37,7 @@ class QueueServer:
         self._ring = ring
         self._dispatcher = dispatcher
         self._handler = handler
-        self._ask = ask
-        self._parked: dict[Want, list[int]] = {}
+        self._parked: Parking[int] = Parking(ask)
 
     @property
     def has_parked(self) -> bool:
@@ -69,7 +69,7 @@ class QueueServer:
 
     def resolved(self, want: Want, error: int) -> None:
         """Run what waited for `want` again, or answer it with `error` (a positive errno)."""
-        heads = self._parked.pop(want, [])
+        heads = self._parked.take(want)
         if error == 0:
             self._run_again(heads)
             return
@@ -79,7 +79,7 @@ class QueueServer:
 
     def fail_parked(self, error: int) -> None:
         """Answer everything that is parked with `error`."""
-        for want in list(self._parked):
+        for want in self._parked.wants():
             self.resolved(want, error)
 
     def _run_again(self, heads: list[int]) -> None:
@@ -92,10 +92,4 @@ class QueueServer:
         try:
             virtiofs.serve(self._ring, slot, self._dispatcher)
         except NotReady as exc:
-            want = cast("Want", exc.want)  # the handler raises no other
-            heads = self._parked.get(want)
-            if heads is None:
-                self._parked[want] = [self._ring.head(slot)]
-                self._ask(want)
-            else:
-                heads.append(self._ring.head(slot))
+            self._parked.park(exc, self._ring.head(slot))

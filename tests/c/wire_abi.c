@@ -165,6 +165,10 @@ VALUE(FOPEN_PARALLEL_DIRECT_WRITES, 0x40ULL);
 VALUE(FOPEN_PASSTHROUGH, 0x80ULL);
 #endif
 
+#if FUSE_KERNEL_MINOR_VERSION >= 40
+VALUE(FUSE_NOTIFY_RESEND, 0x7ULL);
+#endif
+
 VALUE(FUSE_GETATTR_FH, 0x1ULL);
 
 VALUE(FUSE_ATTR_SUBMOUNT, 0x1ULL);
@@ -543,3 +547,9 @@ FIELD(struct fuse_direntplus, dirent, 128, 24);
 SIZE(struct fuse_notify_retrieve_in, 40);
 FIELD(struct fuse_notify_retrieve_in, offset, 8, 8);
 FIELD(struct fuse_notify_retrieve_in, size, 16, 4);
+
+#if FUSE_KERNEL_MINOR_VERSION >= 40
+SIZE(struct fuse_backing_map, 16);
+FIELD(struct fuse_backing_map, fd, 0, 4);
+FIELD(struct fuse_backing_map, flags, 4, 4);
+#endif

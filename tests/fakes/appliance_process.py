@@ -43,7 +43,7 @@ class ApplianceProcess:
         self.store = store
         self.sockets = [directory / name for name in sockets]
         self.log_path = directory / "virtiofs.log"
-        with self.log_path.open("ab") as log:
+        with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [
                     *APPLIANCE,

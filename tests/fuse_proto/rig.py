@@ -23,6 +23,7 @@ HANDLED: Final = {
     "READLINK": fuse_client.readlink(2, unique=99),
     "OPEN": fuse_client.open_(2, unique=99),
     "READ": fuse_client.read(2, 10, 100, unique=99),
+    "RELEASE": fuse_client.release(2, unique=99),
     "STATFS": fuse_client.statfs(unique=99),
     "GETXATTR": fuse_client.getxattr(2, b"user.a", 100, unique=99),
     "LISTXATTR": fuse_client.listxattr(2, 100, unique=99),

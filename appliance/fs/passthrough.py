@@ -1,0 +1,83 @@
+"""The handler of a mount whose large files the kernel reads by itself."""
+
+from collections.abc import Callable
+from typing import Final
+
+from appliance.fs.handler import Handler
+from appliance.fuse_proto._wire import (
+    IN_HEADER_SIZE,
+    Opcode,
+    OpenFlag,
+    OpenOut,
+    pack_open_out,
+    unpack_in_header,
+)
+from appliance.fuse_proto.operations import Body, NotReady, Request
+from appliance.index import images
+from appliance.index.images import NUMBER_MASK
+from appliance.index.node_index import NodeIndex
+from appliance.index.wants import BackingWanted
+from appliance.store.schema import INLINE_MAX
+from appliance.store.store import Store
+
+_CACHED: Final = pack_open_out(OpenOut(fh=0, open_flags=OpenFlag.KEEP_CACHE, backing_id=0))
+
+_RESENT_BIT: Final = 63  # in `unique` (linux/fuse.h: FUSE_UNIQUE_RESEND)
+
+
+class PassthroughHandler(Handler):
+    """Answers OPEN, so that a file may have a backing file.
+
+    All opens of one inode at a time must have the same backing file (linux fs/fuse/iomode.c:
+    fuse_inode_uncached_io_start), whichever worker answers them: the supervisor hands the ids out
+    and counts. The handle of such an open is the content number, so that any worker can say which
+    it was that ended.
+
+    Args:
+        index: see `Handler`.
+        store: see `Handler`.
+        is_root_listable: see `Handler`.
+        released: called with the content number when an open that was granted has ended.
+    """
+
+    def __init__(
+        self,
+        index: NodeIndex,
+        store: Store,
+        *,
+        is_root_listable: bool,
+        released: Callable[[int], None],
+    ) -> None:
+        super().__init__(index, store, is_root_listable=is_root_listable)
+        self._released = released
+        self._granted: dict[int, int] = {}
+
+    def grant(self, want: BackingWanted, backing_id: int) -> None:
+        """Take the backing id for one open; 0: the kernel shall read through us."""
+        self._granted[want.unique] = backing_id
+
+    def open(self, request: Request) -> Body:
+        """See `Operations.open`; only what the store has as a file is asked for."""
+        number = request.nodeid & NUMBER_MASK
+        if images.size_of(self._content(request.nodeid)) <= INLINE_MAX:
+            return _CACHED
+        backing_id = self._granted.pop(request.unique, None)
+        if backing_id is None:
+            raise NotReady(BackingWanted(number, request.unique))
+        flags = OpenFlag.PASSTHROUGH if backing_id else OpenFlag.KEEP_CACHE
+        return pack_open_out(OpenOut(number, flags, backing_id))
+
+    def release(self, request: Request) -> Body:
+        """See `Operations.release`."""
+        # A dead worker may have counted the end of this open before it was sent again: rather one
+        # id kept too long than one closed too early.
+        is_resent = request.unique >> _RESENT_BIT & 1
+        if request.args.fh and not is_resent:
+            self._released(request.args.fh)
+        return b""
+
+    def unanswered(self, request: memoryview) -> None:
+        """See `Handler.unanswered`; an open that nobody waits for has ended."""
+        header = unpack_in_header(request[:IN_HEADER_SIZE])
+        if header.opcode == Opcode.OPEN:
+            self._released(header.nodeid & NUMBER_MASK)

@@ -1,0 +1,160 @@
+"""One mount: workers on clones of its /dev/fuse descriptor, and what must outlive each of them."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from appliance.control.session_memory import SessionMemory
+from appliance.fuse_proto._wire import InitFlag
+from appliance.protos import control_pb2 as pb
+from appliance.supervisor.backings import Backings
+from appliance.supervisor.kept_worker import START_ATTEMPTS, KeptWorker, WorkerSettings
+from appliance.supervisor.link import Link, LinkClosedError
+from appliance.supervisor.mountpoint import Mountpoint
+from appliance.supervisor.services import Services, request_counts
+
+_LOG = logging.getLogger(__name__)
+# A mount that is in use outlives its place in the tree; its workers are killed then.
+_END_DEADLINE_S: Final = 0.2
+
+
+class Mount:
+    """Serves a mount with `num_workers` processes.
+
+    It holds a duplicate of every worker's descriptor, so that requests which a killed worker had
+    read stay with the kernel, to be sent again.
+    """
+
+    def __init__(
+        self,
+        mountpoint: Mountpoint,
+        num_workers: int,
+        settings: WorkerSettings,
+        services: Services,
+        *,
+        has_passthrough: bool,
+    ) -> None:
+        self.label = str(mountpoint.path)
+        self.has_passthrough = has_passthrough
+        self.backings = Backings(mountpoint.fd, services.resolving.open_content)
+        # Set when the mount is gone, or with a failure when it cannot be served.
+        self.ended = asyncio.Event()
+        self.failure = ""
+        self.mountpoint = mountpoint
+        self.session = SessionMemory.create(num_workers)
+        self._workers = [
+            _CloneWorker(slot, self, settings, services) for slot in range(num_workers)
+        ]
+
+    def requests(self) -> dict[str, int]:
+        """Return how often each opcode was answered."""
+        return request_counts(self.session)
+
+    def workers(self) -> list[dict[str, object]]:
+        """Return the living workers, each with its pid, slot and number of restarts."""
+        return [
+            {"pid": worker.pid, "queues": [slot], "restarts": worker.restarts}
+            for slot, worker in enumerate(self._workers)
+            if worker.is_alive
+        ]
+
+    async def start(self) -> None:
+        """Start every worker."""
+        await asyncio.gather(*(worker.resume() for worker in self._workers))
+
+    def fail(self, reason: str) -> None:
+        """Give up before the mount was ever served."""
+        self.failure = reason
+        self.ended.set()
+
+    async def close(self) -> None:
+        """End the workers; the mount must be gone, or is dead then."""
+        await asyncio.gather(*(worker.close() for worker in self._workers))
+        self.session.close()
+
+
+class _CloneWorker:
+    """The worker on one clone; the `Duty` of its process."""
+
+    def __init__(
+        self, slot: int, mount: Mount, settings: WorkerSettings, services: Services
+    ) -> None:
+        self._slot = slot
+        self._mount = mount
+        self._settings = settings
+        self._fd = mount.mountpoint.clone()
+        label = f"{mount.label} worker {slot}"
+        self._kept = KeptWorker(label, services.forker, services.resolving, self)
+
+    @property
+    def pid(self) -> int:
+        return self._kept.pid
+
+    @property
+    def restarts(self) -> int:
+        return self._kept.restarts
+
+    @property
+    def is_alive(self) -> bool:
+        return self._kept.link is not None
+
+    async def close(self) -> None:
+        # The worker waits in read(2), not on its channel: it ends by itself only with the mount.
+        self._kept.begin_close()
+        await self._kept.end(_END_DEADLINE_S)
+        os.close(self._fd)
+
+    # Duty.
+
+    def configuration(self) -> tuple[pb.Configure, Sequence[int]]:
+        configure = self._settings.configure(
+            self._slot, pb.Device(passthrough=self._mount.has_passthrough)
+        )
+        return configure, [self._mount.session.fd, self._fd]
+
+    async def instruct(self, link: Link) -> None:
+        """Nothing: the descriptor is all it needs."""
+
+    async def resume(self) -> None:
+        if self.restarts >= START_ATTEMPTS and not self._mount.session.is_initialised:
+            self._mount.fail(f"{START_ATTEMPTS} workers died at their start")
+            return
+        if self.restarts:
+            self._recover_requests()
+        try:
+            await self._kept.persist(self._kept.ensure_alive)
+        except LinkClosedError:
+            return  # closing
+
+    def heard(self, envelope: pb.Envelope) -> None:
+        match envelope.WhichOneof("body"):
+            case "device_ended":
+                self._kept.begin_close()
+                self._mount.ended.set()
+            case "resolve":
+                self._kept.spawn_task(self._grant(envelope, self._kept.link))
+            case "released":
+                self._mount.backings.release(envelope.released.number)
+
+    async def _grant(self, envelope: pb.Envelope, link: Link | None) -> None:
+        backing_id = await self._mount.backings.take(envelope.resolve.backing)
+        if link is not None:
+            resolved = pb.Resolved(backing_id=backing_id)
+            link.post(pb.Envelope(id=envelope.id, resolved=resolved))
+
+    def _recover_requests(self) -> None:
+        # Nobody but the dead worker could answer what was read from its clone.
+        mountpoint = self._mount.mountpoint
+        try:
+            if self._mount.session.flags & InitFlag.HAS_RESEND:
+                mountpoint.resend()
+                return
+            # Before Linux 6.9: closing the clone fails its requests, rather than leave them.
+            replacement = mountpoint.clone()
+        except OSError as exc:
+            _LOG.error("%s: %s", self._mount.label, exc.strerror)
+            return
+        os.close(self._fd)
+        self._fd = replacement

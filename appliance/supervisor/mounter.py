@@ -1,0 +1,116 @@
+"""`appliance mount`: mounts, serves until told to stop or unmounted, and unmounts."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from appliance.errors import MountError
+from appliance.fuse_proto._wire import InitFlag
+from appliance.sockets import notify
+from appliance.supervisor.mount import Mount
+from appliance.supervisor.mountpoint import Mountpoint
+from appliance.supervisor.services import ServiceConfig, running
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountConfig(ServiceConfig):
+    """What `appliance mount` was asked to do."""
+
+    path: Path
+    num_workers: int
+    allows_other: bool
+    has_passthrough: bool
+
+
+def serve(config: MountConfig) -> None:
+    """Mount and serve until SIGTERM, SIGINT or an unmount from outside.
+
+    Raises:
+        MountError: the mount point cannot be used.
+        ApplianceError: the store or the state directory is unusable.
+    """
+    uvloop.run(Mounter(config).run())
+
+
+class Mounter:
+    """The long-lived state of one mounting process."""
+
+    def __init__(self, config: MountConfig) -> None:
+        self._config = config
+        self._mount: Mount | None = None
+
+    async def run(self) -> None:
+        """Serve to the end."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, stop.set)
+        config = self._config
+        mountpoint = Mountpoint(config.path, allows_other=config.allows_other)
+        async with contextlib.AsyncExitStack() as stack:
+            services = await stack.enter_async_context(running(config, self.report))
+            mountpoint.mount()
+            stack.callback(mountpoint.close)
+            mount = self._mount = Mount(
+                mountpoint,
+                config.num_workers,
+                config.worker_settings(),
+                services,
+                has_passthrough=config.has_passthrough,
+            )
+            await mount.start()
+            await self._serve(mount, stop)
+            notify("STOPPING=1")
+
+    def report(self) -> dict[str, Any]:
+        """Return what `appliance status` shows of this process."""
+        mount = self._mount
+        if mount is None:
+            return {"sessions": []}
+        return {
+            "sessions": [
+                {
+                    "mount": mount.label,
+                    "workers": mount.workers(),
+                    "requests": mount.requests(),
+                }
+            ]
+        }
+
+    async def _serve(self, mount: Mount, stop: asyncio.Event) -> None:
+        # The probe waits for INIT and for an answer, in the kernel: on a thread of its own.
+        ready = asyncio.create_task(asyncio.to_thread(mount.mountpoint.probe))
+        ends = [asyncio.create_task(stop.wait()), asyncio.create_task(mount.ended.wait())]
+        try:
+            await asyncio.wait([ready, *ends], return_when=asyncio.FIRST_COMPLETED)
+            if ready.done() and not ready.exception():
+                if self._config.has_passthrough and not mount.session.flags & InitFlag.PASSTHROUGH:
+                    _LOG.warning("this kernel has no FUSE passthrough; going on without")
+                _say_ready(mount.label)
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if mount.failure or not mount.ended.is_set():
+                mount.mountpoint.unmount()
+            await mount.close()
+            mount.mountpoint.close()  # which ends a probe that still waits
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(ready, *ends, return_exceptions=True)
+        error = mount.failure or ready.exception()
+        if error and (mount.failure or not (stop.is_set() or mount.ended.is_set())):
+            raise MountError(f"mount point {mount.label}: {error}")
+
+
+def _say_ready(label: str) -> None:
+    sys.stderr.write(f"READY: mounted on {label}\n")
+    sys.stderr.flush()
+    notify("READY=1")

@@ -1,0 +1,293 @@
+"""`appliance mount` as a program: how it begins, ends, and what it survives."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event, import_tree
+from tests.fakes.mounted import Mounted, is_mounted
+
+NOBODY = 65534
+# The interpreter may be where only root can look.
+AS_NOBODY = (
+    "setpriv",
+    f"--reuid={NOBODY}",
+    f"--regid={NOBODY}",
+    "--clear-groups",
+    "--inh-caps=+dac_read_search",
+    "--ambient-caps=+dac_read_search",
+)
+LARGE = os.urandom(1 << 20)
+
+
+@pytest.fixture(scope="module")
+def name(store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    tree = tmp_path_factory.mktemp("tree") / "tree"
+    tree.mkdir()
+    for number in range(64):
+        (tree / f"dir{number}").mkdir()
+        (tree / f"dir{number}" / "file").write_text(str(number))
+    (tree / "large").write_bytes(LARGE)
+    (base_name,) = import_tree(store, tree)
+    return base_name
+
+
+def run_to_its_end(store: Path, *options: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*APPLIANCE, "mount", "--store", f"lmdb://{store}", *map(str, options)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_unmounts_and_ends_with_status_0(
+    store: Path, name: str, mountpoint: Path, signum: signal.Signals
+) -> None:
+    mounted = Mounted(store, mountpoint, "--foreground")
+    assert (mountpoint / name / "large").read_bytes() == LARGE
+    assert f"READY: mounted on {mountpoint}\n" in mounted.log()
+    mounted.process.send_signal(signum)
+    assert mounted.process.wait(DEADLINE_S) == 0
+    assert not is_mounted(mountpoint)
+
+
+def test_umount_from_outside_ends_it_with_status_0(
+    store: Path, name: str, mountpoint: Path
+) -> None:
+    mounted = Mounted(store, mountpoint)
+    assert (mountpoint / name).is_dir()
+    subprocess.run(["umount", mountpoint], check=True)
+    assert mounted.process.wait(DEADLINE_S) == 0
+    assert "Traceback" not in mounted.log()
+
+
+def test_a_signal_ends_a_mount_that_is_in_use(store: Path, name: str, mountpoint: Path) -> None:
+    with Mounted(store, mountpoint) as mounted:
+        fd = os.open(mountpoint / name / "large", os.O_RDONLY)
+        mounted.process.send_signal(signal.SIGTERM)
+        assert mounted.process.wait(DEADLINE_S) == 0
+        assert not is_mounted(mountpoint)
+        with pytest.raises(OSError, match="not connected"):
+            os.close(fd)
+
+
+def test_a_missing_mount_point_is_refused_in_one_line(store: Path, tmp_path: Path) -> None:
+    done = run_to_its_end(store, tmp_path / "missing")
+    expected = f"appliance: mount point {tmp_path / 'missing'}: No such file or directory\n"
+    assert (done.returncode, done.stderr) == (1, expected)
+
+
+def test_a_file_as_mount_point_is_refused_in_one_line(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run_to_its_end(store, tmp_path / "file")
+    expected = f"appliance: mount point {tmp_path / 'file'}: not a directory\n"
+    assert (done.returncode, done.stderr) == (1, expected)
+
+
+@pytest.mark.parametrize("number", ["0", "255"])
+def test_a_number_of_threads_out_of_range_is_refused(
+    store: Path, mountpoint: Path, number: str
+) -> None:
+    done = run_to_its_end(store, "--threads", number, mountpoint)
+    assert done.returncode == 2
+    assert f"--threads {number}: expected 1 to 254" in done.stderr
+
+
+def test_a_mount_whose_server_was_killed_is_replaced(
+    store: Path, name: str, mountpoint: Path
+) -> None:
+    first = Mounted(store, mountpoint)
+    first.process.kill()
+    first.process.wait(DEADLINE_S)
+    for _ in every_event(DEADLINE_S):  # its workers follow it
+        if stat_error(mountpoint) == errno.ENOTCONN:
+            break
+    with Mounted(store, mountpoint):
+        assert (mountpoint / name / "large").read_bytes() == LARGE
+    assert not is_mounted(mountpoint)
+
+
+def stat_error(path: Path) -> int | None:
+    try:
+        path.stat()
+    except OSError as exc:
+        return exc.errno
+    return None
+
+
+def test_a_dead_mount_of_another_program_is_left_alone(
+    store: Path, tmp_path: Path, mountpoint: Path
+) -> None:
+    (tmp_path / "tree").mkdir()
+    image = tmp_path / "image"
+    subprocess.run(["mksquashfs", tmp_path / "tree", image, "-quiet"], check=True)
+    other = subprocess.Popen(["squashfuse", "-f", image, mountpoint])
+    try:
+        for _ in every_event(DEADLINE_S):
+            if is_mounted(mountpoint):
+                break
+        other.kill()
+        other.wait(DEADLINE_S)
+        done = run_to_its_end(store, mountpoint)
+        assert done.returncode == 1
+        assert done.stderr.endswith("a dead mount of type fuse.squashfuse, not ours\n")
+        assert is_mounted(mountpoint)
+    finally:
+        subprocess.run(["umount", "-l", mountpoint], check=True)
+
+
+def names_in(path: Path) -> set[str]:
+    return {child.name for child in path.iterdir()}
+
+
+def test_without_list_root_names_are_reachable_and_not_listed(
+    store: Path, name: str, mountpoint: Path
+) -> None:
+    with Mounted(store, mountpoint):
+        with pytest.raises(PermissionError):
+            names_in(mountpoint)
+        assert len(names_in(mountpoint / name)) == 65
+
+
+def test_a_path_imported_later_appears(store: Path, mountpoint: Path, tmp_path: Path) -> None:
+    with Mounted(store, mountpoint, "--list-root"):
+        before = names_in(mountpoint)
+        (tmp_path / "later").write_text("later")
+        (later,) = import_tree(store, tmp_path / "later")
+        assert (mountpoint / later).read_text() == "later"
+        for _ in every_event(DEADLINE_S):  # the root's listing may be kept for a second
+            if names_in(mountpoint) == before | {later}:
+                break
+        assert names_in(mountpoint) == before | {later}
+
+
+def as_user(command: Sequence[str]) -> int:
+    done = subprocess.run(
+        command, check=False, user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True
+    )
+    return done.returncode
+
+
+@pytest.mark.parametrize(("options", "is_let_in"), [([], False), (["--allow-other"], True)])
+def test_other_users_get_in_where_they_are_allowed(
+    store: Path, name: str, open_directory: Path, options: list[str], *, is_let_in: bool
+) -> None:
+    with Mounted(store, open_directory / "mnt", *options):
+        assert (as_user(["ls", str(open_directory / "mnt" / name)]) == 0) == is_let_in
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    # Not below pytest's directory, which is for one user only.
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name)
+        path.chmod(0o777)
+        (path / "mnt").mkdir()
+        os.chown(path / "mnt", NOBODY, NOBODY)
+        yield path
+
+
+@pytest.fixture
+def device_for_all() -> Iterator[None]:
+    # As Debian's udev has it; containers often keep it to root.
+    device = Path("/dev/fuse")
+    mode = device.stat().st_mode
+    device.chmod(0o666)
+    yield
+    device.chmod(mode & 0o777)
+
+
+@pytest.mark.usefixtures("device_for_all")
+def test_an_ordinary_user_mounts_by_fusermount3(open_directory: Path, tmp_path: Path) -> None:
+    mountpoint, store = open_directory / "mnt", open_directory / "store"
+    (tmp_path / "file").write_text("content")
+    (name,) = import_tree(store, tmp_path / "file")
+    subprocess.run(["chown", "-R", str(NOBODY), store], check=True)
+    with Mounted(store, mountpoint, prefix=AS_NOBODY) as mounted:
+        assert as_user(["cat", str(mountpoint / name)]) == 0
+        mounted.process.send_signal(signal.SIGTERM)
+        assert mounted.process.wait(DEADLINE_S) == 0
+        assert not is_mounted(mountpoint)
+
+
+def test_every_thread_is_a_process_and_status_tells_of_it(
+    store: Path, name: str, mountpoint: Path
+) -> None:
+    with Mounted(store, mountpoint, "--threads=3") as mounted:
+        (mountpoint / name / "large").read_bytes()
+        session = mounted.status()
+        assert len({worker["pid"] for worker in session["workers"]}) == 3
+        assert session["requests"]["INIT"] == 1
+        assert session["requests"]["READ"] >= 1
+
+
+def test_killing_workers_loses_no_request(store: Path, name: str, mountpoint: Path) -> None:
+    # Cold directories: some requests are parked in the worker when it dies.
+    with Mounted(store, mountpoint, "--threads=2") as mounted:
+        problems: list[object] = []
+        done = threading.Event()
+
+        def read_all() -> None:
+            try:
+                while not done.is_set():
+                    for number in range(64):
+                        path = mountpoint / name / f"dir{number}" / "file"
+                        assert path.read_text() == str(number)
+                    assert (mountpoint / name / "large").read_bytes() == LARGE
+                    Path("/proc/sys/vm/drop_caches").write_text("3")
+            except Exception as exc:  # noqa: BLE001 - told to the test
+                problems.append(exc)
+
+        readers = [threading.Thread(target=read_all) for _ in range(3)]
+        for reader in readers:
+            reader.start()
+        for kill in range(10):
+            os.kill(mounted.worker_pids()[kill % 2], signal.SIGKILL)
+            for _ in every_event(DEADLINE_S):
+                workers = mounted.status()["workers"]
+                if len(workers) == 2 and sum(w["restarts"] for w in workers) == kill + 1:
+                    break
+        done.set()
+        for reader in readers:
+            reader.join(DEADLINE_S)
+            assert not reader.is_alive()
+        assert problems == []
+        assert "Traceback" not in mounted.log()
+
+
+def test_a_worker_that_is_stopped_and_killed_gives_its_request_away(
+    store: Path, name: str, mountpoint: Path
+) -> None:
+    # With one worker, whatever it had read when it died only a resend can save.
+    with Mounted(store, mountpoint, "--threads=1") as mounted:
+        (pid,) = mounted.worker_pids()
+        os.kill(pid, signal.SIGSTOP)
+        with subprocess.Popen(
+            [sys.executable, "-c", f"print(open('{mountpoint}/{name}/dir1/file').read())"],
+            stdout=subprocess.PIPE,
+        ) as reader:
+            os.kill(pid, signal.SIGKILL)
+            output, _errors = reader.communicate(timeout=DEADLINE_S)
+        assert output == b"1\n"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL])
+def test_killing_the_fork_server_is_survived(
+    store: Path, name: str, mountpoint: Path, signum: signal.Signals
+) -> None:
+    with Mounted(store, mountpoint) as mounted:
+        (pid, *_others) = mounted.worker_pids()
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(parent, signum)
+        assert (mountpoint / name / "dir5" / "file").read_text() == "5"

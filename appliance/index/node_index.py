@@ -12,6 +12,8 @@ Databases (numbers little-endian unless they are keys in order, then big-endian)
 
     meta         "next" -> first unused content number (8)
                  "root_generation" -> generation of the store that the root has reached (8)
+                 "root_fresh_until" -> when the root must be listed again, for a service that has no
+                 generations: CLOCK_MONOTONIC in ns (8); 0 if it never was
                  "store" -> identity of the store that the root is of
     numbers      identity (see children) -> content number (4)
     contents     content number (4, big-endian) -> content record (see images)
@@ -24,8 +26,6 @@ an index: all that is assigned is looked up again in the transaction that assign
 never reused; nor are ordinals, until the root is emptied.
 """
 
-import re
-import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -39,12 +39,11 @@ from appliance.index import images
 from appliance.index.children import Child, Kind, child_of, identity
 from appliance.index.images import Entry
 from appliance.store.lmdb_env import Environment, ReadTransaction, WriteTransaction
+from appliance.store.per_boot import directory_of_boot, remove_other_boots
 
 T = TypeVar("T")
 
 _SCHEMA: Final = 1
-_BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
-_ENVIRONMENT_NAME: Final = re.compile(r"v\d+-(?P<boot_id>[0-9a-f-]{36})")
 _DATABASES: Final = (
     b"meta",
     b"numbers",
@@ -81,11 +80,10 @@ class NodeIndex:
             SchemaVersionError: read-only, and no writer has made the index yet.
             StoreError: it cannot be opened.
         """
-        boot_id = boot_id or _BOOT_ID_FILE.read_text().strip()
         if not is_readonly:
-            _remove_other_boots(path, boot_id)
+            remove_other_boots(path, boot_id)
         environment = Environment(
-            path / f"v{_SCHEMA}-{boot_id}",
+            directory_of_boot(path, _SCHEMA, boot_id),
             databases=_DATABASES,
             is_readonly=is_readonly,
             is_durable=False,
@@ -135,6 +133,14 @@ class NodeIndex:
     def root_generation(self, txn: ReadTransaction) -> int:
         """Return the generation of the store that the root's listing has reached."""
         return self._load(txn, b"root_generation")
+
+    def root_fresh_until_ns(self, txn: ReadTransaction) -> int:
+        """Return up to when (CLOCK_MONOTONIC) the root's listing counts as new; 0 if none is."""
+        return self._load(txn, b"root_fresh_until")
+
+    def num_root_entries(self, txn: ReadTransaction) -> int:
+        """Return the number of names in the root."""
+        return txn.stat(self._root_order)["entries"]
 
     # --- Writing ---
 
@@ -199,6 +205,10 @@ class NodeIndex:
         if generation > self._load(txn, b"root_generation"):
             self._save(txn, b"root_generation", generation)
 
+    def set_root_fresh_until(self, txn: WriteTransaction, time_ns: int) -> None:
+        """Note up to when (CLOCK_MONOTONIC) the root's listing counts as new."""
+        self._save(txn, b"root_fresh_until", time_ns)
+
     def _initialise(self, txn: WriteTransaction) -> None:
         if txn.get(b"next", None, self._meta) is not None:
             return
@@ -207,6 +217,7 @@ class NodeIndex:
 
     def _begin_root(self, txn: WriteTransaction) -> None:
         self._save(txn, b"root_generation", 0)
+        self._save(txn, b"root_fresh_until", 0)
         for ordinal, name in enumerate((b".", b"..")):
             record = images.dot_record(name, images.ROOT_NUMBER, ordinal + 1)
             txn.put(_ORDINAL_KEY.pack(ordinal), record, db=self._root_order)
@@ -237,11 +248,3 @@ class NodeIndex:
 
     def _save(self, txn: WriteTransaction, name: bytes, value: int) -> None:
         txn.put(name, value.to_bytes(8, "little"), db=self._meta)
-
-
-def _remove_other_boots(path: Path, boot_id: str) -> None:
-    # Another supervisor may be doing the same: what is gone already is fine.
-    for child in path.glob("v*"):
-        match = _ENVIRONMENT_NAME.fullmatch(child.name)
-        if match and match["boot_id"] != boot_id:
-            shutil.rmtree(child, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -30,8 +30,9 @@ class BlobFile(NamedTuple):
 class Store:
     """One open store. The rules of `lmdb_env.Environment` are its rules."""
 
-    def __init__(self, path: Path, env: Environment) -> None:
+    def __init__(self, path: Path, env: Environment, *, is_durable: bool = True) -> None:
         self.path = path
+        self._is_durable = is_durable
         self.env = env
         self._blobs_path = path / schema.BLOBS_DIRECTORY
         self._meta = env.database(schema.META)
@@ -48,9 +49,19 @@ class Store:
         *,
         is_readonly: bool = False,
         create: bool = False,
+        is_durable: bool = True,
+        more_databases: Sequence[bytes] = (),
         map_size_bytes: int = 1 << 30,
     ) -> "Store":
         """Open the store in the directory `path`; a writable one is swept of dead processes' files.
+
+        Args:
+            path: its directory.
+            is_readonly: other processes may commit meanwhile.
+            create: make it if it is missing.
+            is_durable: see `Environment`; it goes for the files of blobs too.
+            more_databases: of the opener's own, in the same environment.
+            map_size_bytes: initial size of the map.
 
         Raises:
             SchemaVersionError: it is of another version.
@@ -60,13 +71,13 @@ class Store:
             raise StoreError(f"{path}: no store there")
         env = Environment(
             path,
-            databases=schema.DATABASES,
+            databases=(*schema.DATABASES, *more_databases),
             is_readonly=is_readonly,
-            is_durable=True,
+            is_durable=is_durable,
             map_size_bytes=map_size_bytes,
         )
         try:
-            store = cls(path, env)
+            store = cls(path, env, is_durable=is_durable)
             store._check_version(is_readonly=is_readonly)
             if not is_readonly:
                 temp_directory.sweep(path)
@@ -182,7 +193,7 @@ class Store:
                 target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
                 files[digest].path.rename(target)
             placed.add(digest)
-        if missing:
+        if missing and self._is_durable:
             _sync_filesystem(self._blobs_path)
 
     def _put(self, txn: WriteTransaction, batch: Batch) -> None:

@@ -1,0 +1,248 @@
+"""A bounded store of blobs that are somewhere else too; what was used longest ago goes first.
+
+It is a `Store`, so whoever reads stores reads this, in a directory of this boot (see `per_boot`):
+nothing in it is worth an fsync. Several processes may fill one cache. Beside the store's own:
+
+database   key                                          value
+cache      digest                                       CLOCK_MONOTONIC ns of the last use, charge
+           "charged"                                    sum of all charges as u64 LE
+cache_use  CLOCK_MONOTONIC ns as u64 BE, digest         (nothing)
+cache_end  digest                                       (nothing)
+
+A blob is charged before it is fetched and evicted before another takes its place, so that the sum
+never passes the bound; a process killed in between leaves a charge for nothing, which ages and
+goes. `cache_end` names blobs whose records are gone and whose files may still be there: a file is
+removed under the write lock and only without a record, as another process may have put it back.
+"""
+
+import struct
+import time
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import lmdb
+
+from appliance.castore.digest import DIGEST_SIZE, Digest
+from appliance.errors import StoreError
+from appliance.store.batch import Batch
+from appliance.store.lmdb_env import WriteTransaction
+from appliance.store.per_boot import directory_of_boot, remove_other_boots
+from appliance.store.schema import BLOBS, INLINE_MAX, pack_number, unpack_number
+from appliance.store.store import BlobFile, Store
+from appliance.store.temp_directory import TempDirectory
+
+_SCHEMA: Final = 1
+_CACHE: Final = b"cache"
+_USE: Final = b"cache_use"
+_END: Final = b"cache_end"
+_CHARGED_KEY: Final = b"charged"
+_ENTRY: Final = struct.Struct("<QQ")
+_TIME: Final = struct.Struct(">Q")
+
+# What LMDB gives a page of its own costs whole pages, and each blob something.
+_PAGE: Final = 4096
+_SHARED_PAGE_MAX: Final = 2000
+_OVERHEAD: Final = 128
+
+
+class TooLargeError(StoreError):
+    """A blob is larger than the whole cache."""
+
+
+def charge_of(size: int) -> int:
+    """Return what a blob of `size` bytes counts in the bound of a cache."""
+    if size <= _SHARED_PAGE_MAX:
+        return size + _OVERHEAD
+    return -(-size // _PAGE) * _PAGE
+
+
+class BlobCache:
+    """An open cache of at most `max_bytes`; for threads, each call a transaction or two.
+
+    Raises:
+        StoreError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        remove_other_boots(path)
+        self.max_bytes = max_bytes
+        self.store = Store.open(
+            directory_of_boot(path, _SCHEMA),
+            create=True,
+            is_durable=False,
+            more_databases=(_CACHE, _USE, _END),
+        )
+        env = self.store.env
+        self._entries = env.database(_CACHE)
+        self._uses = env.database(_USE)
+        self._ends = env.database(_END)
+        self._blobs = env.database(BLOBS)
+        self._temp = TempDirectory(self.store.path)
+        # The bound may be lower than it was.
+        env.write(lambda txn: self._evict(txn, 0, ()))
+        self._remove_files()
+
+    @property
+    def temp_path(self) -> Path:
+        """Where to put files that are to become blobs."""
+        return self._temp.path
+
+    def find(self, digest: Digest) -> int | None:
+        """Return the size of a blob that is there as it should be; one that is not is dropped."""
+        with self.store.read() as txn:
+            blob = self.store.blob(txn, digest)
+            if blob is None:
+                return None
+            if not isinstance(blob, BlobFile):
+                return len(blob)
+        with suppress(OSError):
+            if blob.path.stat().st_size == blob.size:
+                return blob.size
+        self.drop(digest)
+        return None
+
+    def reserve(self, digest: Digest, size: int, keep: Collection[bytes]) -> bool:
+        """Charge for a blob that is to be fetched, and evict others for it.
+
+        Returns False, and does nothing, if that takes one of those in `keep`.
+
+        Raises:
+            TooLargeError: it would take more than all.
+            StoreError: LMDB failed.
+        """
+        charge = charge_of(size)
+        if charge > self.max_bytes:
+            raise TooLargeError(
+                f"blob {digest}: {size} bytes are more than the whole cache may take, "
+                f"{self.max_bytes}"
+            )
+
+        def work(txn: WriteTransaction) -> bool:
+            self._remove_entry(txn, digest)
+            if not self._evict(txn, charge, keep):
+                return False
+            self._put_entry(txn, digest, time.monotonic_ns(), charge)
+            self._add_charge(txn, charge)
+            return True
+
+        is_reserved = self.store.env.write(work)
+        self._remove_files()
+        return is_reserved
+
+    def commit(self, digest: Digest, size: int, batch: Batch) -> None:
+        """Put a blob that was reserved; takes over its file in any case."""
+        self.store.commit(batch)
+        charge = charge_of(size)
+
+        def work(txn: WriteTransaction) -> None:
+            # Another process may have taken the reservation for a blob long unused.
+            if txn.get(digest, None, self._entries) is None:
+                if self._evict(txn, charge, ()):
+                    self._put_entry(txn, digest, time.monotonic_ns(), charge)
+                    self._add_charge(txn, charge)
+                else:
+                    self._remove_blob(txn, digest)
+
+        self.store.env.write(work)
+        self._remove_files()
+
+    def drop(self, digest: Digest) -> None:
+        """Forget a blob, or the reservation of one."""
+
+        def work(txn: WriteTransaction) -> None:
+            self._remove_entry(txn, digest)
+            self._remove_blob(txn, digest)
+
+        self.store.env.write(work)
+        self._remove_files()
+
+    def touch(self, digests: Iterable[bytes]) -> None:
+        """Note that blobs were used just now."""
+        now_ns = time.monotonic_ns()
+
+        def work(txn: WriteTransaction) -> None:
+            for digest in digests:
+                value = txn.get(digest, db=self._entries)
+                if value is not None and len(digest) == DIGEST_SIZE:
+                    used_ns, charge = _ENTRY.unpack(value)
+                    txn.delete(_TIME.pack(used_ns) + digest, db=self._uses)
+                    self._put_entry(txn, digest, now_ns, charge)
+
+        self.store.env.write(work)
+
+    def charged_bytes(self) -> int:
+        """Return the sum of what all blobs count; never more than `max_bytes`."""
+        with self.store.read() as txn:
+            return unpack_number(txn.get(_CHARGED_KEY, db=self._entries))
+
+    def close(self) -> None:
+        """Close; no transaction may be open."""
+        self._temp.close()
+        self.store.close()
+
+    # --- In a write transaction ---
+
+    def _evict(self, txn: WriteTransaction, wanted: int, keep: Collection[bytes]) -> bool:
+        excess = self._charged(txn) + wanted - self.max_bytes
+        victims: list[tuple[bytes, int]] = []
+        if excess > 0:
+            for key in txn.cursor(self._uses).iternext(keys=True, values=False):
+                digest = key[_TIME.size :]
+                if digest in keep:
+                    continue
+                _used_ns, charge = _ENTRY.unpack(txn.get(digest, b"", self._entries))
+                victims.append((digest, charge))
+                excess -= charge
+                if excess <= 0:
+                    break
+        if excess > 0:
+            return False
+        for digest, charge in victims:
+            self._remove_entry(txn, digest)
+            if charge > INLINE_MAX:
+                self._remove_blob(txn, digest)
+            else:
+                txn.delete(digest, db=self._blobs)
+        return True
+
+    def _put_entry(self, txn: WriteTransaction, digest: bytes, time_ns: int, charge: int) -> None:
+        txn.put(digest, _ENTRY.pack(time_ns, charge), db=self._entries)
+        txn.put(_TIME.pack(time_ns) + digest, b"", db=self._uses)
+
+    def _remove_entry(self, txn: WriteTransaction, digest: bytes) -> None:
+        value = txn.get(digest, None, self._entries)
+        if value is not None:
+            used_ns, charge = _ENTRY.unpack(value)
+            txn.delete(digest, db=self._entries)
+            txn.delete(_TIME.pack(used_ns) + digest, db=self._uses)
+            self._add_charge(txn, -charge)
+
+    def _remove_blob(self, txn: WriteTransaction, digest: bytes) -> None:
+        if txn.delete(digest, db=self._blobs):
+            txn.put(digest, b"", db=self._ends)
+
+    def _charged(self, txn: WriteTransaction) -> int:
+        return unpack_number(txn.get(_CHARGED_KEY, None, self._entries))
+
+    def _add_charge(self, txn: WriteTransaction, charge: int) -> None:
+        txn.put(_CHARGED_KEY, pack_number(self._charged(txn) + charge), db=self._entries)
+
+    def _remove_files(self) -> None:
+        with self.store.read() as txn:
+            if not _count(txn, self._ends):
+                return
+
+        def work(txn: WriteTransaction) -> None:
+            ended = list(txn.cursor(self._ends).iternext(keys=True, values=False))
+            for digest in ended:
+                if txn.get(digest, None, self._blobs) is None:
+                    self.store.blob_path(digest).unlink(missing_ok=True)
+                txn.delete(digest, db=self._ends)
+
+        self.store.env.write(work)
+
+
+def _count(txn: "lmdb.Transaction[memoryview]", database: lmdb._Database) -> int:
+    return int(txn.stat(database)["entries"])

@@ -2,25 +2,35 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from appliance.castore.store_path import StorePath
 from appliance.store.batch import Batch
-from appliance.store.store import Store
 
 # Large enough that commits are few, small enough that the disk is busy early and memory is not.
 _COMMIT_BYTES: Final = 16 << 20
 
 
+class Sink(Protocol):
+    """What takes in an import: a store, or services."""
+
+    def commit(self, batch: Batch) -> None:
+        """Make everything in `batch` durable; takes over its files in any case.
+
+        Raises:
+            StoreError: it cannot; no path in `batch` is visible.
+        """
+
+
 class Committer:
     """Gathers objects, and commits them in a thread, one batch at a time.
 
-    The store is its own while it is open. A commit that failed is raised by the next call that
+    The sink is its own while it is open. A commit that failed is raised by the next call that
     waits for one; nothing is committed after it.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         # Of the paths that are complete, and of the one in hand.
         self._complete = Batch()
@@ -87,7 +97,7 @@ class Committer:
         batch, self._complete = self._complete, Batch()
         self._blobs_sent.update(batch.blobs, batch.files)
         self._committing_paths, self._complete_paths = self._complete_paths, []
-        self._commit = self._executor.submit(self._store.commit, batch)
+        self._commit = self._executor.submit(self._sink.commit, batch)
 
     def _end_commit(self) -> None:
         if self._commit is not None:

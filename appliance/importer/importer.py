@@ -1,6 +1,7 @@
 """`appliance import`: paths of the file system become store paths."""
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,8 +16,9 @@ from appliance.importer.hasher_pool import HasherEndedError, HasherPool
 from appliance.importer.progress import Progress, Reporter
 from appliance.importer.tree import TreeImport
 from appliance.importer.walk import display
+from appliance.store.service_uri import ServiceAddresses
 from appliance.store.store import Store
-from appliance.store.temp_directory import TempDirectory
+from appliance.store.temp_directory import TempDirectory, sweep
 
 # One process keeps up with the SHA-256 of the NAR, which is computed in one go, and a few more with
 # the reading of small files.
@@ -31,7 +33,7 @@ class _Root(NamedTuple):
 
 
 def import_paths(
-    store_path: Path,
+    services: ServiceAddresses,
     paths: Sequence[Path],
     *,
     progress: Progress,
@@ -39,8 +41,8 @@ def import_paths(
 ) -> Iterator[str]:
     """Import each of `paths` and yield its store path once it is durable, in their order.
 
-    A symlink is imported as such. The store is created when missing. Forks hashing processes, so it
-    must be called before this process has threads or an LMDB environment.
+    A symlink is imported as such. A local store is created when missing. Forks hashing processes,
+    so it must be called before this process has threads or an LMDB environment.
 
     Raises:
         ImportTreeError: some paths could not be imported: one line for each. The others were.
@@ -50,11 +52,19 @@ def import_paths(
     roots, failures = _roots(paths)
     if roots:
         with ExitStack() as stack:
-            temp = stack.enter_context(TempDirectory(store_path))
+            store_path = services.one_store()
+            temp = stack.enter_context(TempDirectory(store_path or _staging_path()))
             pool = stack.enter_context(HasherPool(temp.path, _num_hashers()))
-            store = Store.open(store_path, create=True)
-            stack.callback(store.close)
-            committer = stack.enter_context(Committer(store))
+            if store_path is not None:
+                store = Store.open(store_path, create=True)
+                stack.callback(store.close)
+                committer = stack.enter_context(Committer(store))
+            else:
+                # Loaded here: one local store has no need of gRPC, and hashers are forked before.
+                from appliance.importer.services_sink import open_sink  # noqa: PLC0415 - see above
+
+                sink = stack.enter_context(open_sink(services))
+                committer = stack.enter_context(Committer(sink))
             reporter = Reporter(progress)
             for root in roots:
                 try:
@@ -119,6 +129,12 @@ def _root(path: bytes) -> _Root:
     except OSError as exc:
         raise ImportTreeError(f"{display(path)}: {exc.strerror}") from exc
     return _Root(path, name.decode())
+
+
+def _staging_path() -> Path:
+    path = Path(tempfile.gettempdir()) / f"appliance-import-{os.geteuid()}"
+    sweep(path)
+    return path
 
 
 def _num_hashers() -> int:

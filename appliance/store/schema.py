@@ -85,6 +85,11 @@ def pack_inline(content: bytes | bytearray | memoryview) -> bytes:
     return _INLINE_PREFIX + content
 
 
+def inline_content(record: bytes) -> memoryview:
+    """Return the content in the record of a blob kept inline."""
+    return memoryview(record)[1:]
+
+
 def pack_file_record(size: int) -> bytes:
     """Encode the record of a blob kept in a file."""
     return _FILE_RECORD.pack(IN_FILE, size)

@@ -1,0 +1,141 @@
+"""An import into services: blobs, then directories, then PathInfos, each when the last is there."""
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import Final
+
+from appliance.castore.digest import Digest
+from appliance.castore.nodes import Directory, DirectoryNode
+from appliance.castore.path_info import read_path_info
+from appliance.errors import StoreError
+from appliance.rpc.loop_thread import LoopThread
+from appliance.rpc.open_services import open_services
+from appliance.store import schema
+from appliance.store.batch import Batch, StagedFile
+from appliance.store.service_uri import ServiceAddresses
+from appliance.store.services import Buffer, Services
+
+# Small blobs are all latency.
+_UPLOADS_MAX: Final = 16
+_PIECE_SIZE: Final = 1 << 20
+
+
+@contextmanager
+def open_sink(addresses: ServiceAddresses) -> Iterator["ServicesSink"]:
+    """Open the services, in a thread of their own.
+
+    Raises:
+        StoreError: a local one cannot be opened.
+    """
+    thread = LoopThread("services")
+    try:
+        stack = AsyncExitStack()
+        services = thread.run_and_wait(stack.enter_async_context(open_services(addresses)))
+        try:
+            yield ServicesSink(thread, services)
+        finally:
+            thread.run_and_wait(stack.aclose())
+    finally:
+        thread.close()
+
+
+class ServicesSink:
+    """Takes in batches; the `Sink` of a `Committer`.
+
+    A service takes a directory only together with all below it, and the batches of a long import
+    hold parts of one: directories wait here for the root of their path.
+    """
+
+    def __init__(self, thread: LoopThread, services: Services) -> None:
+        self._thread = thread
+        self._services = services
+        self._directories: dict[Digest, bytes] = {}
+
+    def commit(self, batch: Batch) -> None:
+        """See `Sink.commit`."""
+        try:
+            self._thread.run_and_wait(self._commit(batch))
+        finally:
+            batch.discard()
+
+    async def _commit(self, batch: Batch) -> None:
+        await self._put_blobs(batch)
+        self._directories.update(
+            (Digest(digest), encoded) for digest, encoded in batch.directories.items()
+        )
+        done: set[Digest] = set()
+        for path_info in batch.path_infos.values():
+            node = read_path_info(path_info).node
+            if isinstance(node, DirectoryNode):
+                done |= await self._put_closure(node.digest)
+            await self._services.path_infos.put(path_info)
+        for digest in done:
+            self._directories.pop(digest, None)
+
+    async def _put_blobs(self, batch: Batch) -> None:
+        places = asyncio.Semaphore(_UPLOADS_MAX)
+
+        async def put(digest: bytes, pieces: Iterable[Buffer]) -> None:
+            async with places:
+                await self._put_blob(Digest(digest), pieces)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for digest, record in batch.blobs.items():
+                    group.create_task(put(digest, [schema.inline_content(record)]))
+                for digest, file in batch.files.items():
+                    group.create_task(put(digest, _pieces(file)))
+        except ExceptionGroup as exc:
+            raise exc.exceptions[0] from None
+
+    async def _put_blob(self, digest: Digest, pieces: Iterable[Buffer]) -> None:
+        if await self._services.blobs.has(digest):
+            return
+        writer = await self._services.blobs.open_write()
+        try:
+            for piece in pieces:
+                await writer.write(piece)
+        except BaseException:
+            await writer.abort()
+            raise
+        kept = await writer.close()
+        if kept != digest:
+            raise StoreError(f"blob {digest}: it was {kept} when it was read again")
+
+    async def _put_closure(self, root: Digest) -> set[Digest]:
+        putter = self._services.directories.put_multiple_start()
+        sent: set[Digest] = set()
+        try:
+            # Each is on the stack until those below it were sent.
+            stack = [await self._directory(root)]
+            while stack:
+                unsent = {node.digest for node in stack[-1].directories} - sent
+                if unsent:
+                    stack += [await self._directory(digest) for digest in unsent]
+                    continue
+                directory = stack.pop()
+                if directory.digest() not in sent:
+                    sent.add(directory.digest())
+                    await putter.put(directory)
+        except BaseException:
+            await putter.abort()
+            raise
+        await putter.close()
+        return sent
+
+    async def _directory(self, digest: Digest) -> Directory:
+        encoded = self._directories.get(digest)
+        if encoded is not None:
+            return Directory.from_bytes(encoded)
+        # Put with an earlier path already; or the empty one, which nobody has to keep.
+        directory = await self._services.directories.get(digest)
+        if directory is None:
+            raise StoreError(f"directory {digest}: it was put, and is gone")
+        return directory
+
+
+def _pieces(file: StagedFile) -> Iterator[bytes]:
+    with file.path.open("rb", buffering=0) as content:
+        while piece := content.read(_PIECE_SIZE):
+            yield piece

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +11,16 @@ from typing import TYPE_CHECKING, Final
 
 from appliance import __version__
 from appliance.castore.nodes import SizeDialect
-from appliance.cli_addresses import add_store_option, default_store
+from appliance.cli_addresses import (
+    add_service_options,
+    add_store_option,
+    default_state_dir,
+    service_addresses,
+)
 from appliance.cli_store import add_commands
 from appliance.errors import ApplianceError, ConfigError, StoreError
 from appliance.log import configure_logging
-from appliance.store.service_uri import LmdbAddress, parse_service_uri
+from appliance.store.service_uri import ServiceAddresses
 from appliance.terminal import import_progress
 
 if TYPE_CHECKING:
@@ -27,6 +33,7 @@ _MAX_REQUEST_QUEUES: Final = 254
 _MAX_MOUNT_WORKERS: Final = 254
 _MAX_QUEUE_SIZE: Final = 32768
 _DEFAULT_QUEUE_SIZE: Final = 1024
+_DEFAULT_CACHE_SIZE: Final = "10G"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,16 +82,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     store = argparse.ArgumentParser(add_help=False)
     add_store_option(store)
+    services = argparse.ArgumentParser(add_help=False, parents=[store])
+    add_service_options(services)
+    cache = argparse.ArgumentParser(add_help=False)
+    cache.add_argument(
+        "--blob-cache-size",
+        metavar="SIZE",
+        help="how much of a remote blob service is kept in the state directory: bytes, or with K, "
+        f"M, G or T (default: {_DEFAULT_CACHE_SIZE}; or APPLIANCE_BLOB_CACHE_SIZE)",
+    )
     parser = argparse.ArgumentParser(
         prog="appliance",
         description="A read-only file system server over a content-addressed store.",
     )
     parser.add_argument("--version", action="version", version=f"appliance {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_import(commands, [common, store])
-    _add_virtiofs(commands, [common, store, state])
-    _add_mount(commands, [common, store, state])
-    _add_status(commands, [common, store, state])
+    _add_import(commands, [common, services])
+    _add_virtiofs(commands, [common, services, state, cache])
+    _add_mount(commands, [common, services, state, cache])
+    _add_status(commands, [common, services, state])
     add_commands(commands, [common, store])
     return parser
 
@@ -162,10 +178,10 @@ def _add_status(commands: "Subparsers", parents: list[argparse.ArgumentParser]) 
 def _run_import(options: argparse.Namespace) -> None:
     from appliance.importer.importer import import_paths
 
-    store_path = _store_path(options)
+    services = service_addresses(options)
     dialect = SizeDialect[options.directory_sizes.upper()]
     with import_progress() as progress:
-        for imported in import_paths(store_path, options.paths, progress=progress, dialect=dialect):
+        for imported in import_paths(services, options.paths, progress=progress, dialect=dialect):
             progress.clear()
             print(imported, flush=True)
 
@@ -179,10 +195,11 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
     from appliance.supervisor.supervisor import VirtiofsConfig, serve
     from appliance.vhost.fs_device import encode_tag
 
-    store_path = _store_path(options)
+    services = service_addresses(options)
     config = VirtiofsConfig(
-        store_path=store_path,
-        state_dir=_state_dir(options, store_path),
+        services=services,
+        blob_cache_bytes=_blob_cache_bytes(options),
+        state_dir=_state_dir(options, services),
         is_root_listable=options.list_root,
         tag=encode_tag(options.tag) if options.tag is not None else None,
         num_request_queues=_in_range(
@@ -206,11 +223,12 @@ def _run_mount(options: argparse.Namespace) -> None:
 
     if options.passthrough and os.geteuid() != 0:
         raise ConfigError("--passthrough: only root may use it")
-    store_path = _store_path(options)
+    services = service_addresses(options)
     serve(
         MountConfig(
-            store_path=store_path,
-            state_dir=_state_dir(options, store_path),
+            services=services,
+            blob_cache_bytes=_blob_cache_bytes(options),
+            state_dir=_state_dir(options, services),
             is_root_listable=options.list_root,
             log_level=options.log_level,
             log_json=options.json,
@@ -225,7 +243,7 @@ def _run_mount(options: argparse.Namespace) -> None:
 def _run_status(options: argparse.Namespace) -> None:
     from appliance.supervisor.status import collect
 
-    state_dir = _state_dir(options, _store_path(options))
+    state_dir = _state_dir(options, service_addresses(options))
     reports = collect(state_dir)
     if not reports:
         raise StoreError(f"no supervisor is running on {state_dir}")
@@ -247,19 +265,23 @@ def _run_status(options: argparse.Namespace) -> None:
 # Values read once, with the rule they break named.
 
 
-def _store_path(options: argparse.Namespace) -> Path:
-    uri = options.store or os.environ.get("APPLIANCE_STORE")
-    if not uri:
-        return default_store()
-    address = parse_service_uri(uri)
-    if not isinstance(address, LmdbAddress):
-        raise ConfigError(f"store {uri}: expected lmdb:///path")
-    return address.path
-
-
-def _state_dir(options: argparse.Namespace, store_path: Path) -> Path:
+def _state_dir(options: argparse.Namespace, services: ServiceAddresses) -> Path:
     given = options.state_dir or os.environ.get("APPLIANCE_STATE_DIR")
-    return Path(given) if given else store_path.with_name(store_path.name + ".state")
+    return Path(given) if given else default_state_dir(services)
+
+
+def _blob_cache_bytes(options: argparse.Namespace) -> int:
+    text = (
+        options.blob_cache_size
+        or os.environ.get("APPLIANCE_BLOB_CACHE_SIZE")
+        or _DEFAULT_CACHE_SIZE
+    )
+    match = re.fullmatch(r"([1-9][0-9]{0,17})([KMGT]?)", text.upper())
+    if not match:
+        raise ConfigError(
+            f"--blob-cache-size {text}: expected a number of bytes, or one with K, M, G or T"
+        )
+    return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
 
 
 def _in_range(option: str, value: int, maximum: int) -> int:

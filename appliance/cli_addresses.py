@@ -1,15 +1,18 @@
 """Which services a command uses, from its options and the environment."""
 
 import argparse
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from appliance.store.service_uri import LmdbAddress, ServiceAddress, parse_service_uri
-
-if TYPE_CHECKING:
-    from appliance.rpc.open_services import ServiceAddresses
+from appliance.store.service_uri import (
+    LmdbAddress,
+    ServiceAddress,
+    ServiceAddresses,
+    parse_service_uri,
+)
 
 _KINDS: Final = ("blob", "directory", "path-info")
 
@@ -36,14 +39,12 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
 
 def service_addresses(
     options: argparse.Namespace, environ: Mapping[str, str] = os.environ
-) -> "ServiceAddresses":
+) -> ServiceAddresses:
     """Return where the services are.
 
     Raises:
         ConfigError: an address breaks a rule.
     """
-    from appliance.rpc.open_services import ServiceAddresses
-
     store = options.store or environ.get("APPLIANCE_STORE")
     fallback = parse_service_uri(store) if store else LmdbAddress(default_store(environ))
 
@@ -53,6 +54,18 @@ def service_addresses(
         return parse_service_uri(uri) if uri else fallback
 
     return ServiceAddresses(*map(address, _KINDS))
+
+
+def default_state_dir(services: ServiceAddresses, environ: Mapping[str, str] = os.environ) -> Path:
+    """Return where the node index is when nobody says: beside the store, if all is in one.
+
+    Else it is beside the default store, under a name made from the addresses.
+    """
+    store = services.one_store()
+    if store is not None:
+        return store.with_name(store.name + ".state")
+    name = hashlib.sha256(repr(services).encode()).hexdigest()[:16]
+    return default_store(environ).with_name(f"remote-{name}.state")
 
 
 def default_store(environ: Mapping[str, str] = os.environ) -> Path:

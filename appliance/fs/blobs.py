@@ -22,6 +22,7 @@ class OpenBlob(NamedTuple):
 
     fd: int
     size: int
+    digest: bytes
 
 
 class Blobs:
@@ -79,7 +80,10 @@ class Blobs:
         if found_size < size:
             os.close(fd)
             raise self._broken(digest, f"has a file of {found_size} bytes, not {size}")
-        self._open[number] = opened = OpenBlob(fd, size)
+        return self._hold(number, OpenBlob(fd, size, digest))
+
+    def _hold(self, number: int, opened: OpenBlob) -> OpenBlob:
+        self._open[number] = opened
         if len(self._open) > OPEN_MAX:
             _number, oldest = self._open.popitem(last=False)
             self._evicted.append(oldest.fd)

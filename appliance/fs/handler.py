@@ -6,6 +6,7 @@ nothing a guest could miss: open blob files are a cache. A nodeid comes from the
 any number: one the index never gave out is ESTALE.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from errno import EINVAL, EISDIR, ENODATA, ENOENT, ENOTDIR, EPERM, ESTALE
@@ -14,6 +15,7 @@ from typing import Final
 from appliance.castore.store_path import StorePath, StorePathError
 from appliance.fs import readdir, xattrs
 from appliance.fs.blobs import Blobs, OpenBlob
+from appliance.fs.cached_blobs import ALL_LOCAL, CachedBlobs, RemoteParts
 from appliance.fs.statfs import Statfs
 from appliance.fuse_proto.operations import Body, FileSlice, NotReady, Operations, Request
 from appliance.index import images
@@ -47,13 +49,22 @@ class Handler(Operations):
         index: the node index; read only.
         store: the store it was made from; read only.
         is_root_listable: whether the names in the root may be listed; looked up they always may be.
+        remote: what the resolver has to fetch; then the store is a cache, or has no PathInfos.
     """
 
-    def __init__(self, index: NodeIndex, store: Store, *, is_root_listable: bool) -> None:
+    def __init__(
+        self,
+        index: NodeIndex,
+        store: Store,
+        *,
+        is_root_listable: bool,
+        remote: RemoteParts = ALL_LOCAL,
+    ) -> None:
         self._index = index
         self._store = store
         self._is_root_listable = is_root_listable
-        self._blobs = Blobs(store)
+        self._blobs = CachedBlobs(store, remote.used) if remote.has_blobs else Blobs(store)
+        self._has_remote_root = remote.has_root
         self._root_attr_out = b""
         self._root_attr_generation = -1
         self._statfs = Statfs(store.path)
@@ -200,14 +211,24 @@ class Handler(Operations):
         if not self._is_root_listable:
             raise OSError(EPERM, "listing the root is switched off")
         # A listing that has begun goes on: what is added meanwhile comes at its end, or next time.
-        if cookie == 0 and self._index.root_generation(self._txn) < self._store.generation(
-            self._in_store()
-        ):
+        if cookie == 0 and self._is_root_stale():
             raise NotReady(RootListWanted())
         return self._index.root_listing(self._txn, cookie)
 
+    def _is_root_stale(self) -> bool:
+        if self._has_remote_root:
+            return self._index.root_fresh_until_ns(self._txn) < time.monotonic_ns()
+        reached = self._index.root_generation(self._txn)
+        return reached < self._store.generation(self._in_store())
+
     def _root_attributes(self) -> bytes:
-        generation = self._store.generation(self._in_store())
+        if self._has_remote_root:
+            # A guest that keeps the listing asks only for this: so it hears of what was added.
+            if self._index.root_fresh_until_ns(self._txn) and self._is_root_stale():
+                raise NotReady(RootListWanted())
+            generation = self._index.num_root_entries(self._txn)
+        else:
+            generation = self._store.generation(self._in_store())
         if generation != self._root_attr_generation:
             self._root_attr_out = images.root_attr_out(generation)
             self._root_attr_generation = generation

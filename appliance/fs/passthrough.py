@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
+from appliance.fs.cached_blobs import ALL_LOCAL, RemoteParts
 from appliance.fs.handler import Handler
 from appliance.fuse_proto._wire import (
     IN_HEADER_SIZE,
@@ -38,6 +39,7 @@ class PassthroughHandler(Handler):
         store: see `Handler`.
         is_root_listable: see `Handler`.
         released: called with the content number when an open that was granted has ended.
+        remote: see `Handler`.
     """
 
     def __init__(
@@ -47,8 +49,9 @@ class PassthroughHandler(Handler):
         *,
         is_root_listable: bool,
         released: Callable[[int], None],
+        remote: RemoteParts = ALL_LOCAL,
     ) -> None:
-        super().__init__(index, store, is_root_listable=is_root_listable)
+        super().__init__(index, store, is_root_listable=is_root_listable, remote=remote)
         self._released = released
         self._granted: dict[int, int] = {}
 

@@ -86,14 +86,9 @@ class Resolver:
     def _plan_directory(
         self, txn: ReadTransaction, store_txn: ReadTransaction, number: int
     ) -> Change | None:
-        content = self._index.record(txn, number) if number <= images.NUMBER_MASK else None
-        if content is None:
-            raise OSError(ESTALE, f"content number {number}")
-        if images.kind_of(content) != Kind.DIRECTORY:
-            raise OSError(ENOTDIR, f"content number {number}")
-        if self._index.image(txn, number) is not None:
+        digest = wanted_directory(self._index, txn, number)
+        if digest is None:
             return None
-        digest = Digest(images.digest_of(content))
         encoded = self._store.directory(store_txn, digest)
         if encoded is None:
             raise _broken(f"directory {digest} is not in the store")
@@ -190,6 +185,20 @@ class Resolver:
 
         self._index.write(work)
         return len(chunk) == _ROOT_CHUNK
+
+
+def wanted_directory(index: NodeIndex, txn: ReadTransaction, number: int) -> Digest | None:
+    """Return the digest of the directory of content `number`; None if it has its image already.
+
+    Raises:
+        OSError: ESTALE, no such number; ENOTDIR, not a directory's.
+    """
+    content = index.record(txn, number) if number <= images.NUMBER_MASK else None
+    if content is None:
+        raise OSError(ESTALE, f"content number {number}")
+    if images.kind_of(content) != Kind.DIRECTORY:
+        raise OSError(ENOTDIR, f"content number {number}")
+    return None if index.image(txn, number) is not None else Digest(images.digest_of(content))
 
 
 def _node_of(encoded: bytes) -> Node | None:

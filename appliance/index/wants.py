@@ -26,4 +26,11 @@ class BackingWanted(NamedTuple):
     unique: int
 
 
-Want = DirectoryWanted | RootNameWanted | RootListWanted | BackingWanted
+class BlobWanted(NamedTuple):
+    """A blob that the cache lacks, of which a directory says that it has `size` bytes."""
+
+    digest: bytes
+    size: int
+
+
+Want = DirectoryWanted | RootNameWanted | RootListWanted | BackingWanted | BlobWanted

@@ -42,6 +42,7 @@ class Envelope(_message.Message):
     RESOLVE_FIELD_NUMBER: _builtins.int
     DEVICE_ENDED_FIELD_NUMBER: _builtins.int
     RELEASED_FIELD_NUMBER: _builtins.int
+    BLOBS_USED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     @_builtins.property
     def spawn(self) -> Global___Spawn:
@@ -81,6 +82,8 @@ class Envelope(_message.Message):
     def device_ended(self) -> Global___DeviceEnded: ...
     @_builtins.property
     def released(self) -> Global___Released: ...
+    @_builtins.property
+    def blobs_used(self) -> Global___BlobsUsed: ...
     def __init__(
         self,
         *,
@@ -100,12 +103,13 @@ class Envelope(_message.Message):
         resolve: Global___Resolve | None = ...,
         device_ended: Global___DeviceEnded | None = ...,
         released: Global___Released | None = ...,
+        blobs_used: Global___BlobsUsed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "exited", b"exited", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawned", b"spawned", "start_ring", b"start_ring", "stop_ring", b"stop_ring"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blobs_used", b"blobs_used", "body", b"body", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "exited", b"exited", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawned", b"spawned", "start_ring", b"start_ring", "stop_ring", b"stop_ring"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "exited", b"exited", "id", b"id", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawned", b"spawned", "start_ring", b"start_ring", "stop_ring", b"stop_ring"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs_used", b"blobs_used", "body", b"body", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "exited", b"exited", "id", b"id", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawned", b"spawned", "start_ring", b"start_ring", "stop_ring", b"stop_ring"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawned", "exited", "configure", "set_memory", "start_ring", "stop_ring", "set_call", "resolved", "done", "ring_stopped", "ring_broken", "resolve", "device_ended", "released"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawned", "exited", "configure", "set_memory", "start_ring", "stop_ring", "set_call", "resolved", "done", "ring_stopped", "ring_broken", "resolve", "device_ended", "released", "blobs_used"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -182,6 +186,8 @@ class Configure(_message.Message):
     LOG_LEVEL_FIELD_NUMBER: _builtins.int
     LOG_JSON_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
+    HAS_REMOTE_BLOBS_FIELD_NUMBER: _builtins.int
+    HAS_REMOTE_ROOT_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     store_path: _builtins.str
     index_path: _builtins.str
@@ -190,6 +196,10 @@ class Configure(_message.Message):
     log_json: _builtins.bool
     queue: _builtins.int
     """The virtqueue that this worker serves; also its slot of counters and of the inflight memory."""
+    has_remote_blobs: _builtins.bool
+    """Blobs that the store lacks may be asked for: it is a cache."""
+    has_remote_root: _builtins.bool
+    """The root is of a PathInfo service, and no generation of the store says how new it is."""
     @_builtins.property
     def device(self) -> Global___Device:
         """Set: this worker serves a clone of a mount's /dev/fuse descriptor, and no virtqueue."""
@@ -203,11 +213,13 @@ class Configure(_message.Message):
         log_level: _builtins.str = ...,
         log_json: _builtins.bool = ...,
         queue: _builtins.int = ...,
+        has_remote_blobs: _builtins.bool = ...,
+        has_remote_root: _builtins.bool = ...,
         device: Global___Device | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "index_path", b"index_path", "list_root", b"list_root", "log_json", b"log_json", "log_level", b"log_level", "queue", b"queue", "store_path", b"store_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "has_remote_blobs", b"has_remote_blobs", "has_remote_root", b"has_remote_root", "index_path", b"index_path", "list_root", b"list_root", "log_json", b"log_json", "log_level", b"log_level", "queue", b"queue", "store_path", b"store_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -448,6 +460,7 @@ class Resolve(_message.Message):
     ROOT_NAME_FIELD_NUMBER: _builtins.int
     ROOT_LIST_FIELD_NUMBER: _builtins.int
     BACKING_FIELD_NUMBER: _builtins.int
+    BLOB_FIELD_NUMBER: _builtins.int
     directory: _builtins.int
     """Content number of a directory whose image is not there."""
     root_name: _builtins.bytes
@@ -456,6 +469,10 @@ class Resolve(_message.Message):
     """The listing of the root is older than the store."""
     backing: _builtins.int
     """Content number of a file to be opened."""
+    @_builtins.property
+    def blob(self) -> Global___Blob:
+        """A blob that the cache lacks."""
+
     def __init__(
         self,
         *,
@@ -463,16 +480,62 @@ class Resolve(_message.Message):
         root_name: _builtins.bytes = ...,
         root_list: _builtins.bool = ...,
         backing: _builtins.int = ...,
+        blob: Global___Blob | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["backing", b"backing", "directory", b"directory", "root_list", b"root_list", "root_name", b"root_name", "want", b"want"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backing", b"backing", "blob", b"blob", "directory", b"directory", "root_list", b"root_list", "root_name", b"root_name", "want", b"want"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backing", b"backing", "directory", b"directory", "root_list", b"root_list", "root_name", b"root_name", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backing", b"backing", "blob", b"blob", "directory", b"directory", "root_list", b"root_list", "root_name", b"root_name", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_want: _TypeAlias = _typing.Literal["directory", "root_name", "root_list", "backing"]  # noqa: Y015
+    _WhichOneofReturnType_want: _TypeAlias = _typing.Literal["directory", "root_name", "root_list", "backing", "blob"]  # noqa: Y015
     _WhichOneofArgType_want: _TypeAlias = _typing.Literal["want", b"want"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_want) -> _WhichOneofReturnType_want | None: ...
 
 Global___Resolve: _TypeAlias = Resolve  # noqa: Y015
+
+@_typing.final
+class Blob(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    size: _builtins.int
+    """What a directory says of it."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Blob: _TypeAlias = Blob  # noqa: Y015
+
+@_typing.final
+class BlobsUsed(_message.Message):
+    """Blobs that were read from the cache since the last such message; none is due for each read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        digests: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlobsUsed: _TypeAlias = BlobsUsed  # noqa: Y015
 
 @_typing.final
 class Resolved(_message.Message):

@@ -16,10 +16,11 @@ from appliance.rpc.listen_address import (
     TcpListen,
     UnixListen,
 )
-from appliance.rpc.open_services import ServiceAddresses, open_services
+from appliance.rpc.open_services import open_services
 from appliance.rpc.relay import Relay, inherited_socket
 from appliance.rpc.server import Server
 from appliance.sockets import claim_socket_path, notify
+from appliance.store.service_uri import ServiceAddresses
 
 if TYPE_CHECKING:
     import socket

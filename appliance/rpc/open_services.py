@@ -1,8 +1,8 @@
 """Services by their addresses."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from appliance.rpc.client import Peer
 from appliance.rpc.client_blobs import GrpcBlobService
@@ -17,34 +17,35 @@ from appliance.store.memory import (
     MemoryDirectoryService,
     MemoryPathInfoService,
 )
-from appliance.store.service_uri import GrpcAddress, LmdbAddress, ServiceAddress
+from appliance.store.service_uri import (
+    GrpcAddress,
+    LmdbAddress,
+    ServiceAddress,
+    ServiceAddresses,
+)
 from appliance.store.services import BlobService, DirectoryService, PathInfoService, Services
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-class ServiceAddresses(NamedTuple):
-    """Where the services are; several may be in one store, or behind one peer."""
-
-    blobs: ServiceAddress
-    directories: ServiceAddress
-    path_infos: ServiceAddress
-
-
 @asynccontextmanager
 async def open_services(
-    addresses: ServiceAddresses, *, is_readonly: bool = False
+    addresses: ServiceAddresses,
+    *,
+    is_readonly: bool = False,
+    stores: "Mapping[Path, AsyncStore] | None" = None,
 ) -> AsyncIterator[Services]:
     """Open the services; a store in LMDB is created when missing, unless for reading only.
 
-    Peers are connected to when they are first needed.
+    Peers are connected to when they are first needed. `stores` are those that this process has open
+    already, by their resolved paths; they stay open.
 
     Raises:
         StoreError: a store cannot be opened.
     """
     async with AsyncExitStack() as stack:
-        opener = _Opener(stack, is_readonly=is_readonly)
+        opener = _Opener(stack, is_readonly=is_readonly, stores=stores or {})
         blobs = opener.blobs(addresses.blobs)
         directories = opener.directories(addresses.directories)
         path_infos = opener.path_infos(addresses.path_infos, blobs, directories)
@@ -54,10 +55,12 @@ async def open_services(
 class _Opener:
     """Opens each store and each connection once: a process may not open an environment twice."""
 
-    def __init__(self, stack: AsyncExitStack, *, is_readonly: bool) -> None:
+    def __init__(
+        self, stack: AsyncExitStack, *, is_readonly: bool, stores: "Mapping[Path, AsyncStore]"
+    ) -> None:
         self._stack = stack
         self._is_readonly = is_readonly
-        self._stores: dict[Path, AsyncStore] = {}
+        self._stores: dict[Path, AsyncStore] = dict(stores)
         self._peers: dict[GrpcAddress, Peer] = {}
 
     def blobs(self, address: ServiceAddress) -> BlobService:

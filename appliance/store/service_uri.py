@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from appliance.errors import ConfigError
@@ -33,6 +33,22 @@ class GrpcAddress:
 
 
 ServiceAddress = MemoryAddress | LmdbAddress | GrpcAddress
+
+
+class ServiceAddresses(NamedTuple):
+    """Where the services are; several may be in one store, or behind one peer."""
+
+    blobs: ServiceAddress
+    directories: ServiceAddress
+    path_infos: ServiceAddress
+
+    def one_store(self) -> Path | None:
+        """Return the path of the store in LMDB that all services are in, if there is one."""
+        paths = {
+            address.path.resolve() if isinstance(address, LmdbAddress) else None for address in self
+        }
+        return paths.pop() if len(paths) == 1 else None
+
 
 _DEFAULT_PORTS: Final = {"grpc+http": 80, "grpc+https": 443}
 

@@ -36,6 +36,8 @@ class WorkerSettings:
     store_path: str
     index_path: str
     is_root_listable: bool
+    has_remote_blobs: bool
+    has_remote_root: bool
     log_level: str
     log_json: bool
 
@@ -45,6 +47,8 @@ class WorkerSettings:
             store_path=self.store_path,
             index_path=self.index_path,
             list_root=self.is_root_listable,
+            has_remote_blobs=self.has_remote_blobs,
+            has_remote_root=self.has_remote_root,
             log_level=self.log_level,
             log_json=self.log_json,
             queue=slot,
@@ -163,6 +167,8 @@ class KeptWorker:
     def _on_message(self, envelope: pb.Envelope) -> None:
         if envelope.HasField("resolve") and not envelope.resolve.HasField("backing"):
             self.spawn_task(self._answer_resolve(envelope, self.link))
+        elif envelope.HasField("blobs_used"):
+            self._resolving.blobs_used(envelope.blobs_used.digests)
         else:
             self._duty.heard(envelope)
 

@@ -63,7 +63,7 @@ class Mounter:
             mount = self._mount = Mount(
                 mountpoint,
                 config.num_workers,
-                config.worker_settings(),
+                services.worker_settings,
                 services,
                 has_passthrough=config.has_passthrough,
             )

@@ -9,6 +9,8 @@ from typing import Any
 from appliance.control.session_memory import COUNTERS_PER_QUEUE, SessionMemory
 from appliance.fuse_proto._wire import Opcode
 from appliance.index.node_index import NodeIndex
+from appliance.index.resolver import Resolver
+from appliance.store.service_uri import ServiceAddresses
 from appliance.store.store import Store
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.kept_worker import WorkerSettings
@@ -20,7 +22,8 @@ from appliance.supervisor.status import StatusServer
 class ServiceConfig:
     """What every supervisor is told: the store, and how workers serve it."""
 
-    store_path: Path
+    services: ServiceAddresses
+    blob_cache_bytes: int
     state_dir: Path
     is_root_listable: bool
     log_level: str
@@ -31,12 +34,16 @@ class ServiceConfig:
         """Where the node index is."""
         return self.state_dir / "index"
 
-    def worker_settings(self) -> WorkerSettings:
-        """Return what workers are told of this."""
+    def worker_settings(
+        self, store: Store, *, has_remote_blobs: bool, has_remote_root: bool
+    ) -> WorkerSettings:
+        """Return what workers are told of this, which read blobs in `store`."""
         return WorkerSettings(
-            store_path=str(self.store_path),
+            store_path=str(store.path),
             index_path=str(self.index_path),
             is_root_listable=self.is_root_listable,
+            has_remote_blobs=has_remote_blobs,
+            has_remote_root=has_remote_root,
             log_level=self.log_level,
             log_json=self.log_json,
         )
@@ -46,9 +53,9 @@ class ServiceConfig:
 class Services:
     """What is there while `running`."""
 
-    store: Store
     forker: Forker
     resolving: ResolvingQueue
+    worker_settings: WorkerSettings
 
 
 @contextlib.asynccontextmanager
@@ -61,18 +68,32 @@ async def running(
         ApplianceError: the store or the state directory is unusable.
     """
     async with contextlib.AsyncExitStack() as stack:
-        store = Store.open(config.store_path, create=True)
-        stack.callback(store.close)
         index = NodeIndex.open(config.index_path, is_readonly=False)
         stack.callback(index.close)
-        resolving = ResolvingQueue(store, index)
+        local_path = config.services.one_store()
+        if local_path is not None:
+            store = Store.open(local_path, create=True)
+            stack.callback(store.close)
+            resolving = ResolvingQueue(store, index, Resolver(store, index))
+            settings = config.worker_settings(store, has_remote_blobs=False, has_remote_root=False)
+        else:
+            # Loaded here, as one local store has no need of gRPC.
+            from appliance.supervisor.remote import open_remote  # noqa: PLC0415 - see above
+
+            remote = await stack.enter_async_context(
+                open_remote(config.services, index, config.state_dir, config.blob_cache_bytes)
+            )
+            resolving = ResolvingQueue(remote.store, index, remote)
+            settings = config.worker_settings(
+                remote.store, has_remote_blobs=remote.has_remote_blobs, has_remote_root=True
+            )
         stack.callback(resolving.close)
         forker = Forker()
         stack.push_async_callback(forker.close)
         status = StatusServer(config.state_dir, report)
         await status.start()
         stack.push_async_callback(status.close)
-        yield Services(store, forker, resolving)
+        yield Services(forker, resolving, settings)
 
 
 def request_counts(session: SessionMemory) -> dict[str, int]:

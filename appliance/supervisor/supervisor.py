@@ -54,7 +54,6 @@ class Supervisor:
             max_queue_size=config.queue_size,
             tag=config.tag,
         )
-        self._settings = config.worker_settings()
         self._devices: list[Device] = []
 
     async def run(self) -> None:
@@ -101,7 +100,7 @@ class Supervisor:
                 self._properties.num_queues,
                 self._properties.max_queue_size,
                 services.forker,
-                self._settings,
+                services.worker_settings,
                 services.resolving,
             )
             self._devices.append(device)

@@ -5,6 +5,7 @@ import socket
 from appliance.control import channel
 from appliance.index.wants import (
     BackingWanted,
+    BlobWanted,
     DirectoryWanted,
     RootListWanted,
     RootNameWanted,
@@ -46,3 +47,5 @@ def _resolve_message(want: Want) -> pb.Resolve:
             return pb.Resolve(root_list=True)
         case BackingWanted(number, _unique):
             return pb.Resolve(backing=number)
+        case BlobWanted(digest, size):
+            return pb.Resolve(blob=pb.Blob(digest=digest, size=size))

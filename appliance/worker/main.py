@@ -16,6 +16,7 @@ from appliance.control import channel
 from appliance.control.session_memory import InflightMemory, SessionMemory
 from appliance.engine import GuestMap, Region, Ring, RingLayout
 from appliance.errors import ApplianceError, RingError
+from appliance.fs.cached_blobs import RemoteParts
 from appliance.fs.handler import Handler
 from appliance.fs.passthrough import PassthroughHandler
 from appliance.fuse_proto.dispatch import Dispatcher
@@ -47,13 +48,21 @@ def main(sock: socket.socket) -> None:
     session = SessionMemory(session_fd)
     counters = session.counters(config.queue)
     wanted_flags = WANTED_FLAGS
-    handler = Handler(index, store, is_root_listable=config.list_root)
+    remote = RemoteParts(
+        has_blobs=config.has_remote_blobs,
+        has_root=config.has_remote_root,
+        used=lambda digests: channel.send(
+            sock, pb.Envelope(blobs_used=pb.BlobsUsed(digests=digests))
+        ),
+    )
+    handler = Handler(index, store, is_root_listable=config.list_root, remote=remote)
     if config.device.passthrough:
         wanted_flags = PASSTHROUGH_FLAGS
         handler = PassthroughHandler(
             index,
             store,
             is_root_listable=config.list_root,
+            remote=remote,
             released=lambda number: channel.send(
                 sock, pb.Envelope(released=pb.Released(number=number))
             ),

@@ -8,8 +8,8 @@ from typing import Final, TypeVar
 
 from appliance.castore.digest import Digest
 from appliance.castore.nodes import Directory, DirectoryNode, FileNode, SizeDialect
-from appliance.rpc.open_services import ServiceAddresses, open_services
-from appliance.store.service_uri import parse_service_uri
+from appliance.rpc.open_services import open_services
+from appliance.store.service_uri import ServiceAddresses, parse_service_uri
 from appliance.store.services import BlobService, DirectoryService, Services
 
 T = TypeVar("T")

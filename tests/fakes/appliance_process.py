@@ -23,10 +23,10 @@ DEADLINE_S = 30.0
 APPLIANCE = (sys.executable, "-m", "appliance")
 
 
-def import_tree(store: Path, *paths: Path) -> list[str]:
+def import_tree(store: Path | str, *paths: Path, options: Sequence[str] = ()) -> list[str]:
     """Import with the real command; return the base names of the store paths."""
     result = subprocess.run(
-        [*APPLIANCE, "import", "--store", f"lmdb://{store}", *map(str, paths)],
+        [*APPLIANCE, "import", "--store", uri_of(store), *options, *map(str, paths)],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -38,9 +38,13 @@ class ApplianceProcess:
     """`appliance virtiofs` on sockets in `directory`, up when the constructor returns."""
 
     def __init__(
-        self, store: Path, directory: Path, *options: str, sockets: Sequence[str] = ("fs.sock",)
+        self,
+        store: Path | str,
+        directory: Path,
+        *options: str,
+        sockets: Sequence[str] = ("fs.sock",),
     ) -> None:
-        self.store = store
+        self.store = uri_of(store)
         self.sockets = [directory / name for name in sockets]
         self.log_path = directory / "virtiofs.log"
         with self.log_path.open("wb") as log:
@@ -49,7 +53,7 @@ class ApplianceProcess:
                     *APPLIANCE,
                     "virtiofs",
                     "--store",
-                    f"lmdb://{store}",
+                    self.store,
                     *(f"--socket-path={path}" for path in self.sockets),
                     *options,
                 ],
@@ -87,7 +91,7 @@ class ApplianceProcess:
 
     def status(self) -> list[dict[str, Any]]:
         result = subprocess.run(
-            [*APPLIANCE, "status", "--json", "--store", f"lmdb://{self.store}"],
+            [*APPLIANCE, "status", "--json", "--store", self.store],
             check=True,
             stdout=subprocess.PIPE,
         )
@@ -160,6 +164,11 @@ class FakeGuest:
         answer = self.ask(fuse_client.lookup(nodeid, name))
         assert answer.error == 0, answer
         return fuse_client.parse_entry(answer.body).nodeid
+
+
+def uri_of(store: Path | str) -> str:
+    """Return the address of a store: a directory in LMDB, or as it is."""
+    return store if isinstance(store, str) else f"lmdb://{store}"
 
 
 def every_event(deadline_s: float) -> Iterator[float]:

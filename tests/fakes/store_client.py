@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from appliance.castore.digest import Digest
 from appliance.castore.nodes import Directory, DirectoryNode, FileNode
-from appliance.rpc.open_services import ServiceAddresses, open_services
-from appliance.store.service_uri import parse_service_uri
+from appliance.rpc.open_services import open_services
+from appliance.store.service_uri import ServiceAddresses, parse_service_uri
 from appliance.store.services import Services
 from tests.fakes.daemon_process import memory_bytes
 

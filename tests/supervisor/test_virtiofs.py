@@ -288,7 +288,7 @@ def test_sigterm_ends_it_with_status_0_and_removes_the_socket(
         assert appliance.stop() == 0
     assert not appliance.sockets[0].exists()
     status = subprocess.run(
-        [*APPLIANCE, "status", "--store", f"lmdb://{appliance.store}"],
+        [*APPLIANCE, "status", "--store", appliance.store],
         check=False,
         stderr=subprocess.PIPE,
         text=True,

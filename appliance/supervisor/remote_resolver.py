@@ -1,0 +1,208 @@
+"""The resolver for services that may be anywhere: every want on its own, none waits for another.
+
+It lives on the event loop of its own thread (see `remote`), and writes the index in another.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from errno import EIO, ENOENT
+from functools import partial
+from typing import Final, TypeVar
+
+from appliance.castore.digest import Digest
+from appliance.castore.nodes import Directory, Node
+from appliance.castore.path_info import read_path_info
+from appliance.castore.store_path import StorePath, StorePathError
+from appliance.errors import (
+    ApplianceError,
+    ContentMissingError,
+    PathInfoError,
+    ServiceUnavailableError,
+    StoreError,
+)
+from appliance.index.node_index import NodeIndex
+from appliance.index.resolver import wanted_directory
+from appliance.index.wants import BlobWanted, DirectoryWanted, RootListWanted, RootNameWanted, Want
+from appliance.store.blob_fetcher import BlobFetcher
+from appliance.store.lmdb_env import WriteTransaction
+from appliance.store.services import Services
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
+
+# For one Directory or PathInfo, or the next PathInfo of a listing.
+_ANSWER_TIMEOUT_S: Final = 30.0
+_FETCHES_MAX: Final = 64
+# How long a listing of the root counts as new; longer if it takes long, so that at most a tenth of
+# the time is spent on it.
+_FRESH_S: Final = 5.0
+_FRESH_FACTOR: Final = 10
+_ROOT_CHUNK: Final = 1024
+# The same failure is logged again after so long.
+_REPEAT_S: Final = 10.0
+_REPORTS_MAX: Final = 1024
+# Of a root that no store's generations tell the age of.
+_NO_GENERATION: Final = (1 << 64) - 1
+
+
+class RemoteResolver:
+    """Resolves wants from services into the index, and blobs into the cache.
+
+    Failures are not remembered: who wants the same again has it asked for again.
+    """
+
+    def __init__(
+        self, services: Services, fetcher: BlobFetcher | None, index: NodeIndex, identity: bytes
+    ) -> None:
+        self._services = services
+        self._fetcher = fetcher
+        self._index = index
+        self._thread = ThreadPoolExecutor(1, "index")
+        self._places = asyncio.Semaphore(_FETCHES_MAX)
+        self._reports = _Reports()
+        index.write(lambda txn: index.claim_root(txn, identity, _NO_GENERATION))
+
+    async def resolve(self, want: Want) -> int:
+        """Put where it belongs what is wanted; return 0 or the errno of the answer."""
+        try:
+            await self._resolve(want)
+        except OSError as exc:
+            return exc.errno or EIO
+        except ApplianceError as exc:
+            self._reports.report(str(exc))
+            return EIO
+        except Exception:  # noqa: BLE001 - whatever it was, the guests must get their answers
+            _LOG.exception("%s", want)
+            return EIO
+        return 0
+
+    async def blobs_used(self, digests: Sequence[bytes]) -> None:
+        """Note that blobs were read from the cache."""
+        if self._fetcher is not None:
+            try:
+                await self._fetcher.touch(list(digests))
+            except StoreError as exc:
+                self._reports.report(str(exc))
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown()
+
+    async def _resolve(self, want: Want) -> None:
+        match want:
+            case DirectoryWanted(number):
+                await self._directory(number)
+            case RootNameWanted(name):
+                await self._root_name(name)
+            case RootListWanted():
+                await self._root_list()
+            case BlobWanted(digest, size) if self._fetcher is not None:
+                await self._fetcher.fetch(Digest(digest), size)
+
+    async def _directory(self, number: int) -> None:
+        digest = await self._run(lambda: self._wanted_directory(number))
+        if digest is None:
+            return
+        directory = await self._get(self._services.directories.get(digest), f"directory {digest}")
+        if directory is None:
+            raise ContentMissingError(f"directory {digest}: the service does not have it")
+        await self._run(lambda: self._add_directory(number, directory))
+
+    async def _root_name(self, name: bytes) -> None:
+        try:
+            path = StorePath.parse(name)
+        except StorePathError as exc:
+            raise OSError(ENOENT, str(exc)) from exc
+        encoded = await self._get(self._services.path_infos.get(path.digest), f"path {path}")
+        if encoded is None:
+            raise OSError(ENOENT, f"{path} is not there")
+        node = read_path_info(encoded).node
+        if node.name != name:
+            raise OSError(ENOENT, f"the service has {node.name!r} by that digest")
+        await self._run(lambda: self._add_root([node]))
+
+    async def _root_list(self) -> None:
+        began_s = time.monotonic()
+        try:
+            await self._list_root()
+        except ApplianceError as exc:
+            # What is known stands in for a while: the names were there, and paths do not change.
+            if not await self._run(self._extend_root):
+                raise
+            self._reports.report(f"listing the root: {exc}")
+            return
+        now_s = time.monotonic()
+        fresh_s = max(_FRESH_S, _FRESH_FACTOR * (now_s - began_s))
+        await self._run(lambda: self._set_fresh(now_s + fresh_s))
+
+    async def _list_root(self) -> None:
+        nodes: list[Node] = []
+        path_infos = aiter(self._services.path_infos.list())
+        while (encoded := await self._get(anext(path_infos, None), "the next path")) is not None:
+            try:
+                nodes.append(read_path_info(encoded).node)
+            except PathInfoError as exc:
+                self._reports.report(f"a path is left out of the root's listing: {exc}")
+            if len(nodes) == _ROOT_CHUNK:
+                await self._run(partial(self._add_root, nodes))
+                nodes = []
+        await self._run(partial(self._add_root, nodes))
+
+    async def _get(self, work: Awaitable[T], what: str) -> T:
+        try:
+            async with self._places, asyncio.timeout(_ANSWER_TIMEOUT_S):
+                return await work
+        except TimeoutError as exc:
+            raise ServiceUnavailableError(
+                f"{what}: no answer within {_ANSWER_TIMEOUT_S:.0f} s"
+            ) from exc
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    # In the index's thread.
+
+    def _wanted_directory(self, number: int) -> Digest | None:
+        with self._index.read() as txn:
+            return wanted_directory(self._index, txn, number)
+
+    def _add_directory(self, number: int, directory: Directory) -> None:
+        self._index.write(lambda txn: self._index.add_directory(txn, number, directory))
+
+    def _add_root(self, nodes: list[Node]) -> None:
+        def work(txn: WriteTransaction) -> None:
+            for node in nodes:
+                self._index.add_root(txn, node)
+
+        self._index.write(work)
+
+    def _set_fresh(self, until_s: float) -> None:
+        until_ns = int(until_s * 1e9)
+        self._index.write(lambda txn: self._index.set_root_fresh_until(txn, until_ns))
+
+    def _extend_root(self) -> bool:
+        with self._index.read() as txn:
+            if not self._index.root_fresh_until_ns(txn):
+                return False
+        self._set_fresh(time.monotonic() + _FRESH_S)
+        return True
+
+
+class _Reports:
+    """Log lines, each text now and then only: a guest may ask for what is broken in a loop."""
+
+    def __init__(self) -> None:
+        self._reported_s: dict[str, float] = {}
+
+    def report(self, text: str) -> None:
+        now_s = time.monotonic()
+        if now_s - self._reported_s.get(text, -_REPEAT_S) < _REPEAT_S:
+            return
+        if len(self._reported_s) >= _REPORTS_MAX:
+            self._reported_s.clear()
+        self._reported_s[text] = now_s
+        _LOG.error("%s", text)

@@ -23,6 +23,14 @@ UnaryMethod: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
 StreamMethod: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]"
 SinkMethod: TypeAlias = "grpc.aio.StreamUnaryMultiCallable[bytes, bytes]"
 
+# A server that comes back is found within so long; unasked, gRPC would look every two minutes.
+_RECONNECT_MAX_MS: Final = 2000
+_OPTIONS: Final = (
+    *CHANNEL_OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", _RECONNECT_MAX_MS),
+    ("grpc.max_reconnect_backoff_ms", _RECONNECT_MAX_MS),
+)
 # One answer, or the next message of a stream, may take so long.
 _ANSWER_TIMEOUT_S: Final = 60.0
 
@@ -38,11 +46,9 @@ class Peer:
         self.name = address.target
         if address.is_tls:
             credentials = grpc.ssl_channel_credentials()
-            self._channel = grpc.aio.secure_channel(
-                address.target, credentials, options=CHANNEL_OPTIONS
-            )
+            self._channel = grpc.aio.secure_channel(address.target, credentials, options=_OPTIONS)
         else:
-            self._channel = grpc.aio.insecure_channel(address.target, options=CHANNEL_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(address.target, options=_OPTIONS)
         self._probing = asyncio.Lock()
         self._families: dict[bool, Family] = {}
 

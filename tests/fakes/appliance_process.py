@@ -45,6 +45,7 @@ class ApplianceProcess:
         sockets: Sequence[str] = ("fs.sock",),
     ) -> None:
         self.store = uri_of(store)
+        self._state = [option for option in options if option.startswith("--state-dir")]
         self.sockets = [directory / name for name in sockets]
         self.log_path = directory / "virtiofs.log"
         with self.log_path.open("wb") as log:
@@ -91,7 +92,7 @@ class ApplianceProcess:
 
     def status(self) -> list[dict[str, Any]]:
         result = subprocess.run(
-            [*APPLIANCE, "status", "--json", "--store", self.store],
+            [*APPLIANCE, "status", "--json", "--store", self.store, *self._state],
             check=True,
             stdout=subprocess.PIPE,
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event
+from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event, uri_of
 
 
 class Mounted:
@@ -20,8 +20,10 @@ class Mounted:
     Whoever waits for a dead mount cannot be killed, so a test that fails must not leave one.
     """
 
-    def __init__(self, store: Path, path: Path, *options: str, prefix: Sequence[str] = ()) -> None:
-        self.store = store
+    def __init__(
+        self, store: Path | str, path: Path, *options: str, prefix: Sequence[str] = ()
+    ) -> None:
+        self.store = uri_of(store)
         self.path = path
         self.log_path = path.with_name(path.name + ".log")
         with tempfile.TemporaryDirectory() as directory:
@@ -38,7 +40,7 @@ class Mounted:
                             *APPLIANCE,
                             "mount",
                             "--store",
-                            f"lmdb://{store}",
+                            self.store,
                             *options,
                             str(path),
                         ],
@@ -76,7 +78,7 @@ class Mounted:
     def status(self) -> dict[str, Any]:
         """Return the one session that `appliance status` shows."""
         result = subprocess.run(
-            [*APPLIANCE, "status", "--json", "--store", f"lmdb://{self.store}"],
+            [*APPLIANCE, "status", "--json", "--store", self.store],
             check=True,
             stdout=subprocess.PIPE,
         )

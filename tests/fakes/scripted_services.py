@@ -1,0 +1,133 @@
+"""A real gRPC server for the three services, slow and wrong where a test says so."""
+
+import collections
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from appliance.castore.digest import Digest
+from appliance.protos import castore_rpc_pb2, pathinfo_rpc_pb2
+from appliance.store import schema
+from appliance.store.batch import Batch
+from tests.fs.guest import Model, add_path, basename, node_of
+
+_THREADS = 200
+_PIECE = 256 * 1024
+_HELD_MAX_S = 60.0
+
+
+class ScriptedServices:
+    """Serves what `put` is given at `uri`.
+
+    Whatever is in `blobs`, `directories` or `path_infos` is sent as it is, right or wrong. A digest
+    in `held` gets no answer until it is released; `reads` counts by digest.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.uri = f"grpc+unix://{directory}/scripted.sock"
+        self.blobs: dict[bytes, bytes] = {}
+        self.directories: dict[bytes, bytes] = {}
+        self.path_infos: dict[bytes, bytes] = {}
+        self.reads: collections.Counter[bytes] = collections.Counter()
+        self.held: dict[bytes, threading.Event] = {}
+        self._spare = directory / "spare"
+        self._server = grpc.server(ThreadPoolExecutor(_THREADS))
+        castore, store = "tvix.castore.v1", "tvix.store.v1"
+        unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
+        handlers = {
+            f"{castore}.BlobService": {"Stat": unary(self._stat), "Read": stream(self._read)},
+            f"{castore}.DirectoryService": {"Get": stream(self._directory)},
+            f"{store}.PathInfoService": {
+                "Get": unary(self._path_info),
+                "List": stream(self._list),
+            },
+        }
+        self._server.add_generic_rpc_handlers(
+            tuple(
+                grpc.method_handlers_generic_handler(service, methods)
+                for service, methods in handlers.items()
+            )
+        )
+        self._server.add_insecure_port(f"unix:{directory}/scripted.sock")
+        self._server.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for event in self.held.values():
+            event.set()
+        self._server.stop(None).wait()
+
+    def put(self, model: Model) -> bytes:
+        """Take in `model` as a new store path; return its base name."""
+        name = f"path-{len(self.path_infos)}"
+        batch = Batch()
+        add_path(batch, name, node_of(batch, self._spare, b"", model))
+        for digest, record in batch.blobs.items():
+            self.blobs[digest] = bytes(schema.inline_content(record))
+        for digest, file in batch.files.items():
+            self.blobs[digest] = file.path.read_bytes()
+        self.directories |= batch.directories
+        self.path_infos |= batch.path_infos
+        batch.discard()
+        return basename(name)
+
+    def hold(self, digest: bytes) -> Callable[[], None]:
+        """Answer nothing about a blob or directory; returns what releases it."""
+        event = self.held[digest] = threading.Event()
+        return event.set
+
+    def num_reads(self, content: bytes) -> int:
+        return self.reads[Digest.of(content)]
+
+    def _stat(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        if castore_rpc_pb2.StatBlobRequest.FromString(request).digest not in self.blobs:
+            context.abort(grpc.StatusCode.NOT_FOUND, "no such blob")
+        return b""
+
+    def _read(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        digest = castore_rpc_pb2.ReadBlobRequest.FromString(request).digest
+        self.reads[digest] += 1
+        self._wait(digest)
+        content = self.blobs.get(digest)
+        if content is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, "no such blob")
+        for start in range(0, len(content), _PIECE):
+            piece = content[start : start + _PIECE]
+            yield castore_rpc_pb2.BlobChunk(data=piece).SerializeToString()
+
+    def _directory(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        digest = castore_rpc_pb2.GetDirectoryRequest.FromString(request).digest
+        self.reads[digest] += 1
+        self._wait(digest)
+        encoded = self.directories.get(digest)
+        if encoded is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, "no such directory")
+        yield encoded
+
+    def _path_info(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        digest = pathinfo_rpc_pb2.GetPathInfoRequest.FromString(request).by_output_hash
+        encoded = self.path_infos.get(digest)
+        if encoded is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, "no such path")
+        return encoded
+
+    def _list(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        del request, context
+        yield from list(self.path_infos.values())
+
+    def _wait(self, digest: bytes) -> None:
+        event = self.held.get(digest)
+        if event is not None:
+            event.wait(_HELD_MAX_S)

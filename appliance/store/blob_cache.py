@@ -29,7 +29,7 @@ from appliance.errors import StoreError
 from appliance.store.batch import Batch
 from appliance.store.lmdb_env import WriteTransaction
 from appliance.store.per_boot import directory_of_boot, remove_other_boots
-from appliance.store.schema import BLOBS, INLINE_MAX, pack_number, unpack_number
+from appliance.store.schema import BLOBS, INLINE_MAX, pack_inline, pack_number, unpack_number
 from appliance.store.store import BlobFile, Store
 from appliance.store.temp_directory import TempDirectory
 
@@ -89,6 +89,11 @@ class BlobCache:
         """Where to put files that are to become blobs."""
         return self._temp.path
 
+    def has(self, digest: Digest) -> bool:
+        """Whether there is a record of the blob; quick, but the file may be gone."""
+        with self.store.read() as txn:
+            return self.store.blob(txn, digest) is not None
+
     def find(self, digest: Digest) -> int | None:
         """Return the size of a blob that is there as it should be; one that is not is dropped."""
         with self.store.read() as txn:
@@ -112,24 +117,32 @@ class BlobCache:
             TooLargeError: it would take more than all.
             StoreError: LMDB failed.
         """
-        charge = charge_of(size)
-        if charge > self.max_bytes:
-            raise TooLargeError(
-                f"blob {digest}: {size} bytes are more than the whole cache may take, "
-                f"{self.max_bytes}"
-            )
+        charge = self._checked_charge(digest, size)
 
         def work(txn: WriteTransaction) -> bool:
-            self._remove_entry(txn, digest)
-            if not self._evict(txn, charge, keep):
-                return False
-            self._put_entry(txn, digest, time.monotonic_ns(), charge)
-            self._add_charge(txn, charge)
-            return True
+            return self._charge(txn, digest, charge, keep)
 
         is_reserved = self.store.env.write(work)
         self._remove_files()
         return is_reserved
+
+    def put_inline(self, digest: Digest, content: bytes, keep: Collection[bytes]) -> bool:
+        """Put a blob of at most `schema.INLINE_MAX` bytes, which needs no reservation.
+
+        Returns and raises what `reserve` does.
+        """
+        charge = self._checked_charge(digest, len(content))
+        record = pack_inline(content)
+
+        def work(txn: WriteTransaction) -> bool:
+            if not self._charge(txn, digest, charge, keep):
+                return False
+            txn.put(digest, record, db=self._blobs)
+            return True
+
+        is_put = self.store.env.write(work)
+        self._remove_files()
+        return is_put
 
     def commit(self, digest: Digest, size: int, batch: Batch) -> None:
         """Put a blob that was reserved; takes over its file in any case."""
@@ -138,12 +151,9 @@ class BlobCache:
 
         def work(txn: WriteTransaction) -> None:
             # Another process may have taken the reservation for a blob long unused.
-            if txn.get(digest, None, self._entries) is None:
-                if self._evict(txn, charge, ()):
-                    self._put_entry(txn, digest, time.monotonic_ns(), charge)
-                    self._add_charge(txn, charge)
-                else:
-                    self._remove_blob(txn, digest)
+            is_charged = txn.get(digest, None, self._entries) is not None
+            if not is_charged and not self._charge(txn, digest, charge, ()):
+                self._remove_blob(txn, digest)
 
         self.store.env.write(work)
         self._remove_files()
@@ -182,7 +192,28 @@ class BlobCache:
         self._temp.close()
         self.store.close()
 
+    def _checked_charge(self, digest: Digest, size: int) -> int:
+        charge = charge_of(size)
+        if charge > self.max_bytes:
+            raise TooLargeError(
+                f"blob {digest}: {size} bytes are more than the whole cache may take, "
+                f"{self.max_bytes}"
+            )
+        return charge
+
     # --- In a write transaction ---
+
+    def _charge(
+        self, txn: WriteTransaction, digest: bytes, charge: int, keep: Collection[bytes]
+    ) -> bool:
+        value = txn.get(digest, None, self._entries)
+        had_charge = 0 if value is None else _ENTRY.unpack(value)[1]
+        if not self._evict(txn, charge - had_charge, {*keep, digest}):
+            return False
+        self._remove_entry(txn, digest)
+        self._put_entry(txn, digest, time.monotonic_ns(), charge)
+        self._add_charge(txn, charge)
+        return True
 
     def _evict(self, txn: WriteTransaction, wanted: int, keep: Collection[bytes]) -> bool:
         excess = self._charged(txn) + wanted - self.max_bytes

@@ -35,7 +35,7 @@ _PIECE_SIZE: Final = 1 << 20
 PROGRESS_TIMEOUT_S: Final = 30.0
 # What was fetched is not evicted before those who waited for it had time to open it: or two large
 # blobs could evict each other in turns for ever.
-_GRACE_S: Final = 0.25
+GRACE_S: Final = 0.25
 _NUM_THREADS: Final = 4
 
 
@@ -48,10 +48,12 @@ class BlobFetcher:
         cache: BlobCache,
         *,
         progress_timeout_s: float = PROGRESS_TIMEOUT_S,
+        grace_s: float = GRACE_S,
     ) -> None:
         self._blobs = blobs
         self._cache = cache
         self._progress_timeout_s = progress_timeout_s
+        self._grace_s = grace_s
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "cache")
         self._places = asyncio.Semaphore(FETCHES_MAX)
         self._fetches: dict[Digest, asyncio.Task[int]] = {}
@@ -91,30 +93,49 @@ class BlobFetcher:
         self._threads.shutdown()
 
     async def _fetch(self, digest: Digest, size: int) -> int:
-        found_size = await self._run(lambda: self._cache.find(digest))
-        if found_size is not None:
-            self._keep_for_a_while(digest)
-            return found_size
+        if self._cache.has(digest):
+            found_size = await self._run(lambda: self._cache.find(digest))
+            if found_size is not None:
+                self._keep_for_a_while(digest)
+                return found_size
         async with self._places:
             reader = await self._in_time(self._blobs.open_read(digest), digest)
             if reader is None:
                 raise ContentMissingError(f"blob {digest}: the service does not have it")
+            # Room is made when something came: what is not there shall evict nothing.
             try:
-                # Not before something came: what is not there shall evict nothing.
-                async with self._reserved(digest, size):
-                    await self._receive(reader, digest, size)
+                if size <= INLINE_MAX:
+                    await self._receive_inline(reader, digest, size)
+                else:
+                    async with self._reserved(digest, size):
+                        await self._receive_file(reader, digest, size)
             finally:
                 await reader.close()
         return size
+
+    async def _receive_inline(self, reader: BlobReader, digest: Digest, size: int) -> None:
+        content = b"".join([piece async for piece in self._pieces(reader, digest, size)])
+        await self._when_room(lambda: self._cache.put_inline(digest, content, self._kept.copy()))
+        self._keep_for_a_while(digest)
+
+    async def _receive_file(self, reader: BlobReader, digest: Digest, size: int) -> None:
+        batch = Batch()
+        path = self._cache.temp_path / str(next(self._numbers))
+        batch.add_file(digest, path, size)
+        try:
+            with path.open("xb", buffering=0) as file:
+                async for piece in self._pieces(reader, digest, size):
+                    await self._write(file, path, piece)
+        except BaseException:
+            batch.discard()
+            raise
+        await self._run(lambda: self._cache.commit(digest, size, batch))
 
     @asynccontextmanager
     async def _reserved(self, digest: Digest, size: int) -> AsyncIterator[None]:
         self._kept.add(digest)
         try:
-            released = self._released
-            while not await self._run(lambda: self._cache.reserve(digest, size, self._kept.copy())):
-                await released.wait()
-                released = self._released
+            await self._when_room(lambda: self._cache.reserve(digest, size, self._kept.copy()))
             try:
                 yield
             except BaseException:
@@ -125,22 +146,11 @@ class BlobFetcher:
             raise
         self._keep_for_a_while(digest)
 
-    async def _receive(self, reader: BlobReader, digest: Digest, size: int) -> None:
-        batch = Batch()
-        try:
-            if size <= INLINE_MAX:
-                content = b"".join([piece async for piece in self._pieces(reader, digest, size)])
-                batch.add_blob(digest, content)
-            else:
-                path = self._cache.temp_path / str(next(self._numbers))
-                batch.add_file(digest, path, size)
-                with path.open("xb", buffering=0) as file:
-                    async for piece in self._pieces(reader, digest, size):
-                        await self._write(file, path, piece)
-        except BaseException:
-            batch.discard()
-            raise
-        await self._run(lambda: self._cache.commit(digest, size, batch))
+    async def _when_room(self, attempt: Callable[[], bool]) -> None:
+        released = self._released
+        while not await self._run(attempt):
+            await released.wait()
+            released = self._released
 
     async def _pieces(self, reader: BlobReader, digest: Digest, size: int) -> AsyncIterator[bytes]:
         # No more is taken than was announced, and none of it is visible before it is checked.
@@ -183,7 +193,7 @@ class BlobFetcher:
 
     def _keep_for_a_while(self, digest: Digest) -> None:
         self._kept.add(digest)
-        asyncio.get_running_loop().call_later(_GRACE_S, self._release, digest)
+        asyncio.get_running_loop().call_later(self._grace_s, self._release, digest)
 
     def _release(self, digest: Digest) -> None:
         self._kept.discard(digest)

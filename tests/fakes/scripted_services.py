@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 
@@ -39,7 +39,7 @@ class ScriptedServices:
         self._server = grpc.server(ThreadPoolExecutor(_THREADS))
         castore, store = "tvix.castore.v1", "tvix.store.v1"
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
-        handlers = {
+        handlers: dict[str, dict[str, Any]] = {
             f"{castore}.BlobService": {"Stat": unary(self._stat), "Read": stream(self._read)},
             f"{castore}.DirectoryService": {"Get": stream(self._directory)},
             f"{store}.PathInfoService": {

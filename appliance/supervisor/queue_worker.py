@@ -27,7 +27,6 @@ _STABLE_S: Final = 5.0
 _BACK_OFF_S: Final = 0.05
 _BACK_OFF_LIMIT_S: Final = 2.0
 _END_DEADLINE_S: Final = 5.0
-_START_ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ class QueueWorker:
         async with self._lock:
             self._ring = (config, inflight)
             try:
-                await self._try_to_start()
+                await self._persist(self._ensure_serving)
             except VhostError:
                 self._ring = None
                 raise
@@ -155,18 +154,6 @@ class QueueWorker:
             except LinkClosedError:
                 if self._is_closing:
                     raise
-
-    async def _try_to_start(self) -> None:
-        # A front-end waits for this: it is told, rather than left to hang, if no worker lives.
-        for _attempt in range(_START_ATTEMPTS):
-            try:
-                await self._ensure_serving()
-            except LinkClosedError:
-                if self._is_closing:
-                    raise
-            else:
-                return
-        raise VhostError(f"queue {self.queue}: {_START_ATTEMPTS} workers died at their start")
 
     async def _ensure_alive(self) -> Link:
         if self._link is not None:

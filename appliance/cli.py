@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from appliance import __version__
@@ -15,7 +15,7 @@ from appliance.log import configure_logging
 from appliance.terminal import import_progress
 
 if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - has no other name
+    Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
 
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
@@ -42,7 +42,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_EXIT_FAILURE)
 
 
-def _fail(status: int, exc: Exception) -> None:
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # One line, as for every other bad value; --help has the rest.
+        _fail(_EXIT_USAGE, ConfigError(f"{message} (see {self.prog} --help)"))
+
+
+def _fail(status: int, exc: Exception) -> NoReturn:
     for line in str(exc).splitlines():
         print(f"appliance: {line}", file=sys.stderr)
     sys.exit(status)
@@ -70,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="URI",
         help="the store, as lmdb:///absolute/path (or APPLIANCE_STORE)",
     )
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="appliance",
         description="A read-only file system server over a content-addressed store.",
     )

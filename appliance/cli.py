@@ -55,7 +55,7 @@ def _fail(status: int, exc: Exception) -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument(
         "--log-level",
         type=str.upper,
@@ -64,13 +64,13 @@ def _parser() -> argparse.ArgumentParser:
         help="least severe events to log (default: info)",
     )
     common.add_argument("--json", action="store_true", help="log as JSON; for status: print JSON")
-    state = argparse.ArgumentParser(add_help=False)
+    state = _Parser(add_help=False)
     state.add_argument(
         "--state-dir",
         metavar="DIR",
         help="where the node index is (default: beside the store; or APPLIANCE_STATE_DIR)",
     )
-    store = argparse.ArgumentParser(add_help=False)
+    store = _Parser(add_help=False)
     store.add_argument(
         "--store",
         metavar="URI",
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_import(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_import(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command = commands.add_parser(
         "import", parents=parents, help="put files, directories or symlinks into the store"
     )
@@ -96,7 +96,7 @@ def _add_import(commands: "Subparsers", parents: list[argparse.ArgumentParser]) 
     command.set_defaults(run=_run_import)
 
 
-def _add_virtiofs(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_virtiofs(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command = commands.add_parser(
         "virtiofs", parents=parents, help="serve the store to virtual machines over vhost-user"
     )
@@ -119,7 +119,7 @@ def _add_virtiofs(commands: "Subparsers", parents: list[argparse.ArgumentParser]
     command.set_defaults(run=_run_virtiofs)
 
 
-def _add_status(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_status(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command = commands.add_parser(
         "status", parents=parents, help="show the sessions of running supervisors"
     )

@@ -1,4 +1,4 @@
-"""Trees for guests to read: everything a tree may hold in a few files, very many, one very large."""
+"""Trees for guests to read: of everything a little, very many files, one very large file."""
 
 import os
 import random
@@ -66,9 +66,9 @@ def build_varied(directory: Path) -> None:
     names.mkdir()
     for name in _NAMES:
         (names / os.fsdecode(name)).write_bytes(name)
-    for name, mode in (("plain", 0o644), ("also plain", 0o600), ("script", 0o755)):
-        (directory / name).write_bytes(b"#!/bin/sh\necho run: $0\n")
-        (directory / name).chmod(mode)
+    for equal, mode in (("plain", 0o644), ("also plain", 0o600), ("script", 0o755)):
+        (directory / equal).write_bytes(b"#!/bin/sh\necho run: $0\n")
+        (directory / equal).chmod(mode)
     _build_symlinks(directory / "symlinks")
     _build_deep(directory / "deep")
 

@@ -11,7 +11,7 @@ from vmharness import kernel, qemu, uml
 from vmharness.guest import Guest
 
 TAG: Final = "store"
-# The newest series in Debian 12: a driver with a queue for each CPU (linux 6.12, fs/fuse/virtio_fs).
+# In Debian 12 beside 6.1: its driver uses a queue for each CPU (linux fs/fuse/virtio_fs.c).
 NEW_SERIES: Final = "6.12"
 MACHINES: Final = ("uml", "qemu", f"qemu-{NEW_SERIES}")
 _MOUNT_DEADLINE_S: Final = 60.0
@@ -28,11 +28,6 @@ class Served:
     guest: Guest
     machine: str
 
-    @property
-    def is_emulated(self) -> bool:
-        """Whether every instruction of the guest is translated: hashing takes some 20 times as long."""
-        return self.machine != "uml" and qemu.accelerator() == "tcg"
-
     def mount(self, options: str = "ro", tag: str = TAG, at: str = "/mnt") -> None:
         """Mount a device in the guest."""
         self.guest.check(f"mount -t virtiofs -o {options} {tag} {at}", _MOUNT_DEADLINE_S)
@@ -43,7 +38,7 @@ class Served:
         Readahead may still be under way when the guest's last system call has returned.
         """
         wanted = str(self.server.sockets[socket_index])
-        last: Requests | None = None
+        last: Requests = {}
         for _ in every_event(_SETTLE_DEADLINE_S):
             (now,) = (s["requests"] for s in self.server.status() if s["socket"] == wanted)
             if now == last:
@@ -79,9 +74,11 @@ def serve(
         options = (*options, f"--tag={TAG}", "--num-request-queues=1")
     else:
         options = (*options, f"--num-request-queues={num_request_queues}")
-    with ApplianceProcess(store, directory, *options, sockets=sockets) as server:
-        with _boot(machine, server, tags, num_request_queues, memory_mib) as guest:
-            yield Served(server, guest, machine)
+    with (
+        ApplianceProcess(store, directory, *options, sockets=sockets) as server,
+        _boot(machine, server, tags, num_request_queues, memory_mib) as guest,
+    ):
+        yield Served(server, guest, machine)
 
 
 def _boot(
@@ -110,5 +107,8 @@ def _boot(
 
 def difference(before: Requests, after: Requests) -> Requests:
     """Return what was asked between two looks at the counters; opcodes not asked are left out."""
-    return {name: count - before.get(name, 0) for name, count in after.items()
-            if count != before.get(name, 0)}  # fmt: skip
+    return {
+        name: count - before.get(name, 0)
+        for name, count in after.items()
+        if count != before.get(name, 0)
+    }

@@ -69,9 +69,7 @@ def digest_in_guest(served: Served, mode: str, path: str, jobs: int) -> TreeDige
 
 
 @pytest.mark.parametrize("mode", samples.MODES)
-def test_everything_a_tree_may_hold_is_the_hosts(
-    served: Served, stored: Stored, mode: str
-) -> None:
+def test_everything_a_tree_may_hold_is_the_hosts(served: Served, stored: Stored, mode: str) -> None:
     expected = stored.varied.digest()
     assert expected.errors == 0
 
@@ -101,9 +99,7 @@ def test_readers_side_by_side_get_the_same(served: Served, stored: Stored) -> No
 
 @pytest.mark.parametrize("served", ["uml"], indirect=True)
 @pytest.mark.parametrize("mode", samples.MODES)
-def test_a_hundred_thousand_files_are_the_hosts(
-    served: Served, stored: Stored, mode: str
-) -> None:
+def test_a_hundred_thousand_files_are_the_hosts(served: Served, stored: Stored, mode: str) -> None:
     expected = stored.many.digest(mode)
 
     assert digest_in_guest(served, mode, f"{stored.many.seen_at}/{mode}", 4) == expected
@@ -118,9 +114,10 @@ def test_all_names_of_a_directory_of_fifty_thousand_are_listed(
 
     listed = served.guest.check(f"ls -1 {stored.many.seen_at}/read | sha256sum", READ_S)
 
-    assert listed.split()[0].decode() == hashlib.sha256(
-        "".join(f"{name}\n" for name in names).encode()
-    ).hexdigest()
+    assert (
+        listed.split()[0].decode()
+        == hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
+    )
 
 
 def test_leaves_of_the_hundred_thousand_are_the_hosts(served: Served, stored: Stored) -> None:
@@ -132,12 +129,13 @@ def test_leaves_of_the_hundred_thousand_are_the_hosts(served: Served, stored: St
 
 @pytest.mark.parametrize("served", ["uml"], indirect=True)
 def test_two_gibibytes_are_the_hosts(served: Served, stored: Stored) -> None:
+    job = served.guest.start(f"sha256sum {stored.large.seen_at}")
     with stored.large.source.open("rb") as file:
         expected = hashlib.file_digest(file, "sha256").hexdigest()
 
-    found = served.guest.check(f"sha256sum {stored.large.seen_at}", READ_MUCH_S)
+    status, output = job.wait(READ_MUCH_S)
 
-    assert found.split()[0].decode() == expected
+    assert (status, output.split()[0].decode()) == (0, expected)
 
 
 @pytest.mark.parametrize("mode", ["read", "mmap", "direct"])
@@ -174,7 +172,7 @@ def test_symlinks_lead_where_they_say(served: Served, stored: Stored) -> None:
 
     for name in ("to a file", "longest resolvable"):
         assert served.guest.check(f"cat '{at}/{name}'", READ_S) == content
-    assert b"snow" not in served.guest.check(f"ls '{at}/to a directory/'", READ_S)
+    served.guest.check(f"cd '{at}/to a directory/' && test -f ./...", READ_S)
     for name in ("dangling", "to itself", "longest"):
         assert served.guest.run(f"cat '{at}/{name}'", READ_S).status == 1
 
@@ -182,9 +180,8 @@ def test_symlinks_lead_where_they_say(served: Served, stored: Stored) -> None:
 def test_the_root_is_not_listed_and_its_paths_are_there_by_name(
     served: Served, stored: Stored
 ) -> None:
-    listing = served.guest.run("ls /mnt", READ_S)
+    # busybox's ls takes an error for the end of the directory
+    root = served.guest.check("probe hash -n read /mnt", READ_S)
 
-    assert listing.status == 1
-    assert b"Operation not permitted" in listing.output
+    assert root == b"d 0555 0 1 . !%d\n" % errno.EPERM
     served.guest.check(f"test -d {stored.many.seen_at} && test -f {stored.large.seen_at}", READ_S)
-    assert errno.EPERM  # named above in words

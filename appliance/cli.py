@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from appliance import __version__
@@ -15,7 +15,7 @@ from appliance.log import configure_logging
 from appliance.terminal import import_progress
 
 if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - has no other name
+    Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
 
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
@@ -43,14 +43,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_EXIT_FAILURE)
 
 
-def _fail(status: int, exc: Exception) -> None:
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # One line, as for every other bad value; --help has the rest.
+        _fail(_EXIT_USAGE, ConfigError(f"{message} (see {self.prog} --help)"))
+
+
+def _fail(status: int, exc: Exception) -> NoReturn:
     for line in str(exc).splitlines():
         print(f"appliance: {line}", file=sys.stderr)
     sys.exit(status)
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument(
         "--log-level",
         type=str.upper,
@@ -59,19 +65,19 @@ def _parser() -> argparse.ArgumentParser:
         help="least severe events to log (default: info)",
     )
     common.add_argument("--json", action="store_true", help="log as JSON; for status: print JSON")
-    state = argparse.ArgumentParser(add_help=False)
+    state = _Parser(add_help=False)
     state.add_argument(
         "--state-dir",
         metavar="DIR",
         help="where the node index is (default: beside the store; or APPLIANCE_STATE_DIR)",
     )
-    store = argparse.ArgumentParser(add_help=False)
+    store = _Parser(add_help=False)
     store.add_argument(
         "--store",
         metavar="URI",
         help="the store, as lmdb:///absolute/path (or APPLIANCE_STORE)",
     )
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="appliance",
         description="A read-only file system server over a content-addressed store.",
     )
@@ -84,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_import(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_import(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command = commands.add_parser(
         "import", parents=parents, help="put files, directories or symlinks into the store"
     )
@@ -92,7 +98,7 @@ def _add_import(commands: "Subparsers", parents: list[argparse.ArgumentParser]) 
     command.set_defaults(run=_run_import)
 
 
-def _add_virtiofs(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_virtiofs(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command = commands.add_parser(
         "virtiofs", parents=parents, help="serve the store to virtual machines over vhost-user"
     )
@@ -115,7 +121,7 @@ def _add_virtiofs(commands: "Subparsers", parents: list[argparse.ArgumentParser]
     command.set_defaults(run=_run_virtiofs)
 
 
-def _add_mount(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_mount(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command = commands.add_parser(
         "mount", parents=parents, help="mount the store on this machine, until unmounted"
     )
@@ -140,7 +146,7 @@ def _add_mount(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -
     command.set_defaults(run=_run_mount)
 
 
-def _add_status(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_status(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command = commands.add_parser(
         "status", parents=parents, help="show the sessions of running supervisors"
     )

@@ -21,7 +21,7 @@ class Batch:
     """
 
     def __init__(self) -> None:
-        self.blobs: dict[bytes, bytes] = {}
+        self.blobs: dict[bytes, bytes | memoryview] = {}
         self.files: dict[bytes, StagedFile] = {}
         self.directories: dict[bytes, bytes] = {}
         self.path_infos: dict[bytes, bytes] = {}
@@ -35,6 +35,11 @@ class Batch:
         """Add a blob of at most `schema.INLINE_MAX` bytes; the content is copied."""
         self.blobs[digest] = schema.pack_inline(content)
         self.size_bytes += len(content)
+
+    def add_blob_record(self, digest: bytes, record: bytes | memoryview) -> None:
+        """Add a blob by its record, as of `schema.pack_inline`; not copied before the commit."""
+        self.blobs[digest] = record
+        self.size_bytes += len(record)
 
     def add_file(self, digest: bytes, path: Path, size: int) -> None:
         """Add a blob by a file on the file system of the store, which becomes the batch's."""
@@ -50,6 +55,10 @@ class Batch:
         """Add a PathInfo under the digest (20 bytes) of its store path."""
         self.path_infos[path_digest] = encoded
         self.size_bytes += len(encoded)
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing to commit."""
+        return not (self.blobs or self.files or self.directories or self.path_infos)
 
     def merge(self, other: "Batch") -> None:
         """Take over all that is in `other`."""

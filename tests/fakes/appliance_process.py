@@ -67,9 +67,9 @@ class ApplianceProcess:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.stop()
         if error is not None:
             print(self.log())
-        self.stop()
 
     def stop(self) -> int:
         """End it as a service manager would; return its exit status."""

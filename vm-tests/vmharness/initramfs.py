@@ -19,6 +19,7 @@ _DIRECTORIES: Final = ("bin", "dev", "mnt", "modules", "proc", "root", "sys", "t
 _PROGRAMS: Final = {
     "acts": ("acts.c",),
     "agent": ("agent.c",),
+    "conformance": ("conformance.c", "conformance_tree.c"),
     "probe": ("probe.c", "tree.c", "-lcrypto", "-lpthread"),
 }
 _CFLAGS: Final = (
@@ -43,7 +44,7 @@ def build(kernel: Kernel) -> Path:
 
 
 def program(name: str) -> Path:
-    """Return a guest program ("acts", "agent" or "probe"), compiled and statically linked."""
+    """Return a guest program, by its name in `_PROGRAMS`, compiled and statically linked."""
     compiler = shutil.which("gcc")
     if compiler is None:
         raise HarnessError("gcc is not installed")

@@ -33,6 +33,7 @@ test: packages-test $(INSTALLED)
 
 bench: packages-test $(INSTALLED)
 	$(BIN)/python vm-tests/bench.py $(ARGS)
+	$(BIN)/python -m tests.mount.bench
 
 protos: $(INSTALLED)
 	setup/protos.sh .

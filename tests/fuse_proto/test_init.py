@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.fuse_proto._wire import InitFlag, InitIn
-from appliance.fuse_proto.init import MAX_PAGES, WANTED_FLAGS, negotiate
+from appliance.fuse_proto.init import (
+    DEVICE_FLAGS,
+    MAX_PAGES,
+    PASSTHROUGH_FLAGS,
+    WANTED_FLAGS,
+    negotiate,
+)
 
 ALWAYS = WANTED_FLAGS & ~InitFlag.INIT_EXT
 

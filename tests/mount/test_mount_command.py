@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import appliance
 from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event, import_tree
 from tests.fakes.mounted import Mounted, is_mounted
 
@@ -291,3 +293,15 @@ def test_killing_the_fork_server_is_survived(
         parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         os.kill(parent, signum)
         assert (mountpoint / name / "dir5" / "file").read_text() == "5"
+
+
+def test_the_mount_may_cover_the_program_itself(tmp_path: Path) -> None:
+    # As a mount on /nix/store covers the interpreter that was started from there.
+    work = tmp_path / "work"
+    shutil.copytree(Path(appliance.__file__).parent, work / "appliance")
+    (work / "file").write_text("covered")
+    (name,) = import_tree(tmp_path / "store", work / "file")
+    with Mounted(tmp_path / "store", work, prefix=("env", f"PYTHONPATH={work}")):
+        assert (work / name).read_text() == "covered"
+        with pytest.raises(FileNotFoundError):
+            (work / "appliance").stat()

@@ -23,7 +23,7 @@ class EngRing(CData):
     call_fd: int
     is_call_socket: int
     last_avail: int
-    used_idx: int
+    in_flight: int
     fault: int
     fault_head: int
     fault_value: int

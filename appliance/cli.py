@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from appliance import __version__
 from appliance.castore.nodes import SizeDialect
@@ -18,7 +18,7 @@ from appliance.store.service_uri import LmdbAddress, parse_service_uri
 from appliance.terminal import import_progress
 
 if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - has no other name
+    Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
 
 _PRINTS_JSON: Final = frozenset({"status", "path-info", "ls"})
 _EXIT_FAILURE: Final = 1
@@ -48,14 +48,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_EXIT_FAILURE)
 
 
-def _fail(status: int, exc: Exception) -> None:
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # One line, as for every other bad value; --help has the rest.
+        _fail(_EXIT_USAGE, ConfigError(f"{message} (see {self.prog} --help)"))
+
+
+def _fail(status: int, exc: Exception) -> NoReturn:
     for line in str(exc).splitlines():
         print(f"appliance: {line}", file=sys.stderr)
     sys.exit(status)
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument(
         "--log-level",
         type=str.upper,
@@ -66,15 +72,15 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--json", action="store_true", help="log as JSON; status, path-info and ls: print JSON"
     )
-    state = argparse.ArgumentParser(add_help=False)
+    state = _Parser(add_help=False)
     state.add_argument(
         "--state-dir",
         metavar="DIR",
         help="where the node index is (default: beside the store; or APPLIANCE_STATE_DIR)",
     )
-    store = argparse.ArgumentParser(add_help=False)
+    store = _Parser(add_help=False)
     add_store_option(store)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="appliance",
         description="A read-only file system server over a content-addressed store.",
     )
@@ -87,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_import(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_import(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command = commands.add_parser(
         "import", parents=parents, help="put files, directories or symlinks into the store"
     )
@@ -102,7 +108,7 @@ def _add_import(commands: "Subparsers", parents: list[argparse.ArgumentParser]) 
     command.set_defaults(run=_run_import)
 
 
-def _add_virtiofs(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_virtiofs(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command = commands.add_parser(
         "virtiofs", parents=parents, help="serve the store to virtual machines over vhost-user"
     )
@@ -125,7 +131,7 @@ def _add_virtiofs(commands: "Subparsers", parents: list[argparse.ArgumentParser]
     command.set_defaults(run=_run_virtiofs)
 
 
-def _add_status(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_status(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command = commands.add_parser(
         "status", parents=parents, help="show the sessions of running supervisors"
     )
@@ -150,13 +156,14 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
     # Imported here: `import` and `status` need neither the loop nor the C engine.
     from appliance.supervisor.sockets import Listener
     from appliance.supervisor.supervisor import VirtiofsConfig, serve
+    from appliance.vhost.fs_device import encode_tag
 
     store_path = _store_path(options)
     config = VirtiofsConfig(
         store_path=store_path,
         state_dir=_state_dir(options, store_path),
         is_root_listable=options.list_root,
-        tag=options.tag.encode() if options.tag is not None else None,
+        tag=encode_tag(options.tag) if options.tag is not None else None,
         num_request_queues=_in_range(
             "--num-request-queues", options.num_request_queues, _MAX_REQUEST_QUEUES
         ),

@@ -281,7 +281,7 @@ class Ring:
     @property
     def in_flight(self) -> int:
         """The number of chains popped and not returned."""
-        return (self._ring.last_avail - self._ring.used_idx) & 0xFFFF
+        return self._ring.in_flight
 
     def pop(self, limit: int = 32) -> int:
         """Pop up to `limit` chains into slots 0..n-1 and return n; 0 means that the ring is empty.

@@ -86,6 +86,7 @@ struct eng_ring {
 	struct vring_used *used;
 	uint64_t counter;		/* of the next popped chain */
 	uint32_t generation;		/* of the map that the pointers above belong to */
+	uint32_t in_flight;		/* popped, not returned; no index a guest can write */
 	uint16_t last_avail, used_idx;
 	uint16_t signalled_idx;		/* used_idx at the last decision to signal or not */
 	uint16_t is_signalled_idx_valid;

@@ -101,7 +101,6 @@ static int ring_clear_published(struct eng_ring *ring)
 static int ring_start_recovered(struct eng_ring *ring)
 {
 	const struct eng_inflight *area = ring->inflight;
-	uint16_t in_flight = 0;
 	uint32_t head;
 	int status = ring_clear_published(ring);
 
@@ -110,9 +109,9 @@ static int ring_start_recovered(struct eng_ring *ring)
 	for (head = 0; head < ring->num; head++) {
 		if (area->desc[head].counter >= ring->counter)
 			ring->counter = area->desc[head].counter + 1;
-		in_flight = (uint16_t)(in_flight + (area->desc[head].inflight == 1));
+		ring->in_flight += area->desc[head].inflight == 1;
 	}
-	ring->last_avail = (uint16_t)(ring->used_idx + in_flight);
+	ring->last_avail = (uint16_t)(ring->used_idx + ring->in_flight);
 	/* The process before us may have died between publishing and signalling. */
 	eng_signal(ring->call_fd, ring->is_call_socket);
 	return 0;
@@ -188,6 +187,7 @@ int eng_ring_pop(struct eng_ring *ring, uint32_t limit)
 			return eng_ring_break(ring, ENG_EHEAD, head, at);
 		ring_mark(ring, head);
 		ring->last_avail++;
+		ring->in_flight++;
 		status = eng_chain_walk(ring, ring->slots_num, head);
 		if (status)
 			return status;
@@ -255,8 +255,9 @@ int eng_ring_complete_head(struct eng_ring *ring, uint16_t head, uint32_t length
 		return status;
 	if (head >= ring->num)
 		return -ENG_ESLOT;
-	if (ring->used_idx == ring->last_avail)
+	if (!ring->in_flight)
 		return -ENG_EIDLE;
+	ring->in_flight--;
 	area->desc[head].next = area->last_batch_head;
 	eng_store_release(&area->last_batch_head, head);
 	element = &ring->used->ring[ring->used_idx & (ring->num - 1)];

@@ -89,7 +89,6 @@ KIND_AT: Final = ATTR_OUT_SIZE
 DIGEST_AT: Final = ATTR_OUT_SIZE + 8
 TARGET_AT: Final = DIGEST_AT + 32
 
-
 _SECTOR: Final = 512
 _NS_PER_S: Final = 1_000_000_000
 _IMAGE_SIZE_MAX: Final = 0xFFFF_FFF8  # a table word
@@ -238,6 +237,7 @@ def root_attr_out(generation: int) -> bytes:
 
 def find_record(image: memoryview, name: bytes) -> int:
     """Return the table word of the record of `name` in a directory image, or 0: no such name."""
+    # Budget: 3 us in a directory of 60, of a LOOKUP's 6; tests/fs/bench_handler.py measures.
     words = image.cast("I")
     low, high = FIRST_NAMED, words[1]
     while low < high:

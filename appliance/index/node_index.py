@@ -73,7 +73,9 @@ class NodeIndex:
 
     @classmethod
     def open(cls, path: Path, *, is_readonly: bool, boot_id: str | None = None) -> "NodeIndex":
-        """Open the index of this boot below `path`; a writer creates it and removes all others.
+        """Open the index of this boot below `path`.
+
+        A writer creates it, and removes those of other boots.
 
         Raises:
             SchemaVersionError: read-only, and no writer has made the index yet.
@@ -136,18 +138,22 @@ class NodeIndex:
 
     # --- Writing ---
 
-    def add_directory(self, txn: WriteTransaction, number: int, directory: Directory) -> None:
+    def add_directory(
+        self, txn: WriteTransaction, number: int, directory: Directory
+    ) -> list[Entry]:
         """Number the children of `directory`, whose number is `number`, and store its image.
 
-        Nothing happens if it has one already.
+        Returns its entries; none, and nothing is done, if it has an image already.
 
         Raises:
             StoreError: no numbers are left, or the directory is too big.
         """
         key = _KEY.pack(number)
-        if not txn.cursor(self._directories).set_key(key):
-            entries = self._assign(txn, map(child_of, directory.nodes()))
-            txn.put(key, images.directory_image(number, entries), db=self._directories)
+        if txn.cursor(self._directories).set_key(key):
+            return []
+        entries = self._assign(txn, map(child_of, directory.nodes()))
+        txn.put(key, images.directory_image(number, entries), db=self._directories)
+        return entries
 
     def add_root(self, txn: WriteTransaction, node: Node) -> None:
         """Number `node` and put it in the root by its name.

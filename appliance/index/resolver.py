@@ -1,7 +1,8 @@
 """The resolver: puts into the index what requests wait for, many wants at a time."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from errno import EIO, ENOENT, ENOTDIR, ESTALE
 from itertools import islice
 from typing import Final
@@ -20,10 +21,16 @@ from appliance.store.store import Store
 
 _LOG = logging.getLogger(__name__)
 
-# Paths that go into the root in one transaction, so that other wants wait for milliseconds only.
+# Paths that go into the root in one transaction, for which other supervisors wait.
 _ROOT_CHUNK: Final = 1024
+# Sub-directories indexed along with a directory: who enters it goes on to them, and a miss costs a
+# message to this process and back. A cold walk over 1,885 directories, 12 in each: 145 messages
+# instead of 1,885, and a quarter less work here.
+_AHEAD_MAX: Final = 16
+# Together, encoded. About 1,000 entries, which take 10 ms.
+_AHEAD_BYTES_MAX: Final = 64 * 1024
 
-Change = Callable[[WriteTransaction], None]
+Change = Callable[[WriteTransaction], object]
 
 
 class Resolver:
@@ -94,7 +101,27 @@ class Resolver:
             directory = Directory.from_bytes(encoded)
         except DirectoryError as exc:
             raise _broken(f"directory {digest}: {exc}") from exc
-        return lambda write_txn: self._index.add_directory(write_txn, number, directory)
+        ahead = dict(self._ahead(store_txn, directory))
+
+        def change(write_txn: WriteTransaction) -> None:
+            for entry in self._index.add_directory(write_txn, number, directory):
+                if entry.name in ahead:
+                    self._index.add_directory(write_txn, entry.number, ahead[entry.name])
+
+        return change
+
+    def _ahead(
+        self, store_txn: ReadTransaction, directory: Directory
+    ) -> Iterator[tuple[bytes, Directory]]:
+        # What is wrong with one of them is told when that one is wanted.
+        left = _AHEAD_BYTES_MAX
+        for node in directory.directories[:_AHEAD_MAX]:
+            encoded = self._store.directory(store_txn, node.digest)
+            if encoded is None or len(encoded) > left:
+                continue
+            left -= len(encoded)
+            with suppress(DirectoryError):
+                yield node.name, Directory.from_bytes(encoded)
 
     def _plan_root_name(
         self, txn: ReadTransaction, store_txn: ReadTransaction, name: bytes

@@ -57,7 +57,9 @@ class DeviceProperties:
         """Features of GET_PROTOCOL_FEATURES.
 
         Not STATUS: QEMU never reports DRIVER_OK for this device. Not INBAND_NOTIFICATIONS: UML
-        would take it and send no kick and call descriptors.
+        would take it and send no kick and call descriptors. BACKEND_REQ goes with CONFIG, for UML:
+        up to 6.12 it has an interrupt for its queues only if it has that channel (linux
+        arch/um/drivers/virtio_uml.c: vhost_user_init). Nothing is ever sent on it.
         """
         features = (
             ProtocolFeature.MQ
@@ -66,7 +68,9 @@ class DeviceProperties:
             | ProtocolFeature.RESET_DEVICE
             | ProtocolFeature.INFLIGHT_SHMFD
         )
-        return features if self.tag is None else features | ProtocolFeature.CONFIG
+        if self.tag is None:
+            return features
+        return features | ProtocolFeature.CONFIG | ProtocolFeature.BACKEND_REQ
 
     def read_config(self, offset: int, size: int) -> bytes:
         """Return `size` bytes of virtio_fs_config from `offset`; zeros past its end."""

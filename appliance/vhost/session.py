@@ -19,6 +19,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import ClassVar, Final
 
+from appliance.engine import inflight_size
 from appliance.errors import VhostError
 from appliance.vhost._wire import (
     CONFIG_SIZE,
@@ -44,12 +45,13 @@ from appliance.vhost._wire import (
     unpack_word,
 )
 from appliance.vhost.backend import Backend
+from appliance.vhost.fds import FdHolder
 from appliance.vhost.fs_device import DeviceProperties, is_queue_size
 from appliance.vhost.memory import MAX_REGIONS, RegionTable
 from appliance.vhost.messages import Message, Reply, ack
 from appliance.vhost.rings import Rings
 
-__all__ = ["DeviceProperties", "Session", "inflight_area_bytes"]
+__all__ = ["DeviceProperties", "Session"]
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -68,6 +70,7 @@ class Session:
         self._rings = Rings(device, backend)
         self._features: int | None = None
         self._protocol_features: int | None = None
+        self._backend_channel = FdHolder()  # held for as long as the front-end listens there
 
     async def handle(self, message: Message) -> Reply | None:
         """Carry out `message`, close what is left of it, and return the reply that is due.
@@ -93,6 +96,7 @@ class Session:
             await self._backend.close()
         finally:
             self._rings.close()
+            self._backend_channel.close()
 
     def _check_untrusted(self, message: Message) -> None:
         row = message.row
@@ -145,6 +149,9 @@ class Session:
         await self._backend.reset()
 
     # --- Configuration space ---
+
+    async def _set_backend_req_fd(self, message: Message) -> None:
+        self._backend_channel.replace(message.take_fd(0))
 
     async def _get_config(self, message: Message) -> Reply:
         config = unpack_config(message.payload)
@@ -247,7 +254,7 @@ class Session:
     async def _set_inflight_fd(self, message: Message) -> None:
         inflight = unpack_inflight(message.payload)
         self._check_inflight_untrusted(inflight)
-        needed = inflight.num_queues * inflight_area_bytes(inflight.queue_size)
+        needed = inflight.num_queues * inflight_size(inflight.queue_size)
         if inflight.mmap_size < needed:
             raise VhostError(f"inflight buffer of {inflight.mmap_size} bytes, at least {needed}")
         await self._backend.set_inflight(message.take_fd(0), *inflight)
@@ -270,6 +277,7 @@ class Session:
         Request.GET_FEATURES: _get_features,
         Request.SET_FEATURES: _set_features,
         Request.SET_OWNER: _set_owner,
+        Request.SET_BACKEND_REQ_FD: _set_backend_req_fd,
         Request.RESET_OWNER: _reset_owner,
         Request.SET_MEM_TABLE: _set_mem_table,
         Request.SET_VRING_NUM: _set_vring_num,
@@ -292,14 +300,6 @@ class Session:
         Request.ADD_MEM_REG: _add_mem_reg,
         Request.REM_MEM_REG: _rem_mem_reg,
     }
-
-
-def inflight_area_bytes(queue_size: int) -> int:
-    """Return the size of one queue's area in an inflight buffer: head and entries, 64-aligned.
-
-    Spec: vhost-user: Inflight I/O tracking, Split virtqueue.
-    """
-    return (16 + 16 * queue_size + 63) // 64 * 64
 
 
 def _word(message: Message, value: int) -> Reply:

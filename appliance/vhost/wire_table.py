@@ -109,7 +109,7 @@ REQUESTS: Final = (
     Req(18, "SET_VRING_ENABLE", _VRING_STATE),
     Req(19, "SEND_RARP", refused=_NET),
     Req(20, "NET_SET_MTU", refused=_NET),
-    Req(21, "SET_BACKEND_REQ_FD", refused="there is no back-end channel"),
+    Req(21, "SET_BACKEND_REQ_FD", fds=(1, 1), needs="BACKEND_REQ"),
     Req(22, "IOTLB_MSG", reply=_WORD, refused="there is no IOMMU support"),
     Req(23, "SET_VRING_ENDIAN", refused="only for legacy devices"),
     Req(24, "GET_CONFIG", _CONFIG, Tail.CONFIG, needs="CONFIG", reply=_CONFIG, failure=b""),

@@ -166,6 +166,21 @@ def test_a_parked_chain_that_turned_bad_breaks_the_ring() -> None:
             rig.ring.load(head)
 
 
+@pytest.mark.parametrize("used_idx", [1, 2, 0x8000, 0xFFFF])
+def test_a_used_idx_that_does_not_match_the_base_hurts_the_guest_only(used_idx: int) -> None:
+    with Rig() as rig:
+        rig.driver.used_idx = used_idx
+        rig.area[:] = bytes(len(rig.area))
+        rig.ring.close()
+        rig.ring = rig.start()
+        rig.driver.add_chain([b"x"], [8])
+        rig.driver.add_chain([b"y"], [8])
+        rig.driver.publish()
+        assert rig.serve() == 2
+        assert rig.ring.in_flight == 0
+        assert rig.driver.used_idx == (used_idx + 2) & 0xFFFF
+
+
 def test_a_head_offered_twice_is_two_requests() -> None:
     with Rig() as rig:
         head = rig.driver.add_chain([b"x"], [8])

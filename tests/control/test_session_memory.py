@@ -7,20 +7,21 @@ from appliance.control.session_memory import (
     COUNTERS_PER_QUEUE,
     InflightMemory,
     SessionMemory,
-    inflight_area_bytes,
 )
+from appliance.engine import inflight_size
 from appliance.fuse_proto._wire import Opcode
 
 
 def test_what_one_process_starts_another_sees() -> None:
     ours = SessionMemory.create(2)
     theirs = SessionMemory(os.dup(ours.fd))
-    assert not theirs.is_initialised
+    seen = [theirs.is_initialised]
     ours.start(38, 0x1234, 131072)
-    assert theirs.is_initialised
+    seen.append(theirs.is_initialised)
     assert theirs.minor == 38
     theirs.end()
-    assert not ours.is_initialised
+    seen.append(ours.is_initialised)
+    assert seen == [False, True, False]
     ours.close()
     theirs.close()
 
@@ -50,7 +51,7 @@ def test_counters_outlive_a_start_and_an_end() -> None:
 
 @pytest.mark.parametrize(("queue_size", "size"), [(1, 64), (3, 64), (4, 128), (128, 2112)])
 def test_an_inflight_area_has_the_size_that_front_ends_compute(queue_size: int, size: int) -> None:
-    assert inflight_area_bytes(queue_size) == size
+    assert inflight_size(queue_size) == size
 
 
 def test_clearing_one_queue_leaves_the_others() -> None:

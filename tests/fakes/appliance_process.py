@@ -43,7 +43,7 @@ class ApplianceProcess:
         self.store = store
         self.sockets = [directory / name for name in sockets]
         self.log_path = directory / "virtiofs.log"
-        with self.log_path.open("ab") as log:
+        with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [
                     *APPLIANCE,
@@ -67,9 +67,9 @@ class ApplianceProcess:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.stop()
         if error is not None:
             print(self.log())
-        self.stop()
 
     def stop(self) -> int:
         """End it as a service manager would; return its exit status."""

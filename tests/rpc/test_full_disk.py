@@ -13,8 +13,8 @@ from appliance.castore.nodes import Directory, FileNode
 from appliance.protos import castore_rpc_pb2
 from tests.contracts.rig import fresh_bytes
 from tests.fakes.daemon_process import DaemonProcess
-from tests.fakes.store_check import check_store
 from tests.rpc.wire import Answer, run
+from tests.store.audit import audit
 
 DISK_SIZE_MB = 24
 BLOBS = "tvix.castore.v1.BlobService"
@@ -62,7 +62,7 @@ def test_full_disk_is_said_and_nothing_torn(tmp_path: Path, disk: Path, size: in
         for digest in kept:
             assert read(target, digest).code == grpc.StatusCode.OK
         assert daemon.stop() == 0
-    assert check_store(disk / "store") == len(kept)
+    assert audit(disk / "store").num_blobs == len(kept)
 
 
 def test_closure_that_does_not_fit_is_refused(tmp_path: Path, disk: Path) -> None:
@@ -82,4 +82,4 @@ def test_closure_that_does_not_fit_is_refused(tmp_path: Path, disk: Path) -> Non
         assert answer.code == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert put(f"unix:{daemon.socket}", b"something small").code == grpc.StatusCode.OK
         assert daemon.stop() == 0
-    assert check_store(disk / "store") == 1
+    assert audit(disk / "store").num_blobs == 1

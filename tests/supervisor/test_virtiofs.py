@@ -54,7 +54,7 @@ def appliance(store: Path, name: bytes, tmp_path: Path) -> Iterator[AppliancePro
 
 
 def read_large(guest: FakeGuest, nodeid: int, *, queue: int = 1) -> bytes:
-    parts = []
+    parts: list[bytes] = []
     while part := guest.ask(
         fuse_client.read(nodeid, sum(map(len, parts)), 1 << 20), room=1 << 20, queue=queue
     ).body:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from appliance.engine import inflight_size
 from appliance.errors import VhostError
 from appliance.vhost._wire import (
     Header,
@@ -36,7 +37,7 @@ from appliance.vhost.messages import (
     decode_header_untrusted,
     decode_untrusted,
 )
-from appliance.vhost.session import Session, inflight_area_bytes
+from appliance.vhost.session import Session
 
 T = TypeVar("T")
 
@@ -114,7 +115,7 @@ class RecordingBackend:
         if self.buffer_fd is not None:
             os.close(self.buffer_fd)
         self.buffer_fd = os.memfd_create("inflight", os.MFD_CLOEXEC)
-        return self.buffer_fd, num_queues * inflight_area_bytes(queue_size), 0
+        return self.buffer_fd, num_queues * inflight_size(queue_size), 0
 
     async def set_inflight(
         self, fd: int, mmap_size: int, mmap_offset: int, num_queues: int, queue_size: int

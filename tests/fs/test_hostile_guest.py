@@ -1,0 +1,134 @@
+"""Any request gets a reply the kernel accepts, and no request makes the handler fail."""
+
+import errno
+import multiprocessing
+import random
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from appliance.fs.handler import Handler
+from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
+from appliance.fuse_proto.operations import NotReady
+from appliance.index.node_index import NodeIndex
+from appliance.index.resolver import Resolver
+from appliance.store.store import Store
+from tests.fakes import fuse_client
+from tests.fakes.fuse_client import PlainSession
+from tests.fs.guest import File, Guest, Link, Tree, basename, put
+
+DEADLINE_S = 30
+TREE: Tree = {
+    b"file": File(b"content"),
+    b"big": File(bytes(100_000)),
+    b"link": Link(b"target"),
+    b"sub": {b"%d" % i: {b"x": File(b"%d" % i)} for i in range(20)},
+}
+EXPECTED = frozenset(
+    {
+        0,
+        errno.ENOENT,
+        errno.ESTALE,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EINVAL,
+        errno.ENODATA,
+        errno.ERANGE,
+        errno.ENOSYS,
+        errno.ENAMETOOLONG,
+    }
+)
+
+
+def number(rng: random.Random, bits: int) -> int:
+    return rng.choice(
+        [rng.randrange(8), rng.randrange(40), rng.getrandbits(12), rng.getrandbits(bits)]
+    )
+
+
+def random_request(rng: random.Random) -> bytes:
+    nodeid = number(rng, 64)
+    if rng.random() < 0.3:
+        nodeid = nodeid & 0x3F | rng.getrandbits(32) << 32
+    name = rng.choice([b"file", b"sub", b"7", b"x", b".", b"..", b"a/b", b"n" * 300, basename("t")])
+    offset = number(rng, 64)
+    size = number(rng, 32)
+    return rng.choice(
+        [
+            fuse_client.lookup(nodeid, name),
+            fuse_client.getattr_(nodeid),
+            fuse_client.readlink(nodeid),
+            fuse_client.read(nodeid, offset, size),
+            fuse_client.readdir(nodeid, offset, size),
+            fuse_client.readdirplus(nodeid, offset, size),
+            fuse_client.getxattr(nodeid, b"user.tvix.castore.blob.digest", size),
+            fuse_client.listxattr(nodeid, size),
+            fuse_client.statfs(nodeid),
+            fuse_client.open_(nodeid),
+            fuse_client.lseek(nodeid, offset, 3),
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_requests_get_replies_and_no_bug_shows(
+    guest: Guest, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    guest.lookup(guest.walk(put(guest.store, "t", TREE)), b"sub")
+    rng = random.Random(seed)
+    errors = set()
+    for _ in range(1000):
+        room = rng.choice([16 + 4096, 16 + (1 << 20)])
+        errors.add(guest.ask(random_request(rng), room).error)
+    assert errors <= EXPECTED
+    assert {0, errno.ESTALE, errno.ENOTDIR} <= errors
+    assert caplog.records == []
+
+
+def _resolve_for(path: Path, channel: Connection) -> None:
+    store = Store.open(path / "store", create=True, map_size_bytes=1 << 24)
+    put(store, "t", TREE)
+    index = NodeIndex.open(path / "index", is_readonly=False)
+    resolver = Resolver(store, index)
+    channel.send("ready")
+    while (want := channel.recv()) is not None:
+        channel.send(resolver.resolve([want]))
+
+
+def test_a_reader_sees_what_the_resolver_of_another_process_adds(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_resolve_for, args=(tmp_path, theirs))
+    process.start()
+    assert ours.poll(DEADLINE_S)
+    ours.recv()
+    index = NodeIndex.open(tmp_path / "index", is_readonly=True)
+    store = Store.open(tmp_path / "store", is_readonly=True)
+    handler = Handler(index, store, is_root_listable=False)
+    counters = memoryview(bytearray(8 * COUNTERS)).cast("Q")
+    dispatcher = Dispatcher(handler, PlainSession(), counters)
+
+    def ask(request: bytes) -> bytes:
+        while True:
+            try:
+                with handler.batch():
+                    reply = dispatcher.handle_untrusted(memoryview(request), len(request), 8192)
+                    assert reply is not None
+                    return fuse_client.parse_reply(fuse_client.wire(reply)).body
+            except NotReady as exc:
+                ours.send(exc.want)
+            assert ours.poll(DEADLINE_S)
+            assert ours.recv() == [0]
+
+    ask(fuse_client.init())
+    nodeid = fuse_client.ROOT
+    for name in (basename("t"), b"sub", b"7", b"x"):
+        nodeid = fuse_client.parse_entry(ask(fuse_client.lookup(nodeid, name))).nodeid
+    assert ask(fuse_client.read(nodeid, 0, 100)) == b"7"
+    ours.send(None)
+    process.join(DEADLINE_S)
+    assert process.exitcode == 0
+    handler.close()
+    index.close()
+    store.close()

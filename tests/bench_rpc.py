@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 
@@ -26,7 +26,9 @@ from appliance.rpc.chunk import encode_chunk
 from tests.contracts.rig import fresh_bytes
 from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess
-from tests.rpc.wire import StreamUnary, UnaryStream
+
+if TYPE_CHECKING:
+    from tests.rpc.wire import StreamUnary, UnaryStream
 
 MEGABYTE = 1e6
 MESSAGE_SIZE = 1 << 20

@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import pytest
 
+from appliance.castore.nodes import DirectoryNode
 from appliance.castore.store_path import nar_path
 from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess
+from tests.store.audit import audit
 
 
 class Stored(NamedTuple):
@@ -159,3 +161,21 @@ def test_reader_that_leaves_early_is_no_error_of_ours(stored: Stored) -> None:
 
     assert done.stdout == b"a note\na n"
     assert b"Traceback" not in done.stderr
+
+
+def test_directory_sizes_are_counted_as_asked(tmp_path: Path) -> None:
+    (tmp_path / "tree/sub").mkdir(parents=True)
+    (tmp_path / "tree/sub/file").touch()
+    found = {}
+    for dialect in ("documented", "doubled"):
+        uri = f"lmdb://{tmp_path}/{dialect}"
+        run("import", "--store", uri, "--directory-sizes", dialect, str(tmp_path / "tree"))
+        (info,) = audit(tmp_path / dialect).path_infos
+        assert isinstance(info.node, DirectoryNode)
+        found[dialect] = (info.path, info.nar_sha256, info.node)
+
+    *documented, small = found["documented"]
+    *doubled, large = found["doubled"]
+    assert documented == doubled
+    assert small.digest != large.digest
+    assert (small.size, large.size) == (2, 4)

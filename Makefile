@@ -2,7 +2,7 @@
 #   make venv               .venv with the project (editable), its C extension and all tools
 #   make demo [TREE=dir]    import a tree, serve it to a virtual machine, compare every file
 #   make test [ARGS=...]    linters, unit tests, tests in virtual machines; ARGS go to pytest
-#   make bench              measurements against other virtiofs servers
+#   make bench              measurements against other virtiofs servers, and plain gRPC
 #   make protos             regenerate the protobuf code
 #   make clean              remove what make has made, downloads included
 # Debian packages are installed when make runs as root; otherwise what is missing is listed.
@@ -34,6 +34,7 @@ test: packages-test $(INSTALLED)
 bench: packages-test $(INSTALLED)
 	$(BIN)/python vm-tests/bench.py $(ARGS)
 	$(BIN)/python -m tests.mount.bench
+	$(BIN)/python -m tests.bench_rpc
 
 protos: $(INSTALLED)
 	setup/protos.sh .

@@ -7,16 +7,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
-from urllib.parse import unquote, urlsplit
 
 from appliance import __version__
+from appliance.castore.nodes import SizeDialect
+from appliance.cli_addresses import add_store_option, default_store
+from appliance.cli_store import add_commands
 from appliance.errors import ApplianceError, ConfigError, StoreError
 from appliance.log import configure_logging
+from appliance.store.service_uri import LmdbAddress, parse_service_uri
 from appliance.terminal import import_progress
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
 
+_PRINTS_JSON: Final = frozenset({"status", "path-info", "ls"})
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
 _MAX_REQUEST_QUEUES: Final = 254
@@ -28,7 +32,9 @@ _DEFAULT_QUEUE_SIZE: Final = 1024
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status."""
     options = _parser().parse_args(argv)
-    configure_logging(options.log_level, is_json=options.json and options.command != "status")
+    configure_logging(
+        options.log_level, is_json=options.json and options.command not in _PRINTS_JSON
+    )
     try:
         options.run(options)
     except ConfigError as exc:
@@ -64,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         default="INFO",
         help="least severe events to log (default: info)",
     )
-    common.add_argument("--json", action="store_true", help="log as JSON; for status: print JSON")
+    common.add_argument(
+        "--json", action="store_true", help="log as JSON; status, path-info and ls: print JSON"
+    )
     state = _Parser(add_help=False)
     state.add_argument(
         "--state-dir",
@@ -72,11 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where the node index is (default: beside the store; or APPLIANCE_STATE_DIR)",
     )
     store = _Parser(add_help=False)
-    store.add_argument(
-        "--store",
-        metavar="URI",
-        help="the store, as lmdb:///absolute/path (or APPLIANCE_STORE)",
-    )
+    add_store_option(store)
     parser = _Parser(
         prog="appliance",
         description="A read-only file system server over a content-addressed store.",
@@ -87,12 +91,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_virtiofs(commands, [common, store, state])
     _add_mount(commands, [common, store, state])
     _add_status(commands, [common, store, state])
+    add_commands(commands, [common, store])
     return parser
 
 
 def _add_import(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command = commands.add_parser(
         "import", parents=parents, help="put files, directories or symlinks into the store"
+    )
+    command.add_argument(
+        "--directory-sizes",
+        choices=[dialect.name.lower() for dialect in SizeDialect],
+        default=SizeDialect.DOCUMENTED.name.lower(),
+        help="how directories count their entries, which is part of their digests: as the format "
+        "is documented, or doubled as newer Tvix and Snix do (default: documented)",
     )
     command.add_argument("paths", nargs="+", metavar="PATH", type=Path)
     command.set_defaults(run=_run_import)
@@ -157,8 +169,9 @@ def _run_import(options: argparse.Namespace) -> None:
     from appliance.importer.importer import import_paths
 
     store_path = _store_path(options)
+    dialect = SizeDialect[options.directory_sizes.upper()]
     with import_progress() as progress:
-        for imported in import_paths(store_path, options.paths, progress=progress):
+        for imported in import_paths(store_path, options.paths, progress=progress, dialect=dialect):
             progress.clear()
             print(imported, flush=True)
 
@@ -243,24 +256,11 @@ def _run_status(options: argparse.Namespace) -> None:
 def _store_path(options: argparse.Namespace) -> Path:
     uri = options.store or os.environ.get("APPLIANCE_STORE")
     if not uri:
-        return _default_store()
-    parts = urlsplit(uri)
-    if parts.scheme != "lmdb":
-        raise ConfigError(f"store {uri}: unknown scheme {parts.scheme!r}, expected lmdb:///path")
-    if parts.netloc:
-        raise ConfigError(f"store {uri}: has a host, expected lmdb:///path with three slashes")
-    if parts.query or parts.fragment:
-        raise ConfigError(f"store {uri}: takes no query and no fragment")
-    if not parts.path.startswith("/") or parts.path == "/":
-        raise ConfigError(f"store {uri}: the path must be absolute and not / itself")
-    return Path(unquote(parts.path))
-
-
-def _default_store() -> Path:
-    if os.geteuid() == 0:
-        return Path("/var/lib/appliance/store")
-    state_home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(state_home) / "appliance" / "store"
+        return default_store()
+    address = parse_service_uri(uri)
+    if not isinstance(address, LmdbAddress):
+        raise ConfigError(f"store {uri}: expected lmdb:///path")
+    return address.path
 
 
 def _state_dir(options: argparse.Namespace, store_path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 Answers to a guest are plain `OSError(errno, ...)`; absence in the store is `None`; a bug is any
 other exception. Errors are translated in one place per edge: `fuse_proto.dispatch` (errno), `cli`
-(exit status).
+(exit status), `rpc.status` (gRPC status).
 """
 
 
@@ -42,8 +42,20 @@ class PathInfoError(ProtocolError):
     """A PathInfo or a store path breaks a rule; the object is rejected."""
 
 
+class InvalidRequestError(ProtocolError):
+    """A service refuses a request for a rule of the service; the text names it."""
+
+
 class StoreError(ApplianceError):
     """The store or the node index cannot do what was asked."""
+
+
+class ContentMissingError(StoreError):
+    """A blob or directory that something else refers to is not in the store."""
+
+
+class ServiceUnavailableError(StoreError):
+    """A remote service cannot be reached, or does not answer in time; asking again may help."""
 
 
 class CorruptBlobError(StoreError):

@@ -93,8 +93,9 @@ class Directory:
             order of the arguments, each entry for its name, its target, its place, its uniqueness.
     """
 
-    __slots__ = ("directories", "files", "symlinks")
+    __slots__ = ("_encoded", "directories", "files", "symlinks")
 
+    _encoded: bytes | None  # once known
     directories: tuple[DirectoryNode, ...]
     files: tuple[FileNode, ...]
     symlinks: tuple[SymlinkNode, ...]
@@ -106,6 +107,7 @@ class Directory:
         symlinks: Iterable[SymlinkNode] = (),
     ) -> None:
         seen: set[bytes] = set()
+        self._encoded = None
         self.directories = _checked(directories, seen)
         self.files = _checked(files, seen)
         self.symlinks = _checked(symlinks, seen)
@@ -121,7 +123,10 @@ class Directory:
             message = castore_pb2.Directory.FromString(bytes(data))
         except DecodeError as exc:
             raise DirectoryError("not a Directory message") from exc
-        return cls.from_message(message)
+        directory = cls.from_message(message)
+        message.DiscardUnknownFields()
+        directory._encoded = message.SerializeToString(deterministic=True)  # noqa: SLF001 - its own
+        return directory
 
     @classmethod
     def from_message(cls, message: castore_pb2.Directory) -> "Directory":
@@ -149,7 +154,9 @@ class Directory:
 
     def to_bytes(self) -> bytes:
         """Return the canonical encoding."""
-        return self.to_message().SerializeToString(deterministic=True)
+        if self._encoded is None:
+            self._encoded = self.to_message().SerializeToString(deterministic=True)
+        return self._encoded
 
     def digest(self) -> Digest:
         """Return the digest of the canonical encoding."""

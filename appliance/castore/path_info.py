@@ -3,17 +3,19 @@
 pathinfo.proto: PathInfo, NARInfo.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from appliance.castore.digest import InvalidDigestLenError
 from appliance.castore.nodes import Node, NoNodeError, node_from_message, node_to_message
-from appliance.castore.store_path import DIGEST_SIZE, StorePath, StorePathError
+from appliance.castore.store_path import DIGEST_SIZE, StorePath, StorePathError, check_name
 from appliance.errors import DirectoryError, PathInfoError
 from appliance.protos import pathinfo_pb2
 
-_SHA256_SIZE = 32
+_SHA256_SIZE: Final = 32
+_SIGNATURE_SIZE: Final = 64
+_CA_SIZES: Final = {"SHA256": 32, "SHA1": 20, "SHA512": 64, "MD5": 16}
 
 
 class InvalidReferenceDigestLenError(PathInfoError):
@@ -85,6 +87,27 @@ class InvalidNarSha256DigestLenError(PathInfoError):
         self.size = size
 
 
+class InvalidDeriverError(PathInfoError):
+    """The deriver is not a store path."""
+
+
+class InvalidSignatureError(PathInfoError):
+    """A signature is not 64 bytes long, or nobody's."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(f"signature {index} {reason}")
+        self.index = index
+
+
+class InvalidCaError(PathInfoError):
+    """The content address has a digest of the wrong length."""
+
+    def __init__(self, kind: str, size: int, expected: int) -> None:
+        super().__init__(f"the content address {kind} has {size} bytes; it has {expected}")
+        self.kind = kind
+        self.size = size
+
+
 class PathInfo(NamedTuple):
     """What is used of a valid PathInfo."""
 
@@ -128,6 +151,9 @@ def validate(message: pathinfo_pb2.PathInfo) -> PathInfo:
     nar_sha256 = message.narinfo.nar_sha256
     if len(nar_sha256) not in {0, _SHA256_SIZE}:
         raise InvalidNarSha256DigestLenError(len(nar_sha256))
+    _check_deriver(message.narinfo)
+    _check_signatures(message.narinfo)
+    _check_ca(message.narinfo)
     return PathInfo(path, node, tuple(message.references), message.narinfo.nar_size, nar_sha256)
 
 
@@ -155,6 +181,38 @@ def _check_reference_names(message: pathinfo_pb2.PathInfo) -> None:
             raise InvalidNarinfoReferenceNameError(index, name) from exc
         if actual != reference:
             raise InconsistentNarinfoReferenceNameDigestError(index, reference, actual)
+
+
+def _check_deriver(narinfo: pathinfo_pb2.NARInfo) -> None:
+    if not narinfo.HasField("deriver"):
+        return
+    if len(narinfo.deriver.digest) != DIGEST_SIZE:
+        raise InvalidDeriverError(
+            f"the deriver has a digest of {len(narinfo.deriver.digest)} bytes; it has {DIGEST_SIZE}"
+        )
+    try:
+        check_name(narinfo.deriver.name)
+    except StorePathError as exc:
+        raise InvalidDeriverError(f"the deriver: {exc}") from exc
+
+
+def _check_signatures(narinfo: pathinfo_pb2.NARInfo) -> None:
+    for index, signature in enumerate(narinfo.signatures):
+        if not signature.name:
+            raise InvalidSignatureError(index, "has no name")
+        if len(signature.data) != _SIGNATURE_SIZE:
+            size = len(signature.data)
+            raise InvalidSignatureError(index, f"has {size} bytes; it has {_SIGNATURE_SIZE}")
+
+
+def _check_ca(narinfo: pathinfo_pb2.NARInfo) -> None:
+    # Kinds that are not known here may have come later, and are kept as they are.
+    if not narinfo.HasField("ca") or narinfo.ca.type not in pathinfo_pb2.NARInfo.CA.Hash.values():
+        return
+    kind = pathinfo_pb2.NARInfo.CA.Hash.Name(narinfo.ca.type)
+    expected = _CA_SIZES[kind.rpartition("_")[2]]
+    if len(narinfo.ca.digest) != expected:
+        raise InvalidCaError(kind, len(narinfo.ca.digest), expected)
 
 
 def _root_node(message: pathinfo_pb2.PathInfo) -> Node:

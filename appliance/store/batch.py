@@ -25,6 +25,7 @@ class Batch:
         self.files: dict[bytes, StagedFile] = {}
         self.directories: dict[bytes, bytes] = {}
         self.path_infos: dict[bytes, bytes] = {}
+        self.nar_infos: dict[bytes, bytes] = {}
         self.size_bytes = 0
 
     def __contains__(self, digest: bytes) -> bool:
@@ -56,16 +57,24 @@ class Batch:
         self.path_infos[path_digest] = encoded
         self.size_bytes += len(encoded)
 
+    def add_nar_info(self, node_digest: bytes, size: int, sha256: bytes) -> None:
+        """Add what the NAR of a node was calculated to be."""
+        self.nar_infos[node_digest] = schema.pack_nar_info(size, sha256)
+
     def is_empty(self) -> bool:
         """Whether there is nothing to commit."""
-        return not (self.blobs or self.files or self.directories or self.path_infos)
+        objects = (self.blobs, self.files, self.directories, self.path_infos, self.nar_infos)
+        return not any(objects)
 
     def merge(self, other: "Batch") -> None:
         """Take over all that is in `other`."""
+        for digest in self.files.keys() & other.files.keys():
+            other.files.pop(digest).path.unlink(missing_ok=True)
         self.blobs |= other.blobs
         self.files |= other.files
         self.directories |= other.directories
         self.path_infos |= other.path_infos
+        self.nar_infos |= other.nar_infos
         self.size_bytes += other.size_bytes
 
     def discard(self) -> None:

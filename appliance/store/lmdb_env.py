@@ -3,14 +3,16 @@
 Rules, each because LMDB cannot detect the breach:
 
 * Open after fork only; an environment must not cross a fork, nor be opened twice in one process.
-* One `Environment` belongs to one thread, and has at most one transaction open at a time. Resizing
-  a map moves it, which pulls the memory away from under any other transaction of this process; so
-  a nested `read` or `write` is refused always, not only on the rare day when the map has to grow.
+* A thread has at most one transaction open at a time. Resizing a map moves it, which pulls the
+  memory away from under any other transaction of this process: it waits for those of other threads
+  to end, and would wait for ever for one of its own. So a nested `read` or `write` is refused
+  always, not only on the rare day when the map has to grow.
 * A buffer from a read transaction is memory of the map: it dies with the transaction.
 """
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +62,8 @@ class Environment:
     ) -> None:
         self._path = path
         self._is_readonly = is_readonly
-        self._is_busy = False
+        self._gate = _Gate()
+        self._writing = threading.Lock()
         try:
             if not is_readonly:
                 path.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -88,15 +91,12 @@ class Environment:
     @contextmanager
     def read(self) -> Iterator[ReadTransaction]:
         """Open a snapshot; its values are views of the map that die with it."""
-        self._enter()
+        txn = self._until_it_fits(self._begin_read)
         try:
-            txn = self._until_it_fits(self._begin_read)
-            try:
-                yield txn
-            finally:
-                txn.abort()
+            yield txn
         finally:
-            self._is_busy = False
+            txn.abort()
+            self._gate.leave()
 
     def write(self, work: Callable[[WriteTransaction], T]) -> T:
         """Run `work` in the one write transaction, commit, and return what it returned.
@@ -111,14 +111,16 @@ class Environment:
         """
 
         def attempt() -> T:
-            with self._env.begin(write=True) as txn:
-                return work(txn)
+            self._gate.enter()
+            try:
+                with self._env.begin(write=True) as txn:
+                    return work(txn)
+            finally:
+                self._gate.leave()
 
-        self._enter()
-        try:
+        self._gate.check_outside()
+        with self._writing:
             return self._until_it_fits(attempt)
-        finally:
-            self._is_busy = False
 
     def database(self, name: bytes) -> lmdb._Database:
         """Return the handle of a database named at opening."""
@@ -139,17 +141,17 @@ class Environment:
         """Close; every transaction must have ended."""
         self._env.close()
 
-    def _enter(self) -> None:
-        if self._is_busy:
-            raise RuntimeError(f"{self._path}: a transaction is open in this process already")
-        self._is_busy = True
-
     def _begin_read(self) -> ReadTransaction:
+        self._gate.enter()
         try:
-            return self._env.begin(buffers=True)
-        except lmdb.ReadersFullError:
-            self._env.reader_check()
-            return self._env.begin(buffers=True)
+            try:
+                return self._env.begin(buffers=True)
+            except lmdb.ReadersFullError:
+                self._env.reader_check()
+                return self._env.begin(buffers=True)
+        except BaseException:
+            self._gate.leave()
+            raise
 
     def _open_databases(self, names: Sequence[bytes]) -> dict[bytes, lmdb._Database]:
         if self._is_readonly:
@@ -184,10 +186,11 @@ class Environment:
                 self._raise_translated(exc)
 
     def _resize(self, size_bytes: int) -> None:
-        try:
-            self._env.set_mapsize(size_bytes)
-        except lmdb.Error as exc:
-            self._raise_translated(exc)
+        with self._gate.closed():
+            try:
+                self._env.set_mapsize(size_bytes)
+            except lmdb.Error as exc:
+                self._raise_translated(exc)
 
     def _raise_translated(self, exc: lmdb.Error | OSError) -> NoReturn:
         code = exc.code if isinstance(exc, lmdb.Error) else exc.errno
@@ -201,3 +204,45 @@ class Environment:
         stat = os.statvfs(self._path)
         num_blocks = stat.f_bfree if os.geteuid() == 0 else stat.f_bavail
         return num_blocks * stat.f_frsize < _FULL_BELOW_BYTES
+
+
+class _Gate:
+    """Lets transactions of any number of threads in, or a resize alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._num_inside = 0
+        self._is_closed = False
+        self._of_thread = threading.local()
+
+    def check_outside(self) -> None:
+        if getattr(self._of_thread, "is_inside", False):
+            raise RuntimeError("this thread has a transaction open already")
+
+    def enter(self) -> None:
+        self.check_outside()
+        with self._changed:
+            if self._is_closed:
+                self._changed.wait_for(lambda: not self._is_closed)
+            self._num_inside += 1
+        self._of_thread.is_inside = True
+
+    def leave(self) -> None:
+        self._of_thread.is_inside = False
+        with self._changed:
+            self._num_inside -= 1
+            if self._is_closed:
+                self._changed.notify_all()
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_closed)
+            self._is_closed = True
+            self._changed.wait_for(lambda: self._num_inside == 0)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_closed = False
+                self._changed.notify_all()

@@ -1,105 +1,144 @@
-"""Rendering the NAR of stored content."""
+"""NARs of what the blob and directory services hold."""
 
-from collections.abc import Callable, Iterable, Iterator
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
+from typing import Final
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
-from appliance.errors import NarError
+from appliance.castore.nodes import DirectoryNode, FileNode, Node, SymlinkNode
+from appliance.errors import ContentMissingError, NarError
 from appliance.nar.writer import Buffer, NarWriter
+from appliance.store.services import BlobService, DirectoryService, NarInfo
+
+_PIECE_SIZE: Final = 1 << 18
 
 
-class DirectoryNotFoundError(NarError):
-    """A directory is absent."""
+class BlobNotFoundError(ContentMissingError):
+    """A blob is not there; `name` is that of the node referring to it."""
 
     def __init__(self, digest: Digest, name: bytes) -> None:
-        super().__init__(f"directory {digest}, named {name!r}, is not there")
+        super().__init__(f"blob {digest}, of {name!r}, is not in the store")
         self.digest = digest
         self.name = name
 
 
-class BlobNotFoundError(NarError):
-    """A blob is absent."""
+class DirectoryNotFoundError(ContentMissingError):
+    """A directory is not there; `name` is that of the node referring to it."""
 
     def __init__(self, digest: Digest, name: bytes) -> None:
-        super().__init__(f"blob {digest}, of {name!r}, is not there")
+        super().__init__(f"directory {digest}, named {name!r}, is not in the store")
         self.digest = digest
         self.name = name
 
 
 class BlobTooShortError(NarError):
-    """A blob has less than the size of its node."""
+    """A blob is shorter than its node says."""
+
+    def __init__(self, digest: Digest, size: int) -> None:
+        super().__init__(f"blob {digest} is shorter than the {size} bytes its node says")
 
 
 class BlobTooLongError(NarError):
-    """A blob has more than the size of its node."""
+    """A blob is longer than its node says."""
+
+    def __init__(self, digest: Digest, size: int) -> None:
+        super().__init__(f"blob {digest} is longer than the {size} bytes its node says")
 
 
-def render_nar(
-    root: Node,
-    *,
-    directory: Callable[[Digest], Directory | None],
-    blob: Callable[[Digest], Iterable[Buffer] | None],
-    sink: Callable[[Buffer], object],
-) -> int:
-    """Hand the NAR of `root` to `sink`, and return its size in bytes.
+class _Pieces:
+    """What the writer has written and nobody has taken yet."""
 
-    The name of `root` does not matter. `blob` gives the content in pieces.
+    def __init__(self) -> None:
+        self._pieces: list[Buffer] = []
+        self.size = 0
+
+    def add(self, piece: Buffer) -> None:
+        self._pieces.append(piece)
+        self.size += len(piece)
+
+    def take(self) -> bytes:
+        pieces, self._pieces = self._pieces, []
+        self.size = 0
+        return b"".join(pieces)
+
+
+async def render_nar(
+    node: Node, blobs: BlobService, directories: DirectoryService
+) -> AsyncGenerator[bytes, None]:
+    """Yield the NAR of `node` in pieces; its name does not matter.
 
     Raises:
-        NarError: content is absent or not as its node says; `sink` has got a part of the NAR.
+        BlobNotFoundError, DirectoryNotFoundError: content is not there.
+        BlobTooShortError, BlobTooLongError: a blob is not as long as its node says.
     """
-    writer = NarWriter(sink)
-    stack: list[Iterator[Node]] = []
-    _render_node(writer, root, stack, directory, blob)
-    while stack:
-        node = next(stack[-1], None)
-        if node is None:
-            stack.pop()
-            writer.end_directory()
-        else:
+    pieces = _Pieces()
+    writer = NarWriter(pieces.add)
+    parents: list[Iterator[Node]] = []
+    following: Node | None = node
+    while following is not None:
+        match following:
+            case SymlinkNode():
+                writer.symlink(following.target)
+            case FileNode():
+                writer.regular(following.size, executable=following.executable)
+                async for content in _content(following, blobs):
+                    writer.content(content)
+                    if pieces.size >= _PIECE_SIZE:
+                        yield pieces.take()
+            case DirectoryNode():
+                writer.directory()
+                parents.append(await _children(following, directories))
+        following = _next_node(writer, parents)
+        if pieces.size >= _PIECE_SIZE:
+            yield pieces.take()
+    writer.finish()
+    yield pieces.take()
+
+
+async def nar_info(node: Node, blobs: BlobService, directories: DirectoryService) -> NarInfo:
+    """Return size and digest of the NAR of `node`; fails as `render_nar` does."""
+    loop = asyncio.get_running_loop()
+    hasher = hashlib.sha256()
+    size = 0
+    async with aclosing(render_nar(node, blobs, directories)) as pieces:
+        async for piece in pieces:
+            size += len(piece)
+            await loop.run_in_executor(None, hasher.update, piece)
+    return NarInfo(size, hasher.digest())
+
+
+def _next_node(writer: NarWriter, parents: list[Iterator[Node]]) -> Node | None:
+    while parents:
+        node = next(parents[-1], None)
+        if node is not None:
             writer.entry(node.name)
-            _render_node(writer, node, stack, directory, blob)
-    return writer.finish()
+            return node
+        parents.pop()
+        writer.end_directory()
+    return None
 
 
-def _render_node(
-    writer: NarWriter,
-    node: Node,
-    stack: list[Iterator[Node]],
-    directory: Callable[[Digest], Directory | None],
-    blob: Callable[[Digest], Iterable[Buffer] | None],
-) -> None:
-    if isinstance(node, SymlinkNode):
-        writer.symlink(node.target)
-    elif isinstance(node, FileNode):
-        _render_file(writer, node, blob)
-    else:
-        writer.directory()
-        stack.append(_entries(node, directory))
-
-
-def _render_file(
-    writer: NarWriter, node: FileNode, blob: Callable[[Digest], Iterable[Buffer] | None]
-) -> None:
-    pieces = blob(node.digest)
-    if pieces is None:
-        raise BlobNotFoundError(node.digest, node.name)
-    writer.regular(node.size, executable=node.executable)
-    missing_bytes = node.size
-    for piece in pieces:
-        if len(piece) > missing_bytes:
-            raise BlobTooLongError(f"blob {node.digest} has more than {node.size} bytes")
-        if piece:
-            writer.content(piece)
-            missing_bytes -= len(piece)
-    if missing_bytes:
-        raise BlobTooShortError(f"blob {node.digest} has {missing_bytes} of {node.size} bytes less")
-
-
-def _entries(
-    node: DirectoryNode, directory: Callable[[Digest], Directory | None]
-) -> Iterator[Node]:
-    found = directory(node.digest)
-    if found is None:
+async def _children(node: DirectoryNode, directories: DirectoryService) -> Iterator[Node]:
+    directory = await directories.get(node.digest)
+    if directory is None:
         raise DirectoryNotFoundError(node.digest, node.name)
-    return found.nodes()
+    return directory.nodes()
+
+
+async def _content(node: FileNode, blobs: BlobService) -> AsyncIterator[bytes]:
+    reader = await blobs.open_read(node.digest)
+    if reader is None:
+        raise BlobNotFoundError(node.digest, node.name)
+    try:
+        left = node.size
+        while data := await reader.read(min(left + 1, _PIECE_SIZE)):
+            left -= len(data)
+            if left < 0:
+                raise BlobTooLongError(node.digest, node.size)
+            yield data
+        if left:
+            raise BlobTooShortError(node.digest, node.size)
+    finally:
+        await reader.close()

@@ -12,6 +12,7 @@ blobs           digest                      0, content | 1, size as u64 LE
 directories     digest                      Directory, canonical encoding
 path_infos      digest of the store path    PathInfo
 path_info_log   generation as u64 BE        digest of the store path put as that generation
+nar_infos       digest of a nameless Node   size of its NAR as u64 LE, SHA-256 of its NAR
 """
 
 import struct
@@ -25,7 +26,8 @@ BLOBS: Final = b"blobs"
 DIRECTORIES: Final = b"directories"
 PATH_INFOS: Final = b"path_infos"
 PATH_INFO_LOG: Final = b"path_info_log"
-DATABASES: Final = (META, BLOBS, DIRECTORIES, PATH_INFOS, PATH_INFO_LOG)
+NAR_INFOS: Final = b"nar_infos"
+DATABASES: Final = (META, BLOBS, DIRECTORIES, PATH_INFOS, PATH_INFO_LOG, NAR_INFOS)
 
 VERSION_KEY: Final = b"version"
 GENERATION_KEY: Final = b"generation"
@@ -39,6 +41,7 @@ TEMP_DIRECTORY: Final = "tmp"
 _NUMBER: Final = struct.Struct("<Q")
 _LOG_KEY: Final = struct.Struct(">Q")
 _FILE_RECORD: Final = struct.Struct("<BQ")
+_NAR_INFO: Final = struct.Struct("<Q32s")
 _INLINE_PREFIX: Final = bytes([INLINE])
 
 
@@ -64,6 +67,17 @@ def unpack_log_key(key: bytes | memoryview) -> int:
     """Decode a key of `path_info_log`."""
     (generation,) = _LOG_KEY.unpack(key)
     return int(generation)
+
+
+def pack_nar_info(size: int, sha256: bytes) -> bytes:
+    """Encode a value of `nar_infos`."""
+    return _NAR_INFO.pack(size, sha256)
+
+
+def unpack_nar_info(value: bytes | memoryview) -> tuple[int, bytes]:
+    """Decode size and SHA-256 from a value of `nar_infos`."""
+    size, sha256 = _NAR_INFO.unpack(value)
+    return int(size), bytes(sha256)
 
 
 def pack_inline(content: bytes | bytearray | memoryview) -> bytes:

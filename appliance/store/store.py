@@ -39,6 +39,7 @@ class Store:
         self._directories = env.database(schema.DIRECTORIES)
         self._path_infos = env.database(schema.PATH_INFOS)
         self._path_info_log = env.database(schema.PATH_INFO_LOG)
+        self._nar_infos = env.database(schema.NAR_INFOS)
 
     @classmethod
     def open(
@@ -127,6 +128,11 @@ class Store:
                 if path_info is not None:
                     yield schema.unpack_log_key(key), path_info
 
+    def nar_info(self, txn: Transaction, node_digest: bytes) -> tuple[int, bytes] | None:
+        """Return size and SHA-256 of the NAR of a node, if they were ever calculated."""
+        value = txn.get(node_digest, db=self._nar_infos)
+        return None if value is None else schema.unpack_nar_info(value)
+
     def generation(self, txn: Transaction) -> int:
         """Return the number of PathInfos ever put."""
         return schema.unpack_number(txn.get(schema.GENERATION_KEY, db=self._meta))
@@ -190,6 +196,8 @@ class Store:
         txn.cursor(db=self._blobs).putmulti(blobs, overwrite=False)
         directories = sorted(batch.directories.items())
         txn.cursor(db=self._directories).putmulti(directories, overwrite=False)
+        for node_digest, nar_info in batch.nar_infos.items():
+            txn.put(node_digest, nar_info, db=self._nar_infos)
         old_generation = generation = self.generation(txn)
         for path_digest, path_info in batch.path_infos.items():
             if txn.get(path_digest, db=self._path_infos) == path_info:

@@ -13,10 +13,10 @@ import uvloop
 
 from appliance.errors import MountError
 from appliance.fuse_proto._wire import InitFlag
+from appliance.sockets import notify
 from appliance.supervisor.mount import Mount
 from appliance.supervisor.mountpoint import Mountpoint
 from appliance.supervisor.services import ServiceConfig, running
-from appliance.supervisor.sockets import notify
 
 _LOG = logging.getLogger(__name__)
 

@@ -1,15 +1,13 @@
-"""The sockets that front-ends connect to: made here or inherited; and sd_notify."""
+"""The sockets that front-ends connect to: made here or inherited."""
 
 import contextlib
 import os
 import socket
-import stat
 from pathlib import Path
 
 from appliance.errors import ConfigError
+from appliance.sockets import claim_socket_path
 
-# sockaddr_un.sun_path, less the terminating NUL (unix(7)).
-_SUN_PATH_BYTES = 107
 _SOCKET_MODE = 0o660
 
 
@@ -29,10 +27,8 @@ class Listener:
         Raises:
             ConfigError: the path is too long, in use, not a socket, or cannot be created.
         """
-        if len(os.fsencode(path)) > _SUN_PATH_BYTES:
-            raise ConfigError(f"socket path {path}: longer than {_SUN_PATH_BYTES} bytes")
         try:
-            _remove_stale(path)
+            claim_socket_path(path)
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.bind(os.fspath(path))
             path.chmod(_SOCKET_MODE)
@@ -64,38 +60,3 @@ class Listener:
         if self._path is not None:
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
-
-
-def _remove_stale(path: Path) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"socket path {path}: exists and is not a socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-    raise ConfigError(f"socket path {path}: another process listens there")
-
-
-def notify(state: str) -> None:
-    """Tell the service manager `state`, e.g. "READY=1"; without one, do nothing.
-
-    Source: sd_notify(3).
-    """
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    # A manager that does not listen any more is no reason to fail.
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
-    ):
-        sock.connect(address)
-        sock.send(state.encode())

@@ -13,9 +13,10 @@ from typing import Any
 import uvloop
 
 from appliance.errors import VhostError
+from appliance.sockets import notify
 from appliance.supervisor.device import Device
 from appliance.supervisor.services import ServiceConfig, Services, running
-from appliance.supervisor.sockets import Listener, notify
+from appliance.supervisor.sockets import Listener
 from appliance.vhost.conversation import converse
 from appliance.vhost.session import DeviceProperties, Session
 from appliance.vhost.transport import Connection

@@ -1,18 +1,19 @@
 """Importing: what arrives in the store, under which path."""
 
+import asyncio
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, SizeDialect, SymlinkNode
+from appliance.castore.nodes import DirectoryNode, FileNode, SizeDialect, SymlinkNode
 from appliance.castore.path_info import PathInfo
 from appliance.errors import ImportTreeError
 from appliance.importer.importer import import_paths
-from appliance.nar.writer import Buffer
+from appliance.rpc.open_services import ServiceAddresses, open_services
 from appliance.store.nar_render import render_nar
+from appliance.store.service_uri import LmdbAddress
 from appliance.store.store import Store
 from tests.importer.trees import (
     DEADLINE_S,
@@ -23,7 +24,7 @@ from tests.importer.trees import (
     nix_path,
     start_import,
 )
-from tests.store.audit import audit, content
+from tests.store.audit import audit
 
 
 def run(store: Path, *paths: Path) -> list[str]:
@@ -31,28 +32,16 @@ def run(store: Path, *paths: Path) -> list[str]:
 
 
 def nar_of(store_path: Path, info: PathInfo) -> bytes:
-    buffers: list[bytes] = []
+    address = LmdbAddress(store_path)
 
-    def take(data: Buffer) -> None:
-        buffers.append(bytes(data))
+    async def render() -> bytes:
+        addresses = ServiceAddresses(address, address, address)
+        async with open_services(addresses, is_readonly=True) as services:
+            pieces = render_nar(info.node, services.blobs, services.directories)
+            return b"".join([piece async for piece in pieces])
 
-    store = Store.open(store_path, is_readonly=True)
-    with store.read() as txn:
-
-        def directory(digest: Digest) -> Directory:
-            encoded = store.directory(txn, digest)
-            assert encoded is not None
-            return Directory.from_bytes(encoded)
-
-        size = render_nar(
-            info.node,
-            directory=directory,
-            blob=lambda digest: [content(store, txn, digest)],
-            sink=take,
-        )
-    store.close()
-    nar = b"".join(buffers)
-    assert len(nar) == size == info.nar_size
+    nar = asyncio.run(render())
+    assert len(nar) == info.nar_size
     return nar
 
 

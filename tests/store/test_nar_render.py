@@ -1,7 +1,7 @@
 """NARs of stored content: the published vectors, and what is wrong with content that fails."""
 
-import hashlib
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -14,13 +14,13 @@ from appliance.castore.nodes import (
     SizeDialect,
     SymlinkNode,
 )
-from appliance.nar.writer import Buffer
+from appliance.store.memory import MemoryBlobService, MemoryDirectoryService
 from appliance.store.nar_render import (
     BlobNotFoundError,
     BlobTooLongError,
     BlobTooShortError,
     DirectoryNotFoundError,
-    render_nar,
+    nar_info,
 )
 
 HELLO = b"Hello World!"
@@ -50,17 +50,16 @@ DIRECTORIES = {
 BLOBS = {Digest.of(content): content for content in [b"", HELLO, b"\0\1", BLOB_B]}
 
 
-def blob(digest: Digest) -> Iterable[Buffer] | None:
-    content = BLOBS.get(digest)
-    if content is None:
-        return None
-    return [content[start : start + 5000] for start in range(0, len(content), 5000)]
+def services() -> tuple[MemoryBlobService, MemoryDirectoryService]:
+    blobs, directories = MemoryBlobService(), MemoryDirectoryService()
+    blobs._blobs |= BLOBS
+    directories._directories |= DIRECTORIES
+    return blobs, directories
 
 
 def render(root: Node) -> tuple[int, str]:
-    sha256 = hashlib.sha256()
-    size = render_nar(root, directory=DIRECTORIES.get, blob=blob, sink=sha256.update)
-    return size, sha256.hexdigest()
+    info = asyncio.run(nar_info(root, *services()))
+    return info.size, info.sha256.hex()
 
 
 def file(content: bytes, *, executable: bool = False) -> FileNode:
@@ -139,6 +138,7 @@ def test_directory_of_any_depth_is_rendered() -> None:
         child = DirectoryNode(b"d", directory.digest(), directory.size())
         directory = Directory([child])
         directories[directory.digest()] = directory
-    root = directory_root(directory)
-    size = render_nar(root, directory=directories.get, blob=blob, sink=len)
-    assert size == 96 + 3000 * (136 + 8 + 24)
+    blobs, service = services()
+    service._directories |= directories
+    info = asyncio.run(nar_info(directory_root(directory), blobs, service))
+    assert info.size == 96 + 3000 * (136 + 8 + 24)

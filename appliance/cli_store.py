@@ -1,0 +1,168 @@
+"""Commands on the store's services: daemon, nar, path-info, ls, cat."""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.cli_addresses import add_service_options, service_addresses
+from appliance.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from appliance.rpc.store_view import StoreView
+
+    Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
+
+_DEFAULT_LISTEN: Final = "[::1]:8000"
+
+
+def add_commands(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
+    """Add the commands to the command line."""
+    services = argparse.ArgumentParser(add_help=False)
+    add_service_options(services)
+    parents = [*parents, services]
+    _add_daemon(commands, parents)
+    _add_nar(commands, parents)
+    _add_path_info(commands, parents)
+    _add_ls(commands, parents)
+    _add_cat(commands, parents)
+
+
+def _add_daemon(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser("daemon", parents=parents, help="serve the store over gRPC")
+    command.add_argument(
+        "-l",
+        "--listen-address",
+        action="append",
+        default=[],
+        metavar="ADDR",
+        help="host:port, a socket path, @abstract, or sd-listen[:NAME]; may be repeated "
+        f"(default: {_DEFAULT_LISTEN})",
+    )
+    command.set_defaults(run=_run_daemon)
+
+
+def _add_nar(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "nar", parents=parents, help="write a store path, or something in it, to stdout as a NAR"
+    )
+    command.add_argument("path", metavar="PATH")
+    command.set_defaults(run=_run_nar)
+
+
+def _add_path_info(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "path-info",
+        parents=parents,
+        help="show what the store knows of store paths; all of them when none is given",
+    )
+    command.add_argument("paths", nargs="*", metavar="PATH")
+    command.add_argument("-s", "--size", action="store_true", help="print the size of the NAR too")
+    command.set_defaults(run=_run_path_info)
+
+
+def _add_ls(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "ls", parents=parents, help="list a store path, or something in it"
+    )
+    command.add_argument("path", metavar="PATH")
+    command.add_argument("-l", "--long", action="store_true", help="show modes and sizes too")
+    command.add_argument("-R", "--recursive", action="store_true", help="descend into directories")
+    command.set_defaults(run=_run_ls)
+
+
+def _add_cat(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser("cat", parents=parents, help="write a file in a store path")
+    command.add_argument("path", metavar="PATH")
+    command.set_defaults(run=_run_cat)
+
+
+def _run_daemon(options: argparse.Namespace) -> None:
+    from appliance.rpc.daemon import DaemonConfig, serve
+    from appliance.rpc.listen_address import parse_listen_address
+
+    listen = [
+        address
+        for text in options.listen_address or [_DEFAULT_LISTEN]
+        for address in parse_listen_address(text, os.environ)
+    ]
+    serve(DaemonConfig(service_addresses(options), listen))
+
+
+def _run_nar(options: argparse.Namespace) -> None:
+    async def work(view: "StoreView") -> None:
+        node = await view.find(options.path)
+        async with aclosing(view.nar(node)) as pieces:
+            async for piece in pieces:
+                _write(piece)
+
+    _with_view(options, work)
+
+
+def _run_cat(options: argparse.Namespace) -> None:
+    async def work(view: "StoreView") -> None:
+        node = await view.find(options.path)
+        async with aclosing(view.content(node, options.path)) as pieces:
+            async for piece in pieces:
+                _write(piece)
+
+    _with_view(options, work)
+
+
+def _run_ls(options: argparse.Namespace) -> None:
+    from appliance.rpc.store_view import describe
+
+    async def work(view: "StoreView") -> None:
+        node = await view.find(options.path)
+        if options.json:
+            tree = await view.tree(node, is_recursive=options.recursive)
+            print(json.dumps(tree))
+            return
+        async with aclosing(view.walk(node, is_recursive=options.recursive)) as entries:
+            async for name, entry in entries:
+                print(describe(name, entry, is_long=options.long))
+
+    _with_view(options, work)
+
+
+def _run_path_info(options: argparse.Namespace) -> None:
+    from appliance.rpc.store_view import path_info_json
+
+    async def work(view: "StoreView") -> None:
+        infos = await view.path_infos(options.paths)
+        if options.json:
+            print(
+                json.dumps(
+                    {path: None if info is None else path_info_json(info) for path, info in infos}
+                )
+            )
+            return
+        missing = [path for path, info in infos if info is None]
+        for path, info in infos:
+            if info is not None:
+                print(f"{path}\t{info.narinfo.nar_size:>12}" if options.size else path)
+        if missing:
+            raise StoreError("\n".join(f"path {path} is not valid" for path in missing))
+
+    _with_view(options, work)
+
+
+def _with_view(options: argparse.Namespace, work: "Callable[[StoreView], Awaitable[None]]") -> None:
+    from appliance.rpc.open_services import open_services
+    from appliance.rpc.store_view import StoreView
+
+    async def run() -> None:
+        async with open_services(service_addresses(options), is_readonly=True) as services:
+            await work(StoreView(services))
+
+    asyncio.run(run())
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()

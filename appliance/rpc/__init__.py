@@ -1,0 +1,1 @@
+"""The services over gRPC: the daemon, and clients of such daemons."""

@@ -1,0 +1,64 @@
+"""The blob service, served.
+
+castore_rpc.proto: BlobService.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+
+from appliance.protos import castore_rpc_pb2 as pb
+from appliance.rpc.chunk import decode_chunk_untrusted, encode_chunk
+from appliance.rpc.handlers import Edge, Handler, decode_untrusted, digest_untrusted
+from appliance.rpc.methods import CONTENT_MAX
+from appliance.rpc.status import not_found
+from appliance.store.services import BlobService
+
+
+class BlobHandlers:
+    """Answers calls from a blob service."""
+
+    def __init__(self, service: BlobService) -> None:
+        self._service = service
+
+    def methods(self, edge: Edge) -> Mapping[str, Handler]:
+        """Return the handlers by name of method."""
+        return {
+            "Stat": edge.unary(self.stat),
+            "Read": edge.stream(self.read),
+            "Put": edge.sink(self.put),
+        }
+
+    async def stat(self, request: bytes) -> bytes:
+        """Say whether a blob is there, and of which chunks."""
+        digest = digest_untrusted(decode_untrusted(pb.StatBlobRequest, request).digest)
+        chunks = await self._service.stat(digest)
+        if chunks is None:
+            raise not_found(f"blob {digest} not found")
+        response = pb.StatBlobResponse()
+        for chunk in chunks:
+            response.chunks.add(digest=chunk.digest, size=chunk.size)
+        return response.SerializeToString()
+
+    async def read(self, request: bytes) -> AsyncGenerator[bytes, None]:
+        """Send a blob."""
+        digest = digest_untrusted(decode_untrusted(pb.ReadBlobRequest, request).digest)
+        reader = await self._service.open_read(digest)
+        if reader is None:
+            raise not_found(f"blob {digest} not found")
+        try:
+            while data := await reader.read(CONTENT_MAX):
+                yield encode_chunk(data)
+        finally:
+            await reader.close()
+
+    async def put(self, requests: AsyncIterator[bytes]) -> bytes:
+        """Receive a blob."""
+        writer = await self._service.open_write()
+        try:
+            async for request in requests:
+                data = decode_chunk_untrusted(request)
+                if data:
+                    await writer.write(data)
+            digest = await writer.close()
+        finally:
+            await writer.abort()
+        return pb.PutBlobResponse(digest=digest).SerializeToString()

@@ -1,0 +1,180 @@
+"""A connection to a server, and what its three clients have in common."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final, TypeAlias, TypeVar
+
+import grpc
+
+from appliance.castore.digest import EMPTY_DIGEST
+from appliance.castore.store_path import DIGEST_SIZE
+from appliance.errors import ServiceUnavailableError
+from appliance.protos import castore_rpc_pb2, pathinfo_rpc_pb2
+from appliance.rpc.methods import CHANNEL_OPTIONS, SNIX, TVIX, Family
+from appliance.rpc.status import error_of, is_status
+from appliance.store.service_uri import GrpcAddress
+
+T = TypeVar("T")
+# Quoted: these classes are generic in their stubs only.
+StreamCall: TypeAlias = "grpc.aio.UnaryStreamCall[bytes, bytes]"
+SinkCall: TypeAlias = "grpc.aio.StreamUnaryCall[bytes, bytes]"
+UnaryMethod: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
+StreamMethod: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]"
+SinkMethod: TypeAlias = "grpc.aio.StreamUnaryMultiCallable[bytes, bytes]"
+
+# One answer, or the next message of a stream, may take so long.
+_ANSWER_TIMEOUT_S: Final = 60.0
+
+
+class Peer:
+    """A server, connected to at the first call; used on one event loop.
+
+    Servers know the services under one family of names or several; which ones is found out at the
+    first call to each.
+    """
+
+    def __init__(self, address: GrpcAddress) -> None:
+        self.name = address.target
+        if address.is_tls:
+            credentials = grpc.ssl_channel_credentials()
+            self._channel = grpc.aio.secure_channel(
+                address.target, credentials, options=CHANNEL_OPTIONS
+            )
+        else:
+            self._channel = grpc.aio.insecure_channel(address.target, options=CHANNEL_OPTIONS)
+        self._probing = asyncio.Lock()
+        self._families: dict[bool, Family] = {}
+
+    async def castore_family(self) -> Family:
+        """Return the names that the server has for blobs and directories."""
+        request = castore_rpc_pb2.StatBlobRequest(digest=EMPTY_DIGEST).SerializeToString()
+        return await self._family(f"{TVIX.blobs()}/Stat", request, is_store=False)
+
+    async def store_family(self) -> Family:
+        """Return the names that the server has for PathInfos."""
+        message = pathinfo_rpc_pb2.GetPathInfoRequest(by_output_hash=bytes(DIGEST_SIZE))
+        method = f"{TVIX.path_infos()}/Get"
+        return await self._family(method, message.SerializeToString(), is_store=True)
+
+    async def ask(self, method: str, request: bytes, *, timeout_s: float | None = None) -> bytes:
+        """Send one message and return the one that answers it.
+
+        Raises:
+            ApplianceError: as `status.error_of` says.
+        """
+        call: UnaryMethod = self._channel.unary_unary(f"/{method}")
+        with self.translating():
+            return await call(request, timeout=timeout_s or _ANSWER_TIMEOUT_S)
+
+    async def find(self, method: str, request: bytes) -> bytes | None:
+        """Send one message and return the one that answers it, or None for NOT_FOUND."""
+        call: UnaryMethod = self._channel.unary_unary(f"/{method}")
+        with self.translating():
+            try:
+                return await call(request, timeout=_ANSWER_TIMEOUT_S)
+            except grpc.aio.AioRpcError as exc:
+                if is_status(exc, grpc.StatusCode.NOT_FOUND):
+                    return None
+                raise
+
+    def stream(self, method: str, request: bytes) -> StreamCall:
+        """Send one message and return the call that many answer; use it inside `translating`."""
+        call: StreamMethod = self._channel.unary_stream(f"/{method}")
+        return call(request)
+
+    def sink(self, method: str) -> SinkCall:
+        """Begin a call of many messages, answered by one; use it inside `translating`."""
+        call: SinkMethod = self._channel.stream_unary(f"/{method}")
+        return call()
+
+    async def messages(self, call: StreamCall) -> AsyncIterator[bytes]:
+        """Yield what answers a call."""
+        try:
+            while (message := await self.next_message(call)) is not None:
+                yield message
+        finally:
+            call.cancel()
+
+    async def next_message(self, call: StreamCall) -> bytes | None:
+        """Return the next message, or None at the end of the stream."""
+        message = await self.in_time(call.read())
+        return message if isinstance(message, bytes) else None
+
+    async def in_time(self, work: Awaitable[T]) -> T:
+        """Wait for `work`, but not for ever.
+
+        Raises:
+            ServiceUnavailableError: the server does not answer in time.
+        """
+        try:
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                return await work
+        except TimeoutError as exc:
+            raise ServiceUnavailableError(
+                f"{self.name}: no answer within {_ANSWER_TIMEOUT_S:.0f} s"
+            ) from exc
+
+    @contextmanager
+    def translating(self) -> Iterator[None]:
+        """Raise our own errors inside the block instead of those of gRPC."""
+        try:
+            yield
+        except grpc.RpcError as exc:
+            raise error_of(exc, self.name) from exc
+        except grpc.aio.BaseError as exc:
+            raise ServiceUnavailableError(f"{self.name}: {exc}") from exc
+
+    async def close(self) -> None:
+        """Cancel all calls and disconnect."""
+        await self._channel.close()
+
+    async def _family(self, method: str, request: bytes, *, is_store: bool) -> Family:
+        async with self._probing:
+            if is_store not in self._families:
+                call: UnaryMethod = self._channel.unary_unary(f"/{method}")
+                family = TVIX
+                with self.translating():
+                    try:
+                        await call(request, timeout=_ANSWER_TIMEOUT_S)
+                    except grpc.aio.AioRpcError as exc:
+                        if is_status(exc, grpc.StatusCode.UNIMPLEMENTED):
+                            family = SNIX
+                        elif not is_status(exc, grpc.StatusCode.NOT_FOUND):
+                            raise
+                self._families[is_store] = family
+        return self._families[is_store]
+
+
+class Sending:
+    """Messages on their way to a server that answers once."""
+
+    def __init__(self, peer: Peer, method: str) -> None:
+        self._peer = peer
+        self._call = peer.sink(method)
+
+    async def send(self, message: bytes) -> None:
+        """Send a message; waits while the server is behind.
+
+        Raises:
+            ApplianceError: the server has ended the call.
+        """
+        with self._peer.translating():
+            try:
+                await self._peer.in_time(self._call.write(message))
+            except (asyncio.InvalidStateError, grpc.RpcError, grpc.aio.BaseError):
+                # The server has ended the call already, and why is in its answer: the failure to
+                # write has a status of its own, which says nothing.
+                await self._call
+                raise ServiceUnavailableError(f"{self._peer.name}: ended the call early") from None
+
+    async def finish(self) -> bytes:
+        """End the stream and return the answer."""
+        with self._peer.translating():
+            with suppress(grpc.aio.BaseError):  # the call has ended; why, it says itself
+                await self._call.done_writing()
+            return await self._call
+
+    def cancel(self) -> None:
+        """Give up; does nothing after `finish`."""
+        self._call.cancel()

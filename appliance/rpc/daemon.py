@@ -1,0 +1,127 @@
+"""`appliance daemon`: the services of this machine over gRPC."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from appliance.rpc.listen_address import (
+    AbstractListen,
+    InheritedListen,
+    ListenAddress,
+    TcpListen,
+    UnixListen,
+)
+from appliance.rpc.open_services import ServiceAddresses, open_services
+from appliance.rpc.relay import Relay, inherited_socket
+from appliance.rpc.server import Server
+from appliance.sockets import claim_socket_path, notify
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+_LOG = logging.getLogger(__name__)
+
+# Calls under way at the end may take so long; more than that, and they are cancelled.
+_GRACE_S: Final = 60.0
+# Sockets that are made: for their owner and group.
+_UMASK: Final = 0o117
+
+
+class DaemonConfig(NamedTuple):
+    """What the daemon serves, and where."""
+
+    services: ServiceAddresses
+    listen: Sequence[ListenAddress]
+
+
+def serve(config: DaemonConfig) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: it cannot listen where it should.
+        StoreError: the store cannot be opened.
+    """
+    asyncio.run(_serve(config))
+
+
+async def _serve(config: DaemonConfig) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with open_services(config.services) as services:
+        listeners = _Listeners(Server(services))
+        try:
+            for address in config.listen:
+                listeners.add(address)
+            await listeners.start()
+            _say_ready(listeners.labels)
+            await stopping.wait()
+        finally:
+            notify("STOPPING=1")
+            await listeners.stop()
+
+
+class _Listeners:
+    """The server, and how connections get to it."""
+
+    def __init__(self, server: Server) -> None:
+        self.labels: list[str] = []
+        self._server = server
+        self._inherited: list[socket.socket] = []
+        self._relay: Relay | None = None
+        self._paths: list[Path] = []
+
+    def add(self, address: ListenAddress) -> None:
+        match address:
+            case TcpListen(target):
+                port = self._server.listen(target)
+                self.labels.append(f"{target.rpartition(':')[0]}:{port}")
+            case AbstractListen(name):
+                self._server.listen(f"unix-abstract:{name}")
+                self.labels.append(f"@{name}")
+            case UnixListen(path):
+                claim_socket_path(path)
+                self._listen_privately(f"unix:{path}")
+                self._paths.append(path)
+                self.labels.append(str(path))
+            case InheritedListen(fd):
+                self._inherited.append(inherited_socket(fd))
+                self.labels.append(f"inherited socket {fd}")
+
+    async def start(self) -> None:
+        if self._inherited:
+            self._relay = Relay(self._inherited)
+            self._listen_privately(self._relay.target())
+        await self._server.start()
+        if self._relay is not None:
+            self._relay.start()
+
+    async def stop(self) -> None:
+        if self._relay is not None:
+            await self._relay.stop_accepting()
+        await self._server.stop(_GRACE_S)
+        if self._relay is not None:
+            await self._relay.close()
+        for path in self._paths:
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+    def _listen_privately(self, target: str) -> None:
+        old = os.umask(_UMASK)
+        try:
+            self._server.listen(target)
+        finally:
+            os.umask(old)
+
+
+def _say_ready(labels: Sequence[str]) -> None:
+    sys.stderr.write(f"READY: serving on {', '.join(labels)}\n")
+    sys.stderr.flush()
+    notify("READY=1")

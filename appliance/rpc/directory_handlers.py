@@ -1,0 +1,77 @@
+"""The directory service, served.
+
+castore_rpc.proto: DirectoryService.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Final
+
+import grpc
+
+from appliance.castore.digest import Digest
+from appliance.castore.nodes import Directory
+from appliance.errors import ContentMissingError, InvalidRequestError
+from appliance.protos import castore_rpc_pb2 as pb
+from appliance.rpc.handlers import Edge, Handler, decode_untrusted, digest_untrusted
+from appliance.rpc.status import StatusError, not_found
+from appliance.store.services import DirectoryService
+
+# Larger messages are decoded in another thread.
+_THREAD_MIN: Final = 32 * 1024
+
+
+class DirectoryHandlers:
+    """Answers calls from a directory service."""
+
+    def __init__(self, service: DirectoryService) -> None:
+        self._service = service
+
+    def methods(self, edge: Edge) -> Mapping[str, Handler]:
+        """Return the handlers by name of method."""
+        return {"Get": edge.stream(self.get), "Put": edge.sink(self.put)}
+
+    async def get(self, request: bytes) -> AsyncGenerator[bytes, None]:
+        """Send one directory, or a closure: nothing then if its root is missing."""
+        message = decode_untrusted(pb.GetDirectoryRequest, request)
+        if message.WhichOneof("by_what") is None:
+            raise InvalidRequestError("by_what needs to be specified")
+        digest = digest_untrusted(message.digest)
+        if message.recursive:
+            async for encoded in self._closure(digest):
+                yield encoded
+            return
+        directory = await self._service.get(digest)
+        if directory is None:
+            raise not_found(f"directory {digest} not found")
+        yield directory.to_bytes()
+
+    async def put(self, requests: AsyncIterator[bytes]) -> bytes:
+        """Receive a closure."""
+        putter = self._service.put_multiple_start()
+        try:
+            async for request in requests:
+                if len(request) < _THREAD_MIN:
+                    directory = _decode_untrusted(request)
+                else:
+                    directory = await asyncio.to_thread(_decode_untrusted, request)
+                await putter.put(directory)
+            digest = await putter.close()
+        finally:
+            await putter.abort()
+        return pb.PutDirectoryResponse(root_digest=digest).SerializeToString()
+
+    async def _closure(self, digest: Digest) -> AsyncIterator[bytes]:
+        try:
+            async for directory in self._service.get_recursive(digest):
+                yield directory.to_bytes()
+        except ContentMissingError as exc:
+            raise StatusError(grpc.StatusCode.INTERNAL, f"incomplete closure: {exc}") from exc
+
+
+def _decode_untrusted(message: bytes) -> Directory:
+    directory = Directory.from_bytes(message)
+    # What is kept must be what was sent, and the digest is that of the canonical encoding.
+    if directory.to_bytes() != message:
+        raise InvalidRequestError("a Directory with unknown fields, or not in canonical encoding")
+    return directory

@@ -1,0 +1,107 @@
+"""Services by their addresses."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from appliance.rpc.client import Peer
+from appliance.rpc.client_blobs import GrpcBlobService
+from appliance.rpc.client_directories import GrpcDirectoryService
+from appliance.rpc.client_path_infos import GrpcPathInfoService
+from appliance.store.async_store import AsyncStore
+from appliance.store.lmdb_blobs import LmdbBlobService
+from appliance.store.lmdb_directories import LmdbDirectoryService
+from appliance.store.lmdb_path_infos import LmdbPathInfoService
+from appliance.store.memory import (
+    MemoryBlobService,
+    MemoryDirectoryService,
+    MemoryPathInfoService,
+)
+from appliance.store.service_uri import GrpcAddress, LmdbAddress, ServiceAddress
+from appliance.store.services import BlobService, DirectoryService, PathInfoService, Services
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class ServiceAddresses(NamedTuple):
+    """Where the services are; several may be in one store, or behind one peer."""
+
+    blobs: ServiceAddress
+    directories: ServiceAddress
+    path_infos: ServiceAddress
+
+
+@asynccontextmanager
+async def open_services(
+    addresses: ServiceAddresses, *, is_readonly: bool = False
+) -> AsyncIterator[Services]:
+    """Open the services; a store in LMDB is created when missing, unless for reading only.
+
+    Peers are connected to when they are first needed.
+
+    Raises:
+        StoreError: a store cannot be opened.
+    """
+    async with AsyncExitStack() as stack:
+        opener = _Opener(stack, is_readonly=is_readonly)
+        blobs = opener.blobs(addresses.blobs)
+        directories = opener.directories(addresses.directories)
+        path_infos = opener.path_infos(addresses.path_infos, blobs, directories)
+        yield Services(blobs, directories, path_infos)
+
+
+class _Opener:
+    """Opens each store and each connection once: a process may not open an environment twice."""
+
+    def __init__(self, stack: AsyncExitStack, *, is_readonly: bool) -> None:
+        self._stack = stack
+        self._is_readonly = is_readonly
+        self._stores: dict[Path, AsyncStore] = {}
+        self._peers: dict[GrpcAddress, Peer] = {}
+
+    def blobs(self, address: ServiceAddress) -> BlobService:
+        match address:
+            case LmdbAddress():
+                return LmdbBlobService(self._store(address))
+            case GrpcAddress():
+                return GrpcBlobService(self._peer(address))
+            case _:
+                return MemoryBlobService()
+
+    def directories(self, address: ServiceAddress) -> DirectoryService:
+        match address:
+            case LmdbAddress():
+                return LmdbDirectoryService(self._store(address))
+            case GrpcAddress():
+                return GrpcDirectoryService(self._peer(address))
+            case _:
+                return MemoryDirectoryService()
+
+    def path_infos(
+        self, address: ServiceAddress, blobs: BlobService, directories: DirectoryService
+    ) -> PathInfoService:
+        match address:
+            case LmdbAddress():
+                return LmdbPathInfoService(self._store(address), blobs, directories)
+            case GrpcAddress():
+                return GrpcPathInfoService(self._peer(address))
+            case _:
+                return MemoryPathInfoService(blobs, directories)
+
+    def _store(self, address: LmdbAddress) -> AsyncStore:
+        path = address.path.resolve()
+        if path not in self._stores:
+            store = AsyncStore.open(
+                path, is_readonly=self._is_readonly, create=not self._is_readonly
+            )
+            self._stack.callback(store.close)
+            self._stores[path] = store
+        return self._stores[path]
+
+    def _peer(self, address: GrpcAddress) -> Peer:
+        if address not in self._peers:
+            peer = Peer(address)
+            self._stack.push_async_callback(peer.close)
+            self._peers[address] = peer
+        return self._peers[address]

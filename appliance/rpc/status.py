@@ -1,0 +1,101 @@
+"""The one place where errors become gRPC statuses, and statuses errors."""
+
+import logging
+from typing import Final
+
+import grpc
+
+from appliance.errors import (
+    ApplianceError,
+    ContentMissingError,
+    InvalidRequestError,
+    NarError,
+    ProtocolError,
+    ServiceUnavailableError,
+    StoreError,
+    StoreFullError,
+)
+
+_LOG = logging.getLogger(__name__)
+
+# The text travels in a header, and those are limited.
+_TEXT_MAX: Final = 1000
+
+_UNAVAILABLE: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+    }
+)
+
+
+class StatusError(Exception):
+    """A handler answers with this status."""
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def not_found(text: str) -> StatusError:
+    """Return the answer that something is not there."""
+    return StatusError(grpc.StatusCode.NOT_FOUND, text)
+
+
+def status_of(exc: Exception) -> tuple[grpc.StatusCode, str]:
+    """Return the status to answer with; what the peer cannot help is logged."""
+    code, text = _status_of(exc)
+    if code in {grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS}:
+        _LOG.error("%s", text, exc_info=None if isinstance(exc, ApplianceError) else exc)
+    elif code in {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}:
+        _LOG.warning("%s", text)
+    return code, text[:_TEXT_MAX]
+
+
+def _status_of(exc: Exception) -> tuple[grpc.StatusCode, str]:
+    match exc:
+        case StatusError():
+            return exc.code, str(exc)
+        case NarError():
+            return grpc.StatusCode.INTERNAL, f"failed to render the NAR: {exc}"
+        case ProtocolError():
+            return grpc.StatusCode.INVALID_ARGUMENT, f"invalid request: {exc}"
+        case ContentMissingError():
+            return grpc.StatusCode.NOT_FOUND, str(exc)
+        case StoreFullError():
+            return grpc.StatusCode.RESOURCE_EXHAUSTED, f"storage error: {exc}"
+        case ServiceUnavailableError():
+            return grpc.StatusCode.UNAVAILABLE, str(exc)
+        case StoreError():
+            return grpc.StatusCode.DATA_LOSS, f"storage error: {exc}"
+        case _:
+            return grpc.StatusCode.INTERNAL, "internal error"
+
+
+def error_of(exc: grpc.RpcError, peer: str) -> ApplianceError:
+    """Return the error to raise for a call that `peer` did not answer as hoped."""
+    code, text = _code_and_text(exc)
+    message = f"{peer}: {text or code.name}"
+    match code:
+        case grpc.StatusCode.NOT_FOUND:
+            return ContentMissingError(message)
+        case grpc.StatusCode.INVALID_ARGUMENT:
+            return InvalidRequestError(message)
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return StoreFullError(message)
+        case _ if code in _UNAVAILABLE:
+            return ServiceUnavailableError(message)
+        case _:
+            return StoreError(f"{message} ({code.name})")
+
+
+def is_status(exc: grpc.RpcError, code: grpc.StatusCode) -> bool:
+    """Whether a call ended with `code`."""
+    return _code_and_text(exc)[0] == code
+
+
+def _code_and_text(exc: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
+    if isinstance(exc, grpc.aio.AioRpcError):
+        return exc.code(), exc.details() or ""
+    return grpc.StatusCode.UNKNOWN, str(exc)

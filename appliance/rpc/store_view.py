@@ -1,0 +1,188 @@
+"""Store paths as a person looks at them: what is in them, and what is known of them."""
+
+import base64
+import os
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final, TypeAlias
+
+from appliance.castore import nixbase32
+from appliance.castore.nodes import DirectoryNode, FileNode, Node, SymlinkNode
+from appliance.castore.path_info import read_path_info
+from appliance.castore.store_path import STORE_DIR, StorePath, StorePathError
+from appliance.errors import ConfigError, StoreError
+from appliance.protos import pathinfo_pb2
+from appliance.store.nar_render import BlobNotFoundError, DirectoryNotFoundError, render_nar
+from appliance.store.services import Services
+
+_PIECE_SIZE: Final = 1 << 20
+
+Json: TypeAlias = "dict[str, str | int | bool | Json]"
+
+
+class StoreView:
+    """Reads services."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def find(self, path: str) -> Node:
+        """Return the node at a store path, or below one; symlinks are not followed.
+
+        Raises:
+            ConfigError: it is not a store path.
+            StoreError: there is no such path.
+        """
+        store_path, names = _parse(path)
+        encoded = await self._services.path_infos.get(store_path.digest)
+        if encoded is None:
+            raise StoreError(f"path {store_path.absolute()} is not valid")
+        info = read_path_info(encoded)
+        if info.path != store_path:
+            raise StoreError(f"path {store_path.absolute()} is not valid")
+        node: Node = info.node
+        for name in names:
+            child = await self._child(node, name)
+            if child is None:
+                raise StoreError(f"path {path} does not exist")
+            node = child
+        return node
+
+    def nar(self, node: Node) -> AsyncGenerator[bytes, None]:
+        """Yield the NAR of a node."""
+        return render_nar(node, self._services.blobs, self._services.directories)
+
+    async def content(self, node: Node, path: str) -> AsyncGenerator[bytes, None]:
+        """Yield the content of a file.
+
+        Raises:
+            StoreError: it is not a file, or its content is not there.
+        """
+        if not isinstance(node, FileNode):
+            raise StoreError(f"path {path} is not a regular file")
+        reader = await self._services.blobs.open_read(node.digest)
+        if reader is None:
+            raise BlobNotFoundError(node.digest, node.name)
+        try:
+            while data := await reader.read(_PIECE_SIZE):
+                yield data
+        finally:
+            await reader.close()
+
+    async def walk(
+        self, node: Node, *, is_recursive: bool
+    ) -> AsyncGenerator[tuple[str, Node], None]:
+        """Yield what a directory contains, with paths relative to it; a file alone."""
+        if not isinstance(node, DirectoryNode):
+            yield "", node
+            return
+        left = [(".", child) for child in reversed(await self._children(node))]
+        while left:
+            parent, child = left.pop()
+            path = f"{parent}/{_text(child.name)}"
+            yield path, child
+            if is_recursive and isinstance(child, DirectoryNode):
+                left.extend((path, below) for below in reversed(await self._children(child)))
+
+    async def tree(self, node: Node, *, is_recursive: bool) -> Json:
+        """Return what a node is, as `nix store ls --json` prints it."""
+        match node:
+            case SymlinkNode():
+                return {"type": "symlink", "target": _text(node.target)}
+            case FileNode():
+                shown: Json = {"type": "regular", "size": node.size}
+                if node.executable:
+                    shown["executable"] = True
+                return shown
+        entries: Json = {}
+        for child in await self._children(node):
+            is_shown = is_recursive or not isinstance(child, DirectoryNode)
+            entries[_text(child.name)] = (
+                await self.tree(child, is_recursive=True) if is_shown else {"type": "directory"}
+            )
+        return {"type": "directory", "entries": entries}
+
+    async def path_infos(
+        self, paths: Sequence[str]
+    ) -> list[tuple[str, pathinfo_pb2.PathInfo | None]]:
+        """Return absolute paths with what is known of them; of all paths, when none is given."""
+        found: list[tuple[str, pathinfo_pb2.PathInfo | None]] = []
+        if not paths:
+            async for encoded in self._services.path_infos.list():
+                name = read_path_info(encoded).path.absolute()
+                found.append((name, pathinfo_pb2.PathInfo.FromString(encoded)))
+            return sorted(found, key=lambda item: item[0])
+        for text in paths:
+            path, _names = _parse(text)
+            known = await self._services.path_infos.get(path.digest)
+            is_valid = known is not None and read_path_info(known).path == path
+            info = pathinfo_pb2.PathInfo.FromString(known) if known and is_valid else None
+            found.append((path.absolute(), info))
+        return found
+
+    async def _child(self, node: Node, name: bytes) -> Node | None:
+        if not isinstance(node, DirectoryNode):
+            return None
+        return next((child for child in await self._children(node) if child.name == name), None)
+
+    async def _children(self, node: DirectoryNode) -> list[Node]:
+        directory = await self._services.directories.get(node.digest)
+        if directory is None:
+            raise DirectoryNotFoundError(node.digest, node.name)
+        return list(directory.nodes())
+
+
+def describe(name: str, node: Node, *, is_long: bool) -> str:
+    """Return the line that lists a node; the long one as `nix store ls -l` has it."""
+    if not is_long:
+        return name
+    match node:
+        case DirectoryNode():
+            return f"dr-xr-xr-x {0:>20} {name}"
+        case SymlinkNode():
+            return f"lrwxrwxrwx {0:>20} {name} -> {_text(node.target)}"
+        case FileNode():
+            mode = "-r-xr-xr-x" if node.executable else "-r--r--r--"
+            return f"{mode} {node.size:>20} {name}"
+
+
+def path_info_json(message: pathinfo_pb2.PathInfo) -> "dict[str, object]":
+    """Return what is known of a path, as `nix path-info --json` prints it."""
+    narinfo = message.narinfo
+    shown: dict[str, object] = {
+        "ca": _ca_text(narinfo) if narinfo.HasField("ca") else None,
+        "deriver": None,
+        "narHash": f"sha256-{base64.b64encode(narinfo.nar_sha256).decode()}",
+        "narSize": narinfo.nar_size,
+        "references": [f"{STORE_DIR}/{name}" for name in narinfo.reference_names],
+        "signatures": [
+            f"{signature.name}:{base64.b64encode(signature.data).decode()}"
+            for signature in narinfo.signatures
+        ],
+    }
+    if narinfo.HasField("deriver"):
+        deriver = StorePath(narinfo.deriver.digest, f"{narinfo.deriver.name}.drv")
+        shown["deriver"] = deriver.absolute()
+    return shown
+
+
+def _ca_text(narinfo: pathinfo_pb2.NARInfo) -> str:
+    if narinfo.ca.type not in pathinfo_pb2.NARInfo.CA.Hash.values():
+        return f"unknown:{narinfo.ca.type}"
+    kind = pathinfo_pb2.NARInfo.CA.Hash.Name(narinfo.ca.type)
+    method, algorithm = kind.split("_")
+    prefix = {"NAR": "fixed:r:", "FLAT": "fixed:", "TEXT": "text:"}[method]
+    return f"{prefix}{algorithm.lower()}:{nixbase32.encode(narinfo.ca.digest)}"
+
+
+def _parse(path: str) -> tuple[StorePath, list[bytes]]:
+    relative = path.removeprefix(f"{STORE_DIR}/")
+    basename, *names = relative.split("/")
+    try:
+        store_path = StorePath.parse(basename)
+    except StorePathError as exc:
+        raise ConfigError(f"{path}: not a store path: {exc}") from exc
+    return store_path, [os.fsencode(name) for name in names if name not in {"", "."}]
+
+
+def _text(name: bytes) -> str:
+    return os.fsdecode(name)

@@ -1,0 +1,62 @@
+"""What every listening process needs: free socket paths, and sd_notify."""
+
+import contextlib
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Final
+
+from appliance.errors import ConfigError
+
+# sockaddr_un.sun_path, less the terminating NUL (unix(7)).
+_SUN_PATH_BYTES: Final = 107
+
+
+def claim_socket_path(path: Path) -> None:
+    """Make way for a socket at `path`; a socket file that nobody listens on is removed.
+
+    Raises:
+        ConfigError: the path is too long, in use, or not a socket.
+    """
+    if len(os.fsencode(path)) > _SUN_PATH_BYTES:
+        raise ConfigError(f"socket path {path}: longer than {_SUN_PATH_BYTES} bytes")
+    try:
+        _remove_stale(path)
+    except OSError as exc:
+        raise ConfigError(f"socket path {path}: {exc.strerror}") from exc
+
+
+def notify(state: str) -> None:
+    """Tell the service manager `state`, e.g. "READY=1"; without one, do nothing.
+
+    Source: sd_notify(3).
+    """
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    # A manager that does not listen any more is no reason to fail.
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
+    ):
+        sock.connect(address)
+        sock.send(state.encode())
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"socket path {path}: exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise ConfigError(f"socket path {path}: another process listens there")

@@ -1,0 +1,89 @@
+"""The PathInfo service of a store in LMDB."""
+
+from collections.abc import AsyncIterator, Sequence
+from itertools import islice
+from typing import Final
+
+from appliance.castore.digest import Digest
+from appliance.castore.nodes import Node, node_to_message
+from appliance.castore.path_info import read_path_info
+from appliance.errors import CorruptBlobError, PathInfoError
+from appliance.store.async_store import AsyncStore
+from appliance.store.batch import Batch
+from appliance.store.nar_render import nar_info
+from appliance.store.services import BlobService, DirectoryService, NarInfo
+
+_LIST_CHUNK: Final = 256
+
+
+class LmdbPathInfoService:
+    """PathInfos of an open store; `calculate_nar` reads content from the services given."""
+
+    def __init__(
+        self, shared: AsyncStore, blobs: BlobService, directories: DirectoryService
+    ) -> None:
+        self._shared = shared
+        self._blobs = blobs
+        self._directories = directories
+
+    async def get(self, path_digest: bytes) -> bytes | None:
+        """Return the PathInfo of a store path."""
+        return await self._shared.run(lambda: self._get(path_digest))
+
+    async def put(self, path_info: bytes) -> bytes:
+        """Validate and put a PathInfo; return it."""
+        batch = Batch()
+        batch.add_path_info(read_path_info(path_info).path.digest, path_info)
+        await self._shared.commit(batch)
+        return path_info
+
+    async def list(self) -> AsyncIterator[bytes]:
+        """Yield all PathInfos by ascending digest."""
+        after = b""
+        while chunk := await self._shared.run(lambda: self._chunk(after)):  # noqa: B023 - awaited at once
+            for path_digest, path_info in chunk:
+                _check_stored(path_digest, path_info)
+                yield path_info
+            after = chunk[-1][0]
+
+    async def calculate_nar(self, node: Node) -> NarInfo:
+        """Return size and digest of the NAR of `node`, remembered from the first time on."""
+        nameless = node_to_message(node._replace(name=b""))
+        key = Digest.of(nameless.SerializeToString(deterministic=True))
+        known = await self._shared.run(lambda: self._known_nar(key))
+        if known is not None:
+            return known
+        info = await nar_info(node, self._blobs, self._directories)
+        if not self._shared.is_readonly:
+            batch = Batch()
+            batch.add_nar_info(key, info.size, info.sha256)
+            await self._shared.commit(batch)
+        return info
+
+    def _get(self, path_digest: bytes) -> bytes | None:
+        store = self._shared.store
+        with store.read() as txn:
+            path_info = store.path_info(txn, path_digest)
+        if path_info is not None:
+            _check_stored(path_digest, path_info)
+        return path_info
+
+    def _chunk(self, after: bytes) -> Sequence[tuple[bytes, bytes]]:
+        store = self._shared.store
+        with store.read() as txn:
+            return [*islice(store.path_infos(txn, after), _LIST_CHUNK)]
+
+    def _known_nar(self, key: bytes) -> NarInfo | None:
+        store = self._shared.store
+        with store.read() as txn:
+            known = store.nar_info(txn, key)
+        return None if known is None else NarInfo(*known)
+
+
+def _check_stored(path_digest: bytes, path_info: bytes) -> None:
+    try:
+        path = read_path_info(path_info).path
+    except PathInfoError as exc:
+        raise CorruptBlobError(f"PathInfo {path_digest.hex()}: {exc}") from exc
+    if path.digest != path_digest:
+        raise CorruptBlobError(f"PathInfo {path_digest.hex()}: it is that of {path.basename()}")

@@ -1,0 +1,105 @@
+"""Addresses of services, as text and parsed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from appliance.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class MemoryAddress:
+    """Kept in this process, and gone with it: `memory:`."""
+
+
+@dataclass(frozen=True)
+class LmdbAddress:
+    """A store in LMDB: `lmdb:///absolute/path`."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class GrpcAddress:
+    """A remote service.
+
+    `grpc+unix:///absolute/path`, `grpc+http://host[:port]` or `grpc+https://host[:port]`;
+    `target` is what gRPC calls it.
+    """
+
+    target: str
+    is_tls: bool
+
+
+ServiceAddress = MemoryAddress | LmdbAddress | GrpcAddress
+
+_DEFAULT_PORTS: Final = {"grpc+http": 80, "grpc+https": 443}
+
+
+def parse_service_uri(uri: str) -> ServiceAddress:
+    """Read the address of a service.
+
+    Raises:
+        ConfigError: a rule is broken; the text names it.
+    """
+    try:
+        parts = urlsplit(uri)
+    except ValueError as exc:
+        raise ConfigError(f"service address {uri}: {exc}") from exc
+    if parts.query or parts.fragment:
+        raise _refusal(uri, "takes no query and no fragment")
+    match parts.scheme:
+        case "memory":
+            return _memory(uri, parts)
+        case "lmdb":
+            return LmdbAddress(_path(uri, parts))
+        case "grpc+unix":
+            return GrpcAddress(f"unix:{_path(uri, parts)}", is_tls=False)
+        case "grpc+http" | "grpc+https":
+            return _grpc_host(uri, parts)
+    raise _refusal(
+        uri,
+        f"unknown scheme {parts.scheme!r}; "
+        "memory, lmdb, grpc+unix, grpc+http and grpc+https are known",
+    )
+
+
+def _memory(uri: str, parts: SplitResult) -> MemoryAddress:
+    if parts.netloc:
+        raise _refusal(uri, "memory takes no host")
+    if parts.path:
+        raise _refusal(uri, "memory takes no path")
+    return MemoryAddress()
+
+
+def _path(uri: str, parts: SplitResult) -> Path:
+    if parts.netloc:
+        raise _refusal(uri, f"has a host; write {parts.scheme}:///path, with three slashes")
+    path = unquote(parts.path)
+    if not path.startswith("/"):
+        raise _refusal(uri, "the path must be absolute")
+    if not path.strip("/"):
+        raise _refusal(uri, "the path must not be / itself")
+    if "\0" in path:
+        raise _refusal(uri, "the path contains NUL")
+    return Path(path)
+
+
+def _grpc_host(uri: str, parts: SplitResult) -> GrpcAddress:
+    if parts.path:
+        raise _refusal(uri, "takes no path, not even a trailing slash")
+    if not parts.hostname:
+        raise _refusal(uri, "the host is missing")
+    if parts.username is not None or parts.password is not None:
+        raise _refusal(uri, "takes no user name")
+    try:
+        port = _DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
+    except ValueError as exc:
+        raise _refusal(uri, str(exc)) from exc
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return GrpcAddress(f"dns:///{host}:{port}", is_tls=parts.scheme == "grpc+https")
+
+
+def _refusal(uri: str, rule: str) -> ConfigError:
+    return ConfigError(f"service address {uri}: {rule}")

@@ -1,0 +1,301 @@
+"""The daemon as its operator knows it: where it listens, how it ends, what it says of itself."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from appliance.castore.digest import EMPTY_DIGEST, Digest
+from appliance.protos import castore_rpc_pb2
+from tests.contracts.rig import fresh_bytes
+from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event
+from tests.fakes.daemon_process import DaemonProcess
+from tests.rpc.wire import FAMILIES, Answer, StreamUnary, UnaryStream, run
+
+STAT_EMPTY = castore_rpc_pb2.StatBlobRequest(digest=EMPTY_DIGEST).SerializeToString()
+BLOBS = "tvix.castore.v1.BlobService"
+SERVICES = [
+    name
+    for castore, store in FAMILIES
+    for name in (
+        f"{castore}.BlobService",
+        f"{castore}.DirectoryService",
+        f"{store}.PathInfoService",
+    )
+]
+
+# Runs a program with its first two arguments, descriptors, passed as systemd does.
+SYSTEMD = """
+import fcntl, os, sys
+fds = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3]]
+for index, fd in enumerate(fds):
+    os.dup2(fd, 3 + index)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+OK = grpc.StatusCode.OK
+
+
+def works_at(target: str) -> bool:
+    return run(target, lambda wire: wire.ask(f"{BLOBS}/Stat", STAT_EMPTY)).code == OK
+
+
+def run_daemon(*options: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*APPLIANCE, "daemon", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+def start_inheriting(
+    directory: Path, first: socket.socket, second: socket.socket, wanted: str
+) -> "subprocess.Popen[str]":
+    fds = [first.fileno(), second.fileno()]
+    options = ["--store", f"lmdb://{directory}/store", f"--listen-address={wanted}"]
+    return subprocess.Popen(
+        [sys.executable, "-c", SYSTEMD, *map(str, fds), *APPLIANCE, "daemon", *options],
+        pass_fds=fds,
+        env={**os.environ, "LISTEN_FDS": "2", "LISTEN_FDNAMES": "store:other"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_listens_in_several_places_at_once(tmp_path: Path) -> None:
+    name = f"appliance-test-{os.getpid()}"
+    other = tmp_path / "other.sock"
+    store = f"lmdb://{tmp_path}/store"
+    with DaemonProcess(store, tmp_path, listen=[f"@{name}", str(other), "127.0.0.1:0"]) as daemon:
+        for target in (
+            f"unix:{daemon.socket}",
+            daemon.tcp,
+            f"unix-abstract:{name}",
+            f"unix:{other}",
+        ):
+            assert works_at(target)
+        assert other.stat().st_mode & 0o777 == 0o660
+        assert daemon.stop() == 0
+    assert not other.exists()
+    assert not daemon.socket.exists()
+
+
+@pytest.mark.parametrize("wanted", ["sd-listen", "sd-listen:store", "sd-listen:*"])
+def test_serves_inherited_sockets(tmp_path: Path, wanted: str) -> None:
+    path = tmp_path / "inherited.sock"
+    with (
+        socket.socket(socket.AF_UNIX) as first,
+        socket.socket(socket.AF_INET6) as second,
+    ):
+        first.bind(str(path))
+        first.listen()
+        second.bind(("::1", 0))
+        second.listen()
+        port = second.getsockname()[1]
+        process = start_inheriting(tmp_path, first, second, wanted)
+    assert process.stderr is not None
+    with process, process.stderr as log:
+        assert "READY" in log.readline()
+        assert works_at(f"unix:{path}")
+        if wanted.endswith("*"):
+            assert works_at(f"[::1]:{port}")
+        process.terminate()
+        assert process.wait(30) == 0
+    assert path.exists()  # it is the service manager's
+
+
+def test_large_blobs_pass_through_an_inherited_socket(tmp_path: Path) -> None:
+    content = fresh_bytes(8 << 20)
+    path = tmp_path / "inherited.sock"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        process = start_inheriting(tmp_path, listening, listening, "sd-listen")
+    assert process.stderr is not None
+    with process, process.stderr as log:
+        assert "READY" in log.readline()
+        answer = run(f"unix:{path}", lambda wire: wire.send(f"{BLOBS}/Put", chunks_of(content)))
+        assert castore_rpc_pb2.PutBlobResponse.FromString(answer.messages[0]).digest == Digest.of(
+            content
+        )
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def chunks_of(content: bytes) -> Sequence[bytes]:
+    return [
+        castore_rpc_pb2.BlobChunk(data=content[start : start + (1 << 20)]).SerializeToString()
+        for start in range(0, len(content), 1 << 20)
+    ]
+
+
+def test_call_under_way_is_finished_before_the_end(tmp_path: Path) -> None:
+    content = fresh_bytes(3 << 20)
+    first, *rest = chunks_of(content)
+
+    async def upload(daemon: DaemonProcess) -> bytes:
+        async with grpc.aio.insecure_channel(f"unix:{daemon.socket}") as channel:
+            method: StreamUnary = channel.stream_unary(f"/{BLOBS}/Put")
+            call = method()
+            await call.write(first)
+            for _ in every_event(DEADLINE_S):  # until it has begun to keep what came
+                if any(daemon.socket.parent.glob("store/tmp/*/*")):
+                    break
+            daemon.process.terminate()
+            for message in rest:
+                await call.write(message)
+            await call.done_writing()
+            return await call
+
+    with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon:
+        answer = asyncio.run(upload(daemon))
+        assert castore_rpc_pb2.PutBlobResponse.FromString(answer).digest == Digest.of(content)
+        assert daemon.process.wait(30) == 0
+    with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon:
+        request = castore_rpc_pb2.StatBlobRequest(digest=Digest.of(content)).SerializeToString()
+        target = f"unix:{daemon.socket}"
+        assert run(target, lambda wire: wire.ask(f"{BLOBS}/Stat", request)).code == OK
+
+
+def test_watcher_of_health_does_not_keep_it_from_ending(tmp_path: Path) -> None:
+    async def watch(daemon: DaemonProcess) -> None:
+        async with grpc.aio.insecure_channel(f"unix:{daemon.socket}") as channel:
+            method: UnaryStream = channel.unary_stream("/grpc.health.v1.Health/Watch")
+            call = method(b"")
+            assert await call.read()
+            daemon.process.terminate()
+            last = await call.read()
+            assert isinstance(last, bytes)
+            message = health_pb2.HealthCheckResponse.FromString(last)
+            assert message.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+    with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon:
+        asyncio.run(watch(daemon))
+        assert daemon.process.wait(10) == 0
+
+
+def health_of(target: str, service: str) -> Answer:
+    request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
+    return run(target, lambda wire: wire.ask("grpc.health.v1.Health/Check", request))
+
+
+@pytest.mark.parametrize("service", ["", *SERVICES])
+def test_service_is_reported_healthy(target: str, service: str) -> None:
+    answer = health_of(target, service)
+
+    response = health_pb2.HealthCheckResponse.FromString(answer.messages[0])
+    assert response.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_only_the_service_whose_back_end_is_gone_is_reported_ill(tmp_path: Path) -> None:
+    gone = f"--blob-service-addr=grpc+unix://{tmp_path}/nobody.sock"
+    with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path, options=[gone]) as daemon:
+        target = f"unix:{daemon.socket}"
+        statuses = {
+            service: health_pb2.HealthCheckResponse.FromString(
+                health_of(target, service).messages[0]
+            ).status
+            for service in ("", *SERVICES)
+        }
+        answer = run(target, lambda wire: wire.ask(f"{BLOBS}/Stat", STAT_EMPTY))
+    ill = {service for service, status in statuses.items() if status != 1}
+    assert ill == {"", "tvix.castore.v1.BlobService", "snix.castore.v1.BlobService"}
+    assert answer.code == grpc.StatusCode.UNAVAILABLE
+
+
+def test_health_of_an_unknown_service_is_not_found(target: str) -> None:
+    assert health_of(target, "nobody").code == grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection_knows_all_services(target: str, version: str) -> None:
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    answer = run(
+        target,
+        lambda wire: wire.send(
+            f"grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            [request.SerializeToString()],
+        ),
+    )
+
+    response = reflection_pb2.ServerReflectionResponse.FromString(answer.messages[0])
+    assert {service.name for service in response.list_services_response.service} > set(SERVICES)
+
+
+@pytest.mark.parametrize("symbol", SERVICES)
+def test_reflection_describes_a_service(target: str, symbol: str) -> None:
+    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
+    answer = run(
+        target,
+        lambda wire: wire.send(
+            "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+            [request.SerializeToString()],
+        ),
+    )
+
+    response = reflection_pb2.ServerReflectionResponse.FromString(answer.messages[0])
+    assert response.file_descriptor_response.file_descriptor_proto
+
+
+def test_says_ready_to_the_service_manager(tmp_path: Path) -> None:
+    address = tmp_path / "notify.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(30)
+        environ = {"NOTIFY_SOCKET": str(address)}
+        with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path, environ=environ) as daemon:
+            assert manager.recv(100) == b"READY=1"
+            assert daemon.stop() == 0
+            assert manager.recv(100) == b"STOPPING=1"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "8000", "host:port", "[::1]", "@", "127.0.0.1:65536", "sd-listen", "sd-listen:x"],
+)
+def test_bad_address_is_one_line_and_status_two(tmp_path: Path, address: str) -> None:
+    done = run_daemon("--store", f"lmdb://{tmp_path}/store", f"--listen-address={address}")
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"appliance: listen address {address}: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "store").exists()
+
+
+def test_address_in_use_is_refused(tmp_path: Path, daemon: DaemonProcess) -> None:
+    for address in (daemon.tcp, str(daemon.socket)):
+        done = run_daemon("--store", f"lmdb://{tmp_path}/store", "-l", address)
+
+        assert done.returncode == 2
+        assert address in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+    assert works_at(f"unix:{daemon.socket}")
+
+
+def test_socket_that_nobody_listens_on_is_replaced(tmp_path: Path) -> None:
+    with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon:
+        daemon.kill()
+    assert daemon.socket.exists()
+
+    with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon:
+        assert works_at(f"unix:{daemon.socket}")
+
+
+def test_logs_json_when_asked(tmp_path: Path) -> None:
+    gone = f"grpc+unix://{tmp_path}/nobody.sock"
+    with DaemonProcess(gone, tmp_path, options=["--json"]) as daemon:
+        run(f"unix:{daemon.socket}", lambda wire: wire.ask(f"{BLOBS}/Stat", STAT_EMPTY))
+    lines = daemon.log().splitlines()
+    assert len(lines) > 1
+    assert all(json.loads(line) for line in lines if not line.startswith("READY"))

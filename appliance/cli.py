@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from appliance import __version__
 from appliance.castore.nodes import SizeDialect
@@ -24,7 +24,7 @@ from appliance.store.service_uri import ServiceAddresses
 from appliance.terminal import import_progress
 
 if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - has no other name
+    Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
 
 _PRINTS_JSON: Final = frozenset({"status", "path-info", "ls"})
 _EXIT_FAILURE: Final = 1
@@ -56,14 +56,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_EXIT_FAILURE)
 
 
-def _fail(status: int, exc: Exception) -> None:
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # One line, as for every other bad value; --help has the rest.
+        _fail(_EXIT_USAGE, ConfigError(f"{message} (see {self.prog} --help)"))
+
+
+def _fail(status: int, exc: Exception) -> NoReturn:
     for line in str(exc).splitlines():
         print(f"appliance: {line}", file=sys.stderr)
     sys.exit(status)
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument(
         "--log-level",
         type=str.upper,
@@ -74,24 +80,24 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--json", action="store_true", help="log as JSON; status, path-info and ls: print JSON"
     )
-    state = argparse.ArgumentParser(add_help=False)
+    state = _Parser(add_help=False)
     state.add_argument(
         "--state-dir",
         metavar="DIR",
         help="where the node index is (default: beside the store; or APPLIANCE_STATE_DIR)",
     )
-    store = argparse.ArgumentParser(add_help=False)
+    store = _Parser(add_help=False)
     add_store_option(store)
-    services = argparse.ArgumentParser(add_help=False, parents=[store])
+    services = _Parser(add_help=False, parents=[store])
     add_service_options(services)
-    cache = argparse.ArgumentParser(add_help=False)
+    cache = _Parser(add_help=False)
     cache.add_argument(
         "--blob-cache-size",
         metavar="SIZE",
         help="how much of a remote blob service is kept in the state directory: bytes, or with K, "
         f"M, G or T (default: {_DEFAULT_CACHE_SIZE}; or APPLIANCE_BLOB_CACHE_SIZE)",
     )
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="appliance",
         description="A read-only file system server over a content-addressed store.",
     )
@@ -105,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_import(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_import(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command = commands.add_parser(
         "import", parents=parents, help="put files, directories or symlinks into the store"
     )
@@ -120,7 +126,7 @@ def _add_import(commands: "Subparsers", parents: list[argparse.ArgumentParser]) 
     command.set_defaults(run=_run_import)
 
 
-def _add_virtiofs(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_virtiofs(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command = commands.add_parser(
         "virtiofs", parents=parents, help="serve the store to virtual machines over vhost-user"
     )
@@ -143,7 +149,7 @@ def _add_virtiofs(commands: "Subparsers", parents: list[argparse.ArgumentParser]
     command.set_defaults(run=_run_virtiofs)
 
 
-def _add_mount(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_mount(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command = commands.add_parser(
         "mount", parents=parents, help="mount the store on this machine, until unmounted"
     )
@@ -168,7 +174,7 @@ def _add_mount(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -
     command.set_defaults(run=_run_mount)
 
 
-def _add_status(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_status(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command = commands.add_parser(
         "status", parents=parents, help="show the sessions of running supervisors"
     )

@@ -6,22 +6,22 @@ import json
 import os
 import sys
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from appliance.cli_addresses import add_service_options, service_addresses
 from appliance.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from appliance.rpc.store_view import StoreView
 
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - has no other name
+    Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
 
 _DEFAULT_LISTEN: Final = "[::1]:8000"
 
 
-def add_commands(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def add_commands(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
     """Add the commands to the command line."""
     services = argparse.ArgumentParser(add_help=False)
     add_service_options(services)
@@ -33,7 +33,7 @@ def add_commands(commands: "Subparsers", parents: list[argparse.ArgumentParser])
     _add_cat(commands, parents)
 
 
-def _add_daemon(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_daemon(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
     command = commands.add_parser("daemon", parents=parents, help="serve the store over gRPC")
     command.add_argument(
         "-l",
@@ -47,7 +47,7 @@ def _add_daemon(commands: "Subparsers", parents: list[argparse.ArgumentParser]) 
     command.set_defaults(run=_run_daemon)
 
 
-def _add_nar(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_nar(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(
         "nar", parents=parents, help="write a store path, or something in it, to stdout as a NAR"
     )
@@ -55,7 +55,7 @@ def _add_nar(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> 
     command.set_defaults(run=_run_nar)
 
 
-def _add_path_info(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_path_info(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(
         "path-info",
         parents=parents,
@@ -66,7 +66,7 @@ def _add_path_info(commands: "Subparsers", parents: list[argparse.ArgumentParser
     command.set_defaults(run=_run_path_info)
 
 
-def _add_ls(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_ls(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(
         "ls", parents=parents, help="list a store path, or something in it"
     )
@@ -76,7 +76,7 @@ def _add_ls(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> N
     command.set_defaults(run=_run_ls)
 
 
-def _add_cat(commands: "Subparsers", parents: list[argparse.ArgumentParser]) -> None:
+def _add_cat(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
     command = commands.add_parser("cat", parents=parents, help="write a file in a store path")
     command.add_argument("path", metavar="PATH")
     command.set_defaults(run=_run_cat)

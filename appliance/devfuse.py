@@ -73,14 +73,15 @@ class Device:
             return self._deliver_file(reply.unique, body)
         return self._deliver(pack_reply_header(reply.unique, reply.error, len(body)), body)
 
-    def fail(self, request: memoryview, error: int) -> None:
+    def fail(self, request: memoryview, dispatcher: Dispatcher, error: int) -> None:
         """Answer `request`, which has a whole header, with `error` (a positive errno).
 
         Raises:
             DeviceEndedError: the mount is gone.
         """
-        unique = unpack_in_header(request[:IN_HEADER_SIZE]).unique
-        self._deliver(pack_reply_header(unique, error, 0), b"")
+        header = unpack_in_header(request[:IN_HEADER_SIZE])
+        dispatcher.count_untrusted(header.opcode)
+        self._deliver(pack_reply_header(header.unique, error, 0), b"")
 
     def _deliver_file(self, unique: int, piece: FileSlice) -> bool:
         end = OUT_HEADER_SIZE + piece.size

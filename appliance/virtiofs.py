@@ -43,13 +43,15 @@ def serve(ring: Ring, slot: int, dispatcher: Dispatcher) -> None:
     ring.complete(slot, OUT_HEADER_SIZE + len(body))
 
 
-def fail(ring: Ring, slot: int, error: int) -> None:
+def fail(ring: Ring, slot: int, dispatcher: Dispatcher, error: int) -> None:
     """Answer the request in `slot` with `error` (a positive errno) and return its chain."""
     request = ring.request(slot)
     if len(request) < IN_HEADER_SIZE or ring.writable_len(slot) < OUT_HEADER_SIZE:
         ring.complete(slot, 0)
         return
-    _deliver_error(ring, slot, unpack_in_header(request).unique, error)
+    header = unpack_in_header(request)
+    dispatcher.count_untrusted(header.opcode)
+    _deliver_error(ring, slot, header.unique, error)
 
 
 def _deliver_error(ring: Ring, slot: int, unique: int, error: int) -> None:

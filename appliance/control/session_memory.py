@@ -86,20 +86,23 @@ class SessionMemory:
         return [sum(every[opcode::COUNTERS_PER_QUEUE]) for opcode in range(COUNTERS_PER_QUEUE)]
 
     def close(self) -> None:
-        """Close the fd; the mapping goes, too, or with the last view of it."""
+        """Close the fd, and the mapping, which holds a second one, unless a view is left."""
+        os.close(self.fd)
         with contextlib.suppress(BufferError):
             self._map.close()
-        os.close(self.fd)
 
 
 class InflightMemory:
-    """The inflight record of every queue of a device; owns its memfd and mapping.
+    """The inflight record of every queue of a device; owns its fd.
+
+    The file may be the front-end's, who may shrink it at any time: a mapping of it is then a SIGBUS
+    in waiting. So only a worker maps it, by `area`; the supervisor reads and writes the file.
 
     Spec: vhost-user: Inflight I/O tracking.
     """
 
     def __init__(self, fd: int, *, offset: int, num_queues: int, queue_size: int) -> None:
-        """Map the areas that start at byte `offset` of `fd`, which this object owns from now on.
+        """Use the areas that start at byte `offset` of `fd`, which this object owns from now on.
 
         Raises:
             ValueError: the file is too small for the areas, or `offset` is not page-aligned.
@@ -110,7 +113,11 @@ class InflightMemory:
         self.queue_size = queue_size
         self.area_bytes = inflight_size(queue_size)
         self.size = num_queues * self.area_bytes
-        self._map = mmap.mmap(fd, self.size, offset=offset)
+        file_size = os.fstat(fd).st_size
+        if file_size < offset + self.size:
+            raise ValueError(f"{offset + self.size} bytes, greater than file size {file_size}")
+        if offset % mmap.ALLOCATIONGRANULARITY:
+            raise ValueError("the offset is not page-aligned")
 
     @classmethod
     def create(cls, num_queues: int, queue_size: int) -> "InflightMemory":
@@ -121,25 +128,27 @@ class InflightMemory:
         )
 
     def area(self, queue: int) -> memoryview:
-        """Return the writable area of `queue`."""
+        """Map the areas; return the writable one of `queue`. The mapping goes with the view."""
         start = queue * self.area_bytes
-        return memoryview(self._map)[start : start + self.area_bytes]
+        mapping = mmap.mmap(self.fd, self.size, offset=self.offset)
+        return memoryview(mapping)[start : start + self.area_bytes]
 
     def clear(self, queue: int) -> None:
-        """Forget what was in flight on `queue`: its ring starts afresh."""
-        self.area(queue)[:] = bytes(self.area_bytes)
+        """Forget what was in flight on `queue`: its ring starts afresh.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        os.pwrite(self.fd, bytes(self.area_bytes), self.offset + queue * self.area_bytes)
 
     @property
     def is_blank(self) -> bool:
         """Whether no queue was ever started on this memory (version 0 everywhere)."""
-        return not any(
-            self._map[start + _VERSION_OFFSET] for start in range(0, self.size, self.area_bytes)
-        )
+        versions = range(self.offset + _VERSION_OFFSET, self.offset + self.size, self.area_bytes)
+        return not any(any(os.pread(self.fd, 1, at)) for at in versions)
 
     def close(self) -> None:
-        """Close the fd; the mapping goes, too, or with the last view of it."""
-        with contextlib.suppress(BufferError):
-            self._map.close()
+        """Close the fd."""
         os.close(self.fd)
 
 

@@ -178,6 +178,10 @@ class Dispatcher:
         self._counters[route.slot] += 1
         return tuple.__new__(Reply, (header[2], error, body))
 
+    def count_untrusted(self, opcode: int) -> None:
+        """Count a request that `handle_untrusted` left undecided and its caller has refused."""
+        self._counters[self._routes.get(opcode, _UNKNOWN).slot] += 1
+
     def _answer_untrusted(
         self,
         route: _Route,

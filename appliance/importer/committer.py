@@ -1,14 +1,24 @@
-"""Committing what an import produces, beside the import."""
+"""Committing what an import produces, in a thread beside the import."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Protocol, Self
 
+from appliance.castore.digest import Digest
+from appliance.castore.path_info import read_path_info
 from appliance.castore.store_path import StorePath
+from appliance.importer.hasher import staged_path
+from appliance.importer.hasher_pool import Hasher
+from appliance.importer.records import ObjectKind, ObjectRecord
 from appliance.store.batch import Batch
 
-# Large enough that commits are few, small enough that the disk is busy early and memory is not.
-_COMMIT_BYTES: Final = 16 << 20
+# A commit begins as soon as this much is gathered and no other is under way: the disk is busy
+# early, and what is left to do at the end is little.
+_COMMIT_MIN_BYTES: Final = 8 << 20
+# With this much gathered the import waits for the commit under way.
+_COMMIT_MAX_BYTES: Final = 32 << 20
+# Rings are given back in steps of this.
+_GIVE_BACK_BYTES: Final = 1 << 19
 
 
 class Sink(Protocol):
@@ -23,68 +33,74 @@ class Sink(Protocol):
 
 
 class Committer:
-    """Gathers objects, and commits them in a thread, one batch at a time.
+    """Gathers objects, and commits them in batches, one at a time.
 
     The sink is its own while it is open. A commit that failed is raised by the next call that
-    waits for one; nothing is committed after it.
+    waits for one, and nothing is committed after it.
     """
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, hashers: Sequence[Hasher]) -> None:
         self._sink = sink
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
+        self._hashers = hashers
+        self._used_bytes = [0] * len(hashers)
         # Of the paths that are complete, and of the one in hand.
         self._complete = Batch()
-        self.batch = Batch()
+        self._current = Batch()
         self._complete_paths: list[StorePath] = []
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._commit: Future[None] | None = None
         self._committing_paths: list[StorePath] = []
-        self._durable_paths: list[StorePath] = []
-        self._blobs_sent: set[bytes] = set()
 
-    def has_blob(self, digest: bytes) -> bool:
-        """Whether the blob was gathered or committed before."""
-        return digest in self._blobs_sent or digest in self.batch or digest in self._complete
+    def add(self, record: ObjectRecord, payload: memoryview) -> None:
+        """Take over an object of the path in hand."""
+        hasher = self._hashers[record.hasher]
+        if record.kind == ObjectKind.BLOB:
+            # The record for the store begins one byte before the content.
+            value = bytes(hasher.ring[record.offset - 1 : record.offset + record.size])
+            self._current.add_blob_record(record.digest, value)
+        elif record.kind == ObjectKind.FILE:
+            path = staged_path(hasher.staging, record.staged)
+            self._current.add_file(record.digest, path, record.number)
+        elif record.kind == ObjectKind.DIRECTORY:
+            self._current.add_directory(Digest(record.digest), bytes(payload))
+        self._give_back(hasher, record.used)
 
-    def commit_if_large(self) -> None:
-        """Begin a commit if enough has been gathered; waits for the one before it."""
-        if self.batch.size_bytes + self._complete.size_bytes >= _COMMIT_BYTES:
-            self._complete.merge(self.batch)
-            self.batch = Batch()
-            self._begin_commit()
-
-    def complete(self, path: StorePath, path_info: bytes) -> None:
-        """End the path in hand: all its objects have been gathered."""
-        self.batch.add_path_info(path.digest, path_info)
-        self._complete.merge(self.batch)
-        self.batch = Batch()
+    def complete(self, path_info: bytes) -> None:
+        """End the path in hand: all its objects have been added."""
+        path = read_path_info(path_info).path
+        self._current.add_path_info(path.digest, path_info)
+        self._complete.merge(self._current)
+        self._current = Batch()
         self._complete_paths.append(path)
-        self.commit_if_large()
 
     def abandon(self) -> None:
         """Forget what was gathered of the path in hand.
 
-        What a large commit took along already stays: whole blobs and directories that no path has.
+        What a commit took along already stays: whole blobs and directories that no path has.
         """
-        self.batch.discard()
-        self.batch = Batch()
+        self._current.discard()
+        self._current = Batch()
 
-    def durable_paths(self) -> Iterator[StorePath]:
-        """Yield each path once that has been committed."""
-        if self._commit is not None and self._commit.done():
-            self._end_commit()
-        while self._durable_paths:
-            yield self._durable_paths.pop(0)
+    def commit_if_large(self) -> Iterator[StorePath]:
+        """Begin a commit if it is time, and yield the paths that an earlier one made durable."""
+        gathered_bytes = self._complete.size_bytes + self._current.size_bytes
+        if gathered_bytes < _COMMIT_MIN_BYTES:
+            return
+        if gathered_bytes >= _COMMIT_MAX_BYTES or self._commit is None or self._commit.done():
+            yield from self._end_commit()
+            self._begin_commit()
 
-    def flush(self) -> None:
-        """Commit all that is complete, and wait for it."""
+    def finish(self) -> Iterator[StorePath]:
+        """Commit what is left, and yield the paths as they become durable."""
+        yield from self._end_commit()
         self._begin_commit()
-        self._end_commit()
+        yield from self._end_commit()
 
     def close(self) -> None:
-        """Wait for the commit under way, and remove what is left."""
+        """Wait for the commit under way, and drop what is gathered."""
         self._executor.shutdown(wait=True)
         self._complete.discard()
-        self.batch.discard()
+        self._current.discard()
 
     def __enter__(self) -> Self:
         return self
@@ -93,15 +109,20 @@ class Committer:
         self.close()
 
     def _begin_commit(self) -> None:
-        self._end_commit()
-        batch, self._complete = self._complete, Batch()
-        self._blobs_sent.update(batch.blobs, batch.files)
+        self._complete.merge(self._current)
+        batch, self._complete, self._current = self._complete, Batch(), Batch()
         self._committing_paths, self._complete_paths = self._complete_paths, []
         self._commit = self._executor.submit(self._sink.commit, batch)
 
-    def _end_commit(self) -> None:
+    def _end_commit(self) -> Iterator[StorePath]:
         if self._commit is not None:
             commit, self._commit = self._commit, None
             commit.result()
-            self._durable_paths += self._committing_paths
+            yield from self._committing_paths
             self._committing_paths = []
+
+    def _give_back(self, hasher: Hasher, used_bytes: int) -> None:
+        self._used_bytes[hasher.index] += used_bytes
+        if self._used_bytes[hasher.index] >= _GIVE_BACK_BYTES:
+            hasher.give_back(self._used_bytes[hasher.index])
+            self._used_bytes[hasher.index] = 0

@@ -4,6 +4,7 @@ It is forked before any LMDB environment or thread exists, serves paths until it
 never touches the store but for the files it stages.
 """
 
+import ctypes
 import mmap
 import os
 import stat
@@ -14,10 +15,10 @@ from blake3 import blake3
 
 from appliance.errors import ImportTreeError
 from appliance.importer.long_paths import open_at
-from appliance.importer.records import NO_DIGEST, NO_STAGED, RECORD, Kind
+from appliance.importer.records import DIGEST_SIZE, HASH_RECORD, HashKind
 from appliance.importer.walk import display
 from appliance.store.lmdb_env import FULL_ERRNOS
-from appliance.store.schema import INLINE_MAX
+from appliance.store.schema import INLINE, INLINE_MAX
 
 # The largest piece of a file in the ring at once.
 PIECE_MAX: Final = 1 << 20
@@ -25,8 +26,13 @@ PIECE_MAX: Final = 1 << 20
 _REQUESTS_SIZE: Final = 1 << 16
 _RECORDS_MAX: Final = 64
 _CONTENT_MAX: Final = 1 << 20
-_MESSAGE_MAX: Final = 4096
+_INLINE_PREFIX: Final = bytes([INLINE])
+_MESSAGE_MAX: Final = 1 << 16
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_SYNC_FILE_RANGE_WRITE: Final = 2
+_WHOLE: Final = ctypes.c_int64(0)
+_NO_STAGED: Final = 0
+_NO_DIGEST: Final = bytes(DIGEST_SIZE)
 _STAGE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -60,6 +66,7 @@ class HasherLoop:
         self._staging = staging
         self._num_staged = 0
         self._records: list[bytes] = []
+        self._libc = ctypes.CDLL(None)
         self._unsent_bytes = 0
 
     def run(self) -> None:
@@ -69,8 +76,6 @@ class HasherLoop:
             *paths, rest = (rest + data).split(b"\0")
             for path in paths:
                 self._serve(path)
-                if self._unsent_bytes >= _CONTENT_MAX or len(self._records) >= _RECORDS_MAX:
-                    self._send()
             self._send()
 
     def _serve(self, path: bytes) -> None:
@@ -81,11 +86,11 @@ class HasherLoop:
             finally:
                 os.close(fd)
         except ImportTreeError as exc:
-            self._put_message(Kind.REFUSED, f"{display(path)}: {exc}")
+            self._put_message(HashKind.REFUSED, f"{display(path)}: {exc}")
         except _StagingError as exc:
             self._put_message(exc.kind, str(exc))
         except OSError as exc:
-            self._put_message(Kind.REFUSED, f"{display(path)}: {exc.strerror}")
+            self._put_message(HashKind.REFUSED, f"{display(path)}: {exc.strerror}")
 
     def _read_file(self, fd: int) -> None:
         before = os.fstat(fd)
@@ -94,15 +99,15 @@ class HasherLoop:
         if before.st_size > INLINE_MAX:
             self._read_large(fd, before)
             return
-        # One byte more than there should be shows the end of the file without another read.
         size = before.st_size
-        start = self._reserve(size + 1)
+        start = self._reserve(size + 2, prefix=_INLINE_PREFIX)
+        # One byte more than there should be shows the end of the file without another read.
         num_read = os.readv(fd, [self._ring[start : start + size + 1]])
         if num_read < size:  # the file system gives little at a time; or the file has shrunk
             num_read += _fill(fd, self._ring[start + num_read : start + size + 1])
         self._check_unchanged(fd, before, num_read)
         content = self._ring[start : start + size]
-        self._put(Kind.LAST, before, start, size, NO_STAGED, blake3(content).digest())
+        self._put(HashKind.LAST, before, start, size, _NO_STAGED, blake3(content).digest())
 
     def _read_large(self, fd: int, before: os.stat_result) -> None:
         self._num_staged += 1
@@ -116,12 +121,14 @@ class HasherLoop:
                 start, piece = self._read_piece(fd, PIECE_MAX, before, has_end=False)
                 hasher.update(piece)
                 _write_staged(out, piece, path)
-                self._put(Kind.PIECE, before, start, PIECE_MAX, number, NO_DIGEST)
+                self._put(HashKind.PIECE, before, start, PIECE_MAX, number, _NO_DIGEST)
                 left -= PIECE_MAX
             start, piece = self._read_piece(fd, left, before, has_end=True)
             hasher.update(piece)
             _write_staged(out, piece, path)
-            self._put(Kind.LAST, before, start, left, number, hasher.digest())
+            # The commit will wait for the disk, which can begin now. A hint: failures show there.
+            self._libc.sync_file_range(out, _WHOLE, _WHOLE, _SYNC_FILE_RANGE_WRITE)
+            self._put(HashKind.LAST, before, start, left, number, hasher.digest())
         except BaseException:
             path.unlink()
             raise
@@ -150,8 +157,8 @@ class HasherLoop:
         ):
             raise ImportTreeError("changed while it was read")
 
-    def _reserve(self, size: int) -> int:
-        """Return where `size` bytes in a row are free, once they are."""
+    def _reserve(self, size: int, prefix: bytes = b"") -> int:
+        """Wait until `size` bytes in a row are free; return where, after `prefix` was put there."""
         start = self._position
         self._skipped = 0
         if size > self._ring_size - start:
@@ -162,24 +169,29 @@ class HasherLoop:
             self._send()
             while needed > self._free_bytes:
                 self._free_bytes += os.eventfd_read(self._returned)
-        return start
+        if prefix:
+            self._ring[start : start + len(prefix)] = prefix
+        self._skipped += len(prefix)
+        return start + len(prefix)
 
     def _put(
-        self, kind: Kind, st: os.stat_result, start: int, size: int, staged: int, digest: bytes
+        self, kind: HashKind, st: os.stat_result, start: int, size: int, staged: int, digest: bytes
     ) -> None:
         used = self._skipped + size
         self._position = start + size
         self._free_bytes -= used
         self._unsent_bytes += size
         executable = st.st_mode & stat.S_IXUSR != 0
-        record = RECORD.pack(kind, executable, start, size, used, st.st_size, staged, digest)
+        record = HASH_RECORD.pack(kind, executable, start, size, used, st.st_size, staged, digest)
         self._records.append(record)
+        if self._unsent_bytes >= _CONTENT_MAX or len(self._records) >= _RECORDS_MAX:
+            self._send()
 
-    def _put_message(self, kind: Kind, text: str) -> None:
+    def _put_message(self, kind: HashKind, text: str) -> None:
         message = text.encode()[:_MESSAGE_MAX]
         start = self._reserve(len(message))
         self._ring[start : start + len(message)] = message
-        self._put(kind, _NO_STAT, start, len(message), NO_STAGED, NO_DIGEST)
+        self._put(kind, _NO_STAT, start, len(message), _NO_STAGED, _NO_DIGEST)
 
     def _send(self) -> None:
         data = memoryview(b"".join(self._records))
@@ -194,7 +206,7 @@ class _StagingError(Exception):
 
     def __init__(self, path: Path, cause: OSError) -> None:
         super().__init__(f"{path}: {cause.strerror}")
-        self.kind = Kind.FULL if cause.errno in FULL_ERRNOS else Kind.FAILED
+        self.kind = HashKind.FULL if cause.errno in FULL_ERRNOS else HashKind.FAILED
 
 
 _NO_STAT: Final = os.stat_result([0] * 10)

@@ -1,48 +1,50 @@
-"""`appliance import`: paths of the file system become store paths."""
+"""`appliance import`: paths of the file system become store paths.
+
+hashing processes   read each file once, into shared memory, and hash it; write large ones to `tmp/`
+tree process        walks; NAR digest; directories and PathInfos
+this process        commits to the store, straight from the shared memory
+"""
 
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from appliance.castore.nodes import SizeDialect
-from appliance.castore.path_info import encode_nar_addressed
-from appliance.castore.store_path import StorePathError, check_new_name, nar_path
-from appliance.errors import ImportTreeError
-from appliance.importer.committer import Committer
-from appliance.importer.hasher_pool import HasherEndedError, HasherPool
-from appliance.importer.progress import Progress, Reporter
-from appliance.importer.tree import TreeImport
+from appliance.castore.store_path import STORE_DIR, StorePathError, check_new_name
+from appliance.errors import ImportTreeError, StoreError, StoreFullError
+from appliance.importer.committer import Committer, Sink
+from appliance.importer.hasher_pool import Hasher
+from appliance.importer.object_stream import read_objects
+from appliance.importer.progress import Progress
+from appliance.importer.records import ObjectKind, ObjectRecord
+from appliance.importer.tree_process import Root, start_tree_process
 from appliance.importer.walk import display
 from appliance.store.service_uri import ServiceAddresses
 from appliance.store.store import Store
 from appliance.store.temp_directory import TempDirectory, sweep
 
-# One process keeps up with the SHA-256 of the NAR, which is computed in one go, and a few more with
-# the reading of small files.
+# One hashing process keeps up with the SHA-256 of a NAR, which is computed in one go; small files
+# take more to read than to hash.
 _HASHERS_MAX: Final = 3
-
-
-class _Root(NamedTuple):
-    """A path to import, and the name that its store path gets."""
-
-    path: bytes
-    name: str
+# Of the ring of a hashing process: small, for it to stay in the caches, and because each page of
+# it costs a fault in each process.
+_RING_SIZE: Final = 8 << 20
 
 
 def import_paths(
-    services: ServiceAddresses,
+    target: Path | ServiceAddresses,
     paths: Sequence[Path],
     *,
     progress: Progress,
     dialect: SizeDialect = SizeDialect.DOCUMENTED,
 ) -> Iterator[str]:
-    """Import each of `paths` and yield its store path once it is durable, in their order.
+    """Import each of `paths` into `target` and yield its store path once it is durable, in order.
 
-    A symlink is imported as such. A local store is created when missing. Forks hashing processes,
-    so it must be called before this process has threads or an LMDB environment.
+    `target` is a store by its path, created when missing, or services. A symlink is imported as
+    such. Forks, so it must be called before this process has threads or an LMDB environment.
 
     Raises:
         ImportTreeError: some paths could not be imported: one line for each. The others were.
@@ -52,59 +54,104 @@ def import_paths(
     roots, failures = _roots(paths)
     if roots:
         with ExitStack() as stack:
-            store_path = services.one_store()
+            store_path = target if isinstance(target, Path) else target.one_store()
             temp = stack.enter_context(TempDirectory(store_path or _staging_path()))
-            pool = stack.enter_context(HasherPool(temp.path, _num_hashers()))
-            if store_path is not None:
-                store = Store.open(store_path, create=True)
-                stack.callback(store.close)
-                committer = stack.enter_context(Committer(store))
-            else:
-                # Loaded here: one local store has no need of gRPC, and hashers are forked before.
-                from appliance.importer.services_sink import open_sink  # noqa: PLC0415 - see above
-
-                sink = stack.enter_context(open_sink(services))
-                committer = stack.enter_context(Committer(sink))
-            reporter = Reporter(progress)
-            for root in roots:
-                try:
-                    _import_root(root, pool, committer, reporter, dialect)
-                except HasherEndedError as exc:
-                    failures.append(str(exc))
-                    break
-                except ImportTreeError as exc:
-                    failures.append(str(exc))
-                yield from (path.absolute() for path in committer.durable_paths())
-            committer.flush()
-            yield from (path.absolute() for path in committer.durable_paths())
+            hashers = _start_hashers(temp.path, stack)
+            tree, objects = start_tree_process(roots, hashers, dialect)
+            stack.callback(tree.kill)
+            stack.callback(os.close, objects)
+            for hasher in hashers:
+                hasher.leave_to_tree()
+            sink = _open_sink(store_path or target, stack)
+            committer = stack.enter_context(Committer(sink, hashers))
+            run = _ImportRun(committer, hashers, progress, failures)
+            yield from run.run(objects)
+            if run.num_ended < len(roots) and not run.is_broken:
+                failures.append(tree.describe_end())
     if failures:
         raise ImportTreeError("\n".join(failures))
 
 
-def _import_root(
-    root: _Root,
-    pool: HasherPool,
-    committer: Committer,
-    reporter: Reporter,
-    dialect: SizeDialect,
-) -> None:
-    try:
-        tree = TreeImport(root.path, pool, committer, reporter, dialect).run()
-    except HasherEndedError:
-        committer.abandon()
-        raise
-    except ImportTreeError:
-        committer.abandon()
-        pool.drain()
-        raise
-    path = nar_path(tree.nar_sha256, root.name)
-    path_info = encode_nar_addressed(
-        path, tree.node, nar_size=tree.nar_size, nar_sha256=tree.nar_sha256
-    )
-    committer.complete(path, path_info)
+class _ImportRun:
+    """Takes what the tree process sends."""
+
+    def __init__(
+        self,
+        committer: Committer,
+        hashers: Sequence[Hasher],
+        progress: Progress,
+        failures: list[str],
+    ) -> None:
+        self.num_ended = 0
+        self.is_broken = False
+        self._committer = committer
+        self._hashers = hashers
+        self._progress = progress
+        self._failures = failures
+
+    def run(self, objects: int) -> Iterator[str]:
+        """Take all, and yield store paths as they become durable."""
+        for record, payload in read_objects(objects):
+            self._take(record, payload)
+            for path in self._committer.commit_if_large():
+                yield path.absolute()
+        self._committer.abandon()
+        for path in self._committer.finish():
+            yield path.absolute()
+
+    def _take(self, record: ObjectRecord, payload: memoryview) -> None:
+        match record.kind:
+            case ObjectKind.PATH_INFO:
+                self._committer.complete(bytes(payload))
+                self.num_ended += 1
+            case ObjectKind.REFUSED:
+                self._committer.abandon()
+                self._failures.append(bytes(payload).decode())
+                self.num_ended += 1
+            case ObjectKind.FULL:
+                raise StoreFullError(bytes(payload).decode())
+            case ObjectKind.FAILED:
+                raise StoreError(bytes(payload).decode())
+            case ObjectKind.ENDED:
+                self._failures.append(self._hashers[record.hasher].child.describe_end())
+                self.is_broken = True
+            case ObjectKind.PROGRESS:
+                path = display(bytes(payload))
+                self._progress.update(num_files=record.staged, num_bytes=record.number, path=path)
+            case _:
+                self._committer.add(record, payload)
 
 
-def _roots(paths: Sequence[Path]) -> tuple[list[_Root], list[str]]:
+def _open_sink(target: Path | ServiceAddresses, stack: ExitStack) -> Sink:
+    if isinstance(target, Path):
+        store = Store.open(target, create=True)
+        stack.callback(store.close)
+        return store
+    # Loaded here: one local store has no need of gRPC, and all that is forked was forked before.
+    from appliance.importer.services_sink import open_sink  # noqa: PLC0415 - see above
+
+    return stack.enter_context(open_sink(target))
+
+
+def _staging_path() -> Path:
+    path = Path(tempfile.gettempdir()) / f"appliance-import-{os.geteuid()}"
+    sweep(path)
+    return path
+
+
+def _start_hashers(staging: Path, stack: ExitStack) -> list[Hasher]:
+    num_hashers = max(1, min(_HASHERS_MAX, len(os.sched_getaffinity(0)) - 1))
+    hashers = []
+    for index in range(num_hashers):
+        directory = staging / str(index)
+        directory.mkdir(mode=0o700)
+        hasher = Hasher(index, directory, _RING_SIZE)
+        stack.callback(hasher.close)
+        hashers.append(hasher)
+    return hashers
+
+
+def _roots(paths: Sequence[Path]) -> tuple[list[Root], list[str]]:
     roots = []
     failures = []
     for path in paths:
@@ -115,27 +162,17 @@ def _roots(paths: Sequence[Path]) -> tuple[list[_Root], list[str]]:
     return roots, failures
 
 
-def _root(path: bytes) -> _Root:
+def _root(path: bytes) -> Root:
     path = path.rstrip(b"/") or b"/"
     if path.rpartition(b"/")[2] in {b"", b".", b".."}:
         path = os.path.realpath(path)
-    name = path.rpartition(b"/")[2]
+    name = path.rpartition(b"/")[2].decode("latin-1")
     try:
-        check_new_name(name.decode("latin-1"))
+        check_new_name(name)
     except StorePathError as exc:
-        raise ImportTreeError(f"{display(path)}: not a name for a store path: {exc}") from exc
+        raise ImportTreeError(f"{display(path)}: no name for a path in {STORE_DIR}: {exc}") from exc
     try:
         os.lstat(path)
     except OSError as exc:
         raise ImportTreeError(f"{display(path)}: {exc.strerror}") from exc
-    return _Root(path, name.decode())
-
-
-def _staging_path() -> Path:
-    path = Path(tempfile.gettempdir()) / f"appliance-import-{os.geteuid()}"
-    sweep(path)
-    return path
-
-
-def _num_hashers() -> int:
-    return max(1, min(_HASHERS_MAX, len(os.sched_getaffinity(0)) - 1))
+    return Root(path, name)

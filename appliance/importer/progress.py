@@ -1,9 +1,8 @@
 """Telling a person how far an import is."""
 
 import time
+from collections.abc import Callable
 from typing import Final, Protocol
-
-from appliance.importer.walk import display
 
 _INTERVAL_S: Final = 0.1
 
@@ -16,10 +15,10 @@ class Progress(Protocol):
 
 
 class Reporter:
-    """Counts, and calls a `Progress` now and then."""
+    """Counts, and calls `report` with files, bytes and path, now and then."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, report: Callable[[int, int, bytes], None]) -> None:
+        self._report = report
         self._num_files = 0
         self._num_bytes = 0
         self._due_s = 0.0
@@ -31,6 +30,4 @@ class Reporter:
         now_s = time.monotonic()
         if now_s >= self._due_s:
             self._due_s = now_s + _INTERVAL_S
-            self._progress.update(
-                num_files=self._num_files, num_bytes=self._num_bytes, path=display(path)
-            )
+            self._report(self._num_files, self._num_bytes, path)

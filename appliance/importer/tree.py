@@ -14,10 +14,9 @@ from appliance.castore.nodes import (
     SymlinkNode,
 )
 from appliance.errors import ImportTreeError, StoreError, StoreFullError
-from appliance.importer.committer import Committer
-from appliance.importer.hasher_pool import HasherPool, Piece
-from appliance.importer.progress import Reporter
-from appliance.importer.records import Kind
+from appliance.importer.feed import Feed
+from appliance.importer.hasher_pool import Hasher
+from appliance.importer.records import HashKind, HashRecord
 from appliance.importer.walk import Event, Step, walk
 from appliance.nar.writer import NarWriter
 
@@ -26,7 +25,7 @@ _AHEAD_MAX: Final = 4096
 
 
 class Tree(NamedTuple):
-    """What a tree came to."""
+    """What a tree came to; its node has no name."""
 
     node: Node
     nar_size: int
@@ -43,19 +42,10 @@ class _OpenDirectory(NamedTuple):
 
 
 class TreeImport:
-    """The import of one tree; its objects go to `committer` as they are complete."""
+    """The import of one tree; its content comes and its objects go through `feed`."""
 
-    def __init__(
-        self,
-        root: bytes,
-        pool: HasherPool,
-        committer: Committer,
-        reporter: Reporter,
-        dialect: SizeDialect,
-    ) -> None:
-        self._pool = pool
-        self._committer = committer
-        self._reporter = reporter
+    def __init__(self, root: bytes, feed: Feed, dialect: SizeDialect) -> None:
+        self._feed = feed
         self._dialect = dialect
         self._walk = walk(root)
         self._ahead: deque[Event] = deque()
@@ -69,11 +59,15 @@ class TreeImport:
 
         Raises:
             ImportTreeError: something in the tree cannot be imported, or changed meanwhile.
-            StoreError: from an earlier commit, or the disk.
+            StoreError: a staged file could not be written.
+            HasherEndedError: a hashing process has ended.
         """
-        while self._refill():
-            event = self._ahead.popleft()
-            if self._open[1:] and event.step is not Step.END_DIRECTORY:
+        ahead = self._ahead
+        while ahead or self._walk_on():
+            if self._feed.pool.is_low():
+                self._walk_on()
+            event = ahead.popleft()
+            if event.name and event.step is not Step.END_DIRECTORY:
                 self._nar.entry(event.name)
             if event.step is Step.FILE:
                 self._file(event)
@@ -90,48 +84,51 @@ class TreeImport:
         nodes: list[Node] = [*root.directories, *root.files, *root.symlinks]
         return Tree(nodes[0], nar_size, self._sha256.digest())
 
-    def _refill(self) -> bool:
-        """Walk on if there is little ahead; return whether there is a step to take."""
-        ahead = self._ahead
-        if self._pool.is_low():
-            while len(ahead) < _AHEAD_MAX and self._pool.has_room():
-                event = next(self._walk, None)
-                if event is None:
-                    break
-                if event.step is Step.FILE:
-                    self._pool.request(event.detail)
-                ahead.append(event)
-            self._pool.send()
-        return bool(ahead)
+    def _walk_on(self) -> bool:
+        """Walk until enough is ahead; return whether there is a step to take."""
+        pool = self._feed.pool
+        while len(self._ahead) < _AHEAD_MAX and pool.has_room():
+            event = next(self._walk, None)
+            if event is None:
+                break
+            if event.step is Step.FILE:
+                pool.request(event.detail)
+            self._ahead.append(event)
+        pool.send()
+        return bool(self._ahead)
 
     def _file(self, event: Event) -> None:
-        piece = self._pool.receive()
-        record = piece.record
-        if record.kind <= Kind.LAST:
-            self._nar.regular(record.file_size, executable=record.executable)
-        while record.kind == Kind.PIECE:
-            self._nar.content(piece.content)
-            piece = self._pool.receive()
-            record = piece.record
-        if record.kind != Kind.LAST:
-            raise _refusal(piece)
-        if record.size:
-            self._nar.content(piece.content)
-        self._keep(piece)
+        hasher, record = self._feed.pool.receive()
+        if record.kind == HashKind.PIECE:
+            hasher, record = self._pieces(hasher, record)
+        if record.kind != HashKind.LAST:
+            self._refuse(hasher, record)
+        content = hasher.ring[record.offset : record.offset + record.size]
+        if record.size == record.file_size:
+            self._nar.file(content, executable=record.executable)
+        else:
+            self._nar.content(content)
+        self._feed.keep(hasher, record)
         node = FileNode(event.name, Digest(record.digest), record.file_size, record.executable)
         self._open[-1].files.append(node)
-        self._reporter.file_done(record.file_size, event.detail)
+        self._feed.reporter.file_done(record.file_size, event.detail)
 
-    def _keep(self, piece: Piece) -> None:
-        digest = piece.record.digest
-        if self._committer.has_blob(digest):
-            if piece.staged is not None:
-                piece.staged.unlink()
-        elif piece.staged is not None:
-            self._committer.batch.add_file(digest, piece.staged, piece.record.file_size)
-        else:
-            self._committer.batch.add_blob(digest, piece.content)
-        self._committer.commit_if_large()
+    def _pieces(self, hasher: Hasher, record: HashRecord) -> tuple[Hasher, HashRecord]:
+        """Take all pieces of a large file but the last, which is returned."""
+        self._nar.regular(record.file_size, executable=record.executable)
+        while record.kind == HashKind.PIECE:
+            self._nar.content(hasher.ring[record.offset : record.offset + record.size])
+            self._feed.objects.used(hasher.index, record)
+            hasher, record = self._feed.pool.receive()
+        return hasher, record
+
+    def _refuse(self, hasher: Hasher, record: HashRecord) -> None:
+        content = bytes(hasher.ring[record.offset : record.offset + record.size])
+        reason = content.decode(errors="replace")
+        self._feed.objects.used(hasher.index, record)
+        if record.kind == HashKind.REFUSED:
+            raise ImportTreeError(reason)
+        raise (StoreFullError if record.kind == HashKind.FULL else StoreError)(reason)
 
     def _end_directory(self) -> None:
         self._nar.end_directory()
@@ -140,17 +137,6 @@ class TreeImport:
         encoded = directory.to_bytes()
         digest = Digest.of(encoded)
         if digest != EMPTY_DIGEST:
-            self._committer.batch.add_directory(digest, encoded)
+            self._feed.keep_directory(digest, encoded)
         size = directory.size(self._dialect)
         self._open[-1].directories.append(DirectoryNode(name, digest, size))
-
-
-def _refusal(piece: Piece) -> ImportTreeError | StoreError:
-    reason = bytes(piece.content).decode()
-    match piece.record.kind:
-        case Kind.REFUSED:
-            return ImportTreeError(reason)
-        case Kind.FULL:
-            return StoreFullError(reason)
-        case _:
-            return StoreError(reason)

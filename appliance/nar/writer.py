@@ -59,6 +59,16 @@ class NarWriter:
         if size == 0:
             self._pending += self._close()
 
+    def file(self, content: Buffer, *, executable: bool) -> None:
+        """Write a file whole."""
+        size = len(content)
+        kind = wire.EXECUTABLE if executable else wire.REGULAR
+        head = b"".join((self._pending, kind, wire.length(size)))
+        self._sink(head)
+        self._sink(content)
+        self._size += len(head) + size
+        self._pending = wire.PADDING[size & 7] + self._close()
+
     def content(self, data: Buffer) -> None:
         """Write the next part of the file's content, not empty.
 

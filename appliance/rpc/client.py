@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, TypeAlias, TypeVar
 
 import grpc
@@ -128,6 +128,8 @@ class Peer:
             yield
         except grpc.RpcError as exc:
             raise error_of(exc, self.name) from exc
+        except grpc.aio.BaseError as exc:
+            raise ServiceUnavailableError(f"{self.name}: {exc}") from exc
 
     async def close(self) -> None:
         """Cancel all calls and disconnect."""
@@ -166,7 +168,7 @@ class Sending:
         with self._peer.translating():
             try:
                 await self._peer.in_time(self._call.write(message))
-            except (asyncio.InvalidStateError, grpc.RpcError):
+            except (asyncio.InvalidStateError, grpc.RpcError, grpc.aio.BaseError):
                 # The server has ended the call already, and why is in its answer: the failure to
                 # write has a status of its own, which says nothing.
                 await self._call
@@ -175,7 +177,8 @@ class Sending:
     async def finish(self) -> bytes:
         """End the stream and return the answer."""
         with self._peer.translating():
-            await self._call.done_writing()
+            with suppress(grpc.aio.BaseError):  # the call has ended; why, it says itself
+                await self._call.done_writing()
             return await self._call
 
     def cancel(self) -> None:

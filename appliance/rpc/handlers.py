@@ -14,9 +14,9 @@ from appliance.rpc.status import StatusError, status_of
 
 M = TypeVar("M", bound=Message)
 
-# What is still taken of a stream that is refused.
-_DRAIN_BYTES: Final = 8 << 20
-_DRAIN_S: Final = 0.5
+# How long the rest of a stream that is refused is taken, in all and while nothing comes.
+_DRAIN_S: Final = 30.0
+_DRAIN_IDLE_S: Final = 0.5
 
 # Quoted: these classes are generic in their stubs only.
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
@@ -132,14 +132,12 @@ async def _whole(requests: AsyncIterator[bytes], context: Context) -> AsyncGener
 
 async def _drain(requests: AsyncIterator[bytes]) -> None:
     # Some clients that are still sending when the answer comes see that they could not send, and
-    # not the answer: whoever is about done gets the chance to be.
-    left = _DRAIN_BYTES
-    with suppress(TimeoutError, grpc.aio.BaseError):
+    # not the answer: so they get the chance to finish.
+    with suppress(TimeoutError, StopAsyncIteration, grpc.aio.BaseError):
         async with asyncio.timeout(_DRAIN_S):
-            async for request in requests:
-                left -= len(request)
-                if left < 0:
-                    return
+            while True:
+                async with asyncio.timeout(_DRAIN_IDLE_S):
+                    await anext(requests)
 
 
 async def _abort(context: Context, status: tuple[grpc.StatusCode, str]) -> NoReturn:

@@ -26,6 +26,7 @@ from appliance.store.services import Services
 
 _PROBE_INTERVAL_S: Final = 5.0
 _PROBE_TIMEOUT_S: Final = 5.0
+_SETTLE_S: Final = 0.1
 # The newer name of the same service.
 _REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
 # Two servers must not share a port unnoticed.
@@ -73,12 +74,17 @@ class Server:
             self._probing.cancel()
         await self._health.enter_graceful_shutdown()
         stopping = asyncio.create_task(self._server.stop(grace_s))
-        # Watchers of health never end by themselves; calls to the services do.
-        idle = asyncio.create_task(self._edge.wait_idle())
+        idle = asyncio.create_task(self._wait_idle())
         await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
         await self._server.stop(0)
         await stopping
+
+    async def _wait_idle(self) -> None:
+        # Watchers of health never end by themselves; calls to the services do. The last of them
+        # may be on their way to their handlers yet.
+        await asyncio.sleep(_SETTLE_S)
+        await self._edge.wait_idle()
 
     def _add_family(self, family: Family) -> None:
         handlers: Mapping[str, Mapping[str, Handler]] = {

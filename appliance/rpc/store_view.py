@@ -11,7 +11,7 @@ from appliance.castore.path_info import read_path_info
 from appliance.castore.store_path import STORE_DIR, StorePath, StorePathError
 from appliance.errors import ConfigError, StoreError
 from appliance.protos import pathinfo_pb2
-from appliance.store.nar_render import BlobMissingError, DirectoryMissingError, render_nar
+from appliance.store.nar_render import BlobNotFoundError, DirectoryNotFoundError, render_nar
 from appliance.store.services import Services
 
 _PIECE_SIZE: Final = 1 << 20
@@ -61,7 +61,7 @@ class StoreView:
             raise StoreError(f"path {path} is not a regular file")
         reader = await self._services.blobs.open_read(node.digest)
         if reader is None:
-            raise BlobMissingError(node.digest)
+            raise BlobNotFoundError(node.digest, node.name)
         try:
             while data := await reader.read(_PIECE_SIZE):
                 yield data
@@ -127,7 +127,7 @@ class StoreView:
     async def _children(self, node: DirectoryNode) -> list[Node]:
         directory = await self._services.directories.get(node.digest)
         if directory is None:
-            raise DirectoryMissingError(node.digest, node.name)
+            raise DirectoryNotFoundError(node.digest, node.name)
         return list(directory.nodes())
 
 

@@ -42,8 +42,16 @@ class AsyncStore:
         return cls(store, is_readonly=is_readonly)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run `work` in a reading thread; it may open one transaction at a time."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, work)
+        """Run `work` in a reading thread; it may open one transaction at a time.
+
+        It has ended when this returns, also when this is cancelled: what it uses can be closed.
+        """
+        future = asyncio.get_running_loop().run_in_executor(self._readers, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait({future})
+            raise
 
     async def commit(self, batch: Batch) -> None:
         """Make `batch` durable and visible.

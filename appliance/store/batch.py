@@ -21,7 +21,7 @@ class Batch:
     """
 
     def __init__(self) -> None:
-        self.blobs: dict[bytes, bytes] = {}
+        self.blobs: dict[bytes, bytes | memoryview] = {}
         self.files: dict[bytes, StagedFile] = {}
         self.directories: dict[bytes, bytes] = {}
         self.path_infos: dict[bytes, bytes] = {}
@@ -36,6 +36,11 @@ class Batch:
         """Add a blob of at most `schema.INLINE_MAX` bytes; the content is copied."""
         self.blobs[digest] = schema.pack_inline(content)
         self.size_bytes += len(content)
+
+    def add_blob_record(self, digest: bytes, record: bytes | memoryview) -> None:
+        """Add a blob by its record, as of `schema.pack_inline`; not copied before the commit."""
+        self.blobs[digest] = record
+        self.size_bytes += len(record)
 
     def add_file(self, digest: bytes, path: Path, size: int) -> None:
         """Add a blob by a file on the file system of the store, which becomes the batch's."""

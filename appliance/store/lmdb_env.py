@@ -83,7 +83,7 @@ class Environment:
         except (lmdb.Error, OSError) as exc:
             self._raise_translated(exc)
         try:
-            self._databases = {name: self._open_database(name) for name in databases}
+            self._databases = self._until_it_fits(lambda: self._open_databases(databases))
         except BaseException:
             self._env.close()
             raise
@@ -153,15 +153,20 @@ class Environment:
             self._gate.leave()
             raise
 
-    def _open_database(self, name: bytes) -> lmdb._Database:
-        def attempt() -> lmdb._Database:
-            return self._env.open_db(name, create=not self._is_readonly)
+    def _open_databases(self, names: Sequence[bytes]) -> dict[bytes, lmdb._Database]:
+        if self._is_readonly:
+            return {name: self._open_database(name) for name in names}
+        with self._env.begin(write=True) as txn:
+            return {name: self._env.open_db(name, txn=txn) for name in names}
 
+    def _open_database(self, name: bytes) -> lmdb._Database:
+        # In a transaction of its own: py-lmdb does not commit a read transaction of ours, and a
+        # handle opened in one that is not committed is good for nothing.
         try:
-            return self._until_it_fits(attempt)
+            return self._env.open_db(name, create=False)
         except lmdb.NotFoundError as exc:
             raise SchemaVersionError(
-                f"{self._path}: has no database {name.decode()!r}: empty, or of another version"
+                f"{self._path}: has no database {name.decode()!r}: not of this version"
             ) from exc
 
     def _until_it_fits(self, attempt: Callable[[], T]) -> T:
@@ -173,8 +178,6 @@ class Environment:
             except lmdb.MapResizedError:
                 # Another process has grown the file; 0 adopts its size.
                 self._resize(0)
-            except lmdb.NotFoundError:
-                raise
             except lmdb.Error as exc:
                 self._raise_translated(exc)
             except OSError as exc:  # of the work itself

@@ -15,15 +15,16 @@ from appliance.store.services import BlobService, DirectoryService, NarInfo
 _PIECE_SIZE: Final = 1 << 18
 
 
-class BlobMissingError(ContentMissingError):
-    """A file's blob is not there."""
+class BlobNotFoundError(ContentMissingError):
+    """A blob is not there; `name` is that of the node referring to it."""
 
-    def __init__(self, digest: Digest) -> None:
-        super().__init__(f"blob {digest} is not in the store")
+    def __init__(self, digest: Digest, name: bytes) -> None:
+        super().__init__(f"blob {digest}, of {name!r}, is not in the store")
         self.digest = digest
+        self.name = name
 
 
-class DirectoryMissingError(ContentMissingError):
+class DirectoryNotFoundError(ContentMissingError):
     """A directory is not there; `name` is that of the node referring to it."""
 
     def __init__(self, digest: Digest, name: bytes) -> None:
@@ -69,7 +70,7 @@ async def render_nar(
     """Yield the NAR of `node` in pieces; its name does not matter.
 
     Raises:
-        BlobMissingError, DirectoryMissingError: content is not there.
+        BlobNotFoundError, DirectoryNotFoundError: content is not there.
         BlobTooShortError, BlobTooLongError: a blob is not as long as its node says.
     """
     pieces = _Pieces()
@@ -122,14 +123,14 @@ def _next_node(writer: NarWriter, parents: list[Iterator[Node]]) -> Node | None:
 async def _children(node: DirectoryNode, directories: DirectoryService) -> Iterator[Node]:
     directory = await directories.get(node.digest)
     if directory is None:
-        raise DirectoryMissingError(node.digest, node.name)
+        raise DirectoryNotFoundError(node.digest, node.name)
     return directory.nodes()
 
 
 async def _content(node: FileNode, blobs: BlobService) -> AsyncIterator[bytes]:
     reader = await blobs.open_read(node.digest)
     if reader is None:
-        raise BlobMissingError(node.digest)
+        raise BlobNotFoundError(node.digest, node.name)
     try:
         left = node.size
         while data := await reader.read(min(left + 1, _PIECE_SIZE)):

@@ -85,7 +85,7 @@ def pack_inline(content: bytes | bytearray | memoryview) -> bytes:
     return _INLINE_PREFIX + content
 
 
-def inline_content(record: bytes) -> memoryview:
+def inline_content(record: bytes | memoryview) -> memoryview:
     """Return the content in the record of a blob kept inline."""
     return memoryview(record)[1:]
 

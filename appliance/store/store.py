@@ -157,6 +157,8 @@ class Store:
             StoreFullError: the disk is full.
             StoreError: the disk failed.
         """
+        if batch.is_empty():
+            return
         placed: set[bytes] = set()
 
         def work(txn: WriteTransaction) -> None:

@@ -45,6 +45,15 @@ class Forker:
                 raise
         return reply.spawned.pid, ours, self._exit_of(reply.spawned.pid)
 
+    async def warm_up(self) -> None:
+        """Return when the fork server has imported all that workers need, and spawns them."""
+        try:
+            _pid, sock, exit_ = await self.spawn()
+        except LinkClosedError:
+            return  # the next worker starts another, and says why if it cannot
+        sock.close()  # a worker that is told nothing ends
+        await exit_
+
     async def close(self) -> None:
         """End the fork server; all workers must have been closed before."""
         if self._link is not None:

@@ -58,6 +58,8 @@ class Mounter:
         mountpoint = Mountpoint(config.path, allows_other=config.allows_other)
         async with contextlib.AsyncExitStack() as stack:
             services = await stack.enter_async_context(running(config, self.report))
+            # The interpreter may be on the very path that is mounted on.
+            await services.forker.warm_up()
             mountpoint.mount()
             stack.callback(mountpoint.close)
             mount = self._mount = Mount(

@@ -52,7 +52,7 @@ class DeviceServer:
                     self._serve(memoryview(request))
             return
         for request in requests:
-            self._device.fail(memoryview(request), error)
+            self._device.fail(memoryview(request), self._dispatcher, error)
 
     def _serve(self, request: memoryview) -> None:
         try:

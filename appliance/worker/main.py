@@ -138,8 +138,16 @@ class Worker:
     def _take_kick(self) -> None:
         # The eventfd only says that there may be something; the ring itself says what.
         kick_fd = self._ring_fds.get("kick")
-        if kick_fd is not None:
-            os.read(kick_fd, _EVENTFD_BYTES)
+        if kick_fd is None:
+            return
+        try:
+            is_open = bool(os.read(kick_fd, _EVENTFD_BYTES))
+        except BlockingIOError:
+            return  # the front-end, who holds it too, was faster
+        except OSError:
+            is_open = False
+        if not is_open:
+            self._break_ring(RingError("the kick descriptor cannot be read"))
 
     def _break_ring(self, exc: RingError) -> None:
         _LOG.error("queue %d: %s; the ring stops", self._queue, exc)
@@ -222,26 +230,38 @@ class Worker:
         names = ["inflight", "kick"] + ["call"] * start.has_call + ["err"] * start.has_err
         self._ring_fds = dict(zip(names, fds, strict=True))
         try:
-            ring = Ring(
-                self._memory,
-                RingLayout(start.num, start.desc, start.avail, start.used),
-                base=start.base,
-                features=start.features,
-                inflight=self._inflight_area(start),
-                call_fd=self._ring_fds.get("call", -1),
-                err_fd=self._ring_fds.get("err", -1),
-            )
+            ring = self._new_ring(start)
         except RingError as exc:
             self._done(envelope.id, str(exc))
             self._drop_ring()
             return
         self._server = QueueServer(ring, self._dispatcher, self._handler, self._asking.ask)
-        self._poller.register(self._ring_fds["kick"], select.EPOLLIN)
         self._done(envelope.id)
         try:
             self._server.recover()
         except RingError as exc:
             self._break_ring(exc)
+
+    def _new_ring(self, start: pb.StartRing) -> Ring:
+        # The descriptors are the front-end's: any kind of file, of any size by now.
+        try:
+            inflight = self._inflight_area(start)
+        except (ValueError, OSError) as exc:
+            raise RingError(f"inflight buffer: {exc}") from exc
+        ring = Ring(
+            self._memory,
+            RingLayout(start.num, start.desc, start.avail, start.used),
+            base=start.base,
+            features=start.features,
+            inflight=inflight,
+            call_fd=self._ring_fds.get("call", -1),
+            err_fd=self._ring_fds.get("err", -1),
+        )
+        try:
+            self._poller.register(self._ring_fds["kick"], select.EPOLLIN)
+        except OSError as exc:
+            raise RingError(f"kick descriptor: {exc.strerror}") from exc
+        return ring
 
     def _inflight_area(self, start: pb.StartRing) -> memoryview:
         memory = InflightMemory(

@@ -75,7 +75,7 @@ class QueueServer:
             return
         for head in heads:
             self._ring.load(head)
-            virtiofs.fail(self._ring, 0, error)
+            virtiofs.fail(self._ring, 0, self._dispatcher, error)
 
     def fail_parked(self, error: int) -> None:
         """Answer everything that is parked with `error`."""

@@ -44,7 +44,8 @@ class ApplianceProcess:
         *options: str,
         sockets: Sequence[str] = ("fs.sock",),
     ) -> None:
-        self.store = uri_of(store)
+        self.store = Path(store)
+        self.uri = uri_of(store)
         self._state = [option for option in options if option.startswith("--state-dir")]
         self.sockets = [directory / name for name in sockets]
         self.log_path = directory / "virtiofs.log"
@@ -54,7 +55,7 @@ class ApplianceProcess:
                     *APPLIANCE,
                     "virtiofs",
                     "--store",
-                    self.store,
+                    self.uri,
                     *(f"--socket-path={path}" for path in self.sockets),
                     *options,
                 ],
@@ -72,9 +73,9 @@ class ApplianceProcess:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.stop()
         if error is not None:
             print(self.log())
-        self.stop()
 
     def stop(self) -> int:
         """End it as a service manager would; return its exit status."""
@@ -92,7 +93,7 @@ class ApplianceProcess:
 
     def status(self) -> list[dict[str, Any]]:
         result = subprocess.run(
-            [*APPLIANCE, "status", "--json", "--store", self.store, *self._state],
+            [*APPLIANCE, "status", "--json", "--store", self.uri, *self._state],
             check=True,
             stdout=subprocess.PIPE,
         )

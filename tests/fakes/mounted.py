@@ -23,7 +23,8 @@ class Mounted:
     def __init__(
         self, store: Path | str, path: Path, *options: str, prefix: Sequence[str] = ()
     ) -> None:
-        self.store = uri_of(store)
+        self.store = store
+        self.uri = uri_of(store)
         self.path = path
         self.log_path = path.with_name(path.name + ".log")
         with tempfile.TemporaryDirectory() as directory:
@@ -40,7 +41,7 @@ class Mounted:
                             *APPLIANCE,
                             "mount",
                             "--store",
-                            self.store,
+                            self.uri,
                             *options,
                             str(path),
                         ],
@@ -78,7 +79,7 @@ class Mounted:
     def status(self) -> dict[str, Any]:
         """Return the one session that `appliance status` shows."""
         result = subprocess.run(
-            [*APPLIANCE, "status", "--json", "--store", self.store],
+            [*APPLIANCE, "status", "--json", "--store", self.uri],
             check=True,
             stdout=subprocess.PIPE,
         )

@@ -5,9 +5,10 @@ Prints the digest of what it put or read, and the most memory it ever used.
 
 import asyncio
 import hashlib
+import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from appliance.castore.digest import Digest
@@ -47,33 +48,27 @@ def pieces_of(size: int) -> Iterator[bytes]:
 
 
 def closure_of(num_directories: int) -> Iterator[Directory]:
-    """Yield a closure of so many directories, leaves first; each has several subdirectories."""
-    level: list[DirectoryNode] = []
-    left = num_directories
-    # A tree by levels would be held whole; this is a list of trees, each below the next root.
-    top: list[DirectoryNode] = []
+    """Yield a closure of so many directories, leaves first: a chain, each link with many leaves."""
     number = 0
-    while left > 1:
-        level = top
-        while left > 1 and len(level) < _FANOUT:
+    below: list[DirectoryNode] = []
+    while number < num_directories:
+        children = below
+        while len(children) < _FANOUT and number < num_directories - 1:
+            leaf = Directory(files=_files(b"%08d" % number))
+            children.append(DirectoryNode(b"%08d" % number, leaf.digest(), leaf.size()))
             number += 1
-            name = b"%08d" % number
-            leaf = Directory(
-                files=[
-                    FileNode(
-                        b"%s-%03d" % (name, index), Digest(bytes(32)), number, executable=False
-                    )
-                    for index in range(3)
-                ]
-            )
-            level.append(DirectoryNode(name, leaf.digest(), leaf.size()))
-            left -= 1
             yield leaf
-        parent = Directory(level)
-        left -= 1
-        yield parent
+        link = Directory(children)
+        below = [DirectoryNode(b"%08d" % number, link.digest(), link.size())]
         number += 1
-        top = [DirectoryNode(b"%08d" % number, parent.digest(), parent.size())]
+        yield link
+
+
+def _files(name: bytes) -> list[FileNode]:
+    return [
+        FileNode(b"%s-%03d" % (name, index), Digest(bytes(32)), index, executable=False)
+        for index in range(3)
+    ]
 
 
 async def _put(services: Services, size: int) -> Digest:
@@ -100,11 +95,8 @@ async def _put_closure(services: Services, num_directories: int) -> Digest:
 
 
 async def _get_closure(services: Services, digest: Digest) -> Digest:
-    num = 0
-    found: AsyncIterator[Directory] = services.directories.get_recursive(digest)
-    async for _directory in found:
-        num += 1
-    print(f"{num} directories", file=sys.stderr)
+    async for _directory in services.directories.get_recursive(digest):
+        pass
     return digest
 
 
@@ -123,7 +115,5 @@ async def _main(uri: str, command: str, argument: str) -> Digest:
 
 
 if __name__ == "__main__":
-    import os
-
     _, _uri, _command, _argument = sys.argv
     print(asyncio.run(_main(_uri, _command, _argument)).hex(), memory_bytes(os.getpid(), "VmHWM"))

@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.fuse_proto._wire import InitFlag, InitIn
-from appliance.fuse_proto.init import MAX_PAGES, WANTED_FLAGS, negotiate
+from appliance.fuse_proto.init import (
+    DEVICE_FLAGS,
+    MAX_PAGES,
+    PASSTHROUGH_FLAGS,
+    WANTED_FLAGS,
+    negotiate,
+)
 
 ALWAYS = WANTED_FLAGS & ~InitFlag.INIT_EXT
 
@@ -94,3 +100,26 @@ def test_reply_is_a_subset_of_any_offer(offer: InitIn) -> None:
     )
     assert reply.minor <= offer.minor
     assert bool(reply.max_pages) == bool(reply.flags & InitFlag.MAX_PAGES)
+
+
+def test_on_dev_fuse_requests_can_be_sent_again() -> None:
+    offer = offered(DEVICE_FLAGS | InitFlag.PASSTHROUGH)
+    assert negotiate(offer, DEVICE_FLAGS).flags == DEVICE_FLAGS
+    assert not negotiate(offer).flags & InitFlag.HAS_RESEND
+
+
+def test_passthrough_excludes_no_open_and_states_a_stack_depth() -> None:
+    agreement = negotiate(offered(DEVICE_FLAGS | InitFlag.PASSTHROUGH), PASSTHROUGH_FLAGS)
+    assert agreement.flags & InitFlag.PASSTHROUGH
+    assert not agreement.flags & InitFlag.NO_OPEN_SUPPORT
+    assert agreement.reply.max_stack_depth == 1
+
+
+def test_a_kernel_without_passthrough_is_told_of_no_stack() -> None:
+    agreement = negotiate(offered(DEVICE_FLAGS), PASSTHROUGH_FLAGS)
+    assert not agreement.flags & InitFlag.PASSTHROUGH
+    assert agreement.reply.max_stack_depth == 0
+
+
+def offered(flags: InitFlag) -> InitIn:
+    return InitIn(7, 45, 131072, flags & 0xFFFFFFFF, flags >> 32)

@@ -2,9 +2,9 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import appliance
 from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event, import_tree
 from tests.fakes.mounted import Mounted, is_mounted
 
@@ -266,20 +267,44 @@ def test_killing_workers_loses_no_request(store: Path, name: str, mountpoint: Pa
         assert "Traceback" not in mounted.log()
 
 
-def test_a_worker_that_is_stopped_and_killed_gives_its_request_away(
-    store: Path, name: str, mountpoint: Path
+def test_a_request_that_a_killed_worker_had_parked_is_answered(
+    name: str, store: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
-    # With one worker, whatever it had read when it died only a resend can save.
-    with Mounted(store, mountpoint, "--threads=1") as mounted:
-        (pid,) = mounted.worker_pids()
-        os.kill(pid, signal.SIGSTOP)
-        with subprocess.Popen(
-            [sys.executable, "-c", f"print(open('{mountpoint}/{name}/dir1/file').read())"],
-            stdout=subprocess.PIPE,
-        ) as reader:
+    # A state directory of its own: nothing is indexed yet, so the worker has to ask.
+    with Mounted(store, mountpoint, "--threads=1", f"--state-dir={tmp_path}/state") as mounted:
+        supervisor = mounted.process.pid
+        (pid,) = workers_of(supervisor)
+        os.kill(supervisor, signal.SIGSTOP)  # and with it the resolver
+        try:
+            command: list[str | Path] = ["cat", mountpoint / name / "dir1" / "file"]
+            reader = subprocess.Popen(command, stdout=subprocess.PIPE)
+            for _ in every_event(DEADLINE_S):
+                if system_call_of(pid) == EPOLL_WAIT:  # it has read a request and parked it
+                    break
+            assert system_call_of(pid) == EPOLL_WAIT
             os.kill(pid, signal.SIGKILL)
-            output, _errors = reader.communicate(timeout=DEADLINE_S)
-        assert output == b"1\n"
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+        output, _errors = reader.communicate(timeout=DEADLINE_S)
+        assert (reader.returncode, output) == (0, b"1")
+
+
+# x86-64; a worker that waits for a request is in readv(2).
+EPOLL_WAIT = 232
+
+
+def system_call_of(pid: int) -> int | None:
+    number = Path(f"/proc/{pid}/syscall").read_text().split()[0]
+    return int(number) if number.isdecimal() else None
+
+
+def workers_of(supervisor: int) -> list[int]:
+    (fork_server,) = children_of(supervisor)
+    return children_of(fork_server)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL])
@@ -291,3 +316,15 @@ def test_killing_the_fork_server_is_survived(
         parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         os.kill(parent, signum)
         assert (mountpoint / name / "dir5" / "file").read_text() == "5"
+
+
+def test_the_mount_may_cover_the_program_itself(tmp_path: Path) -> None:
+    # As a mount on /nix/store covers the interpreter that was started from there.
+    work = tmp_path / "work"
+    shutil.copytree(Path(appliance.__file__).parent, work / "appliance")
+    (work / "file").write_text("covered")
+    (name,) = import_tree(tmp_path / "store", work / "file")
+    with Mounted(tmp_path / "store", work, prefix=("env", f"PYTHONPATH={work}")):
+        assert (work / name).read_text() == "covered"
+        with pytest.raises(FileNotFoundError):
+            (work / "appliance").stat()

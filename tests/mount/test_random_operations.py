@@ -57,7 +57,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [["--threads=4"]])
+@pytest.mark.parametrize("options", [["--threads=4"]], ids=" ".join)
 def test_a_million_operations_see_the_original_while_workers_are_killed(
     original: Path, mountpoint: Path, tmp_path: Path, options: list[str]
 ) -> None:

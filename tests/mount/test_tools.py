@@ -133,6 +133,14 @@ def test_a_program_and_its_library_run_from_the_mount(tree: Path) -> None:
     run(tree / "bin" / "program")
 
 
+def test_getfattr_shows_the_digests(tree: Path) -> None:
+    output = run("getfattr", "--dump", "--absolute-names", tree / "large").decode()
+    digest = os.getxattr(tree / "large", "user.snix.castore.blob.digest").decode()
+    assert f'user.snix.castore.blob.digest="{digest}"' in output
+    assert 'user.tvix.castore.blob.digest="b3:' in output
+    assert run("getfattr", "--no-dereference", "--dump", tree / "link") == b""
+
+
 @contextmanager
 def overlay(lower: Path, directory: Path) -> Iterator[Path]:
     for name in ("over", "merged"):

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -198,6 +199,39 @@ def test_a_worker_killed_while_a_blob_is_fetched_is_replaced_unnoticed(
     (used,) = collect(guest, 1)
     assert fuse_client.parse_reply(used.data).body == content
     assert services.num_reads(content) == 1
+
+
+def test_a_device_is_stopped_while_blobs_do_not_come(
+    services: ScriptedServices, appliance: ApplianceProcess, content: bytes
+) -> None:
+    release = services.hold(Digest.of(content))
+    name = services.put({b"x": File(content)})
+    with FakeGuest(appliance.connect()) as guest:
+        guest.mount()
+        nodeid = guest.lookup(guest.lookup(ROOT, name), b"x")
+        guest.send(fuse_client.read(nodeid, 0, 100))
+        wait_until(lambda: services.num_reads(content) > 0)
+    with FakeGuest(appliance.connect()) as guest:
+        guest.mount()
+        assert guest.lookup(ROOT, name)
+        release()
+        assert read(guest, nodeid).body == content
+
+
+def test_sigterm_ends_it_while_blobs_do_not_come(
+    services: ScriptedServices, tmp_path: Path, content: bytes
+) -> None:
+    release = services.hold(Digest.of(content))
+    name = services.put({b"x": File(content)})
+    with ApplianceProcess(services.uri, tmp_path, f"--state-dir={tmp_path}/state") as appliance:
+        with FakeGuest(appliance.connect()) as guest:
+            guest.mount()
+            nodeid = guest.lookup(guest.lookup(ROOT, name), b"x")
+            guest.send(fuse_client.read(nodeid, 0, 100))
+            wait_until(lambda: services.num_reads(content) > 0)
+            assert appliance.stop() == 0
+        assert "Traceback" not in appliance.log()
+    release()
 
 
 def test_paths_that_are_added_are_listed_within_seconds(

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.protos import castore_rpc_pb2
 from tests.contracts.rig import fresh_bytes
-from tests.fakes.appliance_process import APPLIANCE
+from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event
 from tests.fakes.daemon_process import DaemonProcess
 from tests.rpc.wire import FAMILIES, Answer, StreamUnary, UnaryStream, run
 
@@ -149,10 +149,11 @@ def test_call_under_way_is_finished_before_the_end(tmp_path: Path) -> None:
             method: StreamUnary = channel.stream_unary(f"/{BLOBS}/Put")
             call = method()
             await call.write(first)
+            for _ in every_event(DEADLINE_S):  # until it has begun to keep what came
+                if any(daemon.socket.parent.glob("store/tmp/*/*")):
+                    break
             daemon.process.terminate()
-            # It has stopped to listen once its socket is gone, or refuses.
-            await call.write(rest[0])
-            for message in rest[1:]:
+            for message in rest:
                 await call.write(message)
             await call.done_writing()
             return await call
@@ -294,10 +295,7 @@ def test_socket_that_nobody_listens_on_is_replaced(tmp_path: Path) -> None:
 def test_logs_json_when_asked(tmp_path: Path) -> None:
     gone = f"grpc+unix://{tmp_path}/nobody.sock"
     with DaemonProcess(gone, tmp_path, options=["--json"]) as daemon:
-        run(
-            f"unix:{daemon.socket}",
-            lambda wire: wire.ask("tvix.store.v1.PathInfoService/CalculateNAR", b""),
-        )
+        run(f"unix:{daemon.socket}", lambda wire: wire.ask(f"{BLOBS}/Stat", STAT_EMPTY))
     lines = daemon.log().splitlines()
     assert len(lines) > 1
     assert all(json.loads(line) for line in lines if not line.startswith("READY"))

@@ -54,7 +54,7 @@ def appliance(store: Path, name: bytes, tmp_path: Path) -> Iterator[AppliancePro
 
 
 def read_large(guest: FakeGuest, nodeid: int, *, queue: int = 1) -> bytes:
-    parts = []
+    parts: list[bytes] = []
     while part := guest.ask(
         fuse_client.read(nodeid, sum(map(len, parts)), 1 << 20), room=1 << 20, queue=queue
     ).body:
@@ -288,7 +288,7 @@ def test_sigterm_ends_it_with_status_0_and_removes_the_socket(
         assert appliance.stop() == 0
     assert not appliance.sockets[0].exists()
     status = subprocess.run(
-        [*APPLIANCE, "status", "--store", appliance.store],
+        [*APPLIANCE, "status", "--store", appliance.uri],
         check=False,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,0 +1,45 @@
+# Everything a fresh Debian 12 needs, and the four things one does with the project.
+#   make venv               .venv with the project (editable), its C extension and all tools
+#   make demo [TREE=dir]    import a tree, serve it to a virtual machine, compare every file
+#   make test [ARGS=...]    linters, unit tests, tests in virtual machines; ARGS go to pytest
+#   make bench              measurements against other virtiofs servers, and plain gRPC
+#   make protos             regenerate the protobuf code
+#   make clean              remove what make has made, downloads included
+# Debian packages are installed when make runs as root; otherwise what is missing is listed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+BUILD_INPUTS := pyproject.toml $(filter-out cffi_build/_engine.c,$(wildcard cffi_build/*.[ch] cffi_build/*.py))
+
+.PHONY: venv demo test bench protos clean packages-venv packages-demo packages-test
+.DELETE_ON_ERROR:
+
+venv: packages-venv $(INSTALLED)
+
+packages-venv packages-demo packages-test: packages-%:
+	@setup/packages.sh $*
+
+# the interpreter is looked at after the packages, which may bring it
+$(INSTALLED): $(BUILD_INPUTS) setup/venv.sh | packages-venv
+	@setup/venv.sh $(PYTHON) .venv
+	@touch $@
+
+demo: packages-demo $(INSTALLED)
+	@PYTHONPATH=vm-tests $(BIN)/python -m vmharness.demo $(if $(TREE),"$(TREE)")
+
+test: packages-test $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: packages-test $(INSTALLED)
+	$(BIN)/python vm-tests/bench.py $(ARGS)
+	$(BIN)/python -m tests.mount.bench
+	$(BIN)/python -m tests.bench_rpc
+
+protos: $(INSTALLED)
+	setup/protos.sh .
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -f cffi_build/_engine.c appliance/_engine.*.so
+	find appliance tests vm-tests cffi_build -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,70 @@
+"""The tree process: walks the trees, computes their NAR digests, makes their directories.
+
+It reads no file itself: the hashing processes bring their content, in the order of the walk.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from appliance.castore.nodes import SizeDialect
+from appliance.castore.path_info import encode_nar_addressed
+from appliance.castore.store_path import nar_path
+from appliance.errors import ImportTreeError, StoreError, StoreFullError
+from appliance.importer.child import Child
+from appliance.importer.feed import Feed
+from appliance.importer.hasher_pool import Hasher, HasherEndedError
+from appliance.importer.object_stream import ObjectWriter
+from appliance.importer.records import ObjectKind
+from appliance.importer.tree import TreeImport
+
+
+class Root(NamedTuple):
+    """A path to import, and the name that its store path gets."""
+
+    path: bytes
+    name: str
+
+
+def start_tree_process(
+    roots: Sequence[Root], hashers: Sequence[Hasher], dialect: SizeDialect
+) -> tuple[Child, int]:
+    """Fork the process that imports `roots`; return it, and the pipe of its objects."""
+    objects, child_objects = os.pipe2(os.O_CLOEXEC)
+
+    def work() -> None:
+        os.close(objects)
+        _run(roots, Feed(hashers, ObjectWriter(child_objects)), dialect)
+
+    child = Child("the process walking the tree", work)
+    os.close(child_objects)
+    return child, objects
+
+
+def _run(roots: Sequence[Root], feed: Feed, dialect: SizeDialect) -> None:
+    objects = feed.objects
+    try:
+        for root in roots:
+            _import_root(root, feed, dialect)
+    except HasherEndedError as exc:
+        objects.content(ObjectKind.ENDED, b"", hasher=exc.hasher)
+    except StoreFullError as exc:
+        objects.content(ObjectKind.FULL, str(exc).encode())
+    except StoreError as exc:
+        objects.content(ObjectKind.FAILED, str(exc).encode())
+    objects.flush()
+
+
+def _import_root(root: Root, feed: Feed, dialect: SizeDialect) -> None:
+    try:
+        tree = TreeImport(root.path, feed, dialect).run()
+    except ImportTreeError as exc:
+        feed.abandon()
+        feed.objects.content(ObjectKind.REFUSED, str(exc).encode())
+        return
+    path = nar_path(tree.nar_sha256, root.name)
+    path_info = encode_nar_addressed(
+        path, tree.node, nar_size=tree.nar_size, nar_sha256=tree.nar_sha256
+    )
+    feed.objects.content(ObjectKind.PATH_INFO, path_info)
+    feed.complete()

@@ -1,0 +1,148 @@
+"""PathInfos: what is valid, and which rule refuses what is not."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.castore import path_info
+from appliance.castore.digest import Digest
+from appliance.castore.nodes import DirectoryNode, SymlinkNode
+from appliance.castore.path_info import encode_nar_addressed, read_path_info, validate
+from appliance.castore.store_path import StorePath
+from appliance.errors import PathInfoError
+from appliance.protos import castore_pb2, pathinfo_pb2
+
+DUMMY = "0" * 32 + "-dummy"
+
+
+def without_narinfo() -> pathinfo_pb2.PathInfo:
+    node = castore_pb2.DirectoryNode(name=DUMMY.encode(), digest=bytes(32), size=0)
+    return pathinfo_pb2.PathInfo(node=castore_pb2.Node(directory=node), references=[bytes(20)])
+
+
+def with_narinfo() -> pathinfo_pb2.PathInfo:
+    message = without_narinfo()
+    message.narinfo.reference_names.append(DUMMY)
+    return message
+
+
+def with_nar_sha256() -> pathinfo_pb2.PathInfo:
+    message = with_narinfo()
+    message.narinfo.nar_sha256 = bytes(32)
+    message.narinfo.ca.digest = bytes(32)
+    return message
+
+
+@pytest.mark.parametrize("make", [without_narinfo, with_narinfo, with_nar_sha256])
+def test_known_path_info_is_valid_and_names_its_path(
+    make: Callable[[], pathinfo_pb2.PathInfo],
+) -> None:
+    found = read_path_info(make().SerializeToString())
+    assert found.path == StorePath(bytes(20), "dummy")
+    assert found.node == DirectoryNode(DUMMY.encode(), Digest(bytes(32)), 0)
+    assert found.references == (bytes(20),)
+
+
+def test_path_info_of_an_import_says_what_was_imported() -> None:
+    path = StorePath(bytes(range(20)), "link")
+    node = SymlinkNode(b"", b"/nix/store/somewhereelse")
+    sha256 = bytes.fromhex("097d397e9b5826384eaa16c457715d1c1a51670313ead0f58566e0b232539cf1")
+    encoded = encode_nar_addressed(path, node, nar_size=136, nar_sha256=sha256)
+    found = read_path_info(encoded)
+    assert found.path == path
+    assert found.node == SymlinkNode(path.basename().encode(), node.target)
+    assert (found.nar_size, found.nar_sha256, found.references) == (136, sha256, ())
+    ca = pathinfo_pb2.PathInfo.FromString(encoded).narinfo.ca
+    assert (ca.type, ca.digest) == (pathinfo_pb2.NARInfo.CA.NAR_SHA256, sha256)
+
+
+def test_reference_of_a_wrong_length_is_refused() -> None:
+    message = with_narinfo()
+    message.references.append(b"\xff\xff")
+    with pytest.raises(path_info.InvalidReferenceDigestLenError) as caught:
+        validate(message)
+    assert (caught.value.index, caught.value.size) == (1, 2)
+
+
+def test_missing_reference_names_are_refused() -> None:
+    message = with_narinfo()
+    del message.narinfo.reference_names[:]
+    with pytest.raises(path_info.InconsistentNumberOfReferencesError) as caught:
+        validate(message)
+    assert (caught.value.num_references, caught.value.num_names) == (1, 0)
+
+
+def test_reference_name_that_is_an_absolute_path_is_refused() -> None:
+    message = with_narinfo()
+    message.narinfo.reference_names[0] = "/nix/store/" + DUMMY
+    with pytest.raises(path_info.InvalidNarinfoReferenceNameError) as caught:
+        validate(message)
+    assert (caught.value.index, caught.value.name) == (0, "/nix/store/" + DUMMY)
+
+
+def test_reference_name_of_another_digest_is_refused() -> None:
+    message = with_narinfo()
+    message.references[0] = b"\xff" * 20
+    with pytest.raises(path_info.InconsistentNarinfoReferenceNameDigestError) as caught:
+        validate(message)
+    found = caught.value
+    assert (found.index, found.expected, found.actual) == (0, b"\xff" * 20, bytes(20))
+
+
+def test_missing_node_is_refused() -> None:
+    message = with_narinfo()
+    message.ClearField("node")
+    with pytest.raises(path_info.NoNodePresentError):
+        validate(message)
+    message.node.SetInParent()
+    with pytest.raises(path_info.NoNodePresentError):
+        validate(message)
+
+
+def test_empty_digest_of_the_node_is_refused() -> None:
+    message = with_narinfo()
+    message.node.directory.digest = b""
+    with pytest.raises(path_info.InvalidNodeDigestLenError) as caught:
+        validate(message)
+    assert caught.value.size == 0
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        castore_pb2.Node(directory=castore_pb2.DirectoryNode(name=b"invalid", digest=bytes(32))),
+        castore_pb2.Node(file=castore_pb2.FileNode(name=b"invalid", digest=bytes(32))),
+        castore_pb2.Node(symlink=castore_pb2.SymlinkNode(name=b"invalid", target=b"t")),
+    ],
+)
+def test_node_name_that_is_no_store_path_is_refused(node: castore_pb2.Node) -> None:
+    message = with_narinfo()
+    message.node.CopyFrom(node)
+    with pytest.raises(path_info.InvalidNodeNameError) as caught:
+        validate(message)
+    assert caught.value.name == b"invalid"
+
+
+def test_root_symlink_without_target_is_refused() -> None:
+    message = without_narinfo()
+    message.node.CopyFrom(castore_pb2.Node(symlink=castore_pb2.SymlinkNode(name=DUMMY.encode())))
+    with pytest.raises(path_info.InvalidRootNodeError):
+        validate(message)
+
+
+def test_nar_sha256_of_a_wrong_length_is_refused() -> None:
+    message = with_narinfo()
+    message.narinfo.nar_sha256 = bytes(31)
+    with pytest.raises(path_info.InvalidNarSha256DigestLenError):
+        validate(message)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_give_a_path_info_or_a_path_info_error(data: bytes) -> None:
+    try:
+        found = read_path_info(data)
+    except PathInfoError:
+        return
+    assert len(found.path.digest) == 20

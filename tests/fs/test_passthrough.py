@@ -1,0 +1,78 @@
+"""OPEN and RELEASE where files may have backing files."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from appliance.fs.passthrough import PassthroughHandler
+from appliance.fuse_proto._wire import OpenFlag, OpenIn, ReleaseIn, unpack_open_out
+from appliance.fuse_proto.operations import NotReady, Request
+from appliance.index.images import NUMBER_MASK
+from appliance.index.wants import BackingWanted
+from appliance.store.schema import INLINE_MAX
+from tests.fakes import fuse_client
+from tests.fs.guest import File, Guest, basename, put
+
+RESENT = 1 << 63
+
+
+class Rig:
+    def __init__(self, guest: Guest) -> None:
+        tree = {b"small": File(b"s" * INLINE_MAX), b"large": File(b"l" * (INLINE_MAX + 1))}
+        put(guest.store, "tree", tree)
+        self.small = guest.walk(basename("tree"), b"small")
+        self.large = guest.walk(basename("tree"), b"large")
+        self.released: list[int] = []
+        self.handler = PassthroughHandler(
+            guest.index, guest.store, is_root_listable=True, released=self.released.append
+        )
+
+    def open(self, nodeid: int, unique: int = 5) -> tuple[int, int, int]:
+        request = Request(14, unique, nodeid, 0, 0, 1, OpenIn(0, 0), ())
+        with self.handler.batch():
+            body = self.handler.open(request)
+        assert isinstance(body, bytes)
+        return unpack_open_out(body)
+
+    def release(self, fh: int, unique: int = 7) -> None:
+        request = Request(18, unique, self.large, 0, 0, 1, ReleaseIn(fh, 0, 0, 0), ())
+        assert self.handler.release(request) == b""
+
+
+@pytest.fixture
+def rig(guest: Guest) -> Iterator[Rig]:
+    made = Rig(guest)
+    yield made
+    made.handler.close()
+
+
+def test_an_inline_blob_is_opened_at_once_and_nothing_hears_of_its_end(rig: Rig) -> None:
+    assert rig.open(rig.small) == (0, OpenFlag.KEEP_CACHE, 0)
+    rig.release(0)
+    assert rig.released == []
+
+
+def test_each_open_of_a_file_waits_for_an_id_of_its_own(rig: Rig) -> None:
+    number = rig.large & NUMBER_MASK
+    for unique in (5, 6):
+        with pytest.raises(NotReady) as caught:
+            rig.open(rig.large, unique)
+        assert caught.value.want == BackingWanted(number, unique)
+    rig.handler.grant(BackingWanted(number, 5), 3)
+    rig.handler.grant(BackingWanted(number, 6), 0)
+    assert rig.open(rig.large, 5) == (number, OpenFlag.PASSTHROUGH, 3)
+    assert rig.open(rig.large, 6) == (number, OpenFlag.KEEP_CACHE, 0)
+    with pytest.raises(NotReady):
+        rig.open(rig.large, 5)  # a grant is for one open
+
+
+def test_the_end_of_an_open_is_told_once(rig: Rig) -> None:
+    rig.release(9)
+    rig.release(9, RESENT | 8)
+    assert rig.released == [9]
+
+
+def test_an_open_that_nobody_waits_for_has_ended(rig: Rig) -> None:
+    rig.handler.unanswered(memoryview(fuse_client.open_(rig.large)))
+    rig.handler.unanswered(memoryview(fuse_client.getattr_(rig.large)))
+    assert rig.released == [rig.large & NUMBER_MASK]

@@ -1,0 +1,85 @@
+"""Trees to import, and what a test needs around an import."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+DEADLINE_S: Final = 120
+# Around the limits of inline blobs and of one piece.
+SIZES: Final = (0, 1, 65535, 65536, 65537, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3_500_000)
+
+
+class Silent:
+    """Shows nothing."""
+
+    def update(self, *, num_files: int, num_bytes: int, path: str) -> None:
+        """Ignore it."""
+
+
+def make_varied_tree(top: Path) -> Path:
+    """Make a tree with something of everything that can be imported."""
+    top.mkdir()
+    for size in SIZES:
+        (top / f"size{size}").write_bytes(random.Random(size).randbytes(size))
+    for name in ["a", "a-b", "a.b", "ab", "A", "Ä", ".hidden", "n" * 255]:
+        (top / name).write_bytes(b"the same in all")
+    (top / "executable").write_bytes(b"#!/bin/sh\n")
+    (top / "executable").chmod(0o755)
+    (top / "for-the-group").write_bytes(b"#!/bin/sh\n")
+    (top / "for-the-group").chmod(0o654)
+    (top / "empty").mkdir()
+    (top / "a-dir" / "deeper" / "deepest").mkdir(parents=True)
+    (top / "a-dir" / "deeper" / "deepest" / "file").write_bytes(b"at the bottom")
+    (top / "a-dir" / "link").symlink_to("deeper/deepest")
+    (top / "dangling").symlink_to("/nowhere/" + "x" * 100)
+    os.close(os.open(os.fsencode(top) + b"/\xff\xfe\n", os.O_CREAT | os.O_WRONLY))
+    return top
+
+
+def make_many_files(top: Path, *, num_small: int, num_large: int) -> Path:
+    """Make a tree of small and large files, no two alike."""
+    top.mkdir()
+    noise = random.Random(num_small)
+    for number in range(num_small):
+        directory = top / f"dir{number % 50:02}"
+        directory.mkdir(exist_ok=True)
+        (directory / f"small{number}").write_bytes(noise.randbytes(noise.randrange(9000)))
+    for number in range(num_large):
+        (top / f"large{number}").write_bytes(noise.randbytes(noise.randrange(70_000, 3_000_000)))
+    return top
+
+
+def make_sparse(path: Path, size: int) -> None:
+    """Make a file of `size` zeros that takes no disk."""
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+def nix_path(tree: Path, root: Path) -> str:
+    """Return the store path that Nix gives to `tree`, in a throw-away store below `root`."""
+    command: list[str | Path] = ["nix-store", "--store", f"local?root={root}", "--add", tree]
+    done = subprocess.run(command, check=True, capture_output=True, timeout=DEADLINE_S)
+    return done.stdout.decode().strip()
+
+
+def start_import(store: Path, *paths: Path) -> "subprocess.Popen[bytes]":
+    """Start the command. Its stdout is a pipe that all its processes hold."""
+    options = ["--store", f"lmdb://{store}"]
+    command: list[str | Path] = [sys.executable, "-m", "appliance", "import", *options, *paths]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@contextmanager
+def small_disk(path: Path, size: str) -> Iterator[Path]:
+    """Mount a disk of `size` at `path`."""
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", path], check=True)

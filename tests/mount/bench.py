@@ -1,0 +1,205 @@
+"""Measures a mount beside squashfuse and the original directory: python -m tests.mount.bench [TREE]
+
+All on one tree, in turns, each figure the best of ROUNDS; without TREE one is made. Root only: it
+empties the page cache before each cold run. CPU is that of the server's processes, user and system.
+Status 1 names a broken bound.
+"""
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tests.fakes.appliance_process import every_event, import_tree
+from tests.fakes.mounted import Mounted, is_mounted
+
+ROUNDS: Final = 5
+RANDOM_READS: Final = 20_000
+LARGE: Final = "large"
+_LARGE_BYTES: Final = 512 << 20
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+
+
+class Figure(NamedTuple):
+    seconds: float
+    cpu_s: float
+
+
+class Subject(NamedTuple):
+    """A mounted tree and the processes that serve it."""
+
+    name: str
+    tree: Path
+    pids: Callable[[], list[int]]
+
+
+def make_tree(tree: Path, chance: random.Random) -> None:
+    """Make 10,000 small files in 1,000 directories, and one of 512 MiB."""
+    words = [chance.randbytes(5).hex() for _ in range(2000)]
+    directories = [tree]
+    tree.mkdir()
+    for number in range(1000):
+        directories.append(chance.choice(directories) / f"directory-{number}")
+        directories[-1].mkdir()
+    for number in range(10_000):
+        count = int(chance.lognormvariate(6, 1.5)) % 20_000
+        text = " ".join(chance.choices(words, k=count))
+        (chance.choice(directories) / f"file-{number}.txt").write_text(text)
+    with (tree / LARGE).open("wb") as file:
+        for _ in range(_LARGE_BYTES >> 20):
+            file.write(os.urandom(1 << 20))
+
+
+def drop_caches() -> None:
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def shell(command: str) -> Callable[[Path], None]:
+    def run(tree: Path) -> None:
+        subprocess.run(["bash", "-c", f"{command} >/dev/null"], cwd=tree, check=True)
+
+    return run
+
+
+def read_randomly(tree: Path) -> None:
+    """Read 4 KiB pieces all over the large file; no readahead, no piece twice."""
+    fd = os.open(tree / LARGE, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    pages = os.fstat(fd).st_size >> 12
+    for page in random.Random(1).sample(range(pages), min(RANDOM_READS, pages)):
+        assert os.pread(fd, 4096, page << 12)
+    os.close(fd)
+
+
+_TAR: Final = shell(f"tar -c --exclude=./{LARGE} . | cat")
+_CAT: Final = shell(f"cat {LARGE}")
+FIND: Final = "cold find -ls"
+TAR: Final = "cold tar"
+READ: Final = "cold sequential"
+# name, whether the caches are emptied first, what is done
+WORKLOADS: Final = (
+    (FIND, True, shell("find . -ls")),
+    (TAR, True, _TAR),
+    ("warm tar", False, _TAR),
+    ("random 4 KiB", True, read_randomly),
+    (READ, True, _CAT),
+    ("warm sequential", False, _CAT),
+)
+
+
+def cpu_s(pids: list[int]) -> float:
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / _TICKS_PER_S
+
+
+def measure(subject: Subject, *, is_cold: bool, work: Callable[[Path], None]) -> Figure:
+    if is_cold:
+        drop_caches()
+    pids = subject.pids()
+    cpu_before_s, start_s = cpu_s(pids), time.perf_counter()
+    work(subject.tree)
+    return Figure(time.perf_counter() - start_s, cpu_s(pids) - cpu_before_s)
+
+
+@contextlib.contextmanager
+def squashfuse(name: str, tree: Path, directory: Path, *options: str) -> Iterator[Subject]:
+    image, path = directory / f"{name}.image", directory / name
+    path.mkdir()
+    command = ["mksquashfs", str(tree), str(image), "-quiet", "-no-progress", *options]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(["squashfuse", "-f", str(image), str(path)])
+    try:
+        for _ in every_event(30):
+            if is_mounted(path):
+                break
+        yield Subject(name, path, lambda: [process.pid])
+    finally:
+        subprocess.run(["umount", path], check=True)
+        process.wait(30)
+
+
+@contextlib.contextmanager
+def ours(name: str, store: Path, base: str, directory: Path, *options: str) -> Iterator[Subject]:
+    path = directory / name
+    path.mkdir()
+    with Mounted(store, path, *options) as mounted:
+        pids = [mounted.process.pid, *mounted.worker_pids()]
+        yield Subject(name, path / base, lambda: pids)
+
+
+def report(name: str, best: dict[str, Figure]) -> None:
+    original = best["original"]
+    print(f"\n{name:<24}{'seconds':>9}{'server CPU':>12}{'of original':>13}")
+    for subject, figure in best.items():
+        share = original.seconds / figure.seconds
+        print(f"  {subject:<22}{figure.seconds:>9.3f}{figure.cpu_s:>12.2f}{share:>13.2f}")
+
+
+def broken_bounds(results: dict[str, dict[str, Figure]]) -> list[str]:
+    """Return what should hold and does not, by the seconds of `results[workload][subject]`."""
+
+    def ratio(workload: str, subject: str, to: str) -> float:
+        return results[workload][subject].seconds / results[workload][to].seconds
+
+    bounds = (
+        ("cold find of the mount, by squashfuse's", ratio(FIND, "mount", "squashfuse"), 1.0),
+        ("cold tar of the mount, by squashfuse's", ratio(TAR, "mount", "squashfuse"), 0.5),
+        ("passthrough's read, by the original's", ratio(READ, "passthrough", "original"), 1 / 0.9),
+    )
+    return [f"{what}: {found:.2f}, not {most:.2f}" for what, found, most in bounds if found > most]
+
+
+def bench(tree: Path, directory: Path) -> list[str]:
+    results: dict[str, dict[str, Figure]] = {}
+    (base,) = import_tree(directory / "store", tree)
+    with contextlib.ExitStack() as stack:
+        plain = ("-noI", "-noD", "-noF", "-noX")
+        subjects = [
+            Subject("original", tree, list),
+            *map(
+                stack.enter_context,
+                [
+                    squashfuse("squashfuse", tree, directory),
+                    squashfuse("squashfuse-stored", tree, directory, *plain),
+                    ours("mount", directory / "store", base, directory),
+                    ours("passthrough", directory / "store", base, directory, "--passthrough"),
+                ],
+            ),
+        ]
+        for name, is_cold, work in WORKLOADS:
+            best = results[name] = {}
+            for _ in range(ROUNDS):
+                for subject in subjects:
+                    figure = measure(subject, is_cold=is_cold, work=work)
+                    best[subject.name] = min(figure, best.get(subject.name, figure))
+            report(name, best)
+    return broken_bounds(results)
+
+
+def main() -> None:
+    directory = Path(tempfile.mkdtemp(prefix="mount-bench-"))
+    try:
+        tree = Path(sys.argv[1]).absolute() if sys.argv[1:] else directory / "tree"
+        if not sys.argv[1:]:
+            make_tree(tree, random.Random(1))
+        if not (tree / LARGE).is_file():
+            sys.exit(f"{tree} has no file {LARGE!r} to be read sequentially")
+        broken = bench(tree, directory)
+    finally:
+        shutil.rmtree(directory)
+    sys.exit("\n".join(broken) or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Addresses of services: which are valid, and which rule the others break."""
+
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import ConfigError
+from appliance.store.service_uri import (
+    GrpcAddress,
+    LmdbAddress,
+    MemoryAddress,
+    ServiceAddress,
+    parse_service_uri,
+)
+
+
+@pytest.mark.parametrize(
+    ("uri", "address"),
+    [
+        ("memory:", MemoryAddress()),
+        ("memory://", MemoryAddress()),
+        ("lmdb:///srv/store", LmdbAddress(Path("/srv/store"))),
+        ("lmdb:///with%20space", LmdbAddress(Path("/with space"))),
+        ("grpc+unix:///run/store.sock", GrpcAddress("unix:/run/store.sock", is_tls=False)),
+        ("grpc+http://localhost", GrpcAddress("dns:///localhost:80", is_tls=False)),
+        ("grpc+http://localhost:8000", GrpcAddress("dns:///localhost:8000", is_tls=False)),
+        ("grpc+http://[::1]:8000", GrpcAddress("dns:///[::1]:8000", is_tls=False)),
+        ("grpc+https://host", GrpcAddress("dns:///host:443", is_tls=True)),
+    ],
+)
+def test_valid_address_is_understood(uri: str, address: ServiceAddress) -> None:
+    assert parse_service_uri(uri) == address
+
+
+@pytest.mark.parametrize(
+    ("uri", "rule"),
+    [
+        ("", "unknown scheme"),
+        ("/srv/store", "unknown scheme"),
+        ("sled:///srv/store", "unknown scheme 'sled'"),
+        ("http://localhost:8000", "unknown scheme 'http'"),
+        ("memory:///", "no path"),
+        ("memory://foo", "no host"),
+        ("memory:///foo", "no path"),
+        ("memory://foo/bar", "no host"),
+        ("lmdb:", "must be absolute"),
+        ("lmdb://", "must be absolute"),
+        ("lmdb:///", "must not be /"),
+        ("lmdb://foo", "three slashes"),
+        ("lmdb://foo/bar", "three slashes"),
+        ("lmdb:relative", "must be absolute"),
+        ("lmdb:///a%00b", "NUL"),
+        ("lmdb:///a?sync=no", "no query"),
+        ("lmdb:///a#b", "no fragment"),
+        ("grpc+unix://", "must be absolute"),
+        ("grpc+unix:///", "must not be /"),
+        ("grpc+unix://host/path", "three slashes"),
+        ("grpc+http://", "the host is missing"),
+        ("grpc+http://:8000", "the host is missing"),
+        ("grpc+http:///path", "no path"),
+        ("grpc+http://localhost/", "not even a trailing slash"),
+        ("grpc+http://localhost/path", "no path"),
+        ("grpc+https://localhost:8000/", "not even a trailing slash"),
+        ("grpc+http://localhost:99999", "Port out of range"),
+        ("grpc+http://localhost:http", "Port could not be cast"),
+        ("grpc+http://user@localhost", "no user name"),
+        ("grpc+http://[::1", "Invalid IPv6 URL"),
+    ],
+)
+def test_invalid_address_is_refused_by_its_rule(uri: str, rule: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_service_uri(uri)
+
+    assert str(caught.value).startswith(f"service address {uri}: ")
+    assert rule in str(caught.value)

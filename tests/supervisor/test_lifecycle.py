@@ -1,0 +1,309 @@
+"""Starts that fail, processes killed under load, memory, and the end of `appliance virtiofs`."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.fakes import fuse_client
+from tests.fakes.appliance_process import (
+    APPLIANCE,
+    DEADLINE_S,
+    ApplianceProcess,
+    FakeGuest,
+    every_event,
+    import_tree,
+)
+from tests.fakes.hostile_guest import LARGE, ROOT, descendants, make_tree, memory_kib, parent_of
+
+pytestmark = pytest.mark.slow
+
+NUM_QUEUES: Final = 4
+KILLING_S: Final = 4.0
+PIECE: Final = 4096
+WORKER_MEMORY_KIB: Final = 12 << 10
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    path = tmp_path_factory.mktemp("store") / "store"
+    (name,) = import_tree(path, make_tree(tmp_path_factory.mktemp("tree")))
+    return path, name.encode()
+
+
+@pytest.fixture
+def appliance(store: tuple[Path, bytes], tmp_path: Path) -> Iterator[ApplianceProcess]:
+    with ApplianceProcess(store[0], tmp_path, f"--num-request-queues={NUM_QUEUES}") as process:
+        yield process
+
+
+@pytest.fixture
+def guest(appliance: ApplianceProcess) -> Iterator[FakeGuest]:
+    with FakeGuest(appliance.connect(), num_request_queues=NUM_QUEUES) as guest:
+        guest.mount()
+        yield guest
+
+
+# --- Under load ---
+
+
+class Load:
+    """Reads of the large file, outstanding on every request queue; each answer is checked."""
+
+    def __init__(self, guest: FakeGuest, name: bytes) -> None:
+        self.num_answered = 0
+        self._guest = guest
+        self._nodeid = guest.lookup(guest.lookup(ROOT, name), b"large")
+        self._outstanding: dict[int, int] = {}
+        self._unique = 0
+
+    def fill(self) -> None:
+        """Send 16 reads to each queue."""
+        for queue in range(1, NUM_QUEUES + 1):
+            for _ in range(16):
+                self._unique += 1
+                offset = self._unique * PIECE % len(LARGE)
+                self._outstanding[self._unique] = offset
+                request = fuse_client.read(self._nodeid, offset, PIECE, unique=self._unique)
+                self._guest.send(request, queue=queue)
+
+    def drain(self) -> None:
+        """Await every answer: one for each request, with its bytes."""
+        for queue in range(1, NUM_QUEUES + 1):
+            for used in self._guest.rings[queue].collect(16, timeout_s=DEADLINE_S):
+                answer = fuse_client.parse_reply(used.data)
+                offset = self._outstanding.pop(answer.unique)  # KeyError: answered twice
+                assert answer.error == 0
+                assert answer.body == LARGE[offset : offset + PIECE]
+                self.num_answered += 1
+        assert not self._outstanding
+
+
+def worker_pids(supervisor: int) -> list[int]:
+    """Return the living workers: the processes below the fork server."""
+    return [pid for pid in descendants(supervisor) if parent_of_or_0(pid) not in {0, supervisor}]
+
+
+def parent_of_or_0(pid: int) -> int:
+    try:
+        return parent_of(pid)
+    except FileNotFoundError:
+        return 0
+
+
+def kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def test_workers_killed_at_random_moments_lose_and_repeat_no_request(
+    appliance: ApplianceProcess, guest: FakeGuest, store: tuple[Path, bytes]
+) -> None:
+    rng = random.Random(4)
+    load = Load(guest, store[1])
+    end_s = time.monotonic() + KILLING_S
+    num_killed = 0
+    while time.monotonic() < end_s:
+        load.fill()
+        for pid in rng.sample(pids := worker_pids(appliance.process.pid), min(2, len(pids))):
+            kill(pid)
+            num_killed += 1
+        load.drain()
+    assert num_killed > 4
+    assert load.num_answered >= 128
+    assert appliance.process.poll() is None
+
+
+def test_the_fork_server_killed_under_load_loses_and_repeats_no_request(
+    appliance: ApplianceProcess, guest: FakeGuest, store: tuple[Path, bytes]
+) -> None:
+    load = Load(guest, store[1])
+    for _ in range(3):
+        load.fill()
+        for pid in descendants(appliance.process.pid):
+            if parent_of_or_0(pid) == appliance.process.pid:
+                kill(pid)
+        load.drain()
+    assert load.num_answered == 3 * 16 * NUM_QUEUES
+
+
+def test_sigterm_under_load_ends_everything_with_status_0(
+    appliance: ApplianceProcess, guest: FakeGuest, store: tuple[Path, bytes]
+) -> None:
+    load = Load(guest, store[1])
+    pids = descendants(appliance.process.pid)
+    assert len(pids) > NUM_QUEUES
+    load.fill()
+    assert appliance.stop() == 0
+    for _ in every_event(DEADLINE_S):
+        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+            break
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert not appliance.sockets[0].exists()
+    assert "Traceback" not in appliance.log()
+
+
+# --- Memory ---
+
+
+def test_a_worker_keeps_at_most_12_mib_of_memory_to_itself(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    """What counts is Private_Dirty: pages written by this process that no other one shares."""
+    tree = tmp_path_factory.mktemp("many") / "many"
+    num_directories, num_files = 50, 100
+    for directory in range(num_directories):
+        (tree / f"d{directory}").mkdir(parents=True)
+        for number in range(num_files):
+            (tree / f"d{directory}" / f"f{number}").write_bytes(b"%d %d" % (directory, number))
+    (tree / "big").write_bytes(os.urandom(50 << 20))
+    path = tmp_path / "store"
+    (name,) = import_tree(path, tree)
+    with (
+        ApplianceProcess(path, tmp_path, "--num-request-queues=1") as appliance,
+        FakeGuest(appliance.connect()) as guest,
+    ):
+        guest.mount()
+        top = guest.lookup(ROOT, name.encode())
+        for directory in range(num_directories):
+            parent = guest.lookup(top, b"d%d" % directory)
+            for number in range(num_files):
+                nodeid = guest.lookup(parent, b"f%d" % number)
+                body = guest.ask(fuse_client.read(nodeid, 0, PIECE)).body
+                assert body == b"%d %d" % (directory, number)
+        big = guest.lookup(top, b"big")
+        for offset in range(0, 50 << 20, 1 << 20):
+            answer = guest.ask(fuse_client.read(big, offset, 1 << 20), room=1 << 20)
+            assert len(answer.body) == 1 << 20
+        private = {
+            pid: memory_kib(pid, "Private_Dirty") for pid in worker_pids(appliance.process.pid)
+        }
+        print(f"Private_Dirty in KiB by worker: {private}")
+        assert len(private) == 2
+        assert max(private.values()) <= WORKER_MEMORY_KIB
+
+
+# --- Starts that fail ---
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*APPLIANCE, *arguments], check=False, capture_output=True, text=True, timeout=DEADLINE_S
+    )
+
+
+def refusals(directory: Path) -> Sequence[tuple[list[str], int, str]]:
+    """Return (options, exit status, what the line says) of starts that must fail."""
+    file = directory / "file"
+    socket_path = os.fspath(directory / "fs.sock")
+    store = f"--store=lmdb://{directory}/store"
+    return [
+        ([store, "/tmp/" + "x" * 120], 2, "longer than 107 bytes"),
+        ([store, os.fspath(file)], 2, "exists and is not a socket"),
+        ([store, os.fspath(directory / "no" / "such" / "fs.sock")], 2, "No such file"),
+        ([store], 2, "needs a SOCKET"),
+        ([store, "--fd=0"], 2, "--fd=0"),
+        ([store, "--fd=99"], 2, "--fd=99"),
+        ([f"--store=lmdb://{file}", socket_path], 1, os.fspath(file)),
+        ([store, f"--state-dir={file}/state", socket_path], 1, f"{file}/state"),
+        ([store, "--state-dir=/proc/state", socket_path], 1, "/proc/state"),
+        ([store, "--tag=", socket_path], 2, "tag '': must be 1 to 36 bytes"),
+        ([store, "--tag=" + "t" * 37, socket_path], 2, "must be 1 to 36 bytes"),
+        ([store, "--queue-size=0", socket_path], 2, "--queue-size 0"),
+        ([store, "--queue-size=100", socket_path], 2, "--queue-size 100"),
+        ([store, "--queue-size=65536", socket_path], 2, "--queue-size 65536"),
+        ([store, "--num-request-queues=0", socket_path], 2, "--num-request-queues 0"),
+        (["--store=redis://host/x", socket_path], 2, "unknown scheme"),
+        (["--store=lmdb://host/x", socket_path], 2, "has a host"),
+        (["--store=lmdb:relative", socket_path], 2, "absolute"),
+    ]
+
+
+@pytest.mark.parametrize("case", range(18))
+def test_a_start_that_fails_says_why_in_one_line(tmp_path: Path, case: int) -> None:
+    (tmp_path / "file").write_text("not a store")
+    options, status, text = refusals(tmp_path)[case]
+    result = run("virtiofs", *options)
+    print(result.stderr)
+    assert result.returncode == status
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("appliance: ")
+    assert text in line
+    assert result.stdout == ""
+    assert not (tmp_path / "fs.sock").exists()
+
+
+def test_a_socket_in_use_is_left_to_its_owner(appliance: ApplianceProcess) -> None:
+    path = os.fspath(appliance.sockets[0])
+    result = run("virtiofs", f"--store=lmdb://{appliance.store}", path)
+    assert result.returncode == 2
+    assert result.stderr == f"appliance: socket path {path}: another process listens there\n"
+    with FakeGuest(appliance.connect()) as guest:
+        guest.mount()
+
+
+def test_the_socket_of_a_killed_supervisor_is_replaced(
+    store: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    first = ApplianceProcess(store[0], tmp_path)
+    first.process.kill()
+    first.process.wait(DEADLINE_S)
+    assert first.sockets[0].is_socket()
+    with (
+        ApplianceProcess(store[0], tmp_path) as second,
+        FakeGuest(second.connect()) as guest,
+    ):
+        guest.mount()
+        assert guest.lookup(ROOT, store[1])
+    assert not first.sockets[0].exists()
+
+
+# --- Status ---
+
+
+def test_status_shows_sessions_workers_and_request_counts(
+    appliance: ApplianceProcess, store: tuple[Path, bytes]
+) -> None:
+    options = ("status", f"--store=lmdb://{store[0]}")
+    assert run(*options).stdout == "no front-end is connected\n"
+    with FakeGuest(appliance.connect()) as guest:
+        guest.mount()
+        guest.lookup(ROOT, store[1])
+        guest.vmm.front_end.get_features()  # answered when all workers are there
+        pids = [worker["pid"] for worker in appliance.status()[0]["workers"]]
+        assert run(*options).stdout.splitlines() == [
+            os.fspath(appliance.sockets[0]),
+            f"  worker {pids[0]}: queue 0, 0 restarts",
+            f"  worker {pids[1]}: queue 1, 0 restarts",
+            f"  {'INIT':<12} {1:>12}",
+            f"  {'LOOKUP':<12} {1:>12}",
+        ]
+
+
+def test_status_without_a_supervisor_is_one_line_and_status_1(tmp_path: Path) -> None:
+    result = run("status", f"--store=lmdb://{tmp_path}/store")
+    assert result.returncode == 1
+    assert result.stderr == f"appliance: no supervisor is running on {tmp_path}/store.state\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_client_of_the_status_socket_that_says_nothing_harms_nobody(
+    appliance: ApplianceProcess,
+) -> None:
+    directory = appliance.store.with_name("store.state") / "supervisors"
+    path = directory / str(appliance.process.pid)
+    idle = [socket.socket(socket.AF_UNIX) for _ in range(20)]
+    for sock in idle:
+        sock.connect(os.fspath(path))
+    assert appliance.status() == []
+    for sock in idle:
+        sock.close()

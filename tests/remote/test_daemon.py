@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,47 @@ def test_more_than_the_cache_holds_is_read_and_the_cache_stays_within_its_bound(
     # What is inline shares pages, of which a few are free at any time.
     (environment,) = (state / "cache").glob("v*/data.mdb")
     assert environment.stat().st_blocks * 512 < 3 * CACHE_BYTES
+
+
+def test_two_processes_share_one_small_cache(daemon: DaemonProcess, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    contents = {b"%02d" % number: os.urandom(300_000) for number in range(20)}
+    for name, content in contents.items():
+        (tree / os.fsdecode(name)).write_bytes(content)
+    (base_name,) = import_tree(daemon.unix_uri, tree)
+    options = (f"--state-dir={tmp_path}/state", "--blob-cache-size=2M")
+    places = [tmp_path / "a", tmp_path / "b"]
+    with ExitStack() as stack:
+        guests = []
+        for place in places:
+            place.mkdir()
+            appliance = stack.enter_context(ApplianceProcess(daemon.unix_uri, place, *options))
+            guests.append(stack.enter_context(FakeGuest(appliance.connect())))
+            guests[-1].mount()
+        first, second = guests
+        tops = [guest.lookup(ROOT, base_name.encode()) for guest in guests]
+        assert tops[0] == tops[1]
+        nodeids = {name: first.lookup(tops[0], name) for name in contents}
+        for name, other in zip(contents, reversed(contents), strict=True):
+            first.send(fuse_client.read(nodeids[name], 0, 1 << 20), room=1 << 20)
+            assert read(second, nodeids[other]) == contents[other]
+            (used,) = first.rings[1].collect(timeout_s=DEADLINE_S)
+            assert fuse_client.parse_reply(used.data).body == contents[name]
+            assert size_of_files(tmp_path / "state" / "cache") <= 2 << 20
+
+
+@pytest.mark.parametrize("size", ["", "0", "-1", "10X", "1.5G", "G"])
+def test_a_bad_cache_size_is_one_line_and_status_two(tmp_path: Path, size: str) -> None:
+    done = subprocess.run(
+        [*APPLIANCE, "virtiofs", f"--blob-cache-size={size or ' '}", str(tmp_path / "fs.sock")],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "--blob-cache-size" in done.stderr
 
 
 def test_a_blob_larger_than_the_cache_is_refused_and_evicts_nothing(

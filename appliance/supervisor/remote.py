@@ -83,7 +83,7 @@ async def open_remote(
                 inner.push_async_callback(fetcher.close)
             identity = repr(addresses.path_infos).encode()
             resolver = RemoteResolver(services, fetcher, index, identity)
-            inner.callback(resolver.close)
+            inner.push_async_callback(resolver.close)
             return resolver
 
         resolver = await thread.run(start())

@@ -41,6 +41,8 @@ _FETCHES_MAX: Final = 64
 # the time is spent on it.
 _FRESH_S: Final = 5.0
 _FRESH_FACTOR: Final = 10
+# Who lists it again waits no longer for a new listing.
+_LISTING_WAIT_S: Final = 1.0
 _ROOT_CHUNK: Final = 1024
 # The same failure is logged again after so long.
 _REPEAT_S: Final = 10.0
@@ -64,6 +66,7 @@ class RemoteResolver:
         self._thread = ThreadPoolExecutor(1, "index")
         self._places = asyncio.Semaphore(_FETCHES_MAX)
         self._reports = _Reports()
+        self._listing: asyncio.Task[None] | None = None
         index.write(lambda txn: index.claim_root(txn, identity, _NO_GENERATION))
 
     async def resolve(self, want: Want) -> int:
@@ -88,8 +91,11 @@ class RemoteResolver:
             except StoreError as exc:
                 self._reports.report(str(exc))
 
-    def close(self) -> None:
-        """End the thread."""
+    async def close(self) -> None:
+        """Give up a listing under way and end the thread."""
+        if self._listing is not None:
+            self._listing.cancel()
+            await asyncio.wait([self._listing])
         self._thread.shutdown()
 
     async def _resolve(self, want: Want) -> None:
@@ -126,15 +132,26 @@ class RemoteResolver:
         await self._run(lambda: self._add_root([node]))
 
     async def _root_list(self) -> None:
-        began_s = time.monotonic()
-        try:
-            await self._list_root()
-        except ApplianceError as exc:
-            # What is known stands in for a while: the names were there, and paths do not change.
-            if not await self._run(self._extend_root):
-                raise
-            self._reports.report(f"listing the root: {exc}")
+        if self._listing is None:
+            self._listing = asyncio.create_task(self._refresh_root())
+            self._listing.add_done_callback(self._end_listing)
+        listing = self._listing
+        if not await self._run(self._was_listed):
+            await asyncio.shield(listing)
             return
+        # What is known stands in: the names were there, and paths do not change.
+        done, _pending = await asyncio.wait([listing], timeout=_LISTING_WAIT_S)
+        if not done or listing.exception() is not None:
+            await self._run(lambda: self._set_fresh(time.monotonic() + _FRESH_S))
+
+    def _end_listing(self, listing: asyncio.Task[None]) -> None:
+        self._listing = None
+        if not listing.cancelled() and (exc := listing.exception()) is not None:
+            self._reports.report(f"listing the root: {exc}")
+
+    async def _refresh_root(self) -> None:
+        began_s = time.monotonic()
+        await self._list_root()
         now_s = time.monotonic()
         fresh_s = max(_FRESH_S, _FRESH_FACTOR * (now_s - began_s))
         await self._run(lambda: self._set_fresh(now_s + fresh_s))
@@ -184,12 +201,9 @@ class RemoteResolver:
         until_ns = int(until_s * 1e9)
         self._index.write(lambda txn: self._index.set_root_fresh_until(txn, until_ns))
 
-    def _extend_root(self) -> bool:
+    def _was_listed(self) -> bool:
         with self._index.read() as txn:
-            if not self._index.root_fresh_until_ns(txn):
-                return False
-        self._set_fresh(time.monotonic() + _FRESH_S)
-        return True
+            return self._index.root_fresh_until_ns(txn) != 0
 
 
 class _Reports:

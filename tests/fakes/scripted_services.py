@@ -16,6 +16,8 @@ from appliance.store import schema
 from appliance.store.batch import Batch
 from tests.fs.guest import Model, add_path, basename, node_of
 
+# What to hold for the listing of paths to wait.
+LISTING = b"listing"
 _THREADS = 200
 _PIECE = 256 * 1024
 _HELD_MAX_S = 60.0
@@ -125,6 +127,7 @@ class ScriptedServices:
 
     def _list(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         del request, context
+        self._wait(LISTING)
         yield from list(self.path_infos.values())
 
     def _wait(self, digest: bytes) -> None:

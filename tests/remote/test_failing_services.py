@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from appliance.castore.digest import Digest
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import DEADLINE_S, ApplianceProcess, FakeGuest, every_event
 from tests.fakes.driver import Used
-from tests.fakes.scripted_services import ScriptedServices
+from tests.fakes.scripted_services import LISTING, ScriptedServices
 from tests.fs.guest import File
 
 ROOT = 1
@@ -243,6 +244,23 @@ def test_paths_that_are_added_are_listed_within_seconds(
     second = services.put(File(b"x"))
     wait_until(lambda: root_mtime(guest) != mtime)
     assert second in names(guest)
+
+
+def test_a_listing_that_does_not_come_keeps_what_is_known(
+    services: ScriptedServices, guest: FakeGuest
+) -> None:
+    known = services.put(File(b"x"))
+    wait_until(lambda: known in names(guest))
+    release = services.hold(LISTING)
+    added = services.put(File(b"x"))
+    for _ in every_event(DEADLINE_S):
+        began_s = time.monotonic()
+        assert known in names(guest)
+        if time.monotonic() - began_s > 0.5:  # it had to be listed again
+            break
+    assert added not in names(guest)
+    release()
+    wait_until(lambda: added in names(guest))
 
 
 def test_a_bad_path_is_left_out_of_the_listing(

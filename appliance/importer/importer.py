@@ -6,6 +6,7 @@ this process        commits to the store, straight from the shared memory
 """
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -134,7 +135,15 @@ def _open_sink(target: Path | ServiceAddresses, stack: ExitStack) -> Sink:
 
 
 def _staging_path() -> Path:
+    # Of a known name, so that what a killed import left is found; in a place where others write too.
     path = Path(tempfile.gettempdir()) / f"appliance-import-{os.geteuid()}"
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        status = path.lstat()
+    except OSError as exc:
+        raise StoreError(f"{path}: {exc.strerror}") from exc
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise StoreError(f"{path}: not a directory that only this user can write to")
     sweep(path)
     return path
 

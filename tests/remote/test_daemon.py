@@ -252,6 +252,23 @@ def test_the_cache_is_used_by_the_next_process(
         daemon.stop()
 
 
+def test_an_import_stages_nothing_where_others_can_write(
+    daemon: DaemonProcess, tree: Path, tmp_path: Path
+) -> None:
+    staging = tmp_path / f"appliance-import-{os.geteuid()}"
+    staging.mkdir()
+    staging.chmod(0o777)
+    done = subprocess.run(
+        [*APPLIANCE, "import", "--store", daemon.unix_uri, str(tree)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert str(staging) in done.stderr
+
+
 def test_an_import_into_a_daemon_that_is_gone_fails_and_says_why(
     daemon: DaemonProcess, tree: Path
 ) -> None:

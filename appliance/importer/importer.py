@@ -135,7 +135,7 @@ def _open_sink(target: Path | ServiceAddresses, stack: ExitStack) -> Sink:
 
 
 def _staging_path() -> Path:
-    # Of a known name, so that what a killed import left is found; in a place where others write too.
+    # Of a known name, so that what a killed import left is found, where others write too.
     path = Path(tempfile.gettempdir()) / f"appliance-import-{os.geteuid()}"
     try:
         path.mkdir(mode=0o700, exist_ok=True)

@@ -31,10 +31,13 @@ demo: packages-demo $(INSTALLED)
 test: packages-test $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
 
+# all of them, whatever the first ones find
 bench: packages-test $(INSTALLED)
-	$(BIN)/python vm-tests/bench.py $(ARGS)
-	$(BIN)/python -m tests.mount.bench
-	$(BIN)/python -m tests.bench_rpc
+	@status=0; \
+	$(BIN)/python vm-tests/bench.py $(ARGS) || status=1; \
+	$(BIN)/python -m tests.mount.bench || status=1; \
+	$(BIN)/python -m tests.bench_rpc || status=1; \
+	exit $$status
 
 protos: $(INSTALLED)
 	setup/protos.sh .

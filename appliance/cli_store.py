@@ -1,7 +1,6 @@
 """Commands on the store's services: daemon, nar, path-info, ls, cat."""
 
 import argparse
-import asyncio
 import json
 import os
 import sys
@@ -153,6 +152,8 @@ def _run_path_info(options: argparse.Namespace) -> None:
 
 
 def _with_view(options: argparse.Namespace, work: "Callable[[StoreView], Awaitable[None]]") -> None:
+    import asyncio  # takes longer to import than some commands to run
+
     from appliance.rpc.open_services import open_services
     from appliance.rpc.store_view import StoreView
 

@@ -5,6 +5,7 @@ tree process        walks; NAR digest; directories and PathInfos
 this process        commits to the store, straight from the shared memory
 """
 
+import gc
 import os
 import stat
 import tempfile
@@ -53,6 +54,8 @@ def import_paths(
         StoreError: the store cannot be opened or written.
     """
     roots, failures = _roots(paths)
+    # Nothing here or in the processes forked here makes cycles worth a search for them.
+    gc.disable()
     if roots:
         with ExitStack() as stack:
             store_path = target if isinstance(target, Path) else target.one_store()

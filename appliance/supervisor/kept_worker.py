@@ -143,6 +143,12 @@ class KeptWorker:
         await self._duty.instruct(link)
         return link
 
+    def kill(self) -> None:
+        """Kill the process if it lives; a successor follows, unless this is being closed."""
+        if self.link is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
     def begin_close(self) -> None:
         """Close the channel, for good; whoever awaits the worker fails."""
         self._is_closing = True

@@ -21,6 +21,8 @@ from appliance.vhost.backend import VringConfig
 from appliance.vhost.memory import Region
 
 _LOG = logging.getLogger(__name__)
+# Longer than a worker may take to drain its ring.
+_ANSWER_DEADLINE_S = 15.0
 
 
 class QueueWorker:
@@ -151,6 +153,15 @@ class QueueWorker:
 
     # Steps. Each may raise LinkClosedError when the worker dies in the middle; persist starts over.
 
+    async def _ask(self, link: Link, envelope: pb.Envelope, fds: Sequence[int] = ()) -> pb.Envelope:
+        try:
+            async with asyncio.timeout(_ANSWER_DEADLINE_S):
+                return await link.request(envelope, fds)
+        except TimeoutError as exc:
+            # Only a descriptor of the front-end can block a worker, a full pipe for its calls say.
+            self._kept.kill()
+            raise VhostError(f"the worker was stuck for {_ANSWER_DEADLINE_S:.0f} s") from exc
+
     async def _ensure_serving(self) -> Link:
         link = await self._kept.ensure_alive()
         if self._ring is not None and self._serving is not link:
@@ -160,7 +171,7 @@ class QueueWorker:
 
     async def _stop(self) -> int:
         link = await self._ensure_serving()
-        reply = await link.request(pb.Envelope(stop_ring=pb.StopRing()))
+        reply = await self._ask(link, pb.Envelope(stop_ring=pb.StopRing()))
         self._serving = None
         return reply.ring_stopped.last_avail
 
@@ -172,14 +183,15 @@ class QueueWorker:
         while len(table) > MAX_FDS:
             part, table = table[:MAX_FDS], table[MAX_FDS:]
             link.post(_memory_message(part, is_last=False), [fd for _region, fd in part])
-        reply = await link.request(
-            _memory_message(table, is_last=True), [fd for _region, fd in table]
+        reply = await self._ask(
+            link, _memory_message(table, is_last=True), [fd for _region, fd in table]
         )
         _check(reply)
 
     async def _send_start(self, link: Link, config: VringConfig, inflight: InflightMemory) -> None:
         optional = [fd for fd in (config.call_fd, config.err_fd) if fd is not None]
-        reply = await link.request(
+        reply = await self._ask(
+            link,
             pb.Envelope(
                 start_ring=pb.StartRing(
                     num=config.num,

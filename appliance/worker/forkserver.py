@@ -73,7 +73,9 @@ class ForkServer:
             self._sock.close()
             os.close(self._wake_read)
             os.close(self._wake_write)
-            worker.main(socket.socket(fileno=worker_fd))
+            # Its channel may be closed while it is about to answer.
+            with contextlib.suppress(BrokenPipeError):
+                worker.main(socket.socket(fileno=worker_fd))
             status = 0
         except BaseException:  # noqa: BLE001 - logged, and the process ends with status 1
             _LOG.exception("worker failed")

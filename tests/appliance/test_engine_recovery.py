@@ -4,6 +4,7 @@ import os
 import random
 import select
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -264,6 +265,8 @@ def fork_worker(rig: Rig, seed: int) -> int:
     signal.alarm(60)
     try:
         work(rig, seed)
+    except BaseException:  # noqa: BLE001 - this child must not go on as a second pytest
+        traceback.print_exc()
     finally:
         os._exit(1)
 

@@ -1,6 +1,7 @@
 """Front-ends that vanish, lie or flood, against a real supervisor; a neighbour must not notice."""
 
 import contextlib
+import fcntl
 import os
 import random
 import socket
@@ -375,3 +376,27 @@ def test_requests_without_a_reader_of_replies_block_nobody_else(
             send_without_end(front_end.sock, message * 100)
         for _ in range(20):
             assert neighbour.ask(fuse_client.getattr_(ROOT)).error == 0
+
+
+@pytest.mark.slow
+def test_a_worker_stuck_in_a_call_does_not_keep_its_socket(
+    appliance: ApplianceProcess, neighbour: FakeGuest
+) -> None:
+    with GuestMemory() as memory, started_qemu(appliance, memory) as (vmm, rings):
+        rings[1].collect(31, timeout_s=DEADLINE_S)
+        reader, writer = full_pipe()
+        vmm.front_end.set_vring_call(1, writer)
+        vmm.front_end.sock.settimeout(2 * DEADLINE_S)  # the back-end gives its worker 15 s
+        with pytest.raises(BackendGoneError):
+            vmm.front_end.get_vring_base(1)
+        os.close(reader)
+        os.close(writer)
+    assert neighbour.ask(fuse_client.statfs()).error == 0
+
+
+def full_pipe() -> tuple[int, int]:
+    """Return a pipe whose next write blocks."""
+    reader, writer = os.pipe()
+    capacity = fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)
+    assert os.write(writer, bytes(capacity)) == capacity
+    return reader, writer

@@ -69,9 +69,14 @@ def nix_path(tree: Path, root: Path) -> str:
 
 def start_import(store: Path, *paths: Path) -> "subprocess.Popen[bytes]":
     """Start the command. Its stdout is a pipe that all its processes hold."""
-    options = ["--store", f"lmdb://{store}"]
-    command: list[str | Path] = [sys.executable, "-m", "appliance", "import", *options, *paths]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        import_command(store, *paths), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def import_command(store: Path, *paths: Path) -> list[str | Path]:
+    """Return the command that imports `paths`."""
+    return [sys.executable, "-m", "appliance", "import", "--store", f"lmdb://{store}", *paths]
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Protocol, Self
 
 from appliance.castore.digest import Digest
-from appliance.castore.path_info import read_path_info
 from appliance.castore.store_path import StorePath
 from appliance.importer.hasher_pool import Hasher
 from appliance.importer.records import HASH_RECORD, HashKind
@@ -78,9 +77,8 @@ class Committer:
         """Take over a directory; all below it was added."""
         self._current.add_directory(Digest(digest), encoded)
 
-    def complete(self, path_info: bytes) -> None:
+    def complete(self, path: StorePath, path_info: bytes) -> None:
         """End the path in hand: all its objects have been added."""
-        path = read_path_info(path_info).path
         self._current.add_path_info(path.digest, path_info)
         self._keep_current()
         self._complete_paths.append(path)

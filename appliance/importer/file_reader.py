@@ -1,7 +1,7 @@
 """Reading many small files into a ring in one call: the only importer of its C module."""
 
 import mmap
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from blake3 import blake3
 
@@ -23,18 +23,32 @@ if TYPE_CHECKING:
 FRAME_EXTRA_MAX: Final = 512
 
 
+class Reading(NamedTuple):
+    """What one call has read."""
+
+    # Packed; the next call overwrites them.
+    records: memoryview
+    # Where in `records` those are whose content does not go inline, and is not staged yet.
+    large: list[int]
+    # Bytes of the paths that are done.
+    num_done: int
+    # The next path is of a file that is not for this reader, for whatever reason.
+    is_refused: bool
+
+
 class FileReader:
-    """Reads files of at most `INLINE_MAX` bytes, each framed as an entry of a NAR, and hashes them.
+    """Reads files whole, each framed as an entry of a NAR, and hashes them.
 
     The last byte of a frame before the content is that of a length, 0, the prefix of a blob's
     record in the store (`schema.INLINE`).
 
     Args:
         ring: shared memory, writable.
+        file_max: bytes of the largest file that it reads.
         records_max: the most files in one call.
     """
 
-    def __init__(self, ring: mmap.mmap, records_max: int) -> None:
+    def __init__(self, ring: mmap.mmap, file_max: int, records_max: int) -> None:
         self._ring = memoryview(ring)
         self._ring_start = ffi.from_buffer("uint8_t[]", ring)
         self._array = ffi.new("struct reader_record[]", records_max)
@@ -48,26 +62,22 @@ class FileReader:
             _set_token(reader.close, wire.CLOSE_ENTRY),
         ]
         reader.kind = HashKind.LAST
-        reader.file_max = INLINE_MAX
+        reader.file_max = file_max
         reader.ring = self._ring_start
         reader.records = self._array
 
     def read(
         self, paths: memoryview, position: int, room: int, skipped: int, records_max: int
-    ) -> tuple[memoryview, int, bool]:
+    ) -> Reading:
         """Read files into the ring.
 
         Args:
             paths: absolute or relative, each ended by NUL.
             position: where in the ring the first frame goes.
-            room: bytes from there on that may be written; `INLINE_MAX` and `FRAME_EXTRA_MAX` are
-                enough for one file.
+            room: bytes from there on that may be written; a file takes `FRAME_EXTRA_MAX` more than
+                its size at most.
             skipped: bytes of the ring that the first record counts as used beside its own.
             records_max: the most files.
-
-        Returns:
-            The packed records, which the next call overwrites; how many bytes of `paths` are done;
-            and whether the next path is of a file that is not for this reader, for whatever reason.
         """
         reader = self._reader
         reader.position, reader.room, reader.skipped = position, room, skipped
@@ -76,10 +86,13 @@ class FileReader:
         records = self._records[: reader.records_num * HASH_RECORD.size]
         ring = self._ring
         at = HASH_RECORD_DIGEST_AT
+        large = []
         for offset, size in HASH_RECORD_CONTENT.iter_unpack(records):
             records[at : at + DIGEST_SIZE] = blake3(ring[offset : offset + size]).digest()
+            if size > INLINE_MAX:
+                large.append(at - HASH_RECORD_DIGEST_AT)
             at += HASH_RECORD.size
-        return records, num_done, bool(reader.is_refused)
+        return Reading(records, large, num_done, bool(reader.is_refused))
 
 
 def _set_token(token: "Token", value: bytes) -> object:

@@ -13,9 +13,9 @@ from typing import Final
 from blake3 import blake3
 
 from appliance.errors import ImportTreeError
-from appliance.importer.file_reader import FRAME_EXTRA_MAX, FileReader
+from appliance.importer.file_reader import FRAME_EXTRA_MAX, FileReader, Reading
 from appliance.importer.long_paths import open_at
-from appliance.importer.records import DIGEST_SIZE, HASH_RECORD, HashKind
+from appliance.importer.records import DIGEST_SIZE, HASH_RECORD, HashKind, HashRecord
 from appliance.importer.staging import staged_path
 from appliance.importer.walk import display
 from appliance.store.lmdb_env import FULL_ERRNOS
@@ -27,7 +27,9 @@ PIECE_MAX: Final = 1 << 20
 _REQUESTS_SIZE: Final = 1 << 16
 _RECORDS_MAX: Final = 64
 _CONTENT_MAX: Final = 1 << 20
-_FRAME_MAX: Final = INLINE_MAX + FRAME_EXTRA_MAX
+# Room for a small file; what is larger asks for more.
+_ROOM_MIN: Final = INLINE_MAX + FRAME_EXTRA_MAX
+_ROOM_MAX: Final = PIECE_MAX + FRAME_EXTRA_MAX
 _INLINE_PREFIX: Final = bytes([INLINE])
 _MESSAGE_MAX: Final = 1 << 16
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -57,7 +59,7 @@ class HasherLoop:
         self._returned = returned
         self._ring = memoryview(ring)
         self._ring_size = len(ring)
-        self._reader = FileReader(ring, _RECORDS_MAX)
+        self._reader = FileReader(ring, PIECE_MAX, _RECORDS_MAX)
         self._free_bytes = self._ring_size
         self._position = 0
         self._skipped = 0
@@ -78,28 +80,52 @@ class HasherLoop:
             self._send()
 
     def _serve_all(self, paths: memoryview) -> None:
+        room = _ROOM_MIN
         while paths:
-            num_done, is_refused = self._read_small(paths)
-            paths = paths[num_done:]
-            if is_refused:
+            reading = self._read(paths, room)
+            paths = paths[reading.num_done :]
+            # The next file did not fit.
+            room = _ROOM_MIN if reading.records else _ROOM_MAX
+            if reading.is_refused:
                 path, _, _ = bytes(paths).partition(b"\0")
                 self._serve(path)
                 paths = paths[len(path) + 1 :]
 
-    def _read_small(self, paths: memoryview) -> tuple[int, bool]:
+    def _read(self, paths: memoryview, room_min: int) -> Reading:
         """Read files until one is refused, or it is time to send."""
-        start = self._reserve(_FRAME_MAX)
-        room = min(self._free_bytes - self._skipped, self._ring_size - start, _CONTENT_MAX)
+        start = self._reserve(room_min)
+        room = min(self._free_bytes - self._skipped, self._ring_size - start, _ROOM_MAX)
         records_max = _RECORDS_MAX - len(self._records) // HASH_RECORD.size
-        records, num_done, is_refused = self._reader.read(
-            paths, start, room, self._skipped, records_max
-        )
+        reading = self._reader.read(paths, start, room, self._skipped, records_max)
+        records = reading.records
         if records:
             last = HASH_RECORD.unpack_from(records, len(records) - HASH_RECORD.size)
             _, _, lead, offset, _, _, _, _, frame_size, _ = last
             end = offset - lead + frame_size
+            for at in reading.large:
+                self._stage(records[at : at + HASH_RECORD.size])
             self._add(records, end, self._skipped + end - start)
-        return num_done, is_refused
+        return reading
+
+    def _stage(self, packed: memoryview) -> None:
+        """Stage the content of a file that is in the ring; set that in its record, or why not."""
+        record = HashRecord._make(HASH_RECORD.unpack(packed))
+        self._num_staged += 1
+        path = staged_path(self._staging, self._num_staged)
+        content = self._ring[record.offset : record.offset + record.size]
+        try:
+            out = _create(path)
+            try:
+                _write_staged(out, content, path)
+                self._begin_sync(out)
+            finally:
+                os.close(out)
+            record = record._replace(staged=self._num_staged)
+        except _StagingError as exc:
+            message = str(exc).encode()[:_MESSAGE_MAX]
+            content[: len(message)] = message
+            record = record._replace(kind=exc.kind, size=len(message), frame_size=0)
+        HASH_RECORD.pack_into(packed, 0, *record)
 
     def _serve(self, path: bytes) -> None:
         try:
@@ -143,14 +169,17 @@ class HasherLoop:
             start, piece = self._read_piece(fd, left, before, has_end=True)
             hasher.update(piece)
             _write_staged(out, piece, path)
-            # The commit will wait for the disk, which can begin now. A hint: failures show there.
-            self._libc.sync_file_range(out, _WHOLE, _WHOLE, _SYNC_FILE_RANGE_WRITE)
+            self._begin_sync(out)
             self._put(HashKind.LAST, before, start, left, number, hasher.digest())
         except BaseException:
             os.unlink(path)  # noqa: PTH108 -- no Path is made for a file
             raise
         finally:
             os.close(out)
+
+    def _begin_sync(self, fd: int) -> None:
+        # The commit will wait for the disk, which can begin now. A hint: failures show there.
+        self._libc.sync_file_range(fd, _WHOLE, _WHOLE, _SYNC_FILE_RANGE_WRITE)
 
     def _read_piece(
         self,

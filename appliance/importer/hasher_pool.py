@@ -43,6 +43,8 @@ class Hasher:
         self.index = index
         self.staging = os.fspath(staging)
         ring = mmap.mmap(-1, ring_size)
+        with suppress(OSError):  # a hint, which not every kernel knows
+            ring.madvise(mmap.MADV_HUGEPAGE)
         self.ring = memoryview(ring)
         self._returned = os.eventfd(0, os.EFD_CLOEXEC)
         child_requests, self.requests = os.pipe2(os.O_CLOEXEC)
@@ -136,10 +138,6 @@ class HasherPool:
         # it if it does not fit. A quarter in flight and a quarter to come always fit.
         sizes = [fcntl.fcntl(hasher.requests, fcntl.F_GETPIPE_SZ) for hasher in hashers]
         self._limit_bytes = min(sizes) // 4
-
-    def is_low(self) -> bool:
-        """Whether so little is asked for that the processes may soon be idle."""
-        return self._num_in_flight < _WINDOW // 2 and self._in_flight_bytes < self._limit_bytes // 2
 
     def has_room(self) -> bool:
         """Whether another file may be asked for now."""

@@ -12,6 +12,8 @@ import struct
 from enum import IntEnum
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from appliance.castore.store_path import StorePath
+
 DIGEST_SIZE: Final = 32
 
 
@@ -90,6 +92,17 @@ class ObjectHeader(NamedTuple):
     num_bytes: int
     # Of a directory.
     digest: bytes
+
+
+def pack_path_info(path: StorePath, encoded: bytes) -> bytes:
+    """Return the content of a PATH_INFO."""
+    return b"%b\0%b" % (path.basename().encode(), encoded)
+
+
+def unpack_path_info(content: bytes) -> tuple[StorePath, bytes]:
+    """Return the path and the encoded PathInfo."""
+    path, _, encoded = content.partition(b"\0")
+    return StorePath.parse(path), encoded
 
 
 OBJECT_HEADER: Final = struct.Struct("<BBxxIQQ32s")

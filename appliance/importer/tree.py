@@ -1,26 +1,19 @@
 """Importing one tree: its walk and its files' content become a NAR, directories and blobs."""
 
 import hashlib
-from collections import deque
-from typing import Final, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.nodes import (
-    Directory,
-    DirectoryNode,
-    FileNode,
-    Node,
-    SizeDialect,
-    SymlinkNode,
-)
+from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
+from appliance.castore.path_info import encode_nar_addressed
+from appliance.castore.size_dialect import SizeDialect
+from appliance.castore.store_path import nar_path
 from appliance.errors import ImportTreeError, StoreError, StoreFullError
+from appliance.importer.ahead import Ahead
 from appliance.importer.feed import Feed
-from appliance.importer.records import HashKind, HashTuple, ObjectKind
-from appliance.importer.walk import Event, Step, walk
+from appliance.importer.records import HashKind, HashTuple, ObjectKind, pack_path_info
+from appliance.importer.walk import Event, Step
 from appliance.nar.writer import NarWriter
-
-# Steps of the walk taken ahead of the one in hand, files or not.
-_AHEAD_MAX: Final = 4096
 
 
 class Tree(NamedTuple):
@@ -43,11 +36,10 @@ class _OpenDirectory(NamedTuple):
 class TreeImport:
     """The import of one tree; its content comes and its objects go through `feed`."""
 
-    def __init__(self, root: bytes, feed: Feed, dialect: SizeDialect) -> None:
+    def __init__(self, ahead: Ahead, feed: Feed, dialect: SizeDialect) -> None:
+        self._ahead = ahead
         self._feed = feed
         self._dialect = dialect
-        self._walk = walk(root)
-        self._ahead: deque[Event] = deque()
         self._sha256 = hashlib.sha256()
         self._nar = NarWriter(self._sha256.update)
         # The bottom one holds nothing but the root.
@@ -57,18 +49,8 @@ class TreeImport:
         self._run_start = self._run_end = 0
 
     def run(self) -> Tree:
-        """Import to the end.
-
-        Raises:
-            ImportTreeError: something in the tree cannot be imported, or changed meanwhile.
-            StoreError: a staged file could not be written.
-            HasherEndedError: a hashing process has ended.
-        """
-        ahead = self._ahead
-        while ahead or self._walk_on():
-            if self._feed.pool.is_low():
-                self._walk_on()
-            event = ahead.popleft()
+        """Import to the end; raises what `import_tree` does."""
+        for event in self._ahead:
             if event[0] is Step.FILE:
                 self._file(event)
                 continue
@@ -89,19 +71,6 @@ class TreeImport:
         root = self._open[0]
         nodes: list[Node] = [*root.directories, *root.files, *root.symlinks]
         return Tree(nodes[0], nar_size, self._sha256.digest())
-
-    def _walk_on(self) -> bool:
-        """Walk until enough is ahead; return whether there is a step to take."""
-        pool = self._feed.pool
-        while len(self._ahead) < _AHEAD_MAX and pool.has_room():
-            event = next(self._walk, None)
-            if event is None:
-                break
-            if event.step is Step.FILE:
-                pool.request(event.detail)
-            self._ahead.append(event)
-        pool.send()
-        return bool(self._ahead)
 
     def _begin_entry(self, name: bytes) -> None:
         if name:
@@ -174,3 +143,19 @@ def _refuse(kind: int, reason: str) -> NoReturn:
     if kind == HashKind.REFUSED:
         raise ImportTreeError(reason)
     raise (StoreFullError if kind == HashKind.FULL else StoreError)(reason)
+
+
+def import_tree(name: str, ahead: Ahead, feed: Feed, dialect: SizeDialect) -> bytes:
+    """Import a tree; return the content of its PATH_INFO, for the store path named `name`.
+
+    Raises:
+        ImportTreeError: something in the tree cannot be imported, or changed meanwhile.
+        StoreError: a staged file could not be written.
+        HasherEndedError: a hashing process has ended.
+    """
+    tree = TreeImport(ahead, feed, dialect).run()
+    path = nar_path(tree.nar_sha256, name)
+    path_info = encode_nar_addressed(
+        path, tree.node, nar_size=tree.nar_size, nar_sha256=tree.nar_sha256
+    )
+    return pack_path_info(path, path_info)

@@ -15,13 +15,13 @@ from appliance.castore.nodes import (
     FileNode,
     Node,
     NoNodeError,
-    SizeDialect,
     SizeOverflowError,
     SymlinkNode,
     WrongSortingError,
     node_from_message,
     node_to_message,
 )
+from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import DirectoryError
 from appliance.protos import castore_pb2
 

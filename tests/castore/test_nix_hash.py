@@ -1,13 +1,11 @@
 """Digests in the texts that Nix writes."""
 
-import base64
 import hashlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.castore import nixbase32
 from appliance.castore.nix_hash import DIGEST_SIZES, NixHash, NixHashError
 
 SHA256 = {
@@ -27,6 +25,31 @@ SHA256 = {
     ),
     "sha256:11vm2x1ajhzsrzw7lsyss51mmr3b6yll9wdjn51bh7liwkpc8ila": (
         "8a46c4eee4911eb842b1b2f144a9376be45a43d1da6b7af8cffa43a942177587"
+    ),
+}
+# Of each algorithm: base 16, base 64, base 32.
+FORMS = {
+    "md5": (
+        "c4874a8897440b393d862d8fd459073f",
+        "xIdKiJdECzk9hi2P1FkHPw==",
+        "1z0xcx93rdhqykj2s4jy44m1y4",
+    ),
+    "sha1": (
+        "6016777997c30ab02413cf5095622cd7924283ac",
+        "YBZ3eZfDCrAkE89QlWIs15JCg6w=",
+        "mj1l54np5ii9al6g2cjb02n3jxwpf5k0",
+    ),
+    "sha256": (
+        "a5ce9c155ed09397614646c9717fc7cd94b1023d7b76b618d409e4fefd6e9d39",
+        "pc6cFV7Qk5dhRkbJcX/HzZSxAj17drYY1Ank/v1unTk=",
+        "0fcxdvyzxr09shcbcxkv7l1b356dqxzp3ja68rhrg4yhbqarrkm5",
+    ),
+    "sha512": (
+        "ab40d0be3541f0774bba7815d13d10b03252e96e95f7dbb4ee99a3b431c21662"
+        "fd6971a020160e39848aa5f305b9be0f78727b2b0789e39f124d21e92b8f39ef",
+        "q0DQvjVB8HdLungV0T0QsDJS6W6V99u07pmjtDHCFmL9aXGgIBYOOYSKpfMFub4PeHJ7KweJ458STSHpK4857w==",
+        "3pkk3rbx4hls4lzwf4hfavvf9w0zgmr0prsb2l47471c850f5lzsqhnq8qv98wrxssdpxwmdvlm4cmh20yx25bqp95"
+        "pgw216nzd0h5b",
     ),
 }
 SHA512_HEX = (
@@ -72,17 +95,22 @@ def test_text_that_is_no_digest_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("algorithm", DIGEST_SIZES)
 def test_every_form_of_every_algorithm_is_read(algorithm: str) -> None:
-    digest = hashlib.new(algorithm, b"content").digest()
-    base64_text = base64.b64encode(digest).decode()
+    base16_text, base64_text, base32_text = FORMS[algorithm]
+    expected = NixHash(algorithm, bytes.fromhex(base16_text))
     for text in (
         f"{algorithm}-{base64_text}",
         f"{algorithm}-{base64_text.rstrip('=')}",
-        f"{algorithm}:{digest.hex()}",
-        f"{algorithm}:{digest.hex().upper()}",
-        f"{algorithm}:{nixbase32.encode(digest)}",
+        f"{algorithm}:{base16_text}",
+        f"{algorithm}:{base16_text.upper()}",
+        f"{algorithm}:{base32_text}",
         f"{algorithm}:{base64_text}",
     ):
-        assert NixHash.parse(text) == (algorithm, digest)
+        assert NixHash.parse(text) == expected
+    assert str(expected) == f"{algorithm}:{base32_text}"
+    assert expected.sri() == f"{algorithm}-{base64_text}"
+    for text in (base16_text, base64_text, base32_text):
+        with pytest.raises(NixHashError):
+            NixHash.parse(text)
 
 
 @given(st.sampled_from(sorted(DIGEST_SIZES)), st.randoms(use_true_random=False))

@@ -23,7 +23,7 @@ CURL_REFERENCES = (
     "j5jxw3iy7bbz4a57fh9g2xm2gxmyal8h-zlib-1.2.12",
     "yxvjs9drzsphm9pcf42a4byzj1kb9m7k-openssl-1.1.1n",
 )
-# As cache.nixos.org serves them; digikam without its line on compression.
+# As the public cache serves them; digikam without its line on compression.
 SERVED = {path.stem: path.read_text() for path in Path(__file__).parent.glob("narinfos/*.narinfo")}
 CURL, DIGIKAM, GCC, PERL, TEXLIVE = (SERVED[name] for name in sorted(SERVED))
 

@@ -21,7 +21,7 @@ from appliance.importer.committer import Committer, Sink
 from appliance.importer.hasher_pool import Hasher
 from appliance.importer.object_stream import read_objects
 from appliance.importer.progress import Progress
-from appliance.importer.records import ObjectKind, ObjectRecord
+from appliance.importer.records import ObjectHeader, ObjectKind
 from appliance.importer.tree_process import Root, start_tree_process
 from appliance.importer.walk import display
 from appliance.store.service_uri import ServiceAddresses
@@ -95,35 +95,38 @@ class _ImportRun:
 
     def run(self, objects: int) -> Iterator[str]:
         """Take all, and yield store paths as they become durable."""
-        for record, payload in read_objects(objects):
-            self._take(record, payload)
+        for header, content in read_objects(objects):
+            self._take(header, content)
             for path in self._committer.commit_if_large():
                 yield path.absolute()
         self._committer.abandon()
         for path in self._committer.finish():
             yield path.absolute()
 
-    def _take(self, record: ObjectRecord, payload: memoryview) -> None:
-        match record.kind:
+    def _take(self, header: ObjectHeader, content: bytes) -> None:
+        match header.kind:
+            case ObjectKind.RECORDS:
+                self._committer.add_files(header.hasher, content)
+            case ObjectKind.DIRECTORY:
+                self._committer.add_directory(header.digest, content)
+            case ObjectKind.PROGRESS:
+                self._progress.update(
+                    num_files=header.num_files, num_bytes=header.num_bytes, path=display(content)
+                )
             case ObjectKind.PATH_INFO:
-                self._committer.complete(bytes(payload))
+                self._committer.complete(content)
                 self.num_ended += 1
             case ObjectKind.REFUSED:
                 self._committer.abandon()
-                self._failures.append(bytes(payload).decode())
+                self._failures.append(content.decode())
                 self.num_ended += 1
             case ObjectKind.FULL:
-                raise StoreFullError(bytes(payload).decode())
+                raise StoreFullError(content.decode())
             case ObjectKind.FAILED:
-                raise StoreError(bytes(payload).decode())
+                raise StoreError(content.decode())
             case ObjectKind.ENDED:
-                self._failures.append(self._hashers[record.hasher].child.describe_end())
+                self._failures.append(self._hashers[header.hasher].child.describe_end())
                 self.is_broken = True
-            case ObjectKind.PROGRESS:
-                path = display(bytes(payload))
-                self._progress.update(num_files=record.staged, num_bytes=record.number, path=path)
-            case _:
-                self._committer.add(record, payload)
 
 
 def _open_sink(target: Path | ServiceAddresses, stack: ExitStack) -> Sink:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import deque
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.castore.nodes import (
@@ -15,8 +15,7 @@ from appliance.castore.nodes import (
 )
 from appliance.errors import ImportTreeError, StoreError, StoreFullError
 from appliance.importer.feed import Feed
-from appliance.importer.hasher_pool import Hasher
-from appliance.importer.records import HashKind, HashRecord
+from appliance.importer.records import HashKind, HashTuple, ObjectKind
 from appliance.importer.walk import Event, Step, walk
 from appliance.nar.writer import NarWriter
 
@@ -53,6 +52,9 @@ class TreeImport:
         self._nar = NarWriter(self._sha256.update)
         # The bottom one holds nothing but the root.
         self._open = [_OpenDirectory(b"", [], [], [])]
+        # Frames that lie in a row in a ring, still to be hashed.
+        self._run_ring = memoryview(b"")
+        self._run_start = self._run_end = 0
 
     def run(self) -> Tree:
         """Import to the end.
@@ -67,18 +69,22 @@ class TreeImport:
             if self._feed.pool.is_low():
                 self._walk_on()
             event = ahead.popleft()
-            if event.name and event.step is not Step.END_DIRECTORY:
-                self._nar.entry(event.name)
-            if event.step is Step.FILE:
+            if event[0] is Step.FILE:
                 self._file(event)
-            elif event.step is Step.SYMLINK:
+                continue
+            self._end_run()
+            if event.step is Step.END_DIRECTORY:
+                self._end_directory()
+                continue
+            self._begin_entry(event.name)
+            if event.step is Step.SYMLINK:
                 self._open[-1].symlinks.append(SymlinkNode(event.name, event.detail))
                 self._nar.symlink(event.detail)
-            elif event.step is Step.DIRECTORY:
+            else:
                 self._open.append(_OpenDirectory(event.name, [], [], []))
                 self._nar.directory()
-            else:
-                self._end_directory()
+        self._end_run()
+        self._feed.pass_on()
         nar_size = self._nar.finish()
         root = self._open[0]
         nodes: list[Node] = [*root.directories, *root.files, *root.symlinks]
@@ -97,38 +103,60 @@ class TreeImport:
         pool.send()
         return bool(self._ahead)
 
+    def _begin_entry(self, name: bytes) -> None:
+        if name:
+            self._nar.entry(name)
+
     def _file(self, event: Event) -> None:
-        hasher, record = self._feed.pool.receive()
-        if record.kind == HashKind.PIECE:
-            hasher, record = self._pieces(hasher, record)
-        if record.kind != HashKind.LAST:
-            self._refuse(hasher, record)
-        content = hasher.ring[record.offset : record.offset + record.size]
-        if record.size == record.file_size:
-            self._nar.file(content, executable=record.executable)
+        name = event.name
+        ring, record = self._receive()
+        kind, executable, lead, offset, size, _, file_size, _, frame_size, digest = record
+        if frame_size and name:
+            start = offset - lead
+            if start != self._run_end or ring is not self._run_ring:
+                self._end_run()
+                self._run_start = start
+                self._run_ring = ring
+            self._run_end = start + frame_size
         else:
+            self._end_run()
+            self._begin_entry(name)
+            if kind == HashKind.LAST:
+                self._nar.file(ring[offset : offset + size], executable=executable)
+            else:
+                digest = self._pieces(ring, record)
+        self._open[-1].files.append(FileNode(name, Digest(digest), file_size, executable))
+        self._feed.file_done(file_size, event.detail)
+
+    def _receive(self) -> tuple[memoryview, HashTuple]:
+        pool = self._feed.pool
+        while not pool.has_received():
+            # What is passed on may be overwritten.
+            self._end_run()
+            self._feed.report()
+            self._feed.pass_on()
+            pool.wait()
+        return pool.take()
+
+    def _pieces(self, ring: memoryview, record: HashTuple) -> bytes:
+        """Take all pieces of a large file, of which `record` is the first; return the digest."""
+        if record[0] == HashKind.PIECE:
+            _, executable, _, _, _, _, file_size, *_ = record
+            self._nar.regular(file_size, executable=executable)
+        while True:
+            kind, _, _, offset, size, *_, digest = record
+            content = ring[offset : offset + size]
+            if kind not in {HashKind.PIECE, HashKind.LAST}:
+                _refuse(kind, bytes(content).decode(errors="replace"))
             self._nar.content(content)
-        self._feed.keep(hasher, record)
-        node = FileNode(event.name, Digest(record.digest), record.file_size, record.executable)
-        self._open[-1].files.append(node)
-        self._feed.reporter.file_done(record.file_size, event.detail)
+            if kind == HashKind.LAST:
+                return bytes(digest)
+            ring, record = self._receive()
 
-    def _pieces(self, hasher: Hasher, record: HashRecord) -> tuple[Hasher, HashRecord]:
-        """Take all pieces of a large file but the last, which is returned."""
-        self._nar.regular(record.file_size, executable=record.executable)
-        while record.kind == HashKind.PIECE:
-            self._nar.content(hasher.ring[record.offset : record.offset + record.size])
-            self._feed.objects.used(hasher.index, record)
-            hasher, record = self._feed.pool.receive()
-        return hasher, record
-
-    def _refuse(self, hasher: Hasher, record: HashRecord) -> None:
-        content = bytes(hasher.ring[record.offset : record.offset + record.size])
-        reason = content.decode(errors="replace")
-        self._feed.objects.used(hasher.index, record)
-        if record.kind == HashKind.REFUSED:
-            raise ImportTreeError(reason)
-        raise (StoreFullError if record.kind == HashKind.FULL else StoreError)(reason)
+    def _end_run(self) -> None:
+        if self._run_start != self._run_end:
+            self._nar.entries(self._run_ring[self._run_start : self._run_end])
+            self._run_start = self._run_end = 0
 
     def _end_directory(self) -> None:
         self._nar.end_directory()
@@ -137,6 +165,12 @@ class TreeImport:
         encoded = directory.to_bytes()
         digest = Digest.of(encoded)
         if digest != EMPTY_DIGEST:
-            self._feed.keep_directory(digest, encoded)
+            self._feed.put(ObjectKind.DIRECTORY, encoded, digest)
         size = directory.size(self._dialect)
         self._open[-1].directories.append(DirectoryNode(name, digest, size))
+
+
+def _refuse(kind: int, reason: str) -> NoReturn:
+    if kind == HashKind.REFUSED:
+        raise ImportTreeError(reason)
+    raise (StoreFullError if kind == HashKind.FULL else StoreError)(reason)

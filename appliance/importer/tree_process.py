@@ -42,17 +42,16 @@ def start_tree_process(
 
 
 def _run(roots: Sequence[Root], feed: Feed, dialect: SizeDialect) -> None:
-    objects = feed.objects
     try:
         for root in roots:
             _import_root(root, feed, dialect)
     except HasherEndedError as exc:
-        objects.content(ObjectKind.ENDED, b"", hasher=exc.hasher)
+        feed.put(ObjectKind.ENDED, b"", hasher=exc.hasher)
     except StoreFullError as exc:
-        objects.content(ObjectKind.FULL, str(exc).encode())
+        feed.put(ObjectKind.FULL, str(exc).encode())
     except StoreError as exc:
-        objects.content(ObjectKind.FAILED, str(exc).encode())
-    objects.flush()
+        feed.put(ObjectKind.FAILED, str(exc).encode())
+    feed.pass_on()
 
 
 def _import_root(root: Root, feed: Feed, dialect: SizeDialect) -> None:
@@ -60,11 +59,10 @@ def _import_root(root: Root, feed: Feed, dialect: SizeDialect) -> None:
         tree = TreeImport(root.path, feed, dialect).run()
     except ImportTreeError as exc:
         feed.abandon()
-        feed.objects.content(ObjectKind.REFUSED, str(exc).encode())
+        feed.put(ObjectKind.REFUSED, str(exc).encode())
         return
     path = nar_path(tree.nar_sha256, root.name)
     path_info = encode_nar_addressed(
         path, tree.node, nar_size=tree.nar_size, nar_sha256=tree.nar_sha256
     )
-    feed.objects.content(ObjectKind.PATH_INFO, path_info)
-    feed.complete()
+    feed.put(ObjectKind.PATH_INFO, path_info)

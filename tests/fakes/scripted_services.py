@@ -81,7 +81,7 @@ class ScriptedServices:
         for digest, record in batch.blobs.items():
             self.blobs[digest] = bytes(schema.inline_content(record))
         for digest, file in batch.files.items():
-            self.blobs[digest] = file.path.read_bytes()
+            self.blobs[digest] = Path(file.path).read_bytes()
         self.directories |= batch.directories
         self.path_infos |= batch.path_infos
         batch.discard()

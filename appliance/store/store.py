@@ -171,6 +171,8 @@ class Store:
             kind = StoreFullError if exc.errno in FULL_ERRNOS else StoreError
             raise kind(f"{exc.filename or self.path}: {exc.strerror}") from exc
         finally:
+            for digest in placed:
+                del batch.files[digest]
             batch.discard()
 
     def close(self) -> None:

@@ -4,7 +4,8 @@ import pytest
 
 from appliance.castore.closure import ClosureChecker
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, SizeDialect, SymlinkNode
+from appliance.castore.nodes import Directory, DirectoryNode, FileNode, SymlinkNode
+from appliance.castore.size_dialect import SizeDialect
 from appliance.nar.writer import NarWriter
 
 LEAVES = {

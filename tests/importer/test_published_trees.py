@@ -5,15 +5,9 @@ from pathlib import Path
 import pytest
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.nodes import (
-    Directory,
-    DirectoryNode,
-    FileNode,
-    Node,
-    SizeDialect,
-    SymlinkNode,
-)
+from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.castore.path_info import PathInfo
+from appliance.castore.size_dialect import SizeDialect
 from appliance.importer.importer import import_paths
 from appliance.store.store import Store
 from tests.importer.trees import Silent

@@ -7,10 +7,13 @@ from typing import Final, Protocol, Self
 
 from appliance.castore.digest import Digest
 from appliance.castore.store_path import StorePath
+from appliance.errors import StoreError, StoreFullError
 from appliance.importer.hasher_pool import Hasher
 from appliance.importer.records import HASH_RECORD, HashKind
 from appliance.importer.staging import staged_path
 from appliance.store.batch import Batch
+from appliance.store.lmdb_env import FULL_ERRNOS
+from appliance.store.schema import INLINE_MAX
 
 # A commit begins as soon as this much is gathered and no other is under way: the disk is busy
 # early, and what is left to do at the end is little.
@@ -49,6 +52,7 @@ class Committer:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._commit: Future[None] | None = None
         self._committing_paths: list[StorePath] = []
+        self._num_copies = 0
 
     def add_files(self, index: int, records: bytes) -> None:
         """Take over the files in packed `HashRecord`s of one hashing process; give back its ring.
@@ -68,6 +72,11 @@ class Committer:
                     os.unlink(staged_path(hasher.staging, staged))  # noqa: PTH108 -- no Path is made for a file
             elif staged:
                 current.add_file(digest, staged_path(hasher.staging, staged), file_size)
+            elif file_size > INLINE_MAX:
+                # Staged before, for a path that was abandoned since.
+                path = staged_path(hasher.staging, self._next_copy())
+                _write(path, ring[offset : offset + size])
+                current.add_file(digest, path, file_size)
             else:
                 # The record for the store begins one byte before the content.
                 current.add_blob_record(digest, bytes(ring[offset - 1 : offset + size]))
@@ -131,7 +140,22 @@ class Committer:
             yield from self._committing_paths
             self._committing_paths = []
 
+    def _next_copy(self) -> int:
+        # Negative: the numbers above 0 are the hashing process's.
+        self._num_copies += 1
+        return -self._num_copies
+
     def _keep_current(self) -> None:
         self._known |= self._current.blobs.keys() | self._current.files.keys()
         self._complete.merge(self._current)
         self._current = Batch()
+
+
+def _write(path: str, content: memoryview) -> None:
+    try:
+        with open(path, "xb", buffering=0) as file:  # noqa: PTH123 -- as for the others staged
+            while content:
+                content = content[file.write(content) :]
+    except OSError as exc:
+        kind = StoreFullError if exc.errno in FULL_ERRNOS else StoreError
+        raise kind(f"{path}: {exc.strerror}") from exc

@@ -65,6 +65,8 @@ class HasherLoop:
         self._skipped = 0
         self._staging = staging
         self._num_staged = 0
+        # Digests of what was staged in one piece.
+        self._staged: set[bytes] = set()
         self._records = bytearray()
         self._libc = ctypes.CDLL(None)
         self._unsent_bytes = 0
@@ -108,8 +110,14 @@ class HasherLoop:
         return reading
 
     def _stage(self, packed: memoryview) -> None:
-        """Stage the content of a file that is in the ring; set that in its record, or why not."""
+        """Stage the content of a file that is in the ring; set that in its record, or why not.
+
+        Content that was staged before is not again: it is in the ring for whoever needs it.
+        """
         record = HashRecord._make(HASH_RECORD.unpack(packed))
+        if record.digest in self._staged:
+            return
+        self._staged.add(record.digest)
         self._num_staged += 1
         path = staged_path(self._staging, self._num_staged)
         content = self._ring[record.offset : record.offset + record.size]

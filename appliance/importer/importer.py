@@ -52,6 +52,7 @@ def import_paths(
     roots, failures = _roots(paths)
     # Nothing here or in the processes forked here makes cycles worth a search for them.
     gc.disable()
+    gc.freeze()
     if roots:
         with ExitStack() as stack:
             store_path = target if isinstance(target, Path) else target.one_store()

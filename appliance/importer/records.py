@@ -44,8 +44,9 @@ class HashRecord(NamedTuple):
     used: int
     # Of the whole file, in every one of its records.
     file_size: int
-    # Number of the staged file; 0 if there is none, and the byte before the content in the ring is
-    # the prefix of its record in the store.
+    # Number of the staged file; 0 if there is none. The content in the ring is whole then, and the
+    # byte before it is the prefix of its record in the store; if it is too large for that, it was
+    # staged for an earlier file.
     staged: int
     # 0 if there is no frame.
     frame_size: int

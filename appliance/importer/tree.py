@@ -51,7 +51,7 @@ class TreeImport:
     def run(self) -> Tree:
         """Import to the end; raises what `import_tree` does."""
         for event in self._ahead:
-            if event[0] is Step.FILE:
+            if event.step is Step.FILE:
                 self._file(event)
                 continue
             self._end_run()

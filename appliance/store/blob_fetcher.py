@@ -186,10 +186,11 @@ class BlobFetcher:
     async def _receive_inline(self, digest: Digest, size: int) -> bytes:
         reader = await self._open(digest)
         try:
-            pieces = _checked(lambda: reader.read(_PIECE_SIZE), digest, size)
-            return b"".join([piece async for piece in pieces])
+            content = await reader.read(size + 1)
         finally:
             await reader.close()
+        _check(digest, size, len(content), blake3(content))
+        return content
 
     async def _fetch_file(self, digest: Digest, size: int) -> None:
         # Room is made when something came: what is not there shall evict nothing.
@@ -321,9 +322,15 @@ async def _checked(
     while piece := await read():
         received += len(piece)
         if received > size:
-            raise CorruptBlobError(f"blob {digest}: has more than {size} bytes")
+            break
         hasher.update(piece)
         yield piece
+    _check(digest, size, received, hasher)
+
+
+def _check(digest: Digest, size: int, received: int, hasher: blake3) -> None:
+    if received > size:
+        raise CorruptBlobError(f"blob {digest}: has more than {size} bytes")
     if received < size:
         raise CorruptBlobError(f"blob {digest}: has {received} bytes, not {size}")
     if hasher.digest() != digest:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from errno import EIO, ENOENT
 from functools import partial
-from itertools import chain, islice, pairwise
+from itertools import islice, pairwise
 from typing import Any, Final, TypeVar
 
 from appliance.castore.digest import Digest
@@ -48,9 +48,10 @@ _FRESH_S: Final = 5.0
 _FRESH_FACTOR: Final = 10
 # Who lists it again waits no longer for a new listing.
 _LISTING_WAIT_S: Final = 1.0
-# Sub-directories of one that is entered, and those that follow on it: who enters it may go on to
-# them.
-_AHEAD_MAX: Final = 16
+# Directories that come with one that is entered, at any depth below it and beside it: who enters it
+# goes on to them.
+_BELOW_MAX: Final = 32
+_BESIDE_MAX: Final = 16
 # Remembered, together; and forgotten at once.
 _NUMBERS_MAX: Final = 1 << 16
 _ROOT_CHUNK: Final = 1024
@@ -141,17 +142,18 @@ class RemoteResolver:
         else:
             with self._ahead.urgent():
                 entries = await asyncio.shield(self._begin_directory(number))
-        below = [entry.number for entry in entries if entry.kind == Kind.DIRECTORY]
+        beside = list(islice(self._after(number), _BESIDE_MAX))
+        self._want_directories(beside, iter(range(_BESIDE_MAX)))
+        self._want_directories(self._below(entries), iter(range(_BELOW_MAX)))
+
+    def _below(self, entries: list[Entry]) -> list[int]:
+        numbers = (entry.number for entry in entries if entry.kind == Kind.DIRECTORY)
+        below = list(dict.fromkeys(numbers))
         if len(self._next_directory) + len(self._added) > _NUMBERS_MAX:
             self._next_directory.clear()
             self._added.clear()
         self._next_directory.update(pairwise(below))
-        likely = chain(islice(self._after(number), _AHEAD_MAX), below[:_AHEAD_MAX])
-        self._ahead.want(
-            (other, partial(self._directory_ahead, other))
-            for other in likely
-            if other not in self._added
-        )
+        return below
 
     def _after(self, number: int) -> Iterator[int]:
         # Equal directories share a number, so this may go round in a circle.
@@ -160,9 +162,17 @@ class RemoteResolver:
             yield following
             following = self._next_directory.get(following)
 
-    async def _directory_ahead(self, number: int) -> None:
+    def _want_directories(self, numbers: list[int], left: Iterator[int]) -> None:
+        # As many as are left, of these and then of those below them.
+        new = (number for number in numbers if number not in self._added)
+        self._ahead.want(
+            (number, partial(self._directory_ahead, number, left))
+            for number, _ in zip(new, left, strict=False)
+        )
+
+    async def _directory_ahead(self, number: int, left: Iterator[int]) -> None:
         if number not in self._directories:
-            await self._begin_directory(number)
+            self._want_directories(self._below(await self._begin_directory(number)), left)
 
     def _begin_directory(self, number: int) -> asyncio.Task[list[Entry]]:
         task = asyncio.create_task(self._add_directory(number))

@@ -17,6 +17,9 @@ _WINDOW_MIN: Final = 8
 _WINDOW_MAX: Final = 64
 _MISSES_MAX: Final = 8
 _READ_ON_MISSES: Final = 3
+# Directories looked at for files to name, and levels gone up from one to another.
+_FOLLOWING_MAX: Final = 64
+_DEPTH_MAX: Final = 64
 
 SmallFile = tuple[Digest, int]
 
@@ -33,7 +36,7 @@ class _Siblings:
         self.files = tuple(
             (node.digest, node.size) for node in directory.files if 0 < node.size <= INLINE_MAX
         )
-        self.below = tuple(node.digest for node in directory.directories)
+        self.below = tuple(dict.fromkeys(node.digest for node in directory.directories))
         self.num_missed = 0
         self.reached = 0
 
@@ -65,6 +68,7 @@ class SmallFiles:
         self._bytes_max = bytes_max
         self._directories: OrderedDict[Digest, _Siblings] = OrderedDict()
         self._next: dict[Digest, Digest] = {}
+        self._above: dict[Digest, Digest] = {}
         self._places: dict[Digest, _Place] = {}
         self._num_remembered = 0
 
@@ -77,6 +81,7 @@ class SmallFiles:
         for position, (file_digest, _size) in enumerate(siblings.files):
             self._places[file_digest] = _Place(digest, position)
         self._next.update(pairwise(siblings.below))
+        self._above.update(dict.fromkeys(siblings.below, digest))
         while self._num_remembered > _REMEMBERED_MAX and len(self._directories) > 1:
             self._forget_oldest()
 
@@ -99,13 +104,39 @@ class SmallFiles:
 
     def _named(self, digest: Digest, siblings: _Siblings, start: int) -> Iterator[SmallFile]:
         siblings.num_missed = min(siblings.num_missed + 1, _MISSES_MAX)
-        end = start + siblings.window()
-        yield from siblings.take(end)
-        next_digest = self._next.get(digest)
-        following = self._directories.get(next_digest) if next_digest is not None else None
-        if following is not None and siblings.is_read_on() and end > len(siblings.files):
-            following.num_missed = max(following.num_missed, siblings.num_missed)
-            yield from following.take(end - len(siblings.files))
+        left = start + siblings.window()
+        yield from siblings.take(left)
+        if not siblings.is_read_on():
+            return
+        num_missed = siblings.num_missed
+        for following in self._following(digest):
+            left -= len(siblings.files)
+            if left <= 0:
+                return
+            siblings = following
+            siblings.num_missed = max(siblings.num_missed, num_missed)
+            yield from siblings.take(left)
+
+    def _following(self, digest: Digest) -> Iterator[_Siblings]:
+        # As far as they are known, in the order of who enters a directory when its files are read.
+        # Equal directories are in several places, of which one is remembered: so this may go round.
+        at: Digest | None = digest
+        for _ in range(_FOLLOWING_MAX):
+            siblings = self._directories.get(at) if at is not None else None
+            if siblings is None or at is None:
+                return
+            if at != digest:
+                yield siblings
+            at = siblings.below[0] if siblings.below else self._beside(at)
+
+    def _beside(self, digest: Digest) -> Digest | None:
+        for _ in range(_DEPTH_MAX):
+            if digest in self._next:
+                return self._next[digest]
+            if digest not in self._above:
+                return None
+            digest = self._above[digest]
+        return None
 
     def _within_bytes(self, files: Iterator[SmallFile]) -> Iterator[SmallFile]:
         left = self._bytes_max
@@ -120,6 +151,7 @@ class SmallFiles:
         self._num_remembered -= siblings.num_remembered()
         for below in siblings.below:
             self._next.pop(below, None)
+            self._above.pop(below, None)
         for file_digest, _size in siblings.files:
             place = self._places.get(file_digest)
             if place is not None and place.directory == digest:

@@ -147,13 +147,13 @@ def test_directories_below_come_with_one_that_is_entered(
     services: ScriptedServices, guest: FakeGuest
 ) -> None:
     known = set(services.directories)
-    below = {b"%d" % number: {b"x": File(os.urandom(9))} for number in range(5)}
+    below = {b"%d" % number: {b"x": {b"y": File(os.urandom(9))}} for number in range(5)}
     top = guest.lookup(ROOT, services.put(below))
     added = services.directories.keys() - known
     guest.lookup(top, b"3")
     wait_until(lambda: all(services.reads[digest] == 1 for digest in added))
     for name in below:
-        assert guest.lookup(guest.lookup(top, name), b"x")
+        assert guest.lookup(guest.lookup(guest.lookup(top, name), b"x"), b"y")
     assert {services.reads[digest] for digest in added} == {1}
 
 

@@ -83,6 +83,27 @@ def test_who_reads_to_the_end_goes_on_in_the_next_directory() -> None:
     assert named
 
 
+def test_who_reads_on_goes_down_then_beside_then_up() -> None:
+    deepest = directory("deepest", 2)
+    deep, beside = directory("deep", 2, deepest), directory("beside", 2)
+    one, other = directory("one", 3, deep, beside), directory("other", 2)
+    top = directory("top", 0, one, other)
+    small_files = remembering(top, one, deep, deepest, beside, other)
+    named = [digest for number in range(3) for digest in missed(small_files, f"one{number}")]
+    order = ["deep0", "deep1", "deepest0", "deepest1", "beside0", "beside1", "other0", "other1"]
+    assert named == [digest_of(label) for label in ("one1", "one2", *order)]
+
+
+def test_equal_directories_in_many_places_lead_to_an_end() -> None:
+    one, other = directory("one", 1), directory("other", 1)
+    first = directory("first", 0, one, one, other)
+    second = directory("second", 0, other, one, other, first)
+    small_files = remembering(first, second, directory("top", 0, second, first), one, other)
+    for _ in range(10):
+        for label in ("one0", "other0"):
+            assert len(missed(small_files, label)) <= 2
+
+
 def test_who_reads_one_file_of_each_directory_is_not_taken_for_one_who_reads_all() -> None:
     leaves = [directory(f"leaf{number}-", 30) for number in range(20)]
     small_files = remembering(directory("top", 0, *leaves), *leaves)

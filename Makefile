@@ -38,6 +38,7 @@ bench: packages-test $(INSTALLED)
 	$(BIN)/python vm-tests/bench.py $(ARGS) || status=1; \
 	$(BIN)/python -m tests.mount.bench || status=1; \
 	$(BIN)/python -m tests.bench_rpc || status=1; \
+	$(BIN)/python -m tests.remote.bench || status=1; \
 	exit $$status
 
 protos: $(INSTALLED)

@@ -17,10 +17,10 @@ removed under the write lock and only without a record, as another process may h
 
 import struct
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import lmdb
 
@@ -108,6 +108,14 @@ class BlobCache:
         self.drop(digest)
         return None
 
+    def check_size(self, digest: Digest, size: int) -> None:
+        """Raise TooLargeError if a blob would take more than the whole cache."""
+        if charge_of(size) > self.max_bytes:
+            raise TooLargeError(
+                f"blob {digest}: {size} bytes are more than the whole cache may take, "
+                f"{self.max_bytes}"
+            )
+
     def reserve(self, digest: Digest, size: int, keep: Collection[bytes]) -> bool:
         """Charge for a blob that is to be fetched, and evict others for it.
 
@@ -117,7 +125,8 @@ class BlobCache:
             TooLargeError: it would take more than all.
             StoreError: LMDB failed.
         """
-        charge = self._checked_charge(digest, size)
+        self.check_size(digest, size)
+        charge = charge_of(size)
 
         def work(txn: WriteTransaction) -> bool:
             return self._charge(txn, digest, charge, keep)
@@ -126,23 +135,31 @@ class BlobCache:
         self._remove_files()
         return is_reserved
 
-    def put_inline(self, digest: Digest, content: bytes, keep: Collection[bytes]) -> bool:
-        """Put a blob of at most `schema.INLINE_MAX` bytes, which needs no reservation.
+    def put_inline(
+        self, blobs: Sequence[tuple[Digest, bytes]], keep: Collection[bytes]
+    ) -> list[bool]:
+        """Put blobs of at most `schema.INLINE_MAX` bytes, which need no reservation.
 
-        Returns and raises what `reserve` does.
+        Returns of each what `reserve` would.
+
+        Raises:
+            StoreError: LMDB failed; none of them is there.
         """
-        charge = self._checked_charge(digest, len(content))
-        record = pack_inline(content)
 
-        def work(txn: WriteTransaction) -> bool:
-            if not self._charge(txn, digest, charge, keep):
-                return False
-            txn.put(digest, record, db=self._blobs)
-            return True
+        def put(txn: WriteTransaction, digest: Digest, content: bytes) -> bool:
+            is_charged = self._charge(txn, digest, charge_of(len(content)), keep)
+            if is_charged:
+                txn.put(digest, pack_inline(content), db=self._blobs)
+            return is_charged
 
-        is_put = self.store.env.write(work)
-        self._remove_files()
-        return is_put
+        def work(txn: WriteTransaction) -> tuple[list[bool], int]:
+            are_put = [put(txn, digest, content) for digest, content in blobs]
+            return are_put, _count(txn, self._ends)
+
+        are_put, num_ended = self.store.env.write(work)
+        if num_ended:
+            self._remove_files()
+        return are_put
 
     def commit(self, digest: Digest, size: int, batch: Batch) -> None:
         """Put a blob that was reserved; takes over its file in any case."""
@@ -191,15 +208,6 @@ class BlobCache:
         """Close; no transaction may be open."""
         self._temp.close()
         self.store.close()
-
-    def _checked_charge(self, digest: Digest, size: int) -> int:
-        charge = charge_of(size)
-        if charge > self.max_bytes:
-            raise TooLargeError(
-                f"blob {digest}: {size} bytes are more than the whole cache may take, "
-                f"{self.max_bytes}"
-            )
-        return charge
 
     # --- In a write transaction ---
 
@@ -275,5 +283,5 @@ class BlobCache:
         self.store.env.write(work)
 
 
-def _count(txn: "lmdb.Transaction[memoryview]", database: lmdb._Database) -> int:
+def _count(txn: "lmdb.Transaction[Any]", database: lmdb._Database) -> int:
     return int(txn.stat(database)["entries"])

@@ -6,11 +6,12 @@ It lives on the event loop of its own thread (see `remote`), and writes the inde
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from errno import EIO, ENOENT
 from functools import partial
-from typing import Final, TypeVar
+from itertools import islice, pairwise
+from typing import Any, Final, TypeVar
 
 from appliance.castore.digest import Digest
 from appliance.castore.nodes import Directory, Node
@@ -23,12 +24,16 @@ from appliance.errors import (
     ServiceUnavailableError,
     StoreError,
 )
+from appliance.index.children import Kind
+from appliance.index.images import Entry
 from appliance.index.node_index import NodeIndex
 from appliance.index.resolver import wanted_directory
 from appliance.index.wants import BlobWanted, DirectoryWanted, RootListWanted, RootNameWanted, Want
+from appliance.store.ahead import Ahead
 from appliance.store.blob_fetcher import BlobFetcher
 from appliance.store.lmdb_env import WriteTransaction
 from appliance.store.services import Services
+from appliance.supervisor.siblings import SmallFiles
 
 T = TypeVar("T")
 
@@ -43,6 +48,12 @@ _FRESH_S: Final = 5.0
 _FRESH_FACTOR: Final = 10
 # Who lists it again waits no longer for a new listing.
 _LISTING_WAIT_S: Final = 1.0
+# Directories that come with one that is entered, at any depth below it and beside it: who enters it
+# goes on to them.
+_BELOW_MAX: Final = 32
+_BESIDE_MAX: Final = 16
+# Remembered, together; and forgotten at once.
+_NUMBERS_MAX: Final = 1 << 16
 _ROOT_CHUNK: Final = 1024
 # The same failure is logged again after so long.
 _REPEAT_S: Final = 10.0
@@ -64,6 +75,11 @@ class RemoteResolver:
         self._fetcher = fetcher
         self._index = index
         self._thread = ThreadPoolExecutor(1, "index")
+        self._ahead = Ahead()
+        self._directories: dict[int, asyncio.Task[list[Entry]]] = {}
+        self._added: set[int] = set()
+        self._next_directory: dict[int, int] = {}
+        self._small_files = SmallFiles(fetcher.ahead_bytes_max if fetcher is not None else 0)
         self._places = asyncio.Semaphore(_FETCHES_MAX)
         self._reports = _Reports()
         self._listing: asyncio.Task[None] | None = None
@@ -93,9 +109,13 @@ class RemoteResolver:
 
     async def close(self) -> None:
         """Give up a listing under way and end the thread."""
+        await self._ahead.close()
+        tasks: list[asyncio.Task[Any]] = list(self._directories.values())
         if self._listing is not None:
-            self._listing.cancel()
-            await asyncio.wait([self._listing])
+            tasks.append(self._listing)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._thread.shutdown()
 
     async def _resolve(self, want: Want) -> None:
@@ -107,16 +127,70 @@ class RemoteResolver:
             case RootListWanted():
                 await self._root_list()
             case BlobWanted(digest, size) if self._fetcher is not None:
-                await self._fetcher.fetch(Digest(digest), size)
+                await self._blob(self._fetcher, Digest(digest), size)
+
+    async def _blob(self, fetcher: BlobFetcher, digest: Digest, size: int) -> None:
+        is_under_way = fetcher.is_under_way(digest)
+        fetching = asyncio.create_task(fetcher.fetch(digest, size))  # before what is not urgent
+        fetcher.fetch_ahead(self._small_files.after(digest, is_under_way=is_under_way))
+        await fetching
 
     async def _directory(self, number: int) -> None:
+        task = self._directories.get(number)
+        if task is not None:
+            entries = await asyncio.shield(task)
+        else:
+            with self._ahead.urgent():
+                entries = await asyncio.shield(self._begin_directory(number))
+        beside = list(islice(self._after(number), _BESIDE_MAX))
+        self._want_directories(beside, iter(range(_BESIDE_MAX)))
+        self._want_directories(self._below(entries), iter(range(_BELOW_MAX)))
+
+    def _below(self, entries: list[Entry]) -> list[int]:
+        numbers = (entry.number for entry in entries if entry.kind == Kind.DIRECTORY)
+        below = list(dict.fromkeys(numbers))
+        if len(self._next_directory) + len(self._added) > _NUMBERS_MAX:
+            self._next_directory.clear()
+            self._added.clear()
+        self._next_directory.update(pairwise(below))
+        return below
+
+    def _after(self, number: int) -> Iterator[int]:
+        # Equal directories share a number, so this may go round in a circle.
+        following = self._next_directory.get(number)
+        while following is not None:
+            yield following
+            following = self._next_directory.get(following)
+
+    def _want_directories(self, numbers: list[int], left: Iterator[int]) -> None:
+        # As many as are left, of these and then of those below them.
+        new = (number for number in numbers if number not in self._added)
+        self._ahead.want(
+            (number, partial(self._directory_ahead, number, left))
+            for number, _ in zip(new, left, strict=False)
+        )
+
+    async def _directory_ahead(self, number: int, left: Iterator[int]) -> None:
+        if number not in self._directories:
+            self._want_directories(self._below(await self._begin_directory(number)), left)
+
+    def _begin_directory(self, number: int) -> asyncio.Task[list[Entry]]:
+        task = asyncio.create_task(self._add_directory(number))
+        self._directories[number] = task
+        task.add_done_callback(lambda _task: self._directories.pop(number))
+        return task
+
+    async def _add_directory(self, number: int) -> list[Entry]:
         digest = await self._run(lambda: self._wanted_directory(number))
         if digest is None:
-            return
+            return []
         directory = await self._get(self._services.directories.get(digest), f"directory {digest}")
         if directory is None:
             raise ContentMissingError(f"directory {digest}: the service does not have it")
-        await self._run(lambda: self._add_directory(number, directory))
+        self._small_files.add(digest, directory)
+        entries = await self._run(lambda: self._write_directory(number, directory))
+        self._added.add(number)
+        return entries
 
     async def _root_name(self, name: bytes) -> None:
         try:
@@ -187,8 +261,8 @@ class RemoteResolver:
         with self._index.read() as txn:
             return wanted_directory(self._index, txn, number)
 
-    def _add_directory(self, number: int, directory: Directory) -> None:
-        self._index.write(lambda txn: self._index.add_directory(txn, number, directory))
+    def _write_directory(self, number: int, directory: Directory) -> list[Entry]:
+        return self._index.write(lambda txn: self._index.add_directory(txn, number, directory))
 
     def _add_root(self, nodes: list[Node]) -> None:
         def work(txn: WriteTransaction) -> None:

@@ -109,6 +109,54 @@ def test_blobs_that_do_not_come_keep_nothing_else_waiting(
     }
 
 
+def test_who_reads_a_small_file_has_some_after_it_fetched_too(
+    services: ScriptedServices, guest: FakeGuest
+) -> None:
+    contents = [os.urandom(100) for _ in range(50)]
+    files = {b"%02d" % number: File(content) for number, content in enumerate(contents)}
+    top = guest.lookup(ROOT, services.put(files))
+    assert read(guest, guest.lookup(top, b"10")).body == contents[10]
+    wait_until(lambda: all(services.num_reads(content) for content in contents[11:19]))
+    assert sum(services.num_reads(content) for content in contents) == 9
+    for number, content in enumerate(contents):
+        assert read(guest, guest.lookup(top, b"%02d" % number)).body == content
+    assert {services.num_reads(content) for content in contents} == {1}
+
+
+def test_small_files_that_do_not_come_ahead_keep_no_read_waiting(
+    services: ScriptedServices, appliance: ApplianceProcess, guest: FakeGuest
+) -> None:
+    contents = [os.urandom(100) for _ in range(50)]
+    files = {b"%02d" % number: File(content) for number, content in enumerate(contents)}
+    top = guest.lookup(ROOT, services.put(files))
+    release = [services.hold(Digest.of(content)) for content in contents[1:40]]
+    del services.blobs[Digest.of(contents[41])]
+    num_errors = len(errors(appliance))
+    for number in (0, 40, 42, 49):
+        assert read(guest, guest.lookup(top, b"%02d" % number)).body == contents[number]
+    wait_until(lambda: services.num_reads(contents[1]) == 1)
+    assert len(errors(appliance)) == num_errors  # nobody has asked for what is missing
+    for let_go in release:
+        let_go()
+    assert read(guest, guest.lookup(top, b"01")).body == contents[1]
+    assert read(guest, guest.lookup(top, b"41")).error == errno.EIO
+    assert len(errors(appliance)) == num_errors + 1
+
+
+def test_directories_below_come_with_one_that_is_entered(
+    services: ScriptedServices, guest: FakeGuest
+) -> None:
+    known = set(services.directories)
+    below = {b"%d" % number: {b"x": {b"y": File(os.urandom(9))}} for number in range(5)}
+    top = guest.lookup(ROOT, services.put(below))
+    added = services.directories.keys() - known
+    guest.lookup(top, b"3")
+    wait_until(lambda: all(services.reads[digest] == 1 for digest in added))
+    for name in below:
+        assert guest.lookup(guest.lookup(guest.lookup(top, name), b"x"), b"y")
+    assert {services.reads[digest] for digest in added} == {1}
+
+
 def test_a_directory_that_does_not_come_keeps_nothing_else_waiting(
     services: ScriptedServices, guest: FakeGuest
 ) -> None:

@@ -36,10 +36,12 @@ class SlowBlobs(MemoryBlobService):
         super().__init__()
         self.held: dict[Digest, asyncio.Event] = {}
         self.opened: list[Digest] = []
+        self.is_holding = asyncio.Event()
 
     async def open_read(self, digest: Digest) -> BlobReader | None:
         self.opened.append(digest)
         if digest in self.held:
+            self.is_holding.set()
             await self.held[digest].wait()
         return await super().open_read(digest)
 
@@ -51,10 +53,10 @@ class SlowBlobs(MemoryBlobService):
 
 @asynccontextmanager
 async def fetching(
-    cache: BlobCache, timeout_s: float = 30
+    cache: BlobCache, timeout_s: float = 30, grace_s: float = 0
 ) -> AsyncIterator[tuple[SlowBlobs, BlobFetcher]]:
     blobs = SlowBlobs()
-    fetcher = BlobFetcher(blobs, cache, progress_timeout_s=timeout_s, grace_s=0)
+    fetcher = BlobFetcher(blobs, cache, progress_timeout_s=timeout_s, grace_s=grace_s)
     try:
         yield blobs, fetcher
     finally:
@@ -189,6 +191,101 @@ def test_no_more_are_fetched_at_a_time_than_is_allowed(cache: BlobCache) -> None
             assert len(blobs.opened) == FETCHES_MAX
             release.set()
             await asyncio.gather(*fetches)
+
+    run(work)
+
+
+async def ahead_is_over(fetcher: BlobFetcher) -> None:
+    while fetcher._ahead._running:
+        await asyncio.wait(fetcher._ahead._running)
+
+
+def test_what_is_fetched_ahead_is_fetched_once(cache: BlobCache) -> None:
+    async def work() -> None:
+        async with fetching(cache) as (blobs, fetcher):
+            digests = [await blobs.put(b"%04d" % number) for number in range(100)]
+            release = blobs.held[digests[-1]] = asyncio.Event()
+            fetcher.fetch_ahead((digest, 4) for digest in digests)
+            await blobs.is_holding.wait()
+            joined = asyncio.create_task(fetcher.fetch(digests[-1], 4))
+            await asyncio.sleep(0)
+            release.set()
+            await joined
+            for digest in digests:
+                await fetcher.fetch(digest, 4)
+            assert sorted(blobs.opened) == sorted(digests)
+
+    run(work)
+
+
+def test_what_does_not_come_ahead_keeps_no_fetch_waiting(cache: BlobCache) -> None:
+    async def work() -> None:
+        async with fetching(cache) as (blobs, fetcher):
+            stuck = [await blobs.put(b"%04d" % number) for number in range(100)]
+            blobs.held = {digest: asyncio.Event() for digest in stuck}
+            fetcher.fetch_ahead((digest, 4) for digest in stuck)
+            for number in range(FETCHES_MAX + 1):
+                await fetcher.fetch(await blobs.put(b"%d" % number), len(b"%d" % number))
+            not_begun = stuck[-1]
+            blobs.held[not_begun].set()
+            await fetcher.fetch(not_begun, 4)
+
+    run(work)
+
+
+def test_what_is_fetched_ahead_stays_within_the_bound(cache: BlobCache) -> None:
+    async def work() -> None:
+        async with fetching(cache) as (blobs, fetcher):
+            digests = [await blobs.put(os.urandom(SMALL)) for _ in range(200)]
+            fetcher.fetch_ahead((digest, SMALL) for digest in digests)
+            await ahead_is_over(fetcher)
+            assert MAX_BYTES // 2 < cache.charged_bytes() <= MAX_BYTES
+
+    run(work)
+
+
+def test_what_is_fetched_ahead_evicts_nothing_that_was_waited_for_just_now(
+    cache: BlobCache,
+) -> None:
+    async def work() -> None:
+        async with fetching(cache, grace_s=30) as (blobs, fetcher):
+            num_fitting = MAX_BYTES // charge_of(SMALL)
+            kept = [await blobs.put(os.urandom(SMALL)) for _ in range(num_fitting)]
+            for digest in kept:
+                await fetcher.fetch(digest, SMALL)
+            more = await blobs.put(os.urandom(SMALL))
+            fetcher.fetch_ahead([(more, SMALL)])
+            await ahead_is_over(fetcher)
+            assert blobs.opened[-1] == more
+            assert content_in(cache, more) is None
+            assert all(content_in(cache, digest) is not None for digest in kept)
+
+    run(work)
+
+
+@pytest.mark.parametrize("is_ahead", [True, False])
+def test_who_is_told_a_wrong_size_spoils_it_for_no_other(
+    cache: BlobCache,
+    is_ahead: bool,  # noqa: FBT001 -- a pytest parameter
+) -> None:
+    async def work() -> None:
+        async with fetching(cache) as (blobs, fetcher):
+            digest = await blobs.put(b"content")
+            release = blobs.held[digest] = asyncio.Event()
+            wrong: list[asyncio.Task[None]] = []
+            if is_ahead:
+                fetcher.fetch_ahead([(digest, 6)])
+            else:
+                wrong.append(asyncio.create_task(fetcher.fetch(digest, 6)))
+            await blobs.is_holding.wait()
+            right = asyncio.create_task(fetcher.fetch(digest, 7))
+            await asyncio.sleep(0)
+            release.set()
+            await right
+            assert content_in(cache, digest) == b"content"
+            for task in wrong:
+                with pytest.raises(CorruptBlobError, match="more than 6"):
+                    await task
 
     run(work)
 

@@ -72,9 +72,10 @@ def process(target: object, path: Path) -> Iterator[tuple[Connection, int]]:
     try:
         yield channel, child.pid
     finally:
-        channel.close()
+        # At the end of the channel it would end by itself, and close its environment.
         child.kill()
         child.join(DEADLINE_S)
+        channel.close()
 
 
 def test_full_map_is_grown_and_the_work_run_again(tmp_path: Path) -> None:

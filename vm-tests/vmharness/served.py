@@ -50,7 +50,7 @@ class Served:
 @contextlib.contextmanager
 def serve(
     machine: str,
-    store: Path,
+    store: Path | str,
     directory: Path,
     *options: str,
     num_request_queues: int = 2,
@@ -61,7 +61,7 @@ def serve(
 
     Args:
         machine: UML has one CPU and one queue, QEMU two CPUs.
-        store: what was imported.
+        store: where what was imported is, as a directory or an address.
         directory: receives sockets and logs.
         options: of `appliance virtiofs`.
         num_request_queues: of each device, under QEMU.

@@ -5,6 +5,7 @@ process does those, with no thread, event loop, channel or environment yet, and 
 then is the command, in a process of its own.
 """
 
+import gc
 import json
 import os
 import select
@@ -118,6 +119,7 @@ def _serve(channel: socket.socket) -> None:
     from appliance.cli import main  # noqa: PLC0415
 
     assert threading.active_count() == 1
+    gc.freeze()
     while True:
         data, fds, _, _ = socket.recv_fds(channel, _MESSAGE_MAX, 2)
         if not data:

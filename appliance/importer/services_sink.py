@@ -82,7 +82,7 @@ class ServicesSink:
         small = asyncio.Semaphore(_SMALL_UPLOADS_MAX)
         large = asyncio.Semaphore(_LARGE_UPLOADS_MAX)
 
-        async def put_small(digest: bytes, record: Buffer) -> None:
+        async def put_small(digest: bytes, record: bytes | memoryview) -> None:
             async with small:
                 if not self._asking.is_worthwhile() or not await self._has(Digest(digest)):
                     await self._put_blob(Digest(digest), [schema.inline_content(record)])

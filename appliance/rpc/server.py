@@ -27,6 +27,8 @@ from appliance.store.services import Services
 _PROBE_INTERVAL_S: Final = 5.0
 _PROBE_TIMEOUT_S: Final = 5.0
 _SETTLE_S: Final = 0.1
+# More are refused with RESOURCE_EXHAUSTED: each may hold a request in memory.
+_CALLS_MAX: Final = 1024
 # The newer name of the same service.
 _REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
 # Two servers must not share a port unnoticed.
@@ -43,7 +45,7 @@ class Server:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._edge = Edge()
-        self._server = grpc.aio.server(options=_SERVER_OPTIONS)
+        self._server = grpc.aio.server(options=_SERVER_OPTIONS, maximum_concurrent_rpcs=_CALLS_MAX)
         self._health = health.HealthServicer()
         self._probing: asyncio.Task[None] | None = None
         for family in FAMILIES:

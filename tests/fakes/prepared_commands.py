@@ -18,6 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import appliance.importer.importer
+import appliance.importer.services_sink
+import appliance.rpc.daemon  # noqa: F401 - commands would import these
+from appliance.cli import main
+
 DEADLINE_S = 60.0
 _MESSAGE_MAX = 1 << 16
 
@@ -113,11 +118,6 @@ class _Reader:
 
 
 def _serve(channel: socket.socket) -> None:
-    import appliance.importer.importer  # noqa: PLC0415 - and the rest: by the preparing process
-    import appliance.importer.services_sink
-    import appliance.rpc.daemon  # noqa: F401
-    from appliance.cli import main  # noqa: PLC0415
-
     assert threading.active_count() == 1
     gc.freeze()
     while True:

@@ -88,8 +88,9 @@ def make_directories(top: Path, num_directories: int) -> None:
         parent.mkdir(parents=True)
         num_leaves = min(_FANOUT, num_directories - num_made - 1)
         for leaf in range(num_leaves):
-            os.mkdir(f"{parent}/{leaf}")
-            os.symlink(f"{num_made}-{leaf}", f"{parent}/{leaf}/link")
+            directory = parent / str(leaf)
+            directory.mkdir()
+            (directory / "link").symlink_to(f"{num_made}-{leaf}")
         num_made += 1 + num_leaves
 
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 
 def import_into(daemon: DaemonProcess, path: Path, staging: Path) -> Measured:
-    command = [*APPLIANCE, "import", "--store", daemon.unix_uri, path]
+    command = [*APPLIANCE, "import", "--store", daemon.unix_uri, str(path)]
     return measure_memory(command, {"TMPDIR": str(staging)})
 
 

@@ -10,7 +10,8 @@ import pytest
 from appliance.castore.digest import Digest
 from appliance.castore.nodes import Directory, FileNode
 from appliance.errors import ServiceLimitError, StoreFullError
-from appliance.rpc.handlers import Context, Handler
+from appliance.rpc.handlers import Handler
+from appliance.rpc.incoming import Context
 from appliance.rpc.loop_thread import LoopThread
 from appliance.rpc.methods import MESSAGE_MAX
 from appliance.store.services import Services

@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
@@ -10,7 +11,6 @@ import pytest
 from appliance.castore.digest import Digest
 from appliance.castore.nodes import Directory, FileNode
 from appliance.errors import ServiceLimitError, StoreFullError
-from appliance.rpc.handlers import Handler
 from appliance.rpc.incoming import Context
 from appliance.rpc.loop_thread import LoopThread
 from appliance.rpc.methods import MESSAGE_MAX
@@ -18,6 +18,9 @@ from appliance.store.services import Services
 from tests.contracts.rig import Rig, put_blob
 from tests.fakes.daemon_process import DaemonProcess
 from tests.importer.trees import small_disk
+
+if TYPE_CHECKING:
+    from appliance.rpc.handlers import Handler
 
 REFUSAL = "the quota of this month is used up"
 

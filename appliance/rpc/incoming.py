@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 
 import grpc
 
+from appliance.rpc.methods import CONTENT_MAX
 from appliance.rpc.status import StatusError
 
 # Quoted: the class is generic in its stubs only.
@@ -19,9 +20,11 @@ Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 _NUM_PLACES: Final = 8
 # A call to which no message comes for so long loses its place, and receives all the same: nobody
-# waits for a client that sends nothing. Once it has, it is not waited for any longer than that.
+# waits for a client that sends nothing. Large messages take their time; who sends small ones, or
+# has been slow before, is not waited for any longer than that.
 _PATIENCE_S: Final = 1.0
-_SLOW_PATIENCE_S: Final = 0.05
+_SHORT_PATIENCE_S: Final = 0.1
+_LARGE_MIN: Final = 2 * CONTENT_MAX
 # How long the rest of a stream that is refused is taken, in all and while nothing comes.
 _DRAIN_S: Final = 30.0
 _DRAIN_IDLE_S: Final = 0.5
@@ -78,8 +81,8 @@ class Incoming:
                 if not isinstance(message, bytes):
                     break
                 place.keep()
-                if not place.is_held:
-                    patience_s = _SLOW_PATIENCE_S
+                is_waited_for = place.is_held and len(message) >= _LARGE_MIN
+                patience_s = _PATIENCE_S if is_waited_for else _SHORT_PATIENCE_S
                 yield message
                 del message  # not to be held while the next is awaited
             finally:

@@ -64,7 +64,8 @@ async def measure(target: str, call: Call, seconds: float, concurrency: int) -> 
         async def client() -> None:
             nonlocal moved
             while (began_s := time.perf_counter()) < started_s + seconds:
-                moved += await call(channel)
+                size = await call(channel)
+                moved += size  # not in one: others add to it while this one waits
                 latencies_s.append(time.perf_counter() - began_s)
 
         await asyncio.gather(*(client() for _ in range(concurrency)))

@@ -10,7 +10,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-BUILD_INPUTS := pyproject.toml $(filter-out cffi_build/_engine.c,$(wildcard cffi_build/*.[ch] cffi_build/*.py))
+WRAPPERS := cffi_build/_engine.c cffi_build/_reader.c
+BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
 .PHONY: venv demo test bench protos clean packages-venv packages-demo packages-test
 .DELETE_ON_ERROR:
@@ -44,5 +45,5 @@ protos: $(INSTALLED)
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	rm -f cffi_build/_engine.c appliance/_engine.*.so
+	rm -f $(WRAPPERS) appliance/_*.so
 	find appliance tests vm-tests cffi_build -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from appliance import __version__
-from appliance.castore.nodes import SizeDialect
+from appliance.castore.size_dialect import SizeDialect
 from appliance.cli_addresses import (
     add_service_options,
     add_store_option,

@@ -5,14 +5,17 @@ import json
 import os
 import sys
 from contextlib import aclosing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.cli_addresses import add_service_options, service_addresses
-from appliance.errors import StoreError
+from appliance.errors import ConfigError, PathInfoError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from appliance.castore.signing_keys import SecretKey
+    from appliance.protos import pathinfo_pb2
     from appliance.rpc.store_view import StoreView
 
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
@@ -62,6 +65,17 @@ def _add_path_info(commands: "Subparsers", parents: "Sequence[argparse.ArgumentP
     )
     command.add_argument("paths", nargs="*", metavar="PATH")
     command.add_argument("-s", "--size", action="store_true", help="print the size of the NAR too")
+    command.add_argument(
+        "--narinfo",
+        action="store_true",
+        help="print what a binary cache of Nix says of PATH in DIGEST.narinfo",
+    )
+    command.add_argument(
+        "--sign",
+        metavar="FILE",
+        type=Path,
+        help="add a signature to the --narinfo, with the secret key in FILE",
+    )
     command.set_defaults(run=_run_path_info)
 
 
@@ -132,6 +146,9 @@ def _run_ls(options: argparse.Namespace) -> None:
 def _run_path_info(options: argparse.Namespace) -> None:
     from appliance.rpc.store_view import path_info_json
 
+    _check_path_info_options(options)
+    key = None if options.sign is None else _secret_key(options.sign)
+
     async def work(view: "StoreView") -> None:
         infos = await view.path_infos(options.paths)
         if options.json:
@@ -143,12 +160,43 @@ def _run_path_info(options: argparse.Namespace) -> None:
             return
         missing = [path for path, info in infos if info is None]
         for path, info in infos:
-            if info is not None:
+            if info is None:
+                continue
+            if options.narinfo:
+                print(_narinfo(info, key), end="")
+            else:
                 print(f"{path}\t{info.narinfo.nar_size:>12}" if options.size else path)
         if missing:
             raise StoreError("\n".join(f"path {path} is not valid" for path in missing))
 
     _with_view(options, work)
+
+
+def _check_path_info_options(options: argparse.Namespace) -> None:
+    if options.narinfo and (options.json or options.size or len(options.paths) != 1):
+        raise ConfigError("--narinfo: takes one PATH, and neither --json nor --size")
+    if options.sign and not options.narinfo:
+        raise ConfigError("--sign: signs a --narinfo only")
+
+
+def _narinfo(info: "pathinfo_pb2.PathInfo", key: "SecretKey | None") -> str:
+    from appliance.castore.narinfo import narinfo_of
+
+    narinfo = narinfo_of(info)
+    if key is not None:
+        narinfo = narinfo.with_signature(key.sign(narinfo.fingerprint()))
+    return str(narinfo)
+
+
+def _secret_key(path: Path) -> "SecretKey":
+    from appliance.castore.signing_keys import SecretKey
+
+    try:
+        return SecretKey.parse(path.read_text(encoding="ascii").strip())
+    except OSError as exc:
+        raise ConfigError(f"--sign {path}: {exc.strerror}") from exc
+    except (UnicodeDecodeError, PathInfoError) as exc:
+        raise ConfigError(f"--sign {path}: {exc}") from exc
 
 
 def _with_view(options: argparse.Namespace, work: "Callable[[StoreView], Awaitable[None]]") -> None:

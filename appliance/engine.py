@@ -286,7 +286,8 @@ class Ring:
     def pop(self, limit: int = 32) -> int:
         """Pop up to `limit` chains into slots 0..n-1 and return n; 0 means that the ring is empty.
 
-        What does not fit in the buffers stays in the ring for the next call.
+        What does not fit in the buffers stays in the ring for the next call, as does a chain that
+        breaks a rule while there are good ones before it.
 
         Raises:
             RingError: the guest broke a rule of the ring; the text names it.

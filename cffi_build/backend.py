@@ -1,8 +1,8 @@
-"""In-tree PEP 517 and 660 backend: writes `_engine.c`, then leaves everything to setuptools."""
+"""In-tree PEP 517 and 660 backend: writes the wrappers, then leaves everything to setuptools."""
 
 from typing import Any
 
-from build_engine import emit
+from build_modules import emit
 from setuptools import build_meta
 
 get_requires_for_build_editable = build_meta.get_requires_for_build_editable

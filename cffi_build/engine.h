@@ -1,7 +1,7 @@
 /*
  * The engine: guest memory, one split virtqueue, and copies between the two and files.
  *
- * This file is the cffi cdef, too: build_engine.py drops the lines that start with '#'. So it holds
+ * This file is the cffi cdef, too: build_modules.py drops the lines that start with '#'. So it holds
  * declarations only: no macros with arguments, attributes or inline functions.
  *
  * The caller owns every object and buffer named here; the engine allocates nothing but mappings.

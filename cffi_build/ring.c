@@ -164,6 +164,30 @@ static void ring_set_quiet(struct eng_ring *ring, int is_quiet)
 	ring->is_quiet = is_quiet;
 }
 
+/* Take the next chain into the next slot. */
+static int ring_take(struct eng_ring *ring)
+{
+	uint32_t at = ring->last_avail & (ring->num - 1);
+	uint16_t head = eng_load_relaxed(&ring->avail->ring[at]);
+	int status;
+
+	if (head >= ring->num)
+		return eng_ring_break(ring, ENG_EHEAD, head, at);
+	ring_mark(ring, head);
+	ring->last_avail++;
+	ring->in_flight++;
+	status = eng_chain_walk(ring, ring->slots_num, head);
+	if (!status) {
+		ring->slots_num++;
+	} else if (ring->slots_num) {
+		/* Left for the next pop, as the chains before it can still be returned. */
+		ring->in_flight--;
+		ring->last_avail--;
+		eng_store_flag_release(&ring->inflight->desc[head].inflight, 0);
+	}
+	return status;
+}
+
 int eng_ring_pop(struct eng_ring *ring, uint32_t limit)
 {
 	int status = eng_ring_usable(ring);
@@ -179,20 +203,11 @@ int eng_ring_pop(struct eng_ring *ring, uint32_t limit)
 		return eng_ring_break(ring, ENG_EAVAIL_JUMP, 0, avail_idx);
 	if (pending && !ring->is_quiet)
 		ring_set_quiet(ring, 1);
-	for (; pending && ring->slots_num < limit && ring_has_room(ring); pending--) {
-		uint32_t at = ring->last_avail & (ring->num - 1);
-		uint16_t head = eng_load_relaxed(&ring->avail->ring[at]);
-
-		if (head >= ring->num)
-			return eng_ring_break(ring, ENG_EHEAD, head, at);
-		ring_mark(ring, head);
-		ring->last_avail++;
-		ring->in_flight++;
-		status = eng_chain_walk(ring, ring->slots_num, head);
-		if (status)
-			return status;
-		ring->slots_num++;
-	}
+	while (pending-- && !status && ring->slots_num < limit && ring_has_room(ring))
+		status = ring_take(ring);
+	if (status && !ring->slots_num)
+		return status;
+	ring->fault = 0;
 	return (int)ring->slots_num;
 }
 

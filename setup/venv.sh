@@ -18,6 +18,7 @@ import sys, tomllib
 with open("pyproject.toml", "rb") as file:
     print(*tomllib.load(file)["dependency-groups"][sys.argv[1]], sep="\n")
 PROGRAM
+# compat: a plain path on sys.path, where the default hooks the import system in every process.
 echo "setup: installing the project and its tools into $venv"
 "$venv/bin/python" -m pip --disable-pip-version-check install --quiet \
-    --editable . --requirement "$requirements"
+    --config-settings editable_mode=compat --editable . --requirement "$requirements"

@@ -19,9 +19,7 @@ import sysconfig
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
@@ -30,16 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from vmharness import kernel, measure, qemu, tree, uml
 from vmharness.cache import PROJECT, HarnessError
 from vmharness.guest import DeadlineExceeded, Guest, GuestLost
-from vmharness.measure import MIB, Cost, Size, Spread
+from vmharness.import_bench import LEAST_RUNS, bench_import
+from vmharness.measure import MIB, Size, Spread
 
-from tests.fakes.appliance_process import APPLIANCE, ApplianceProcess, import_tree
+from tests.fakes.appliance_process import ApplianceProcess, import_tree
 
-_IMPORT_RATIO_MAX: Final = 1.5
 _OWN_MAX_MIB: Final = 12.0
-_LEAST_RUNS: Final = 5
 _SAMPLE_S: Final = 0.01
 _COUNTS_FROM: Final = 100  # fewer requests say nothing of the cost of one
-_IMPORT_FIGURES: Final = {"peak": measure.peak_bytes, "pss": measure.proportional_bytes}
 _WALK_DEADLINE_S: Final = 1800.0
 _QEMU_CPUS: Final = 2
 _GUEST_MEMORY_MIB: Final = 256
@@ -51,14 +47,6 @@ _WALKS: Final = {
     "second walk": "true",
     "caches dropped": "echo 3 > /proc/sys/vm/drop_caches",
 }
-
-
-class ImportRun(NamedTuple):
-    """One round; `start` is an interpreter that does nothing."""
-
-    whole: Cost
-    start: Cost
-    loop: Cost
 
 
 class Walk(NamedTuple):
@@ -88,7 +76,7 @@ def main() -> int:
     """Measure, print; return the exit status."""
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--guest", choices=["uml", "qemu"], default="uml")
-    parser.add_argument("--runs", type=int, default=_LEAST_RUNS, metavar="N", help="default 5")
+    parser.add_argument("--runs", type=int, default=LEAST_RUNS, metavar="N", help="default 5")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _end)  # with its `finally` clauses
     # as an installed program is; and nothing is compiled into a tree that is measured
@@ -124,7 +112,7 @@ def _run(directory: Path, guest: str, runs: int) -> list[str]:
         flush=True,
     )
     return [
-        *_bench_import(source, size, directory, max(runs, _LEAST_RUNS)),
+        *bench_import(source, size, directory, max(runs, LEAST_RUNS)),
         *_bench_guest(source, size, directory, guest, runs),
     ]
 
@@ -143,81 +131,6 @@ def _source(directory: Path) -> Path:
     shutil.copytree(library, copy, symlinks=True, ignore=ignore)
     os.sync()
     return copy
-
-
-# The import.
-
-
-def _bench_import(source: Path, size: Size, directory: Path, runs: int) -> list[str]:
-    _import_round(source, directory / "imported")  # fills the page cache
-    with measure.OtherLoad() as others:
-        rounds = [_import_round(source, directory / "imported") for _ in range(runs)]
-    whole = Spread.of([each.whole.seconds for each in rounds])
-    ratio = Spread.of([each.whole.seconds / each.loop.seconds for each in rounds])
-    inner = [(each.whole.seconds - each.start.seconds) / each.loop.seconds for each in rounds]
-    outer = [each.whole.seconds / (each.start.seconds + each.loop.seconds) for each in rounds]
-    cpu = [each.whole.cpu_s / each.loop.cpu_s for each in rounds]
-    print(
-        f"\nImport  {runs} rounds of import, empty interpreter, bare loop: fresh processes, fresh "
-        f"store, warm page cache; other programs used {others.share:.0%} of the CPUs\n"
-        f"  {'appliance import':18} {whole.text()} s, {size.rates(whole.median)}\n"
-        f"  {'of that, start-up':18} {_seconds(each.start for each in rounds)} s, which is what "
-        f"`python -c pass` takes\n"
-        f"  {'bare loop':18} {_seconds(each.loop for each in rounds)} s, one thread reads the same "
-        f"files and feeds blake3 and hashlib.sha256; no walk, no start-up\n"
-        f"  {'import / loop':18} {ratio.text()}, at most {_IMPORT_RATIO_MAX}\n"
-        f"  {'':18} {Spread.of(inner).text()} without start-up, {Spread.of(outer).text()} with "
-        f"start-up in both, {Spread.of(cpu).text()} in CPU time",
-        flush=True,
-    )
-    _print_import_memory(source, directory / "imported")
-    if ratio.median > _IMPORT_RATIO_MAX:
-        return [f"the import takes {ratio.median:.2f} bare loops, bound {_IMPORT_RATIO_MAX}"]
-    return []
-
-
-def _import_round(source: Path, store: Path) -> ImportRun:
-    whole = measure.run_measured([*_import_command(store), str(source)])
-    _remove_store(store)
-    start = measure.run_measured([sys.executable, "-c", "pass"])
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-        loop = fresh.submit(measure.bare_loop, source).result()
-    return ImportRun(whole, start, loop)
-
-
-def _import_command(store: Path) -> list[str]:
-    return [*APPLIANCE, "import", "--store", f"lmdb://{store}"]
-
-
-def _remove_store(store: Path) -> None:
-    shutil.rmtree(store)
-    os.sync()  # the next run must not wait for what this one has written
-
-
-def _seconds(costs: Iterable[Cost]) -> str:
-    return Spread.of([cost.seconds for cost in costs]).text()
-
-
-def _print_import_memory(source: Path, store: Path) -> None:
-    # a run of its own: who looks at the memory of a process holds it up
-    command = [*_import_command(store), str(source)]
-    with (
-        subprocess.Popen(command, stdout=subprocess.DEVNULL) as importer,
-        measure.PeakSampler(
-            lambda: measure.descendants(importer.pid), _IMPORT_FIGURES, _SAMPLE_S
-        ) as sampler,
-    ):
-        status = importer.wait()
-    if status:
-        raise HarnessError(f"{' '.join(command)} ended with status {status}")
-    _remove_store(store)
-    main_peak, *peaks = sampler.peaks["peak"].values()
-    children = ", ".join(f"child {n} {peak / MIB:.0f} MiB" for n, peak in enumerate(peaks, 1))
-    print(
-        f"  {'peak memory':18} main {main_peak / MIB:.0f} MiB, {children} (VmHWM, shared pages in "
-        f"each); together {sampler.peak_sums['pss'] / MIB:.0f} MiB (PSS)",
-        flush=True,
-    )
 
 
 # The guest.

@@ -5,7 +5,8 @@ others are below it. Repetition is allowed.
 """
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import SIZE_LIMIT, Directory, DirectoryNode, SizeDialect
+from appliance.castore.nodes import SIZE_LIMIT, Directory, DirectoryNode
+from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import DirectoryError
 
 

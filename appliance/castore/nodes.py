@@ -4,7 +4,6 @@ castore.proto: Directory, DirectoryNode, FileNode, SymlinkNode, Node.
 """
 
 from collections.abc import Iterable, Iterator
-from enum import Enum
 from heapq import merge
 from operator import attrgetter
 from typing import Final, NamedTuple, TypeVar
@@ -13,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from appliance.castore.digest import Digest
 from appliance.castore.names import check_name, check_target
+from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import DirectoryError
 from appliance.protos import castore_pb2
 
@@ -41,18 +41,6 @@ class SizeOverflowError(DirectoryError):
 
 class NoNodeError(DirectoryError):
     """A root node is none of directory, file and symlink."""
-
-
-class SizeDialect(Enum):
-    """How much an entry adds to the size of its directory, beside its own size.
-
-    The size is part of the encoding and so of the digest of a parent. The format's documentation
-    counts an entry once. Implementations descending from the Rust one count it twice since August
-    2024; who wants digests equal to theirs needs DOUBLED.
-    """
-
-    DOCUMENTED = 1
-    DOUBLED = 2
 
 
 class DirectoryNode(NamedTuple):

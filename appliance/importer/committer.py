@@ -1,15 +1,15 @@
 """Committing what an import produces, in a thread beside the import."""
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Protocol, Self
 
 from appliance.castore.digest import Digest
-from appliance.castore.path_info import read_path_info
 from appliance.castore.store_path import StorePath
-from appliance.importer.hasher import staged_path
 from appliance.importer.hasher_pool import Hasher
-from appliance.importer.records import ObjectKind, ObjectRecord
+from appliance.importer.records import HASH_RECORD, HashKind
+from appliance.importer.staging import staged_path
 from appliance.store.batch import Batch
 
 # A commit begins as soon as this much is gathered and no other is under way: the disk is busy
@@ -17,8 +17,6 @@ from appliance.store.batch import Batch
 _COMMIT_MIN_BYTES: Final = 8 << 20
 # With this much gathered the import waits for the commit under way.
 _COMMIT_MAX_BYTES: Final = 32 << 20
-# Rings are given back in steps of this.
-_GIVE_BACK_BYTES: Final = 1 << 19
 
 
 class Sink(Protocol):
@@ -42,35 +40,47 @@ class Committer:
     def __init__(self, sink: Sink, hashers: Sequence[Hasher]) -> None:
         self._sink = sink
         self._hashers = hashers
-        self._used_bytes = [0] * len(hashers)
         # Of the paths that are complete, and of the one in hand.
         self._complete = Batch()
         self._current = Batch()
+        # Blobs in `_complete` and in the commits before.
+        self._known: set[bytes] = set()
         self._complete_paths: list[StorePath] = []
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._commit: Future[None] | None = None
         self._committing_paths: list[StorePath] = []
 
-    def add(self, record: ObjectRecord, payload: memoryview) -> None:
-        """Take over an object of the path in hand."""
-        hasher = self._hashers[record.hasher]
-        if record.kind == ObjectKind.BLOB:
-            # The record for the store begins one byte before the content.
-            value = bytes(hasher.ring[record.offset - 1 : record.offset + record.size])
-            self._current.add_blob_record(record.digest, value)
-        elif record.kind == ObjectKind.FILE:
-            path = staged_path(hasher.staging, record.staged)
-            self._current.add_file(record.digest, path, record.number)
-        elif record.kind == ObjectKind.DIRECTORY:
-            self._current.add_directory(Digest(record.digest), bytes(payload))
-        self._give_back(hasher, record.used)
+    def add_files(self, index: int, records: bytes) -> None:
+        """Take over the files in packed `HashRecord`s of one hashing process; give back its ring.
 
-    def complete(self, path_info: bytes) -> None:
+        Each blob is kept once.
+        """
+        hasher = self._hashers[index]
+        ring, current, known = hasher.ring, self._current, self._known
+        all_used = 0
+        for record in HASH_RECORD.iter_unpack(records):
+            kind, _, _, offset, size, used, file_size, staged, _, digest = record
+            all_used += used
+            if kind != HashKind.LAST:
+                continue
+            if digest in known or digest in current:
+                if staged:
+                    os.unlink(staged_path(hasher.staging, staged))  # noqa: PTH108 -- no Path is made for a file
+            elif staged:
+                current.add_file(digest, staged_path(hasher.staging, staged), file_size)
+            else:
+                # The record for the store begins one byte before the content.
+                current.add_blob_record(digest, bytes(ring[offset - 1 : offset + size]))
+        hasher.give_back(all_used)
+
+    def add_directory(self, digest: bytes, encoded: bytes) -> None:
+        """Take over a directory; all below it was added."""
+        self._current.add_directory(Digest(digest), encoded)
+
+    def complete(self, path: StorePath, path_info: bytes) -> None:
         """End the path in hand: all its objects have been added."""
-        path = read_path_info(path_info).path
         self._current.add_path_info(path.digest, path_info)
-        self._complete.merge(self._current)
-        self._current = Batch()
+        self._keep_current()
         self._complete_paths.append(path)
 
     def abandon(self) -> None:
@@ -109,8 +119,8 @@ class Committer:
         self.close()
 
     def _begin_commit(self) -> None:
-        self._complete.merge(self._current)
-        batch, self._complete, self._current = self._complete, Batch(), Batch()
+        self._keep_current()
+        batch, self._complete = self._complete, Batch()
         self._committing_paths, self._complete_paths = self._complete_paths, []
         self._commit = self._executor.submit(self._sink.commit, batch)
 
@@ -121,8 +131,7 @@ class Committer:
             yield from self._committing_paths
             self._committing_paths = []
 
-    def _give_back(self, hasher: Hasher, used_bytes: int) -> None:
-        self._used_bytes[hasher.index] += used_bytes
-        if self._used_bytes[hasher.index] >= _GIVE_BACK_BYTES:
-            hasher.give_back(self._used_bytes[hasher.index])
-            self._used_bytes[hasher.index] = 0
+    def _keep_current(self) -> None:
+        self._known |= self._current.blobs.keys() | self._current.files.keys()
+        self._complete.merge(self._current)
+        self._current = Batch()

@@ -1,58 +1,71 @@
 """What the trees of one import share: whence content comes, and where objects go."""
 
+import time
 from collections.abc import Sequence
+from typing import Final
 
-from appliance.castore.digest import Digest
-from appliance.importer.hasher import staged_path
 from appliance.importer.hasher_pool import Hasher, HasherPool
 from appliance.importer.object_stream import ObjectWriter
-from appliance.importer.progress import Reporter
-from appliance.importer.records import HashKind, HashRecord, ObjectKind
+from appliance.importer.records import ObjectKind
 
-_NO_STAGED = 0
+_GATHERED_MAX: Final = 1 << 16
+_PROGRESS_INTERVAL_S: Final = 0.1
 
 
 class Feed:
-    """The hashing processes, the stream of objects, and the digests that have gone into it."""
+    """The hashing processes, and the stream of objects.
 
-    def __init__(self, hashers: Sequence[Hasher], objects: ObjectWriter) -> None:
-        self.objects = objects
-        self.pool = HasherPool(hashers, objects.flush)
-        self.reporter = Reporter(self._report)
-        # Of the paths that are complete, and of the one in hand.
-        self._sent: set[bytes] = set()
-        self._sent_now: set[bytes] = set()
+    Objects are written after the records of all files that were received before them.
+    """
 
-    def keep(self, hasher: Hasher, record: HashRecord) -> None:
-        """Pass on the blob whose last piece `record` is, unless it has been."""
-        if record.digest in self._sent or record.digest in self._sent_now:
-            self._drop(hasher, record)
-            return
-        self._sent_now.add(record.digest)
-        if record.staged == _NO_STAGED:
-            self.objects.blob(hasher.index, record)
-        else:
-            self.objects.file(hasher.index, record)
+    def __init__(self, hashers: Sequence[Hasher], writer: ObjectWriter) -> None:
+        self.pool = HasherPool(hashers)
+        self._writer = writer
+        self._num_files = 0
+        self._num_bytes = 0
+        # Of the file done last.
+        self._path = b""
+        self._progress_due_s = 0.0
 
-    def keep_directory(self, digest: Digest, encoded: bytes) -> None:
-        """Pass on a directory; all it refers to has been."""
-        self.objects.content(ObjectKind.DIRECTORY, encoded, digest)
+    def put(
+        self, kind: ObjectKind, content: bytes, digest: bytes = b"", *, hasher: int = 0
+    ) -> None:
+        """Pass on an object; what it refers to has been received or put."""
+        self._writer.add(kind, content, digest, hasher=hasher)
+        if self._writer.size_bytes >= _GATHERED_MAX:
+            self.pass_on()
 
-    def complete(self) -> None:
-        """Take note that the path in hand is complete."""
-        self._sent |= self._sent_now
-        self._sent_now.clear()
+    def pass_on(self) -> None:
+        """Write what was received, of which the ring is needed no more, and the objects put."""
+        objects = self._writer.take()
+        for index, records in self.pool.taken():
+            self._writer.add(ObjectKind.RECORDS, records, hasher=index)
+        self._writer.write(objects)
+
+    def file_done(self, size: int, path: bytes) -> None:
+        """Count a file."""
+        self._num_files += 1
+        self._num_bytes += size
+        self._path = path
+
+    def report(self) -> None:
+        """Tell how far the import is, now and then."""
+        now_s = time.monotonic()
+        if self._num_files and now_s >= self._progress_due_s:
+            self._progress_due_s = now_s + _PROGRESS_INTERVAL_S
+            self._writer.add(
+                ObjectKind.PROGRESS,
+                self._path,
+                num_files=self._num_files,
+                num_bytes=self._num_bytes,
+            )
 
     def abandon(self) -> None:
-        """Take back all that was asked for the path in hand, and forget what was sent."""
-        while not self.pool.is_idle():
-            self._drop(*self.pool.receive())
-        self._sent_now.clear()
-
-    def _drop(self, hasher: Hasher, record: HashRecord) -> None:
-        self.objects.used(hasher.index, record)
-        if record.staged != _NO_STAGED and record.kind == HashKind.LAST:
-            staged_path(hasher.staging, record.staged).unlink()
-
-    def _report(self, num_files: int, num_bytes: int, path: bytes) -> None:
-        self.objects.content(ObjectKind.PROGRESS, path, number=num_bytes, num_files=num_files)
+        """Take back all that was asked for the path in hand."""
+        pool = self.pool
+        while not pool.is_idle():
+            while not pool.has_received():
+                self.pass_on()
+                pool.wait()
+            pool.take()
+        self.pass_on()

@@ -4,19 +4,15 @@ import fcntl
 import mmap
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from appliance.errors import ImportTreeError
 from appliance.importer.child import Child
-from appliance.importer.hasher import HasherLoop
-from appliance.importer.records import HASH_RECORD, HashKind, HashRecord
+from appliance.importer.records import HASH_RECORD, HashKind, HashTuple
 from appliance.importer.walk import display
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _PIPE_SIZE: Final = 1 << 20
 _RESULTS_SIZE: Final = 1 << 16
@@ -45,8 +41,10 @@ class Hasher:
 
     def __init__(self, index: int, staging: Path, ring_size: int) -> None:
         self.index = index
-        self.staging = staging
+        self.staging = os.fspath(staging)
         ring = mmap.mmap(-1, ring_size)
+        with suppress(OSError):  # a hint, which not every kernel knows
+            ring.madvise(mmap.MADV_HUGEPAGE)
         self.ring = memoryview(ring)
         self._returned = os.eventfd(0, os.EFD_CLOEXEC)
         child_requests, self.requests = os.pipe2(os.O_CLOEXEC)
@@ -57,7 +55,10 @@ class Hasher:
         def work() -> None:
             os.close(self.requests)
             os.close(self.results)
-            HasherLoop(child_requests, child_results, self._returned, ring, staging).run()
+            # Loaded here, beside what the other processes load meanwhile.
+            from appliance.importer.hasher import HasherLoop  # noqa: PLC0415 - see above
+
+            HasherLoop(child_requests, child_results, self._returned, ring, self.staging).run()
 
         self.child = Child("a hashing process", work)
         os.close(child_requests)
@@ -78,10 +79,40 @@ class Hasher:
         os.close(self._returned)
 
 
+class _Source:
+    """What one hashing process has sent, and how much of it was taken."""
+
+    def __init__(self, hasher: Hasher) -> None:
+        self.hasher = hasher
+        self.ring = hasher.ring
+        self.records: list[HashTuple] = []
+        self.num_taken = 0
+        self._data = b""
+        self._num_passed = 0
+        self._rest = b""
+
+    def read(self) -> None:
+        """Wait for more; all that was read before is taken, and passed on."""
+        data = os.read(self.hasher.results, _RESULTS_SIZE)
+        if not data:
+            raise HasherEndedError(self.hasher.index)
+        data = self._rest + data
+        whole = len(data) - len(data) % HASH_RECORD.size
+        self._data, self._rest = data[:whole], data[whole:]
+        self.records = list(HASH_RECORD.iter_unpack(self._data))
+        self.num_taken = self._num_passed = 0
+
+    def pass_on(self) -> bytes:
+        """Return, packed, the records taken since the last time."""
+        taken = self._data[self._num_passed * HASH_RECORD.size : self.num_taken * HASH_RECORD.size]
+        self._num_passed = self.num_taken
+        return taken
+
+
 class _Group(NamedTuple):
     """A message of requests that is being served."""
 
-    hasher: Hasher
+    source: _Source
     num_files: int
     size_bytes: int
 
@@ -90,14 +121,12 @@ class HasherPool:
     """Asks for files to be hashed, in turns; takes the results back in the order of asking.
 
     Args:
-        hashers: the processes.
-        before_waiting: called before each wait for a process, which may itself wait for what the
-            caller has not passed on yet.
+        hashers: the processes. They wait in turn for the bytes of their rings, so what was taken
+            must be passed on before each `wait`.
     """
 
-    def __init__(self, hashers: Sequence[Hasher], before_waiting: Callable[[], None]) -> None:
-        self._hashers = hashers
-        self._before_waiting = before_waiting
+    def __init__(self, hashers: Sequence[Hasher]) -> None:
+        self._sources = [_Source(hasher) for hasher in hashers]
         self._turn = 0
         self._unsent: list[bytes] = []
         self._groups: deque[_Group] = deque()
@@ -105,16 +134,10 @@ class HasherPool:
         self._num_served = 0
         self._num_in_flight = 0
         self._in_flight_bytes = 0
-        self._records: list[Iterator[HashRecord]] = [iter(()) for _ in hashers]
-        self._rests = [b"" for _ in hashers]
         # A pipe can be half empty and full: a write does not share a page with the one before
         # it if it does not fit. A quarter in flight and a quarter to come always fit.
         sizes = [fcntl.fcntl(hasher.requests, fcntl.F_GETPIPE_SZ) for hasher in hashers]
         self._limit_bytes = min(sizes) // 4
-
-    def is_low(self) -> bool:
-        """Whether so little is asked for that the processes may soon be idle."""
-        return self._num_in_flight < _WINDOW // 2 and self._in_flight_bytes < self._limit_bytes // 2
 
     def has_room(self) -> bool:
         """Whether another file may be asked for now."""
@@ -143,54 +166,53 @@ class HasherPool:
         """
         if not self._unsent:
             return
-        hasher = self._hashers[self._turn]
+        source = self._sources[self._turn]
         data = memoryview(b"\0".join([*self._unsent, b""]))
-        self._groups.append(_Group(hasher, len(self._unsent), len(data)))
-        self._turn = (self._turn + 1) % len(self._hashers)
+        self._groups.append(_Group(source, len(self._unsent), len(data)))
+        self._turn = (self._turn + 1) % len(self._sources)
         self._unsent.clear()
         try:
             while data:
-                data = data[os.write(hasher.requests, data) :]
+                data = data[os.write(source.hasher.requests, data) :]
         except BrokenPipeError as exc:
-            raise HasherEndedError(hasher.index) from exc
+            raise HasherEndedError(source.hasher.index) from exc
 
-    def receive(self) -> tuple[Hasher, HashRecord]:
-        """Return the next record of the oldest file asked for, and whose it is.
+    def has_received(self) -> bool:
+        """Whether the next record is here; `take` has it then, and `wait` is the way to it."""
+        if not self._groups:
+            self.send()
+        source = self._groups[0].source
+        return source.num_taken < len(source.records)
+
+    def wait(self) -> None:
+        """Wait for a process; the records taken so far must have been passed on.
 
         Raises:
             HasherEndedError: the process has ended.
         """
-        if not self._groups:
-            self.send()
-        hasher = self._groups[0].hasher
-        record = next(self._records[hasher.index], None)
-        while record is None:
-            self._read_records(hasher)
-            record = next(self._records[hasher.index], None)
-        if record.kind != HashKind.PIECE:
-            self._finish_file()
-        return hasher, record
+        self._groups[0].source.read()
+
+    def take(self) -> tuple[memoryview, HashTuple]:
+        """Return the next record of the oldest file asked for, and the ring that it is about."""
+        group = self._groups[0]
+        source = group.source
+        record = source.records[source.num_taken]
+        source.num_taken += 1
+        if record[0] != HashKind.PIECE:
+            self._num_in_flight -= 1
+            self._num_served += 1
+            if self._num_served == group.num_files:
+                self._groups.popleft()
+                self._num_served = 0
+                self._in_flight_bytes -= group.size_bytes
+        return source.ring, record
+
+    def taken(self) -> Iterator[tuple[int, bytes]]:
+        """Yield, by hashing process, packed, the records taken since the last time."""
+        for source in self._sources:
+            if records := source.pass_on():
+                yield source.hasher.index, records
 
     def is_idle(self) -> bool:
         """Whether nothing is asked for."""
         return not self._groups and not self._unsent
-
-    def _read_records(self, hasher: Hasher) -> None:
-        self._before_waiting()
-        data = os.read(hasher.results, _RESULTS_SIZE)
-        if not data:
-            raise HasherEndedError(hasher.index)
-        data = self._rests[hasher.index] + data
-        whole = len(data) - len(data) % HASH_RECORD.size
-        self._rests[hasher.index] = data[whole:]
-        records = HASH_RECORD.iter_unpack(data[:whole])
-        self._records[hasher.index] = map(HashRecord._make, records)
-
-    def _finish_file(self) -> None:
-        self._num_in_flight -= 1
-        self._num_served += 1
-        group = self._groups[0]
-        if self._num_served == group.num_files:
-            self._groups.popleft()
-            self._num_served = 0
-            self._in_flight_bytes -= group.size_bytes

@@ -7,26 +7,22 @@ this process        commits to the store, straight from the shared memory
 
 import gc
 import os
-import stat
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from appliance.castore.nodes import SizeDialect
+from appliance.castore.size_dialect import SizeDialect
 from appliance.castore.store_path import STORE_DIR, StorePathError, check_new_name
-from appliance.errors import ImportTreeError, StoreError, StoreFullError
-from appliance.importer.committer import Committer, Sink
+from appliance.errors import ImportTreeError
 from appliance.importer.hasher_pool import Hasher
-from appliance.importer.object_stream import read_objects
 from appliance.importer.progress import Progress
-from appliance.importer.records import ObjectKind, ObjectRecord
-from appliance.importer.tree_process import Root, start_tree_process
+from appliance.importer.root import Root
+from appliance.importer.staging import user_staging_directory
+from appliance.importer.tree_process import start_tree_process
 from appliance.importer.walk import display
 from appliance.store.service_uri import ServiceAddresses
-from appliance.store.store import Store
-from appliance.store.temp_directory import TempDirectory, sweep
+from appliance.store.temp_directory import TempDirectory
 
 # One hashing process keeps up with the SHA-256 of a NAR, which is computed in one go; small files
 # take more to read than to hash.
@@ -59,96 +55,24 @@ def import_paths(
     if roots:
         with ExitStack() as stack:
             store_path = target if isinstance(target, Path) else target.one_store()
-            temp = stack.enter_context(TempDirectory(store_path or _staging_path()))
+            temp = stack.enter_context(TempDirectory(store_path or user_staging_directory()))
             hashers = _start_hashers(temp.path, stack)
             tree, objects = start_tree_process(roots, hashers, dialect)
             stack.callback(tree.kill)
             stack.callback(os.close, objects)
             for hasher in hashers:
                 hasher.leave_to_tree()
-            sink = _open_sink(store_path or target, stack)
-            committer = stack.enter_context(Committer(sink, hashers))
-            run = _ImportRun(committer, hashers, progress, failures)
-            yield from run.run(objects)
+            # All that this process alone needs is loaded while the others begin.
+            from appliance.importer.import_run import ImportRun, open_sink  # noqa: PLC0415
+
+            sink = open_sink(store_path or target, stack)
+            run = ImportRun(sink, hashers, progress, failures)
+            stack.callback(run.close)
+            yield from run.take(objects)
             if run.num_ended < len(roots) and not run.is_broken:
                 failures.append(tree.describe_end())
     if failures:
         raise ImportTreeError("\n".join(failures))
-
-
-class _ImportRun:
-    """Takes what the tree process sends."""
-
-    def __init__(
-        self,
-        committer: Committer,
-        hashers: Sequence[Hasher],
-        progress: Progress,
-        failures: list[str],
-    ) -> None:
-        self.num_ended = 0
-        self.is_broken = False
-        self._committer = committer
-        self._hashers = hashers
-        self._progress = progress
-        self._failures = failures
-
-    def run(self, objects: int) -> Iterator[str]:
-        """Take all, and yield store paths as they become durable."""
-        for record, payload in read_objects(objects):
-            self._take(record, payload)
-            for path in self._committer.commit_if_large():
-                yield path.absolute()
-        self._committer.abandon()
-        for path in self._committer.finish():
-            yield path.absolute()
-
-    def _take(self, record: ObjectRecord, payload: memoryview) -> None:
-        match record.kind:
-            case ObjectKind.PATH_INFO:
-                self._committer.complete(bytes(payload))
-                self.num_ended += 1
-            case ObjectKind.REFUSED:
-                self._committer.abandon()
-                self._failures.append(bytes(payload).decode())
-                self.num_ended += 1
-            case ObjectKind.FULL:
-                raise StoreFullError(bytes(payload).decode())
-            case ObjectKind.FAILED:
-                raise StoreError(bytes(payload).decode())
-            case ObjectKind.ENDED:
-                self._failures.append(self._hashers[record.hasher].child.describe_end())
-                self.is_broken = True
-            case ObjectKind.PROGRESS:
-                path = display(bytes(payload))
-                self._progress.update(num_files=record.staged, num_bytes=record.number, path=path)
-            case _:
-                self._committer.add(record, payload)
-
-
-def _open_sink(target: Path | ServiceAddresses, stack: ExitStack) -> Sink:
-    if isinstance(target, Path):
-        store = Store.open(target, create=True)
-        stack.callback(store.close)
-        return store
-    # Loaded here: one local store has no need of gRPC, and all that is forked was forked before.
-    from appliance.importer.services_sink import open_sink  # noqa: PLC0415 - see above
-
-    return stack.enter_context(open_sink(target))
-
-
-def _staging_path() -> Path:
-    # Of a known name, so that what a killed import left is found, where others write too.
-    path = Path(tempfile.gettempdir()) / f"appliance-import-{os.geteuid()}"
-    try:
-        path.mkdir(mode=0o700, exist_ok=True)
-        status = path.lstat()
-    except OSError as exc:
-        raise StoreError(f"{path}: {exc.strerror}") from exc
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise StoreError(f"{path}: not a directory that only this user can write to")
-    sweep(path)
-    return path
 
 
 def _start_hashers(staging: Path, stack: ExitStack) -> list[Hasher]:

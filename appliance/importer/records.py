@@ -1,15 +1,18 @@
-"""What the importing processes tell each other, in records of a fixed size.
+"""What the importing processes tell each other.
 
-    hashing process --HashRecord--> tree process --ObjectRecord--> process that commits
+    hashing process --HashRecord--> tree process --the same, and objects--> process that commits
 
 The content of files travels in a ring per hashing process, memory shared by all of them: `size`
-bytes at `offset`. A record takes `used` bytes of its ring, those before the content and those
-skipped at the end of the ring included; the process that commits gives them back, oldest first.
+bytes at `offset`. A record takes `used` bytes of its ring, with what is before and behind the
+content and what is skipped at the end of the ring; the process that commits gives them back, oldest
+first.
 """
 
 import struct
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from appliance.castore.store_path import StorePath
 
 DIGEST_SIZE: Final = 32
 
@@ -34,6 +37,8 @@ class HashRecord(NamedTuple):
 
     kind: int
     executable: bool
+    # In the ring, the content begins as far into its frame, its entry in a NAR.
+    lead: int
     offset: int
     size: int
     used: int
@@ -42,52 +47,62 @@ class HashRecord(NamedTuple):
     # Number of the staged file; 0 if there is none, and the byte before the content in the ring is
     # the prefix of its record in the store.
     staged: int
+    # 0 if there is no frame.
+    frame_size: int
     # In the last record of a file only.
     digest: bytes
 
 
-HASH_RECORD: Final = struct.Struct("<B?xxIIIQQ32s")
+# The fields as they are unpacked: naming them costs as much as using them.
+HashTuple: TypeAlias = tuple[Any, ...]
+
+HASH_RECORD: Final = struct.Struct("<B?HIIIQII32s")
+# Content alone, of each of a row of records.
+HASH_RECORD_CONTENT: Final = struct.Struct("<4xII52x")
+HASH_RECORD_DIGEST_AT: Final = HASH_RECORD.size - DIGEST_SIZE
 
 
 class ObjectKind(IntEnum):
-    """What an `ObjectRecord` says."""
+    """What an object from the tree process is, by its content."""
 
-    # Nothing but the bytes to give back.
-    USED = 0
-    # A blob whose record for the store is in the ring.
-    BLOB = 1
-    # A blob of `number` bytes in a staged file.
-    FILE = 2
-    # The rest has its content in the frame's payload. A directory.
-    DIRECTORY = 3
-    # A PathInfo: the path in hand is complete.
-    PATH_INFO = 4
+    # Records of one hashing process, of which no more is needed than to store their files.
+    RECORDS = 0
+    DIRECTORY = 1
+    # The path in hand is complete.
+    PATH_INFO = 2
     # A reason: the path in hand cannot be imported.
-    REFUSED = 5
+    REFUSED = 3
     # A reason: nothing more can be imported.
-    FULL = 6
-    FAILED = 7
+    FULL = 4
+    FAILED = 5
     # Nothing more can be imported: the hashing process has ended.
-    ENDED = 8
-    # Path of the file just done; `number` bytes are done, of `staged` files.
-    PROGRESS = 9
+    ENDED = 6
+    # Path of the file just done; `num_files` and `num_bytes` are done.
+    PROGRESS = 7
 
 
-class ObjectRecord(NamedTuple):
-    """An object for the store, or what becomes of the path in hand."""
+class ObjectHeader(NamedTuple):
+    """What precedes the content of an object."""
 
     kind: int
-    # Index of the hashing process that has the ring.
+    # Index of the hashing process that is meant.
     hasher: int
-    offset: int
     size: int
-    used: int
-    number: int
-    staged: int
+    num_files: int
+    num_bytes: int
+    # Of a directory.
     digest: bytes
 
 
-OBJECT_RECORD: Final = struct.Struct("<BBxxIIIQQ32s")
+def pack_path_info(path: StorePath, encoded: bytes) -> bytes:
+    """Return the content of a PATH_INFO."""
+    return b"%b\0%b" % (path.basename().encode(), encoded)
 
-# A frame: number of records, size of the payload; the records; the payload.
-FRAME: Final = struct.Struct("<II")
+
+def unpack_path_info(content: bytes) -> tuple[StorePath, bytes]:
+    """Return the path and the encoded PathInfo."""
+    path, _, encoded = content.partition(b"\0")
+    return StorePath.parse(path), encoded
+
+
+OBJECT_HEADER: Final = struct.Struct("<BBxxIQQ32s")

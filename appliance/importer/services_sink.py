@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
 from typing import Final
 
 from appliance.castore.digest import Digest
@@ -170,6 +171,6 @@ class _Asking:
 
 
 def _pieces(file: StagedFile) -> Iterator[bytes]:
-    with file.path.open("rb", buffering=0) as content:
+    with Path(file.path).open("rb", buffering=0) as content:
         while piece := content.read(_PIECE_SIZE):
             yield piece

@@ -1,27 +1,19 @@
 """Importing one tree: its walk and its files' content become a NAR, directories and blobs."""
 
 import hashlib
-from collections import deque
-from typing import Final, NamedTuple
+from typing import NamedTuple, NoReturn
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.nodes import (
-    Directory,
-    DirectoryNode,
-    FileNode,
-    Node,
-    SizeDialect,
-    SymlinkNode,
-)
+from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
+from appliance.castore.path_info import encode_nar_addressed
+from appliance.castore.size_dialect import SizeDialect
+from appliance.castore.store_path import nar_path
 from appliance.errors import ImportTreeError, StoreError, StoreFullError
+from appliance.importer.ahead import Ahead
 from appliance.importer.feed import Feed
-from appliance.importer.hasher_pool import Hasher
-from appliance.importer.records import HashKind, HashRecord
-from appliance.importer.walk import Event, Step, walk
+from appliance.importer.records import HashKind, HashTuple, ObjectKind, pack_path_info
+from appliance.importer.walk import Event, Step
 from appliance.nar.writer import NarWriter
-
-# Steps of the walk taken ahead of the one in hand, files or not.
-_AHEAD_MAX: Final = 4096
 
 
 class Tree(NamedTuple):
@@ -44,91 +36,96 @@ class _OpenDirectory(NamedTuple):
 class TreeImport:
     """The import of one tree; its content comes and its objects go through `feed`."""
 
-    def __init__(self, root: bytes, feed: Feed, dialect: SizeDialect) -> None:
+    def __init__(self, ahead: Ahead, feed: Feed, dialect: SizeDialect) -> None:
+        self._ahead = ahead
         self._feed = feed
         self._dialect = dialect
-        self._walk = walk(root)
-        self._ahead: deque[Event] = deque()
         self._sha256 = hashlib.sha256()
         self._nar = NarWriter(self._sha256.update)
         # The bottom one holds nothing but the root.
         self._open = [_OpenDirectory(b"", [], [], [])]
+        # Frames that lie in a row in a ring, still to be hashed.
+        self._run_ring = memoryview(b"")
+        self._run_start = self._run_end = 0
 
     def run(self) -> Tree:
-        """Import to the end.
-
-        Raises:
-            ImportTreeError: something in the tree cannot be imported, or changed meanwhile.
-            StoreError: a staged file could not be written.
-            HasherEndedError: a hashing process has ended.
-        """
-        ahead = self._ahead
-        while ahead or self._walk_on():
-            if self._feed.pool.is_low():
-                self._walk_on()
-            event = ahead.popleft()
-            if event.name and event.step is not Step.END_DIRECTORY:
-                self._nar.entry(event.name)
-            if event.step is Step.FILE:
+        """Import to the end; raises what `import_tree` does."""
+        for event in self._ahead:
+            if event[0] is Step.FILE:
                 self._file(event)
-            elif event.step is Step.SYMLINK:
+                continue
+            self._end_run()
+            if event.step is Step.END_DIRECTORY:
+                self._end_directory()
+                continue
+            self._begin_entry(event.name)
+            if event.step is Step.SYMLINK:
                 self._open[-1].symlinks.append(SymlinkNode(event.name, event.detail))
                 self._nar.symlink(event.detail)
-            elif event.step is Step.DIRECTORY:
+            else:
                 self._open.append(_OpenDirectory(event.name, [], [], []))
                 self._nar.directory()
-            else:
-                self._end_directory()
+        self._end_run()
+        self._feed.pass_on()
         nar_size = self._nar.finish()
         root = self._open[0]
         nodes: list[Node] = [*root.directories, *root.files, *root.symlinks]
         return Tree(nodes[0], nar_size, self._sha256.digest())
 
-    def _walk_on(self) -> bool:
-        """Walk until enough is ahead; return whether there is a step to take."""
-        pool = self._feed.pool
-        while len(self._ahead) < _AHEAD_MAX and pool.has_room():
-            event = next(self._walk, None)
-            if event is None:
-                break
-            if event.step is Step.FILE:
-                pool.request(event.detail)
-            self._ahead.append(event)
-        pool.send()
-        return bool(self._ahead)
+    def _begin_entry(self, name: bytes) -> None:
+        if name:
+            self._nar.entry(name)
 
     def _file(self, event: Event) -> None:
-        hasher, record = self._feed.pool.receive()
-        if record.kind == HashKind.PIECE:
-            hasher, record = self._pieces(hasher, record)
-        if record.kind != HashKind.LAST:
-            self._refuse(hasher, record)
-        content = hasher.ring[record.offset : record.offset + record.size]
-        if record.size == record.file_size:
-            self._nar.file(content, executable=record.executable)
+        name = event.name
+        ring, record = self._receive()
+        kind, executable, lead, offset, size, _, file_size, _, frame_size, digest = record
+        if frame_size and name:
+            start = offset - lead
+            if start != self._run_end or ring is not self._run_ring:
+                self._end_run()
+                self._run_start = start
+                self._run_ring = ring
+            self._run_end = start + frame_size
         else:
+            self._end_run()
+            self._begin_entry(name)
+            if kind == HashKind.LAST:
+                self._nar.file(ring[offset : offset + size], executable=executable)
+            else:
+                digest = self._pieces(ring, record)
+        self._open[-1].files.append(FileNode(name, Digest(digest), file_size, executable))
+        self._feed.file_done(file_size, event.detail)
+
+    def _receive(self) -> tuple[memoryview, HashTuple]:
+        pool = self._feed.pool
+        while not pool.has_received():
+            # What is passed on may be overwritten.
+            self._end_run()
+            self._feed.report()
+            self._feed.pass_on()
+            pool.wait()
+        return pool.take()
+
+    def _pieces(self, ring: memoryview, record: HashTuple) -> bytes:
+        """Take all pieces of a large file, of which `record` is the first; return the digest."""
+        if record[0] == HashKind.PIECE:
+            _, executable, _, _, _, _, file_size, *_ = record
+            self._nar.regular(file_size, executable=executable)
+        while True:
+            kind, _, _, offset, size, *_, digest = record
+            content = ring[offset : offset + size]
+            if kind not in {HashKind.PIECE, HashKind.LAST}:
+                _refuse(kind, bytes(content).decode(errors="replace"))
             self._nar.content(content)
-        self._feed.keep(hasher, record)
-        node = FileNode(event.name, Digest(record.digest), record.file_size, record.executable)
-        self._open[-1].files.append(node)
-        self._feed.reporter.file_done(record.file_size, event.detail)
+            if kind == HashKind.LAST:
+                return bytes(digest)
+            ring, record = self._receive()
 
-    def _pieces(self, hasher: Hasher, record: HashRecord) -> tuple[Hasher, HashRecord]:
-        """Take all pieces of a large file but the last, which is returned."""
-        self._nar.regular(record.file_size, executable=record.executable)
-        while record.kind == HashKind.PIECE:
-            self._nar.content(hasher.ring[record.offset : record.offset + record.size])
-            self._feed.objects.used(hasher.index, record)
-            hasher, record = self._feed.pool.receive()
-        return hasher, record
-
-    def _refuse(self, hasher: Hasher, record: HashRecord) -> None:
-        content = bytes(hasher.ring[record.offset : record.offset + record.size])
-        reason = content.decode(errors="replace")
-        self._feed.objects.used(hasher.index, record)
-        if record.kind == HashKind.REFUSED:
-            raise ImportTreeError(reason)
-        raise (StoreFullError if record.kind == HashKind.FULL else StoreError)(reason)
+    def _end_run(self) -> None:
+        if self._run_start != self._run_end:
+            self._nar.entries(self._run_ring[self._run_start : self._run_end])
+            self._run_start = self._run_end = 0
 
     def _end_directory(self) -> None:
         self._nar.end_directory()
@@ -137,6 +134,28 @@ class TreeImport:
         encoded = directory.to_bytes()
         digest = Digest.of(encoded)
         if digest != EMPTY_DIGEST:
-            self._feed.keep_directory(digest, encoded)
+            self._feed.put(ObjectKind.DIRECTORY, encoded, digest)
         size = directory.size(self._dialect)
         self._open[-1].directories.append(DirectoryNode(name, digest, size))
+
+
+def _refuse(kind: int, reason: str) -> NoReturn:
+    if kind == HashKind.REFUSED:
+        raise ImportTreeError(reason)
+    raise (StoreFullError if kind == HashKind.FULL else StoreError)(reason)
+
+
+def import_tree(name: str, ahead: Ahead, feed: Feed, dialect: SizeDialect) -> bytes:
+    """Import a tree; return the content of its PATH_INFO, for the store path named `name`.
+
+    Raises:
+        ImportTreeError: something in the tree cannot be imported, or changed meanwhile.
+        StoreError: a staged file could not be written.
+        HasherEndedError: a hashing process has ended.
+    """
+    tree = TreeImport(ahead, feed, dialect).run()
+    path = nar_path(tree.nar_sha256, name)
+    path_info = encode_nar_addressed(
+        path, tree.node, nar_size=tree.nar_size, nar_sha256=tree.nar_sha256
+    )
+    return pack_path_info(path, path_info)

@@ -5,25 +5,16 @@ It reads no file itself: the hashing processes bring their content, in the order
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from appliance.castore.nodes import SizeDialect
-from appliance.castore.path_info import encode_nar_addressed
-from appliance.castore.store_path import nar_path
+from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import ImportTreeError, StoreError, StoreFullError
+from appliance.importer.ahead import Ahead
 from appliance.importer.child import Child
 from appliance.importer.feed import Feed
 from appliance.importer.hasher_pool import Hasher, HasherEndedError
 from appliance.importer.object_stream import ObjectWriter
 from appliance.importer.records import ObjectKind
-from appliance.importer.tree import TreeImport
-
-
-class Root(NamedTuple):
-    """A path to import, and the name that its store path gets."""
-
-    path: bytes
-    name: str
+from appliance.importer.root import Root
 
 
 def start_tree_process(
@@ -42,29 +33,28 @@ def start_tree_process(
 
 
 def _run(roots: Sequence[Root], feed: Feed, dialect: SizeDialect) -> None:
-    objects = feed.objects
     try:
         for root in roots:
             _import_root(root, feed, dialect)
     except HasherEndedError as exc:
-        objects.content(ObjectKind.ENDED, b"", hasher=exc.hasher)
+        feed.put(ObjectKind.ENDED, b"", hasher=exc.hasher)
     except StoreFullError as exc:
-        objects.content(ObjectKind.FULL, str(exc).encode())
+        feed.put(ObjectKind.FULL, str(exc).encode())
     except StoreError as exc:
-        objects.content(ObjectKind.FAILED, str(exc).encode())
-    objects.flush()
+        feed.put(ObjectKind.FAILED, str(exc).encode())
+    feed.pass_on()
 
 
 def _import_root(root: Root, feed: Feed, dialect: SizeDialect) -> None:
     try:
-        tree = TreeImport(root.path, feed, dialect).run()
+        ahead = Ahead(root.path, feed.pool)
+        ahead.walk_on()
+        # Loaded when the hashing processes have work.
+        from appliance.importer.tree import import_tree  # noqa: PLC0415 - see above
+
+        path_info = import_tree(root.name, ahead, feed, dialect)
     except ImportTreeError as exc:
         feed.abandon()
-        feed.objects.content(ObjectKind.REFUSED, str(exc).encode())
+        feed.put(ObjectKind.REFUSED, str(exc).encode())
         return
-    path = nar_path(tree.nar_sha256, root.name)
-    path_info = encode_nar_addressed(
-        path, tree.node, nar_size=tree.nar_size, nar_sha256=tree.nar_sha256
-    )
-    feed.objects.content(ObjectKind.PATH_INFO, path_info)
-    feed.complete()
+    feed.put(ObjectKind.PATH_INFO, path_info)

@@ -69,6 +69,12 @@ class NarWriter:
         self._size += len(head) + size
         self._pending = wire.PADDING[size & 7] + self._close()
 
+    def entries(self, data: Buffer) -> None:
+        """Write whole entries of the open directory, framed already."""
+        self._flush()
+        self._sink(data)
+        self._size += len(data)
+
     def content(self, data: Buffer) -> None:
         """Write the next part of the file's content, not empty.
 

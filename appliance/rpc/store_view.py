@@ -1,13 +1,15 @@
 """Store paths as a person looks at them: what is in them, and what is known of them."""
 
-import base64
 import os
 from collections.abc import AsyncGenerator, Sequence
 from typing import Final, TypeAlias
 
-from appliance.castore import nixbase32
+from appliance.castore.content_address import ContentAddress
+from appliance.castore.narinfo import deriver_of
+from appliance.castore.nix_hash import NixHash
 from appliance.castore.nodes import DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.castore.path_info import read_path_info
+from appliance.castore.signature import Signature
 from appliance.castore.store_path import STORE_DIR, StorePath, StorePathError
 from appliance.errors import ConfigError, StoreError
 from appliance.protos import pathinfo_pb2
@@ -148,30 +150,22 @@ def describe(name: str, node: Node, *, is_long: bool) -> str:
 def path_info_json(message: pathinfo_pb2.PathInfo) -> "dict[str, object]":
     """Return what is known of a path, as `nix path-info --json` prints it."""
     narinfo = message.narinfo
-    shown: dict[str, object] = {
+    deriver = deriver_of(narinfo)
+    return {
         "ca": _ca_text(narinfo) if narinfo.HasField("ca") else None,
-        "deriver": None,
-        "narHash": f"sha256-{base64.b64encode(narinfo.nar_sha256).decode()}",
+        "deriver": None if deriver is None else deriver.absolute(),
+        "narHash": NixHash("sha256", narinfo.nar_sha256).sri(),
         "narSize": narinfo.nar_size,
         "references": [f"{STORE_DIR}/{name}" for name in narinfo.reference_names],
         "signatures": [
-            f"{signature.name}:{base64.b64encode(signature.data).decode()}"
-            for signature in narinfo.signatures
+            str(Signature(signature.name, signature.data)) for signature in narinfo.signatures
         ],
     }
-    if narinfo.HasField("deriver"):
-        deriver = StorePath(narinfo.deriver.digest, f"{narinfo.deriver.name}.drv")
-        shown["deriver"] = deriver.absolute()
-    return shown
 
 
 def _ca_text(narinfo: pathinfo_pb2.NARInfo) -> str:
-    if narinfo.ca.type not in pathinfo_pb2.NARInfo.CA.Hash.values():
-        return f"unknown:{narinfo.ca.type}"
-    kind = pathinfo_pb2.NARInfo.CA.Hash.Name(narinfo.ca.type)
-    method, algorithm = kind.split("_")
-    prefix = {"NAR": "fixed:r:", "FLAT": "fixed:", "TEXT": "text:"}[method]
-    return f"{prefix}{algorithm.lower()}:{nixbase32.encode(narinfo.ca.digest)}"
+    address = ContentAddress.of_message(narinfo)
+    return f"unknown:{narinfo.ca.type}" if address is None else str(address)
 
 
 def _parse(path: str) -> tuple[StorePath, list[bytes]]:

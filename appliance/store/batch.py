@@ -1,5 +1,7 @@
 """What one commit adds to the store."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +12,7 @@ from appliance.store import schema
 class StagedFile(NamedTuple):
     """Complete content of a blob, in a file that the commit moves or removes."""
 
-    path: Path
+    path: str
     size: int
 
 
@@ -42,9 +44,9 @@ class Batch:
         self.blobs[digest] = record
         self.size_bytes += len(record)
 
-    def add_file(self, digest: bytes, path: Path, size: int) -> None:
+    def add_file(self, digest: bytes, path: Path | str, size: int) -> None:
         """Add a blob by a file on the file system of the store, which becomes the batch's."""
-        self.files[digest] = StagedFile(path, size)
+        self.files[digest] = StagedFile(os.fspath(path), size)
         self.size_bytes += size
 
     def add_directory(self, digest: Digest, encoded: bytes) -> None:
@@ -69,7 +71,7 @@ class Batch:
     def merge(self, other: "Batch") -> None:
         """Take over all that is in `other`."""
         for digest in self.files.keys() & other.files.keys():
-            other.files.pop(digest).path.unlink(missing_ok=True)
+            _remove(other.files.pop(digest))
         self.blobs |= other.blobs
         self.files |= other.files
         self.directories |= other.directories
@@ -80,4 +82,9 @@ class Batch:
     def discard(self) -> None:
         """Remove the staged files."""
         for file in self.files.values():
-            file.path.unlink(missing_ok=True)
+            _remove(file)
+
+
+def _remove(file: StagedFile) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(file.path)  # noqa: PTH108 -- no Path is made for each of many files

@@ -1,6 +1,5 @@
 """Addresses of services, as text and parsed."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -8,20 +7,17 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from appliance.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class MemoryAddress:
+class MemoryAddress(NamedTuple):
     """Kept in this process, and gone with it: `memory:`."""
 
 
-@dataclass(frozen=True)
-class LmdbAddress:
+class LmdbAddress(NamedTuple):
     """A store in LMDB: `lmdb:///absolute/path`."""
 
     path: Path
 
 
-@dataclass(frozen=True)
-class GrpcAddress:
+class GrpcAddress(NamedTuple):
     """A remote service.
 
     `grpc+unix:///absolute/path`, `grpc+http://host[:port]` or `grpc+https://host[:port]`;

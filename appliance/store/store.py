@@ -171,6 +171,8 @@ class Store:
             kind = StoreFullError if exc.errno in FULL_ERRNOS else StoreError
             raise kind(f"{exc.filename or self.path}: {exc.strerror}") from exc
         finally:
+            for digest in placed:
+                del batch.files[digest]
             batch.discard()
 
     def close(self) -> None:
@@ -188,15 +190,19 @@ class Store:
             if digest not in placed and txn.get(digest, db=self._blobs) is None
         ]
         for digest in missing:
-            target = self.blob_path(digest)
-            try:
-                files[digest].path.rename(target)
-            except FileNotFoundError:
-                target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                files[digest].path.rename(target)
+            self._place(files[digest].path, digest)
             placed.add(digest)
         if missing and self._is_durable:
             _sync_filesystem(self._blobs_path)
+
+    def _place(self, path: str, digest: bytes) -> None:
+        name = digest.hex()
+        directory = f"{self._blobs_path}/{name[:2]}"
+        try:
+            os.rename(path, f"{directory}/{name}")  # noqa: PTH104 -- no Path is made for a file
+        except FileNotFoundError:
+            os.makedirs(directory, mode=0o755, exist_ok=True)  # noqa: PTH103 -- as above
+            os.rename(path, f"{directory}/{name}")  # noqa: PTH104 -- as above
 
     def _put(self, txn: WriteTransaction, batch: Batch) -> None:
         records = {

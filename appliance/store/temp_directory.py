@@ -3,7 +3,6 @@
 import fcntl
 import itertools
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,7 +38,7 @@ class TempDirectory:
 
     def close(self) -> None:
         """Remove the directory and all in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        _remove(self.path)
         os.close(self._fd)
 
     def __enter__(self) -> Self:
@@ -62,7 +61,7 @@ def sweep(store_path: Path) -> None:
     with _locked(parent):
         for path in parent.iterdir():
             if not _is_held(path):
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
 
 
 def _make_unique(parent: Path) -> Path:
@@ -72,6 +71,12 @@ def _make_unique(parent: Path) -> Path:
             path.mkdir(mode=0o700)
             return path
     raise AssertionError("an endless count ended")
+
+
+def _remove(path: Path) -> None:
+    import shutil  # noqa: PLC0415 - slow to load, and seldom needed when a process starts
+
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_held(path: Path) -> bool:

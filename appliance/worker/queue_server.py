@@ -60,12 +60,11 @@ class QueueServer:
         """Answer up to BATCH requests; return whether to look again without sleeping."""
         ring = self._ring
         num = ring.pop(BATCH)
-        if num == 0:
-            return ring.arm()
-        with self._handler.batch():
-            for slot in range(num):
-                self._serve(slot)
-        return True
+        if num:
+            with self._handler.batch():
+                for slot in range(num):
+                    self._serve(slot)
+        return ring.arm()
 
     def resolved(self, want: Want, error: int) -> None:
         """Run what waited for `want` again, or answer it with `error` (a positive errno)."""

@@ -24,6 +24,9 @@ VECTORS = {
     "1fnf2m46ya7r7afkcb8ba2j0sc4a85m749sh9jz64g4hx6z3r088": (
         "08813cbee9903c62be4c5027726a418a300da4500b2d369d3af9286f4815ceba"
     ),
+    "1xqkzcb3909fp07qngljr4wcdnrh1gdam1m2n29i6hhrxlmkgkv1": (
+        "61cf372bed19421393b0a286aada0b30dbc638c9923e8b0fb82e813416fb13f7"
+    ),
     "11vm2x1ajhzsrzw7lsyss51mmr3b6yll9wdjn51bh7liwkpc8ila": (
         "8a46c4eee4911eb842b1b2f144a9376be45a43d1da6b7af8cffa43a942177587"
     ),
@@ -35,6 +38,12 @@ def test_known_texts_and_bytes_stand_for_each_other(text: str) -> None:
     data = bytes.fromhex(VECTORS[text])
     assert nixbase32.decode(text) == data
     assert nixbase32.encode(data) == text
+
+
+def test_length_of_a_text_follows_from_that_of_the_bytes() -> None:
+    assert [nixbase32.encoded_size(size) for size in (0, 1, 16, 20, 32, 64)] == [
+        *(0, 2, 26, 32, 52, 103)
+    ]
 
 
 @pytest.mark.parametrize("text", ["zz", "c0", "0", "0zz", "0e", "0o", "0t", "0u", "0Z", "é0"])

@@ -15,19 +15,20 @@ from appliance.castore.nodes import (
     FileNode,
     Node,
     NoNodeError,
-    SizeDialect,
     SizeOverflowError,
     SymlinkNode,
     WrongSortingError,
     node_from_message,
     node_to_message,
 )
+from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import DirectoryError
 from appliance.protos import castore_pb2
 
 KEEP_FILE = FileNode(b".keep", EMPTY_DIGEST, 0, executable=False)
 WITH_KEEP = Directory(files=[KEEP_FILE])
 A = Directory()
+ZERO_DIGEST = Digest(bytes(32))
 
 
 def node(name: bytes, directory: Directory, dialect: SizeDialect) -> DirectoryNode:
@@ -56,6 +57,9 @@ def directory_d(dialect: SizeDialect) -> Directory:
 
 DOCUMENTED = SizeDialect.DOCUMENTED
 DOUBLED = SizeDialect.DOUBLED
+WITH_KEEP_HEX = (
+    "12290a052e6b6565701220af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+)
 B_HEX = "0a250a01611220af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
 COMPLICATED_HEX = (
     "0a2a0a046b65657012208b5b5d642b646bb8ed504b0862c39413e87e57491497de7bd075953f7b83810e1801"
@@ -63,6 +67,8 @@ COMPLICATED_HEX = (
     "1a1e0a02616112182f6e69782f73746f72652f736f6d657768657265656c7365"
 )
 WITH_KEEP_DIGEST = "8b5b5d642b646bb8ed504b0862c39413e87e57491497de7bd075953f7b83810e"
+B_DIGEST = "8701f4722d8dae7f2c40fa003331b8437a3825f9e1bfd3a77998c64cc226b9cc"
+C_DIGEST = "78eb200ae0cc95d4ea954655fbcf91e285013a261310e161927f2401d2bca803"
 VECTORS = [
     (WITH_KEEP, DOCUMENTED, 43, 1, WITH_KEEP_DIGEST),
     (WITH_KEEP, DOUBLED, 43, 2, WITH_KEEP_DIGEST),
@@ -82,20 +88,10 @@ VECTORS = [
     ),
     (A, DOCUMENTED, 0, 0, EMPTY_DIGEST.hex()),
     (A, DOUBLED, 0, 0, EMPTY_DIGEST.hex()),
-    (
-        directory_b(DOCUMENTED),
-        DOCUMENTED,
-        39,
-        1,
-        "8701f4722d8dae7f2c40fa003331b8437a3825f9e1bfd3a77998c64cc226b9cc",
-    ),
-    (
-        directory_c(DOCUMENTED),
-        DOCUMENTED,
-        79,
-        2,
-        "78eb200ae0cc95d4ea954655fbcf91e285013a261310e161927f2401d2bca803",
-    ),
+    (directory_b(DOCUMENTED), DOCUMENTED, 39, 1, B_DIGEST),
+    (directory_b(DOUBLED), DOUBLED, 39, 2, B_DIGEST),
+    (directory_c(DOCUMENTED), DOCUMENTED, 79, 2, C_DIGEST),
+    (directory_c(DOUBLED), DOUBLED, 79, 4, C_DIGEST),
     (
         directory_d(DOCUMENTED),
         DOCUMENTED,
@@ -127,6 +123,10 @@ def test_known_directories_have_the_published_encoding() -> None:
     assert directory_b(DOCUMENTED).to_bytes().hex() == B_HEX
     doubled = COMPLICATED_HEX.replace("810e1801", "810e1802")
     assert complicated(DOUBLED).to_bytes().hex() == doubled
+    assert WITH_KEEP.to_bytes().hex() == WITH_KEEP_HEX
+    for dialect, size in ((DOCUMENTED, "01"), (DOUBLED, "02")):
+        tail = f"0a270a01621220{B_DIGEST}18{size}"
+        assert directory_d(dialect).to_bytes().hex() == B_HEX + tail
 
 
 def test_executable_file_is_encoded_with_its_flag() -> None:
@@ -137,6 +137,28 @@ def test_executable_file_is_encoded_with_its_flag() -> None:
 
 def test_nodes_come_in_the_order_of_names_over_all_lists() -> None:
     assert [found.name for found in complicated(DOCUMENTED).nodes()] == [b".keep", b"aa", b"keep"]
+    assert list(Directory().nodes()) == []
+    mixed = Directory(
+        [DirectoryNode(name.encode(), ZERO_DIGEST, 0) for name in "cdhl"],
+        [FileNode(name.encode(), ZERO_DIGEST, 0, executable=False) for name in "begj"],
+        [SymlinkNode(name.encode(), b"target") for name in "afik"],
+    )
+    assert b"".join(found.name for found in mixed.nodes()) == b"abcdefghijkl"
+
+
+@pytest.mark.parametrize(
+    ("directory", "size"),
+    [
+        (Directory([DirectoryNode(b"foo", ZERO_DIGEST, 0)]), 1),
+        (Directory([DirectoryNode(b"foo", ZERO_DIGEST, 4)]), 5),
+        (Directory(files=[FileNode(b"foo", ZERO_DIGEST, 42, executable=False)]), 1),
+        (Directory(symlinks=[SymlinkNode(b"foo", b"bar")]), 1),
+    ],
+)
+def test_entry_counts_once_and_a_directory_with_all_below_it(
+    directory: Directory, size: int
+) -> None:
+    assert directory.size() == size
 
 
 def test_size_arithmetic_ends_at_64_bits() -> None:
@@ -165,7 +187,14 @@ def test_unusual_name_is_allowed(name: bytes) -> None:
     assert Directory(symlinks=[SymlinkNode(name, b"t")]).symlinks[0].name == name
 
 
-@pytest.mark.parametrize("target", [b"", b"a\0b", b"t" * 4096])
+@pytest.mark.parametrize(
+    "target", [b"aa", b".", b"./..", b"..", b"a/b", b"/a/b", b"\xc5\xc4\xd6", b"t" * 4095]
+)
+def test_symlink_may_point_to_anything_else(target: bytes) -> None:
+    assert Directory(symlinks=[SymlinkNode(b"l", target)]).symlinks[0].target == target
+
+
+@pytest.mark.parametrize("target", [b"", b"foo\0", b"a\0b", b"t" * 4096])
 def test_target_that_no_symlink_can_have_is_refused(target: bytes) -> None:
     with pytest.raises(InvalidSymlinkTargetError):
         Directory(symlinks=[SymlinkNode(b"l", target)])
@@ -181,18 +210,25 @@ def test_unsorted_list_is_refused() -> None:
 def test_name_standing_twice_is_refused_within_a_list_and_across() -> None:
     with pytest.raises(DuplicateNameError):
         Directory(symlinks=[SymlinkNode(b"a", b"t"), SymlinkNode(b"a", b"u")])
-    with pytest.raises(DuplicateNameError) as caught:
-        Directory([DirectoryNode(b"x", EMPTY_DIGEST, 0)], [], [SymlinkNode(b"x", b"t")])
-    assert caught.value.name == b"x"
+    with pytest.raises(DuplicateNameError):
+        Directory(2 * [DirectoryNode(b"a", EMPTY_DIGEST, 42)])
+    directory = DirectoryNode(b"x", EMPTY_DIGEST, 0)
+    file = FileNode(b"x", EMPTY_DIGEST, 0, executable=False)
+    symlink = SymlinkNode(b"x", b"t")
+    for files, symlinks in (([], [symlink]), ([file], []), ([file], [symlink])):
+        with pytest.raises(DuplicateNameError) as caught:
+            Directory([directory], files, symlinks)
+        assert caught.value.name == b"x"
 
 
-@pytest.mark.parametrize("size", [0, 31, 33])
+@pytest.mark.parametrize("size", [0, 2, 31, 33])
 def test_digest_of_a_wrong_length_is_refused(size: int) -> None:
     message = castore_pb2.Directory(
         directories=[castore_pb2.DirectoryNode(name=b"d", digest=bytes(size))]
     )
-    with pytest.raises(InvalidDigestLenError):
+    with pytest.raises(InvalidDigestLenError) as caught:
         Directory.from_bytes(message.SerializeToString())
+    assert caught.value.size == size
 
 
 def test_bad_name_is_reported_before_a_bad_digest() -> None:

@@ -10,7 +10,7 @@ from appliance.castore import path_info
 from appliance.castore.digest import Digest
 from appliance.castore.nodes import DirectoryNode, SymlinkNode
 from appliance.castore.path_info import encode_nar_addressed, read_path_info, validate
-from appliance.castore.store_path import StorePath
+from appliance.castore.store_path import InvalidLengthError, StorePath
 from appliance.errors import PathInfoError
 from appliance.protos import castore_pb2, pathinfo_pb2
 
@@ -58,6 +58,28 @@ def test_path_info_of_an_import_says_what_was_imported() -> None:
     assert (ca.type, ca.digest) == (pathinfo_pb2.NARInfo.CA.NAR_SHA256, sha256)
 
 
+@pytest.mark.parametrize(
+    "node",
+    [
+        castore_pb2.Node(
+            directory=castore_pb2.DirectoryNode(name=DUMMY.encode(), digest=bytes(32))
+        ),
+        castore_pb2.Node(file=castore_pb2.FileNode(name=DUMMY.encode(), digest=bytes(32))),
+        castore_pb2.Node(symlink=castore_pb2.SymlinkNode(name=DUMMY.encode(), target=b"t")),
+    ],
+)
+def test_node_of_any_kind_is_enough(node: castore_pb2.Node) -> None:
+    assert validate(pathinfo_pb2.PathInfo(node=node)).path == StorePath(bytes(20), "dummy")
+
+
+def test_references_are_of_any_path() -> None:
+    name = "00bgd045z0d4icpbc2yyz4gx48ak44la-net-tools-1.60_p2017022118243"
+    message = with_narinfo()
+    message.narinfo.reference_names[0] = name
+    message.references[0] = StorePath.parse(name).digest
+    assert validate(message).references[0].hex() == "8a12321522fd91efbd60ebb2481af88580f61600"
+
+
 def test_reference_of_a_wrong_length_is_refused() -> None:
     message = with_narinfo()
     message.references.append(b"\xff\xff")
@@ -74,12 +96,13 @@ def test_missing_reference_names_are_refused() -> None:
     assert (caught.value.num_references, caught.value.num_names) == (1, 0)
 
 
-def test_reference_name_that_is_an_absolute_path_is_refused() -> None:
+@pytest.mark.parametrize("name", ["/nix/store/" + DUMMY, "0" * 32 + "-", ""])
+def test_reference_name_that_is_no_base_name_is_refused(name: str) -> None:
     message = with_narinfo()
-    message.narinfo.reference_names[0] = "/nix/store/" + DUMMY
+    message.narinfo.reference_names[0] = name
     with pytest.raises(path_info.InvalidNarinfoReferenceNameError) as caught:
         validate(message)
-    assert (caught.value.index, caught.value.name) == (0, "/nix/store/" + DUMMY)
+    assert (caught.value.index, caught.value.name) == (0, name)
 
 
 def test_reference_name_of_another_digest_is_refused() -> None:
@@ -101,9 +124,16 @@ def test_missing_node_is_refused() -> None:
         validate(message)
 
 
-def test_empty_digest_of_the_node_is_refused() -> None:
+@pytest.mark.parametrize(
+    "node",
+    [
+        castore_pb2.Node(directory=castore_pb2.DirectoryNode(name=DUMMY.encode())),
+        castore_pb2.Node(file=castore_pb2.FileNode(name=DUMMY.encode())),
+    ],
+)
+def test_empty_digest_of_the_node_is_refused(node: castore_pb2.Node) -> None:
     message = with_narinfo()
-    message.node.directory.digest = b""
+    message.node.CopyFrom(node)
     with pytest.raises(path_info.InvalidNodeDigestLenError) as caught:
         validate(message)
     assert caught.value.size == 0
@@ -123,6 +153,14 @@ def test_node_name_that_is_no_store_path_is_refused(node: castore_pb2.Node) -> N
     with pytest.raises(path_info.InvalidNodeNameError) as caught:
         validate(message)
     assert caught.value.name == b"invalid"
+    assert isinstance(caught.value.__cause__, InvalidLengthError)
+
+
+def test_node_name_that_is_an_absolute_path_is_refused() -> None:
+    message = with_narinfo()
+    message.node.directory.name = b"/nix/store/" + DUMMY.encode()
+    with pytest.raises(path_info.InvalidNodeNameError):
+        validate(message)
 
 
 def test_root_symlink_without_target_is_refused() -> None:
@@ -132,11 +170,13 @@ def test_root_symlink_without_target_is_refused() -> None:
         validate(message)
 
 
-def test_nar_sha256_of_a_wrong_length_is_refused() -> None:
+@pytest.mark.parametrize("size", [2, 31])
+def test_nar_sha256_of_a_wrong_length_is_refused(size: int) -> None:
     message = with_narinfo()
-    message.narinfo.nar_sha256 = bytes(31)
-    with pytest.raises(path_info.InvalidNarSha256DigestLenError):
+    message.narinfo.nar_sha256 = bytes(size)
+    with pytest.raises(path_info.InvalidNarSha256DigestLenError) as caught:
         validate(message)
+    assert caught.value.size == size
 
 
 @given(st.binary(max_size=200))

@@ -34,6 +34,7 @@ def test_deriver_is_a_store_path() -> None:
     good = pathinfo_pb2.StorePath(name="foo", digest=bytes(20))
     validate(path_info(pathinfo_pb2.NARInfo(deriver=good)))
     for bad in (
+        pathinfo_pb2.StorePath(name="foo", digest=b""),
         pathinfo_pb2.StorePath(name="foo", digest=bytes(19)),
         pathinfo_pb2.StorePath(name="", digest=bytes(20)),
         pathinfo_pb2.StorePath(name="a/b", digest=bytes(20)),

@@ -14,11 +14,11 @@ from appliance.castore.nodes import (
     DirectoryNode,
     FileNode,
     Node,
-    SizeDialect,
     SymlinkNode,
     node_from_message,
     node_to_message,
 )
+from appliance.castore.size_dialect import SizeDialect
 from appliance.castore.store_path import StorePath, nar_path
 from appliance.protos import castore_pb2
 from appliance.store.memory import MemoryBlobService, MemoryDirectoryService

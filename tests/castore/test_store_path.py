@@ -32,6 +32,11 @@ def test_unusual_name_is_allowed(name: str) -> None:
         ("", store_path.InvalidLengthError),
         ("invalid", store_path.InvalidLengthError),
         ("0" * 32 + "-", store_path.InvalidLengthError),
+        ("00bgd045z0d4icpbc2yy-", store_path.InvalidLengthError),
+        ("00bgd045z0d4icpbc2yy-net-tools-1.60", store_path.InvalidHashEncodingError),
+        ("00bgd045z0d4icpbc2yyz4gx48aku4la-net-tools", store_path.InvalidHashEncodingError),
+        ("00bgd045z0d4icpbc2yyz4gx48ak44lanet-tools", store_path.MissingDashError),
+        ("00bgd045z0d4icpbc2yyz4gx48ak44la-net-tools/bin/arp", store_path.InvalidNameError),
         ("0" * 32 + "-" + "n" * 212, store_path.InvalidLengthError),
         ("e" * 32 + "-dummy", store_path.InvalidHashEncodingError),
         ("0" * 32 + "_dummy", store_path.MissingDashError),
@@ -51,9 +56,10 @@ def test_bytes_that_are_no_text_are_refused() -> None:
         StorePath.parse(b"0" * 32 + b"-\xff\xfe")
 
 
-def test_absolute_path_elsewhere_is_refused() -> None:
+@pytest.mark.parametrize("path", ["/nix/" + DUMMY, DUMMY, "foobar-123"])
+def test_absolute_path_elsewhere_is_refused(path: str) -> None:
     with pytest.raises(store_path.MissingStoreDirError):
-        StorePath.parse_absolute("/nix/" + DUMMY)
+        StorePath.parse_absolute(path)
 
 
 @pytest.mark.parametrize("name", [".", "..", ".-a", "..-a"])

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, SizeDialect
+from appliance.castore.nodes import Directory, DirectoryNode, FileNode
+from appliance.castore.size_dialect import SizeDialect
 from appliance.rpc.open_services import open_services
 from appliance.store.service_uri import ServiceAddresses, parse_service_uri
 from appliance.store.services import BlobService, DirectoryService, Services

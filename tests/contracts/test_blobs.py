@@ -108,6 +108,23 @@ def test_reader_goes_on_wherever_it_is_sent(rig: Rig, size: int) -> None:
     rig.run(work)
 
 
+def test_known_blob_is_read_in_jumps(rig: Rig) -> None:
+    content = bytes(range(255)) * 4096
+    positions = [0, 10, 25, 12380, len(content), len(content) + 1, 5]
+
+    async def work(services: Services) -> None:
+        digest = await put_blob(services.blobs, content)
+        assert digest.hex() == "a82c5154a7a0c262c6fdb929a317585646f8fbcf80326d0a7b8747edaf2d99d2"
+        reader = await services.blobs.open_read(digest)
+        assert reader is not None
+        for position in positions:
+            await reader.seek(position)
+            assert await reader.read(10) == content[position : position + 10]
+        await reader.close()
+
+    rig.run(work)
+
+
 def test_read_returns_less_at_the_end_only(rig: Rig) -> None:
     content = fresh_bytes(3_000_000)
 

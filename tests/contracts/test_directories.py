@@ -3,10 +3,31 @@
 import pytest
 
 from appliance.castore.digest import EMPTY_DIGEST
-from appliance.castore.nodes import Directory, DirectoryNode, SizeDialect
+from appliance.castore.nodes import Directory, DirectoryNode
+from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import ProtocolError
 from appliance.store.services import Services
 from tests.contracts.rig import Rig, closure, fresh_leaf, parent_of, put_closure
+
+A = Directory()
+B = parent_of(A)
+C = Directory([DirectoryNode(b"a", A.digest(), 0), DirectoryNode(b"a'", A.digest(), 0)])
+D = parent_of(A, B)
+WRONG = Directory([DirectoryNode(b"foo", A.digest(), 42)])
+# What is put, and in which order it comes back.
+TAKEN = {
+    "a": ([A], [A]),
+    "a b": ([A, B], [B, A]),
+    "a c": ([A, C], [C, A]),
+    "a a c": ([A, A, C], [C, A]),
+    "a b d": ([A, B, D], [D, B, A]),
+}
+NOT_TAKEN = {
+    "child is missing": [B],
+    "child comes late": [B, A],
+    "one is left over": [A, C, B],
+    "size is wrong": [A, WRONG],
+}
 
 
 async def put_refused(services: Services, *members: Directory) -> None:
@@ -169,5 +190,26 @@ def test_closure_is_invisible_until_it_is_closed(rig: Rig) -> None:
         assert await services.directories.get(leaf.digest()) is None
         await putter.close()
         assert await services.directories.get(leaf.digest()) == leaf
+
+    rig.run(work)
+
+
+@pytest.mark.parametrize(("put", "got"), TAKEN.values(), ids=TAKEN.keys())
+def test_known_closure_is_taken_and_comes_back(
+    rig: Rig, put: list[Directory], got: list[Directory]
+) -> None:
+    async def work(services: Services) -> None:
+        assert await put_closure(services.directories, *put) == got[0].digest()
+        assert await closure(services.directories, got[0].digest()) == got
+        assert await services.directories.get(got[0].digest()) == got[0]
+
+    rig.run(work)
+
+
+@pytest.mark.parametrize("put", NOT_TAKEN.values(), ids=NOT_TAKEN.keys())
+def test_known_closure_that_breaks_a_rule_is_not_taken(rig: Rig, put: list[Directory]) -> None:
+    async def work(services: Services) -> None:
+        with pytest.raises(ProtocolError):
+            await put_closure(services.directories, *put)
 
     rig.run(work)

@@ -9,7 +9,7 @@ from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, Sy
 from appliance.castore.path_info import encode_nar_addressed, read_path_info
 from appliance.castore.store_path import StorePath, nar_path
 from appliance.errors import ApplianceError, ContentMissingError, ProtocolError
-from appliance.protos import pathinfo_pb2
+from appliance.protos import castore_pb2, pathinfo_pb2
 from appliance.store.services import NarInfo, Services
 from tests.contracts.rig import Rig, fresh_bytes, put_blob, put_closure
 
@@ -28,6 +28,19 @@ def test_unknown_path_is_absent(rig: Rig) -> None:
 
 def test_path_info_comes_back_as_it_was_put(rig: Rig) -> None:
     path, encoded = fresh_path_info()
+
+    async def work(services: Services) -> None:
+        assert await services.path_infos.put(encoded) == encoded
+        assert await services.path_infos.get(path.digest) == encoded
+
+    rig.run(work)
+
+
+def test_path_info_of_a_node_alone_comes_back_as_it_was_put(rig: Rig) -> None:
+    path, _ = fresh_path_info("foo")
+    node = castore_pb2.SymlinkNode(name=path.basename().encode(), target=b"doesntmatter")
+    message = pathinfo_pb2.PathInfo(node=castore_pb2.Node(symlink=node))
+    encoded = message.SerializeToString()
 
     async def work(services: Services) -> None:
         assert await services.path_infos.put(encoded) == encoded

@@ -27,7 +27,8 @@ class ScriptedServices:
     """Serves what `put` is given at `uri`.
 
     Whatever is in `blobs`, `directories` or `path_infos` is sent as it is, right or wrong. A digest
-    in `held` gets no answer until it is released; `reads` counts by digest.
+    in `held` gets no answer until it is released; `reads` counts by digest. A recursive request for
+    a directory is answered with the stream in `closures`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -35,6 +36,7 @@ class ScriptedServices:
         self.blobs: dict[bytes, bytes] = {}
         self.directories: dict[bytes, bytes] = {}
         self.path_infos: dict[bytes, bytes] = {}
+        self.closures: dict[bytes, list[bytes]] = {}
         self.reads: collections.Counter[bytes] = collections.Counter()
         self.held: dict[bytes, threading.Event] = {}
         self._spare = directory / "spare"
@@ -79,7 +81,7 @@ class ScriptedServices:
         for digest, record in batch.blobs.items():
             self.blobs[digest] = bytes(schema.inline_content(record))
         for digest, file in batch.files.items():
-            self.blobs[digest] = file.path.read_bytes()
+            self.blobs[digest] = Path(file.path).read_bytes()
         self.directories |= batch.directories
         self.path_infos |= batch.path_infos
         batch.discard()
@@ -110,7 +112,11 @@ class ScriptedServices:
             yield castore_rpc_pb2.BlobChunk(data=piece).SerializeToString()
 
     def _directory(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        digest = castore_rpc_pb2.GetDirectoryRequest.FromString(request).digest
+        message = castore_rpc_pb2.GetDirectoryRequest.FromString(request)
+        digest = message.digest
+        if message.recursive:
+            yield from self.closures[digest]
+            return
         self.reads[digest] += 1
         self._wait(digest)
         encoded = self.directories.get(digest)

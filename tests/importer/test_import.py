@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance.castore.nodes import DirectoryNode, FileNode, SizeDialect, SymlinkNode
+from appliance.castore.nodes import DirectoryNode, FileNode, SymlinkNode
 from appliance.castore.path_info import PathInfo
+from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import ImportTreeError
 from appliance.importer.importer import import_paths
 from appliance.rpc.open_services import open_services

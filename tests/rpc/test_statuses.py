@@ -6,14 +6,8 @@ import grpc
 import pytest
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.nodes import (
-    Directory,
-    DirectoryNode,
-    FileNode,
-    SizeDialect,
-    SymlinkNode,
-    node_to_message,
-)
+from appliance.castore.nodes import Directory, DirectoryNode, FileNode, SymlinkNode, node_to_message
+from appliance.castore.size_dialect import SizeDialect
 from appliance.protos import castore_pb2, castore_rpc_pb2, pathinfo_pb2, pathinfo_rpc_pb2
 from tests.contracts.rig import fresh_bytes, fresh_leaf, parent_of
 from tests.rpc.wire import FAMILIES, Answer, run
@@ -246,6 +240,13 @@ def test_closure_that_breaks_a_rule_is_invalid(
         digest = Digest.of(message)
         if digest != EMPTY_DIGEST:
             assert ask(target, f"{directories}/Get", by_digest(digest)).code == NOT_FOUND
+
+
+def test_refusal_does_not_wait_for_the_end_of_the_stream(target: str, directories: str) -> None:
+    messages = [parent_of(Directory()).to_bytes()]
+
+    answer = run(target, lambda wire: wire.send(f"{directories}/Put", messages, is_left_open=True))
+    assert answer.code == INVALID
 
 
 # PathInfos.

@@ -31,12 +31,16 @@ class Wire:
         open_stream: UnaryStream = self._channel.unary_stream(f"/{method}")
         return await _collect(open_stream(request, timeout=30))
 
-    async def send(self, method: str, requests: Iterable[bytes]) -> Answer:
-        """Send a stream of messages; take whatever number comes."""
+    async def send(
+        self, method: str, requests: Iterable[bytes], *, is_left_open: bool = False
+    ) -> Answer:
+        """Send a stream of messages, and end it; take whatever number comes."""
 
         async def stream() -> AsyncIterator[bytes]:
             for request in requests:
                 yield request
+            if is_left_open:
+                await asyncio.Event().wait()
 
         open_stream: StreamStream = self._channel.stream_stream(f"/{method}")
         return await _collect(open_stream(stream(), timeout=30))

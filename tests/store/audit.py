@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SizeDialect
+from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node
 from appliance.castore.path_info import PathInfo, read_path_info
+from appliance.castore.size_dialect import SizeDialect
 from appliance.store import schema
 from appliance.store.lmdb_env import ReadTransaction
 from appliance.store.store import BlobFile, Store

@@ -6,14 +6,8 @@ from collections.abc import Sequence
 import pytest
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.nodes import (
-    Directory,
-    DirectoryNode,
-    FileNode,
-    Node,
-    SizeDialect,
-    SymlinkNode,
-)
+from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
+from appliance.castore.size_dialect import SizeDialect
 from appliance.store.memory import MemoryBlobService, MemoryDirectoryService
 from appliance.store.nar_render import (
     BlobNotFoundError,

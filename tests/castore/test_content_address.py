@@ -1,0 +1,76 @@
+"""Content addresses as text, and as a PathInfo has them."""
+
+import pytest
+
+from appliance.castore.content_address import ContentAddress, Method
+from appliance.castore.nix_hash import NixHash
+from appliance.errors import PathInfoError
+from appliance.protos import pathinfo_pb2
+
+SHA256 = "08813cbee9903c62be4c5027726a418a300da4500b2d369d3af9286f4815ceba"
+SHA1 = "5cba3c77236ae4f9650270a27fbad375551fa60a"
+VECTORS = [
+    ("fixed:r:sha1:1ak1ymbmsfx7z8kh09jzkr3a4dvkrfjw", Method.NAR, "sha1", SHA1),
+    (
+        "fixed:r:sha256:1fnf2m46ya7r7afkcb8ba2j0sc4a85m749sh9jz64g4hx6z3r088",
+        Method.NAR,
+        "sha256",
+        SHA256,
+    ),
+    (
+        "fixed:sha256:1fnf2m46ya7r7afkcb8ba2j0sc4a85m749sh9jz64g4hx6z3r088",
+        Method.FLAT,
+        "sha256",
+        SHA256,
+    ),
+    (
+        "text:sha256:1fnf2m46ya7r7afkcb8ba2j0sc4a85m749sh9jz64g4hx6z3r088",
+        Method.TEXT,
+        "sha256",
+        SHA256,
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "method", "algorithm", "digest"), VECTORS)
+def test_known_text_is_read_and_written(
+    text: str, method: Method, algorithm: str, digest: str
+) -> None:
+    address = ContentAddress(method, NixHash(algorithm, bytes.fromhex(digest)))
+
+    assert ContentAddress.parse(text) == address
+    assert str(address) == text
+
+
+@pytest.mark.parametrize("encoded", [SHA256, "CIE8vumQPGK+TFAncmpBijANpFALLTadOvkob0gVzro="])
+def test_digest_may_be_written_otherwise(encoded: str) -> None:
+    address = ContentAddress.parse(f"fixed:r:sha256:{encoded}")
+
+    assert address.hash.digest.hex() == SHA256
+
+
+@pytest.mark.parametrize(
+    "text", ["", "fixed:", "sha256:" + SHA256, "text:sha1:" + SHA1, "fixed:r:sha1:" + SHA256]
+)
+def test_other_text_is_refused(text: str) -> None:
+    with pytest.raises(PathInfoError):
+        ContentAddress.parse(text)
+
+
+@pytest.mark.parametrize("kind", pathinfo_pb2.NARInfo.CA.Hash.keys())
+def test_every_kind_of_a_path_info_has_a_text_and_is_that(kind: str) -> None:
+    method, algorithm = kind.split("_")
+    size = {"MD5": 16, "SHA1": 20, "SHA256": 32, "SHA512": 64}[algorithm]
+    ca = pathinfo_pb2.NARInfo.CA(
+        type=pathinfo_pb2.NARInfo.CA.Hash.Value(kind), digest=bytes(range(size))
+    )
+    address = ContentAddress.of_message(pathinfo_pb2.NARInfo(ca=ca))
+
+    assert address == (Method[method], NixHash(algorithm.lower(), bytes(range(size))))
+    assert ContentAddress.parse(str(address)) == address
+
+
+def test_no_content_address_and_one_of_a_later_kind_are_none() -> None:
+    # Field 6 of the second: a CA whose kind is 99.
+    for encoded in (b"", b"\x32\x02\x08\x63"):
+        assert ContentAddress.of_message(pathinfo_pb2.NARInfo.FromString(encoded)) is None

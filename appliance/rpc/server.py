@@ -31,8 +31,15 @@ _SETTLE_S: Final = 0.1
 _CALLS_MAX: Final = 1024
 # The newer name of the same service.
 _REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
-# Two servers must not share a port unnoticed.
-_SERVER_OPTIONS: Final = (*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0))
+_SERVER_OPTIONS: Final = (
+    *CHANNEL_OPTIONS,
+    # Two servers must not share a port unnoticed.
+    ("grpc.so_reuseport", 0),
+    # What a call may be sent before it asks for the next message. Unasked, gRPC lets it grow to
+    # megabytes for each call, by what the connection carries; a message asked for comes in one go.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 256 << 10),
+)
 _DESCRIPTORS: Final = (pathinfo_rpc_pb2.DESCRIPTOR, snix_store_pb2.DESCRIPTOR)
 
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import appliance.importer.import_run
 import appliance.importer.importer
 import appliance.importer.services_sink
 import appliance.rpc.daemon  # noqa: F401 - commands would import these

@@ -14,13 +14,12 @@ from appliance.castore.size_dialect import SizeDialect
 from appliance.cli_addresses import (
     add_service_options,
     add_store_option,
-    default_state_dir,
     service_addresses,
+    state_dir,
 )
 from appliance.cli_store import add_commands
 from appliance.errors import ApplianceError, ConfigError, StoreError
 from appliance.log import configure_logging
-from appliance.store.service_uri import ServiceAddresses
 from appliance.terminal import import_progress
 
 if TYPE_CHECKING:
@@ -205,7 +204,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
     config = VirtiofsConfig(
         services=services,
         blob_cache_bytes=_blob_cache_bytes(options),
-        state_dir=_state_dir(options, services),
+        state_dir=state_dir(options, services),
         is_root_listable=options.list_root,
         tag=encode_tag(options.tag) if options.tag is not None else None,
         num_request_queues=_in_range(
@@ -234,7 +233,7 @@ def _run_mount(options: argparse.Namespace) -> None:
         MountConfig(
             services=services,
             blob_cache_bytes=_blob_cache_bytes(options),
-            state_dir=_state_dir(options, services),
+            state_dir=state_dir(options, services),
             is_root_listable=options.list_root,
             log_level=options.log_level,
             log_json=options.json,
@@ -249,10 +248,10 @@ def _run_mount(options: argparse.Namespace) -> None:
 def _run_status(options: argparse.Namespace) -> None:
     from appliance.supervisor.status import collect
 
-    state_dir = _state_dir(options, service_addresses(options))
-    reports = collect(state_dir)
+    directory = state_dir(options, service_addresses(options))
+    reports = collect(directory)
     if not reports:
-        raise StoreError(f"no supervisor is running on {state_dir}")
+        raise StoreError(f"no supervisor is running on {directory}")
     sessions = [session for report in reports for session in report["sessions"]]
     if options.json:
         print(json.dumps({"sessions": sessions}, indent=2))
@@ -269,11 +268,6 @@ def _run_status(options: argparse.Namespace) -> None:
 
 
 # Values read once, with the rule they break named.
-
-
-def _state_dir(options: argparse.Namespace, services: ServiceAddresses) -> Path:
-    given = options.state_dir or os.environ.get("APPLIANCE_STATE_DIR")
-    return Path(given) if given else default_state_dir(services)
 
 
 def _blob_cache_bytes(options: argparse.Namespace) -> int:

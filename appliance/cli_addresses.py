@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from appliance.errors import ConfigError
 from appliance.store.service_uri import (
     LmdbAddress,
     ServiceAddress,
@@ -43,17 +44,27 @@ def service_addresses(
     """Return where the services are.
 
     Raises:
-        ConfigError: an address breaks a rule.
+        ConfigError: an address breaks a rule; the text names the option or variable too.
     """
-    store = options.store or environ.get("APPLIANCE_STORE")
-    fallback = parse_service_uri(store) if store else LmdbAddress(default_store(environ))
+    return ServiceAddresses(*(_address(kind, options, environ) for kind in _KINDS))
 
-    def address(kind: str) -> ServiceAddress:
-        option = getattr(options, f"{kind.replace('-', '_')}_service_addr")
-        uri = option or environ.get(_variable(kind))
-        return parse_service_uri(uri) if uri else fallback
 
-    return ServiceAddresses(*map(address, _KINDS))
+def state_dir(
+    options: argparse.Namespace, services: ServiceAddresses, environ: Mapping[str, str] = os.environ
+) -> Path:
+    """Return where the node index is.
+
+    Raises:
+        ConfigError: that is no directory, and cannot become one; the text names option or variable.
+    """
+    given = {
+        "--state-dir": options.state_dir,
+        "APPLIANCE_STATE_DIR": environ.get("APPLIANCE_STATE_DIR"),
+    }
+    for source, value in given.items():
+        if value:
+            return _checked_directory(f"{source} {value}", Path(value))
+    return default_state_dir(services)
 
 
 def default_state_dir(services: ServiceAddresses, environ: Mapping[str, str] = os.environ) -> Path:
@@ -74,6 +85,35 @@ def default_store(environ: Mapping[str, str] = os.environ) -> Path:
         return Path("/var/lib/appliance/store")
     state_home = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(state_home) / "appliance" / "store"
+
+
+def _address(kind: str, options: argparse.Namespace, environ: Mapping[str, str]) -> ServiceAddress:
+    given = {
+        f"--{kind}-service-addr": getattr(options, f"{kind.replace('-', '_')}_service_addr"),
+        _variable(kind): environ.get(_variable(kind)),
+        "--store": options.store,
+        "APPLIANCE_STORE": environ.get("APPLIANCE_STORE"),
+    }
+    for source, uri in given.items():
+        if uri:
+            try:
+                address = parse_service_uri(uri)
+            except ConfigError as exc:
+                raise ConfigError(f"{source}: {exc}") from exc
+            if isinstance(address, LmdbAddress):
+                _checked_directory(f"{source} {uri}", address.path)
+            return address
+    return LmdbAddress(default_store(environ))
+
+
+def _checked_directory(given: str, path: Path) -> Path:
+    # What is missing can be made, if what is there is a directory.
+    for there in (path, *path.absolute().parents):
+        if os.path.lexists(there):
+            if not there.is_dir():
+                raise ConfigError(f"{given}: {there} is not a directory")
+            break
+    return path
 
 
 def _variable(kind: str) -> str:

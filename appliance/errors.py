@@ -58,6 +58,10 @@ class ServiceUnavailableError(StoreError):
     """A remote service cannot be reached, or does not answer in time; asking again may help."""
 
 
+class ServiceLimitError(StoreError):
+    """A remote service, or the way to it, refuses for a limit of its own: of size, of calls."""
+
+
 class CorruptBlobError(StoreError):
     """Stored content does not have the digest it is stored under."""
 

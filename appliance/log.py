@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 
 
@@ -20,7 +21,12 @@ class _JsonFormatter(logging.Formatter):
 
 
 def configure_logging(level: str, *, is_json: bool) -> None:
-    """Send log records of `level` and above to stderr, replacing any earlier set-up."""
+    """Send log records of `level` and above to stderr, replacing any earlier set-up.
+
+    To be called before gRPC is loaded, for it to keep its own remarks, which take neither form, to
+    itself unless `GRPC_VERBOSITY` asks for them.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     handler = logging.StreamHandler(sys.stderr)
     if is_json:
         handler.setFormatter(_JsonFormatter())

@@ -17,9 +17,13 @@ from appliance.store.batch import Batch, StagedFile
 from appliance.store.service_uri import ServiceAddresses
 from appliance.store.services import Buffer, Services
 
-# Small blobs are all latency.
-_UPLOADS_MAX: Final = 16
+# Small blobs are all latency, large ones all memory.
+_SMALL_UPLOADS_MAX: Final = 64
+_LARGE_UPLOADS_MAX: Final = 8
 _PIECE_SIZE: Final = 1 << 20
+# After so many answers that a blob is not there, only one in so many small ones is asked for.
+_UNASKED_AFTER: Final = 32
+_ASKED_OF: Final = 16
 
 
 @contextmanager
@@ -52,6 +56,7 @@ class ServicesSink:
         self._thread = thread
         self._services = services
         self._directories: dict[Digest, bytes] = {}
+        self._asking = _Asking()
 
     def commit(self, batch: Batch) -> None:
         """See `Sink.commit`."""
@@ -75,24 +80,34 @@ class ServicesSink:
             self._directories.pop(digest, None)
 
     async def _put_blobs(self, batch: Batch) -> None:
-        places = asyncio.Semaphore(_UPLOADS_MAX)
+        small = asyncio.Semaphore(_SMALL_UPLOADS_MAX)
+        large = asyncio.Semaphore(_LARGE_UPLOADS_MAX)
 
-        async def put(digest: bytes, pieces: Iterable[Buffer]) -> None:
-            async with places:
-                await self._put_blob(Digest(digest), pieces)
+        async def put_small(digest: bytes, record: bytes | memoryview) -> None:
+            async with small:
+                if not self._asking.is_worthwhile() or not await self._has(Digest(digest)):
+                    await self._put_blob(Digest(digest), [schema.inline_content(record)])
+
+        async def put_large(digest: bytes, file: StagedFile) -> None:
+            async with large:
+                if not await self._has(Digest(digest)):
+                    await self._put_blob(Digest(digest), _pieces(file))
 
         try:
             async with asyncio.TaskGroup() as group:
                 for digest, record in batch.blobs.items():
-                    group.create_task(put(digest, [schema.inline_content(record)]))
+                    group.create_task(put_small(digest, record))
                 for digest, file in batch.files.items():
-                    group.create_task(put(digest, _pieces(file)))
+                    group.create_task(put_large(digest, file))
         except ExceptionGroup as exc:
             raise exc.exceptions[0] from None
 
+    async def _has(self, digest: Digest) -> bool:
+        is_there = await self._services.blobs.has(digest)
+        self._asking.learn(is_there=is_there)
+        return is_there
+
     async def _put_blob(self, digest: Digest, pieces: Iterable[Buffer]) -> None:
-        if await self._services.blobs.has(digest):
-            return
         writer = await self._services.blobs.open_write()
         try:
             for piece in pieces:
@@ -134,6 +149,25 @@ class ServicesSink:
         if directory is None:
             raise StoreError(f"directory {digest}: it was put, and is gone")
         return directory
+
+
+class _Asking:
+    """Whether to ask for a small blob first: the question costs about as much as the blob."""
+
+    def __init__(self) -> None:
+        self._num_missing = 0
+        self._num_unasked = 0
+
+    def is_worthwhile(self) -> bool:
+        """Whether it is, going by the answers there were."""
+        if self._num_missing < _UNASKED_AFTER:
+            return True
+        self._num_unasked = (self._num_unasked + 1) % _ASKED_OF
+        return self._num_unasked == 0
+
+    def learn(self, *, is_there: bool) -> None:
+        """Take note of an answer."""
+        self._num_missing = 0 if is_there else self._num_missing + 1
 
 
 def _pieces(file: StagedFile) -> Iterator[bytes]:

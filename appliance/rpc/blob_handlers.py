@@ -58,6 +58,8 @@ class BlobHandlers:
                 data = decode_chunk_untrusted(request)
                 if data:
                     await writer.write(data)
+                # Not to be held while the next is awaited.
+                del request, data
             digest = await writer.close()
         finally:
             await writer.abort()

@@ -56,6 +56,8 @@ class DirectoryHandlers:
                 else:
                     directory = await asyncio.to_thread(_decode_untrusted, request)
                 await putter.put(directory)
+                # Not to be held while the next is awaited.
+                del request, directory
             digest = await putter.close()
         finally:
             await putter.abort()

@@ -2,24 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
-from typing import Final, NoReturn, TypeAlias, TypeVar
+from contextlib import aclosing, contextmanager
+from typing import NoReturn, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from appliance.castore.digest import DIGEST_SIZE, Digest
 from appliance.errors import InvalidRequestError
-from appliance.rpc.status import StatusError, status_of
+from appliance.rpc.incoming import Context, Incoming, ReceivingPlaces
+from appliance.rpc.status import Status, StatusError, status_of
 
 M = TypeVar("M", bound=Message)
 
-# How long the rest of a stream that is refused is taken, in all and while nothing comes.
-_DRAIN_S: Final = 30.0
-_DRAIN_IDLE_S: Final = 0.5
-
-# Quoted: these classes are generic in their stubs only.
-Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+# Quoted: the class is generic in its stubs only.
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 UnaryHandler = Callable[[bytes], Awaitable[bytes]]
 StreamHandler = Callable[[bytes], AsyncGenerator[bytes, None]]
@@ -30,6 +26,7 @@ class Edge:
     """Makes gRPC handlers of functions on bytes, and knows of the calls under way."""
 
     def __init__(self) -> None:
+        self._places = ReceivingPlaces()
         self._num_calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -73,13 +70,15 @@ class Edge:
     def sink(self, handler: SinkHandler) -> Handler:
         """Serve many messages with one."""
 
-        async def call(requests: AsyncIterator[bytes], context: Context) -> bytes:
+        async def call(_requests: AsyncIterator[bytes], context: Context) -> bytes:
+            incoming = Incoming(context, self._places)
             with self._call():
                 try:
-                    return await handler(_whole(requests, context))
+                    async with aclosing(incoming.whole()) as requests:
+                        return await handler(requests)
                 except Exception as exc:  # noqa: BLE001 - as above
                     status = status_of(exc)
-                await _drain(requests)
+                await incoming.drain()
                 return await _abort(context, status)
 
         return grpc.stream_unary_rpc_method_handler(call)
@@ -119,28 +118,7 @@ def digest_untrusted(value: bytes) -> Digest:
     return Digest(value)
 
 
-async def _whole(requests: AsyncIterator[bytes], context: Context) -> AsyncGenerator[bytes, None]:
-    # The stream of a client that has gone away, or given up, ends like one that is complete, and
-    # that it is cancelled may be heard only later. But nothing can be sent to such a client.
-    async for request in requests:
-        yield request
-    try:
-        await context.send_initial_metadata(())
-    except grpc.aio.BaseError as exc:
-        raise StatusError(grpc.StatusCode.CANCELLED, "the client has gone away") from exc
-
-
-async def _drain(requests: AsyncIterator[bytes]) -> None:
-    # Some clients that are still sending when the answer comes see that they could not send, and
-    # not the answer: so they get the chance to finish.
-    with suppress(TimeoutError, StopAsyncIteration, grpc.aio.BaseError):
-        async with asyncio.timeout(_DRAIN_S):
-            while True:
-                async with asyncio.timeout(_DRAIN_IDLE_S):
-                    await anext(requests)
-
-
-async def _abort(context: Context, status: tuple[grpc.StatusCode, str]) -> NoReturn:
+async def _abort(context: Context, status: Status) -> NoReturn:
     # gRPC keeps the exception that this raises, and it keeps all that its frames, and those of an
     # exception under way, refer to, in a cycle: so it is called outside of any `except`, by frames
     # that refer to no message.

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
+from appliance.rpc.allocation import keep_message_memory
 from appliance.rpc.client import Peer
 from appliance.rpc.client_blobs import GrpcBlobService
 from appliance.rpc.client_directories import GrpcDirectoryService
@@ -44,6 +45,7 @@ async def open_services(
     Raises:
         StoreError: a store cannot be opened.
     """
+    keep_message_memory()
     async with AsyncExitStack() as stack:
         opener = _Opener(stack, is_readonly=is_readonly, stores=stores or {})
         blobs = opener.blobs(addresses.blobs)

@@ -27,10 +27,19 @@ from appliance.store.services import Services
 _PROBE_INTERVAL_S: Final = 5.0
 _PROBE_TIMEOUT_S: Final = 5.0
 _SETTLE_S: Final = 0.1
+# More are refused with RESOURCE_EXHAUSTED: each may hold a request in memory.
+_CALLS_MAX: Final = 1024
 # The newer name of the same service.
 _REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
-# Two servers must not share a port unnoticed.
-_SERVER_OPTIONS: Final = (*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0))
+_SERVER_OPTIONS: Final = (
+    *CHANNEL_OPTIONS,
+    # Two servers must not share a port unnoticed.
+    ("grpc.so_reuseport", 0),
+    # What a call may be sent before it asks for the next message. Unasked, gRPC lets it grow to
+    # megabytes for each call, by what the connection carries; a message asked for comes in one go.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 256 << 10),
+)
 _DESCRIPTORS: Final = (pathinfo_rpc_pb2.DESCRIPTOR, snix_store_pb2.DESCRIPTOR)
 
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
@@ -43,7 +52,7 @@ class Server:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._edge = Edge()
-        self._server = grpc.aio.server(options=_SERVER_OPTIONS)
+        self._server = grpc.aio.server(options=_SERVER_OPTIONS, maximum_concurrent_rpcs=_CALLS_MAX)
         self._health = health.HealthServicer()
         self._probing: asyncio.Task[None] | None = None
         for family in FAMILIES:

@@ -1,7 +1,7 @@
 """The one place where errors become gRPC statuses, and statuses errors."""
 
 import logging
-from typing import Final
+from typing import Final, NamedTuple
 
 import grpc
 
@@ -11,12 +11,18 @@ from appliance.errors import (
     InvalidRequestError,
     NarError,
     ProtocolError,
+    ServiceLimitError,
     ServiceUnavailableError,
     StoreError,
     StoreFullError,
 )
 
 _LOG = logging.getLogger(__name__)
+
+# gRPC says RESOURCE_EXHAUSTED for limits of its own; of ours, it is told apart by these metadata.
+_REASON_KEY: Final = "appliance-reason"
+_DISK_FULL: Final = "disk-full"
+_DISK_FULL_METADATA: Final = ((_REASON_KEY, _DISK_FULL),)
 
 # The text travels in a header, and those are limited.
 _TEXT_MAX: Final = 1000
@@ -28,6 +34,14 @@ _UNAVAILABLE: Final = frozenset(
         grpc.StatusCode.CANCELLED,
     }
 )
+
+
+class Status(NamedTuple):
+    """What a call is answered with."""
+
+    code: grpc.StatusCode
+    text: str
+    metadata: tuple[tuple[str, str], ...] = ()
 
 
 class StatusError(Exception):
@@ -43,14 +57,15 @@ def not_found(text: str) -> StatusError:
     return StatusError(grpc.StatusCode.NOT_FOUND, text)
 
 
-def status_of(exc: Exception) -> tuple[grpc.StatusCode, str]:
+def status_of(exc: Exception) -> Status:
     """Return the status to answer with; what the peer cannot help is logged."""
     code, text = _status_of(exc)
     if code in {grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS}:
         _LOG.error("%s", text, exc_info=None if isinstance(exc, ApplianceError) else exc)
     elif code in {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}:
         _LOG.warning("%s", text)
-    return code, text[:_TEXT_MAX]
+    metadata = _DISK_FULL_METADATA if isinstance(exc, StoreFullError) else ()
+    return Status(code, text[:_TEXT_MAX], metadata)
 
 
 def _status_of(exc: Exception) -> tuple[grpc.StatusCode, str]:
@@ -65,6 +80,8 @@ def _status_of(exc: Exception) -> tuple[grpc.StatusCode, str]:
             return grpc.StatusCode.NOT_FOUND, str(exc)
         case StoreFullError():
             return grpc.StatusCode.RESOURCE_EXHAUSTED, f"storage error: {exc}"
+        case ServiceLimitError():
+            return grpc.StatusCode.RESOURCE_EXHAUSTED, str(exc)
         case ServiceUnavailableError():
             return grpc.StatusCode.UNAVAILABLE, str(exc)
         case StoreError():
@@ -83,7 +100,8 @@ def error_of(exc: grpc.RpcError, peer: str) -> ApplianceError:
         case grpc.StatusCode.INVALID_ARGUMENT:
             return InvalidRequestError(message)
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return StoreFullError(message)
+            # A message too large, too many calls, or a full disk: who does not say is quoted.
+            return (StoreFullError if _is_disk_full(exc) else ServiceLimitError)(message)
         case _ if code in _UNAVAILABLE:
             return ServiceUnavailableError(message)
         case _:
@@ -99,3 +117,8 @@ def _code_and_text(exc: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     if isinstance(exc, grpc.aio.AioRpcError):
         return exc.code(), exc.details() or ""
     return grpc.StatusCode.UNKNOWN, str(exc)
+
+
+def _is_disk_full(exc: grpc.RpcError) -> bool:
+    metadata = exc.trailing_metadata() if isinstance(exc, grpc.aio.AioRpcError) else ()
+    return (_REASON_KEY, _DISK_FULL) in {(key, value) for key, value in metadata or ()}

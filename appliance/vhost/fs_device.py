@@ -87,11 +87,11 @@ def encode_tag(tag: str) -> bytes:
     try:
         encoded = tag.encode()
     except UnicodeEncodeError as exc:
-        raise ConfigError(f"tag {tag!r}: must be UTF-8") from exc
+        raise ConfigError(f"--tag {tag!r}: must be UTF-8") from exc
     if not 1 <= len(encoded) <= TAG_MAX_BYTES:
-        raise ConfigError(f"tag {tag!r}: must be 1 to {TAG_MAX_BYTES} bytes")
+        raise ConfigError(f"--tag {tag!r}: must be 1 to {TAG_MAX_BYTES} bytes")
     if "\n" in tag or "\0" in tag:
-        raise ConfigError(f"tag {tag!r}: must not contain a newline or a NUL")
+        raise ConfigError(f"--tag {tag!r}: must not contain a newline or a NUL")
     return encoded
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +10,14 @@ import pytest
 
 from appliance.importer.importer import import_paths
 from appliance.nar.writer import NarWriter
+from tests.fakes.peak_memory import measure_memory
 from tests.importer.trees import Silent, import_command, make_sparse, nix_path
 from tests.store.audit import audit
 
 DEPTH = 300
 LONG_NAME = "directory-with-a-long-name"
 BOTTOM = b"at the bottom"
-RSS_MAX_KIB = 200 * 1024
+MEMORY_LIMIT_BYTES = 200 << 20
 
 
 @pytest.fixture
@@ -82,22 +82,10 @@ def test_directory_of_50000_entries_is_imported(tmp_path: Path) -> None:
     assert found.num_blobs == 1000
 
 
-# Runs a command and reports the peak memory of its largest process. A program that pytest starts
-# begins with pytest's own peak to its name; one that this small program starts does not.
-MEASURE = """
-import resource, subprocess, sys
-status = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-sys.exit(status)
-"""
-
-
 @pytest.mark.slow
 def test_file_larger_than_memory_allows_is_streamed(tmp_path: Path) -> None:
     make_sparse(tmp_path / "large", 512 << 20)
     command = import_command(tmp_path / "store", tmp_path / "large")
-    measured = subprocess.run(
-        [sys.executable, "-c", MEASURE, *command], check=True, capture_output=True
-    )
-    assert measured.stderr.endswith(b"-large\n")
-    assert int(measured.stdout) < RSS_MAX_KIB
+    measured = measure_memory(command)
+    assert measured.output.endswith("-large\n")
+    assert measured.memory_bytes < MEMORY_LIMIT_BYTES

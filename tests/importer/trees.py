@@ -12,6 +12,7 @@ from typing import Final
 DEADLINE_S: Final = 120
 # Around the limits of inline blobs and of one piece.
 SIZES: Final = (0, 1, 65535, 65536, 65537, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3_500_000)
+_FANOUT: Final = 99
 
 
 class Silent:
@@ -77,6 +78,20 @@ def start_import(store: Path, *paths: Path) -> "subprocess.Popen[bytes]":
 def import_command(store: Path, *paths: Path) -> list[str | Path]:
     """Return the command that imports `paths`."""
     return [sys.executable, "-m", "appliance", "import", "--store", f"lmdb://{store}", *paths]
+
+
+def make_directories(top: Path, num_directories: int) -> None:
+    """Make a tree of so many directories, no two alike."""
+    num_made = 0
+    while num_made < num_directories:
+        parent = top / f"{num_made}"
+        parent.mkdir(parents=True)
+        num_leaves = min(_FANOUT, num_directories - num_made - 1)
+        for leaf in range(num_leaves):
+            directory = parent / str(leaf)
+            directory.mkdir()
+            (directory / "link").symlink_to(f"{num_made}-{leaf}")
+        num_made += 1 + num_leaves
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 import grpc
 
 T = TypeVar("T")
+UnaryUnary: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
 UnaryStream: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]"
 StreamStream: TypeAlias = "grpc.aio.StreamStreamMultiCallable[bytes, bytes]"
 StreamUnary: TypeAlias = "grpc.aio.StreamUnaryMultiCallable[bytes, bytes]"

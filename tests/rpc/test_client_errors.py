@@ -1,0 +1,110 @@
+"""What a client makes of a service that has had enough: only a full disk is called one."""
+
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+
+from appliance.castore.digest import Digest
+from appliance.castore.nodes import Directory, FileNode
+from appliance.errors import ServiceLimitError, StoreFullError
+from appliance.rpc.incoming import Context
+from appliance.rpc.loop_thread import LoopThread
+from appliance.rpc.methods import MESSAGE_MAX
+from appliance.store.services import Services
+from tests.contracts.rig import Rig, put_blob
+from tests.fakes.daemon_process import DaemonProcess
+from tests.importer.trees import small_disk
+
+if TYPE_CHECKING:
+    from appliance.rpc.handlers import Handler
+
+REFUSAL = "the quota of this month is used up"
+
+
+def directory_of_size(least_bytes: int) -> Directory:
+    size = 250
+    files = [
+        FileNode(b"%0*d" % (size, number), Digest(bytes(32)), 1, executable=False)
+        for number in range(least_bytes // size)
+    ]
+    return Directory(files=files)
+
+
+def test_full_disk_of_a_daemon_is_a_full_disk(tmp_path: Path) -> None:
+    async def put(services: Services) -> Digest:
+        return await put_blob(services.blobs, os.urandom(40 << 20))
+
+    with (
+        small_disk(tmp_path / "disk", "24m") as disk,
+        DaemonProcess(f"lmdb://{disk}/store", tmp_path) as daemon,
+        DaemonProcess(daemon.unix_uri, tmp_path / "proxy") as proxy,
+    ):
+        for uri in (daemon.unix_uri, proxy.unix_uri):
+            with pytest.raises(StoreFullError, match=r"daemon\.sock: storage error: "):
+                Rig(uri).run(put)
+
+
+def test_message_that_a_daemon_does_not_take_is_no_full_disk(tmp_path: Path) -> None:
+    async def put(services: Services) -> Digest:
+        return await services.directories.put(directory_of_size(MESSAGE_MAX))
+
+    with (
+        DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon,
+        pytest.raises(ServiceLimitError, match=r"daemon\.sock: .*Sent message larger than max"),
+    ):
+        Rig(daemon.unix_uri).run(put)
+
+
+async def start_other(path: Path) -> grpc.aio.Server:
+    """Serve as somebody else might: no message over 4 MiB, which is the default, and no put."""
+
+    async def stat(_request: bytes, context: Context) -> bytes:
+        return await context.abort(grpc.StatusCode.NOT_FOUND)
+
+    async def put(requests: AsyncIterator[bytes], context: Context) -> bytes:
+        async for _request in requests:
+            pass
+        return await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, REFUSAL)
+
+    handlers: Mapping[str, Mapping[str, Handler]] = {
+        "BlobService": {"Stat": grpc.unary_unary_rpc_method_handler(stat)},
+        "DirectoryService": {"Put": grpc.stream_unary_rpc_method_handler(put)},
+    }
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers(
+        [
+            grpc.method_handlers_generic_handler(f"tvix.castore.v1.{name}", dict(methods))
+            for name, methods in handlers.items()
+        ]
+    )
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    return server
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[str]:
+    thread = LoopThread("other")
+    server = thread.run_and_wait(start_other(tmp_path / "other.sock"))
+    yield f"grpc+unix://{tmp_path}/other.sock"
+    thread.run_and_wait(server.stop(0))
+    thread.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"), [(6 << 20, "Received message larger than max"), (1000, REFUSAL)]
+)
+def test_what_another_server_says_of_its_limits_is_quoted(
+    other: str, tmp_path: Path, size: int, reason: str
+) -> None:
+    async def put(services: Services) -> Digest:
+        return await services.directories.put(directory_of_size(size))
+
+    with DaemonProcess(other, tmp_path) as proxy:
+        for uri in (other, proxy.unix_uri):
+            with pytest.raises(ServiceLimitError, match=reason):
+                Rig(uri).run(put)

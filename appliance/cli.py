@@ -1,11 +1,11 @@
 """The command line: options and environment are read once, errors become exit statuses."""
 
 import argparse
-import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -17,9 +17,9 @@ from appliance.cli_addresses import (
     service_addresses,
     state_dir,
 )
-from appliance.cli_store import add_commands
+from appliance.cli_store import COMMANDS as STORE_COMMANDS
+from appliance.cli_store import print_json
 from appliance.errors import ApplianceError, ConfigError, StoreError
-from appliance.log import configure_logging
 from appliance.terminal import import_progress
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ _DEFAULT_CACHE_SIZE: Final = "10G"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status."""
-    options = _parser().parse_args(argv)
-    configure_logging(
-        options.log_level, is_json=options.json and options.command not in _PRINTS_JSON
-    )
+    words = sys.argv[1:] if argv is None else argv
+    options = _parser(words[0] if words else "").parse_args(words)
+    if options.command != "import":  # which does it when its processes are at work
+        _start_logging(options)
     try:
         options.run(options)
     except ConfigError as exc:
@@ -67,7 +67,15 @@ def _fail(status: int, exc: Exception) -> NoReturn:
     sys.exit(status)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _start_logging(options: argparse.Namespace) -> None:
+    from appliance.log import configure_logging
+
+    is_json = options.json and options.command not in _PRINTS_JSON
+    configure_logging(options.log_level, is_json=is_json)
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    """Return the parser of `command`, or of all if there is none of that name."""
     common = _Parser(add_help=False)
     common.add_argument(
         "--log-level",
@@ -102,11 +110,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"appliance {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_import(commands, [common, services])
-    _add_virtiofs(commands, [common, services, state, cache])
-    _add_mount(commands, [common, services, state, cache])
-    _add_status(commands, [common, services, state])
-    add_commands(commands, [common, store])
+    adders: dict[str, Callable[[], None]] = {
+        "import": partial(_add_import, commands, [common, services]),
+        "virtiofs": partial(_add_virtiofs, commands, [common, services, state, cache]),
+        "mount": partial(_add_mount, commands, [common, services, state, cache]),
+        "status": partial(_add_status, commands, [common, services, state]),
+    }
+    for name, add_command in STORE_COMMANDS.items():
+        adders[name] = partial(add_command, commands, [common, services])
+    for add in [adders[command]] if command in adders else adders.values():
+        add()
     return parser
 
 
@@ -185,15 +198,18 @@ def _run_import(options: argparse.Namespace) -> None:
 
     services = service_addresses(options)
     dialect = SizeDialect[options.directory_sizes.upper()]
+    start_logging = partial(_start_logging, options)
     with import_progress() as progress:
-        for imported in import_paths(services, options.paths, progress=progress, dialect=dialect):
+        for imported in import_paths(
+            services, options.paths, progress=progress, dialect=dialect, when_begun=start_logging
+        ):
             progress.clear()
             print(imported, flush=True)
 
 
 def _run_virtiofs(options: argparse.Namespace) -> None:
     if options.print_capabilities:
-        print(json.dumps({"type": "fs", "features": []}))
+        print_json({"type": "fs", "features": []})
         return
     # Imported here: `import` and `status` need neither the loop nor the C engine.
     from appliance.supervisor.sockets import Listener
@@ -254,7 +270,7 @@ def _run_status(options: argparse.Namespace) -> None:
         raise StoreError(f"no supervisor is running on {directory}")
     sessions = [session for report in reports for session in report["sessions"]]
     if options.json:
-        print(json.dumps({"sessions": sessions}, indent=2))
+        print_json({"sessions": sessions}, indent=2)
         return
     if not sessions:
         print("no front-end is connected")

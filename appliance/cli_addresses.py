@@ -1,7 +1,6 @@
 """Which services a command uses, from its options and the environment."""
 
 import argparse
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,6 +74,8 @@ def default_state_dir(services: ServiceAddresses, environ: Mapping[str, str] = o
     store = services.one_store()
     if store is not None:
         return store.with_name(store.name + ".state")
+    import hashlib
+
     name = hashlib.sha256(repr(services).encode()).hexdigest()[:16]
     return default_store(environ).with_name(f"remote-{name}.state")
 

@@ -1,14 +1,13 @@
 """Commands on the store's services: daemon, nar, path-info, ls, cat."""
 
 import argparse
-import json
 import os
 import sys
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance.cli_addresses import add_service_options, service_addresses
+from appliance.cli_addresses import service_addresses
 from appliance.errors import ConfigError, PathInfoError, StoreError
 
 if TYPE_CHECKING:
@@ -23,16 +22,11 @@ if TYPE_CHECKING:
 _DEFAULT_LISTEN: Final = "[::1]:8000"
 
 
-def add_commands(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
-    """Add the commands to the command line."""
-    services = argparse.ArgumentParser(add_help=False)
-    add_service_options(services)
-    parents = [*parents, services]
-    _add_daemon(commands, parents)
-    _add_nar(commands, parents)
-    _add_path_info(commands, parents)
-    _add_ls(commands, parents)
-    _add_cat(commands, parents)
+def print_json(value: object, indent: int | None = None) -> None:
+    """Print `value` to stdout."""
+    import json
+
+    print(json.dumps(value, indent=indent))
 
 
 def _add_daemon(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
@@ -134,7 +128,7 @@ def _run_ls(options: argparse.Namespace) -> None:
         node = await view.find(options.path)
         if options.json:
             tree = await view.tree(node, is_recursive=options.recursive)
-            print(json.dumps(tree))
+            print_json(tree)
             return
         async with aclosing(view.walk(node, is_recursive=options.recursive)) as entries:
             async for name, entry in entries:
@@ -152,10 +146,8 @@ def _run_path_info(options: argparse.Namespace) -> None:
     async def work(view: "StoreView") -> None:
         infos = await view.path_infos(options.paths)
         if options.json:
-            print(
-                json.dumps(
-                    {path: None if info is None else path_info_json(info) for path, info in infos}
-                )
+            print_json(
+                {path: None if info is None else path_info_json(info) for path, info in infos}
             )
             return
         missing = [path for path, info in infos if info is None]
@@ -215,3 +207,13 @@ def _with_view(options: argparse.Namespace, work: "Callable[[StoreView], Awaitab
 def _write(data: bytes) -> None:
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
+
+
+# What adds each command to the command line, given the parsers of its common options.
+COMMANDS: "Final[dict[str, Callable[[Subparsers, Sequence[argparse.ArgumentParser]], None]]]" = {
+    "daemon": _add_daemon,
+    "nar": _add_nar,
+    "path-info": _add_path_info,
+    "ls": _add_ls,
+    "cat": _add_cat,
+}

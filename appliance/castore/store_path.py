@@ -1,6 +1,5 @@
 """Store paths: `/nix/store/` DIGEST `-` NAME, and the digests of content-addressed ones."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -128,7 +127,7 @@ def path_of(kind: str, inner_sha256: bytes, name: str) -> StorePath:
     """Return the path of a fingerprint of `kind`, e.g. `source` or `output:out`."""
     check_name(name)
     fingerprint = f"{kind}:sha256:{inner_sha256.hex()}:{STORE_DIR}:{name}"
-    return StorePath(compress(hashlib.sha256(fingerprint.encode()).digest()), name)
+    return StorePath(compress(_sha256(fingerprint.encode())), name)
 
 
 def nar_path(
@@ -146,7 +145,7 @@ def nar_path(
 def text_path(contents: bytes, name: str, references: Sequence[StorePath] = ()) -> StorePath:
     """Return the path of a text; references in the order given."""
     kind = _with_references("text", references)
-    return path_of(kind, hashlib.sha256(contents).digest(), name)
+    return path_of(kind, _sha256(contents), name)
 
 
 def fixed_output_path(
@@ -167,14 +166,20 @@ def fixed_output_path(
     if references:
         raise InvalidReferenceError(f"{name!r}: only a NAR by sha256 may have references")
     method = "r:" if is_recursive else ""
-    inner = hashlib.sha256(f"fixed:out:{method}{algorithm}:{digest.hex()}:".encode()).digest()
+    inner = _sha256(f"fixed:out:{method}{algorithm}:{digest.hex()}:".encode())
     return path_of("output:out", inner, name)
 
 
 def placeholder(output: str) -> str:
     """Return the text that stands for the path of `output` before it is known."""
-    return "/" + nixbase32.encode(hashlib.sha256(f"nix-output:{output}".encode()).digest())
+    return "/" + nixbase32.encode(_sha256(f"nix-output:{output}".encode()))
 
 
 def _with_references(kind: str, references: Sequence[StorePath]) -> str:
     return ":".join([kind, *(reference.absolute() for reference in references)])
+
+
+def _sha256(data: bytes) -> bytes:
+    import hashlib  # noqa: PLC0415 -- slow to load, and most programs compute no store path
+
+    return hashlib.sha256(data).digest()

@@ -3,7 +3,6 @@
 import gc
 import os
 import signal
-import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -45,6 +44,8 @@ def _run(work: Callable[[], None], parent_pid: int) -> NoReturn:
         work()
         status = 0
     except Exception:  # noqa: BLE001 -- os._exit would drop it; the parent sees the status
+        import traceback  # noqa: PLC0415 -- slow to load
+
         traceback.print_exc()
     finally:
         os._exit(status)

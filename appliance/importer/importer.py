@@ -7,7 +7,7 @@ this process        commits to the store, straight from the shared memory
 
 import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -38,11 +38,13 @@ def import_paths(
     *,
     progress: Progress,
     dialect: SizeDialect = SizeDialect.DOCUMENTED,
+    when_begun: Callable[[], None] = lambda: None,
 ) -> Iterator[str]:
     """Import each of `paths` into `target` and yield its store path once it is durable, in order.
 
     `target` is a store by its path, created when missing, or services. A symlink is imported as
-    such. Forks, so it must be called before this process has threads or an LMDB environment.
+    such. Forks, so it must be called before this process has threads or an LMDB environment;
+    `when_begun` is called once it has.
 
     Raises:
         ImportTreeError: some paths could not be imported: one line for each. The others were.
@@ -63,6 +65,7 @@ def import_paths(
             stack.callback(os.close, objects)
             for hasher in hashers:
                 hasher.leave_to_tree()
+            when_begun()
             # All that this process alone needs is loaded while the others begin.
             from appliance.importer.import_run import ImportRun, open_sink  # noqa: PLC0415
 

@@ -96,15 +96,11 @@ def write_and_sync(path: Path, size: int) -> float:
     """Return the seconds that it takes to write `size` bytes to a new file and sync it."""
     piece = os.urandom(_PIECE_SIZE)
     started = time.perf_counter()
-    try:
-        with path.open("wb", buffering=0) as file:
-            for start in range(0, size, _PIECE_SIZE):
-                file.write(piece[: size - start])
-            os.fsync(file.fileno())
-        return time.perf_counter() - started
-    finally:
-        path.unlink()
-        os.sync()  # the next run must not wait for what this one has written
+    with path.open("xb", buffering=0) as file:
+        for start in range(0, size, _PIECE_SIZE):
+            file.write(piece[: size - start])
+        os.fsync(file.fileno())
+    return time.perf_counter() - started
 
 
 def bare_loop(tree: Path) -> Cost:

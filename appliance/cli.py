@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from appliance import __version__
 from appliance.castore.size_dialect import SizeDialect
@@ -20,7 +20,7 @@ from appliance.cli_addresses import (
 from appliance.cli_store import COMMANDS as STORE_COMMANDS
 from appliance.cli_store import print_json
 from appliance.errors import ApplianceError, ConfigError, StoreError
-from appliance.terminal import import_progress
+from appliance.terminal import import_progress, terminal_columns
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
@@ -55,7 +55,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_EXIT_FAILURE)
 
 
+class _Formatter(argparse.HelpFormatter):
+    """As wide as the terminal; the base class loads four compressors to find out."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=terminal_columns() - 2)
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_Formatter, **options)
+
     def error(self, message: str) -> NoReturn:
         # One line, as for every other bad value; --help has the rest.
         _fail(_EXIT_USAGE, ConfigError(f"{message} (see {self.prog} --help)"))

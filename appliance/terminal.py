@@ -5,9 +5,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Final, TextIO
 
 _CLEAR_LINE: Final = "\r\x1b[K"
+_DEFAULT_COLUMNS: Final = 80
+_STDOUT_FILENO: Final = 1
 _MEGABYTE: Final = 1_000_000
 
 
@@ -46,3 +49,15 @@ def import_progress() -> Iterator[ImportProgress]:
         yield progress
     finally:
         progress.clear()
+
+
+@cache
+def terminal_columns() -> int:
+    """Return how wide what is printed may be: COLUMNS, or the terminal's, or 80."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and int(columns) > 0:
+        return int(columns)
+    try:
+        return os.get_terminal_size(_STDOUT_FILENO).columns or _DEFAULT_COLUMNS
+    except OSError:  # it is closed, or no terminal
+        return _DEFAULT_COLUMNS

@@ -7,12 +7,11 @@ from typing import Final, Protocol, Self
 
 from appliance.castore.digest import Digest
 from appliance.castore.store_path import StorePath
-from appliance.errors import StoreError, StoreFullError
 from appliance.importer.hasher_pool import Hasher
 from appliance.importer.records import HASH_RECORD, HashKind
 from appliance.importer.staging import staged_path
 from appliance.store.batch import Batch
-from appliance.store.lmdb_env import FULL_ERRNOS
+from appliance.store.disk_errors import disk_error
 from appliance.store.schema import INLINE_MAX
 
 # A commit begins as soon as this much is gathered and no other is under way: the disk is busy
@@ -157,5 +156,4 @@ def _write(path: str, content: memoryview) -> None:
             while content:
                 content = content[file.write(content) :]
     except OSError as exc:
-        kind = StoreFullError if exc.errno in FULL_ERRNOS else StoreError
-        raise kind(f"{path}: {exc.strerror}") from exc
+        raise disk_error(exc, path) from exc

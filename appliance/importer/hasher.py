@@ -18,7 +18,7 @@ from appliance.importer.long_paths import open_at
 from appliance.importer.records import DIGEST_SIZE, HASH_RECORD, HashKind, HashRecord
 from appliance.importer.staging import staged_path
 from appliance.importer.walk import display
-from appliance.store.lmdb_env import FULL_ERRNOS
+from appliance.store.disk_errors import FULL_ERRNOS
 from appliance.store.schema import INLINE, INLINE_MAX
 
 # The largest piece of a file in the ring at once.

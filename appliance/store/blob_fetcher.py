@@ -24,12 +24,11 @@ from appliance.errors import (
     CorruptBlobError,
     ServiceUnavailableError,
     StoreError,
-    StoreFullError,
 )
 from appliance.store.ahead import Ahead
 from appliance.store.batch import Batch
 from appliance.store.blob_cache import BlobCache
-from appliance.store.lmdb_env import FULL_ERRNOS
+from appliance.store.disk_errors import disk_error
 from appliance.store.schema import INLINE_MAX
 from appliance.store.services import BlobReader, BlobService
 
@@ -281,8 +280,7 @@ class BlobFetcher:
         try:
             await self._run(work)
         except OSError as exc:
-            kind = StoreFullError if exc.errno in FULL_ERRNOS else StoreError
-            raise kind(f"{path}: {exc.strerror}") from exc
+            raise disk_error(exc, path) from exc
 
     async def _in_time(self, work: Awaitable[T], digest: Digest) -> T:
         try:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from blake3 import blake3
 
 from appliance.castore.digest import Digest
-from appliance.errors import CorruptBlobError, StoreError, StoreFullError
+from appliance.errors import CorruptBlobError, StoreError
 from appliance.store.async_store import AsyncStore
 from appliance.store.batch import Batch
-from appliance.store.lmdb_env import FULL_ERRNOS
+from appliance.store.disk_errors import disk_error
 from appliance.store.schema import INLINE_MAX
 from appliance.store.services import BlobChunk, BlobReader, BlobWriter, Buffer
 
@@ -179,8 +179,7 @@ class _LmdbBlobWriter:
                 self._inline.clear()
             _write_all(self._file, data)
         except OSError as exc:
-            kind = StoreFullError if exc.errno in FULL_ERRNOS else StoreError
-            raise kind(f"{exc.filename or self._path}: {exc.strerror}") from exc
+            raise disk_error(exc, self._path or self._shared.store.path) from exc
 
     def _close_file(self) -> None:
         if self._file is not None:

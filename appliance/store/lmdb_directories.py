@@ -12,12 +12,11 @@ from appliance.errors import (
     CorruptBlobError,
     DirectoryError,
     InvalidRequestError,
-    StoreError,
-    StoreFullError,
 )
 from appliance.store.async_store import AsyncStore
 from appliance.store.batch import Batch
-from appliance.store.lmdb_env import FULL_ERRNOS, ReadTransaction
+from appliance.store.disk_errors import disk_error
+from appliance.store.lmdb_env import ReadTransaction
 from appliance.store.services import DirectoryPutter, DirectoryService
 
 # What one visit to a reading thread brings along.
@@ -169,8 +168,7 @@ class _LmdbDirectoryPutter:
                 self._spool.write(encoded)
             self._spool.flush()
         except OSError as exc:
-            kind = StoreFullError if exc.errno in FULL_ERRNOS else StoreError
-            raise kind(f"{self._shared.store.path}: {exc.strerror}") from exc
+            raise disk_error(exc, self._shared.store.path) from exc
         self._in_memory.clear()
         self._in_memory_bytes = 0
 

@@ -21,6 +21,7 @@ from typing import Final, NoReturn, TypeAlias, TypeVar
 import lmdb
 
 from appliance.errors import SchemaVersionError, StoreError, StoreFullError
+from appliance.store.disk_errors import FULL_ERRNOS
 
 T = TypeVar("T")
 
@@ -29,7 +30,6 @@ ReadTransaction: TypeAlias = "lmdb.Transaction[memoryview]"
 WriteTransaction: TypeAlias = "lmdb.Transaction[bytes]"
 
 _MAX_READERS: Final = 4096
-FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Less than this left on the file system, and an EIO of LMDB is taken for a full disk.
 _FULL_BELOW_BYTES: Final = 1 << 20
 

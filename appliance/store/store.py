@@ -10,10 +10,11 @@ from typing import Final, NamedTuple
 import lmdb
 
 from appliance.castore.digest import EMPTY_DIGEST
-from appliance.errors import SchemaVersionError, StoreError, StoreFullError
+from appliance.errors import SchemaVersionError, StoreError
 from appliance.store import schema, temp_directory
 from appliance.store.batch import Batch, StagedFile
-from appliance.store.lmdb_env import FULL_ERRNOS, Environment, ReadTransaction, WriteTransaction
+from appliance.store.disk_errors import disk_error
+from appliance.store.lmdb_env import Environment, ReadTransaction, WriteTransaction
 
 Transaction = lmdb.Transaction
 
@@ -168,8 +169,7 @@ class Store:
         try:
             self.env.write(work)
         except OSError as exc:
-            kind = StoreFullError if exc.errno in FULL_ERRNOS else StoreError
-            raise kind(f"{exc.filename or self.path}: {exc.strerror}") from exc
+            raise disk_error(exc, self.path) from exc
         finally:
             for digest in placed:
                 del batch.files[digest]

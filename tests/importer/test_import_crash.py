@@ -11,7 +11,7 @@ from appliance.importer.importer import import_paths
 from tests.importer.trees import DEADLINE_S, Silent, make_many_files, start_import
 from tests.store.audit import audit
 
-NUM_KILLS = 25
+NUM_KILLS = 8
 
 
 def killed_after(store: Path, tree: Path, delay_s: float) -> bool:

@@ -67,7 +67,7 @@ def test_closure_of_many_directories_is_imported(tmp_path: Path) -> None:
 
 def test_closure_of_many_directories_is_put_and_got(tmp_path: Path) -> None:
     with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon:
-        put = run_client(daemon.unix_uri, "put-closure", str(NUM_DIRECTORIES // 10))
+        put = run_client(daemon.unix_uri, "put-closure", str(NUM_DIRECTORIES // 20))
         got = run_client(daemon.unix_uri, "get-closure", put.digest.hex())
         most = max(put.memory_bytes, got.memory_bytes, daemon.memory_bytes("VmHWM"))
 

@@ -1,6 +1,7 @@
 """The command line: options and environment are read once, errors become exit statuses."""
 
 import argparse
+import gc
 import os
 import re
 import sys
@@ -206,6 +207,9 @@ def _add_status(commands: "Subparsers", parents: "list[_Parser]") -> None:
 def _run_import(options: argparse.Namespace) -> None:
     from appliance.importer.importer import import_paths
 
+    # Nothing in an import makes cycles worth a search for them, now or at its end.
+    gc.disable()
+    gc.freeze()
     services = service_addresses(options)
     dialect = SizeDialect[options.directory_sizes.upper()]
     start_logging = partial(_start_logging, options)

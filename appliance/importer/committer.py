@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
 from appliance.castore.digest import Digest
 from appliance.castore.store_path import StorePath
@@ -35,7 +35,7 @@ class Sink(Protocol):
 class Committer:
     """Gathers objects, and commits them in batches, one at a time.
 
-    The sink is its own while it is open. A commit that failed is raised by the next call that
+    The sink is its own until `close`. A commit that failed is raised by the next call that
     waits for one, and nothing is committed after it.
     """
 
@@ -119,12 +119,6 @@ class Committer:
         self._executor.shutdown(wait=True)
         self._complete.discard()
         self._current.discard()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def _begin_commit(self) -> None:
         self._keep_current()

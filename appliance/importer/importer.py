@@ -5,7 +5,6 @@ tree process        walks; NAR digest; directories and PathInfos
 this process        commits to the store, straight from the shared memory
 """
 
-import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -52,9 +51,6 @@ def import_paths(
         StoreError: the store cannot be opened or written.
     """
     roots, failures = _roots(paths)
-    # Nothing here or in the processes forked here makes cycles worth a search for them.
-    gc.disable()
-    gc.freeze()
     if roots:
         with ExitStack() as stack:
             store_path = target if isinstance(target, Path) else target.one_store()

@@ -27,7 +27,7 @@ _SHORT_PATIENCE_S: Final = 0.1
 _LARGE_MIN: Final = 2 * CONTENT_MAX
 # How long the rest of a stream that is refused is taken, in all and while nothing comes.
 _DRAIN_S: Final = 30.0
-_DRAIN_IDLE_S: Final = 0.5
+_DRAIN_IDLE_S: Final = 2.0
 
 
 class ReceivingPlaces:

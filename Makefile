@@ -11,6 +11,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 WRAPPERS := cffi_build/_engine.c cffi_build/_reader.c
+# a process for each CPU, but no more guests than memory is for
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
 .PHONY: venv demo test bench protos clean packages-venv packages-demo packages-test
@@ -30,7 +32,7 @@ demo: packages-demo $(INSTALLED)
 	@PYTHONPATH=vm-tests $(BIN)/python -m vmharness.demo $(if $(TREE),"$(TREE)")
 
 test: packages-test $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 # all of them, whatever the first ones find
 bench: packages-test $(INSTALLED)

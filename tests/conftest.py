@@ -1,11 +1,16 @@
-"""The order of the suite: what is quick and likely to fail first, guests last."""
+"""The order of the suite: what is quick and likely to fail first, guests last.
+
+With several processes (pytest-xdist, a file at a time) it is the other way round: what takes long
+begins first, and the quick files fill the end.
+"""
 
 import pytest
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: (_has(item, "vm"), _has(item, "slow")))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    is_one_of_several = hasattr(config, "workerinput")
+    items.sort(key=lambda item: (_has(item, "vm"), _has(item, "slow")), reverse=is_one_of_several)
 
 
 def _has(item: pytest.Item, marker: str) -> bool:

@@ -151,9 +151,9 @@ class Verifier:
         address = ContentAddress.of_message(narinfo)
         address_hash = self._check_path(info, narinfo, address) if address else None
         contents = _CheckedContents(self._services, self._report, self.progress)
-        nar_hash = hashlib.sha256()
-        if address_hash and address and address.method is not Method.NAR:
+        if address and address.method is not Method.NAR:
             contents.hash = address_hash
+        nar_hash = hashlib.sha256()
         size = 0
         loop = asyncio.get_running_loop()
         async with aclosing(render(info.node, contents)) as pieces:
@@ -279,7 +279,7 @@ class _CheckedContents:
             return
         actual = " or ".join(map(str, sorted({*sizes.values()})))
         what = f"size of the directory {node.digest}"
-        self._report(SizeMismatchError(where, what, node.size, actual))
+        self._report_once(SizeMismatchError(where, what, node.size, actual), node)
 
     @contextmanager
     def _checking(self, node: DirectoryNode | FileNode) -> Iterator[str]:
@@ -299,6 +299,9 @@ class _CheckedContents:
         else:
             return
         self.are_complete = False
+        self._report_once(error, node)
+
+    def _report_once(self, error: VerifyError, node: DirectoryNode | FileNode) -> None:
         known = (type(error), node.digest, node.size)
         if known not in self._reported:
             self._reported.add(known)

@@ -206,10 +206,9 @@ def test_each_content_that_is_missing_or_another_is_reported_once_where_it_is_fo
     lost = DirectoryNode(b"lost", Digest(bytes(31) + b"\1"), 3)
     swapped = stock.directory(good, name=b"swapped")
     stock.directories._directories[swapped.digest] = Directory()
-    inner = stock.directory(absent, flipped, good, lost, swapped, name=b"sub")
-    root = stock.directory(
-        inner, inner._replace(name=b"two"), absent._replace(name=b"x\n\xff\x1b[2J")
-    )
+    odd = stock.directory(LINK._replace(name=b"l"), name=b"odd")._replace(size=9)
+    inner = stock.directory(absent, flipped, good, lost, odd, swapped, name=b"sub")
+    root = stock.directory(inner, inner._replace(name=b"two"), absent._replace(name=b"x"))
     problems = stock.problems(with_nar(stock.path(root), b"some other NAR"))
 
     below = f"{PLAIN.absolute()}/sub"
@@ -217,9 +216,10 @@ def test_each_content_that_is_missing_or_another_is_reported_once_where_it_is_fo
         f"{below}/absent: blob: expected {absent.digest}, got nothing",
         f"{below}/flipped: blob: expected {flipped.digest}, got {Digest.of(b'flap')}",
         f"{below}/lost: directory: expected {lost.digest}, got nothing",
+        f"{below}/odd: size of the directory {odd.digest}: expected 9, got 1",
         f"{below}/swapped: directory: expected {swapped.digest}, got {EMPTY_DIGEST}",
     ]
-    assert {type(problem) for problem in problems} == {ContentMismatchError}
+    assert {type(problem) for problem in problems} == {ContentMismatchError, SizeMismatchError}
 
 
 def test_name_in_a_report_does_nothing_to_a_terminal() -> None:

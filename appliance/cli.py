@@ -21,12 +21,12 @@ from appliance.cli_addresses import (
 from appliance.cli_store import COMMANDS as STORE_COMMANDS
 from appliance.cli_store import print_json
 from appliance.errors import ApplianceError, ConfigError, StoreError
-from appliance.terminal import import_progress, terminal_columns
+from appliance.terminal import progress_line, terminal_columns
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
 
-_PRINTS_JSON: Final = frozenset({"status", "path-info", "ls"})
+_PRINTS_JSON: Final = frozenset({"status", "path-info", "ls", "verify"})
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
 _MAX_REQUEST_QUEUES: Final = 254
@@ -96,7 +96,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
         help="least severe events to log (default: info)",
     )
     common.add_argument(
-        "--json", action="store_true", help="log as JSON; status, path-info and ls: print JSON"
+        "--json",
+        action="store_true",
+        help="log as JSON; status, path-info, ls and verify: print JSON",
     )
     state = _Parser(add_help=False)
     state.add_argument(
@@ -213,7 +215,7 @@ def _run_import(options: argparse.Namespace) -> None:
     services = service_addresses(options)
     dialect = SizeDialect[options.directory_sizes.upper()]
     start_logging = partial(_start_logging, options)
-    with import_progress() as progress:
+    with progress_line() as progress:
         for imported in import_paths(
             services, options.paths, progress=progress, dialect=dialect, when_begun=start_logging
         ):

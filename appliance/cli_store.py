@@ -1,4 +1,4 @@
-"""Commands on the store's services: daemon, nar, path-info, ls, cat."""
+"""Commands on the store's services: daemon, nar, path-info, verify, ls, cat."""
 
 import argparse
 import os
@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from appliance.castore.signing_keys import SecretKey
     from appliance.protos import pathinfo_pb2
     from appliance.rpc.store_view import StoreView
+    from appliance.store.services import Services
+    from appliance.store.verify import Progress
+    from appliance.terminal import ProgressLine
 
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
 
 _DEFAULT_LISTEN: Final = "[::1]:8000"
+_PROGRESS_INTERVAL_S: Final = 0.1
 
 
 def print_json(value: object, indent: int | None = None) -> None:
@@ -71,6 +75,17 @@ def _add_path_info(commands: "Subparsers", parents: "Sequence[argparse.ArgumentP
         help="add a signature to the --narinfo, with the secret key in FILE",
     )
     command.set_defaults(run=_run_path_info)
+
+
+def _add_verify(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "verify",
+        parents=parents,
+        help="read all that is in store paths, of all when none is given, and say what is not as "
+        "it should be: contents, NARs, content addresses",
+    )
+    command.add_argument("paths", nargs="*", metavar="PATH")
+    command.set_defaults(run=_run_verify)
 
 
 def _add_ls(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
@@ -164,6 +179,59 @@ def _run_path_info(options: argparse.Namespace) -> None:
     _with_view(options, work)
 
 
+def _run_verify(options: argparse.Namespace) -> None:
+    import asyncio
+
+    from appliance.rpc.store_view import parse_path
+    from appliance.store.verify import Verifier, VerifyError
+    from appliance.terminal import progress_line
+
+    paths = [parse_path(text)[0] for text in options.paths]
+    problems: list[str] = []
+
+    async def work(services: "Services") -> None:
+        verifier = Verifier(services, report)
+        showing = asyncio.create_task(_show_progress(line, verifier.progress))
+        try:
+            for path in paths:
+                await verifier.verify(path)
+            if not paths:
+                await verifier.verify_all()
+        finally:
+            showing.cancel()
+            line.clear()
+        counts = {
+            "paths": verifier.num_paths,
+            "bytes": verifier.progress.num_bytes,
+            "failures": verifier.num_failed,
+        }
+        summary = ", ".join(f"{name}: {count}" for name, count in counts.items())
+        if options.json:
+            print_json({**counts, "problems": problems})
+        elif not verifier.num_failed:
+            print(summary)
+        if verifier.num_failed:
+            raise StoreError(summary)
+
+    def report(error: VerifyError) -> None:
+        if options.json:
+            problems.append(str(error))
+            return
+        line.clear()
+        print(f"appliance: {error}", file=sys.stderr)
+
+    with progress_line() as line:
+        _with_services(options, work)
+
+
+async def _show_progress(line: "ProgressLine", progress: "Progress") -> None:
+    import asyncio
+
+    while True:
+        line.update(num_files=progress.num_files, num_bytes=progress.num_bytes, path=progress.path)
+        await asyncio.sleep(_PROGRESS_INTERVAL_S)
+
+
 def _check_path_info_options(options: argparse.Namespace) -> None:
     if options.narinfo and (options.json or options.size or len(options.paths) != 1):
         raise ConfigError("--narinfo: takes one PATH, and neither --json nor --size")
@@ -192,14 +260,21 @@ def _secret_key(path: Path) -> "SecretKey":
 
 
 def _with_view(options: argparse.Namespace, work: "Callable[[StoreView], Awaitable[None]]") -> None:
+    from appliance.rpc.store_view import StoreView
+
+    _with_services(options, lambda services: work(StoreView(services)))
+
+
+def _with_services(
+    options: argparse.Namespace, work: "Callable[[Services], Awaitable[None]]"
+) -> None:
     import asyncio  # takes longer to import than some commands to run
 
     from appliance.rpc.open_services import open_services
-    from appliance.rpc.store_view import StoreView
 
     async def run() -> None:
         async with open_services(service_addresses(options), is_readonly=True) as services:
-            await work(StoreView(services))
+            await work(services)
 
     asyncio.run(run())
 
@@ -214,6 +289,7 @@ COMMANDS: "Final[dict[str, Callable[[Subparsers, Sequence[argparse.ArgumentParse
     "daemon": _add_daemon,
     "nar": _add_nar,
     "path-info": _add_path_info,
+    "verify": _add_verify,
     "ls": _add_ls,
     "cat": _add_cat,
 }

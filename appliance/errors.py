@@ -66,6 +66,15 @@ class CorruptBlobError(StoreError):
     """Stored content does not have the digest it is stored under."""
 
 
+class WrongDigestError(CorruptBlobError):
+    """As its base says; both digests, as they are shown, are known."""
+
+    def __init__(self, what: str, expected: object, actual: object) -> None:
+        super().__init__(f"{what} {expected}: the content has the digest {actual}")
+        self.expected = expected
+        self.actual = actual
+
+
 class StoreFullError(StoreError):
     """The disk under the store is full."""
 

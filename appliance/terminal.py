@@ -14,7 +14,7 @@ _STDOUT_FILENO: Final = 1
 _MEGABYTE: Final = 1_000_000
 
 
-class ImportProgress:
+class ProgressLine:
     """Totals and the current path on one line of a terminal; nothing where there is none."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -42,9 +42,9 @@ class ImportProgress:
 
 
 @contextmanager
-def import_progress() -> Iterator[ImportProgress]:
+def progress_line() -> Iterator[ProgressLine]:
     """Show progress on stderr inside the block and leave nothing of it behind."""
-    progress = ImportProgress(sys.stderr)
+    progress = ProgressLine(sys.stderr)
     try:
         yield progress
     finally:

@@ -7,10 +7,18 @@
 pathinfo.proto: NARInfo.CA.
 """
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
 from appliance.castore.nix_hash import NixHash
+from appliance.castore.store_path import (
+    InvalidReferenceError,
+    StorePath,
+    fixed_output_path,
+    nar_path,
+    text_path_by_digest,
+)
 from appliance.errors import PathInfoError
 from appliance.protos import pathinfo_pb2
 
@@ -56,6 +64,26 @@ class ContentAddress(NamedTuple):
             return None
         method, _, algorithm = kinds.Name(narinfo.ca.type).partition("_")
         return cls(Method[method], NixHash(algorithm.lower(), narinfo.ca.digest))
+
+    def store_path(
+        self, name: str, references: Sequence[StorePath] = (), *, has_self_reference: bool = False
+    ) -> StorePath:
+        """Return the path that follows; references in the order given, without the path itself.
+
+        Raises:
+            InvalidReferenceError: one of its kind can have no such references.
+        """
+        algorithm, digest = self.hash
+        if self.method is Method.NAR and algorithm == "sha256":
+            return nar_path(digest, name, references, has_self_reference=has_self_reference)
+        if has_self_reference:
+            raise InvalidReferenceError(f"{name!r}: only a NAR by sha256 may refer to itself")
+        if self.method is Method.TEXT:
+            return text_path_by_digest(digest, name, references)
+        is_recursive = self.method is Method.NAR
+        return fixed_output_path(
+            algorithm, digest, name, is_recursive=is_recursive, references=references
+        )
 
     def __str__(self) -> str:
         return f"{self.method.value}{self.hash}"

@@ -57,3 +57,14 @@ def check_target(target: bytes) -> bytes:
     if b"\0" in target:
         raise InvalidSymlinkTargetError(target, "contains NUL")
     return target
+
+
+def display(path: bytes) -> str:
+    """Return a name or path for a message: one line that does nothing to a terminal."""
+    text = path.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )

@@ -144,8 +144,14 @@ def nar_path(
 
 def text_path(contents: bytes, name: str, references: Sequence[StorePath] = ()) -> StorePath:
     """Return the path of a text; references in the order given."""
-    kind = _with_references("text", references)
-    return path_of(kind, _sha256(contents), name)
+    return text_path_by_digest(_sha256(contents), name, references)
+
+
+def text_path_by_digest(
+    sha256: bytes, name: str, references: Sequence[StorePath] = ()
+) -> StorePath:
+    """Return the path of the text of that SHA-256; references in the order given."""
+    return path_of(_with_references("text", references), sha256, name)
 
 
 def fixed_output_path(

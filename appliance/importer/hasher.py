@@ -12,12 +12,12 @@ from typing import Final
 
 from blake3 import blake3
 
+from appliance.castore.names import display
 from appliance.errors import ImportTreeError
 from appliance.importer.file_reader import FRAME_EXTRA_MAX, FileReader, Reading
 from appliance.importer.long_paths import open_at
 from appliance.importer.records import DIGEST_SIZE, HASH_RECORD, HashKind, HashRecord
 from appliance.importer.staging import staged_path
-from appliance.importer.walk import display
 from appliance.store.disk_errors import FULL_ERRNOS
 from appliance.store.schema import INLINE, INLINE_MAX
 

@@ -9,10 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from appliance.castore.names import display
 from appliance.errors import ImportTreeError
 from appliance.importer.child import Child
 from appliance.importer.records import HASH_RECORD, HashKind, HashTuple
-from appliance.importer.walk import display
 
 _PIPE_SIZE: Final = 1 << 20
 _RESULTS_SIZE: Final = 1 << 16

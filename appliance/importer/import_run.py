@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from appliance.castore.names import display
 from appliance.errors import StoreError, StoreFullError
 from appliance.importer.committer import Committer, Sink
 from appliance.importer.hasher_pool import Hasher
 from appliance.importer.object_stream import read_objects
 from appliance.importer.progress import Progress
 from appliance.importer.records import ObjectHeader, ObjectKind, unpack_path_info
-from appliance.importer.walk import display
 from appliance.store.service_uri import ServiceAddresses
 from appliance.store.store import Store
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
+from appliance.castore.names import display
 from appliance.castore.size_dialect import SizeDialect
 from appliance.castore.store_path import STORE_DIR, StorePathError, check_new_name
 from appliance.errors import ImportTreeError
@@ -19,7 +20,6 @@ from appliance.importer.progress import Progress
 from appliance.importer.root import Root
 from appliance.importer.staging import user_staging_directory
 from appliance.importer.tree_process import start_tree_process
-from appliance.importer.walk import display
 from appliance.store.service_uri import ServiceAddresses
 from appliance.store.temp_directory import TempDirectory
 

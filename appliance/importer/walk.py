@@ -7,7 +7,7 @@ from enum import IntEnum
 from operator import attrgetter
 from typing import Final, NamedTuple
 
-from appliance.castore.names import check_target
+from appliance.castore.names import check_target, display
 from appliance.errors import DirectoryError, ImportTreeError
 from appliance.importer.long_paths import DIRECT_MAX, open_at, readlink
 
@@ -68,11 +68,6 @@ def walk(root: bytes) -> Iterator[Event]:
         else:
             yield _END
             stack.pop()
-
-
-def display(path: bytes) -> str:
-    """Return `path` for a message: one line, whatever the bytes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace").replace("\n", "\\n")
 
 
 def _leaf(mode: int, name: bytes, path: bytes) -> Event:

@@ -12,10 +12,10 @@ from google.protobuf.message import DecodeError
 from appliance.castore.digest import Digest
 from appliance.errors import (
     ContentMissingError,
-    CorruptBlobError,
     DirectoryError,
     InvalidRequestError,
     StoreError,
+    WrongDigestError,
 )
 from appliance.protos import castore_rpc_pb2 as pb
 from appliance.rpc.chunk import decode_chunk_untrusted, encode_chunk
@@ -93,10 +93,9 @@ class _GrpcBlobReader:
             message = await self._peer.next_message(self._call)
         if message is None:
             self._has_ended = True
-            if self._hasher.digest() != self._digest:
-                raise CorruptBlobError(
-                    f"{self._peer.name}: blob {self._digest}: the content has another digest"
-                )
+            actual = Digest(self._hasher.digest())
+            if actual != self._digest:
+                raise WrongDigestError(f"{self._peer.name}: blob", self._digest, actual)
             return
         try:
             data = decode_chunk_untrusted(message)

@@ -9,7 +9,13 @@ from google.protobuf.message import DecodeError
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.castore.nodes import Directory
-from appliance.errors import ContentMissingError, CorruptBlobError, DirectoryError, StoreError
+from appliance.errors import (
+    ContentMissingError,
+    CorruptBlobError,
+    DirectoryError,
+    StoreError,
+    WrongDigestError,
+)
 from appliance.protos import castore_rpc_pb2 as pb
 from appliance.rpc.client import Peer, Sending
 from appliance.store.lmdb_directories import put_one
@@ -36,7 +42,12 @@ class GrpcDirectoryService:
             return None
         finally:
             call.cancel()
-        return None if message is None else self._decode(message, {digest})
+        if message is None:
+            return None
+        directory = self._decode(message)
+        if (actual := directory.digest()) != digest:
+            raise WrongDigestError(f"{self._peer.name}: directory", digest, actual)
+        return directory
 
     async def get_recursive(self, digest: Digest) -> AsyncIterator[Directory]:
         """Yield the directory and all below it, as the server orders them."""
@@ -47,7 +58,11 @@ class GrpcDirectoryService:
         with self._peer.translating():
             call = self._peer.stream(f"{family.directories()}/Get", request)
             async for message in self._peer.messages(call):
-                directory = self._decode(message, expected)
+                directory = self._decode(message)
+                if directory.digest() not in expected:
+                    raise CorruptBlobError(
+                        f"{self._peer.name}: directory {directory.digest()} was not asked for"
+                    )
                 received.add(directory.digest())
                 expected.discard(directory.digest())
                 expected.update(
@@ -67,16 +82,11 @@ class GrpcDirectoryService:
         """Begin a closure."""
         return _GrpcDirectoryPutter(self._peer)
 
-    def _decode(self, message: bytes, expected: set[Digest]) -> Directory:
+    def _decode(self, message: bytes) -> Directory:
         try:
-            directory = Directory.from_bytes(message)
+            return Directory.from_bytes(message)
         except DirectoryError as exc:
             raise CorruptBlobError(f"{self._peer.name}: {exc}") from exc
-        if directory.digest() not in expected:
-            raise CorruptBlobError(
-                f"{self._peer.name}: directory {directory.digest()} was not asked for"
-            )
-        return directory
 
 
 class _GrpcDirectoryPutter:

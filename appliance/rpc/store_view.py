@@ -34,7 +34,7 @@ class StoreView:
             ConfigError: it is not a store path.
             StoreError: there is no such path.
         """
-        store_path, names = _parse(path)
+        store_path, names = parse_path(path)
         encoded = await self._services.path_infos.get(store_path.digest)
         if encoded is None:
             raise StoreError(f"path {store_path.absolute()} is not valid")
@@ -114,7 +114,7 @@ class StoreView:
                 found.append((name, pathinfo_pb2.PathInfo.FromString(encoded)))
             return sorted(found, key=lambda item: item[0])
         for text in paths:
-            path, _names = _parse(text)
+            path, _names = parse_path(text)
             known = await self._services.path_infos.get(path.digest)
             is_valid = known is not None and read_path_info(known).path == path
             info = pathinfo_pb2.PathInfo.FromString(known) if known and is_valid else None
@@ -168,7 +168,12 @@ def _ca_text(narinfo: pathinfo_pb2.NARInfo) -> str:
     return f"unknown:{narinfo.ca.type}" if address is None else str(address)
 
 
-def _parse(path: str) -> tuple[StorePath, list[bytes]]:
+def parse_path(path: str) -> tuple[StorePath, list[bytes]]:
+    """Return the store path that begins `path`, absolute or not, and the names below it.
+
+    Raises:
+        ConfigError: it is not a store path.
+    """
     relative = path.removeprefix(f"{STORE_DIR}/")
     basename, *names = relative.split("/")
     try:

@@ -12,6 +12,7 @@ from appliance.errors import (
     CorruptBlobError,
     DirectoryError,
     InvalidRequestError,
+    WrongDigestError,
 )
 from appliance.store.async_store import AsyncStore
 from appliance.store.batch import Batch
@@ -68,8 +69,8 @@ class LmdbDirectoryService:
         encoded = self._shared.store.directory(txn, digest)
         if encoded is None:
             return None
-        if Digest.of(encoded) != digest:
-            raise CorruptBlobError(f"directory {digest}: its bytes have another digest")
+        if (actual := Digest.of(encoded)) != digest:
+            raise WrongDigestError("directory", digest, actual)
         try:
             return Directory.from_bytes(encoded)
         except DirectoryError as exc:

@@ -38,13 +38,20 @@ class LmdbPathInfoService:
         return path_info
 
     async def list(self) -> AsyncIterator[bytes]:
-        """Yield all PathInfos by ascending digest."""
+        """Yield all PathInfos by ascending digest; a bad one fails it when the rest has come."""
         after = b""
+        bad: CorruptBlobError | None = None
         while chunk := await self._shared.run(lambda: self._chunk(after)):  # noqa: B023 - awaited at once
             for path_digest, path_info in chunk:
-                _check_stored(path_digest, path_info)
-                yield path_info
+                try:
+                    _check_stored(path_digest, path_info)
+                except CorruptBlobError as exc:
+                    bad = bad or exc
+                else:
+                    yield path_info
             after = chunk[-1][0]
+        if bad is not None:
+            raise bad
 
     async def calculate_nar(self, node: Node) -> NarInfo:
         """Return size and digest of the NAR of `node`, remembered from the first time on."""

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
-from typing import Final
+from typing import Final, Protocol
 
 from appliance.castore.digest import Digest
 from appliance.castore.nodes import DirectoryNode, FileNode, Node, SymlinkNode
@@ -12,7 +12,7 @@ from appliance.errors import ContentMissingError, NarError
 from appliance.nar.writer import Buffer, NarWriter
 from appliance.store.services import BlobService, DirectoryService, NarInfo
 
-_PIECE_SIZE: Final = 1 << 18
+PIECE_SIZE: Final = 1 << 18
 
 
 class BlobNotFoundError(ContentMissingError):
@@ -64,7 +64,47 @@ class _Pieces:
         return b"".join(pieces)
 
 
-async def render_nar(
+class Contents(Protocol):
+    """Has what nodes refer to; asked in the order of the NAR, each answer used up before more."""
+
+    async def children(self, node: DirectoryNode) -> Iterator[Node]:
+        """Return what is in a directory, by ascending name."""
+
+    def content(self, node: FileNode) -> AsyncIterator[bytes]:
+        """Yield the content of a file in pieces, not more than its node says."""
+
+
+class _Stored:
+    """Contents of services; what is not as its node says is an error."""
+
+    def __init__(self, blobs: BlobService, directories: DirectoryService) -> None:
+        self._blobs = blobs
+        self._directories = directories
+
+    async def children(self, node: DirectoryNode) -> Iterator[Node]:
+        directory = await self._directories.get(node.digest)
+        if directory is None:
+            raise DirectoryNotFoundError(node.digest, node.name)
+        return directory.nodes()
+
+    async def content(self, node: FileNode) -> AsyncIterator[bytes]:
+        reader = await self._blobs.open_read(node.digest)
+        if reader is None:
+            raise BlobNotFoundError(node.digest, node.name)
+        try:
+            left = node.size
+            while data := await reader.read(min(left + 1, PIECE_SIZE)):
+                left -= len(data)
+                if left < 0:
+                    raise BlobTooLongError(node.digest, node.size)
+                yield data
+            if left:
+                raise BlobTooShortError(node.digest, node.size)
+        finally:
+            await reader.close()
+
+
+def render_nar(
     node: Node, blobs: BlobService, directories: DirectoryService
 ) -> AsyncGenerator[bytes, None]:
     """Yield the NAR of `node` in pieces; its name does not matter.
@@ -73,6 +113,11 @@ async def render_nar(
         BlobNotFoundError, DirectoryNotFoundError: content is not there.
         BlobTooShortError, BlobTooLongError: a blob is not as long as its node says.
     """
+    return render(node, _Stored(blobs, directories))
+
+
+async def render(node: Node, contents: Contents) -> AsyncGenerator[bytes, None]:
+    """Yield the NAR of `node` in pieces, or what it would be if `contents` are short of some."""
     pieces = _Pieces()
     writer = NarWriter(pieces.add)
     parents: list[Iterator[Node]] = []
@@ -83,15 +128,15 @@ async def render_nar(
                 writer.symlink(following.target)
             case FileNode():
                 writer.regular(following.size, executable=following.executable)
-                async for content in _content(following, blobs):
+                async for content in contents.content(following):
                     writer.content(content)
-                    if pieces.size >= _PIECE_SIZE:
+                    if pieces.size >= PIECE_SIZE:
                         yield pieces.take()
             case DirectoryNode():
                 writer.directory()
-                parents.append(await _children(following, directories))
+                parents.append(await contents.children(following))
         following = _next_node(writer, parents)
-        if pieces.size >= _PIECE_SIZE:
+        if pieces.size >= PIECE_SIZE:
             yield pieces.take()
     writer.finish()
     yield pieces.take()
@@ -118,27 +163,3 @@ def _next_node(writer: NarWriter, parents: list[Iterator[Node]]) -> Node | None:
         parents.pop()
         writer.end_directory()
     return None
-
-
-async def _children(node: DirectoryNode, directories: DirectoryService) -> Iterator[Node]:
-    directory = await directories.get(node.digest)
-    if directory is None:
-        raise DirectoryNotFoundError(node.digest, node.name)
-    return directory.nodes()
-
-
-async def _content(node: FileNode, blobs: BlobService) -> AsyncIterator[bytes]:
-    reader = await blobs.open_read(node.digest)
-    if reader is None:
-        raise BlobNotFoundError(node.digest, node.name)
-    try:
-        left = node.size
-        while data := await reader.read(min(left + 1, _PIECE_SIZE)):
-            left -= len(data)
-            if left < 0:
-                raise BlobTooLongError(node.digest, node.size)
-            yield data
-        if left:
-            raise BlobTooShortError(node.digest, node.size)
-    finally:
-        await reader.close()

@@ -1,9 +1,12 @@
 """Content addresses as text, and as a PathInfo has them."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from appliance.castore.content_address import ContentAddress, Method
 from appliance.castore.nix_hash import NixHash
+from appliance.castore.store_path import InvalidReferenceError, StorePath
 from appliance.errors import PathInfoError
 from appliance.protos import pathinfo_pb2
 
@@ -74,3 +77,52 @@ def test_no_content_address_and_one_of_a_later_kind_are_none() -> None:
     # Field 6 of the second: a CA whose kind is 99.
     for encoded in (b"", b"\x32\x02\x08\x63"):
         assert ContentAddress.of_message(pathinfo_pb2.NARInfo.FromString(encoded)) is None
+
+
+# Of the texts "bar" and, further down, the path that it has.
+BAR_SHA256 = "fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9"
+FOO = "vxjiwkjkn7x4079qvh1jkl5pn05j2aw0-foo"
+
+
+@pytest.mark.parametrize(
+    ("address", "references", "basename"),
+    [
+        (f"text:sha256:{BAR_SHA256}", [], FOO),
+        (
+            "text:sha256:bcd698d8c0f97a637a6ac51a0517ff95ceb72c696a01186b7ccf6b54e02d13a4",
+            [FOO],
+            "5xd714cbfnkz02h2vbsj4fm03x3f15nf-baz",
+        ),
+        (
+            "fixed:r:sha1:0beec7b5ea3f0fdbc95d0dd47f3c5bc275da8a33",
+            [],
+            "mp57d33657rf34lzvlbpfa1gjfv5gmpg-bar",
+        ),
+        (
+            "fixed:r:sha256:1xqkzcb3909fp07qngljr4wcdnrh1gdam1m2n29i6hhrxlmkgkv1",
+            ["dxwkwjzdaq7ka55pkk252gh32bgpmql4-foo"],
+            "s89y431zzhmdn3k8r96rvakryddkpv2v-baz",
+        ),
+    ],
+)
+def test_store_path_that_follows_is_the_published_one(
+    address: str, references: Sequence[str], basename: str
+) -> None:
+    expected = StorePath.parse(basename)
+    found = ContentAddress.parse(address).store_path(
+        expected.name, [StorePath.parse(reference) for reference in references]
+    )
+
+    assert found == expected
+
+
+@pytest.mark.parametrize("method", ["fixed:", "fixed:r:", "text:"])
+def test_only_a_nar_by_sha256_may_refer_to_itself(method: str) -> None:
+    address = ContentAddress.parse(f"{method}sha256:{SHA256}")
+    paths = {address.store_path("name")}
+    if method == "fixed:r:":
+        paths.add(address.store_path("name", has_self_reference=True))
+        assert len(paths) == 2
+    else:
+        with pytest.raises(InvalidReferenceError):
+            address.store_path("name", has_self_reference=True)

@@ -2,12 +2,12 @@
 
 import asyncio
 import base64
-import hashlib
 from typing import NamedTuple
 
 import pytest
 
 from appliance.castore import nixbase32
+from appliance.castore.content_address import ContentAddress
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.castore.nodes import (
     Directory,
@@ -18,11 +18,25 @@ from appliance.castore.nodes import (
     node_from_message,
     node_to_message,
 )
+from appliance.castore.path_info import encode_nar_addressed
 from appliance.castore.size_dialect import SizeDialect
 from appliance.castore.store_path import StorePath, nar_path
-from appliance.protos import castore_pb2
-from appliance.store.memory import MemoryBlobService, MemoryDirectoryService
-from appliance.store.nar_render import nar_info, render_nar
+from appliance.protos import castore_pb2, pathinfo_pb2
+from appliance.store.memory import (
+    MemoryBlobService,
+    MemoryDirectoryService,
+    MemoryPathInfoService,
+)
+from appliance.store.nar_render import nar_info
+from appliance.store.services import Services
+from appliance.store.verify import (
+    ContentAddressMismatchError,
+    NarHashMismatchError,
+    StorePathMismatchError,
+    Verifier,
+    VerifyError,
+)
+from tests.fakes.path_infos import ca_message
 
 HELLO = b"Hello World!"
 BLOB_A = b"\0\1"
@@ -31,6 +45,8 @@ BLOBS = {Digest.of(content): content for content in (b"", HELLO, BLOB_A, BLOB_B)
 LINK = SymlinkNode(b"", b"/nix/store/somewhereelse")
 KEEP = FileNode(b".keep", EMPTY_DIGEST, 0, executable=False)
 WITH_KEEP = Directory(files=[KEEP])
+# In place of that of a published digest, for the published cases that fail.
+WRONG_FIRST_BYTES = (0xFB, 0xFF, 0xFD, 0xF2)
 
 
 def complicated(dialect: SizeDialect) -> Directory:
@@ -59,11 +75,27 @@ def services() -> tuple[MemoryBlobService, MemoryDirectoryService]:
     return blobs, directories
 
 
-def nar_of(node: Node) -> bytes:
-    async def render() -> bytes:
-        return b"".join([piece async for piece in render_nar(node, *services())])
+def addressed(node: Node, address: ContentAddress) -> bytes:
+    """Return the PathInfo of what is called test, with nothing on record but the address."""
+    path = address.store_path("test")
+    named = node._replace(name=path.basename().encode())
+    narinfo = pathinfo_pb2.NARInfo(ca=ca_message(address))
+    message = pathinfo_pb2.PathInfo(node=node_to_message(named), narinfo=narinfo)
+    return message.SerializeToString()
 
-    return asyncio.run(render())
+
+def problems(path_info: bytes) -> list[VerifyError]:
+    """Return what is reported of one path."""
+    blobs, directories = services()
+    path_infos = MemoryPathInfoService(blobs, directories)
+    found: list[VerifyError] = []
+
+    async def verify() -> None:
+        await path_infos.put(path_info)
+        await Verifier(Services(blobs, directories, path_infos), found.append).verify_all()
+
+    asyncio.run(verify())
+    return found
 
 
 DOCUMENTED = directory_node(complicated(SizeDialect.DOCUMENTED))
@@ -157,13 +189,60 @@ def test_import_gets_the_published_path(published: Import) -> None:
     assert nar_path(info.sha256, "test").basename() == f"{published.path_digest}-test"
 
 
-def test_other_digests_of_nars_and_files_are_the_published_ones() -> None:
-    assert hashlib.sha512(nar_of(DOCUMENTED)).hexdigest() == (
-        "1f5d43941411f35f09211f8596b426ee6e4dd3af1639e0ed2273cbe44b818fc4"
-        "a59e3af02a057c5b18fbfcf435497de5f1994206c137f469b3df674966a922f0"
-    )
-    assert hashlib.sha1(nar_of(LINK)).hexdigest() == "424eeaaa9cc016bab030bf007cb1be6483e7ba9e"
-    assert hashlib.md5(HELLO).hexdigest() == "ed076287532e86365e841e92bfc50d8c"
+@pytest.mark.parametrize("first_byte", WRONG_FIRST_BYTES)
+@pytest.mark.parametrize("published", IMPORTS)
+def test_published_import_is_right_and_with_another_digest_wrong(
+    published: Import, first_byte: int
+) -> None:
+    sha256 = nixbase32.decode(published.nar_sha256)
+    path = StorePath.parse(f"{published.path_digest}-test")
+    size = asyncio.run(nar_info(published.node, *services())).size
+    wrong = bytes([first_byte]) + sha256[1:]
+
+    right = encode_nar_addressed(path, published.node, nar_size=size, nar_sha256=sha256)
+    assert problems(right) == []
+    wrong_record = encode_nar_addressed(path, published.node, nar_size=size, nar_sha256=wrong)
+    assert list(map(type, problems(wrong_record))) == [
+        StorePathMismatchError,
+        NarHashMismatchError,
+        ContentAddressMismatchError,
+    ]
+
+
+# Each with the node of which it is the content address.
+ADDRESSES: list[tuple[Node, str]] = [
+    (
+        DOCUMENTED,
+        "fixed:r:sha256:ebd52279a8df024c9fd5718de4103bf5e760dc7f2cf49044ee7dea87ab16911a",
+    ),
+    (
+        DOUBLED,
+        "fixed:r:sha512:1f5d43941411f35f09211f8596b426ee6e4dd3af1639e0ed2273cbe44b818fc4"
+        "a59e3af02a057c5b18fbfcf435497de5f1994206c137f469b3df674966a922f0",
+    ),
+    (LINK, "fixed:r:sha1:424eeaaa9cc016bab030bf007cb1be6483e7ba9e"),
+    (file(HELLO), "fixed:md5:ed076287532e86365e841e92bfc50d8c"),
+]
+
+
+@pytest.mark.parametrize(("node", "text"), ADDRESSES)
+def test_published_content_address_is_right(node: Node, text: str) -> None:
+    assert problems(addressed(node, ContentAddress.parse(text))) == []
+
+
+@pytest.mark.parametrize("first_byte", WRONG_FIRST_BYTES)
+@pytest.mark.parametrize(("node", "text"), ADDRESSES)
+def test_published_content_address_with_another_digest_is_wrong(
+    node: Node, text: str, first_byte: int
+) -> None:
+    right = ContentAddress.parse(text)
+    digest = bytes([first_byte]) + right.hash.digest[1:]
+    wrong = right._replace(hash=right.hash._replace(digest=digest))
+    (problem,) = problems(addressed(node, wrong))
+
+    assert isinstance(problem, ContentAddressMismatchError)
+    path = wrong.store_path("test").absolute()
+    assert str(problem) == f"{path}: content address: expected {wrong}, got {right}"
 
 
 def test_sri_digest_is_the_published_one() -> None:

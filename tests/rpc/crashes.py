@@ -110,7 +110,7 @@ class _Imports:
         self._duration_s = (time.monotonic() - started_s) / len(self._trees)
 
     def moment_s(self) -> float:
-        """Return a time that an import is likely to last."""
+        """Return a time that an import is likely to last: as long as the last one that ended."""
         return self._moments.uniform(0, self._duration_s)
 
     def start(self, uri: str, number: int) -> Command:
@@ -119,7 +119,9 @@ class _Imports:
 
     def repeat(self, uri: str, number: int) -> None:
         """Import to the end, which succeeds."""
+        started_s = time.monotonic()
         done = self.start(uri, number).wait()
+        self._duration_s = time.monotonic() - started_s
         assert done == Ended(0, self._expected[number % len(self._trees)], "")
         staged = [path for path in self._temp.glob("*/*/*") if path.exists()]
         assert staged == []

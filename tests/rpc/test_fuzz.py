@@ -135,11 +135,14 @@ def test_memory_returns_to_where_it_was(own_daemon: DaemonProcess) -> None:
     asyncio.run(_answers(target, rounds[0]))
     before = own_daemon.memory_bytes("RssAnon")
 
+    growths = []
     for many in rounds:
         for answer in asyncio.run(_answers(target, many)):
             assert answer.code in PROPER
+        growths.append(own_daemon.memory_bytes("RssAnon") - before)
 
-    assert own_daemon.memory_bytes("RssAnon") - before < GROWTH_MAX_BYTES
+    # What the allocator holds goes up and down; what is kept for ever only up, by 32 MiB a round.
+    assert min(growths[-4:]) < GROWTH_MAX_BYTES
 
 
 def _nonsense() -> list[Case]:

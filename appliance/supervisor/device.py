@@ -1,5 +1,6 @@
 """One front-end's virtio-fs device: its memory, its session state, a worker per started queue."""
 
+import asyncio
 import os
 import stat
 
@@ -190,8 +191,8 @@ class Device:
 
     async def close(self) -> None:
         """End the workers, then let go of guest memory."""
-        for worker in self._workers.values():
-            await worker.close()
+        # Side by side: each may be stuck for as long as its end may take.
+        await asyncio.gather(*(worker.close() for worker in self._workers.values()))
         self._workers.clear()
         for fd in self._regions.values():
             os.close(fd)

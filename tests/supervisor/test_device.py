@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ from appliance.store.store import Store
 from appliance.supervisor import queue_worker
 from appliance.supervisor.device import Device
 from appliance.supervisor.forker import Forker
-from appliance.supervisor.kept_worker import WorkerSettings
+from appliance.supervisor.kept_worker import KeptWorker, WorkerSettings
 from appliance.supervisor.resolving import ResolvingQueue
 from appliance.vhost._wire import Region
 from appliance.vhost.backend import VringConfig
@@ -48,7 +49,7 @@ async def a_device(directory: Path, memory: GuestMemory) -> AsyncIterator[Device
     )
     forker = Forker()
     resolving = ResolvingQueue(store, index, Resolver(store, index))
-    device = Device("a device", 2, NUM, forker, settings, resolving)
+    device = Device("a device", 3, NUM, forker, settings, resolving)
     try:
         for region in memory.regions:
             await device.add_region(Region._make(region), os.dup(memory.fd))
@@ -134,6 +135,31 @@ def test_a_ring_whose_stop_failed_is_not_served_again(
         assert ring.used_idx == 1
 
     run(tmp_path, test)
+
+
+def test_workers_that_are_stuck_are_ended_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KeptWorker.end, "__defaults__", (2.0,))
+
+    async def main() -> None:
+        start_s = 0.0
+        async with a_device(tmp_path, memory) as device:
+            for queue, ring in enumerate(rings):
+                await device.start_ring(queue, ring_config(ring, writer))
+                ask(ring)
+            await until(lambda: all(ring.used_idx == 1 for ring in rings))
+            start_s = time.monotonic()
+        assert time.monotonic() - start_s < 4.0
+
+    with GuestMemory() as memory:
+        rings = [DriverRing(memory, NUM) for _ in range(3)]
+        reader, writer = full_pipe()
+        asyncio.run(main())
+        for ring in rings:
+            ring.close()
+        os.close(reader)
+        os.close(writer)
 
 
 def test_a_successor_that_was_slow_to_start_is_not_the_last(

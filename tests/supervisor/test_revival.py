@@ -1,7 +1,6 @@
 """What a successor of a killed worker needs may have been replaced, or be short, when it starts."""
 
 import contextlib
-import itertools
 import os
 import resource
 import signal
@@ -21,11 +20,10 @@ from tests.fakes.appliance_process import (
 from tests.fakes.hostile_guest import (
     LARGE,
     ROOT,
-    await_quiet,
     make_tree,
-    num_fds,
     wait_readable,
 )
+from tests.fakes.vmms import CloudHypervisor
 
 pytestmark = pytest.mark.slow
 
@@ -72,10 +70,8 @@ def await_log(appliance: ApplianceProcess, text: str, *, start: int) -> None:
 @contextlib.contextmanager
 def without_descriptors(pid: int) -> Iterator[None]:
     """Let process `pid` open nothing more."""
-    used = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
-    lowest_free = next(fd for fd in itertools.count() if fd not in used)
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free, before[1]))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
     try:
         yield
     finally:
@@ -124,7 +120,6 @@ def test_a_worker_comes_back_when_there_are_descriptors_again(
 def test_a_socket_is_served_when_there_are_descriptors_again(
     appliance: ApplianceProcess, store: tuple[Path, bytes]
 ) -> None:
-    await_quiet(appliance.process.pid, fds=num_fds(appliance.process.pid))
     start = len(appliance.log())
     with without_descriptors(appliance.process.pid):
         front_end = appliance.connect()
@@ -133,3 +128,42 @@ def test_a_socket_is_served_when_there_are_descriptors_again(
         guest.mount()
         assert guest.lookup(ROOT, store[1])
     assert "Traceback" not in appliance.log()[start:]
+
+
+def test_a_ring_that_no_successor_can_go_on_with_signals_its_err_descriptor(
+    appliance: ApplianceProcess, guest: FakeGuest
+) -> None:
+    ring = guest.rings[1]
+    guest.vmm.front_end.set_vring_err(1, ring.err_fd)
+    guest.vmm.front_end.get_features()
+    ring.used_idx = (ring.used_idx + 5000) & 0xFFFF  # the guest's doing
+    kill_worker(appliance)
+    wait_readable(ring.err_fd)
+    assert guest.vmm.front_end.get_vring_base(1) >= 0
+
+
+def test_a_front_end_that_comes_back_with_its_inflight_buffer_misses_no_answer(
+    store: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    first = ApplianceProcess(store[0], tmp_path, "--num-request-queues=1")
+    vmm = CloudHypervisor(first.connect())
+    with FakeGuest(vmm.front_end, vmm=vmm) as guest:
+        guest.mount()
+        large = guest.lookup(guest.lookup(ROOT, store[1]), b"large")
+        for number in range(32):
+            guest.send(fuse_client.read(large, number * 4096, 4096, unique=number + 1))
+        first.process.kill()
+        first.process.wait(DEADLINE_S)
+        vmm.front_end.close()
+        with ApplianceProcess(store[0], tmp_path, "--num-request-queues=1") as second:
+            guest.vmm = CloudHypervisor(second.connect(), inflight=vmm.inflight)
+            guest.vmm.realize()
+            # What it has for bases is of no use to anybody.
+            guest.vmm.start(guest.memory, guest.rings, [ring.avail_idx for ring in guest.rings])
+            answers = [
+                fuse_client.parse_reply(used.data)
+                for used in guest.rings[1].collect(32, timeout_s=DEADLINE_S)
+            ]
+    assert {answer.unique: answer.body for answer in answers} == {
+        number + 1: LARGE[number * 4096 :][:4096] for number in range(32)
+    }

@@ -166,7 +166,12 @@ def _add_virtiofs(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command.add_argument("--fd", type=int, metavar="N", help="inherited listening socket")
     command.add_argument("--list-root", action="store_true", help="let guests list the root")
     command.add_argument("--tag", help="mount tag, for front-ends that ask the back-end for it")
-    command.add_argument("--num-request-queues", type=int, default=os.cpu_count() or 1, metavar="N")
+    command.add_argument(
+        "--num-request-queues",
+        type=int,
+        default=min(os.cpu_count() or 1, _MAX_REQUEST_QUEUES),
+        metavar="N",
+    )
     command.add_argument("--queue-size", type=int, default=_DEFAULT_QUEUE_SIZE, metavar="N")
     command.add_argument(
         "--print-capabilities", action="store_true", help="print what this back-end can, and exit"
@@ -228,7 +233,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         print_json({"type": "fs", "features": []})
         return
     # Imported here: `import` and `status` need neither the loop nor the C engine.
-    from appliance.supervisor.sockets import Listener
+    from appliance.supervisor.sockets import listen
     from appliance.supervisor.supervisor import VirtiofsConfig, serve
     from appliance.vhost.fs_device import encode_tag
 
@@ -249,10 +254,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
     paths = [Path(path) for path in [options.socket, *options.socket_path] if path is not None]
     if not paths and options.fd is None:
         raise ConfigError("virtiofs needs a SOCKET, --socket-path or --fd to listen on")
-    listeners = [Listener.bind(path) for path in paths]
-    if options.fd is not None:
-        listeners.append(Listener.inherit(options.fd))
-    serve(config, listeners)
+    serve(config, listen(paths, options.fd))
 
 
 def _run_mount(options: argparse.Namespace) -> None:

@@ -165,6 +165,11 @@ def inflight_size(num: int) -> int:
     return (INFLIGHT_HEADER.size + num * INFLIGHT_ENTRY.size + 63) & ~63
 
 
+def signal_fd(fd: int) -> None:
+    """Signal whoever waits for the eventfd or socket `fd`; -1 is nobody's."""
+    lib.eng_signal(fd, _is_socket(fd))
+
+
 def _is_socket(fd: int) -> bool:
     return fd >= 0 and stat.S_ISSOCK(os.fstat(fd).st_mode)
 
@@ -379,11 +384,11 @@ class Ring:
         """Signal completions to `fd` from now on, and once now: the old one may have lost some."""
         self._ring.call_fd = fd
         self._ring.is_call_socket = _is_socket(fd)
-        lib.eng_signal(fd, self._ring.is_call_socket)
+        signal_fd(fd)
 
     def signal_error(self) -> None:
         """Tell the front-end that the ring is broken."""
-        lib.eng_signal(self._err_fd, _is_socket(self._err_fd))
+        signal_fd(self._err_fd)
 
     def close(self) -> None:
         """Let go of the inflight area; the ring is of no use afterwards."""

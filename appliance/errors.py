@@ -19,7 +19,7 @@ class ProtocolError(ApplianceError):
 
 
 class VhostError(ProtocolError):
-    """A vhost-user front-end broke the protocol: its connection is closed."""
+    """A vhost-user request cannot be served: it is refused, or its connection is closed."""
 
 
 class RingError(ProtocolError):

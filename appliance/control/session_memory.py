@@ -47,7 +47,12 @@ class SessionMemory:
     @classmethod
     def create(cls, num_queues: int) -> "SessionMemory":
         """Return blank session memory for `num_queues` virtqueues."""
-        return cls(_sealed_memfd("session", _COUNTERS_OFFSET + num_queues * _COUNTER_BYTES))
+        fd = _sealed_memfd("session", _COUNTERS_OFFSET + num_queues * _COUNTER_BYTES)
+        try:
+            return cls(fd)
+        except OSError:
+            os.close(fd)
+            raise
 
     @property
     def is_initialised(self) -> bool:

@@ -138,6 +138,7 @@ class Spawned(_message.Message):
 
     PID_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
+    """-1: it cannot be forked now."""
     def __init__(
         self,
         *,

@@ -1,5 +1,6 @@
 """One front-end's virtio-fs device: its memory, its session state, a worker per started queue."""
 
+import asyncio
 import os
 import stat
 
@@ -39,8 +40,14 @@ class Device:
         self._settings = settings
         self._resolving = resolving
         self._regions: dict[Region, int] = {}
-        self._session = SessionMemory.create(num_queues)
         self._inflight = InflightMemory.create(num_queues, max_queue_size)
+        try:
+            self._session = SessionMemory.create(num_queues)
+        except OSError:
+            self._inflight.close()
+            raise
+        # Where each ring that runs has its record: a buffer that comes later is for later starts.
+        self._recording: dict[int, InflightMemory] = {}
         self._workers: dict[int, QueueWorker] = {}
 
     # What a person asks about.
@@ -122,11 +129,19 @@ class Device:
                 self._regions,
                 self._resolving,
             )
-        await worker.start_ring(config, inflight)
+        self._recording[index] = inflight
+        try:
+            await worker.start_ring(config, inflight)
+        except VhostError:
+            self._end_recording(index)
+            raise
 
     async def stop_ring(self, index: int) -> int:
         """Drain ring `index` and return the avail index it reached."""
-        return await self._workers[index].stop_ring()
+        try:
+            return await self._workers[index].stop_ring()
+        finally:
+            self._end_recording(index)
 
     async def set_call(self, index: int, fd: int | None) -> None:
         """Signal completions of ring `index` through `fd` (lent)."""
@@ -160,8 +175,15 @@ class Device:
             self._session.start(_RESUMED_MINOR, 0, 0)
 
     def _replace_inflight(self, memory: InflightMemory) -> None:
-        self._inflight.close()
-        self._inflight = memory
+        previous, self._inflight = self._inflight, memory
+        self._close_unless_used(previous)
+
+    def _end_recording(self, index: int) -> None:
+        self._close_unless_used(self._recording.pop(index))
+
+    def _close_unless_used(self, memory: InflightMemory) -> None:
+        if memory is not self._inflight and memory not in self._recording.values():
+            memory.close()
 
     async def reset(self) -> None:
         """Forget the FUSE session."""
@@ -169,14 +191,16 @@ class Device:
 
     async def close(self) -> None:
         """End the workers, then let go of guest memory."""
-        for worker in self._workers.values():
-            await worker.close()
+        # Side by side: each may be stuck for as long as its end may take.
+        await asyncio.gather(*(worker.close() for worker in self._workers.values()))
         self._workers.clear()
         for fd in self._regions.values():
             os.close(fd)
         self._regions.clear()
         self._session.close()
-        self._inflight.close()
+        for memory in {self._inflight, *self._recording.values()}:
+            memory.close()
+        self._recording.clear()
 
 
 def _check_file(region: Region, fd: int) -> None:

@@ -22,7 +22,6 @@ class Forker:
         self._process: subprocess.Popen[bytes] | None = None
         self._link: Link | None = None
         self._exits: dict[int, asyncio.Future[int]] = {}
-        self._lock = asyncio.Lock()
 
     async def spawn(self) -> tuple[int, socket.socket, "asyncio.Future[int]"]:
         """Start a worker.
@@ -32,14 +31,21 @@ class Forker:
             number for a killed one).
 
         Raises:
-            LinkClosedError: the fork server died meanwhile; call again.
+            LinkClosedError: the fork server died meanwhile, or no descriptor or process is to be
+                had now, which is logged; call again.
         """
-        async with self._lock:
+        try:
             link = self._link or self._start()
-        ours, theirs = channel_pair()
+            ours, theirs = channel_pair()
+        except OSError as exc:
+            _LOG.error("no worker can be started now: %s", exc.strerror)
+            raise LinkClosedError from exc
         with theirs:
             try:
                 reply = await link.request(Envelope(spawn=Spawn()), [theirs.fileno()])
+                # Its end may have come with its answer: then nobody would tell of the worker's.
+                if self._link is not link or reply.spawned.pid < 0:
+                    raise LinkClosedError
             except LinkClosedError:
                 ours.close()
                 raise

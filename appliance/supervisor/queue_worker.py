@@ -25,6 +25,10 @@ _LOG = logging.getLogger(__name__)
 _ANSWER_DEADLINE_S = 15.0
 
 
+class _WorkerStuckError(VhostError):
+    """The worker did not answer in time and was killed: a successor will start."""
+
+
 class QueueWorker:
     """The worker of one queue of one device; the `Duty` of its process.
 
@@ -91,8 +95,11 @@ class QueueWorker:
         """Return the next avail index, once everything popped has been returned to the guest."""
         async with self._lock:
             if self._ring is not None:
-                self._last_avail = await self._kept.persist(self._stop)
-                self._ring = None
+                try:
+                    self._last_avail = await self._kept.persist(self._stop)
+                finally:
+                    # Even if it failed: what was lent is not to be served from any more.
+                    self._ring = None
             return self._last_avail
 
     async def update_memory(self) -> None:
@@ -139,6 +146,8 @@ class QueueWorker:
                 await self._kept.persist(self._ensure_serving)
             except LinkClosedError:
                 return  # closing
+            except _WorkerStuckError as exc:
+                _LOG.error("%s: %s", self._label, exc)  # its end brings the next here
             except VhostError as exc:
                 _LOG.error("%s: %s", self._label, exc)
                 self._ring = None
@@ -160,7 +169,7 @@ class QueueWorker:
         except TimeoutError as exc:
             # Only a descriptor of the front-end can block a worker, a full pipe for its calls say.
             self._kept.kill()
-            raise VhostError(f"the worker was stuck for {_ANSWER_DEADLINE_S:.0f} s") from exc
+            raise _WorkerStuckError(f"the worker was stuck for {_ANSWER_DEADLINE_S:.0f} s") from exc
 
     async def _ensure_serving(self) -> Link:
         link = await self._kept.ensure_alive()

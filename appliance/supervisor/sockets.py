@@ -1,8 +1,10 @@
 """The sockets that front-ends connect to: made here or inherited."""
 
 import contextlib
+import errno
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from appliance.errors import ConfigError
@@ -19,6 +21,7 @@ class Listener:
         self.sock = sock
         self.label = label
         self._path = path
+        self._file = _identity(path) if path is not None else None
 
     @classmethod
     def bind(cls, path: Path) -> "Listener":
@@ -33,9 +36,9 @@ class Listener:
             sock.bind(os.fspath(path))
             path.chmod(_SOCKET_MODE)
             sock.listen()
+            return cls(sock, str(path), path)
         except OSError as exc:
             raise ConfigError(f"socket path {path}: {exc.strerror}") from exc
-        return cls(sock, str(path), path)
 
     @classmethod
     def inherit(cls, fd: int) -> "Listener":
@@ -45,18 +48,48 @@ class Listener:
             ConfigError: `fd` is not a listening AF_UNIX stream socket.
         """
         try:
+            os.fstat(fd)  # says why a number is no descriptor
             sock = socket.socket(fileno=fd)
             is_listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         except OSError as exc:
             raise ConfigError(f"--fd={fd}: {exc.strerror}") from exc
+        except OverflowError as exc:
+            raise ConfigError(f"--fd={fd}: {os.strerror(errno.EBADF)}") from exc
         if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM or not is_listening:
             raise ConfigError(f"--fd={fd}: not a listening AF_UNIX stream socket")
         os.set_inheritable(sock.fileno(), False)  # noqa: FBT003 - the function's only form
-        return cls(sock, sock.getsockname() or f"fd:{fd}", None)
+        return cls(sock, _name_of(sock) or f"fd:{fd}", None)
 
     def close(self) -> None:
-        """Stop listening; a socket file of our own is removed."""
+        """Stop listening; the socket file is removed, unless the path is another one's by now."""
         self.sock.close()
-        if self._path is not None:
+        path, self._path = self._path, None
+        if path is not None:
             with contextlib.suppress(FileNotFoundError):
-                self._path.unlink()
+                if _identity(path) == self._file:
+                    path.unlink()
+
+
+def listen(paths: Sequence[Path], fd: int | None) -> list[Listener]:
+    """Listen at each of `paths`, and on the inherited socket `fd` if there is one; all or none.
+
+    Raises:
+        ConfigError: one of them cannot be listened on; no socket file is left behind.
+    """
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(contextlib.closing(Listener.bind(path))) for path in paths]
+        if fd is not None:
+            listeners.append(Listener.inherit(fd))
+        stack.pop_all()
+    return listeners
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino
+
+
+def _name_of(sock: socket.socket) -> str:
+    name = sock.getsockname()
+    # Bytes, with a NUL first, are an abstract name (unix(7)).
+    return "@" + os.fsdecode(name[1:]) if isinstance(name, bytes) else str(name)

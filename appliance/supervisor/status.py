@@ -28,7 +28,18 @@ class StatusServer:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listen, in a directory made if missing."""
+        """Listen, in a directory made if missing.
+
+        Raises:
+            StoreError: the state directory does not take the socket.
+        """
+        try:
+            sock = self._listen()
+        except OSError as exc:
+            raise StoreError(f"{self._path}: {exc.strerror}") from exc
+        self._server = await asyncio.start_unix_server(self._answer, sock=sock)
+
+    def _listen(self) -> socket.socket:
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         # Renamed into place when it listens: a socket that refuses is taken for a dead one's.
         unready = self._path.with_suffix(_UNREADY)
@@ -39,7 +50,7 @@ class StatusServer:
         unready.chmod(0o600)
         sock.listen()
         unready.rename(self._path)
-        self._server = await asyncio.start_unix_server(self._answer, sock=sock)
+        return sock
 
     async def close(self) -> None:
         """Stop listening and remove the socket file."""
@@ -75,6 +86,10 @@ def collect(state_dir: Path) -> list[dict[str, Any]]:
                 continue
             except OSError as exc:
                 raise StoreError(f"supervisor {path.name} at {path}: {exc}") from exc
+            except ValueError as exc:
+                raise StoreError(
+                    f"supervisor {path.name} at {path}: it ended within its answer"
+                ) from exc
     return reports
 
 

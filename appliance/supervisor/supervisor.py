@@ -5,10 +5,11 @@ import contextlib
 import logging
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import uvloop
 
@@ -22,6 +23,7 @@ from appliance.vhost.session import DeviceProperties, Session
 from appliance.vhost.transport import Connection
 
 _LOG = logging.getLogger(__name__)
+_ACCEPT_AGAIN_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,31 +93,48 @@ class Supervisor:
     async def _serve_listener(self, listener: Listener, services: Services) -> None:
         # One front-end at a time on a socket; a second one waits in the backlog until the first
         # leaves.
-        loop = asyncio.get_running_loop()
         while True:
-            sock, _address = await loop.sock_accept(listener.sock)
-            connection = Connection(sock)
-            device = Device(
-                listener.label,
-                self._properties.num_queues,
-                self._properties.max_queue_size,
-                services.forker,
-                services.worker_settings,
-                services.resolving,
-            )
-            self._devices.append(device)
+            sock = await _accept(listener)
             _LOG.info("%s: front-end connected", listener.label)
             try:
-                await converse(connection, Session(self._properties, device))
+                with sock:
+                    await self._serve_front_end(sock, listener.label, services)
             except VhostError as exc:
                 _LOG.error("%s: %s; the connection is closed", listener.label, exc)
             except OSError as exc:
                 _LOG.error("%s: %s; the connection is closed", listener.label, exc.strerror)
             except Exception:  # noqa: BLE001 - a bug met by one front-end is not the others' end
                 _LOG.exception("%s: the connection is closed", listener.label)
-            finally:
-                self._devices.remove(device)
             _LOG.info("%s: front-end left", listener.label)
+
+    async def _serve_front_end(self, sock: socket.socket, label: str, services: Services) -> None:
+        device = Device(
+            label,
+            self._properties.num_queues,
+            self._properties.max_queue_size,
+            services.forker,
+            services.worker_settings,
+            services.resolving,
+        )
+        self._devices.append(device)
+        try:
+            await converse(Connection(sock), Session(self._properties, device))
+        finally:
+            self._devices.remove(device)
+
+
+async def _accept(listener: Listener) -> socket.socket:
+    # Whatever accept(2) fails with concerns one connection, or passes: there may be no descriptor
+    # left for now. The listener must outlive it.
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            sock, _address = await loop.sock_accept(listener.sock)
+        except OSError as exc:
+            _LOG.error("%s: no front-end is accepted now: %s", listener.label, exc.strerror)
+            await asyncio.sleep(_ACCEPT_AGAIN_S)
+        else:
+            return sock
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

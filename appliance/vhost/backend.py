@@ -9,7 +9,7 @@ class VringConfig(NamedTuple):
     """Everything that a ring needs to run.
 
     The descriptors are lent: the session closes them when the front-end replaces them, after the
-    backend was told (`start_ring`, `set_call`), or when the session closes.
+    backend was told (`stop_ring`, `set_call`), or when the session closes.
     """
 
     num: int

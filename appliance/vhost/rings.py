@@ -7,6 +7,7 @@ started and enabled. Only `_settle` lets a ring run, only `_stop` ends that:
     GET_VRING_BASE            drained, stopped; kick and call descriptors closed
     SET_VRING_ENABLE 1 | 0    enabled | drained, disabled
     SET_VRING_ADDR            a ring that runs is restarted if its addresses change
+    SET_VRING_ERR             a ring that runs is restarted
     SET_FEATURES              without PROTOCOL_FEATURES: all enabled; rings that run are restarted
                               if features change
     RESET_DEVICE, RESET_OWNER all drained, disabled
@@ -133,9 +134,16 @@ class Rings:
         finally:
             ring.call.replace(fd)
 
-    def set_err(self, index: int, fd: int | None) -> None:
-        """Set the err descriptor that a checked ring's next start will use. Takes `fd`."""
-        self._rings[index].err.replace(fd)
+    async def set_err(self, index: int, fd: int | None) -> None:
+        """Set a checked ring's err descriptor; a ring that runs is restarted. Takes `fd`."""
+        ring = self._rings[index]
+        was_running = ring.is_running
+        try:
+            await self._stop(ring)
+        finally:
+            ring.err.replace(fd)
+        if was_running:
+            await self._settle(ring)
 
     def set_inflight(self, inflight: Inflight) -> None:
         """Let the next start of each ring recover from the front-end's inflight buffer."""

@@ -229,7 +229,7 @@ class Session:
 
     async def _set_vring_err(self, message: Message) -> None:
         index, fd = self._take_vring_fd_untrusted(message)
-        self._rings.set_err(index, fd)
+        await self._rings.set_err(index, fd)
 
     def _take_vring_fd_untrusted(self, message: Message) -> tuple[int, int | None]:
         value = unpack_word(message.payload).value

@@ -56,7 +56,12 @@ class ForkServer:
         envelope, fds = message
         (worker_fd,) = fds
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as exc:
+            # No end of this process, and so of all workers that live.
+            _LOG.error("cannot fork: %s", exc.strerror)
+            pid = -1
         if pid == 0:
             self._become_worker(worker_fd, parent)
         os.close(worker_fd)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from appliance.control import channel
 from appliance.control.session_memory import InflightMemory, SessionMemory
-from appliance.engine import GuestMap, Region, Ring, RingLayout
+from appliance.engine import GuestMap, Region, Ring, RingLayout, signal_fd
 from appliance.errors import ApplianceError, RingError
 from appliance.fs.cached_blobs import RemoteParts
 from appliance.fs.handler import Handler
@@ -232,6 +232,8 @@ class Worker:
         try:
             ring = self._new_ring(start)
         except RingError as exc:
+            # The front-end waits for the answer, unless it is a predecessor's ring that ends here.
+            signal_fd(self._ring_fds.get("err", -1))
             self._done(envelope.id, str(exc))
             self._drop_ring()
             return

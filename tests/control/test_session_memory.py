@@ -1,5 +1,6 @@
 import fcntl
 import os
+import resource
 
 import pytest
 
@@ -24,6 +25,21 @@ def test_what_one_process_starts_another_sees() -> None:
     assert seen == [False, True, False]
     ours.close()
     theirs.close()
+
+
+def test_memory_that_cannot_be_mapped_leaves_no_descriptor() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 1, hard))
+    try:
+        for _ in range(2):  # the second finds the one descriptor free again
+            with pytest.raises(OSError, match="Too many open files"):
+                SessionMemory.create(1)
+            assert os.dup(0) == lowest_free
+            os.close(lowest_free)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_counters_of_queues_add_up_and_do_not_mix() -> None:

@@ -1,5 +1,6 @@
 """A guest that breaks its rings and starts over, and processes seen from outside."""
 
+import fcntl
 import os
 import select
 from collections.abc import Iterator, Sequence
@@ -146,3 +147,11 @@ def memory_kib(pid: int, field: str) -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1])
     raise KeyError(field)
+
+
+def full_pipe() -> tuple[int, int]:
+    """Return a pipe whose next write blocks."""
+    reader, writer = os.pipe()
+    capacity = fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)
+    assert os.write(writer, bytes(capacity)) == capacity
+    return reader, writer

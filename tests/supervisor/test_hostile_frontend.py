@@ -1,7 +1,6 @@
 """Front-ends that vanish, lie or flood, against a real supervisor; a neighbour must not notice."""
 
 import contextlib
-import fcntl
 import os
 import random
 import socket
@@ -33,6 +32,7 @@ from tests.fakes.hostile_guest import (
     ROOT,
     await_quiet,
     descendants,
+    full_pipe,
     make_tree,
     memory_kib,
     num_fds,
@@ -392,11 +392,3 @@ def test_a_worker_stuck_in_a_call_does_not_keep_its_socket(
         os.close(reader)
         os.close(writer)
     assert neighbour.ask(fuse_client.statfs()).error == 0
-
-
-def full_pipe() -> tuple[int, int]:
-    """Return a pipe whose next write blocks."""
-    reader, writer = os.pipe()
-    capacity = fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)
-    assert os.write(writer, bytes(capacity)) == capacity
-    return reader, writer

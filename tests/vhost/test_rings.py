@@ -1,6 +1,7 @@
 """The ring state machine."""
 
 import itertools
+import os
 
 import pytest
 
@@ -51,6 +52,21 @@ def test_a_ring_runs_with_what_it_was_given(rig: Rig) -> None:
         assert running.fresh
         assert len({running.kick_fd, running.call_fd, running.err_fd}) == 3
         assert list(rig.backend.running) == [1]
+
+
+def test_an_err_descriptor_for_a_running_ring_restarts_it_where_it_was(rig: Rig) -> None:
+    with rig:
+        rig.run_ring(1, base=7)
+        rig.do(Request.SET_VRING_ERR, word(1), 1)
+        running = rig.backend.running[1]
+        assert running.base == 7 + rig.backend.reached
+        assert running.err_fd is not None
+        os.fstat(running.err_fd)
+        rig.do(Request.SET_VRING_ERR, word(1 | NO_FD))
+        assert rig.backend.running[1].err_fd is None
+        rig.enable_ring(1, 0)
+        rig.do(Request.SET_VRING_ERR, word(1), 1)
+        assert not rig.backend.running
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations("nbake")))

@@ -1,0 +1,178 @@
+"""A device and its workers, which are real, before a driver's ring."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from appliance.engine import FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC
+from appliance.errors import VhostError
+from appliance.index.node_index import NodeIndex
+from appliance.index.resolver import Resolver
+from appliance.store.store import Store
+from appliance.supervisor import queue_worker
+from appliance.supervisor.device import Device
+from appliance.supervisor.forker import Forker
+from appliance.supervisor.kept_worker import KeptWorker, WorkerSettings
+from appliance.supervisor.resolving import ResolvingQueue
+from appliance.vhost._wire import Region
+from appliance.vhost.backend import VringConfig
+from tests.fakes import fuse_client
+from tests.fakes.appliance_process import DEADLINE_S
+from tests.fakes.driver import DriverRing, GuestMemory
+from tests.fakes.hostile_guest import full_pipe
+
+pytestmark = pytest.mark.slow
+
+QUEUE: Final = 1
+NUM: Final = 16
+
+
+@contextlib.asynccontextmanager
+async def a_device(directory: Path, memory: GuestMemory) -> AsyncIterator[Device]:
+    store = Store.open(directory / "store", create=True)
+    index = NodeIndex.open(directory / "index", is_readonly=False)
+    settings = WorkerSettings(
+        store_path=os.fspath(directory / "store"),
+        index_path=os.fspath(directory / "index"),
+        is_root_listable=False,
+        has_remote_blobs=False,
+        has_remote_root=False,
+        log_level="INFO",
+        log_json=False,
+    )
+    forker = Forker()
+    resolving = ResolvingQueue(store, index, Resolver(store, index))
+    device = Device("a device", 3, NUM, forker, settings, resolving)
+    try:
+        for region in memory.regions:
+            await device.add_region(Region._make(region), os.dup(memory.fd))
+        yield device
+    finally:
+        await device.close()
+        await forker.close()
+        resolving.close()
+        index.close()
+        store.close()
+
+
+def ring_config(ring: DriverRing, call_fd: int) -> VringConfig:
+    layout = ring.layout()
+    return VringConfig(
+        num=layout.num,
+        desc=layout.desc,
+        used=layout.used,
+        avail=layout.avail,
+        base=0,
+        features=FEATURE_EVENT_IDX | FEATURE_INDIRECT_DESC,
+        kick_fd=ring.kick_fd,
+        call_fd=call_fd,
+        err_fd=None,
+        fresh=True,
+    )
+
+
+def worker_restarts(device: Device) -> int:
+    """Return how often the one worker died; 0, too, while there is none."""
+    return sum(int(str(worker["restarts"])) for worker in device.workers())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    # Memory that other processes write has no event; `run` has the deadline.
+    while True:
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+
+
+def ask(ring: DriverRing) -> None:
+    ring.add_chain([fuse_client.init()], [4096])
+    ring.publish()
+
+
+def run(
+    tmp_path: Path, test: Callable[[Device, DriverRing, int, int], Coroutine[None, None, None]]
+) -> None:
+    """Run `test` with a device, its ring, and the ends of a full pipe to be called through."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(DEADLINE_S), a_device(tmp_path, memory) as device:
+            await test(device, ring, reader, writer)
+
+    with GuestMemory() as memory:
+        ring = DriverRing(memory, NUM)
+        reader, writer = full_pipe()
+        asyncio.run(bounded())
+        ring.close()
+        os.close(reader)
+        os.close(writer)
+
+
+async def the_next_worker(device: Device, restarts: int) -> None:
+    await until(lambda: worker_restarts(device) == restarts)
+    await device.set_call(QUEUE, None)  # waits for what the worker's start may have to do
+
+
+def test_a_ring_whose_stop_failed_is_not_served_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(device: Device, ring: DriverRing, reader: int, writer: int) -> None:
+        await device.start_ring(QUEUE, ring_config(ring, writer))
+        monkeypatch.setattr(queue_worker, "_ANSWER_DEADLINE_S", 0.5)
+        ask(ring)
+        await until(lambda: ring.used_idx == 1)  # the worker is stuck in its call
+        with pytest.raises(VhostError, match="stuck"):
+            await device.stop_ring(QUEUE)
+        os.read(reader, 1 << 20)
+        ask(ring)
+        await the_next_worker(device, restarts=1)
+        assert ring.used_idx == 1
+
+    run(tmp_path, test)
+
+
+def test_workers_that_are_stuck_are_ended_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KeptWorker.end, "__defaults__", (2.0,))
+
+    async def main() -> None:
+        start_s = 0.0
+        async with a_device(tmp_path, memory) as device:
+            for queue, ring in enumerate(rings):
+                await device.start_ring(queue, ring_config(ring, writer))
+                ask(ring)
+            await until(lambda: all(ring.used_idx == 1 for ring in rings))
+            start_s = time.monotonic()
+        assert time.monotonic() - start_s < 4.0
+
+    with GuestMemory() as memory:
+        rings = [DriverRing(memory, NUM) for _ in range(3)]
+        reader, writer = full_pipe()
+        asyncio.run(main())
+        for ring in rings:
+            ring.close()
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_successor_that_was_slow_to_start_is_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(device: Device, ring: DriverRing, reader: int, writer: int) -> None:
+        await device.start_ring(QUEUE, ring_config(ring, writer))
+        monkeypatch.setattr(queue_worker, "_ANSWER_DEADLINE_S", 0.5)
+        (worker,) = device.workers()
+        os.kill(int(str(worker["pid"])), signal.SIGKILL)  # its successor will be stuck in a call
+        await until(lambda: worker_restarts(device) >= 2)
+        os.read(reader, 1 << 20)
+        ask(ring)
+        await until(lambda: ring.used_idx == 1)
+
+    run(tmp_path, test)

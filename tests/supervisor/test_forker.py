@@ -1,0 +1,100 @@
+"""The fork server and the supervisor's side of it, each before a real other one."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from appliance.control import channel
+from appliance.control.channel import channel_pair
+from appliance.protos import control_pb2 as pb
+from appliance.supervisor.forker import Forker
+from appliance.supervisor.link import LinkClosedError
+from tests.fakes.appliance_process import DEADLINE_S, every_event
+from tests.fakes.hostile_guest import descendants
+
+pytestmark = pytest.mark.slow
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in every_event(DEADLINE_S):
+        if condition():
+            return
+    raise AssertionError("it did not come about")
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+async def spawn_from_a_server_that_dies_after_its_answer(forker: Forker) -> None:
+    before = descendants(os.getpid())
+    await forker.warm_up()
+    (server,) = descendants(os.getpid()) - before
+    spawning = asyncio.create_task(forker.spawn())
+    await asyncio.sleep(0)  # it is asked
+    # The loop stands still: it will find the answer and the end of the stream at once.
+    wait_until(lambda: len(descendants(server)) == 1 and state(server) == "S")
+    os.kill(server, signal.SIGKILL)
+    wait_until(lambda: state(server) == "Z")
+    with pytest.raises(LinkClosedError):
+        await spawning
+
+
+def test_a_worker_whose_fork_server_is_gone_is_not_handed_out() -> None:
+    async def main() -> None:
+        forker = Forker()
+        async with asyncio.timeout(DEADLINE_S):
+            await spawn_from_a_server_that_dies_after_its_answer(forker)
+            _pid, sock, exit_ = await forker.spawn()  # the next server's
+            sock.close()
+            assert await exit_ == 0
+            await forker.close()
+
+    asyncio.run(main())
+
+
+# In a PID namespace whose first process has ended nothing can be forked (pid_namespaces(7)).
+SERVER_THAT_CANNOT_FORK: Final = """
+import ctypes, os
+from appliance.worker import forkserver
+
+NEWPID, NEWUSER = 0x20000000, 0x10000000
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.unshare(NEWPID if os.geteuid() == 0 else NEWPID | NEWUSER):
+    raise OSError(ctypes.get_errno(), "unshare")
+if os.fork() == 0:
+    os._exit(0)
+os.wait()
+forkserver.main()
+"""
+
+
+def test_a_fork_that_fails_does_not_end_the_fork_server() -> None:
+    ours, theirs = channel_pair()
+    ours.settimeout(DEADLINE_S)
+    with ours:
+        with theirs:
+            server = subprocess.Popen(
+                [
+                    *(sys.executable, "-P", "-c", SERVER_THAT_CANNOT_FORK),
+                    *(str(theirs.fileno()), str(os.getpid())),
+                ],
+                pass_fds=[theirs.fileno()],
+            )
+        for number in (1, 2):
+            worker_ours, worker_theirs = channel_pair()
+            with worker_ours, worker_theirs:
+                request = pb.Envelope(id=number, spawn=pb.Spawn())
+                channel.send(ours, request, [worker_theirs.fileno()])
+                assert channel.receive(ours) == (
+                    pb.Envelope(id=number, spawned=pb.Spawned(pid=-1)),
+                    [],
+                )
+    assert server.wait(DEADLINE_S) == 0

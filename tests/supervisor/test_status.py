@@ -1,0 +1,36 @@
+"""Asking supervisors that are not as they should be."""
+
+import asyncio
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import StoreError
+from appliance.supervisor.status import StatusServer, collect
+
+
+def test_a_supervisor_that_ends_before_its_answer_does_is_named(tmp_path: Path) -> None:
+    (tmp_path / "supervisors").mkdir()
+    path = tmp_path / "supervisors" / "4711"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+        listener.listen()
+
+        def accept_and_die() -> None:
+            listener.accept()[0].close()
+
+        dying = threading.Thread(target=accept_and_die)
+        dying.start()
+        with pytest.raises(StoreError, match=r"supervisor 4711 at .*: it ended"):
+            collect(tmp_path)
+        dying.join()
+
+
+def test_a_state_directory_without_room_for_the_socket_is_named(tmp_path: Path) -> None:
+    (tmp_path / "supervisors").write_text("in the way")
+    server = StatusServer(tmp_path, dict)
+    with pytest.raises(StoreError, match=f"{tmp_path}/supervisors/{os.getpid()}: File exists"):
+        asyncio.run(server.start())

@@ -1,6 +1,7 @@
 """One front-end's virtio-fs device: its memory, its session state, a worker per started queue."""
 
 import asyncio
+import contextlib
 import os
 import stat
 
@@ -68,41 +69,47 @@ class Device:
 
     async def add_region(self, region: Region, fd: int) -> None:
         """Make `region` part of guest memory; takes `fd`."""
-        self._regions[region] = fd
         try:
             _check_file(region, fd)
-            await self._update_memory()
+            await self._change_memory({**self._regions, region: fd})
         except VhostError:
-            os.close(self._regions.pop(region))
+            os.close(fd)
             raise
 
     async def remove_region(self, region: Region) -> None:
         """Take `region` out of guest memory."""
-        fd = self._regions.pop(region)
-        try:
-            await self._update_memory()
-        finally:
-            os.close(fd)
+        left = dict(self._regions)
+        fd = left.pop(region)
+        await self._change_memory(left)
+        os.close(fd)
 
     async def set_regions(self, regions: list[tuple[Region, int]]) -> None:
         """Replace guest memory; takes the fds."""
+        unused = [fd for _region, fd in regions]
+        before = list(self._regions.values())
         try:
             for region, fd in regions:
                 _check_file(region, fd)
-        except VhostError:
-            for _region, fd in regions:
-                os.close(fd)
-            raise
-        old = list(self._regions.values())
-        self._regions.clear()
-        self._regions.update(regions)
-        try:
-            await self._update_memory()
+            await self._change_memory(dict(regions))
+            unused = before
         finally:
-            for fd in old:
+            for fd in unused:
                 os.close(fd)
 
-    async def _update_memory(self) -> None:
+    async def _change_memory(self, regions: dict[Region, int]) -> None:
+        # What a worker cannot map is refused, and the session then goes on with what it knew.
+        before = dict(self._regions)
+        try:
+            await self._set_memory(regions)
+        except VhostError:
+            with contextlib.suppress(VhostError):
+                await self._set_memory(before)
+            raise
+
+    async def _set_memory(self, regions: dict[Region, int]) -> None:
+        # The same dictionary: the workers' side looks into it when one starts.
+        self._regions.clear()
+        self._regions.update(regions)
         for worker in self._workers.values():
             await worker.update_memory()
 

@@ -153,4 +153,5 @@ def _say_ready(listeners: Sequence[Listener]) -> None:
 def _raise_fd_limit() -> None:
     # Region, kick and call fds of dozens of guests are kept here; the soft limit is usually 1024.
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with contextlib.suppress(ValueError, OSError):  # fs.nr_open was lowered since
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -71,8 +71,14 @@ def walk(root: bytes) -> Iterator[Event]:
 
 
 def display(path: bytes) -> str:
-    """Return `path` for a message: one line, whatever the bytes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace").replace("\n", "\\n")
+    """Return `path` for a message: one line that leaves a terminal alone, whatever the bytes."""
+    text = path.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def _leaf(mode: int, name: bytes, path: bytes) -> Event:

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -243,12 +244,14 @@ def _run_import(options: argparse.Namespace) -> None:
     dialect = SizeDialect[options.directory_sizes.upper()]
     start_logging = partial(_start_logging, options)
     with import_progress() as progress:
-        for imported in import_paths(
+        imports = import_paths(
             services, options.paths, progress=progress, dialect=dialect, when_begun=start_logging
-        ):
-            progress.clear()
-            with writing_output():
-                print(imported, flush=True)
+        )
+        with closing(imports):
+            for imported in imports:
+                progress.clear()
+                with writing_output():
+                    print(imported, flush=True)
 
 
 def _run_virtiofs(options: argparse.Namespace) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from appliance.importer.walk import display
+from tests.fakes.appliance_process import APPLIANCE, every_event
+from tests.fakes.daemon_process import DaemonProcess
 from tests.importer.trees import DEADLINE_S, import_command, make_many_files, make_sparse
 
 NO_SPACE = "appliance: standard output: No space left on device\n"
@@ -159,3 +161,20 @@ def test_ctrl_c_ends_an_import_by_the_signal_and_leaves_nothing(
     out, _ = running.communicate(timeout=DEADLINE_S)
     assert (running.returncode, out) == (-signal.SIGINT, b"")
     assert list((tmp_path / "store" / "tmp").iterdir()) == []
+
+
+def test_ctrl_c_ends_an_import_into_a_service_that_hangs(tmp_path: Path, large_tree: Path) -> None:
+    with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path / "daemon") as daemon:
+        command = [*APPLIANCE, "import", f"--store={daemon.unix_uri}", str(large_tree)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+        for _ in every_event(DEADLINE_S):
+            if list(tmp_path.glob("store/blobs/*/*")):  # the first of several
+                break
+        os.kill(daemon.process.pid, signal.SIGSTOP)
+        try:
+            os.killpg(process.pid, signal.SIGINT)
+            out, _ = process.communicate(timeout=5)
+        finally:
+            os.kill(daemon.process.pid, signal.SIGCONT)
+            process.kill()
+    assert (process.returncode, out) == (-signal.SIGINT, b"")

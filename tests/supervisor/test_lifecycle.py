@@ -255,6 +255,17 @@ def test_a_socket_in_use_is_left_to_its_owner(appliance: ApplianceProcess) -> No
         guest.mount()
 
 
+def test_a_socket_whose_owner_is_stuck_is_left_to_it(tmp_path: Path) -> None:
+    path = os.fspath(tmp_path / "fs.sock")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(path)
+        listener.listen(0)
+        client.connect(path)  # the only one it has room for
+        result = run("virtiofs", f"--store=lmdb://{tmp_path}/store", path)
+    assert result.returncode == 2
+    assert result.stderr == f"appliance: socket path {path}: another process listens there\n"
+
+
 def test_the_socket_of_a_killed_supervisor_is_replaced(
     store: tuple[Path, bytes], tmp_path: Path
 ) -> None:

@@ -115,6 +115,10 @@ def _is_option(source: str) -> bool:
 
 
 def _checked_directory(given: str, path: Path) -> Path:
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as exc:  # py-lmdb takes no other
+        raise ConfigError(f"{given}: the path is not UTF-8") from exc
     # What is missing can be made, if what is there is a directory.
     for there in (path, *path.absolute().parents):
         if os.path.lexists(there):

@@ -14,6 +14,7 @@ import uvloop
 from appliance.errors import MountError
 from appliance.fuse_proto._wire import InitFlag
 from appliance.sockets import notify
+from appliance.store.service_uri import LmdbAddress
 from appliance.supervisor.mount import Mount
 from appliance.supervisor.mountpoint import Mountpoint
 from appliance.supervisor.services import ServiceConfig, Services, running
@@ -55,6 +56,7 @@ class Mounter:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, stop.set)
         config = self._config
+        _check_covers_nothing_needed(config)
         mountpoint = Mountpoint(config.path, allows_other=config.allows_other)
         async with contextlib.AsyncExitStack() as stack:
             services = await stack.enter_async_context(running(config, self.report))
@@ -116,6 +118,14 @@ class Mounter:
         reason = mount.failure or error
         if reason and (mount.failure or not (stop.is_set() or mount.ended.is_set())):
             raise MountError(f"mount point {mount.label}: {reason}")
+
+
+def _check_covers_nothing_needed(config: MountConfig) -> None:
+    # Workers open blob files by their paths: they would ask the mount, and so wait for themselves.
+    stores = [address.path for address in config.services if isinstance(address, LmdbAddress)]
+    for needed in (*stores, config.state_dir):
+        if needed.resolve().is_relative_to(config.path.resolve()):
+            raise MountError(f"mount point {config.path}: would cover {needed}, which it needs")
 
 
 async def _come_up(mount: Mount) -> None:

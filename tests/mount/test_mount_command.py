@@ -116,6 +116,18 @@ def test_a_mount_whose_server_was_killed_is_replaced(
     assert not is_mounted(mountpoint)
 
 
+@pytest.mark.parametrize("needed", ["store", "state"])
+def test_a_mount_that_would_cover_its_own_store_is_refused(tmp_path: Path, needed: str) -> None:
+    # Whoever looked at it would wait for ever, out of reach of any signal.
+    (tmp_path / "mnt").mkdir()
+    inside, outside = tmp_path / "mnt" / needed, tmp_path / "elsewhere"
+    store, state = (inside, outside) if needed == "store" else (outside, inside)
+    done = run_to_its_end(store, "--state-dir", state, tmp_path / "mnt")
+    expected = f"mount point {tmp_path / 'mnt'}: would cover {inside}, which it needs"
+    assert (done.returncode, done.stderr) == (1, f"appliance: {expected}\n")
+    assert not is_mounted(tmp_path / "mnt")
+
+
 def leave_dead_mount(store: Path, mountpoint: Path) -> None:
     mounted = Mounted(store, mountpoint)
     mounted.process.kill()

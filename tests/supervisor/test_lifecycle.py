@@ -226,13 +226,14 @@ def refusals(directory: Path) -> Sequence[tuple[list[str], int, str]]:
         ([store, "--queue-size=100", socket_path], 2, "--queue-size 100"),
         ([store, "--queue-size=65536", socket_path], 2, "--queue-size 65536"),
         ([store, "--num-request-queues=0", socket_path], 2, "--num-request-queues 0"),
+        (["--store=lmdb:///\udcff", socket_path], 2, "the path is not UTF-8"),
         (["--store=redis://host/x", socket_path], 2, "--store: service address redis://host/x: "),
         (["--store=lmdb://host/x", socket_path], 2, "has a host"),
         (["--store=lmdb:relative", socket_path], 2, "absolute"),
     ]
 
 
-@pytest.mark.parametrize("case", range(18))
+@pytest.mark.parametrize("case", range(19))
 def test_a_start_that_fails_says_why_in_one_line(tmp_path: Path, case: int) -> None:
     (tmp_path / "file").write_text("not a store")
     options, status, text = refusals(tmp_path)[case]

@@ -96,7 +96,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _fail(status: int, reason: Exception | str) -> NoReturn:
-    for line in str(reason).split("\n"):
+    for line in str(reason).rstrip("\n").split("\n"):
         print(f"appliance: {line}", file=sys.stderr)
     sys.exit(status)
 

@@ -4,8 +4,10 @@ import argparse
 import gc
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -21,7 +23,13 @@ from appliance.cli_addresses import (
 from appliance.cli_store import COMMANDS as STORE_COMMANDS
 from appliance.cli_store import print_json
 from appliance.errors import ApplianceError, ConfigError, StoreError
-from appliance.terminal import progress_line, terminal_columns
+from appliance.terminal import (
+    drop_output,
+    open_missing_streams,
+    progress_line,
+    terminal_columns,
+    writing_output,
+)
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
@@ -38,22 +46,37 @@ _DEFAULT_CACHE_SIZE: Final = "10G"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status."""
-    words = sys.argv[1:] if argv is None else argv
-    options = _parser(words[0] if words else "").parse_args(words)
-    if options.command != "import":  # which does it when its processes are at work
-        _start_logging(options)
+    open_missing_streams()
     try:
-        options.run(options)
+        _run(sys.argv[1:] if argv is None else argv)
     except ConfigError as exc:
         _fail(_EXIT_USAGE, exc)
     except ApplianceError as exc:
         _fail(_EXIT_FAILURE, exc)
     except KeyboardInterrupt:
-        sys.exit(130)
+        # Not a status: a shell goes on with the next command unless the signal ended this one.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     except BrokenPipeError:
         # The reader of our output is gone; what it did not read is its own affair.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         sys.exit(_EXIT_FAILURE)
+    except OSError as exc:
+        # This machine refuses: it has no descriptor or process for us.
+        import logging
+
+        logging.getLogger(__name__).debug("where it happened:", exc_info=exc)
+        reason = exc.strerror or str(exc)
+        _fail(_EXIT_FAILURE, f"{exc.filename}: {reason}" if exc.filename else reason)
+
+
+def _run(words: Sequence[str]) -> None:
+    options = _parser(words[0] if words else "").parse_args(words)
+    if options.command != "import":  # which does it when its processes are at work
+        _start_logging(options)
+    options.run(options)
+    with writing_output():
+        sys.stdout.flush()
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -72,10 +95,17 @@ class _Parser(argparse.ArgumentParser):
         _fail(_EXIT_USAGE, ConfigError(f"{message} (see {self.prog} --help)"))
 
 
-def _fail(status: int, exc: Exception) -> NoReturn:
-    for line in str(exc).splitlines():
+def _fail(status: int, reason: Exception | str) -> NoReturn:
+    for line in str(reason).rstrip("\n").split("\n"):
         print(f"appliance: {line}", file=sys.stderr)
     sys.exit(status)
+
+
+def _path(text: str) -> Path:
+    # As a Path it would be the working directory.
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
 
 
 def _start_logging(options: argparse.Namespace) -> None:
@@ -147,7 +177,7 @@ def _add_import(commands: "Subparsers", parents: "list[_Parser]") -> None:
         help="how directories count their entries, which is part of their digests: as the format "
         "is documented, or doubled as newer Tvix and Snix do (default: documented)",
     )
-    command.add_argument("paths", nargs="+", metavar="PATH", type=Path)
+    command.add_argument("paths", nargs="+", metavar="PATH", type=_path)
     command.set_defaults(run=_run_import)
 
 
@@ -183,7 +213,7 @@ def _add_mount(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command = commands.add_parser(
         "mount", parents=parents, help="mount the store on this machine, until unmounted"
     )
-    command.add_argument("dest", metavar="DEST", type=Path, help="an existing directory")
+    command.add_argument("dest", metavar="DEST", type=_path, help="an existing directory")
     command.add_argument("--list-root", action="store_true", help="let the root be listed")
     command.add_argument(
         "--threads",
@@ -221,11 +251,14 @@ def _run_import(options: argparse.Namespace) -> None:
     dialect = SizeDialect[options.directory_sizes.upper()]
     start_logging = partial(_start_logging, options)
     with progress_line() as progress:
-        for imported in import_paths(
+        imports = import_paths(
             services, options.paths, progress=progress, dialect=dialect, when_begun=start_logging
-        ):
-            progress.clear()
-            print(imported, flush=True)
+        )
+        with closing(imports):
+            for imported in imports:
+                progress.clear()
+                with writing_output():
+                    print(imported, flush=True)
 
 
 def _run_virtiofs(options: argparse.Namespace) -> None:

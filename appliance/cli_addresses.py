@@ -61,6 +61,8 @@ def state_dir(
         "APPLIANCE_STATE_DIR": environ.get("APPLIANCE_STATE_DIR"),
     }
     for source, value in given.items():
+        if value == "" and _is_option(source):
+            raise ConfigError(f"{source}: the path is empty")
         if value:
             return _checked_directory(f"{source} {value}", Path(value))
     return default_state_dir(services)
@@ -96,7 +98,7 @@ def _address(kind: str, options: argparse.Namespace, environ: Mapping[str, str])
         "APPLIANCE_STORE": environ.get("APPLIANCE_STORE"),
     }
     for source, uri in given.items():
-        if uri:
+        if uri or (uri == "" and _is_option(source)):
             try:
                 address = parse_service_uri(uri)
             except ConfigError as exc:
@@ -107,7 +109,16 @@ def _address(kind: str, options: argparse.Namespace, environ: Mapping[str, str])
     return LmdbAddress(default_store(environ))
 
 
+def _is_option(source: str) -> bool:
+    # An empty variable counts as none, as everywhere; an empty option is a mistake.
+    return source.startswith("--")
+
+
 def _checked_directory(given: str, path: Path) -> Path:
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as exc:  # py-lmdb takes no other
+        raise ConfigError(f"{given}: the path is not UTF-8") from exc
     # What is missing can be made, if what is there is a directory.
     for there in (path, *path.absolute().parents):
         if os.path.lexists(there):

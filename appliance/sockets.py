@@ -61,5 +61,5 @@ def _remove_stale(path: Path) -> None:
             path.unlink()
             return
         except BlockingIOError:
-            pass  # somebody listens, with no room in the backlog
+            pass  # its listener is stuck, with all the connections it queues
     raise ConfigError(f"socket path {path}: another process listens there")

@@ -1,4 +1,4 @@
-"""What a person sees while something takes long: one line that is rewritten on a terminal."""
+"""The standard streams, and one line that is rewritten on a terminal while something takes long."""
 
 import os
 import sys
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Final, TextIO
+
+from appliance.errors import ApplianceError
 
 _CLEAR_LINE: Final = "\r\x1b[K"
 _DEFAULT_COLUMNS: Final = 80
@@ -22,7 +24,7 @@ class ProgressLine:
         self._started_s = time.monotonic()
 
     def update(self, *, num_files: int, num_bytes: int, path: str) -> None:
-        """Show the totals so far and the file just done."""
+        """Show the totals so far and the file in hand."""
         if self._stream is None:
             return
         elapsed_s = max(time.monotonic() - self._started_s, 1e-3)
@@ -30,15 +32,25 @@ class ProgressLine:
             f"{num_files} files, {num_bytes / _MEGABYTE:.1f} MB, "
             f"{num_bytes / _MEGABYTE / elapsed_s:.0f} MB/s  {path}"
         )
-        columns = os.get_terminal_size(self._stream.fileno()).columns
-        self._stream.write(_CLEAR_LINE + line[: columns - 1])
-        self._stream.flush()
+        try:
+            columns = os.get_terminal_size(self._stream.fileno()).columns or _DEFAULT_COLUMNS
+        except OSError:  # hung up, as `_write` will find
+            columns = _DEFAULT_COLUMNS
+        # No character is wider than its encoding is long; a line that wraps would stay.
+        self._write(_CLEAR_LINE + line.encode()[: columns - 1].decode(errors="ignore"))
 
     def clear(self) -> None:
         """Remove the line, so that something else can be printed."""
-        if self._stream is not None:
-            self._stream.write(_CLEAR_LINE)
+        self._write(_CLEAR_LINE)
+
+    def _write(self, text: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(text)
             self._stream.flush()
+        except OSError:  # nobody is there any more; the import goes on
+            self._stream = None
 
 
 @contextmanager
@@ -49,6 +61,42 @@ def progress_line() -> Iterator[ProgressLine]:
         yield progress
     finally:
         progress.clear()
+
+
+def open_missing_streams() -> None:
+    """Open /dev/null for each standard stream that is closed.
+
+    Else a file opened later has its number, and what is printed goes there.
+    """
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # The lowest number that is free is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003 - its only form
+            setattr(sys, name, open(fd, "r" if fd == 0 else "w"))  # noqa: PTH123, SIM115 - for good
+
+
+@contextmanager
+def writing_output() -> Iterator[None]:
+    """Print inside the block.
+
+    Raises:
+        BrokenPipeError: the reader is gone.
+        ApplianceError: it cannot be written.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        drop_output()
+        raise ApplianceError(f"standard output: {exc.strerror}") from exc
+
+
+def drop_output() -> None:
+    """Forget what was printed and not written; nothing more can be."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @cache

@@ -31,6 +31,9 @@ class Sink(Protocol):
             StoreError: it cannot; no path in `batch` is visible.
         """
 
+    def interrupt(self) -> None:
+        """Have a commit under way end soon, with any error, if it may take for ever."""
+
 
 class Committer:
     """Gathers objects, and commits them in batches, one at a time.
@@ -115,7 +118,8 @@ class Committer:
         yield from self._end_commit()
 
     def close(self) -> None:
-        """Wait for the commit under way, and drop what is gathered."""
+        """Wait for the commit under way, or interrupt it, and drop what is gathered."""
+        self._sink.interrupt()
         self._executor.shutdown(wait=True)
         self._complete.discard()
         self._current.discard()

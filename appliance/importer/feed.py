@@ -23,7 +23,7 @@ class Feed:
         self._writer = writer
         self._num_files = 0
         self._num_bytes = 0
-        # Of the file done last.
+        # Of the file in hand, or done last.
         self._path = b""
         self._progress_due_s = 0.0
 
@@ -43,15 +43,20 @@ class Feed:
         self._writer.write(objects)
 
     def file_done(self, size: int, path: bytes) -> None:
-        """Count a file."""
+        """Count a file, and what of it was not counted piece by piece."""
         self._num_files += 1
+        self._num_bytes += size
+        self._path = path
+
+    def piece_done(self, size: int, path: bytes) -> None:
+        """Count a piece of a file."""
         self._num_bytes += size
         self._path = path
 
     def report(self) -> None:
         """Tell how far the import is, now and then."""
         now_s = time.monotonic()
-        if self._num_files and now_s >= self._progress_due_s:
+        if self._path and now_s >= self._progress_due_s:
             self._progress_due_s = now_s + _PROGRESS_INTERVAL_S
             self._writer.add(
                 ObjectKind.PROGRESS,

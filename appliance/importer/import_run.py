@@ -43,7 +43,7 @@ class ImportRun:
             yield path.absolute()
 
     def close(self) -> None:
-        """Wait for what is under way, and drop the rest."""
+        """Wait for what is under way, or interrupt it, and drop the rest."""
         self._committer.close()
 
     def _take(self, header: ObjectHeader, content: bytes) -> None:
@@ -72,6 +72,14 @@ class ImportRun:
                 self.is_broken = True
 
 
+class _LocalSink:
+    def __init__(self, store: Store) -> None:
+        self.commit = store.commit
+
+    def interrupt(self) -> None:
+        """Nothing: a disk comes to an end."""
+
+
 def open_sink(target: Path | ServiceAddresses, stack: ExitStack) -> Sink:
     """Open what takes in an import, until `stack` ends.
 
@@ -81,7 +89,7 @@ def open_sink(target: Path | ServiceAddresses, stack: ExitStack) -> Sink:
     if isinstance(target, Path):
         store = Store.open(target, create=True)
         stack.callback(store.close)
-        return store
+        return _LocalSink(store)
     # Loaded here: one local store has no need of gRPC, and all that is forked was forked before.
     from appliance.importer.services_sink import open_sink  # noqa: PLC0415 - see above
 

@@ -6,7 +6,7 @@ this process        commits to the store, straight from the shared memory
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -38,7 +38,7 @@ def import_paths(
     progress: Progress,
     dialect: SizeDialect = SizeDialect.DOCUMENTED,
     when_begun: Callable[[], None] = lambda: None,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Import each of `paths` into `target` and yield its store path once it is durable, in order.
 
     `target` is a store by its path, created when missing, or services. A symlink is imported as

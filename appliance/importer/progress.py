@@ -7,4 +7,4 @@ class Progress(Protocol):
     """What shows the progress."""
 
     def update(self, *, num_files: int, num_bytes: int, path: str) -> None:
-        """Show the totals so far and the file just done; called ten times a second at most."""
+        """Show the totals so far and the file in hand; called ten times a second at most."""

@@ -78,7 +78,7 @@ class ObjectKind(IntEnum):
     FAILED = 5
     # Nothing more can be imported: the hashing process has ended.
     ENDED = 6
-    # Path of the file just done; `num_files` and `num_bytes` are done.
+    # Path of the file in hand or just done; `num_files` and `num_bytes` are done.
     PROGRESS = 7
 
 

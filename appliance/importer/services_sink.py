@@ -57,6 +57,7 @@ class ServicesSink:
         self._services = services
         self._directories: dict[Digest, bytes] = {}
         self._asking = _Asking()
+        self._task: asyncio.Task[None] | None = None
 
     def commit(self, batch: Batch) -> None:
         """See `Sink.commit`."""
@@ -65,7 +66,16 @@ class ServicesSink:
         finally:
             batch.discard()
 
+    def interrupt(self) -> None:
+        """See `Sink.interrupt`."""
+        self._thread.run_and_wait(self._cancel())
+
+    async def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
     async def _commit(self, batch: Batch) -> None:
+        self._task = asyncio.current_task()
         await self._put_blobs(batch)
         self._directories.update(
             (Digest(digest), encoded) for digest, encoded in batch.directories.items()

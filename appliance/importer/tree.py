@@ -93,9 +93,9 @@ class TreeImport:
             if kind == HashKind.LAST:
                 self._nar.file(ring[offset : offset + size], executable=executable)
             else:
-                digest = self._pieces(ring, record)
+                digest = self._pieces(ring, record, event.detail)
         self._open[-1].files.append(FileNode(name, Digest(digest), file_size, executable))
-        self._feed.file_done(file_size, event.detail)
+        self._feed.file_done(file_size if kind == HashKind.LAST else 0, event.detail)
 
     def _receive(self) -> tuple[memoryview, HashTuple]:
         pool = self._feed.pool
@@ -107,8 +107,8 @@ class TreeImport:
             pool.wait()
         return pool.take()
 
-    def _pieces(self, ring: memoryview, record: HashTuple) -> bytes:
-        """Take all pieces of a large file, of which `record` is the first; return the digest."""
+    def _pieces(self, ring: memoryview, record: HashTuple, path: bytes) -> bytes:
+        """Take all pieces of the large file `path`, from `record` on; return the digest."""
         if record[0] == HashKind.PIECE:
             _, executable, _, _, _, _, file_size, *_ = record
             self._nar.regular(file_size, executable=executable)
@@ -118,6 +118,7 @@ class TreeImport:
             if kind not in {HashKind.PIECE, HashKind.LAST}:
                 _refuse(kind, bytes(content).decode(errors="replace"))
             self._nar.content(content)
+            self._feed.piece_done(size, path)
             if kind == HashKind.LAST:
                 return bytes(digest)
             ring, record = self._receive()

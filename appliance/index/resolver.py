@@ -42,10 +42,9 @@ class Resolver:
     def __init__(self, store: Store, index: NodeIndex) -> None:
         self._store = store
         self._index = index
-        stat = (store.path / "data.mdb").stat()
         with store.read() as txn:
             generation = store.generation(txn)
-        identity = b"%d:%d" % (stat.st_dev, stat.st_ino)
+            identity = store.identity(txn)
         index.write(lambda txn: index.claim_root(txn, identity, generation))
 
     def resolve(self, wants: Sequence[Want]) -> list[int]:

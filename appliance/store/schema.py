@@ -8,6 +8,7 @@ tmp/PID-N/            files that a process is writing; swept once the process is
 database        key                         value
 meta            "version"                   u64 LE, VERSION
                 "generation"                u64 LE, number of PathInfos ever put
+                "id"                        16 bytes, of this store alone (and copies of it)
 blobs           digest                      0, content | 1, size as u64 LE
 directories     digest                      Directory, canonical encoding
 path_infos      digest of the store path    PathInfo
@@ -31,6 +32,8 @@ DATABASES: Final = (META, BLOBS, DIRECTORIES, PATH_INFOS, PATH_INFO_LOG, NAR_INF
 
 VERSION_KEY: Final = b"version"
 GENERATION_KEY: Final = b"generation"
+ID_KEY: Final = b"id"
+ID_SIZE: Final = 16
 
 INLINE: Final = 0
 IN_FILE: Final = 1

@@ -149,6 +149,12 @@ class Store:
         """Return the number of PathInfos ever put."""
         return schema.unpack_number(txn.get(schema.GENERATION_KEY, db=self._meta))
 
+    def identity(self, txn: Transaction) -> bytes:
+        """Return what no other store has, not even one made later in its place."""
+        stat = (self.path / "data.mdb").stat()
+        own = bytes(txn.get(schema.ID_KEY, b"", db=self._meta))
+        return b"%d:%d:%b" % (stat.st_dev, stat.st_ino, own)
+
     def commit(self, batch: Batch) -> None:
         """Make everything in `batch` durable and visible, or nothing of it.
 
@@ -227,7 +233,7 @@ class Store:
 
     def _check_version(self, *, is_readonly: bool) -> None:
         if not is_readonly:
-            self.env.write(self._stamp_version)
+            self.env.write(self._stamp)
         with self.env.read() as txn:
             version = schema.unpack_number(txn.get(schema.VERSION_KEY, db=self._meta))
         if version != schema.VERSION:
@@ -235,9 +241,10 @@ class Store:
                 f"{self.path}: the store has version {version}; this program reads {schema.VERSION}"
             )
 
-    def _stamp_version(self, txn: WriteTransaction) -> None:
+    def _stamp(self, txn: WriteTransaction) -> None:
         version = schema.pack_number(schema.VERSION)
         txn.put(schema.VERSION_KEY, version, db=self._meta, overwrite=False)
+        txn.put(schema.ID_KEY, os.urandom(schema.ID_SIZE), db=self._meta, overwrite=False)
 
 
 def _sync_filesystem(path: Path) -> None:

@@ -10,7 +10,12 @@ from appliance.control.session_memory import SessionMemory
 from appliance.fuse_proto._wire import InitFlag
 from appliance.protos import control_pb2 as pb
 from appliance.supervisor.backings import Backings
-from appliance.supervisor.kept_worker import START_ATTEMPTS, KeptWorker, WorkerSettings
+from appliance.supervisor.kept_worker import (
+    START_ATTEMPTS,
+    KeptWorker,
+    WorkerFailedError,
+    WorkerSettings,
+)
 from appliance.supervisor.link import Link, LinkClosedError
 from appliance.supervisor.mountpoint import Mountpoint
 from appliance.supervisor.services import Services, request_counts
@@ -118,13 +123,17 @@ class _CloneWorker:
         """Nothing: the descriptor is all it needs."""
 
     async def resume(self) -> None:
-        if self.restarts >= START_ATTEMPTS and not self._mount.session.is_initialised:
+        is_served = self._mount.session.is_initialised
+        if self.restarts >= START_ATTEMPTS and not is_served:
             self._mount.fail(f"{START_ATTEMPTS} workers died at their start")
             return
         if self.restarts:
             self._recover_requests()
         try:
-            await self._kept.persist(self._kept.ensure_alive)
+            attempts = None if is_served else START_ATTEMPTS
+            await self._kept.persist(self._kept.ensure_alive, attempts=attempts)
+        except WorkerFailedError as exc:
+            self._mount.fail(str(exc))
         except LinkClosedError:
             return  # closing
 

@@ -14,9 +14,10 @@ import uvloop
 from appliance.errors import MountError
 from appliance.fuse_proto._wire import InitFlag
 from appliance.sockets import notify
+from appliance.store.service_uri import LmdbAddress
 from appliance.supervisor.mount import Mount
 from appliance.supervisor.mountpoint import Mountpoint
-from appliance.supervisor.services import ServiceConfig, running
+from appliance.supervisor.services import ServiceConfig, Services, running
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Mounter:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, stop.set)
         config = self._config
+        _check_covers_nothing_needed(config)
         mountpoint = Mountpoint(config.path, allows_other=config.allows_other)
         async with contextlib.AsyncExitStack() as stack:
             services = await stack.enter_async_context(running(config, self.report))
@@ -62,15 +64,7 @@ class Mounter:
             await services.forker.warm_up()
             mountpoint.mount()
             stack.callback(mountpoint.close)
-            mount = self._mount = Mount(
-                mountpoint,
-                config.num_workers,
-                services.worker_settings,
-                services,
-                has_passthrough=config.has_passthrough,
-            )
-            await mount.start()
-            await self._serve(mount, stop)
+            await self._serve(self._mounted(mountpoint, services), stop)
             notify("STOPPING=1")
 
     def report(self) -> dict[str, Any]:
@@ -88,9 +82,23 @@ class Mounter:
             ]
         }
 
+    def _mounted(self, mountpoint: Mountpoint, services: Services) -> Mount:
+        config = self._config
+        try:
+            mount = self._mount = Mount(
+                mountpoint,
+                config.num_workers,
+                services.worker_settings,
+                services,
+                has_passthrough=config.has_passthrough,
+            )
+        except OSError as exc:
+            mountpoint.unmount()
+            raise MountError(f"mount point {mountpoint.path}: {exc.strerror}") from exc
+        return mount
+
     async def _serve(self, mount: Mount, stop: asyncio.Event) -> None:
-        # The probe waits for INIT and for an answer, in the kernel: on a thread of its own.
-        ready = asyncio.create_task(asyncio.to_thread(mount.mountpoint.probe))
+        ready = asyncio.create_task(_come_up(mount))
         ends = [asyncio.create_task(stop.wait()), asyncio.create_task(mount.ended.wait())]
         try:
             await asyncio.wait([ready, *ends], return_when=asyncio.FIRST_COMPLETED)
@@ -104,12 +112,26 @@ class Mounter:
                 mount.mountpoint.unmount()
             await mount.close()
             mount.mountpoint.close()  # which ends a probe that still waits
-            for end in ends:
-                end.cancel()
-            await asyncio.gather(ready, *ends, return_exceptions=True)
-        error = mount.failure or ready.exception()
-        if error and (mount.failure or not (stop.is_set() or mount.ended.is_set())):
-            raise MountError(f"mount point {mount.label}: {error}")
+            for task in (ready, *ends):
+                task.cancel()
+            error, *_ = await asyncio.gather(ready, *ends, return_exceptions=True)
+        reason = mount.failure or error
+        if reason and (mount.failure or not (stop.is_set() or mount.ended.is_set())):
+            raise MountError(f"mount point {mount.label}: {reason}")
+
+
+def _check_covers_nothing_needed(config: MountConfig) -> None:
+    # Workers open blob files by their paths: they would ask the mount, and so wait for themselves.
+    stores = [address.path for address in config.services if isinstance(address, LmdbAddress)]
+    for needed in (*stores, config.state_dir):
+        if needed.resolve().is_relative_to(config.path.resolve()):
+            raise MountError(f"mount point {config.path}: would cover {needed}, which it needs")
+
+
+async def _come_up(mount: Mount) -> None:
+    await mount.start()
+    # The probe waits for INIT and for an answer, in the kernel: on a thread of its own.
+    await asyncio.to_thread(mount.mountpoint.probe)
 
 
 def _say_ready(label: str) -> None:

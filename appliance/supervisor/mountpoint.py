@@ -87,7 +87,8 @@ class Mountpoint:
                 _detach(self.path)
             return
         command = [_FUSERMOUNT, "-u", "-q", "-z", "--", os.fspath(self.path)]
-        subprocess.run(command, check=False)
+        with contextlib.suppress(FileNotFoundError):  # it was there when it mounted, if it did
+            subprocess.run(command, check=False)
 
     def close(self) -> None:
         """Close the descriptor; with its last clone the mount is dead."""
@@ -111,25 +112,31 @@ class Mountpoint:
         os.write(self.fd, pack_out_header(OutHeader(OUT_HEADER_SIZE, NotifyCode.RESEND, 0)))
 
     def _check(self) -> None:
-        try:
-            mode = self.path.stat().st_mode
-        except OSError as exc:
-            if exc.errno != errno.ENOTCONN:
-                raise MountError(f"mount point {self.path}: {exc.strerror}") from exc
+        mode = self._mode()
+        while mode is None:
             self._remove_stale()
-            return self._check()
+            mode = self._mode()
         if not stat.S_ISDIR(mode):
             raise MountError(f"mount point {self.path}: not a directory")
-        return None
+
+    def _mode(self) -> int | None:
+        """Return the mode of what is there; None if it is a mount whose server is gone."""
+        try:
+            return self.path.stat().st_mode
+        except OSError as exc:
+            if exc.errno == errno.ENOTCONN:
+                return None
+            raise MountError(f"mount point {self.path}: {exc.strerror}") from exc
 
     def _remove_stale(self) -> None:
-        kind = _type_of_mount(self.path)
-        if kind != FS_TYPE:
-            raise MountError(
-                f"mount point {self.path}: a dead mount of type {kind or 'unknown'}, not ours"
-            )
+        kinds = _types_of_mounts(self.path)
+        if not kinds or kinds[-1] != FS_TYPE:
+            kind = kinds[-1] if kinds else "unknown"
+            raise MountError(f"mount point {self.path}: a dead mount of type {kind}, not ours")
         _LOG.warning("%s: replacing a mount whose server is gone", self.path)
         self.unmount()
+        if len(_types_of_mounts(self.path)) >= len(kinds):
+            raise MountError(f"mount point {self.path}: its dead mount cannot be taken away")
 
     def _mount(self, options: str) -> int:
         try:
@@ -180,13 +187,13 @@ def _detach(path: Path) -> None:
         raise OSError(code, os.strerror(code), os.fspath(path))
 
 
-def _type_of_mount(path: Path) -> str | None:
-    # The last line for a mount point is the mount on top.
+def _types_of_mounts(path: Path) -> list[str]:
+    """Return the types of the mounts on `path`, the one on top last."""
     wanted = os.path.realpath(path)
-    kind = None
+    kinds = []
     for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines():
         fields = line.split(" ")
         where = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])
         if where == wanted:
-            kind = fields[fields.index("-") + 1]
-    return kind
+            kinds.append(fields[fields.index("-") + 1])
+    return kinds

@@ -62,7 +62,11 @@ class ApplianceProcess:
                 stderr=log,
                 start_new_session=True,
             )
-        self._wait_ready()
+        try:
+            self._wait_ready()
+        except BaseException:  # no `with` block has it yet
+            self.stop()
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -168,6 +168,27 @@ def test_a_broken_subdirectory_does_not_keep_its_parent_from_being_indexed(rig: 
     assert rig.child_numbers(2).keys() == model_of.keys()
 
 
+def test_the_root_of_a_store_that_was_overwritten_is_not_kept(tmp_path: Path) -> None:
+    # As where a backup is restored in place, or a file system gives the same inode number again.
+    first = Rig(tmp_path)
+    first.root_number("old", {})
+    assert first.resolve(RootListWanted()) == [0]
+    first.close()
+    other = Rig(tmp_path / "elsewhere")
+    other.root_number("new", {})
+    other.close()
+    content = (tmp_path / "elsewhere" / "store" / "data.mdb").read_bytes()
+    (tmp_path / "store" / "data.mdb").write_bytes(content)
+    second = Rig(tmp_path)
+    assert second.resolve(RootNameWanted(basename("old"))) == [errno.ENOENT]
+    assert second.resolve(RootListWanted()) == [0]
+    assert second.root_names() == 1
+    second.close()
+    third = Rig(tmp_path)
+    assert third.root_names() == 1
+    third.close()
+
+
 def test_the_root_of_a_store_that_was_replaced_is_not_kept(tmp_path: Path) -> None:
     first = Rig(tmp_path)
     first.root_number("old", {})

@@ -41,9 +41,11 @@ def name(store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return base_name
 
 
-def run_to_its_end(store: Path, *options: str | Path) -> subprocess.CompletedProcess[str]:
+def run_to_its_end(
+    store: Path, *options: str | Path, prefix: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*APPLIANCE, "mount", "--store", f"lmdb://{store}", *map(str, options)],
+        [*prefix, *APPLIANCE, "mount", "--store", f"lmdb://{store}", *map(str, options)],
         check=False,
         capture_output=True,
         text=True,
@@ -108,15 +110,74 @@ def test_a_number_of_threads_out_of_range_is_refused(
 def test_a_mount_whose_server_was_killed_is_replaced(
     store: Path, name: str, mountpoint: Path
 ) -> None:
-    first = Mounted(store, mountpoint)
-    first.process.kill()
-    first.process.wait(DEADLINE_S)
-    for _ in every_event(DEADLINE_S):  # its workers follow it
-        if stat_error(mountpoint) == errno.ENOTCONN:
-            break
+    leave_dead_mount(store, mountpoint)
     with Mounted(store, mountpoint):
         assert (mountpoint / name / "large").read_bytes() == LARGE
     assert not is_mounted(mountpoint)
+
+
+@pytest.mark.parametrize("needed", ["store", "state"])
+def test_a_mount_that_would_cover_its_own_store_is_refused(tmp_path: Path, needed: str) -> None:
+    # Whoever looked at it would wait for ever, out of reach of any signal.
+    (tmp_path / "mnt").mkdir()
+    inside, outside = tmp_path / "mnt" / needed, tmp_path / "elsewhere"
+    store, state = (inside, outside) if needed == "store" else (outside, inside)
+    done = run_to_its_end(store, "--state-dir", state, tmp_path / "mnt")
+    expected = f"mount point {tmp_path / 'mnt'}: would cover {inside}, which it needs"
+    assert (done.returncode, done.stderr) == (1, f"appliance: {expected}\n")
+    assert not is_mounted(tmp_path / "mnt")
+
+
+def leave_dead_mount(store: Path, mountpoint: Path) -> None:
+    mounted = Mounted(store, mountpoint)
+    mounted.process.kill()
+    mounted.process.wait(DEADLINE_S)
+    for _ in every_event(DEADLINE_S):  # its workers follow it
+        if stat_error(mountpoint) == errno.ENOTCONN:
+            break
+
+
+def test_a_dead_mount_that_cannot_be_taken_away_is_told_of(store: Path, mountpoint: Path) -> None:
+    leave_dead_mount(store, mountpoint)
+    try:
+        powerless = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
+        done = run_to_its_end(store, mountpoint, prefix=powerless)
+        expected = f"appliance: mount point {mountpoint}: its dead mount cannot be taken away"
+        assert (done.returncode, done.stderr.splitlines()[1:]) == (1, [expected])
+    finally:
+        subprocess.run(["umount", "-l", mountpoint], check=True)
+
+
+@pytest.mark.parametrize("num_fds", [40, 100])
+def test_a_mount_that_cannot_be_served_is_taken_away_again(
+    store: Path, mountpoint: Path, num_fds: int
+) -> None:
+    # There is no room for a descriptor for each worker, or for its channel.
+    prefix = ("prlimit", f"--nofile={num_fds}")
+    done = run_to_its_end(store, "--threads=36", mountpoint, prefix=prefix)
+    assert not is_mounted(mountpoint)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"appliance: mount point {mountpoint}: ")
+    assert line.endswith("Too many open files")
+
+
+def broken_fork_server(directory: Path) -> tuple[str, ...]:
+    """Return how to run a copy of the program in which no worker can be started."""
+    shutil.copytree(Path(appliance.__file__).parent, directory / "appliance")
+    (directory / "appliance" / "worker" / "forkserver.py").write_text("raise SystemExit(3)")
+    return ("env", f"PYTHONPATH={directory}")
+
+
+def test_a_mount_without_a_worker_gives_up(store: Path, mountpoint: Path, tmp_path: Path) -> None:
+    done = run_to_its_end(
+        store, "--threads=1", mountpoint, prefix=broken_fork_server(tmp_path / "broken")
+    )
+    assert not is_mounted(mountpoint)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"appliance: mount point {mountpoint}: ")
+    assert last.endswith("5 workers died at their start")
 
 
 def stat_error(path: Path) -> int | None:

@@ -226,13 +226,14 @@ def refusals(directory: Path) -> Sequence[tuple[list[str], int, str]]:
         ([store, "--queue-size=100", socket_path], 2, "--queue-size 100"),
         ([store, "--queue-size=65536", socket_path], 2, "--queue-size 65536"),
         ([store, "--num-request-queues=0", socket_path], 2, "--num-request-queues 0"),
+        (["--store=lmdb:///\udcff", socket_path], 2, "the path is not UTF-8"),
         (["--store=redis://host/x", socket_path], 2, "--store: service address redis://host/x: "),
         (["--store=lmdb://host/x", socket_path], 2, "has a host"),
         (["--store=lmdb:relative", socket_path], 2, "absolute"),
     ]
 
 
-@pytest.mark.parametrize("case", range(18))
+@pytest.mark.parametrize("case", range(19))
 def test_a_start_that_fails_says_why_in_one_line(tmp_path: Path, case: int) -> None:
     (tmp_path / "file").write_text("not a store")
     options, status, text = refusals(tmp_path)[case]
@@ -253,6 +254,17 @@ def test_a_socket_in_use_is_left_to_its_owner(appliance: ApplianceProcess) -> No
     assert result.stderr == f"appliance: socket path {path}: another process listens there\n"
     with FakeGuest(appliance.connect()) as guest:
         guest.mount()
+
+
+def test_a_socket_whose_owner_is_stuck_is_left_to_it(tmp_path: Path) -> None:
+    path = os.fspath(tmp_path / "fs.sock")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(path)
+        listener.listen(0)
+        client.connect(path)  # the only one it has room for
+        result = run("virtiofs", f"--store=lmdb://{tmp_path}/store", path)
+    assert result.returncode == 2
+    assert result.stderr == f"appliance: socket path {path}: another process listens there\n"
 
 
 def test_the_socket_of_a_killed_supervisor_is_replaced(

@@ -7,6 +7,7 @@ import argparse
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +23,10 @@ from vmharness.stdlib import copy_standard_library
 _CPUS = 2
 _TAG = "demo"
 _WALK_DEADLINE_S = 1800.0
+# two walks, and one more if they find a difference
+_LIFETIME_S = 3 * _WALK_DEADLINE_S
 _SHOWN_DIFFERENCES = 20
+_EXIT_INTERRUPTED = 130  # as of a shell's command
 
 
 def main() -> int:
@@ -36,7 +40,14 @@ def main() -> int:
     try:
         source = source.resolve() if source is not None else copy_standard_library(directory)
         differences = _run(source, directory)
-    except (HarnessError, GuestLost, DeadlineExceeded, AssertionError) as exc:
+    except subprocess.CalledProcessError as exc:  # a command that has said why itself
+        shutil.rmtree(directory)
+        return _fail(f"{shlex.join(exc.cmd)}: status {exc.returncode}")
+    except KeyboardInterrupt:
+        shutil.rmtree(directory)
+        print("demo: interrupted", file=sys.stderr)
+        return _EXIT_INTERRUPTED
+    except (HarnessError, GuestLost, DeadlineExceeded, AssertionError, OSError) as exc:
         return _fail(f"{exc}\nThe logs are in {directory}")
     if differences:
         shown = "\n".join(differences[:_SHOWN_DIFFERENCES])
@@ -66,7 +77,13 @@ def _run(source: Path, directory: Path) -> list[str]:
         device = qemu.FsDevice(server.sockets[0], _TAG, num_request_queues=_CPUS)
         started = time.monotonic()
         memory_mib = _guest_memory_mib(wanted)
-        with qemu.boot([device], directory, cpus=_CPUS, memory_mib=memory_mib) as guest:
+        with qemu.boot(
+            [device],
+            directory,
+            cpus=_CPUS,
+            memory_mib=memory_mib,
+            lifetime_s=_LIFETIME_S,
+        ) as guest:
             boot_s = time.monotonic() - started
             print(f"Booted Linux {kernel.qemu_kernel().release} in {boot_s:.1f} s: {machine}")
             differences = _compare(guest, server, name, expected)

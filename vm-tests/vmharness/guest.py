@@ -200,13 +200,15 @@ class Guest:
             GuestLost: the guest ended first.
             DeadlineExceeded: `deadline_s` or the guest's lifetime is over; the guest goes on.
         """
-        ends_at = min(time.monotonic() + deadline_s, self._ends_at)
+        began_at = time.monotonic()
+        ends_at = min(began_at + deadline_s, self._ends_at)
         with self._changed:
             while not is_over():
                 if self._is_lost:
                     raise GuestLost(self.describe("the guest is lost"))
                 if not self._changed.wait(ends_at - time.monotonic()) and not is_over():
-                    raise DeadlineExceeded(self.describe(f"no answer in {deadline_s:g} s"))
+                    waited_s = ends_at - began_at
+                    raise DeadlineExceeded(self.describe(f"no answer in {waited_s:.3g} s"))
 
     def describe(self, what: str) -> str:
         """Return `what` with the command, the exit status and the end of the console's log."""

@@ -132,7 +132,9 @@ def _download(package: str, directory: Path) -> None:
     unpacked = directory / "unpacked"
     unpacked.mkdir(parents=True)
     command = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", package]
-    subprocess.run(command, cwd=directory, check=True, timeout=900)
+    done = subprocess.run(command, cwd=directory, check=False, timeout=900)
+    if done.returncode:
+        raise HarnessError(f"{package} cannot be downloaded: {' '.join(command)} failed")
     (archive,) = directory.glob("*.deb")
     _output(["dpkg-deb", "-x", str(archive), str(unpacked)])
     archive.unlink()

@@ -156,6 +156,8 @@ class Environment:
     def _open_databases(self, names: Sequence[bytes]) -> dict[bytes, lmdb._Database]:
         if self._is_readonly:
             return {name: self._open_database(name) for name in names}
+        # Nobody else does while other processes keep the environment open.
+        self._env.reader_check()
         with self._env.begin(write=True) as txn:
             return {name: self._env.open_db(name, txn=txn) for name in names}
 

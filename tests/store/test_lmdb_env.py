@@ -182,6 +182,20 @@ def test_slot_of_a_killed_reader_is_reaped(tmp_path: Path) -> None:
         assert env.reap_readers() == 0
 
 
+def test_slot_of_a_killed_reader_is_freed_by_the_next_writer(tmp_path: Path) -> None:
+    path = tmp_path / "env"
+    with opened(path) as env:
+        put(env, range(1))
+    # As long as somebody has it open, LMDB does not begin anew with its slots.
+    with process(serve_reads, path) as (channel, _):
+        channel.send("read")
+        assert channel.poll(DEADLINE_S)
+        with process(hold_a_snapshot, path) as (holding, _):
+            assert holding.poll(DEADLINE_S)
+        with opened(path) as env:
+            assert env.reap_readers() == 0
+
+
 @contextmanager
 def small_disk(path: Path, size: str) -> Iterator[Path]:
     path.mkdir()

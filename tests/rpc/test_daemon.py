@@ -43,6 +43,8 @@ os.environ["LISTEN_PID"] = str(os.getpid())
 os.execv(sys.argv[3], sys.argv[3:])
 """
 OK = grpc.StatusCode.OK
+# RFC 9113, 3.4: magic, and empty SETTINGS.
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 
 
 def works_at(target: str) -> bool:
@@ -131,6 +133,41 @@ def test_large_blobs_pass_through_an_inherited_socket(tmp_path: Path) -> None:
         )
         process.terminate()
         assert process.wait(30) == 0
+
+
+def test_client_that_vanishes_leaves_nothing_behind_an_inherited_socket(tmp_path: Path) -> None:
+    path = tmp_path / "inherited.sock"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        process = start_inheriting(tmp_path, listening, listening, "sd-listen")
+    assert process.stderr is not None
+    with process, process.stderr as log:
+        assert "READY" in log.readline()
+        assert works_at(f"unix:{path}")
+        for _ in range(20):
+            vanish(path)
+        assert works_at(f"unix:{path}")
+        for _ in every_event(DEADLINE_S):
+            if num_descriptors(process.pid) < 40:
+                break
+        num_left = num_descriptors(process.pid)
+        process.terminate()
+        assert process.wait(30) == 0
+    assert num_left < 40
+
+
+def vanish(path: Path) -> None:
+    # What the server says first is not read: so its end of the connection sees a reset, not an end.
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(HTTP2_PREFACE)
+        client.settimeout(DEADLINE_S)
+        assert client.recv(1, socket.MSG_PEEK)
+
+
+def num_descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def chunks_of(content: bytes) -> Sequence[bytes]:

@@ -90,10 +90,16 @@ class Environment:
 
     @contextmanager
     def read(self) -> Iterator[ReadTransaction]:
-        """Open a snapshot; its values are views of the map that die with it."""
+        """Open a snapshot; its values are views of the map that die with it.
+
+        Raises:
+            StoreError: LMDB failed, at the beginning or inside the block.
+        """
         txn = self._until_it_fits(self._begin_read)
         try:
             yield txn
+        except lmdb.Error as exc:
+            self._raise_translated(exc)
         finally:
             txn.abort()
             self._gate.leave()

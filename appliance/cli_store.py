@@ -30,7 +30,7 @@ def print_json(value: object, indent: int | None = None) -> None:
     """Print `value` to stdout."""
     import json
 
-    print(json.dumps(value, indent=indent))
+    _write(json.dumps(value, indent=indent).encode() + b"\n")
 
 
 def _add_daemon(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
@@ -147,7 +147,7 @@ def _run_ls(options: argparse.Namespace) -> None:
             return
         async with aclosing(view.walk(node, is_recursive=options.recursive)) as entries:
             async for name, entry in entries:
-                print(describe(name, entry, is_long=options.long))
+                _write_line(describe(name, entry, is_long=options.long))
 
     _with_view(options, work)
 
@@ -170,9 +170,9 @@ def _run_path_info(options: argparse.Namespace) -> None:
             if info is None:
                 continue
             if options.narinfo:
-                print(_narinfo(info, key), end="")
+                _write(_narinfo(info, key).encode())
             else:
-                print(f"{path}\t{info.narinfo.nar_size:>12}" if options.size else path)
+                _write_line(f"{path}\t{info.narinfo.nar_size:>12}" if options.size else path)
         if missing:
             raise StoreError("\n".join(f"path {path} is not valid" for path in missing))
 
@@ -279,9 +279,23 @@ def _with_services(
     asyncio.run(run())
 
 
+def _write_line(text: str) -> None:
+    # Names are bytes of any encoding, whatever that of the terminal is.
+    _write(os.fsencode(text) + b"\n")
+
+
 def _write(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    if sys.stdout is None:
+        raise StoreError("standard output: it is closed")
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        # Or Python would try again at its end, and say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise StoreError(f"standard output: {exc.strerror}") from exc
 
 
 # What adds each command to the command line, given the parsers of its common options.

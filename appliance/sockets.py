@@ -1,7 +1,8 @@
-"""What every listening process needs: free socket paths, and sd_notify."""
+"""What every listening process needs: free socket paths, descriptors, and sd_notify."""
 
 import contextlib
 import os
+import resource
 import socket
 import stat
 from pathlib import Path
@@ -25,6 +26,13 @@ def claim_socket_path(path: Path) -> None:
         _remove_stale(path)
     except OSError as exc:
         raise ConfigError(f"socket path {path}: {exc.strerror}") from exc
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process have as many descriptors as it may; the soft limit is usually 1024."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # fs.nr_open was lowered since
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def notify(state: str) -> None:

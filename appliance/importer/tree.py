@@ -66,6 +66,7 @@ class TreeImport:
                 self._open.append(_OpenDirectory(event.name, [], [], []))
                 self._nar.directory()
         self._end_run()
+        self._feed.report()
         self._feed.pass_on()
         nar_size = self._nar.finish()
         root = self._open[0]

@@ -4,6 +4,7 @@ castore_rpc.proto: BlobService.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Final
 
 from appliance.protos import castore_rpc_pb2 as pb
 from appliance.rpc.chunk import decode_chunk_untrusted, encode_chunk
@@ -12,12 +13,17 @@ from appliance.rpc.methods import CONTENT_MAX
 from appliance.rpc.status import not_found
 from appliance.store.services import BlobService
 
+# What the calls to Read may send at a time, shared among them, and the least for each.
+_SENDING_MAX: Final = 16 << 20
+_SHARE_MIN: Final = 64 << 10
+
 
 class BlobHandlers:
     """Answers calls from a blob service."""
 
     def __init__(self, service: BlobService) -> None:
         self._service = service
+        self._num_reads = 0
 
     def methods(self, edge: Edge) -> Mapping[str, Handler]:
         """Return the handlers by name of method."""
@@ -44,10 +50,12 @@ class BlobHandlers:
         reader = await self._service.open_read(digest)
         if reader is None:
             raise not_found(f"blob {digest} not found")
+        self._num_reads += 1
         try:
-            while data := await reader.read(CONTENT_MAX):
-                yield encode_chunk(data)
+            while message := encode_chunk(await reader.read(self._share())):
+                yield message
         finally:
+            self._num_reads -= 1
             await reader.close()
 
     async def put(self, requests: AsyncIterator[bytes]) -> bytes:
@@ -64,3 +72,7 @@ class BlobHandlers:
         finally:
             await writer.abort()
         return pb.PutBlobResponse(digest=digest).SerializeToString()
+
+    def _share(self) -> int:
+        # A client that does not read what it asked for has a message kept for it.
+        return max(_SHARE_MIN, min(CONTENT_MAX, _SENDING_MAX // self._num_reads))

@@ -33,6 +33,8 @@ _OPTIONS: Final = (
 )
 # One answer, or the next message of a stream, may take so long.
 _ANSWER_TIMEOUT_S: Final = 60.0
+# The answer to what was sent in many: all of it is made durable first.
+_KEPT_TIMEOUT_S: Final = 600.0
 
 
 class Peer:
@@ -107,18 +109,18 @@ class Peer:
         message = await self.in_time(call.read())
         return message if isinstance(message, bytes) else None
 
-    async def in_time(self, work: Awaitable[T]) -> T:
+    async def in_time(self, work: Awaitable[T], timeout_s: float = _ANSWER_TIMEOUT_S) -> T:
         """Wait for `work`, but not for ever.
 
         Raises:
             ServiceUnavailableError: the server does not answer in time.
         """
         try:
-            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 return await work
         except TimeoutError as exc:
             raise ServiceUnavailableError(
-                f"{self.name}: no answer within {_ANSWER_TIMEOUT_S:.0f} s"
+                f"{self.name}: no answer within {timeout_s:.0f} s"
             ) from exc
 
     @contextmanager
@@ -155,9 +157,10 @@ class Peer:
 class Sending:
     """Messages on their way to a server that answers once."""
 
-    def __init__(self, peer: Peer, method: str) -> None:
+    def __init__(self, peer: Peer, method: str, *, kept_timeout_s: float = _KEPT_TIMEOUT_S) -> None:
         self._peer = peer
         self._call = peer.sink(method)
+        self._kept_timeout_s = kept_timeout_s
 
     async def send(self, message: bytes) -> None:
         """Send a message; waits while the server is behind.
@@ -175,11 +178,15 @@ class Sending:
                 raise ServiceUnavailableError(f"{self._peer.name}: ended the call early") from None
 
     async def finish(self) -> bytes:
-        """End the stream and return the answer."""
+        """End the stream and return the answer.
+
+        Raises:
+            ApplianceError: the server refuses, or does not answer in time.
+        """
         with self._peer.translating():
             with suppress(grpc.aio.BaseError):  # the call has ended; why, it says itself
                 await self._call.done_writing()
-            return await self._call
+            return await self._peer.in_time(self._call, self._kept_timeout_s)
 
     def cancel(self) -> None:
         """Give up; does nothing after `finish`."""

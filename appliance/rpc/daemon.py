@@ -4,11 +4,14 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import quote
 
+from appliance.errors import ConfigError
 from appliance.rpc.listen_address import (
     AbstractListen,
     InheritedListen,
@@ -19,11 +22,10 @@ from appliance.rpc.listen_address import (
 from appliance.rpc.open_services import open_services
 from appliance.rpc.relay import Relay, inherited_socket
 from appliance.rpc.server import Server
-from appliance.sockets import claim_socket_path, notify
-from appliance.store.service_uri import ServiceAddresses
+from appliance.sockets import claim_socket_path, notify, raise_descriptor_limit
+from appliance.store.service_uri import ServiceAddresses, unix_target
 
 if TYPE_CHECKING:
-    import socket
     from pathlib import Path
 
 _LOG = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ def serve(config: DaemonConfig) -> None:
         ConfigError: it cannot listen where it should.
         StoreError: the store cannot be opened.
     """
+    raise_descriptor_limit()  # of connections, and of large blobs being read
     asyncio.run(_serve(config))
 
 
@@ -81,15 +84,19 @@ class _Listeners:
 
     def add(self, address: ListenAddress) -> None:
         match address:
-            case TcpListen(target):
-                port = self._server.listen(target)
-                self.labels.append(f"{target.rpartition(':')[0]}:{port}")
+            case TcpListen(family, host, port):
+                _check_free(family, (host, port), address.target())
+                bound_port = self._server.listen(address.target())
+                self.labels.append(f"{address.target().rpartition(':')[0]}:{bound_port}")
             case AbstractListen(name):
-                self._server.listen(f"unix-abstract:{name}")
+                _check_free(socket.AF_UNIX, f"\0{name}", f"@{name}")
+                self._server.listen(f"unix-abstract:{quote(os.fsencode(name))}")
                 self.labels.append(f"@{name}")
             case UnixListen(path):
                 claim_socket_path(path)
-                self._listen_privately(f"unix:{path}")
+                _check_free(socket.AF_UNIX, os.fspath(path), str(path))
+                path.unlink()
+                self._listen_privately(unix_target(path))
                 self._paths.append(path)
                 self.labels.append(str(path))
             case InheritedListen(fd):
@@ -107,12 +114,13 @@ class _Listeners:
     async def stop(self) -> None:
         if self._relay is not None:
             await self._relay.stop_accepting()
-        await self._server.stop(_GRACE_S)
-        if self._relay is not None:
-            await self._relay.close()
+        # First, as gRPC does: while calls are finished, another daemon may listen there already.
         for path in self._paths:
             with suppress(FileNotFoundError):
                 path.unlink()
+        await self._server.stop(_GRACE_S)
+        if self._relay is not None:
+            await self._relay.close()
 
     def _listen_privately(self, target: str) -> None:
         old = os.umask(_UMASK)
@@ -120,6 +128,16 @@ class _Listeners:
             self._server.listen(target)
         finally:
             os.umask(old)
+
+
+def _check_free(family: int, address: tuple[str, int] | str, where: str) -> None:
+    # gRPC does not say why it cannot listen.
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as exc:
+            raise ConfigError(f"cannot listen on {where}: {exc.strerror or exc}") from exc
 
 
 def _say_ready(labels: Sequence[str]) -> None:

@@ -19,9 +19,16 @@ _PORT_MAX: Final = 65535
 
 @dataclass(frozen=True)
 class TcpListen:
-    """A TCP address, numeric, as gRPC writes it."""
+    """A TCP address, numeric."""
 
-    target: str
+    family: int
+    host: str
+    port: int
+
+    def target(self) -> str:
+        """Return it as gRPC writes it."""
+        host = f"[{self.host}]" if self.family == socket.AF_INET6 else self.host
+        return f"{host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,12 @@ def _tcp(text: str, host: str, port: int) -> list[ListenAddress]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as exc:
         raise ConfigError(f"listen address {text}: {exc.strerror}") from exc
-    addresses: list[ListenAddress] = []
-    for family, _type, _protocol, _name, address in found:
-        numeric = f"[{address[0]}]" if family == socket.AF_INET6 else str(address[0])
-        addresses.append(TcpListen(f"{numeric}:{port}"))
-    return addresses
+    except UnicodeError as exc:
+        raise ConfigError(f"listen address {text}: {host} is not a host name") from exc
+    return [
+        TcpListen(family, str(address[0]), port)
+        for family, _type, _protocol, _name, address in found
+    ]
 
 
 def _inherited(text: str, name: str | None, environ: Mapping[str, str]) -> list[int]:

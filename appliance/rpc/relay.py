@@ -82,22 +82,29 @@ class Relay:
 
     async def _join(self, accepted: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        with accepted, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as inner:
-            inner.setblocking(False)  # noqa: FBT003 - the method's only form
-            with contextlib.suppress(OSError):
+        try:
+            with accepted, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as inner:
+                inner.setblocking(False)  # noqa: FBT003 - the method's only form
                 await loop.sock_connect(inner, self._path)
                 async with asyncio.TaskGroup() as group:
                     group.create_task(_pump(accepted, inner))
                     group.create_task(_pump(inner, accepted))
+        except* OSError:
+            pass  # one end is gone, and both are closed
 
 
 async def _pump(source: socket.socket, target: socket.socket) -> None:
+    # A source that fails ends both directions: its peer is gone. A target that does leaves what it
+    # sent to the other direction, which meets its end.
     loop = asyncio.get_running_loop()
     buffer = bytearray(_BUFFER_SIZE)
     view = memoryview(buffer)
-    with contextlib.suppress(OSError):
-        while size := await loop.sock_recv_into(source, buffer):
+    while size := await loop.sock_recv_into(source, buffer):
+        try:
             await loop.sock_sendall(target, view[:size])
+        except OSError:
+            return
+    with contextlib.suppress(OSError):
         target.shutdown(socket.SHUT_WR)
 
 

@@ -64,12 +64,12 @@ class Server:
         """Listen on `target`, as gRPC writes it; return the port, if it has one.
 
         Raises:
-            ConfigError: that is not possible, usually because it is in use.
+            ConfigError: that is not possible; gRPC does not say why.
         """
         try:
             return self._server.add_insecure_port(target)
         except RuntimeError as exc:
-            raise ConfigError(f"cannot listen on {target}: in use, or not ours") from exc
+            raise ConfigError(f"cannot listen on {target}: gRPC refuses it") from exc
 
     async def start(self) -> None:
         """Begin to serve."""

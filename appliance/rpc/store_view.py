@@ -73,9 +73,9 @@ class StoreView:
     async def walk(
         self, node: Node, *, is_recursive: bool
     ) -> AsyncGenerator[tuple[str, Node], None]:
-        """Yield what a directory contains, with paths relative to it; a file alone."""
+        """Yield what a directory contains, with paths relative to it; a file by its own name."""
         if not isinstance(node, DirectoryNode):
-            yield "", node
+            yield _text(node.name), node
             return
         left = [(".", child) for child in reversed(await self._children(node))]
         while left:
@@ -154,7 +154,7 @@ def path_info_json(message: pathinfo_pb2.PathInfo) -> "dict[str, object]":
     return {
         "ca": _ca_text(narinfo) if narinfo.HasField("ca") else None,
         "deriver": None if deriver is None else deriver.absolute(),
-        "narHash": NixHash("sha256", narinfo.nar_sha256).sri(),
+        "narHash": NixHash("sha256", narinfo.nar_sha256).sri() if narinfo.nar_sha256 else None,
         "narSize": narinfo.nar_size,
         "references": [f"{STORE_DIR}/{name}" for name in narinfo.reference_names],
         "signatures": [

@@ -11,7 +11,7 @@ cache_end  digest                                       (nothing)
 
 A blob is charged before it is fetched and evicted before another takes its place, so that the sum
 never passes the bound; a process killed in between leaves a charge for nothing, which ages and
-goes. `cache_end` names blobs whose records are gone and whose files may still be there: a file is
+goes. `cache_end` names blobs that have no records now and whose files may still be there: a file is
 removed under the write lock and only without a record, as another process may have put it back.
 """
 
@@ -259,8 +259,9 @@ class BlobCache:
             self._add_charge(txn, -charge)
 
     def _remove_blob(self, txn: WriteTransaction, digest: bytes) -> None:
-        if txn.delete(digest, db=self._blobs):
-            txn.put(digest, b"", db=self._ends)
+        # Of a process killed before its record was there, there is a file all the same.
+        txn.delete(digest, db=self._blobs)
+        txn.put(digest, b"", db=self._ends)
 
     def _charged(self, txn: WriteTransaction) -> int:
         return unpack_number(txn.get(_CHARGED_KEY, None, self._entries))

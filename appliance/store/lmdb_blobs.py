@@ -1,13 +1,15 @@
 """The blob service of a store in LMDB."""
 
+import errno
 import os
 from collections.abc import Sequence
+from io import FileIO
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from blake3 import blake3
 
 from appliance.castore.digest import Digest
-from appliance.errors import CorruptBlobError, StoreError
+from appliance.errors import CorruptBlobError, ServiceLimitError, StoreError
 from appliance.store.async_store import AsyncStore
 from appliance.store.batch import Batch
 from appliance.store.disk_errors import disk_error
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 # Less than this is hashed and written faster than another thread can be asked to.
 _THREAD_MIN: Final = 32 * 1024
+# Descriptors, of this process or of all.
+_TOO_MANY_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class LmdbBlobService:
@@ -38,12 +42,7 @@ class LmdbBlobService:
     async def open_read(self, digest: Digest) -> BlobReader | None:
         """Open the blob at its start."""
         found = await self._shared.run(lambda: self._open(digest))
-        if found is None:
-            return None
-        if isinstance(found, bytes):
-            return ContentReader(found)
-        fd, size = found
-        return _FileReader(self._shared, digest, fd, size)
+        return ContentReader(found) if isinstance(found, bytes) else found
 
     async def open_write(self) -> BlobWriter:
         """Begin a new blob."""
@@ -54,7 +53,8 @@ class LmdbBlobService:
         with store.read() as txn:
             return store.blob(txn, digest) is not None
 
-    def _open(self, digest: Digest) -> bytes | tuple[int, int] | None:
+    # The reader owns its file from the start: who is cancelled meanwhile never gets to see it.
+    def _open(self, digest: Digest) -> "bytes | _FileReader | None":
         store = self._shared.store
         with store.read() as txn:
             found = store.blob(txn, digest)
@@ -63,9 +63,13 @@ class LmdbBlobService:
         if found is None:
             return None
         try:
-            return os.open(found.path, os.O_RDONLY | os.O_CLOEXEC), found.size
-        except OSError as exc:
+            file = found.path.open("rb", buffering=0)
+        except FileNotFoundError as exc:
             raise CorruptBlobError(f"blob {digest}: {found.path}: {exc.strerror}") from exc
+        except OSError as exc:
+            kind = ServiceLimitError if exc.errno in _TOO_MANY_ERRNOS else StoreError
+            raise kind(f"blob {digest}: {found.path}: {exc.strerror}") from exc
+        return _FileReader(self._shared, digest, file, found.size)
 
 
 class ContentReader:
@@ -90,10 +94,10 @@ class ContentReader:
 
 
 class _FileReader:
-    def __init__(self, shared: AsyncStore, digest: Digest, fd: int, size: int) -> None:
+    def __init__(self, shared: AsyncStore, digest: Digest, file: FileIO, size: int) -> None:
         self._shared = shared
         self._digest = digest
-        self._file = os.fdopen(fd, "rb", buffering=0)
+        self._file = file
         self._size = size
         self._offset = 0
 

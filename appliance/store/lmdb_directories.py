@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import BinaryIO, Final
 
 from appliance.castore.closure import ClosureChecker, TopologicalOrder
@@ -147,8 +148,9 @@ class _LmdbDirectoryPutter:
     async def abort(self) -> None:
         self._in_memory.clear()
         if self._spool is not None:
-            self._spool.close()
-            self._spool = None
+            spool, self._spool = self._spool, None
+            with suppress(OSError):  # it writes first what the full disk has refused before
+                spool.close()
 
     def _put(self, directory: Directory) -> None:
         if self._checker.add(directory):

@@ -90,10 +90,16 @@ class Environment:
 
     @contextmanager
     def read(self) -> Iterator[ReadTransaction]:
-        """Open a snapshot; its values are views of the map that die with it."""
+        """Open a snapshot; its values are views of the map that die with it.
+
+        Raises:
+            StoreError: LMDB failed, at the beginning or inside the block.
+        """
         txn = self._until_it_fits(self._begin_read)
         try:
             yield txn
+        except lmdb.Error as exc:
+            self._raise_translated(exc)
         finally:
             txn.abort()
             self._gate.leave()
@@ -156,6 +162,8 @@ class Environment:
     def _open_databases(self, names: Sequence[bytes]) -> dict[bytes, lmdb._Database]:
         if self._is_readonly:
             return {name: self._open_database(name) for name in names}
+        # Nobody else does while other processes keep the environment open.
+        self._env.reader_check()
         with self._env.begin(write=True) as txn:
             return {name: self._env.open_db(name, txn=txn) for name in names}
 

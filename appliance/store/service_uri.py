@@ -1,8 +1,9 @@
 """Addresses of services, as text and parsed."""
 
+import os
 from pathlib import Path
 from typing import Final, NamedTuple
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
 
 from appliance.errors import ConfigError
 
@@ -67,7 +68,7 @@ def parse_service_uri(uri: str) -> ServiceAddress:
         case "lmdb":
             return LmdbAddress(_path(uri, parts))
         case "grpc+unix":
-            return GrpcAddress(f"unix:{_path(uri, parts)}", is_tls=False)
+            return GrpcAddress(unix_target(_path(uri, parts)), is_tls=False)
         case "grpc+http" | "grpc+https":
             return _grpc_host(uri, parts)
     raise _refusal(
@@ -75,6 +76,11 @@ def parse_service_uri(uri: str) -> ServiceAddress:
         f"unknown scheme {parts.scheme!r}; "
         "memory, lmdb, grpc+unix, grpc+http and grpc+https are known",
     )
+
+
+def unix_target(path: Path) -> str:
+    """Return what gRPC calls the socket at `path`: a URI too."""
+    return f"unix:{quote(os.fsencode(path))}"
 
 
 def _memory(uri: str, parts: SplitResult) -> MemoryAddress:
@@ -88,7 +94,7 @@ def _memory(uri: str, parts: SplitResult) -> MemoryAddress:
 def _path(uri: str, parts: SplitResult) -> Path:
     if parts.netloc:
         raise _refusal(uri, f"has a host; write {parts.scheme}:///path, with three slashes")
-    path = unquote(parts.path)
+    path = os.fsdecode(unquote_to_bytes(os.fsencode(parts.path)))
     if not path.startswith("/"):
         raise _refusal(uri, "the path must be absolute")
     if not path.strip("/"):

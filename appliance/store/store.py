@@ -3,7 +3,7 @@
 import ctypes
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -174,8 +174,11 @@ class Store:
 
         try:
             self.env.write(work)
-        except OSError as exc:
-            raise disk_error(exc, self.path) from exc
+        except BaseException as exc:
+            self._withdraw(placed)
+            if isinstance(exc, OSError):
+                raise disk_error(exc, self.path) from exc
+            raise
         finally:
             for digest in placed:
                 del batch.files[digest]
@@ -209,6 +212,18 @@ class Store:
         except FileNotFoundError:
             os.makedirs(directory, mode=0o755, exist_ok=True)  # noqa: PTH103 -- as above
             os.rename(path, f"{directory}/{name}")  # noqa: PTH104 -- as above
+
+    def _withdraw(self, placed: set[bytes]) -> None:
+        # A file without a record would take its space for ever. Under the write lock again: another
+        # process may have put the blob meanwhile.
+        def work(txn: WriteTransaction) -> None:
+            for digest in placed:
+                if txn.get(digest, db=self._blobs) is None:
+                    self.blob_path(digest).unlink(missing_ok=True)
+
+        if placed:
+            with suppress(StoreError, OSError):  # what failed the commit is told
+                self.env.write(work)
 
     def _put(self, txn: WriteTransaction, batch: Batch) -> None:
         records = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from appliance.errors import StoreError
+from appliance.store.disk_errors import disk_error
 from appliance.store.schema import TEMP_DIRECTORY
 
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -21,6 +21,7 @@ class TempDirectory:
     The lock belongs to an open file description: forked children share it, it ends with the last.
 
     Raises:
+        StoreFullError: the disk is full.
         StoreError: it cannot be created.
     """
 
@@ -34,7 +35,7 @@ class TempDirectory:
                 self._fd = os.open(self.path, _OPEN_FLAGS)
                 fcntl.flock(self._fd, fcntl.LOCK_EX)
         except OSError as exc:
-            raise StoreError(f"{exc.filename or parent}: {exc.strerror}") from exc
+            raise disk_error(exc, parent) from exc
 
     def close(self) -> None:
         """Remove the directory and all in it."""

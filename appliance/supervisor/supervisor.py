@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import resource
 import signal
 import socket
 import sys
@@ -14,7 +13,7 @@ from typing import Any, Final
 import uvloop
 
 from appliance.errors import VhostError
-from appliance.sockets import notify
+from appliance.sockets import notify, raise_descriptor_limit
 from appliance.supervisor.device import Device
 from appliance.supervisor.services import ServiceConfig, Services, running
 from appliance.supervisor.sockets import Listener
@@ -41,7 +40,7 @@ def serve(config: VirtiofsConfig, listeners: Sequence[Listener]) -> None:
     Raises:
         ApplianceError: the store or the state directory is unusable.
     """
-    _raise_fd_limit()
+    raise_descriptor_limit()  # of regions, kicks and calls of dozens of guests
     uvloop.run(Supervisor(config, listeners).run())
 
 
@@ -148,10 +147,3 @@ def _say_ready(listeners: Sequence[Listener]) -> None:
     sys.stderr.write(f"READY: serving on {places}\n")
     sys.stderr.flush()
     notify("READY=1")
-
-
-def _raise_fd_limit() -> None:
-    # Region, kick and call fds of dozens of guests are kept here; the soft limit is usually 1024.
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # fs.nr_open was lowered since
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

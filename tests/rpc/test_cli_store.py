@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,8 +47,16 @@ def stored(request: pytest.FixtureRequest, stored_daemon: tuple[DaemonProcess, s
     return Stored(uri if request.param == "lmdb" else daemon.unix_uri, path)
 
 
-def run(*arguments: str, status: int = 0) -> "subprocess.CompletedProcess[bytes]":
-    done = subprocess.run([*APPLIANCE, *arguments], capture_output=True, check=False, timeout=60)
+def run(
+    *arguments: str, status: int = 0, environ: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[bytes]":
+    done = subprocess.run(
+        [*APPLIANCE, *arguments],
+        capture_output=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, **(environ or {})},
+    )
     assert done.returncode == status, done.stderr
     return done
 
@@ -94,6 +103,55 @@ def test_ls_lists_all_below_with_modes_and_sizes(stored: Stored) -> None:
         ["lrwxrwxrwx", "0", "./link", "->", "note"],
         ["-r--r--r--", "700000", "./note"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("below", "line"), [("/bin/run", "-r-xr-xr-x 10 run"), ("/link", "lrwxrwxrwx 0 link -> note")]
+)
+def test_ls_of_what_is_no_directory_names_it(stored: Stored, below: str, line: str) -> None:
+    done = run("ls", "-l", "--store", stored.uri, stored.path + below)
+
+    assert " ".join(done.stdout.decode().split()) == line
+
+
+def test_ls_writes_names_of_any_encoding(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    Path(os.fsdecode(bytes(tmp_path / "tree") + b"/\xff")).touch()
+    uri = f"lmdb://{tmp_path}/store"
+    path = run("import", "--store", uri, str(tmp_path / "tree")).stdout.decode().strip()
+
+    # As in a locale of UTF-8 other than C.
+    done = run("ls", "--store", uri, path, environ={"PYTHONIOENCODING": "utf-8:strict"})
+    assert done.stdout == b"./\xff\n"
+
+
+@pytest.mark.parametrize(
+    "words", ["cat {}/note", "nar {}", "ls -R {}", "path-info", "path-info --json"]
+)
+def test_output_that_cannot_be_written_is_one_line_and_status_one(
+    stored: Stored, words: str
+) -> None:
+    command = [*words.format(stored.path).split(), "--store", stored.uri]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*APPLIANCE, *command], stdout=full, stderr=subprocess.PIPE, check=False, timeout=60
+        )
+
+    assert done.returncode == 1
+    assert done.stderr == b"appliance: standard output: No space left on device\n"
+
+
+def test_closed_output_is_one_line_and_status_one(stored: Stored) -> None:
+    command = [*APPLIANCE, "cat", f"{stored.path}/note", "--store", stored.uri]
+    done = subprocess.run(
+        ["bash", "-c", '"$@" >&-', "bash", *command],
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == 1
+    assert done.stderr == b"appliance: standard output: it is closed\n"
 
 
 def test_ls_prints_json(stored: Stored) -> None:

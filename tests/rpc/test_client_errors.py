@@ -1,5 +1,6 @@
 """What a client makes of a service that has had enough: only a full disk is called one."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -10,10 +11,12 @@ import pytest
 
 from appliance.castore.digest import Digest
 from appliance.castore.nodes import Directory, FileNode
-from appliance.errors import ServiceLimitError, StoreFullError
+from appliance.errors import ServiceLimitError, ServiceUnavailableError, StoreFullError
+from appliance.rpc.client import Peer, Sending
 from appliance.rpc.incoming import Context
 from appliance.rpc.loop_thread import LoopThread
 from appliance.rpc.methods import MESSAGE_MAX
+from appliance.store.service_uri import GrpcAddress, unix_target
 from appliance.store.services import Services
 from tests.contracts.rig import Rig, put_blob
 from tests.fakes.daemon_process import DaemonProcess
@@ -108,3 +111,29 @@ def test_what_another_server_says_of_its_limits_is_quoted(
         for uri in (other, proxy.unix_uri):
             with pytest.raises(ServiceLimitError, match=reason):
                 Rig(uri).run(put)
+
+
+def test_server_that_takes_all_and_never_answers_is_given_up(tmp_path: Path) -> None:
+    async def take(requests: AsyncIterator[bytes], _context: Context) -> bytes:
+        async for _ in requests:
+            pass
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets that event")
+
+    async def main() -> None:
+        server = grpc.aio.server()
+        handler: Handler = grpc.stream_unary_rpc_method_handler(take)
+        server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler("other", {"Put": handler})]
+        )
+        server.add_insecure_port(unix_target(tmp_path / "other.sock"))
+        await server.start()
+        peer = Peer(GrpcAddress(unix_target(tmp_path / "other.sock"), is_tls=False))
+        sending = Sending(peer, "other/Put", kept_timeout_s=0.2)
+        await sending.send(b"all")
+        with pytest.raises(ServiceUnavailableError, match=r"other\.sock: no answer within"):
+            await sending.finish()
+        await peer.close()
+        await server.stop(0)
+
+    asyncio.run(asyncio.wait_for(main(), 30))

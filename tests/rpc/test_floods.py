@@ -6,17 +6,19 @@ from pathlib import Path
 import grpc
 import pytest
 
-from appliance.castore.digest import EMPTY_DIGEST
+from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.protos import castore_rpc_pb2
 from appliance.rpc.chunk import encode_chunk
 from tests.contracts.rig import fresh_bytes
 from tests.fakes.daemon_process import DaemonProcess
-from tests.rpc.wire import StreamUnary, UnaryUnary, run
+from tests.rpc.wire import StreamUnary, UnaryStream, UnaryUnary, run
 
 BLOBS = "/tvix.castore.v1.BlobService"
 STAT_EMPTY = castore_rpc_pb2.StatBlobRequest(digest=EMPTY_DIGEST).SerializeToString()
 LARGE_MESSAGE_SIZE = 15 << 20
 NUM_LARGE = 40
+# A whole message each took twice as many MiB.
+NUM_SLOW = 200
 # All at once took 900 MiB.
 MEMORY_LIMIT_BYTES = 550 << 20
 CALLS_MAX = 1024
@@ -74,6 +76,24 @@ def test_calls_that_send_nothing_hold_up_nobody(tmp_path: Path) -> None:
 
     with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon:
         asyncio.run(hold_up(daemon))
+
+
+def test_clients_that_do_not_read_what_they_asked_for_share_room(tmp_path: Path) -> None:
+    async def ask(daemon: DaemonProcess) -> int:
+        async with channel_to(daemon) as slow, channel_to(daemon) as other:
+            pieces = [fresh_bytes(1 << 20) for _ in range(4)]
+            await put(other, *map(encode_chunk, pieces))
+            request = castore_rpc_pb2.ReadBlobRequest(digest=Digest.of(b"".join(pieces)))
+            method: UnaryStream = slow.unary_stream(f"{BLOBS}/Read")
+            before_bytes = daemon.memory_bytes()
+            calls = [method(request.SerializeToString()) for _ in range(NUM_SLOW)]
+            for call in calls:
+                assert await call.read()
+            assert await stat(other) == Code.OK
+            return daemon.memory_bytes("VmHWM") - before_bytes
+
+    with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon:
+        assert asyncio.run(ask(daemon)) < NUM_SLOW << 20
 
 
 def test_more_calls_than_there_may_be_are_refused(tmp_path: Path) -> None:

@@ -141,3 +141,7 @@ def test_path_is_shown_as_nix_shows_it() -> None:
             "HA8uFAn0aEsJaLXYIDhJDg=="
         ],
     }
+
+
+def test_unknown_digest_of_a_nar_is_none() -> None:
+    assert path_info_json(pathinfo_pb2.PathInfo())["narHash"] is None

@@ -316,6 +316,16 @@ def test_a_reservation_of_a_killed_process_ages_and_goes(cache: BlobCache) -> No
     run(work)
 
 
+def test_a_file_without_a_record_goes_with_its_reservation(cache: BlobCache) -> None:
+    # As a process leaves it that is killed after the file was moved to its place.
+    digest = Digest(bytes(32))
+    assert cache.reserve(digest, LARGE, ())
+    cache.store.blob_path(digest).parent.mkdir(parents=True)
+    cache.store.blob_path(digest).write_bytes(bytes(LARGE))
+    assert cache.reserve(Digest(b"1" * 32), MAX_BYTES, ())
+    assert files_of(cache) == []
+
+
 def test_a_lower_bound_takes_effect_at_the_next_start(tmp_path: Path) -> None:
     path = tmp_path / "cache"
     cache = BlobCache(path, MAX_BYTES)

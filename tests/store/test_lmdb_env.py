@@ -17,6 +17,8 @@ from appliance.store.lmdb_env import Environment, WriteTransaction
 DEADLINE_S = 60
 DATABASES = (b"one", b"two")
 SMALL_MAP = 64 * 1024
+# mdb.c: MDB_page, mp_flags.
+PAGE_FLAGS_AT = 10
 
 
 @contextmanager
@@ -170,6 +172,20 @@ def test_file_that_is_no_database_fails(tmp_path: Path) -> None:
         pass
 
 
+def test_damaged_pages_are_an_error_of_the_store(tmp_path: Path) -> None:
+    path = tmp_path / "env"
+    with opened(path) as env:
+        put(env, range(100))
+        with (path / "data.mdb").open("r+b") as file:
+            page_size = os.sysconf("SC_PAGE_SIZE")
+            num_pages = file.seek(0, os.SEEK_END) // page_size
+            for page in range(2, num_pages):  # the first two say where the others are
+                file.seek(page * page_size + PAGE_FLAGS_AT)
+                file.write(b"\xff\xff")
+        with pytest.raises(StoreError, match=str(path)), env.read() as txn:
+            txn.get(b"%08d" % 1, db=env.database(b"one"))
+
+
 def test_slot_of_a_killed_reader_is_reaped(tmp_path: Path) -> None:
     path = tmp_path / "env"
     with opened(path) as env:
@@ -180,6 +196,20 @@ def test_slot_of_a_killed_reader_is_reaped(tmp_path: Path) -> None:
             assert env.reap_readers() == 0
         assert env.reap_readers() == 1
         assert env.reap_readers() == 0
+
+
+def test_slot_of_a_killed_reader_is_freed_by_the_next_writer(tmp_path: Path) -> None:
+    path = tmp_path / "env"
+    with opened(path) as env:
+        put(env, range(1))
+    # As long as somebody has it open, LMDB does not begin anew with its slots.
+    with process(serve_reads, path) as (channel, _):
+        channel.send("read")
+        assert channel.poll(DEADLINE_S)
+        with process(hold_a_snapshot, path) as (holding, _):
+            assert holding.poll(DEADLINE_S)
+        with opened(path) as env:
+            assert env.reap_readers() == 0
 
 
 @contextmanager

@@ -211,7 +211,7 @@ def test_store_of_another_version_is_refused(tmp_path: Path) -> None:
             Store.open(path, is_readonly=is_readonly)
 
 
-def test_full_disk_leaves_neither_records_nor_staged_files(tmp_path: Path) -> None:
+def test_full_disk_leaves_neither_records_nor_files(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "4m") as disk:
         store = Store.open(disk / "store", create=True)
         store.commit(batch_of(b"before"))
@@ -220,6 +220,7 @@ def test_full_disk_leaves_neither_records_nor_staged_files(tmp_path: Path) -> No
         with pytest.raises(StoreFullError):
             store.commit(batch)
         assert not (store.path / "staged").exists()
+        assert not store.blob_path(Digest.of(LARGE)).exists()
         with store.read() as txn:
             assert store.blob(txn, Digest.of(LARGE)) is None
             assert all(store.blob(txn, digest) is None for digest in batch.blobs)

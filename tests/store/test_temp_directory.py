@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from appliance.errors import StoreFullError
 from appliance.store.temp_directory import TempDirectory, sweep
+from tests.store.test_lmdb_env import small_disk
 
 DEADLINE_S = 60
 HOLDER = """
@@ -34,6 +38,13 @@ def test_directory_is_there_until_it_is_closed(tmp_path: Path) -> None:
 def test_two_directories_of_a_process_are_two(tmp_path: Path) -> None:
     with TempDirectory(tmp_path) as one, TempDirectory(tmp_path) as two:
         assert one.path != two.path
+
+
+def test_full_disk_is_told(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m,nr_inodes=2") as disk:
+        (disk / "tmp").mkdir()
+        with pytest.raises(StoreFullError, match=str(disk)):
+            TempDirectory(disk)
 
 
 def test_directory_is_swept_once_its_process_and_its_children_are_gone(tmp_path: Path) -> None:

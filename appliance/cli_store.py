@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from appliance.cli_addresses import service_addresses
 from appliance.errors import ConfigError, PathInfoError, StoreError
+from appliance.terminal import progress_line, writing_output
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -184,7 +185,6 @@ def _run_verify(options: argparse.Namespace) -> None:
 
     from appliance.rpc.store_view import parse_path
     from appliance.store.verify import Verifier, VerifyError
-    from appliance.terminal import progress_line
 
     paths = [parse_path(text)[0] for text in options.paths]
     problems: list[str] = []
@@ -209,7 +209,7 @@ def _run_verify(options: argparse.Namespace) -> None:
         if options.json:
             print_json({**counts, "problems": problems})
         elif not verifier.num_failed:
-            print(summary)
+            _write_line(summary)
         if verifier.num_failed:
             raise StoreError(summary)
 
@@ -285,17 +285,9 @@ def _write_line(text: str) -> None:
 
 
 def _write(data: bytes) -> None:
-    if sys.stdout is None:
-        raise StoreError("standard output: it is closed")
-    try:
+    with writing_output():
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as exc:
-        # Or Python would try again at its end, and say so.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise StoreError(f"standard output: {exc.strerror}") from exc
 
 
 # What adds each command to the command line, given the parsers of its common options.

@@ -64,16 +64,17 @@ def progress_line() -> Iterator[ProgressLine]:
 
 
 def open_missing_streams() -> None:
-    """Open /dev/null for each standard stream that is closed.
+    """Open /dev/null for each standard stream that is closed; writing to such a stdout fails.
 
     Else a file opened later has its number, and what is printed goes there.
     """
+    flags = (os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(fd)
         except OSError:
             # The lowest number that is free is this one.
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003 - its only form
+            os.set_inheritable(os.open(os.devnull, flags[fd]), True)  # noqa: FBT003 - its only form
             setattr(sys, name, open(fd, "r" if fd == 0 else "w"))  # noqa: PTH123, SIM115 - for good
 
 

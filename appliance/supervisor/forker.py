@@ -22,6 +22,8 @@ class Forker:
         self._process: subprocess.Popen[bytes] | None = None
         self._link: Link | None = None
         self._exits: dict[int, asyncio.Future[int]] = {}
+        # Why the last attempt failed, which is logged once.
+        self._reason = ""
 
     async def spawn(self) -> tuple[int, socket.socket, "asyncio.Future[int]"]:
         """Start a worker.
@@ -32,14 +34,17 @@ class Forker:
 
         Raises:
             LinkClosedError: the fork server died meanwhile, or no descriptor or process is to be
-                had now, which is logged; call again.
+                had now, as its text says; call again.
         """
         try:
             link = self._link or self._start()
             ours, theirs = channel_pair()
         except OSError as exc:
-            _LOG.error("no worker can be started now: %s", exc.strerror)
-            raise LinkClosedError from exc
+            if exc.strerror != self._reason:
+                _LOG.error("no worker can be started now: %s", exc.strerror)
+            self._reason = exc.strerror or ""
+            raise LinkClosedError(f"no worker can be started: {exc.strerror}") from exc
+        self._reason = ""
         with theirs:
             try:
                 reply = await link.request(Envelope(spawn=Spawn()), [theirs.fileno()])

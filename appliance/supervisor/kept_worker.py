@@ -116,8 +116,8 @@ class KeptWorker:
                 if self._is_closing:
                     raise
                 if attempt == attempts:
-                    reason = f"{self._label}: {attempts} workers died at their start"
-                    raise WorkerFailedError(reason) from exc
+                    reason = str(exc) or f"{attempts} workers died at their start"
+                    raise WorkerFailedError(f"{self._label}: {reason}") from exc
         raise AssertionError("an endless count ended")
 
     async def ensure_alive(self) -> Link:

@@ -66,8 +66,8 @@ class Mount:
         ]
 
     async def start(self) -> None:
-        """Start every worker."""
-        await asyncio.gather(*(worker.resume() for worker in self._workers))
+        """Start every worker; the mount fails if one cannot be."""
+        await asyncio.gather(*(worker.start() for worker in self._workers))
 
     def fail(self, reason: str) -> None:
         """Give up before the mount was ever served."""
@@ -111,6 +111,14 @@ class _CloneWorker:
         await self._kept.end(_END_DEADLINE_S)
         os.close(self._fd)
 
+    async def start(self, attempts: int | None = START_ATTEMPTS) -> None:
+        try:
+            await self._kept.persist(self._kept.ensure_alive, attempts=attempts)
+        except WorkerFailedError as exc:
+            self._mount.fail(str(exc))
+        except LinkClosedError:
+            return  # closing
+
     # Duty.
 
     def configuration(self) -> tuple[pb.Configure, Sequence[int]]:
@@ -129,13 +137,7 @@ class _CloneWorker:
             return
         if self.restarts:
             self._recover_requests()
-        try:
-            attempts = None if is_served else START_ATTEMPTS
-            await self._kept.persist(self._kept.ensure_alive, attempts=attempts)
-        except WorkerFailedError as exc:
-            self._mount.fail(str(exc))
-        except LinkClosedError:
-            return  # closing
+        await self.start(None if is_served else START_ATTEMPTS)
 
     def heard(self, envelope: pb.Envelope) -> None:
         match envelope.WhichOneof("body"):

@@ -151,7 +151,7 @@ def test_closed_output_is_one_line_and_status_one(stored: Stored) -> None:
     )
 
     assert done.returncode == 1
-    assert done.stderr == b"appliance: standard output: it is closed\n"
+    assert done.stderr == b"appliance: standard output: Bad file descriptor\n"
 
 
 def test_ls_prints_json(stored: Stored) -> None:

@@ -7,7 +7,8 @@ import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -120,44 +121,44 @@ def test_serves_inherited_sockets(tmp_path: Path, wanted: str) -> None:
     assert path.exists()  # it is the service manager's
 
 
-def test_large_blobs_pass_through_an_inherited_socket(tmp_path: Path) -> None:
-    content = fresh_bytes(8 << 20)
-    path = tmp_path / "inherited.sock"
+@contextmanager
+def served_on_an_inherited_socket(
+    directory: Path,
+) -> "Iterator[tuple[Path, subprocess.Popen[str]]]":
+    path = directory / "inherited.sock"
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen()
-        process = start_inheriting(tmp_path, listening, listening, "sd-listen")
+        process = start_inheriting(directory, listening, listening, "sd-listen")
     assert process.stderr is not None
     with process, process.stderr as log:
         assert "READY" in log.readline()
+        try:
+            yield path, process
+        finally:
+            process.terminate()
+        assert process.wait(30) == 0
+
+
+def test_large_blobs_pass_through_an_inherited_socket(tmp_path: Path) -> None:
+    content = fresh_bytes(8 << 20)
+    with served_on_an_inherited_socket(tmp_path) as (path, _):
         answer = run(f"unix:{path}", lambda wire: wire.send(f"{BLOBS}/Put", chunks_of(content)))
         assert castore_rpc_pb2.PutBlobResponse.FromString(answer.messages[0]).digest == Digest.of(
             content
         )
-        process.terminate()
-        assert process.wait(30) == 0
 
 
 def test_client_that_vanishes_leaves_nothing_behind_an_inherited_socket(tmp_path: Path) -> None:
-    path = tmp_path / "inherited.sock"
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
-        listening.listen()
-        process = start_inheriting(tmp_path, listening, listening, "sd-listen")
-    assert process.stderr is not None
-    with process, process.stderr as log:
-        assert "READY" in log.readline()
+    with served_on_an_inherited_socket(tmp_path) as (path, process):
         assert works_at(f"unix:{path}")
         for _ in range(20):
             vanish(path)
         assert works_at(f"unix:{path}")
         for _ in every_event(DEADLINE_S):
             if num_descriptors(process.pid) < 40:
-                break
-        num_left = num_descriptors(process.pid)
-        process.terminate()
-        assert process.wait(30) == 0
-    assert num_left < 40
+                return
+        pytest.fail(f"{num_descriptors(process.pid)} descriptors are left")
 
 
 def vanish(path: Path) -> None:

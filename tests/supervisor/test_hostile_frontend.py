@@ -24,7 +24,6 @@ from tests.fakes.appliance_process import (
     ApplianceProcess,
     FakeGuest,
     every_event,
-    import_tree,
 )
 from tests.fakes.driver import EVENTFD, DriverRing, GuestMemory
 from tests.fakes.frontend import BackendGoneError, FrontEnd, OutOfMessagesError, RefusedError
@@ -33,7 +32,6 @@ from tests.fakes.hostile_guest import (
     await_quiet,
     descendants,
     full_pipe,
-    make_tree,
     memory_kib,
     num_fds,
     wait_readable,
@@ -44,13 +42,6 @@ pytestmark = pytest.mark.slow
 
 QUEUE_SIZE: Final = 1024
 NUM_CONNECTS: Final = 200
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
-    path = tmp_path_factory.mktemp("store") / "store"
-    (name,) = import_tree(path, make_tree(tmp_path_factory.mktemp("tree")))
-    return path, name.encode()
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from appliance.fuse_proto import _wire
 from appliance.fuse_proto._wire import CODECS, IN_HEADER_SIZE, OUT_HEADER_SIZE, InHeader, Opcode
 from appliance.fuse_proto.opcodes import OPS, Answer, Op
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
 from tests.fakes.driver import DriverRing
 from tests.fakes.hostile_guest import (
     ROOM,
@@ -25,7 +25,6 @@ from tests.fakes.hostile_guest import (
     HostileGuest,
     descendants,
     error_of,
-    make_tree,
     wait_readable,
 )
 from tests.fakes.ring_attacks import BREAKS, avail_jump, loop_of_two
@@ -35,13 +34,6 @@ pytestmark = pytest.mark.slow
 
 U64_MAX: Final = (1 << 64) - 1
 U32_MAX: Final = (1 << 32) - 1
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
-    path = tmp_path_factory.mktemp("store") / "store"
-    (name,) = import_tree(path, make_tree(tmp_path_factory.mktemp("tree")))
-    return path, name.encode()
 
 
 @pytest.fixture(scope="module")

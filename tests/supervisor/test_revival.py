@@ -15,12 +15,10 @@ from tests.fakes.appliance_process import (
     ApplianceProcess,
     FakeGuest,
     every_event,
-    import_tree,
 )
 from tests.fakes.hostile_guest import (
     LARGE,
     ROOT,
-    make_tree,
     wait_readable,
 )
 from tests.fakes.vmms import CloudHypervisor
@@ -28,13 +26,6 @@ from tests.fakes.vmms import CloudHypervisor
 pytestmark = pytest.mark.slow
 
 QUEUE_SIZE = 128
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
-    path = tmp_path_factory.mktemp("store") / "store"
-    (name,) = import_tree(path, make_tree(tmp_path_factory.mktemp("tree")))
-    return path, name.encode()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,16 @@
+"""What tests with guests of our own serve to them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.appliance_process import import_tree
+from tests.fakes.hostile_guest import make_tree
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """The store's path, and the name of the one store path in it."""
+    path = tmp_path_factory.mktemp("store") / "store"
+    (name,) = import_tree(path, make_tree(tmp_path_factory.mktemp("tree")))
+    return path, name.encode()

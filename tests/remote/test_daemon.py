@@ -4,7 +4,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -321,9 +321,18 @@ def errors_below(guest: FakeGuest, nodeid: int, names: list[bytes]) -> list[int]
 
 
 def size_of_files(cache: Path) -> int:
-    """Return the disk space of all blobs in files, complete or not."""
-    return sum(
-        path.stat().st_blocks * 512
-        for pattern in ("v*/blobs/*/*", "v*/tmp/*/*")
-        for path in cache.glob(pattern)
-    )
+    """Return the disk space of all blobs in files, complete or not, at a moment of rest."""
+    for _ in every_event(DEADLINE_S):
+        sizes = sizes_of_files(cache)
+        if sizes == sizes_of_files(cache):
+            return sum(sizes.values())
+    raise AssertionError("the cache does not come to rest")
+
+
+def sizes_of_files(cache: Path) -> dict[Path, int]:
+    sizes = {}
+    for pattern in ("v*/blobs/*/*", "v*/tmp/*/*"):
+        for path in cache.glob(pattern):
+            with suppress(FileNotFoundError):  # it has made way for another meanwhile
+                sizes[path] = path.stat().st_blocks * 512
+    return sizes

@@ -70,7 +70,7 @@ class Mount:
         await asyncio.gather(*(worker.start() for worker in self._workers))
 
     def fail(self, reason: str) -> None:
-        """Give up before the mount was ever served."""
+        """Give up: at its start the mount could not be served as asked."""
         self.failure = reason
         self.ended.set()
 

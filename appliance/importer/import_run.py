@@ -1,10 +1,10 @@
 """The committing process: what the tree process sends goes to the store."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from appliance.castore.names import display
 from appliance.errors import StoreError, StoreFullError
 from appliance.importer.committer import Committer, Sink
 from appliance.importer.hasher_pool import Hasher
@@ -24,6 +24,7 @@ class ImportRun:
         hashers: Sequence[Hasher],
         progress: Progress,
         failures: list[str],
+        warn: Callable[[str], None] | None,
     ) -> None:
         self.num_ended = 0
         self.is_broken = False
@@ -31,6 +32,7 @@ class ImportRun:
         self._hashers = hashers
         self._progress = progress
         self._failures = failures
+        self._warn = warn or logging.getLogger(__name__).warning
 
     def take(self, objects: int) -> Iterator[str]:
         """Take all, and yield store paths as they become durable."""
@@ -54,8 +56,10 @@ class ImportRun:
                 self._committer.add_directory(header.digest, content)
             case ObjectKind.PROGRESS:
                 self._progress.update(
-                    num_files=header.num_files, num_bytes=header.num_bytes, path=display(content)
+                    num_files=header.num_files, num_bytes=header.num_bytes, path=content.decode()
                 )
+            case ObjectKind.WARNING:
+                self._warn(content.decode())
             case ObjectKind.PATH_INFO:
                 self._committer.complete(*unpack_path_info(content))
                 self.num_ended += 1

@@ -4,15 +4,28 @@ import hashlib
 from typing import NamedTuple, NoReturn
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
+from appliance.castore.directory_encoder import (
+    ENCODED_MAX,
+    PEER_ENCODED_MAX,
+    DirectoryEncoder,
+)
+from appliance.castore.nodes import (
+    DirectoryNode,
+    FileNode,
+    Node,
+    SymlinkNode,
+    WrongSortingError,
+)
 from appliance.castore.path_info import encode_nar_addressed
 from appliance.castore.size_dialect import SizeDialect
 from appliance.castore.store_path import nar_path
 from appliance.errors import ImportTreeError, StoreError, StoreFullError
 from appliance.importer.ahead import Ahead
 from appliance.importer.feed import Feed
+from appliance.importer.listing import too_large
 from appliance.importer.records import HashKind, HashTuple, ObjectKind, pack_path_info
-from appliance.importer.walk import Event, Step
+from appliance.importer.root import CHANGED
+from appliance.importer.walk import Step
 from appliance.nar.writer import NarWriter
 
 
@@ -25,12 +38,11 @@ class Tree(NamedTuple):
 
 
 class _OpenDirectory(NamedTuple):
-    """A directory whose entries are being collected, each list in the order of names."""
+    """A directory whose entries are being encoded."""
 
     name: bytes
-    directories: list[DirectoryNode]
-    files: list[FileNode]
-    symlinks: list[SymlinkNode]
+    path: bytes
+    encoder: DirectoryEncoder
 
 
 class TreeImport:
@@ -42,44 +54,53 @@ class TreeImport:
         self._dialect = dialect
         self._sha256 = hashlib.sha256()
         self._nar = NarWriter(self._sha256.update)
-        # The bottom one holds nothing but the root.
-        self._open = [_OpenDirectory(b"", [], [], [])]
+        self._open: list[_OpenDirectory] = []
+        self._root: Node | None = None
+        # The file in hand, or done last: path of its directory and its name.
+        self._file_at: tuple[bytes, bytes] | None = None
         # Frames that lie in a row in a ring, still to be hashed.
         self._run_ring = memoryview(b"")
         self._run_start = self._run_end = 0
 
     def run(self) -> Tree:
         """Import to the end; raises what `import_tree` does."""
-        for event in self._ahead:
-            if event.step is Step.FILE:
-                self._file(event)
-                continue
-            self._end_run()
-            if event.step is Step.END_DIRECTORY:
-                self._end_directory()
-                continue
-            self._begin_entry(event.name)
-            if event.step is Step.SYMLINK:
-                self._open[-1].symlinks.append(SymlinkNode(event.name, event.detail))
-                self._nar.symlink(event.detail)
-            else:
-                self._open.append(_OpenDirectory(event.name, [], [], []))
-                self._nar.directory()
+        try:
+            self._take_all()
+        except WrongSortingError as exc:  # a name that was listed twice
+            raise ImportTreeError(
+                f"{self._ahead.root.describe(self._open[-1].path)}: {CHANGED}"
+            ) from exc
         self._end_run()
-        self._feed.report()
+        self._report()
         self._feed.pass_on()
         nar_size = self._nar.finish()
-        root = self._open[0]
-        nodes: list[Node] = [*root.directories, *root.files, *root.symlinks]
-        return Tree(nodes[0], nar_size, self._sha256.digest())
+        assert self._root is not None
+        return Tree(self._root, nar_size, self._sha256.digest())
+
+    def _take_all(self) -> None:
+        for step, name, detail in self._ahead:
+            if step is Step.FILE:
+                self._file(name, detail)
+                continue
+            self._end_run()
+            if step is Step.END_DIRECTORY:
+                self._end_directory()
+                continue
+            self._begin_entry(name)
+            if step is Step.SYMLINK:
+                self._nar.symlink(detail)
+                self._add_symlink(name, detail)
+            else:
+                self._nar.directory()
+                self._open.append(_OpenDirectory(name, detail, DirectoryEncoder()))
 
     def _begin_entry(self, name: bytes) -> None:
         if name:
             self._nar.entry(name)
 
-    def _file(self, event: Event) -> None:
-        name = event.name
+    def _file(self, name: bytes, directory: bytes) -> None:
         ring, record = self._receive()
+        self._file_at = directory, name
         kind, executable, lead, offset, size, _, file_size, _, frame_size, digest = record
         if frame_size and name:
             start = offset - lead
@@ -94,22 +115,33 @@ class TreeImport:
             if kind == HashKind.LAST:
                 self._nar.file(ring[offset : offset + size], executable=executable)
             else:
-                digest = self._pieces(ring, record, event.detail)
-        self._open[-1].files.append(FileNode(name, Digest(digest), file_size, executable))
-        self._feed.file_done(file_size if kind == HashKind.LAST else 0, event.detail)
+                digest = self._pieces(ring, record)
+        self._add_file(name, digest, file_size, executable=executable)
+        self._feed.file_done(file_size if kind == HashKind.LAST else 0)
 
     def _receive(self) -> tuple[memoryview, HashTuple]:
         pool = self._feed.pool
         while not pool.has_received():
             # What is passed on may be overwritten.
             self._end_run()
-            self._feed.report()
+            self._report()
             self._feed.pass_on()
             pool.wait()
         return pool.take()
 
-    def _pieces(self, ring: memoryview, record: HashTuple, path: bytes) -> bytes:
-        """Take all pieces of the large file `path`, from `record` on; return the digest."""
+    def _report(self) -> None:
+        if self._file_at is not None:
+            self._feed.report(self._describe_file)
+
+    def _describe_file(self) -> str:
+        assert self._file_at is not None
+        directory, name = self._file_at
+        root = self._ahead.root
+        path = name or root.entry
+        return root.describe(b"%b/%b" % (directory, path) if directory else path)
+
+    def _pieces(self, ring: memoryview, record: HashTuple) -> bytes:
+        """Take all pieces of a large file, from `record` on; return the digest."""
         if record[0] == HashKind.PIECE:
             _, executable, _, _, _, _, file_size, *_ = record
             self._nar.regular(file_size, executable=executable)
@@ -119,7 +151,7 @@ class TreeImport:
             if kind not in {HashKind.PIECE, HashKind.LAST}:
                 _refuse(kind, bytes(content).decode(errors="replace"))
             self._nar.content(content)
-            self._feed.piece_done(size, path)
+            self._feed.piece_done(size)
             if kind == HashKind.LAST:
                 return bytes(digest)
             ring, record = self._receive()
@@ -129,16 +161,42 @@ class TreeImport:
             self._nar.entries(self._run_ring[self._run_start : self._run_end])
             self._run_start = self._run_end = 0
 
+    def _add_file(self, name: bytes, digest: bytes, size: int, *, executable: bool) -> None:
+        if self._open:
+            self._open[-1].encoder.add_file(name, digest, size, executable=executable)
+        else:
+            self._root = FileNode(name, Digest(digest), size, executable)
+
+    def _add_symlink(self, name: bytes, target: bytes) -> None:
+        if self._open:
+            self._open[-1].encoder.add_symlink(name, target)
+        else:
+            self._root = SymlinkNode(name, target)
+
     def _end_directory(self) -> None:
         self._nar.end_directory()
-        name, directories, files, symlinks = self._open.pop()
-        directory = Directory(directories, files, symlinks)
-        encoded = directory.to_bytes()
+        name, path, encoder = self._open.pop()
+        encoded = encoder.to_bytes()
+        self._check_size(path, len(encoder), len(encoded))
         digest = Digest.of(encoded)
         if digest != EMPTY_DIGEST:
             self._feed.put(ObjectKind.DIRECTORY, encoded, digest)
-        size = directory.size(self._dialect)
-        self._open[-1].directories.append(DirectoryNode(name, digest, size))
+        size = encoder.size(self._dialect)
+        if self._open:
+            self._open[-1].encoder.add_directory(name, digest, size)
+        else:
+            self._root = DirectoryNode(name, digest, size)
+
+    def _check_size(self, path: bytes, num_entries: int, num_bytes: int) -> None:
+        text = self._ahead.root.describe(path)
+        if num_bytes > ENCODED_MAX:
+            raise too_large(text, num_entries)
+        if num_bytes > PEER_ENCODED_MAX:
+            self._feed.warn_of_large_directory(
+                f"{text}: its {num_entries} entries make a Directory of more than "
+                f"{PEER_ENCODED_MAX >> 20} MiB, which only peers with a raised limit for gRPC "
+                "messages receive"
+            )
 
 
 def _refuse(kind: int, reason: str) -> NoReturn:

@@ -26,7 +26,7 @@ from appliance.importer.records import (
     unpack_root_request,
 )
 from appliance.importer.root import CHANGED, Identity, identity_of, open_directory, reason
-from appliance.importer.staging import StagedFile, StagingError
+from appliance.importer.staged_file import StagedFile, StagingError
 from appliance.store.schema import INLINE, INLINE_MAX
 
 # The largest piece of a file in the ring at once.

@@ -63,14 +63,14 @@ class ImportRun:
             case ObjectKind.PATH_INFO:
                 self._committer.complete(*unpack_path_info(content))
                 self.num_ended += 1
-            case ObjectKind.REFUSED:
+            case ObjectKind.ABANDONED:
                 self._committer.abandon()
+            case ObjectKind.REFUSED:
                 self._failures.append(content.decode())
                 self.num_ended += 1
-            case ObjectKind.FULL:
-                raise StoreFullError(content.decode())
-            case ObjectKind.FAILED:
-                raise StoreError(content.decode())
+            case ObjectKind.FULL | ObjectKind.FAILED as kind:
+                error = StoreFullError if kind == ObjectKind.FULL else StoreError
+                raise error(content.decode())
             case ObjectKind.ENDED:
                 self._failures.append(self._hashers[header.hasher].child.describe_end())
                 self.is_broken = True

@@ -45,8 +45,9 @@ def import_paths(
     """Import each of `paths` into `target` and yield its store path once it is durable, in order.
 
     `target` is a store by its path, created when missing, or services; it is not imported into
-    itself. A symlink is imported as such. The store paths get `name`, or that of the path. Forks, so it must be called before this process has threads or an LMDB environment;
-    `when_begun` is called once it has.
+    itself. A symlink is imported as such. A store path is named after its path, or by `name`.
+    Forks, so it must be called before this process has threads or an LMDB environment; `when_begun`
+    is called once it has.
 
     A warning goes to `warn`, or else to the log.
 

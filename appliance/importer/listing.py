@@ -9,13 +9,14 @@ import stat
 from collections.abc import Mapping
 from typing import Final
 
-from appliance.castore.directory_encoder import ENTRY_MIN, ENCODED_MAX, NODE_MIN
-from appliance.castore.names import check_target
+from appliance.castore.directory_encoder import ENCODED_MAX, ENTRY_MIN, NODE_MIN
+from appliance.castore.names import check_target, display
 from appliance.errors import DirectoryError, ImportTreeError
 from appliance.importer.beneath import DIRECTORY, FILE, SYMLINK, open_beneath, read_entries
-from appliance.importer.root import Identity, OpenRoot, identity_of, reason
+from appliance.importer.root import Identity, OpenRoot, identity_of, open_directory, reason
 
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY
+_ROOT_FLAGS: Final = os.O_PATH | os.O_DIRECTORY
 _LETTERS: Final = {stat.S_IFREG: FILE, stat.S_IFDIR: DIRECTORY, stat.S_IFLNK: SYMLINK}
 _NODES: Final = frozenset({FILE, DIRECTORY})
 _KINDS: Final = {
@@ -24,6 +25,31 @@ _KINDS: Final = {
     stat.S_IFCHR: "a character device",
     stat.S_IFBLK: "a block device",
 }
+
+
+def open_root(path: bytes) -> OpenRoot:
+    """Open the path to import; its last part is a name, unless it is `/`.
+
+    Raises:
+        ImportTreeError: it cannot be opened.
+    """
+    entry = path.rpartition(b"/")[2]
+    parent = path.removesuffix(entry)
+    try:
+        directory = open_directory(parent)
+        try:
+            status = os.stat(entry or b".", dir_fd=directory, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                parent = path.rstrip(b"/") + b"/"
+                directory, above = open_beneath(directory, entry, _ROOT_FLAGS), directory
+                os.close(above)
+                entry = b""
+            return OpenRoot(directory, identity_of(os.fstat(directory)), parent, entry)
+        except BaseException:
+            os.close(directory)
+            raise
+    except OSError as exc:
+        raise ImportTreeError(f"{display(path)}: {exc.strerror}") from exc
 
 
 def list_directory(root: OpenRoot, path: bytes, excluded: Mapping[Identity, str]) -> list[bytes]:
@@ -124,7 +150,7 @@ class _Listing:
         return letter
 
     def _target(self, name: bytes) -> bytes:
-        target = os.readlink(name, dir_fd=self._fd)  # noqa: PTH115 -- a Path is no bytes
+        target = os.readlink(name, dir_fd=self._fd)
         return check_target(target)
 
     def _describe(self, name: bytes) -> str:

@@ -9,8 +9,8 @@ first.
 
     tree process --requests--> hashing process
 
-A request ends with a NUL. It is the name of a file to read; or, after a slash, the path from the root
-of the directory that the files after it are in; or, after two slashes, the root.
+A request ends with a NUL. It is the name of a file to read; or, after a slash, the path from the
+root of the directory that the files after it are in; or, after two slashes, the root.
 """
 
 import struct
@@ -75,7 +75,7 @@ class ObjectKind(IntEnum):
     # Records of one hashing process, of which no more is needed than to store their files.
     RECORDS = 0
     DIRECTORY = 1
-    # The path in hand is complete.
+    # A path is complete.
     PATH_INFO = 2
     # A reason: the path in hand cannot be imported.
     REFUSED = 3
@@ -88,6 +88,8 @@ class ObjectKind(IntEnum):
     PROGRESS = 7
     # What a person should know; the import goes on.
     WARNING = 8
+    # What was put since the last path was complete, or refused, is not needed.
+    ABANDONED = 9
 
 
 class ObjectHeader(NamedTuple):

@@ -2,12 +2,9 @@
 
 import errno
 import os
-import stat
 from typing import Final, NamedTuple, TypeAlias
 
 from appliance.castore.names import display
-from appliance.errors import ImportTreeError
-from appliance.importer.beneath import open_beneath
 
 # Device and inode.
 Identity: TypeAlias = tuple[int, int]
@@ -53,31 +50,6 @@ class OpenRoot(NamedTuple):
 def identity_of(status: os.stat_result) -> Identity:
     """Return what tells a file from all others."""
     return status.st_dev, status.st_ino
-
-
-def open_root(path: bytes) -> OpenRoot:
-    """Open the path to import; its last part is a name, unless it is `/`.
-
-    Raises:
-        ImportTreeError: it cannot be opened.
-    """
-    entry = path.rpartition(b"/")[2]
-    parent = path.removesuffix(entry)
-    try:
-        directory = open_directory(parent)
-        try:
-            status = os.stat(entry or b".", dir_fd=directory, follow_symlinks=False)
-            if stat.S_ISDIR(status.st_mode):
-                parent = path.rstrip(b"/") + b"/"
-                directory, above = open_beneath(directory, entry, _DIRECTORY_FLAGS), directory
-                os.close(above)
-                entry = b""
-            return OpenRoot(directory, identity_of(os.fstat(directory)), parent, entry)
-        except BaseException:
-            os.close(directory)
-            raise
-    except OSError as exc:
-        raise ImportTreeError(f"{display(path)}: {exc.strerror}") from exc
 
 
 def open_directory(prefix: bytes) -> int:

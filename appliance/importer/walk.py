@@ -5,7 +5,7 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-from appliance.importer.beneath import DIRECTORY, FILE, SYMLINK
+from appliance.importer.beneath import FILE, SYMLINK
 from appliance.importer.listing import list_directory, list_entry
 from appliance.importer.root import Identity, OpenRoot
 
@@ -20,8 +20,8 @@ class Step(IntEnum):
     END_DIRECTORY = 3
 
 
-# One step of the walk: its kind, the name, and a detail. That is the target of a symlink; the path of
-# a directory, relative to the root; or of a file, the path of the directory that it is in.
+# One step of the walk: its kind, the name, and a detail. That is the target of a symlink; the path
+# of a directory, relative to the root; or of a file, the path of the directory that it is in.
 Event: TypeAlias = tuple[Step, bytes, bytes]
 
 NOTHING: Final[Mapping[Identity, str]] = MappingProxyType({})
@@ -56,7 +56,6 @@ def walk(root: OpenRoot, excluded: Mapping[Identity, str] = NOTHING) -> Iterator
             elif kind == SYMLINK:
                 yield (Step.SYMLINK, name, rest[1:])
             else:
-                assert kind == DIRECTORY
                 child = b"%b/%b" % (path, name) if path else name
                 yield (Step.DIRECTORY, name, child)
                 stack.append((child, iter(list_directory(root, child, excluded))))

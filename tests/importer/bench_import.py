@@ -17,7 +17,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from appliance.importer.importer import import_paths
-from appliance.importer.root import open_root
+from appliance.importer.listing import open_root
 from appliance.importer.walk import Step, walk
 
 _ROUNDS = 4

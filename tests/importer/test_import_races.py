@@ -4,17 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
-from blake3 import blake3
 
 from appliance.errors import ImportTreeError
 from appliance.importer.importer import import_paths
-from appliance.store.store import Store
 from tests.fakes.exchanging import exchanging
 from tests.importer.trees import Silent
 from tests.store.audit import audit
 
 NOBODY = 65534
-NUM_TREES = 40
+NUM_TREES = 30
 NUM_FILES = 40
 SECRET = b"only root may read this"
 SECRET_TARGET = b"/only/root/may/read/this/link"
@@ -54,7 +52,6 @@ def test_what_is_exchanged_for_a_symlink_lets_nothing_in_from_elsewhere(
     assert len(done) + len(failures) == NUM_TREES
     assert all(line.startswith(f"{tmp_path}/tree") for line in failures)
     assert len(audit(tmp_path / "store").path_infos) == len(set(done))
-    store = Store.open(tmp_path / "store", is_readonly=True)
-    with store.read() as txn:
-        assert store.blob(txn, blake3(SECRET).digest()) is None
-    store.close()
+    everything = (tmp_path / "store" / "data.mdb").read_bytes()
+    assert SECRET not in everything
+    assert SECRET_TARGET not in everything

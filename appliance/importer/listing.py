@@ -119,7 +119,7 @@ class _Listing:
                 least_bytes += NODE_MIN - ENTRY_MIN
                 continue
             entries[index] = whole = self.complete(entry)
-            least_bytes += len(whole) - len(entry)
+            least_bytes += len(whole) - len(entry) - 1
             if least_bytes > ENCODED_MAX:
                 break
         if least_bytes > ENCODED_MAX:

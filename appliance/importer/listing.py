@@ -99,32 +99,37 @@ class _Listing:
         self._fd = fd
 
     def read(self) -> list[bytes]:
+        entries, least_bytes = self._names()
+        num_entries = len(entries)
+        entries.sort()
+        for index, entry in enumerate(entries):
+            if entry[-1] in _NODES:
+                least_bytes += NODE_MIN - ENTRY_MIN
+            else:
+                entries[index] = whole = self.complete(entry)
+                # A target of one byte was counted.
+                least_bytes += max(len(whole) - len(entry) - 1, 0)
+            if least_bytes > ENCODED_MAX:
+                raise too_large(self._root.describe(self._path), num_entries)
+        return entries
+
+    def _names(self) -> tuple[list[bytes], int]:
+        """Return the entries as they were listed, and the least that they take in the encoding."""
         entries: list[bytes] = []
         num_entries = 0
-        # The least that they can take in the encoding.
         least_bytes = 0
         for some in read_entries(self._fd):
             num = some.count(b"/")
             num_entries += num
-            # With three bytes around each name.
+            # Each name comes with three bytes.
             least_bytes += len(some) + (ENTRY_MIN - 3) * num
+            # Beyond the limit they are only counted.
             if least_bytes <= ENCODED_MAX:
                 entries += some.split(b"/")
                 entries.pop()
         if least_bytes > ENCODED_MAX:
             raise too_large(self._root.describe(self._path), num_entries)
-        entries.sort()
-        for index, entry in enumerate(entries):
-            if entry[-1] in _NODES:
-                least_bytes += NODE_MIN - ENTRY_MIN
-                continue
-            entries[index] = whole = self.complete(entry)
-            least_bytes += len(whole) - len(entry) - 1
-            if least_bytes > ENCODED_MAX:
-                break
-        if least_bytes > ENCODED_MAX:
-            raise too_large(self._root.describe(self._path), num_entries)
-        return entries
+        return entries, least_bytes
 
     def complete(self, entry: bytes) -> bytes:
         """Return an entry with its kind, if that is not known yet, and its target."""

@@ -1,11 +1,13 @@
-"""A bounded store of blobs and directory images that can be had again; the least used go first.
+"""A bounded store of what can be had again: blobs, images, PathInfos; the least used go first.
 
 It is a `Store`, so whoever reads stores reads this, in a directory of this boot (see `per_boot`):
 nothing in it is worth an fsync. Several processes may fill one cache. Beside the store's own:
 
 database   key                                          value
-cache      digest of a blob, or "d" and digest of a     CLOCK_MONOTONIC ns of the last use, charge
-           Directory, of which it has the image
+cache      digest of a blob; "d" and digest of a        CLOCK_MONOTONIC ns of the last use, charge
+           Directory, of which it has the image;
+           "p" and digest of a store path, of
+           which it has the PathInfo
            "charged"                                    sum of all charges as u64 LE
 cache_use  CLOCK_MONOTONIC ns as u64 BE, key in `cache` (nothing)
 cache_end  digest of a blob                             (nothing)
@@ -35,6 +37,7 @@ from appliance.store.schema import (
     BLOBS,
     IMAGES,
     INLINE_MAX,
+    PATH_INFOS,
     image_key,
     pack_inline,
     pack_number,
@@ -73,6 +76,10 @@ def directory_key(digest: bytes) -> bytes:
     return b"d" + digest
 
 
+def _path_key(path_digest: bytes) -> bytes:
+    return b"p" + path_digest
+
+
 class BlobCache:
     """An open cache of at most `max_bytes`; for threads, each call a transaction or two.
 
@@ -95,6 +102,7 @@ class BlobCache:
         self._ends = env.database(_END)
         self._blobs = env.database(BLOBS)
         self._images = env.database(IMAGES)
+        self._path_infos = env.database(PATH_INFOS)
         self._temp = TempDirectory(self.store.path)
         # The bound may be lower than it was.
         env.write(lambda txn: self._evict(txn, 0, ()))
@@ -201,6 +209,25 @@ class BlobCache:
         self.store.env.write(work)
         self._remove_files()
 
+    def path_info(self, path_digest: bytes) -> bytes | None:
+        """Return the PathInfo of a store path by its digest (20 bytes)."""
+        with self.store.read() as txn:
+            return self.store.path_info(txn, path_digest)
+
+    def put_path_info(self, path_digest: bytes, encoded: bytes) -> None:
+        """Put a PathInfo, valid as the caller knows, in place of one for the same path.
+
+        Raises:
+            StoreError: LMDB failed.
+        """
+
+        def work(txn: WriteTransaction) -> None:
+            if self._charge(txn, _path_key(path_digest), charge_of(len(encoded)), ()):
+                txn.put(path_digest, encoded, db=self._path_infos)
+
+        self.store.env.write(work)
+        self._remove_files()
+
     def commit(self, digest: Digest, size: int, batch: Batch) -> None:
         """Put a blob that was reserved; takes over its file in any case."""
         self.store.commit(batch)
@@ -281,7 +308,9 @@ class BlobCache:
         for digest, charge in victims:
             self._remove_entry(txn, digest)
             if len(digest) > DIGEST_SIZE:
-                self._remove_image(txn, digest[-DIGEST_SIZE:])
+                self._remove_image(txn, digest[1:])
+            elif len(digest) < DIGEST_SIZE:
+                txn.delete(digest[1:], db=self._path_infos)
             elif charge > INLINE_MAX:
                 self._remove_blob(txn, digest)
             else:

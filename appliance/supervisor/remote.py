@@ -22,7 +22,7 @@ from appliance.store.blob_fetcher import BlobFetcher
 from appliance.store.service_uri import LmdbAddress, ServiceAddresses
 from appliance.store.store import Store
 from appliance.supervisor.local_resolver import open_blob
-from appliance.supervisor.remote_resolver import RemoteResolver, image_putter
+from appliance.supervisor.remote_resolver import RemoteResolver
 from appliance.supervisor.resolving import RootListing
 
 _LOG: Final = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ async def open_remote(
             if cache is not None:
                 fetcher = BlobFetcher(services.blobs, cache)
                 inner.push_async_callback(fetcher.close)
-            resolver = RemoteResolver(services, fetcher, image_putter(store, cache))
+            resolver = RemoteResolver(services, store, cache, fetcher)
             inner.push_async_callback(resolver.close)
             return resolver
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import uvloop
 
 from appliance.errors import VhostError
+from appliance.log import set_log_source
 from appliance.sockets import notify, raise_descriptor_limit
 from appliance.supervisor.device import Device
 from appliance.supervisor.services import ServiceConfig, Services, running
@@ -92,6 +93,7 @@ class Supervisor:
     async def _serve_listener(self, listener: Listener, services: Services) -> None:
         # One front-end at a time on a socket; a second one waits in the backlog until the first
         # leaves.
+        set_log_source(listener.label)  # for this task, and what it begins
         while True:
             sock = await _accept(listener)
             _LOG.info("%s: front-end connected", listener.label)

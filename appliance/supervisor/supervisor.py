@@ -15,6 +15,7 @@ import uvloop
 from appliance.errors import VhostError
 from appliance.log import set_log_source
 from appliance.sockets import notify, raise_descriptor_limit
+from appliance.supervisor.descriptors import DescriptorRoom
 from appliance.supervisor.device import Device
 from appliance.supervisor.services import ServiceConfig, Services, running
 from appliance.supervisor.sockets import Listener
@@ -68,8 +69,11 @@ class Supervisor:
             for listener in self._listeners:
                 stack.callback(listener.close)
             services = await stack.enter_async_context(running(self._config, self.report))
+            room = DescriptorRoom(
+                num_queues=self._properties.num_queues, num_listeners=len(self._listeners)
+            )
             serving = [
-                asyncio.create_task(self._serve_listener(listener, services))
+                asyncio.create_task(self._serve_listener(listener, services, room))
                 for listener in self._listeners
             ]
             stack.push_async_callback(_cancel, serving)
@@ -90,7 +94,9 @@ class Supervisor:
             ]
         }
 
-    async def _serve_listener(self, listener: Listener, services: Services) -> None:
+    async def _serve_listener(
+        self, listener: Listener, services: Services, room: DescriptorRoom
+    ) -> None:
         # One front-end at a time on a socket; a second one waits in the backlog until the first
         # leaves.
         set_log_source(listener.label)  # for this task, and what it begins
@@ -99,7 +105,8 @@ class Supervisor:
             _LOG.info("%s: front-end connected", listener.label)
             try:
                 with sock:
-                    await self._serve_front_end(sock, listener.label, services)
+                    async with room.place(listener.label):
+                        await self._serve_front_end(sock, listener.label, services)
             except VhostError as exc:
                 _LOG.error("%s: %s; the connection is closed", listener.label, exc)
             except OSError as exc:
@@ -109,17 +116,23 @@ class Supervisor:
             _LOG.info("%s: front-end left", listener.label)
 
     async def _serve_front_end(self, sock: socket.socket, label: str, services: Services) -> None:
-        device = Device(
-            label,
-            self._properties.num_queues,
-            self._properties.max_queue_size,
-            services,
-        )
+        device = await self._new_device(label, services)
         self._devices.append(device)
         try:
             await converse(Connection(sock), Session(self._properties, device))
         finally:
             self._devices.remove(device)
+
+    async def _new_device(self, label: str, services: Services) -> Device:
+        # As in `_accept`: there may be no descriptor or memory left for now.
+        while True:
+            try:
+                return Device(
+                    label, self._properties.num_queues, self._properties.max_queue_size, services
+                )
+            except OSError as exc:
+                _LOG.error("%s: the front-end cannot be served now: %s", label, exc.strerror)
+                await asyncio.sleep(_ACCEPT_AGAIN_S)
 
 
 async def _accept(listener: Listener) -> socket.socket:

@@ -194,3 +194,49 @@ def test_memory_that_cannot_be_mapped_is_refused_and_forgotten(tmp_path: Path) -
             await device.remove_region(other)
 
     run(tmp_path, test)
+
+
+def kept_workers(device: Device) -> list[KeptWorker]:
+    return [worker._kept for worker in device._workers.values()]
+
+
+async def all_restarted(device: Device, restarts: int) -> None:
+    """Return when each worker has died so often, and its successor serves."""
+    await until(
+        lambda: all(kept.restarts == restarts and kept.link for kept in kept_workers(device))
+    )
+    for queue in device._workers:
+        await device.set_call(queue, None)  # waits for what the start may have to do
+
+
+def test_fork_servers_killed_in_a_row_make_no_worker_wait(tmp_path: Path) -> None:
+    async def test(device: Device, ring: DriverRing) -> None:
+        for queue in range(3):
+            await device.start_ring(queue, ring_config(ring))
+        for kill in range(1, 5):
+            process = kept_workers(device)[0]._forker._process
+            assert process is not None
+            process.kill()
+            await all_restarted(device, kill)
+            assert [kept._back_off_s for kept in kept_workers(device)] == [0, 0, 0]
+        assert kept_workers(device)[0]._forker._back_off_s == 0
+
+    run(tmp_path, test)
+
+
+def test_a_worker_that_dies_at_its_start_waits_from_the_second_time_on(tmp_path: Path) -> None:
+    async def test(device: Device, ring: DriverRing) -> None:
+        await device.start_ring(QUEUE, ring_config(ring))
+        (kept,) = kept_workers(device)
+        waits = []
+        for kill in range(1, 5):
+            kept.kill()
+            await all_restarted(device, kill)
+            waits.append(kept._back_off_s)
+        assert waits == [0, 0.05, 0.1, 0.2]
+        kept._started_s -= 60  # it has lived for a while
+        kept.kill()
+        await all_restarted(device, 5)
+        assert kept._back_off_s == 0
+
+    run(tmp_path, test)

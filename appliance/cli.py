@@ -241,6 +241,13 @@ def _add_mount(commands: "Subparsers", parents: "list[_Parser]") -> None:
         action="store_true",
         help="let the kernel read large files by itself (Linux 6.9, root)",
     )
+    command.add_argument("--noexec", action="store_true", help="let no program be started from it")
+    command.add_argument(
+        "--fsname",
+        default="appliance",
+        metavar="NAME",
+        help="what lists of mounts show as its source (default: appliance)",
+    )
     command.add_argument(
         "-f", "--foreground", action="store_true", help="accepted: it is always in the foreground"
     )
@@ -306,6 +313,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
 
 def _run_mount(options: argparse.Namespace) -> None:
     from appliance.supervisor.mounter import MountConfig, serve
+    from appliance.supervisor.mountpoint import MountFlags
 
     if options.passthrough and os.geteuid() != 0:
         raise ConfigError("--passthrough: only root may use it")
@@ -321,8 +329,8 @@ def _run_mount(options: argparse.Namespace) -> None:
             log_json=options.json,
             path=options.dest,
             num_workers=_in_range("--threads", options.threads, _MAX_MOUNT_WORKERS),
-            allows_other=options.allow_other,
             has_passthrough=options.passthrough,
+            flags=MountFlags(options.fsname, options.allow_other, options.noexec),
         )
     )
 

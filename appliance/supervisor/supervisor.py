@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import uvloop
 
 from appliance.errors import VhostError
 from appliance.log import set_log_source
-from appliance.sockets import notify, raise_descriptor_limit
+from appliance.sockets import notify, raise_descriptor_limit, told_to_stop
 from appliance.supervisor.descriptors import DescriptorRoom
 from appliance.supervisor.device import Device
 from appliance.supervisor.services import ServiceConfig, Services, running
@@ -37,7 +36,7 @@ class VirtiofsConfig(ServiceConfig):
 
 
 def serve(config: VirtiofsConfig, listeners: Sequence[Listener]) -> None:
-    """Serve front-ends on `listeners` (owned) until SIGTERM or SIGINT.
+    """Serve front-ends on `listeners` (owned) until SIGTERM, SIGINT or SIGHUP.
 
     Raises:
         ApplianceError: the store or the state directory is unusable.
@@ -61,10 +60,7 @@ class Supervisor:
 
     async def run(self) -> None:
         """Serve until told to stop, then end every worker."""
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, stop.set)
+        stop = told_to_stop()
         async with contextlib.AsyncExitStack() as stack:
             for listener in self._listeners:
                 stack.callback(listener.close)

@@ -106,10 +106,10 @@ def main() -> None:
     fd, parent = map(int, sys.argv[1:3])
     log_level, log_form = sys.argv[3:]
     die_with_parent(parent)
-    # The terminal's ^C and a service manager's SIGTERM reach the whole process group; the
+    # The terminal's ^C or end and a service manager's SIGTERM reach the whole process group; the
     # supervisor alone decides, and closing its channels is how it tells.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     configure_logging(log_level, is_json=log_form == "json")
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)

@@ -31,6 +31,7 @@ _MS_RDONLY: Final = 1
 _MS_NOSUID: Final = 2
 _MS_NODEV: Final = 4
 _MS_NOEXEC: Final = 8
+_MS_REMOUNT: Final = 32
 _MNT_DETACH: Final = 2
 # linux/fuse.h: FUSE_DEV_IOC_CLONE, _IOR(229, 0, uint32_t)
 _IOC_CLONE: Final = 0x8004E500
@@ -259,6 +260,18 @@ class Mountpoint:
             raise MountError(f"mount point {self.path}: {_FUSERMOUNT} sent no descriptor")
         os.set_inheritable(fds[0], False)  # noqa: FBT003 - the function's only form
         return fds[0]
+
+
+def remount(path: Path, *, is_noexec: bool) -> None:
+    """Change what can be changed of a mount that is served: whether programs may be started.
+
+    Raises:
+        MountError: the kernel refused.
+    """
+    flags = _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC * is_noexec
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(None, os.fsencode(path), None, flags, None) != 0:
+        raise MountError(f"mount point {path}: {os.strerror(ctypes.get_errno())}")
 
 
 def _detach(path: Path) -> None:

@@ -31,6 +31,8 @@ _OPTIONS: Final = (
     ("grpc.min_reconnect_backoff_ms", _RECONNECT_MAX_MS),
     ("grpc.max_reconnect_backoff_ms", _RECONNECT_MAX_MS),
 )
+# Of the path of a socket gRPC makes an `:authority` that strict servers reset the stream for.
+_UNIX_OPTIONS: Final = (*_OPTIONS, ("grpc.default_authority", "localhost"))
 # One answer, or the next message of a stream, may take so long.
 _ANSWER_TIMEOUT_S: Final = 60.0
 # The answer to what was sent in many: all of it is made durable first.
@@ -46,11 +48,12 @@ class Peer:
 
     def __init__(self, address: GrpcAddress) -> None:
         self.name = address.target
+        options = _UNIX_OPTIONS if address.is_unix() else _OPTIONS
         if address.is_tls:
             credentials = grpc.ssl_channel_credentials()
-            self._channel = grpc.aio.secure_channel(address.target, credentials, options=_OPTIONS)
+            self._channel = grpc.aio.secure_channel(address.target, credentials, options=options)
         else:
-            self._channel = grpc.aio.insecure_channel(address.target, options=_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(address.target, options=options)
         self._probing = asyncio.Lock()
         self._families: dict[bool, Family] = {}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from appliance import __version__
-from appliance.castore.size_dialect import SizeDialect
+from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.cli_addresses import (
     add_service_options,
     add_store_option,
@@ -172,10 +172,11 @@ def _add_import(commands: "Subparsers", parents: "list[_Parser]") -> None:
     )
     command.add_argument(
         "--directory-sizes",
-        choices=[dialect.name.lower() for dialect in SizeDialect],
-        default=SizeDialect.DOCUMENTED.name.lower(),
-        help="how directories count their entries, which is part of their digests: as the format "
-        "is documented, or doubled as newer Tvix and Snix do (default: documented)",
+        choices=[dialect.option() for dialect in SizeDialect],
+        default=DEFAULT_DIALECT.option(),
+        help="how directories count their entries, which is part of their digests: doubled, as "
+        "Tvix and Snix do since August 2024, or as the format is documented, for older ones and "
+        "castore-go; each refuses the other (default: doubled)",
     )
     command.add_argument("paths", nargs="+", metavar="PATH", type=_path)
     command.set_defaults(run=_run_import)

@@ -56,6 +56,8 @@ class Peer(NamedTuple):
     sends_headers_first: bool = False
     # The one way of counting that it takes, or both.
     dialect: SizeDialect | None = None
+    # Called before each PathInfo is put; may wait, or raise a GRPCError.
+    before_path_info: Callable[[], Awaitable[None]] | None = None
 
 
 class StrictServer:
@@ -167,7 +169,7 @@ def _methods(
         f"/{family.directories()}/Get": _streamed(directories.get, headers_first=headers_first),
         f"/{family.directories()}/Put": _sunk(_in_one_dialect(directories.put, peer.dialect)),
         f"/{family.path_infos()}/Get": _unary(path_infos.get),
-        f"/{family.path_infos()}/Put": _unary(path_infos._service.put),
+        f"/{family.path_infos()}/Put": _unary(_put_path_info(path_infos, peer)),
         f"/{family.path_infos()}/CalculateNAR": _unary(path_infos.calculate_nar),
         f"/{family.path_infos()}/List": _streamed(path_infos.list, headers_first=headers_first),
     }
@@ -225,6 +227,15 @@ def _in_pieces(read: _Streamed) -> _Streamed:
                     yield encode_chunk(data[start : start + _PIECE_SIZE])
 
     return read_in_pieces
+
+
+def _put_path_info(path_infos: PathInfoHandlers, peer: Peer) -> _Unary:
+    async def put(request: bytes) -> bytes:
+        if peer.before_path_info is not None:
+            await peer.before_path_info()
+        return await path_infos._service.put(request)
+
+    return put
 
 
 def _in_one_dialect(put: _Sunk, dialect: SizeDialect | None) -> _Sunk:

@@ -49,21 +49,31 @@ class Edge:
 
         return grpc.unary_unary_rpc_method_handler(call)
 
-    def stream(self, handler: StreamHandler) -> Handler:
-        """Serve one message with many."""
+    def stream(self, handler: StreamHandler, *, has_headers: bool = False) -> Handler:
+        """Serve one message with many.
+
+        With `has_headers`, an error that comes before the first message is preceded by headers, as
+        in a stream that has begun. Without, its status is in the headers (Trailers-Only in gRPC's
+        specification, which has it for errors), and some clients take that for the failure of the
+        call itself.
+        """
 
         async def call(request: bytes, context: Context) -> AsyncIterator[bytes]:
             with self._call():
+                has_begun = False
+                status: Status | None = None
                 try:
                     async with aclosing(handler(request)) as responses:
                         async for response in responses:
+                            has_begun = True
                             yield response
                 except Exception as exc:  # noqa: BLE001 - as above
                     status = status_of(exc)
-                else:
-                    return
                 request = b""
-                await _abort(context, status)
+                if not has_begun and (has_headers or status is None):
+                    await context.send_initial_metadata(())
+                if status is not None:
+                    await _abort(context, status)
 
         return grpc.unary_stream_rpc_method_handler(call)
 

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import h2.connection
@@ -13,6 +14,7 @@ from grpclib.client import Channel, Stream
 from grpclib.const import Cardinality, Status
 from grpclib.exceptions import GRPCError
 from h2.config import H2Configuration
+from h2.settings import SettingCodes
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.protos import castore_pb2, castore_rpc_pb2
@@ -40,8 +42,13 @@ class Http2Client:
         self._connection.initiate_connection()
         self._flush()
 
-    def ask(self, method: str, message: bytes) -> list[h2.events.Event]:
-        """Return what comes on the stream of a call, up to its end."""
+    def take_nothing(self) -> None:
+        """Let no stream send a byte."""
+        self._connection.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        self._flush()
+
+    def send(self, method: str, message: bytes) -> int:
+        """Begin a call of one message; return its stream."""
         stream = self._connection.get_next_available_stream_id()
         headers = [
             (":method", "POST"),
@@ -55,6 +62,11 @@ class Http2Client:
         framed = b"\0" + len(message).to_bytes(4, "big") + message
         self._connection.send_data(stream, framed, end_stream=True)
         self._flush()
+        return stream
+
+    def ask(self, method: str, message: bytes) -> list[h2.events.Event]:
+        """Return what comes on the stream of a call, up to its end."""
+        stream = self.send(method, message)
         seen: list[h2.events.Event] = []
         while not any(isinstance(event, h2.events.StreamEnded) for event in seen):
             data = self._sock.recv(1 << 16)
@@ -196,3 +208,16 @@ def test_blob_is_put_and_read_by_another_library(daemon: DaemonProcess) -> None:
             return b"".join([message.data async for message in read])
 
     assert on_channel(daemon, work) == content
+
+
+def test_watcher_of_health_that_takes_nothing_is_its_own_affair(tmp_path: Path) -> None:
+    with (
+        DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon,
+        connected(daemon) as stuck,
+        connected(daemon) as other,
+    ):
+        stuck.take_nothing()
+        stuck.send("grpc.health.v1.Health/Watch", b"")
+        assert shape(other.ask("grpc.health.v1.Health/Check", b""))[1] == OK
+        daemon.process.terminate()
+        assert daemon.process.wait(DEADLINE_S) == 0

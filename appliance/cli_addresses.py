@@ -51,7 +51,7 @@ def service_addresses(
 def state_dir(
     options: argparse.Namespace, services: ServiceAddresses, environ: Mapping[str, str] = os.environ
 ) -> Path:
-    """Return where the node index is.
+    """Return where the cache and the control sockets are.
 
     Raises:
         ConfigError: that is no directory, and cannot become one; the text names option or variable.
@@ -69,7 +69,7 @@ def state_dir(
 
 
 def default_state_dir(services: ServiceAddresses, environ: Mapping[str, str] = os.environ) -> Path:
-    """Return where the node index is when nobody says: beside the store, if all is in one.
+    """Return where they are when nobody says: beside the store, if all is in one.
 
     Else it is beside the default store, under a name made from the addresses.
     """

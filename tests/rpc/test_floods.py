@@ -210,3 +210,20 @@ def test_idle_uploads_of_one_connection_hold_up_no_other(tmp_path: Path) -> None
 
     with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon:
         asyncio.run(hold_up(daemon))
+
+
+def test_idle_uploads_through_a_daemon_in_between_hold_up_no_other(tmp_path: Path) -> None:
+    async def hold_up(daemon: DaemonProcess) -> None:
+        async with channel_to(daemon) as idle, channel_to(daemon) as other:
+            method: StreamUnary = idle.stream_unary(f"{BLOBS}/Put")
+            calls = [method() for _ in range(NUM_CALLS)]
+            writes = [asyncio.create_task(call.write(encode_chunk(b"begun"))) for call in calls]
+            await some_of(writes, NUM_STREAMS)
+            assert await stat(other) == Code.OK
+            await give_up(calls, writes)
+
+    with (
+        DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path / "far") as far,
+        DaemonProcess(far.unix_uri, tmp_path) as near,
+    ):
+        asyncio.run(hold_up(near))

@@ -108,7 +108,7 @@ def _root(path: bytes) -> Root:
     path = path.rstrip(b"/") or b"/"
     if path.rpartition(b"/")[2] in {b"", b".", b".."}:
         path = os.path.realpath(path)
-    name = path.rpartition(b"/")[2].decode("latin-1")
+    name = path.rpartition(b"/")[2].decode("utf-8", "backslashreplace")
     try:
         check_new_name(name)
     except StorePathError as exc:

@@ -280,8 +280,8 @@ def _with_services(
 
 
 def _write_line(text: str) -> None:
-    # Names are bytes of any encoding, whatever that of the terminal is.
-    _write(os.fsencode(text) + b"\n")
+    # Names are bytes, of UTF-8 or not, whatever the locale has.
+    _write(text.encode("utf-8", "surrogateescape") + b"\n")
 
 
 def _write(data: bytes) -> None:

@@ -109,11 +109,11 @@ def test_second_import_of_the_same_changes_nothing(tmp_path: Path) -> None:
     store.close()
 
 
-def test_doubled_dialect_changes_directories_but_not_the_path(tmp_path: Path) -> None:
+def test_documented_dialect_changes_directories_but_not_the_path(tmp_path: Path) -> None:
     tree = make_varied_tree(tmp_path / "tree")
-    documented = run(tmp_path / "one", tree)
-    doubled = list(
-        import_paths(tmp_path / "two", [tree], progress=Silent(), dialect=SizeDialect.DOUBLED)
+    doubled = run(tmp_path / "one", tree)
+    documented = list(
+        import_paths(tmp_path / "two", [tree], progress=Silent(), dialect=SizeDialect.DOCUMENTED)
     )
     assert documented == doubled
     infos = []

@@ -148,7 +148,7 @@ static struct {
 	char path[128];
 } seen[MAX_INODES];
 static size_t num_seen;
-static bool may_count_links;
+static int checked;
 
 static const struct entry *changed(const char *path)
 {
@@ -224,7 +224,7 @@ static void check_inode(const char *path, const struct stat *stat)
 	}
 }
 
-static void check_status(const char *path, const struct entry *entry, bool may_have_attributes)
+static void check_status(const char *path, const struct entry *entry, bool is_changed)
 {
 	char value[16];
 	struct stat stat;
@@ -238,12 +238,13 @@ static void check_status(const char *path, const struct entry *entry, bool may_h
 		complain("%s has mode %o", path, stat.st_mode);
 	if (stat.st_uid != entry->owner)
 		complain("%s belongs to %u", path, stat.st_uid);
-	if (may_count_links && !S_ISDIR(entry->mode) && stat.st_nlink != (entry->is_linked ? 2 : 1))
+	if ((checked & LINK_COUNTS) && !S_ISDIR(entry->mode) && stat.st_nlink != (entry->is_linked ? 2 : 1))
 		complain("%s has %u links", path, (unsigned int)stat.st_nlink);
-	if (!may_have_attributes && (lgetxattr(at(path), "user.new", value, sizeof(value)) >= 0 ||
-				     lgetxattr(at(path), "trusted.new", value, sizeof(value)) >= 0))
+	if (!is_changed && (checked & ATTRIBUTES) &&
+	    (lgetxattr(at(path), "user.new", value, sizeof(value)) >= 0 ||
+	     lgetxattr(at(path), "trusted.new", value, sizeof(value)) >= 0))
 		complain("%s has an attribute", path);
-	if (!may_have_attributes && !S_ISDIR(entry->mode) && stat.st_mtime != 1)
+	if (!is_changed && !S_ISDIR(entry->mode) && stat.st_mtime != 1)
 		complain("%s has another mtime", path);
 	if (!entry->is_linked)
 		check_inode(path, &stat);
@@ -289,9 +290,9 @@ static void check_listing(const char *path)
 	closedir(directory);
 }
 
-static void check_entry(const char *path, const struct entry *entry, bool may_have_attributes)
+static void check_entry(const char *path, const struct entry *entry, bool is_changed)
 {
-	check_status(path, entry, may_have_attributes);
+	check_status(path, entry, is_changed);
 	check_content(path, entry);
 	if (S_ISDIR(entry->mode))
 		check_listing(path);
@@ -313,9 +314,9 @@ static void check_if_unchanged(const char *path, const struct entry *entry)
 	}
 }
 
-void verify(const struct entry *after, bool is_mounted_again)
+void verify(const struct entry *after, int checks)
 {
-	may_count_links = !is_mounted_again;
+	checked = checks;
 	changes = after;
 	num_seen = 0;
 	for_each_entry(check_if_unchanged);

@@ -46,7 +46,7 @@ def guest(
     for name in PACKAGES:
         subprocess.run([program("overlay"), "make", directory / name], check=True)
     names = import_tree(directory / "store", *(directory / name for name in PACKAGES))
-    with serve(request.param, directory / "store", directory) as served:
+    with serve(request.param, directory / "store", directory, "--list-root") as served:
         served.mount()
         # The reference: the same tree in a file system of the guest's kernel.
         made = " && ".join(f"overlay make {name}" for name in PACKAGES)

@@ -3,10 +3,10 @@
 usage: overlay_operations.py OVERLAY STRIDE [nobody]
 
 OVERLAY has equal directories "0", "1" and so on, made by make_directory(), one for each of cases().
-In every STRIDE-th of them, a thing is first brought into a state (as it is in the lower file system, copied up, removed,
-removed and made again), then something is done to it, twice. Writes a JSON object: for each case
-what the calls said and what the directory held afterwards. It says the same on every lower file
-system. With "nobody" everything is done without privileges.
+In every STRIDE-th of them, a thing is first brought into a state (as it is below the overlay,
+copied up, removed, removed and made again), then something is done to it, twice. Writes a JSON
+object: for each case what the calls said and what the directory held afterwards. It says the same
+on every lower file system. With "nobody" everything is done without privileges.
 """
 
 import ctypes
@@ -65,7 +65,7 @@ def _copy_up(name: str) -> None:
 
 def _remove(name: str) -> None:
     if Path(name).is_dir() and not Path(name).is_symlink():
-        for child in os.listdir(name):  # noqa: PTH208 -- relative names all the way down
+        for child in os.listdir(name):
             _remove(f"{name}/{child}")
         os.rmdir(name)
     elif os.path.lexists(name):

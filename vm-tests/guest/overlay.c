@@ -96,15 +96,23 @@ static void act(size_t number)
 	keep_problem(number, "at once");
 }
 
+static void recheck(size_t number)
+{
+	if (outcomes[number].error == 0 && scenarios[number].recheck())
+		complain("%s", strerror(errno));
+	keep_problem(number, "looked at again");
+}
+
 static void act_again(size_t number)
 {
+	const struct scenario *scenario = &scenarios[number];
+
+	if (scenario->recheck && scenario->rechecks_first)
+		recheck(number);
 	check(number, 0);
 	keep_problem(number, "mounted again");
-	if (outcomes[number].error == 0 && scenarios[number].recheck) {
-		if (scenarios[number].recheck())
-			complain("%s", strerror(errno));
-		keep_problem(number, "looked at again");
-	}
+	if (scenario->recheck && !scenario->rechecks_first)
+		recheck(number);
 }
 
 static void drop_inodes(void)
@@ -134,6 +142,8 @@ static void run(const char *options, const char *lower, const char *scratch)
 	}
 	drop_inodes();
 	for (size_t i = 0; i < num_scenarios; i++) {
+		if (scenarios[i].rechecks_first)
+			drop_inodes();
 		mount_overlay(options, lower, scratch, i);
 		act_again(i);
 		unmount_overlay(scratch);

@@ -25,6 +25,7 @@ struct scenario {
 	int (*act)(void);		// in the tree; 0 or -1 with errno, and then nothing has changed
 	struct entry after[MAX_AFTER];	// of names that are not as before; the first without a path ends it
 	int (*recheck)(void);		// after the caches were dropped and the overlay was mounted again
+	bool rechecks_first;		// before anything was looked up by its name
 	bool only_reads;		// so that it can be done without an overlay
 };
 

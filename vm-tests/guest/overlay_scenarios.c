@@ -318,5 +318,7 @@ const struct scenario scenarios[] = {
 	SCENARIO("run-beside-a-writer", run_beside_a_writer),
 	{ .name = "run", .act = run_all, .only_reads = true },
 	{ .name = "handles", .act = hold_handles, .recheck = open_handles },
+	{ .name = "handles-first", .act = hold_handles, .recheck = open_handles,
+	  .rechecks_first = true },
 };
 const size_t num_scenarios = sizeof(scenarios) / sizeof(scenarios[0]);

@@ -39,6 +39,7 @@ async def open_services(
 ) -> AsyncIterator[Services]:
     """Open the services; a store in LMDB is created when missing, unless for reading only.
 
+    One that this process may not write to is opened for reading only, and refuses what is put.
     Peers are connected to when they are first needed. `stores` are those that this process has open
     already, by their resolved paths; they stay open.
 
@@ -98,7 +99,10 @@ class _Opener:
         path = address.path.resolve()
         if path not in self._stores:
             store = AsyncStore.open(
-                path, is_readonly=self._is_readonly, create=not self._is_readonly
+                path,
+                is_readonly=self._is_readonly,
+                create=not self._is_readonly,
+                or_readonly=True,
             )
             self._stack.callback(store.close)
             self._stores[path] = store

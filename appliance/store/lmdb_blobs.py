@@ -26,7 +26,7 @@ _TOO_MANY_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class LmdbBlobService:
-    """Blobs of an open store."""
+    """Blobs of an open store; one whose file is gone or of another size is absent."""
 
     def __init__(self, shared: AsyncStore) -> None:
         self._shared = shared
@@ -50,8 +50,11 @@ class LmdbBlobService:
 
     def _has(self, digest: Digest) -> bool:
         store = self._shared.store
-        with store.read() as txn:
-            return store.blob(txn, digest) is not None
+        try:
+            with store.read() as txn:
+                return store.has_blob(txn, digest)
+        except OSError as exc:
+            raise disk_error(exc, store.path) from exc
 
     # The reader owns its file from the start: who is cancelled meanwhile never gets to see it.
     def _open(self, digest: Digest) -> "bytes | _FileReader | None":
@@ -64,11 +67,14 @@ class LmdbBlobService:
             return None
         try:
             file = found.path.open("rb", buffering=0)
-        except FileNotFoundError as exc:
-            raise CorruptBlobError(f"blob {digest}: {found.path}: {exc.strerror}") from exc
+        except FileNotFoundError:
+            return None
         except OSError as exc:
             kind = ServiceLimitError if exc.errno in _TOO_MANY_ERRNOS else StoreError
             raise kind(f"blob {digest}: {found.path}: {exc.strerror}") from exc
+        if os.fstat(file.fileno()).st_size != found.size:
+            file.close()
+            return None
         return _FileReader(self._shared, digest, file, found.size)
 
 

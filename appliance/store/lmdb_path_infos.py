@@ -61,7 +61,7 @@ class LmdbPathInfoService:
         if known is not None:
             return known
         info = await nar_info(node, self._blobs, self._directories)
-        if not self._shared.is_readonly:
+        if self._shared.store.is_writable:
             batch = Batch()
             batch.add_nar_info(key, info.size, info.sha256)
             await self._shared.commit(batch)

@@ -100,6 +100,10 @@ class Verifier:
         self.num_paths = 0
         self.num_failed = 0
         self.progress = Progress()
+        # Of those there are; each has at least one error reported.
+        self.failed: list[StorePath] = []
+        # Of which the content is not there, or not what its digest says.
+        self.damaged: dict[Digest, DirectoryNode | FileNode] = {}
         self._services = services
         self._report_error = report
         self._num_errors = 0
@@ -143,14 +147,16 @@ class Verifier:
             self._report(exc)
         except (StoreError, ProtocolError) as exc:
             self._report(UnreadableError(path.absolute(), exc))
-        self.num_failed += self._num_errors > num_errors
+        if self._num_errors > num_errors:
+            self.num_failed += 1
+            self.failed.append(path)
 
     async def _verify(self, encoded: bytes) -> None:
         info = read_path_info(encoded)
         narinfo = pathinfo_pb2.PathInfo.FromString(encoded).narinfo
         address = ContentAddress.of_message(narinfo)
         address_hash = self._check_path(info, narinfo, address) if address else None
-        contents = _CheckedContents(self._services, self._report, self.progress)
+        contents = _CheckedContents(self._services, self._report, self.progress, self.damaged)
         if address and address.method is not Method.NAR:
             contents.hash = address_hash
         nar_hash = hashlib.sha256()
@@ -217,12 +223,19 @@ class Verifier:
 class _CheckedContents:
     """Contents that are checked as a NAR is made of them; in place of wrong ones there is less."""
 
-    def __init__(self, services: Services, report: Report, progress: Progress) -> None:
+    def __init__(
+        self,
+        services: Services,
+        report: Report,
+        progress: Progress,
+        damaged: dict[Digest, DirectoryNode | FileNode],
+    ) -> None:
         self.are_complete = True
         self.hash: ContentHash | None = None
         self._services = services
         self._report = report
         self._progress = progress
+        self._damaged = damaged
         self._dialects = {*SizeDialect}
         self._open_directories: list[bytes] = []
         self._reported: set[tuple[type[VerifyError], Digest, int]] = set()
@@ -299,6 +312,8 @@ class _CheckedContents:
         else:
             return
         self.are_complete = False
+        if not isinstance(error, SizeMismatchError):
+            self._damaged[node.digest] = node
         self._report_once(error, node)
 
     def _report_once(self, error: VerifyError, node: DirectoryNode | FileNode) -> None:

@@ -58,7 +58,7 @@ async def open_remote(
         stores = {}
         cache = None
         if isinstance(addresses.blobs, LmdbAddress):
-            local = AsyncStore.open(addresses.blobs.path, create=True)
+            local = AsyncStore.open(addresses.blobs.path, create=True, or_readonly=True)
             stack.callback(local.close)
             stores[addresses.blobs.path.resolve()] = local
             store = local.store

@@ -72,7 +72,7 @@ async def running(
         stack.callback(index.close)
         local_path = config.services.one_store()
         if local_path is not None:
-            store = Store.open(local_path, create=True)
+            store = Store.open(local_path, create=True, or_readonly=True)
             stack.callback(store.close)
             resolving = ResolvingQueue(store, index, Resolver(store, index))
             settings = config.worker_settings(store, has_remote_blobs=False, has_remote_root=False)

@@ -165,14 +165,14 @@ def misstate_a_size(store: Store, path: StorePath) -> None:
     rewrite(store, path, change)
 
 
-BIG_DIGEST, SMALL_DIGEST = Digest.of(BIG), Digest.of(SMALL)
-FLIPPED = Digest.of(BIG[:200_000] + b"!" + BIG[200_001:])
+BIG_DIGEST, SMALL_DIGEST = Digest.of(BIG).hex(), Digest.of(SMALL).hex()
+FLIPPED = Digest.of(BIG[:200_000] + b"!" + BIG[200_001:]).hex()
 ZEROS = "0" * 52
 # What is done, and lines of which each is a part of one that is printed, in that order.
 DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "flipped byte": (flip_a_byte, [f"/sub/big: blob: expected {BIG_DIGEST}, got {FLIPPED}"]),
-    "short file": (cut_a_file, [f"blob {BIG_DIGEST}: its file is too short"]),
-    "no file": (remove_a_file, [f"{BIG_DIGEST.hex()}: No such file or directory"]),
+    "short file": (cut_a_file, [f"/sub/big: blob: expected {BIG_DIGEST}, got nothing"]),
+    "no file": (remove_a_file, [f"/sub/big: blob: expected {BIG_DIGEST}, got nothing"]),
     "no blob": (forget_a_blob, [f"/run: blob: expected {SMALL_DIGEST}, got nothing"]),
     "another blob": (
         overwrite_a_blob,

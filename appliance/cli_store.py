@@ -34,6 +34,16 @@ def _add_daemon(commands: "Subparsers", parents: "Sequence[argparse.ArgumentPars
         help="host:port, a socket path, @abstract, or sd-listen[:NAME]; may be repeated "
         f"(default: {_DEFAULT_LISTEN})",
     )
+    command.add_argument(
+        "--check-content",
+        action="store_true",
+        help="before a path becomes visible, read all that is in it and check what is said of it",
+    )
+    command.add_argument(
+        "--allow-replace",
+        action="store_true",
+        help="let a path be given other content, which is refused otherwise",
+    )
     command.set_defaults(run=_run_daemon)
 
 
@@ -92,7 +102,14 @@ def _run_daemon(options: argparse.Namespace) -> None:
         for text in options.listen_address or [_DEFAULT_LISTEN]
         for address in parse_listen_address(text, os.environ)
     ]
-    serve(DaemonConfig(service_addresses(options), listen))
+    serve(
+        DaemonConfig(
+            service_addresses(options),
+            listen,
+            may_replace_paths=options.allow_replace,
+            checks_content=options.check_content,
+        )
+    )
 
 
 def _run_nar(options: argparse.Namespace) -> None:

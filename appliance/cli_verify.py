@@ -39,6 +39,9 @@ def add_verify(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParse
     )
     command.add_argument("paths", nargs="*", metavar="PATH")
     command.add_argument(
+        "--closure", action="store_true", help="verify what the paths refer to, too"
+    )
+    command.add_argument(
         "--repair", action="store_true", help="put again what is damaged, and verify that"
     )
     command.add_argument(
@@ -69,7 +72,7 @@ def _run_verify(options: argparse.Namespace) -> None:
     source = None if options.source is None else _source_of(options.source)
     cache = None if paths else state_dir(options, addresses) / _CACHE_DIRECTORY
     with progress_line() as line:
-        run = _Run(addresses, paths, line, is_json=options.json)
+        run = _Run(addresses, paths, line, is_json=options.json, takes_closures=options.closure)
         asyncio.run(run.run(source, cache, is_repairing=options.repair))
 
 
@@ -96,7 +99,9 @@ class _Run:
         line: "ProgressLine",
         *,
         is_json: bool,
+        takes_closures: bool,
     ) -> None:
+        self._takes_closures = takes_closures
         self._addresses = addresses
         self._paths = paths
         self._line = line
@@ -196,9 +201,12 @@ class _Run:
         verifier = Verifier(services, self._report)
         showing = asyncio.create_task(_show_progress(self._line, verifier.progress))
         try:
-            for path in paths:
-                await verifier.verify(path)
-            if not paths:
+            if self._takes_closures:
+                await verifier.verify_closure(paths)
+            elif paths:
+                for path in paths:
+                    await verifier.verify(path)
+            else:
                 await verifier.verify_all()
         finally:
             showing.cancel()

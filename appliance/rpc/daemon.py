@@ -23,7 +23,9 @@ from appliance.rpc.open_services import open_services
 from appliance.rpc.relay import Relay, inherited_socket
 from appliance.rpc.server import Server
 from appliance.sockets import claim_socket_path, notify, raise_descriptor_limit
+from appliance.store.path_info_checks import CheckedPathInfoService
 from appliance.store.service_uri import ServiceAddresses, unix_target
+from appliance.store.services import Services
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +43,8 @@ class DaemonConfig(NamedTuple):
 
     services: ServiceAddresses
     listen: Sequence[ListenAddress]
+    may_replace_paths: bool = False
+    checks_content: bool = False
 
 
 def serve(config: DaemonConfig) -> None:
@@ -59,8 +63,9 @@ async def _serve(config: DaemonConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    async with open_services(config.services) as services:
-        listeners = _Listeners(Server(services))
+    opening = open_services(config.services, may_replace_paths=config.may_replace_paths)
+    async with opening as services:
+        listeners = _Listeners(Server(_served(services, config)))
         try:
             for address in config.listen:
                 listeners.add(address)
@@ -70,6 +75,12 @@ async def _serve(config: DaemonConfig) -> None:
         finally:
             notify("STOPPING=1")
             await listeners.stop()
+
+
+def _served(services: Services, config: DaemonConfig) -> Services:
+    if not config.checks_content:
+        return services
+    return services._replace(path_infos=CheckedPathInfoService(services))
 
 
 class _Listeners:

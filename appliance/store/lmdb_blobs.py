@@ -15,6 +15,7 @@ from appliance.store.batch import Batch
 from appliance.store.disk_errors import disk_error
 from appliance.store.schema import INLINE_MAX
 from appliance.store.services import BlobChunk, BlobReader, BlobWriter, Buffer
+from appliance.store.store import BlobFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +45,10 @@ class LmdbBlobService:
         found = await self._shared.run(lambda: self._open(digest))
         return ContentReader(found) if isinstance(found, bytes) else found
 
+    async def size_of(self, digest: Digest) -> int | None:
+        """See `path_info_checks.KnowsSizes`."""
+        return await self._shared.run(lambda: self._size_of(digest))
+
     async def open_write(self) -> BlobWriter:
         """Begin a new blob."""
         return _LmdbBlobWriter(self._shared)
@@ -55,6 +60,12 @@ class LmdbBlobService:
                 return store.has_blob(txn, digest)
         except OSError as exc:
             raise disk_error(exc, store.path) from exc
+
+    def _size_of(self, digest: Digest) -> int | None:
+        store = self._shared.store
+        with store.read() as txn:
+            blob = store.blob(txn, digest)
+            return blob.size if isinstance(blob, BlobFile) else None if blob is None else len(blob)
 
     # The reader owns its file from the start: who is cancelled meanwhile never gets to see it.
     def _open(self, digest: Digest) -> "bytes | _FileReader | None":

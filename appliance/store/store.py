@@ -11,7 +11,14 @@ from typing import Final, NamedTuple
 import lmdb
 
 from appliance.castore.digest import EMPTY_DIGEST
-from appliance.errors import SchemaVersionError, StoreError
+from appliance.castore.path_info_rules import accepted
+from appliance.errors import (
+    AlreadyExistsError,
+    ApplianceError,
+    PathInfoError,
+    SchemaVersionError,
+    StoreError,
+)
 from appliance.store import schema, temp_directory
 from appliance.store.batch import Batch, StagedFile
 from appliance.store.disk_errors import disk_error
@@ -207,16 +214,29 @@ class Store:
         Takes over the staged files in either case.
 
         Raises:
+            AlreadyExistsError, PathInfoError: one of its PathInfos is refused, as
+                `castore.path_info_rules.accepted` says; everything else is there.
             StoreFullError: the disk is full.
             StoreError: the disk failed.
         """
+        for error in self.commit_accepted(batch).values():
+            raise error
+
+    def commit_accepted(self, batch: Batch) -> dict[bytes, ApplianceError]:
+        """As `commit`, but return why PathInfos were refused, by the digests of their paths.
+
+        Raises:
+            StoreError: as `commit` does.
+        """
+        refused: dict[bytes, ApplianceError] = {}
         if batch.is_empty():
-            return
+            return refused
         placed: set[bytes] = set()
 
         def work(txn: WriteTransaction) -> None:
+            refused.clear()
             self._place_files(txn, batch.files, placed)
-            self._put(txn, batch)
+            self._put(txn, batch, refused)
 
         try:
             self.env.write(work)
@@ -229,6 +249,7 @@ class Store:
             for digest in placed:
                 del batch.files[digest]
             batch.discard()
+        return refused
 
     def close(self) -> None:
         """Close; no transaction may be open."""
@@ -272,7 +293,9 @@ class Store:
             with suppress(StoreError, OSError):  # what failed the commit is told
                 self.env.write(work)
 
-    def _put(self, txn: WriteTransaction, batch: Batch) -> None:
+    def _put(
+        self, txn: WriteTransaction, batch: Batch, refused: dict[bytes, ApplianceError]
+    ) -> None:
         records = {
             digest: schema.pack_file_record(file.size) for digest, file in batch.files.items()
         }
@@ -282,14 +305,28 @@ class Store:
         for node_digest, nar_info in batch.nar_infos.items():
             txn.put(node_digest, nar_info, db=self._nar_infos)
         old_generation = generation = self.generation(txn)
-        for path_digest, path_info in batch.path_infos.items():
-            if txn.get(path_digest, db=self._path_infos) == path_info:
+        for path_digest, stated in batch.path_infos.items():
+            old = txn.get(path_digest, db=self._path_infos)
+            try:
+                path_info = self._accepted(txn, old, stated, batch)
+            except (AlreadyExistsError, PathInfoError) as exc:
+                refused[path_digest] = exc
+                continue
+            if path_info == old:
                 continue
             generation += 1
             txn.put(path_digest, path_info, db=self._path_infos)
             txn.put(schema.pack_log_key(generation), path_digest, db=self._path_info_log)
         if generation != old_generation:
             txn.put(schema.GENERATION_KEY, schema.pack_number(generation), db=self._meta)
+
+    def _accepted(
+        self, txn: WriteTransaction, old: bytes | None, stated: bytes, batch: Batch
+    ) -> bytes:
+        def nar_of(key: bytes) -> tuple[int, bytes] | None:
+            return self.nar_info(txn, key)
+
+        return accepted(old, stated, nar_of, may_replace=batch.may_replace_paths)
 
     def _check_version(self) -> None:
         if self.is_writable:

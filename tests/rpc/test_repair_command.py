@@ -12,6 +12,7 @@ import pytest
 
 from appliance.castore.digest import Digest
 from appliance.store import schema
+from appliance.store.batch import Batch
 from appliance.store.blob_cache import BlobCache
 from appliance.store.store import Store
 from tests.fakes.appliance_process import APPLIANCE, import_tree
@@ -225,8 +226,6 @@ def put_into(cache: BlobCache, content: bytes) -> bool:
     digest = Digest.of(content)
     if len(content) <= schema.INLINE_MAX:
         return cache.put_inline([(digest, content)], ()) == [True]
-    from appliance.store.batch import Batch
-
     path = cache.temp_path / hashlib.sha256(content).hexdigest()
     path.write_bytes(content)
     batch = Batch()

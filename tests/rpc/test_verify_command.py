@@ -20,7 +20,6 @@ from appliance.castore.path_info import read_path_info
 from appliance.castore.store_path import StorePath
 from appliance.protos import pathinfo_pb2
 from appliance.store import schema
-from appliance.store.batch import Batch
 from appliance.store.store import Store
 from tests.fakes.appliance_process import APPLIANCE, import_tree
 from tests.fakes.daemon_process import DaemonProcess
@@ -138,9 +137,8 @@ def rewrite(
     with store.read() as txn:
         message = pathinfo_pb2.PathInfo.FromString(store.path_info(txn, path.digest) or b"")
     change(message)
-    batch = Batch()
-    batch.add_path_info(path.digest, message.SerializeToString())
-    store.commit(batch)
+    path_infos = store.env.database(schema.PATH_INFOS)
+    store.env.write(lambda txn: txn.put(path.digest, message.SerializeToString(), db=path_infos))
 
 
 def misstate_the_nar(store: Store, path: StorePath) -> None:

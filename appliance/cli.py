@@ -134,7 +134,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
     state.add_argument(
         "--state-dir",
         metavar="DIR",
-        help="where the node index is (default: beside the store; or APPLIANCE_STATE_DIR)",
+        help="where the cache and the control sockets are (default: beside the store; or "
+        "APPLIANCE_STATE_DIR)",
     )
     store = _Parser(add_help=False)
     add_store_option(store)
@@ -195,6 +196,7 @@ def _add_virtiofs(commands: "Subparsers", parents: "list[_Parser]") -> None:
     )
     command.add_argument("--fd", type=int, metavar="N", help="inherited listening socket")
     command.add_argument("--list-root", action="store_true", help="let guests list the root")
+    _add_inodes(command)
     command.add_argument("--tag", help="mount tag, for front-ends that ask the back-end for it")
     command.add_argument(
         "--num-request-queues",
@@ -209,12 +211,23 @@ def _add_virtiofs(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command.set_defaults(run=_run_virtiofs)
 
 
+def _add_inodes(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--inodes",
+        choices=("place", "content"),
+        default="place",
+        help="what st_ino tells apart: every name (place, the default), or contents (content, as "
+        "Tvix and Snix do; programs then take equal files for hard links)",
+    )
+
+
 def _add_mount(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command = commands.add_parser(
         "mount", parents=parents, help="mount the store on this machine, until unmounted"
     )
     command.add_argument("dest", metavar="DEST", type=_path, help="an existing directory")
     command.add_argument("--list-root", action="store_true", help="let the root be listed")
+    _add_inodes(command)
     command.add_argument(
         "--threads",
         type=int,
@@ -276,6 +289,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         blob_cache_bytes=_blob_cache_bytes(options),
         state_dir=state_dir(options, services),
         is_root_listable=options.list_root,
+        is_by_content=options.inodes == "content",
         tag=encode_tag(options.tag) if options.tag is not None else None,
         num_request_queues=_in_range(
             "--num-request-queues", options.num_request_queues, _MAX_REQUEST_QUEUES
@@ -302,6 +316,7 @@ def _run_mount(options: argparse.Namespace) -> None:
             blob_cache_bytes=_blob_cache_bytes(options),
             state_dir=state_dir(options, services),
             is_root_listable=options.list_root,
+            is_by_content=options.inodes == "content",
             log_level=options.log_level,
             log_json=options.json,
             path=options.dest,

@@ -51,7 +51,7 @@ def service_addresses(
 def state_dir(
     options: argparse.Namespace, services: ServiceAddresses, environ: Mapping[str, str] = os.environ
 ) -> Path:
-    """Return where the node index is.
+    """Return where the cache and the control sockets are.
 
     Raises:
         ConfigError: that is no directory, and cannot become one; the text names option or variable.
@@ -69,7 +69,7 @@ def state_dir(
 
 
 def default_state_dir(services: ServiceAddresses, environ: Mapping[str, str] = os.environ) -> Path:
-    """Return where the node index is when nobody says: beside the store, if all is in one.
+    """Return where they are when nobody says: beside the store, if all is in one.
 
     Else it is beside the default store, under a name made from the addresses.
     """
@@ -80,6 +80,12 @@ def default_state_dir(services: ServiceAddresses, environ: Mapping[str, str] = o
 
     name = hashlib.sha256(repr(services).encode()).hexdigest()[:16]
     return default_store(environ).with_name(f"remote-{name}.state")
+
+
+def _is_writable(path: Path) -> bool:
+    # Or, where there is nothing yet, whether it can be made.
+    there = next(above for above in (path, *path.parents) if os.path.lexists(above))
+    return os.access(there, os.W_OK, effective_ids=True)
 
 
 def default_store(environ: Mapping[str, str] = os.environ) -> Path:

@@ -47,7 +47,7 @@ class InvalidRequestError(ProtocolError):
 
 
 class StoreError(ApplianceError):
-    """The store or the node index cannot do what was asked."""
+    """A store cannot do what was asked."""
 
 
 class ContentMissingError(StoreError):

@@ -1,1 +1,1 @@
-"""The read-only file system: FUSE operations over the node index and the store."""
+"""The read-only file system: FUSE operations over images and blobs of the store."""

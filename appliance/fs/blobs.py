@@ -18,7 +18,7 @@ _REPORTED_MAX: Final = 1024
 
 
 class OpenBlob(NamedTuple):
-    """A blob file, opened; `fd` belongs to `Blobs` and stays open until `close_evicted`."""
+    """A blob file of `size` bytes, opened; `fd` is the `Blobs`', and open until `close_evicted`."""
 
     fd: int
     size: int
@@ -30,33 +30,26 @@ class Blobs:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._open: OrderedDict[int, OpenBlob] = OrderedDict()
+        self._open: OrderedDict[bytes, OpenBlob] = OrderedDict()
         self._evicted: list[int] = []
         self._reported: set[bytes] = set()
 
-    def opened(self, number: int) -> OpenBlob | None:
-        """Return the open file of content `number`, if there is one."""
-        blob = self._open.get(number)
-        if blob is not None:
-            self._open.move_to_end(number)
-        return blob
-
-    def content(
-        self, txn: ReadTransaction, number: int, digest: memoryview, size: int
-    ) -> memoryview | OpenBlob:
-        """Return the content of `number`, of which the Directory says that it has `size` bytes.
+    def content(self, txn: ReadTransaction, digest: bytes, size: int) -> memoryview | OpenBlob:
+        """Return the content of a blob, of which a Directory says that it has `size` bytes.
 
         Raises:
             OSError: EIO, the store does not have that many bytes of it.
         """
-        key = bytes(digest)
-        blob = self._store.blob(txn, key)
+        opened = self._opened(digest, size)
+        if opened is not None:
+            return opened
+        blob = self._store.blob(txn, digest)
         if blob is None:
-            raise self._broken(key, "is not in the store")
+            raise self._broken(digest, "is not in the store")
         if isinstance(blob, BlobFile):
-            return self._open_file(number, key, blob, size)
+            return self._open_file(digest, blob, size)
         if len(blob) < size:
-            raise self._broken(key, f"has {len(blob)} bytes, not {size}")
+            raise self._broken(digest, f"has {len(blob)} bytes, not {size}")
         return blob
 
     def close_evicted(self) -> None:
@@ -71,7 +64,15 @@ class Blobs:
         self._open.clear()
         self.close_evicted()
 
-    def _open_file(self, number: int, digest: bytes, blob: BlobFile, size: int) -> OpenBlob:
+    def _opened(self, digest: bytes, size: int) -> OpenBlob | None:
+        # Directories may state different sizes for one blob.
+        blob = self._open.get(digest)
+        if blob is None or blob.size < size:
+            return None
+        self._open.move_to_end(digest)
+        return blob
+
+    def _open_file(self, digest: bytes, blob: BlobFile, size: int) -> OpenBlob:
         try:
             fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as exc:
@@ -80,12 +81,15 @@ class Blobs:
         if found_size < size:
             os.close(fd)
             raise self._broken(digest, f"has a file of {found_size} bytes, not {size}")
-        return self._hold(number, OpenBlob(fd, size, digest))
+        return self._hold(OpenBlob(fd, found_size, digest))
 
-    def _hold(self, number: int, opened: OpenBlob) -> OpenBlob:
-        self._open[number] = opened
+    def _hold(self, opened: OpenBlob) -> OpenBlob:
+        replaced = self._open.pop(opened.digest, None)
+        if replaced is not None:
+            self._evicted.append(replaced.fd)
+        self._open[opened.digest] = opened
         if len(self._open) > OPEN_MAX:
-            _number, oldest = self._open.popitem(last=False)
+            _digest, oldest = self._open.popitem(last=False)
             self._evicted.append(oldest.fd)
         return opened
 

@@ -1,32 +1,42 @@
 """The read-only file system: every FUSE operation that has an answer of its own.
 
-An answer below the root is copied from the node index, or is a piece of a blob; what the index
-lacks is wanted from the resolver (`NotReady`) and the request runs again. The handler itself holds
-nothing a guest could miss: open blob files are a cache. A nodeid comes from the guest and may be
-any number: one the index never gave out is ESTALE.
+An answer below the root is copied from the image of a directory, or is a piece of a blob; what the
+store lacks is wanted from the supervisor (`NotReady`) and the request runs again. The handler
+itself holds nothing a guest could miss: what it keeps is a cache. A nodeid comes from the guest and
+may be any number: one that this session was not granted is ESTALE.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from errno import EINVAL, EISDIR, ENODATA, ENOENT, ENOTDIR, EPERM, ESTALE
+from errno import EINVAL, EIO, EISDIR, ENODATA, ENOENT
 from typing import Final
 
+from appliance.castore.digest import Digest
 from appliance.castore.store_path import StorePath, StorePathError
+from appliance.errors import DirectoryError, StoreError
 from appliance.fs import readdir, xattrs
 from appliance.fs.blobs import Blobs, OpenBlob
-from appliance.fs.cached_blobs import ALL_LOCAL, CachedBlobs, RemoteParts
+from appliance.fs.cached_blobs import ALL_LOCAL, CachedBlobs, RemoteParts, Usage
+from appliance.fs.made_images import MadeImages
+from appliance.fs.readdir import Listing
+from appliance.fs.root import DOTS, root_attributes, root_entry
 from appliance.fs.statfs import Statfs
+from appliance.fuse_proto.encode import FOREVER_S, negative_entry
 from appliance.fuse_proto.operations import Body, FileSlice, NotReady, Operations, Request
-from appliance.index import images
-from appliance.index.children import Kind
-from appliance.index.images import NUMBER_MASK, ROOT_NODEID
-from appliance.index.node_index import NodeIndex
-from appliance.index.wants import DirectoryWanted, RootListWanted, RootNameWanted
+from appliance.images.layout import LINKS, Image, Kind
+from appliance.images.places import ROOT_NODEID, CorruptSizeError, Node, Places
+from appliance.session.grants import Grants
+from appliance.session.wants import DirectoryWanted, RootListWanted, RootNameWanted
+from appliance.store.blob_cache import directory_key
 from appliance.store.lmdb_env import ReadTransaction
 from appliance.store.store import Store
 
+_LOG: Final = logging.getLogger(__name__)
 _EMPTY: Final = memoryview(b"")
+# The answer to LOOKUP of a name that a directory does not have, and never will.
+_NEGATIVE_ENTRY: Final = negative_entry(FOREVER_S)
 
 
 class _Batch:
@@ -43,34 +53,41 @@ class _Batch:
 
 
 class Handler(Operations):
-    """The operations over one index and one store; a batch of requests shares a snapshot of each.
+    """The operations over one store and the grants of one session.
+
+    The requests of a batch share a snapshot of the store.
 
     Args:
-        index: the node index; read only.
-        store: the store it was made from; read only.
+        grants: what the session may see.
+        store: read only.
         is_root_listable: whether the names in the root may be listed; looked up they always may be.
-        remote: what the resolver has to fetch; then the store is a cache, or has no PathInfos.
+        remote: what the supervisor has to fetch; then the store is a cache, or has no PathInfos.
+        makes_images: images that the store lacks are made here, as nobody can put them there.
     """
 
     def __init__(
         self,
-        index: NodeIndex,
+        grants: Grants,
         store: Store,
         *,
         is_root_listable: bool,
         remote: RemoteParts = ALL_LOCAL,
+        makes_images: bool = False,
     ) -> None:
-        self._index = index
+        self._grants = grants
         self._store = store
         self._is_root_listable = is_root_listable
-        self._blobs = CachedBlobs(store, remote.used) if remote.has_blobs else Blobs(store)
+        usage = Usage(remote.used)
+        self._blobs = CachedBlobs(store, usage) if remote.has_blobs else Blobs(store)
+        self._image_usage = usage if remote.has_directories else None
+        self._made_images = MadeImages(store) if makes_images else None
         self._has_remote_root = remote.has_root
-        self._root_attr_out = b""
-        self._root_attr_generation = -1
+        self._places = Places(grants, self._image)
+        self._num_revoked = grants.num_revoked
+        self._images: dict[tuple[bytes, int], Image] = {}
         self._statfs = Statfs(store.path)
         self._batch = _Batch(self)
-        self._snapshots: list[AbstractContextManager[ReadTransaction]] = []
-        self._txn: ReadTransaction
+        self._snapshot: AbstractContextManager[ReadTransaction] | None = None
         self._store_txn: ReadTransaction | None = None
 
     def batch(self) -> AbstractContextManager[None]:
@@ -79,23 +96,25 @@ class Handler(Operations):
 
     def begin(self) -> None:
         """Open a batch; what operations return from now on holds until `end`."""
-        snapshot = self._index.read()
-        self._txn = snapshot.__enter__()
-        self._snapshots.append(snapshot)
+        if self._grants.num_revoked != self._num_revoked:
+            self._num_revoked = self._grants.num_revoked
+            self._places.forget()
 
     def end(self) -> None:
         """Close the batch; every reply of it must have been delivered."""
+        self._images.clear()
         self._store_txn = None
-        while self._snapshots:
-            self._snapshots.pop().__exit__(None, None, None)
+        if self._snapshot is not None:
+            snapshot, self._snapshot = self._snapshot, None
+            snapshot.__exit__(None, None, None)
         self._blobs.close_evicted()
 
     def close(self) -> None:
-        """Close the files held open; the index and the store stay the caller's."""
+        """Close the files held open; the store stays the caller's."""
         self._blobs.close()
 
     def unanswered(self, request: memoryview) -> None:
-        """Hear that the reply to `request` (all of it) found nobody who waits for it."""
+        """Called when the kernel no longer wants the reply to `request` (all of it)."""
 
     # --- Names and attributes ---
 
@@ -105,41 +124,51 @@ class Handler(Operations):
         name = request.names[0]
         if nodeid == ROOT_NODEID:
             return self._lookup_in_root(name)
-        image = self._image(nodeid)
-        word = images.find_record(image, name)
-        return images.entry_at(image, word, name, nodeid) if word else images.NEGATIVE_ENTRY
+        node = self._node(nodeid)
+        if name == b".":
+            return node.entry
+        if name == b"..":
+            if node.parent == ROOT_NODEID:
+                return root_entry(self._root_generation())
+            return self._node(node.parent).entry
+        try:
+            child = self._places.child(node, name)
+        except CorruptSizeError as exc:
+            raise self._corrupt(exc) from exc
+        return child.entry if child is not None else _NEGATIVE_ENTRY
 
     def getattr(self, request: Request) -> Body:
         """See `Operations.getattr`."""
         if request.nodeid == ROOT_NODEID:
             return self._root_attributes()
-        return images.attr_out_of(self._content(request.nodeid))
+        return attr_out_of(self._node(request.nodeid).entry)
 
     def readlink(self, request: Request) -> Body:
         """See `Operations.readlink`; EINVAL for all but symlinks."""
         if request.nodeid == ROOT_NODEID:
             raise OSError(EINVAL, "the root is no symlink")
-        content = self._content(request.nodeid)
-        if images.kind_of(content) != Kind.SYMLINK:
+        node = self._node(request.nodeid)
+        if node.kind != Kind.SYMLINK:
             raise OSError(EINVAL, "not a symlink")
-        return images.target_of(content)
+        return node.target
 
     def getxattr(self, request: Request) -> Body:
         """See `Operations.getxattr`; the root and symlinks have none."""
         if request.nodeid == ROOT_NODEID:
             raise OSError(ENODATA, "the root has no attributes")
-        content = self._content(request.nodeid)
-        value = xattrs.value_of(
-            images.kind_of(content), images.digest_of(content), request.names[0]
-        )
+        node = self._node(request.nodeid)
+        value = xattrs.value_of(node.kind, node.digest, request.names[0])
         return xattrs.sized_reply(value, request.args.size)
 
     def listxattr(self, request: Request) -> Body:
-        """See `Operations.listxattr`; the root and symlinks have none."""
-        names = b""
+        """See `Operations.listxattr`.
+
+        No attribute is listed: whatever copies a file with those that are would give the copy a
+        digest that is wrong after its first change.
+        """
         if request.nodeid != ROOT_NODEID:
-            names = xattrs.names_of(images.kind_of(self._content(request.nodeid)))
-        return xattrs.sized_reply(names, request.args.size)
+            self._node(request.nodeid)
+        return xattrs.sized_reply(b"", request.args.size)
 
     def release(self, request: Request) -> Body:  # noqa: ARG002 - nothing was kept for the open
         """See `Operations.release`."""
@@ -155,104 +184,139 @@ class Handler(Operations):
         """See `Operations.read`; EISDIR for directories, EINVAL for symlinks."""
         args = request.args
         offset = args.offset
-        number = request.nodeid & NUMBER_MASK
-        content: memoryview | OpenBlob | None = self._blobs.opened(number)
-        if content is None:
-            content = self._file_content(request.nodeid, offset)
-        if isinstance(content, OpenBlob):
-            left = content.size - offset
-            return FileSlice(content.fd, offset, min(args.size, left)) if left > 0 else b""
-        return content[offset : offset + args.size]
-
-    def _file_content(self, nodeid: int, offset: int) -> memoryview | OpenBlob:
-        if nodeid == ROOT_NODEID:
+        if request.nodeid == ROOT_NODEID:
             raise OSError(EISDIR, "the root")
-        content = self._content(nodeid)
-        kind = images.kind_of(content)
-        if kind == Kind.DIRECTORY:
+        node = self._node(request.nodeid)
+        if node.kind == Kind.DIRECTORY:
             raise OSError(EISDIR, "a directory")
-        if kind == Kind.SYMLINK:
+        if node.kind == Kind.SYMLINK:
             raise OSError(EINVAL, "a symlink")
-        size = images.size_of(content)
-        if offset >= size:
+        left = node.size - offset
+        if left <= 0:
             return _EMPTY
-        digest = images.digest_of(content)
-        blob = self._blobs.content(self._in_store(), nodeid & NUMBER_MASK, digest, size)
-        return blob if isinstance(blob, OpenBlob) else blob[:size]
+        content = self._blobs.content(self._in_store(), node.digest, node.size)
+        if isinstance(content, OpenBlob):
+            return FileSlice(content.fd, offset, min(args.size, left))
+        return content[offset : offset + min(args.size, left)]
 
     def readdir(self, request: Request) -> Body:
         """See `Operations.readdir`; ENOTDIR for all but directories."""
         args = request.args
         if request.nodeid == ROOT_NODEID:
             return readdir.plain_stream(self._root_listing(args.offset), args.size)
-        return readdir.plain_slice(self._image(request.nodeid), args.offset, args.size)
+        return self._listing(request).plain(args.size)
 
     def readdirplus(self, request: Request) -> Body:
         """See `Operations.readdirplus`; ENOTDIR for all but directories."""
         args = request.args
         if request.nodeid == ROOT_NODEID:
             return readdir.plus_stream(self._root_listing(args.offset), args.size)
-        image = self._image(request.nodeid)
-        return readdir.plus_slice(image, request.nodeid, args.offset, args.size)
+        return self._listing(request).plus(args.size)
 
-    # --- The root, and what all share ---
+    def _listing(self, request: Request) -> Listing:
+        directory = self._node(request.nodeid)
+        parent = directory.parent
+        try:
+            return Listing(
+                self._places,
+                directory,
+                parent_ino=parent if parent == ROOT_NODEID else self._node(parent).ino,
+                generation=self._grants.generation,
+                cookie=request.args.offset,
+            )
+        except CorruptSizeError as exc:
+            raise self._corrupt(exc) from exc
+
+    # --- The root ---
 
     def _lookup_in_root(self, name: bytes) -> Body:
-        entry = self._index.root_entry(self._txn, name)
-        if entry is None:
-            try:
-                StorePath.parse(name)
-            except StorePathError as exc:
-                raise OSError(ENOENT, str(exc)) from exc
-            raise NotReady(RootNameWanted(name))
-        return entry
+        if name in {b".", b".."}:
+            return root_entry(self._root_generation())
+        grant = self._grants.by_name(name)
+        if grant is not None:
+            return self._places.of_grant(grant).entry
+        try:
+            StorePath.parse(name)
+        except StorePathError as exc:
+            raise OSError(ENOENT, str(exc)) from exc
+        raise NotReady(RootNameWanted(name))
 
     def _root_listing(self, cookie: int) -> Iterator[memoryview]:
+        yield from DOTS[cookie:]
         if not self._is_root_listable:
-            raise OSError(EPERM, "listing the root is switched off")
+            return
         # A listing that has begun goes on: what is added meanwhile comes at its end, or next time.
         if cookie == 0 and self._is_root_stale():
             raise NotReady(RootListWanted())
-        return self._index.root_listing(self._txn, cookie)
+        yield from self._grants.listing(max(cookie - LINKS, 0))
 
     def _is_root_stale(self) -> bool:
         if self._has_remote_root:
-            return self._index.root_fresh_until_ns(self._txn) < time.monotonic_ns()
-        reached = self._index.root_generation(self._txn)
-        return reached < self._store.generation(self._in_store())
+            return self._grants.root_fresh_until_ns < time.monotonic_ns()
+        return self._grants.root_generation < self._store.generation(self._in_store())
 
     def _root_attributes(self) -> bytes:
+        # A guest that keeps the listing asks only for this: so it hears of what was added.
+        is_listed = self._has_remote_root and self._grants.root_fresh_until_ns
+        if is_listed and self._is_root_listable and self._is_root_stale():
+            raise NotReady(RootListWanted())
+        return root_attributes(self._root_generation())
+
+    def _root_generation(self) -> int:
         if self._has_remote_root:
-            # A guest that keeps the listing asks only for this: so it hears of what was added.
-            if self._index.root_fresh_until_ns(self._txn) and self._is_root_stale():
-                raise NotReady(RootListWanted())
-            generation = self._index.num_root_entries(self._txn)
-        else:
-            generation = self._store.generation(self._in_store())
-        if generation != self._root_attr_generation:
-            self._root_attr_out = images.root_attr_out(generation)
-            self._root_attr_generation = generation
-        return self._root_attr_out
+            return len(self._grants)
+        return self._store.generation(self._in_store())
+
+    # --- What all share ---
+
+    def _node(self, nodeid: int) -> Node:
+        try:
+            return self._places.node(nodeid)
+        except CorruptSizeError as exc:
+            raise self._corrupt(exc) from exc
 
     def _in_store(self) -> ReadTransaction:
-        # Opened by the first request that needs it, so never older than the index's snapshot.
+        # Opened by the first request that needs it.
         if self._store_txn is None:
-            snapshot = self._store.read()
-            self._store_txn = snapshot.__enter__()
-            self._snapshots.append(snapshot)
+            self._snapshot = self._store.read()
+            self._store_txn = self._snapshot.__enter__()
         return self._store_txn
 
-    def _content(self, nodeid: int) -> memoryview:
-        content = self._index.record(self._txn, nodeid & NUMBER_MASK)
-        if content is None:
-            raise OSError(ESTALE, f"nodeid {nodeid:#x}")
-        return content
-
-    def _image(self, nodeid: int) -> memoryview:
-        number = nodeid & NUMBER_MASK
-        image = self._index.image(self._txn, number)
+    def _image(self, digest: bytes, piece: int) -> Image:
+        image = self._images.get((digest, piece))
         if image is None:
-            if images.kind_of(self._content(nodeid)) != Kind.DIRECTORY:
-                raise OSError(ENOTDIR, f"nodeid {nodeid:#x}")
-            raise NotReady(DirectoryWanted(number))
+            image = self._images[digest, piece] = Image(self._image_bytes(digest, piece))
         return image
+
+    def _image_bytes(self, digest: bytes, piece: int) -> memoryview:
+        found = self._store.image(self._in_store(), digest, piece)
+        if found is not None:
+            if self._image_usage is not None:
+                self._image_usage.note(directory_key(digest))
+            return found
+        if self._made_images is None:
+            raise NotReady(DirectoryWanted(digest))
+        try:
+            return self._made_images.piece(self._in_store(), digest, piece)
+        except (DirectoryError, StoreError) as exc:
+            _LOG.error("directory %s: %s", Digest(digest), exc)
+            raise OSError(EIO, str(exc)) from exc
+
+    def _corrupt(self, exc: CorruptSizeError) -> OSError:
+        directory = exc.directory
+        _LOG.error(
+            "directory %s, nodeid %#x: its node states a size of %d, its entries take %d",
+            Digest(directory.digest),
+            directory.nodeid,
+            directory.size,
+            exc.span,
+        )
+        return OSError(EIO, "a directory states a size that does not hold its entries")
+
+
+def attr_out_of(entry: bytes) -> bytes:
+    """Return the reply to GETATTR of the node that `entry` (packed `EntryOut`) is of."""
+    return _ATTR_VALID + entry[40:]
+
+
+_ATTR_VALID: Final = FOREVER_S.to_bytes(8, "little") + bytes(8)

@@ -14,10 +14,8 @@ from appliance.fuse_proto._wire import (
     unpack_in_header,
 )
 from appliance.fuse_proto.operations import Body, NotReady, Request
-from appliance.index import images
-from appliance.index.images import NUMBER_MASK
-from appliance.index.node_index import NodeIndex
-from appliance.index.wants import BackingWanted
+from appliance.session.grants import Grants
+from appliance.session.wants import BackingWanted
 from appliance.store.schema import INLINE_MAX
 from appliance.store.store import Store
 
@@ -31,27 +29,34 @@ class PassthroughHandler(Handler):
 
     All opens of one inode at a time must have the same backing file (linux fs/fuse/iomode.c:
     fuse_inode_uncached_io_start), whichever worker answers them: the supervisor hands the ids out
-    and counts. The handle of such an open is the content number, so that any worker can say which
-    it was that ended.
+    and counts. The handle of such an open is the nodeid, so that any worker can say which it was
+    that ended.
 
     Args:
-        index: see `Handler`.
+        grants: see `Handler`.
         store: see `Handler`.
         is_root_listable: see `Handler`.
-        released: called with the content number when an open that was granted has ended.
+        released: called with the nodeid when an open that was granted has ended.
         remote: see `Handler`.
     """
 
     def __init__(
         self,
-        index: NodeIndex,
+        grants: Grants,
         store: Store,
         *,
         is_root_listable: bool,
         released: Callable[[int], None],
         remote: RemoteParts = ALL_LOCAL,
+        makes_images: bool = False,
     ) -> None:
-        super().__init__(index, store, is_root_listable=is_root_listable, remote=remote)
+        super().__init__(
+            grants,
+            store,
+            is_root_listable=is_root_listable,
+            remote=remote,
+            makes_images=makes_images,
+        )
         self._released = released
         self._granted: dict[int, int] = {}
 
@@ -61,14 +66,15 @@ class PassthroughHandler(Handler):
 
     def open(self, request: Request) -> Body:
         """See `Operations.open`; only what the store has as a file is asked for."""
-        number = request.nodeid & NUMBER_MASK
-        if images.size_of(self._content(request.nodeid)) <= INLINE_MAX:
+        nodeid = request.nodeid
+        node = self._node(nodeid)
+        if node.size <= INLINE_MAX:
             return _CACHED
         backing_id = self._granted.pop(request.unique, None)
         if backing_id is None:
-            raise NotReady(BackingWanted(number, request.unique))
+            raise NotReady(BackingWanted(nodeid, request.unique, node.digest, node.size))
         flags = OpenFlag.PASSTHROUGH if backing_id else OpenFlag.KEEP_CACHE
-        return pack_open_out(OpenOut(number, flags, backing_id))
+        return pack_open_out(OpenOut(nodeid, flags, backing_id))
 
     def release(self, request: Request) -> Body:
         """See `Operations.release`."""
@@ -83,4 +89,4 @@ class PassthroughHandler(Handler):
         """See `Handler.unanswered`; an open that nobody waits for has ended."""
         header = unpack_in_header(request[:IN_HEADER_SIZE])
         if header.opcode == Opcode.OPEN:
-            self._released(header.nodeid & NUMBER_MASK)
+            self._released(header.nodeid)

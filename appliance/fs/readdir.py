@@ -1,81 +1,116 @@
-"""Directory streams, cut out of stored images (linux/fuse.h: READDIR, READDIRPLUS).
+"""Directory streams, cut out of images (linux/fuse.h: READDIR, READDIRPLUS).
 
 A cookie is the index of the record to go on with, so any one of any age can be resumed from. A
-reply holds whole records only; nothing at all means the end, so a buffer too small for one record
-is EINVAL.
+reply holds whole records only, of one piece of an image; nothing at all means the end, so a buffer
+too small for one record is EINVAL. Only what is sent is copied, and the places in the copy become
+nodeids.
 """
 
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable
 from errno import EINVAL
-from itertools import pairwise
 from typing import Final
-from zlib import crc32
 
 from appliance.fuse_proto._wire import ENTRY_OUT_SIZE
-from appliance.index.images import IS_DIRECTORY, NAME_AT, NAMELEN_AT, POSITION_AT
+from appliance.images.places import Node, Places
 
-_U32: Final = struct.Struct("<I")
-
-
-def plus_slice(image: memoryview, nodeid: int, cookie: int, size: int) -> bytes | memoryview:
-    """Return the READDIRPLUS reply of at most `size` bytes for the directory `nodeid`.
-
-    Raises:
-        OSError: EINVAL, the next record alone is bigger than `size`.
-    """
-    words = image.cast("I")
-    table = words[2 : 3 + words[1]]
-    if cookie >= len(table) - 1:
-        return b""
-    start = table[cookie] & ~IS_DIRECTORY
-    # Ends are multiples of 8, but for the flag bit: find the last one that is not beyond.
-    end_index = bisect_right(table, ((start + size) & ~7) | IS_DIRECTORY, lo=cookie) - 1
-    if end_index == cookie:
-        raise _too_small(size)
-    piece = image[start : table[end_index] & ~IS_DIRECTORY]
-    flagged = [word - start for word in table[cookie:end_index] if word & IS_DIRECTORY]
-    return _positioned(piece, nodeid, flagged) if flagged else piece
+# Words of 8 bytes in a record; the first is its nodeid.
+_GENERATION: Final = 1
+_ATTR_INO: Final = 5
+_DIRENT_INO: Final = ENTRY_OUT_SIZE // 8
+_DOTDOT: Final = 1  # cookie of ".."
+_U64: Final = struct.Struct("<Q")
 
 
-def _positioned(piece: memoryview, nodeid: int, flagged: list[int]) -> memoryview:
-    # `flagged` are offsets in `piece` with the flag bit. The CRC of each name goes on from that of
-    # the parent (images.position).
-    parent = crc32(nodeid.to_bytes(8, "little"))
-    copy = bytearray(piece)
-    for word in flagged:
-        at = word & ~IS_DIRECTORY
-        name_at = at + NAME_AT
-        (name_size,) = _U32.unpack_from(piece, at + NAMELEN_AT)
-        name = piece[name_at : name_at + name_size]
-        _U32.pack_into(copy, at + POSITION_AT, crc32(name, parent))
-    return memoryview(copy)
+class Listing:
+    """The stream of one directory, from a cookie on.
 
-
-def plain_slice(image: memoryview, cookie: int, size: int) -> bytes:
-    """Return the READDIR reply of at most `size` bytes.
+    Args:
+        places: of the session.
+        directory: the node of it.
+        parent_ino: st_ino of "..".
+        generation: of the session.
+        cookie: from the guest, any number.
 
     Raises:
-        OSError: EINVAL, the next record alone is bigger than `size`.
+        OSError: see `Places.image`.
     """
-    words = image.cast("I")
-    parts: list[memoryview] = []
-    left = size
-    # One word before the others: where the first record starts, then where each ends.
-    ends = (word & ~IS_DIRECTORY for word in words[2 + cookie : 3 + words[1]])
-    for at, end in pairwise(ends):
-        left -= end - at - ENTRY_OUT_SIZE
-        if left < 0:
-            break
-        parts.append(image[at + ENTRY_OUT_SIZE : end])
-    if left < 0 and not parts:
-        raise _too_small(size)
-    return b"".join(parts)
+
+    def __init__(
+        self, places: Places, directory: Node, *, parent_ino: int, generation: int, cookie: int
+    ) -> None:
+        self._places = places
+        self._directory = directory
+        self._parent_ino = parent_ino
+        self._generation = generation
+        self._image = places.piece_at(directory, cookie)
+        self._is_by_content = places.is_by_content
+        # Of the first record to send, in this piece.
+        self._first = cookie - self._image.first_cookie
+
+    def plus(self, size: int) -> bytes | memoryview:
+        """Return the READDIRPLUS reply of at most `size` bytes.
+
+        Raises:
+            OSError: EINVAL, the next record alone is bigger than `size`.
+        """
+        offsets = self._image.offsets
+        first = self._first
+        if first >= len(offsets) - 1:
+            return b""
+        start = offsets[first]
+        end = bisect_right(offsets, start + size, lo=first) - 1
+        if end == first:
+            raise _too_small(size)
+        reply = memoryview(bytearray(self._image.view[start : offsets[end]]))
+        words = reply.cast("Q")
+        base, generation = self._directory.nodeid, self._generation
+        # Budget: 0.4 us a record.
+        for index, at in enumerate(offsets[first:end], first):
+            word = (at - start) >> 3
+            place = words[word]
+            if place:
+                words[word] = base + place
+                words[word + _GENERATION] = generation
+                words[word + _ATTR_INO] = words[word + _DIRENT_INO] = self._ino(index, place)
+            else:
+                words[word + _DIRENT_INO] = self._ino_of_link(index)
+        return reply
+
+    def plain(self, size: int) -> bytes | memoryview:
+        """Return the READDIR reply of at most `size` bytes.
+
+        Raises:
+            OSError: EINVAL, the next record alone is bigger than `size`.
+        """
+        image = self._image
+        offsets = image.offsets
+        parts: list[bytes | memoryview] = []
+        left = size
+        for index in range(self._first, len(offsets) - 1):
+            at, end = offsets[index], offsets[index + 1]
+            left -= end - at - ENTRY_OUT_SIZE
+            if left < 0:
+                break
+            (place,) = _U64.unpack_from(image.view, at)
+            ino = self._ino(index, place) if place else self._ino_of_link(index)
+            parts += (_U64.pack(ino), image.view[at + ENTRY_OUT_SIZE + 8 : end])
+        if left < 0 and not parts:
+            raise _too_small(size)
+        return b"".join(parts)
+
+    def _ino(self, index: int, place: int) -> int:
+        if not self._is_by_content:
+            return self._directory.nodeid + place
+        return self._places.ino(self._directory, self._image, index - self._image.links)
+
+    def _ino_of_link(self, index: int) -> int:
+        return self._parent_ino if index == _DOTDOT else self._directory.ino
 
 
 def plus_stream(records: Iterable[memoryview], size: int) -> bytes:
-    """Return as many of `records`, which have their positions, as fit `size` bytes.
+    """Return as many of `records`, which have their numbers, as fit `size` bytes.
 
     Raises:
         OSError: EINVAL, the first alone is bigger than `size`.

@@ -1,7 +1,7 @@
 """Extended attributes: the castore digest of a file or directory, under two names.
 
 Two implementations of the store protocol show it, each under a name and in a notation of its own;
-here both do. The value is text without a NUL.
+here both do. The value is text without a NUL. The attributes are not listed.
 """
 
 from base64 import b64encode
@@ -9,7 +9,7 @@ from errno import ENODATA, ERANGE
 from typing import Final, NamedTuple
 
 from appliance.fuse_proto._wire import GetxattrOut, pack_getxattr_out
-from appliance.index.children import Kind
+from appliance.images.layout import Kind
 
 
 class _Attribute(NamedTuple):
@@ -33,7 +33,7 @@ _BY_KIND: Final[dict[int, tuple[_Attribute, ...]]] = {
 }
 
 
-def value_of(kind: int, digest: memoryview, name: bytes) -> bytes:
+def value_of(kind: int, digest: bytes, name: bytes) -> bytes:
     """Return the value of attribute `name`.
 
     Raises:
@@ -43,11 +43,6 @@ def value_of(kind: int, digest: memoryview, name: bytes) -> bytes:
         if attribute.name == name:
             return attribute.prefix + b64encode(digest)
     raise OSError(ENODATA, "no such attribute")
-
-
-def names_of(kind: int) -> bytes:
-    """Return the list of attribute names, each with its NUL."""
-    return b"".join(attribute.name + b"\0" for attribute in _BY_KIND[kind])
 
 
 def sized_reply(value: bytes, size: int) -> bytes:

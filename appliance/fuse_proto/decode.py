@@ -108,13 +108,13 @@ def check_name_untrusted(name: bytes) -> None:
 
 
 def check_entry_name_untrusted(name: bytes) -> None:
-    """Refuse a name no directory entry can have.
+    """Refuse a name no directory entry can have; "." and ".." may be looked up.
 
-    Linux asks for "." and ".." only where EXPORT_SUPPORT was agreed.
+    Linux does so to find the inode of a file handle, and its parent (EXPORT_SUPPORT).
 
     Raises:
         OSError: ENAMETOOLONG or ENOENT.
     """
     check_name_untrusted(name)
-    if name in {b"", b".", b".."} or b"/" in name:
+    if not name or b"/" in name:
         raise OSError(ENOENT, f"{name!r} is no entry's name")

@@ -23,6 +23,8 @@ WANTED_FLAGS: Final = (
     | InitFlag.INIT_EXT
     | InitFlag.NO_OPEN_SUPPORT
     | InitFlag.NO_OPENDIR_SUPPORT
+    # LOOKUP of "." and ".." is answered: file handles outlive what the guest's kernel caches.
+    | InitFlag.EXPORT_SUPPORT
 )
 # On /dev/fuse a server may ask for requests to be sent again that a dead worker had read.
 DEVICE_FLAGS: Final = WANTED_FLAGS | InitFlag.HAS_RESEND

@@ -71,9 +71,10 @@ class Operations:
     def lookup(self, request: Request) -> Body:
         """Return the packed `EntryOut` of `names[0]` in directory `nodeid`.
 
-        The name is 1 to 255 bytes without a slash, and neither "." nor "..". A name that does not
-        exist is a success, with nodeid 0 and the time it may be remembered in `entry_valid`
-        (`encode.negative_entry`); ENOENT says the same and is not remembered.
+        The name is 1 to 255 bytes without a slash. "." is the node itself, of whatever kind, and
+        ".." the directory that it is in. A name that does not exist is a success, with nodeid 0 and
+        the time it may be remembered in `entry_valid` (`encode.negative_entry`); ENOENT says the
+        same and is not remembered.
         """
         _unsupported(request)
 

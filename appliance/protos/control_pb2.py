@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61ppliance/protos/control.proto\x12\x14\x61ppliance.control.v1\"\xe6\x06\n\x08\x45nvelope\x12\n\n\x02id\x18\x01 \x01(\x04\x12,\n\x05spawn\x18\x02 \x01(\x0b\x32\x1b.appliance.control.v1.SpawnH\x00\x12\x30\n\x07spawned\x18\x03 \x01(\x0b\x32\x1d.appliance.control.v1.SpawnedH\x00\x12.\n\x06\x65xited\x18\x04 \x01(\x0b\x32\x1c.appliance.control.v1.ExitedH\x00\x12\x34\n\tconfigure\x18\x05 \x01(\x0b\x32\x1f.appliance.control.v1.ConfigureH\x00\x12\x35\n\nset_memory\x18\x06 \x01(\x0b\x32\x1f.appliance.control.v1.SetMemoryH\x00\x12\x35\n\nstart_ring\x18\x07 \x01(\x0b\x32\x1f.appliance.control.v1.StartRingH\x00\x12\x33\n\tstop_ring\x18\x08 \x01(\x0b\x32\x1e.appliance.control.v1.StopRingH\x00\x12\x31\n\x08set_call\x18\t \x01(\x0b\x32\x1d.appliance.control.v1.SetCallH\x00\x12\x32\n\x08resolved\x18\n \x01(\x0b\x32\x1e.appliance.control.v1.ResolvedH\x00\x12*\n\x04\x64one\x18\x0b \x01(\x0b\x32\x1a.appliance.control.v1.DoneH\x00\x12\x39\n\x0cring_stopped\x18\x0c \x01(\x0b\x32!.appliance.control.v1.RingStoppedH\x00\x12\x37\n\x0bring_broken\x18\r \x01(\x0b\x32 .appliance.control.v1.RingBrokenH\x00\x12\x30\n\x07resolve\x18\x0e \x01(\x0b\x32\x1d.appliance.control.v1.ResolveH\x00\x12\x39\n\x0c\x64\x65vice_ended\x18\x0f \x01(\x0b\x32!.appliance.control.v1.DeviceEndedH\x00\x12\x32\n\x08released\x18\x10 \x01(\x0b\x32\x1e.appliance.control.v1.ReleasedH\x00\x12\x35\n\nblobs_used\x18\x11 \x01(\x0b\x32\x1f.appliance.control.v1.BlobsUsedH\x00\x42\x06\n\x04\x62ody\"\x07\n\x05Spawn\"\x16\n\x07Spawned\x12\x0b\n\x03pid\x18\x01 \x01(\x05\"%\n\x06\x45xited\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x0e\n\x06status\x18\x02 \x01(\x05\"\xdb\x01\n\tConfigure\x12\x12\n\nstore_path\x18\x01 \x01(\t\x12\x12\n\nindex_path\x18\x02 \x01(\t\x12\x11\n\tlist_root\x18\x03 \x01(\x08\x12\x11\n\tlog_level\x18\x04 \x01(\t\x12\x10\n\x08log_json\x18\x05 \x01(\x08\x12\r\n\x05queue\x18\x06 \x01(\r\x12\x18\n\x10has_remote_blobs\x18\x08 \x01(\x08\x12\x17\n\x0fhas_remote_root\x18\t \x01(\x08\x12,\n\x06\x64\x65vice\x18\x07 \x01(\x0b\x32\x1c.appliance.control.v1.Device\"\x1d\n\x06\x44\x65vice\x12\x13\n\x0bpassthrough\x18\x01 \x01(\x08\"H\n\tSetMemory\x12-\n\x07regions\x18\x01 \x03(\x0b\x32\x1c.appliance.control.v1.Region\x12\x0c\n\x04last\x18\x02 \x01(\x08\"K\n\x06Region\x12\x0b\n\x03gpa\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x11\n\tuser_addr\x18\x03 \x01(\x04\x12\x13\n\x0bmmap_offset\x18\x04 \x01(\x04\"\xd9\x01\n\tStartRing\x12\x0b\n\x03num\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x65sc\x18\x02 \x01(\x04\x12\r\n\x05\x61vail\x18\x03 \x01(\x04\x12\x0c\n\x04used\x18\x04 \x01(\x04\x12\x0c\n\x04\x62\x61se\x18\x05 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x06 \x01(\x04\x12\x17\n\x0finflight_offset\x18\x07 \x01(\x04\x12\x1b\n\x13inflight_num_queues\x18\x08 \x01(\r\x12\x1b\n\x13inflight_queue_size\x18\t \x01(\r\x12\x10\n\x08has_call\x18\n \x01(\x08\x12\x0f\n\x07has_err\x18\x0b \x01(\x08\"\n\n\x08StopRing\"!\n\x0bRingStopped\x12\x12\n\nlast_avail\x18\x01 \x01(\r\"\t\n\x07SetCall\"\x15\n\x04\x44one\x12\r\n\x05\x65rror\x18\x01 \x01(\t\"0\n\nRingBroken\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x12\n\nlast_avail\x18\x02 \x01(\r\"\x8f\x01\n\x07Resolve\x12\x13\n\tdirectory\x18\x01 \x01(\x04H\x00\x12\x13\n\troot_name\x18\x02 \x01(\x0cH\x00\x12\x13\n\troot_list\x18\x03 \x01(\x08H\x00\x12\x11\n\x07\x62\x61\x63king\x18\x04 \x01(\x04H\x00\x12*\n\x04\x62lob\x18\x05 \x01(\x0b\x32\x1a.appliance.control.v1.BlobH\x00\x42\x06\n\x04want\"$\n\x04\x42lob\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\"\x1c\n\tBlobsUsed\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x0c\"-\n\x08Resolved\x12\r\n\x05\x65rrno\x18\x01 \x01(\x05\x12\x12\n\nbacking_id\x18\x02 \x01(\x05\"\r\n\x0b\x44\x65viceEnded\"\x1a\n\x08Released\x12\x0e\n\x06number\x18\x01 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61ppliance/protos/control.proto\x12\x14\x61ppliance.control.v1\"\xe6\x06\n\x08\x45nvelope\x12\n\n\x02id\x18\x01 \x01(\x04\x12,\n\x05spawn\x18\x02 \x01(\x0b\x32\x1b.appliance.control.v1.SpawnH\x00\x12\x30\n\x07spawned\x18\x03 \x01(\x0b\x32\x1d.appliance.control.v1.SpawnedH\x00\x12.\n\x06\x65xited\x18\x04 \x01(\x0b\x32\x1c.appliance.control.v1.ExitedH\x00\x12\x34\n\tconfigure\x18\x05 \x01(\x0b\x32\x1f.appliance.control.v1.ConfigureH\x00\x12\x35\n\nset_memory\x18\x06 \x01(\x0b\x32\x1f.appliance.control.v1.SetMemoryH\x00\x12\x35\n\nstart_ring\x18\x07 \x01(\x0b\x32\x1f.appliance.control.v1.StartRingH\x00\x12\x33\n\tstop_ring\x18\x08 \x01(\x0b\x32\x1e.appliance.control.v1.StopRingH\x00\x12\x31\n\x08set_call\x18\t \x01(\x0b\x32\x1d.appliance.control.v1.SetCallH\x00\x12\x32\n\x08resolved\x18\n \x01(\x0b\x32\x1e.appliance.control.v1.ResolvedH\x00\x12*\n\x04\x64one\x18\x0b \x01(\x0b\x32\x1a.appliance.control.v1.DoneH\x00\x12\x39\n\x0cring_stopped\x18\x0c \x01(\x0b\x32!.appliance.control.v1.RingStoppedH\x00\x12\x37\n\x0bring_broken\x18\r \x01(\x0b\x32 .appliance.control.v1.RingBrokenH\x00\x12\x30\n\x07resolve\x18\x0e \x01(\x0b\x32\x1d.appliance.control.v1.ResolveH\x00\x12\x39\n\x0c\x64\x65vice_ended\x18\x0f \x01(\x0b\x32!.appliance.control.v1.DeviceEndedH\x00\x12\x32\n\x08released\x18\x10 \x01(\x0b\x32\x1e.appliance.control.v1.ReleasedH\x00\x12\x35\n\ncache_used\x18\x11 \x01(\x0b\x32\x1f.appliance.control.v1.CacheUsedH\x00\x42\x06\n\x04\x62ody\"\x07\n\x05Spawn\"\x16\n\x07Spawned\x12\x0b\n\x03pid\x18\x01 \x01(\x05\"%\n\x06\x45xited\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x0e\n\x06status\x18\x02 \x01(\x05\"\xfd\x01\n\tConfigure\x12\x12\n\nstore_path\x18\x01 \x01(\t\x12\x11\n\tlist_root\x18\x03 \x01(\x08\x12\x11\n\tlog_level\x18\x04 \x01(\t\x12\x10\n\x08log_json\x18\x05 \x01(\x08\x12\r\n\x05queue\x18\x06 \x01(\r\x12\x18\n\x10has_remote_blobs\x18\x08 \x01(\x08\x12\x1e\n\x16has_remote_directories\x18\n \x01(\x08\x12\x17\n\x0fhas_remote_root\x18\t \x01(\x08\x12\x14\n\x0cmakes_images\x18\x0b \x01(\x08\x12,\n\x06\x64\x65vice\x18\x07 \x01(\x0b\x32\x1c.appliance.control.v1.Device\"\x1d\n\x06\x44\x65vice\x12\x13\n\x0bpassthrough\x18\x01 \x01(\x08\"H\n\tSetMemory\x12-\n\x07regions\x18\x01 \x03(\x0b\x32\x1c.appliance.control.v1.Region\x12\x0c\n\x04last\x18\x02 \x01(\x08\"K\n\x06Region\x12\x0b\n\x03gpa\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x11\n\tuser_addr\x18\x03 \x01(\x04\x12\x13\n\x0bmmap_offset\x18\x04 \x01(\x04\"\xd9\x01\n\tStartRing\x12\x0b\n\x03num\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x65sc\x18\x02 \x01(\x04\x12\r\n\x05\x61vail\x18\x03 \x01(\x04\x12\x0c\n\x04used\x18\x04 \x01(\x04\x12\x0c\n\x04\x62\x61se\x18\x05 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x06 \x01(\x04\x12\x17\n\x0finflight_offset\x18\x07 \x01(\x04\x12\x1b\n\x13inflight_num_queues\x18\x08 \x01(\r\x12\x1b\n\x13inflight_queue_size\x18\t \x01(\r\x12\x10\n\x08has_call\x18\n \x01(\x08\x12\x0f\n\x07has_err\x18\x0b \x01(\x08\"\n\n\x08StopRing\"!\n\x0bRingStopped\x12\x12\n\nlast_avail\x18\x01 \x01(\r\"\t\n\x07SetCall\"\x15\n\x04\x44one\x12\r\n\x05\x65rror\x18\x01 \x01(\t\"0\n\nRingBroken\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x12\n\nlast_avail\x18\x02 \x01(\r\"\xae\x01\n\x07Resolve\x12\x13\n\tdirectory\x18\x01 \x01(\x0cH\x00\x12\x13\n\troot_name\x18\x02 \x01(\x0cH\x00\x12\x13\n\troot_list\x18\x03 \x01(\x08H\x00\x12\x30\n\x07\x62\x61\x63king\x18\x04 \x01(\x0b\x32\x1d.appliance.control.v1.BackingH\x00\x12*\n\x04\x62lob\x18\x05 \x01(\x0b\x32\x1a.appliance.control.v1.BlobH\x00\x42\x06\n\x04want\"C\n\x07\x42\x61\x63king\x12\x0e\n\x06nodeid\x18\x01 \x01(\x04\x12(\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x1a.appliance.control.v1.Blob\"$\n\x04\x42lob\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\"\x19\n\tCacheUsed\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"-\n\x08Resolved\x12\r\n\x05\x65rrno\x18\x01 \x01(\x05\x12\x12\n\nbacking_id\x18\x02 \x01(\x05\"\r\n\x0b\x44\x65viceEnded\"\x1a\n\x08Released\x12\x0e\n\x06nodeid\x18\x01 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,35 +40,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXITED']._serialized_start=962
   _globals['_EXITED']._serialized_end=999
   _globals['_CONFIGURE']._serialized_start=1002
-  _globals['_CONFIGURE']._serialized_end=1221
-  _globals['_DEVICE']._serialized_start=1223
-  _globals['_DEVICE']._serialized_end=1252
-  _globals['_SETMEMORY']._serialized_start=1254
-  _globals['_SETMEMORY']._serialized_end=1326
-  _globals['_REGION']._serialized_start=1328
-  _globals['_REGION']._serialized_end=1403
-  _globals['_STARTRING']._serialized_start=1406
-  _globals['_STARTRING']._serialized_end=1623
-  _globals['_STOPRING']._serialized_start=1625
-  _globals['_STOPRING']._serialized_end=1635
-  _globals['_RINGSTOPPED']._serialized_start=1637
-  _globals['_RINGSTOPPED']._serialized_end=1670
-  _globals['_SETCALL']._serialized_start=1672
-  _globals['_SETCALL']._serialized_end=1681
-  _globals['_DONE']._serialized_start=1683
-  _globals['_DONE']._serialized_end=1704
-  _globals['_RINGBROKEN']._serialized_start=1706
-  _globals['_RINGBROKEN']._serialized_end=1754
-  _globals['_RESOLVE']._serialized_start=1757
-  _globals['_RESOLVE']._serialized_end=1900
-  _globals['_BLOB']._serialized_start=1902
-  _globals['_BLOB']._serialized_end=1938
-  _globals['_BLOBSUSED']._serialized_start=1940
-  _globals['_BLOBSUSED']._serialized_end=1968
-  _globals['_RESOLVED']._serialized_start=1970
-  _globals['_RESOLVED']._serialized_end=2015
-  _globals['_DEVICEENDED']._serialized_start=2017
-  _globals['_DEVICEENDED']._serialized_end=2030
-  _globals['_RELEASED']._serialized_start=2032
-  _globals['_RELEASED']._serialized_end=2058
+  _globals['_CONFIGURE']._serialized_end=1255
+  _globals['_DEVICE']._serialized_start=1257
+  _globals['_DEVICE']._serialized_end=1286
+  _globals['_SETMEMORY']._serialized_start=1288
+  _globals['_SETMEMORY']._serialized_end=1360
+  _globals['_REGION']._serialized_start=1362
+  _globals['_REGION']._serialized_end=1437
+  _globals['_STARTRING']._serialized_start=1440
+  _globals['_STARTRING']._serialized_end=1657
+  _globals['_STOPRING']._serialized_start=1659
+  _globals['_STOPRING']._serialized_end=1669
+  _globals['_RINGSTOPPED']._serialized_start=1671
+  _globals['_RINGSTOPPED']._serialized_end=1704
+  _globals['_SETCALL']._serialized_start=1706
+  _globals['_SETCALL']._serialized_end=1715
+  _globals['_DONE']._serialized_start=1717
+  _globals['_DONE']._serialized_end=1738
+  _globals['_RINGBROKEN']._serialized_start=1740
+  _globals['_RINGBROKEN']._serialized_end=1788
+  _globals['_RESOLVE']._serialized_start=1791
+  _globals['_RESOLVE']._serialized_end=1965
+  _globals['_BACKING']._serialized_start=1967
+  _globals['_BACKING']._serialized_end=2034
+  _globals['_BLOB']._serialized_start=2036
+  _globals['_BLOB']._serialized_end=2072
+  _globals['_CACHEUSED']._serialized_start=2074
+  _globals['_CACHEUSED']._serialized_end=2099
+  _globals['_RESOLVED']._serialized_start=2101
+  _globals['_RESOLVED']._serialized_end=2146
+  _globals['_DEVICEENDED']._serialized_start=2148
+  _globals['_DEVICEENDED']._serialized_end=2161
+  _globals['_RELEASED']._serialized_start=2163
+  _globals['_RELEASED']._serialized_end=2189
 # @@protoc_insertion_point(module_scope)

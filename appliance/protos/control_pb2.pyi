@@ -42,7 +42,7 @@ class Envelope(_message.Message):
     RESOLVE_FIELD_NUMBER: _builtins.int
     DEVICE_ENDED_FIELD_NUMBER: _builtins.int
     RELEASED_FIELD_NUMBER: _builtins.int
-    BLOBS_USED_FIELD_NUMBER: _builtins.int
+    CACHE_USED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     @_builtins.property
     def spawn(self) -> Global___Spawn:
@@ -83,7 +83,7 @@ class Envelope(_message.Message):
     @_builtins.property
     def released(self) -> Global___Released: ...
     @_builtins.property
-    def blobs_used(self) -> Global___BlobsUsed: ...
+    def cache_used(self) -> Global___CacheUsed: ...
     def __init__(
         self,
         *,
@@ -103,13 +103,13 @@ class Envelope(_message.Message):
         resolve: Global___Resolve | None = ...,
         device_ended: Global___DeviceEnded | None = ...,
         released: Global___Released | None = ...,
-        blobs_used: Global___BlobsUsed | None = ...,
+        cache_used: Global___CacheUsed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["blobs_used", b"blobs_used", "body", b"body", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "exited", b"exited", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawned", b"spawned", "start_ring", b"start_ring", "stop_ring", b"stop_ring"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cache_used", b"cache_used", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "exited", b"exited", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawned", b"spawned", "start_ring", b"start_ring", "stop_ring", b"stop_ring"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs_used", b"blobs_used", "body", b"body", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "exited", b"exited", "id", b"id", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawned", b"spawned", "start_ring", b"start_ring", "stop_ring", b"stop_ring"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cache_used", b"cache_used", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "exited", b"exited", "id", b"id", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawned", b"spawned", "start_ring", b"start_ring", "stop_ring", b"stop_ring"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawned", "exited", "configure", "set_memory", "start_ring", "stop_ring", "set_call", "resolved", "done", "ring_stopped", "ring_broken", "resolve", "device_ended", "released", "blobs_used"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawned", "exited", "configure", "set_memory", "start_ring", "stop_ring", "set_call", "resolved", "done", "ring_stopped", "ring_broken", "resolve", "device_ended", "released", "cache_used"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -177,21 +177,21 @@ Global___Exited: _TypeAlias = Exited  # noqa: Y015
 
 @_typing.final
 class Configure(_message.Message):
-    """What a worker serves; sent once, first. fds: session memory; with `device`, its /dev/fuse descriptor."""
+    """What a worker serves; sent once, first. fds: session memory, grants; with `device`, its /dev/fuse descriptor."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STORE_PATH_FIELD_NUMBER: _builtins.int
-    INDEX_PATH_FIELD_NUMBER: _builtins.int
     LIST_ROOT_FIELD_NUMBER: _builtins.int
     LOG_LEVEL_FIELD_NUMBER: _builtins.int
     LOG_JSON_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
     HAS_REMOTE_BLOBS_FIELD_NUMBER: _builtins.int
+    HAS_REMOTE_DIRECTORIES_FIELD_NUMBER: _builtins.int
     HAS_REMOTE_ROOT_FIELD_NUMBER: _builtins.int
+    MAKES_IMAGES_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     store_path: _builtins.str
-    index_path: _builtins.str
     list_root: _builtins.bool
     log_level: _builtins.str
     log_json: _builtins.bool
@@ -199,8 +199,12 @@ class Configure(_message.Message):
     """The virtqueue that this worker serves; also its slot of counters and of the inflight memory."""
     has_remote_blobs: _builtins.bool
     """Blobs that the store lacks may be asked for: it is a cache."""
+    has_remote_directories: _builtins.bool
+    """The same of Directories: the images in the store come and go."""
     has_remote_root: _builtins.bool
     """The root is of a PathInfo service, and no generation of the store says how new it is."""
+    makes_images: _builtins.bool
+    """Images that the store lacks are made by the worker: nobody can put them into the store."""
     @_builtins.property
     def device(self) -> Global___Device:
         """Set: this worker serves a clone of a mount's /dev/fuse descriptor, and no virtqueue."""
@@ -209,18 +213,19 @@ class Configure(_message.Message):
         self,
         *,
         store_path: _builtins.str = ...,
-        index_path: _builtins.str = ...,
         list_root: _builtins.bool = ...,
         log_level: _builtins.str = ...,
         log_json: _builtins.bool = ...,
         queue: _builtins.int = ...,
         has_remote_blobs: _builtins.bool = ...,
+        has_remote_directories: _builtins.bool = ...,
         has_remote_root: _builtins.bool = ...,
+        makes_images: _builtins.bool = ...,
         device: Global___Device | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "has_remote_blobs", b"has_remote_blobs", "has_remote_root", b"has_remote_root", "index_path", b"index_path", "list_root", b"list_root", "log_json", b"log_json", "log_level", b"log_level", "queue", b"queue", "store_path", b"store_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "has_remote_blobs", b"has_remote_blobs", "has_remote_directories", b"has_remote_directories", "has_remote_root", b"has_remote_root", "list_root", b"list_root", "log_json", b"log_json", "log_level", b"log_level", "makes_images", b"makes_images", "queue", b"queue", "store_path", b"store_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -453,7 +458,7 @@ Global___RingBroken: _TypeAlias = RingBroken  # noqa: Y015
 
 @_typing.final
 class Resolve(_message.Message):
-    """What a worker missed in the node index. Answered by Resolved once the index has it."""
+    """What a worker lacks. Answered by Resolved once it is there."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -462,14 +467,16 @@ class Resolve(_message.Message):
     ROOT_LIST_FIELD_NUMBER: _builtins.int
     BACKING_FIELD_NUMBER: _builtins.int
     BLOB_FIELD_NUMBER: _builtins.int
-    directory: _builtins.int
-    """Content number of a directory whose image is not there."""
+    directory: _builtins.bytes
+    """Digest of a Directory that has no image."""
     root_name: _builtins.bytes
-    """A name looked up in the root."""
+    """A name looked up in the root that is not granted."""
     root_list: _builtins.bool
     """The listing of the root is older than the store."""
-    backing: _builtins.int
-    """Content number of a file to be opened."""
+    @_builtins.property
+    def backing(self) -> Global___Backing:
+        """A file to be opened by a backing descriptor."""
+
     @_builtins.property
     def blob(self) -> Global___Blob:
         """A blob that the cache lacks."""
@@ -477,10 +484,10 @@ class Resolve(_message.Message):
     def __init__(
         self,
         *,
-        directory: _builtins.int = ...,
+        directory: _builtins.bytes = ...,
         root_name: _builtins.bytes = ...,
         root_list: _builtins.bool = ...,
-        backing: _builtins.int = ...,
+        backing: Global___Backing | None = ...,
         blob: Global___Blob | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["backing", b"backing", "blob", b"blob", "directory", b"directory", "root_list", b"root_list", "root_name", b"root_name", "want", b"want"]  # noqa: Y015
@@ -492,6 +499,29 @@ class Resolve(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_want) -> _WhichOneofReturnType_want | None: ...
 
 Global___Resolve: _TypeAlias = Resolve  # noqa: Y015
+
+@_typing.final
+class Backing(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODEID_FIELD_NUMBER: _builtins.int
+    BLOB_FIELD_NUMBER: _builtins.int
+    nodeid: _builtins.int
+    @_builtins.property
+    def blob(self) -> Global___Blob: ...
+    def __init__(
+        self,
+        *,
+        nodeid: _builtins.int = ...,
+        blob: Global___Blob | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "nodeid", b"nodeid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Backing: _TypeAlias = Backing  # noqa: Y015
 
 @_typing.final
 class Blob(_message.Message):
@@ -517,26 +547,28 @@ class Blob(_message.Message):
 Global___Blob: _TypeAlias = Blob  # noqa: Y015
 
 @_typing.final
-class BlobsUsed(_message.Message):
-    """Blobs that were read from the cache since the last such message; none is due for each read."""
+class CacheUsed(_message.Message):
+    """What was read from the cache since the last such message; none is due for each read."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    DIGESTS_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Keys of cache entries (store/blob_cache.py)."""
+
     def __init__(
         self,
         *,
-        digests: _abc.Iterable[_builtins.bytes] | None = ...,
+        keys: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___BlobsUsed: _TypeAlias = BlobsUsed  # noqa: Y015
+Global___CacheUsed: _TypeAlias = CacheUsed  # noqa: Y015
 
 @_typing.final
 class Resolved(_message.Message):
@@ -585,16 +617,16 @@ class Released(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NUMBER_FIELD_NUMBER: _builtins.int
-    number: _builtins.int
+    NODEID_FIELD_NUMBER: _builtins.int
+    nodeid: _builtins.int
     def __init__(
         self,
         *,
-        number: _builtins.int = ...,
+        nodeid: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodeid", b"nodeid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,13 +1,16 @@
-"""A bounded store of blobs that are somewhere else too; what was used longest ago goes first.
+"""A bounded store of what can be had again: blobs, images, PathInfos; the least used go first.
 
 It is a `Store`, so whoever reads stores reads this, in a directory of this boot (see `per_boot`):
 nothing in it is worth an fsync. Several processes may fill one cache. Beside the store's own:
 
 database   key                                          value
-cache      digest                                       CLOCK_MONOTONIC ns of the last use, charge
+cache      digest of a blob; "d" and digest of a        CLOCK_MONOTONIC ns of the last use, charge
+           Directory, of which it has the image;
+           "p" and digest of a store path, of
+           which it has the PathInfo
            "charged"                                    sum of all charges as u64 LE
-cache_use  CLOCK_MONOTONIC ns as u64 BE, digest         (nothing)
-cache_end  digest                                       (nothing)
+cache_use  CLOCK_MONOTONIC ns as u64 BE, key in `cache` (nothing)
+cache_end  digest of a blob                             (nothing)
 
 A blob is charged before it is fetched and evicted before another takes its place, so that the sum
 never passes the bound; a process killed in between leaves a charge for nothing, which ages and
@@ -26,15 +29,25 @@ import lmdb
 
 from appliance.castore.digest import DIGEST_SIZE, Digest
 from appliance.errors import StoreError
+from appliance.images import builder
 from appliance.store.batch import Batch
 from appliance.store.damage import is_blob_right
 from appliance.store.lmdb_env import WriteTransaction
 from appliance.store.per_boot import directory_of_boot, remove_other_boots
-from appliance.store.schema import BLOBS, INLINE_MAX, pack_inline, pack_number, unpack_number
+from appliance.store.schema import (
+    BLOBS,
+    IMAGES,
+    INLINE_MAX,
+    PATH_INFOS,
+    image_key,
+    pack_inline,
+    pack_number,
+    unpack_number,
+)
 from appliance.store.store import BlobFile, Store
 from appliance.store.temp_directory import TempDirectory
 
-_SCHEMA: Final = 1
+_SCHEMA: Final = 2
 _CACHE: Final = b"cache"
 _USE: Final = b"cache_use"
 _END: Final = b"cache_end"
@@ -67,6 +80,15 @@ def has_cache(path: Path) -> bool:
         return False
 
 
+def directory_key(digest: bytes) -> bytes:
+    """Return the key in `cache` of the image of a Directory; a blob may have the same digest."""
+    return b"d" + digest
+
+
+def _path_key(path_digest: bytes) -> bytes:
+    return b"p" + path_digest
+
+
 class BlobCache:
     """An open cache of at most `max_bytes`; for threads, each call a transaction or two.
 
@@ -88,6 +110,8 @@ class BlobCache:
         self._uses = env.database(_USE)
         self._ends = env.database(_END)
         self._blobs = env.database(BLOBS)
+        self._images = env.database(IMAGES)
+        self._path_infos = env.database(PATH_INFOS)
         self._temp = TempDirectory(self.store.path)
         # The bound may be lower than it was.
         env.write(lambda txn: self._evict(txn, 0, ()))
@@ -184,6 +208,49 @@ class BlobCache:
             self._remove_files()
         return are_put
 
+    def put_directory(self, digest: Digest, encoded: bytes) -> None:
+        """Put the image of a Directory, in canonical encoding.
+
+        Raises:
+            DirectoryError: it is none.
+            TooLargeError: the image would take more than the whole cache.
+            StoreError: LMDB failed.
+        """
+        pieces = dict(builder.pieces(encoded))
+        charge = sum(charge_of(len(piece)) for piece in pieces.values())
+        if charge > self.max_bytes:
+            raise TooLargeError(
+                f"directory {digest}: its image of {charge} bytes is more than the whole cache may "
+                f"take, {self.max_bytes}"
+            )
+
+        def work(txn: WriteTransaction) -> None:
+            if self._charge(txn, directory_key(digest), charge, ()):
+                for number, piece in pieces.items():
+                    txn.put(image_key(digest, number), piece, db=self._images)
+
+        self.store.env.write(work)
+        self._remove_files()
+
+    def path_info(self, path_digest: bytes) -> bytes | None:
+        """Return the PathInfo of a store path by its digest (20 bytes)."""
+        with self.store.read() as txn:
+            return self.store.path_info(txn, path_digest)
+
+    def put_path_info(self, path_digest: bytes, encoded: bytes) -> None:
+        """Put a PathInfo, valid as the caller knows, in place of one for the same path.
+
+        Raises:
+            StoreError: LMDB failed.
+        """
+
+        def work(txn: WriteTransaction) -> None:
+            if self._charge(txn, _path_key(path_digest), charge_of(len(encoded)), ()):
+                txn.put(path_digest, encoded, db=self._path_infos)
+
+        self.store.env.write(work)
+        self._remove_files()
+
     def commit(self, digest: Digest, size: int, batch: Batch) -> None:
         """Put a blob that was reserved; takes over its file in any case."""
         self.store.commit(batch)
@@ -208,14 +275,14 @@ class BlobCache:
         self.store.env.write(work)
         self._remove_files()
 
-    def touch(self, digests: Iterable[bytes]) -> None:
-        """Note that blobs were used just now."""
+    def touch(self, keys: Iterable[bytes]) -> None:
+        """Note that entries, by their keys in `cache`, were used just now."""
         now_ns = time.monotonic_ns()
 
         def work(txn: WriteTransaction) -> None:
-            for digest in digests:
+            for digest in keys:
                 value = txn.get(digest, db=self._entries)
-                if value is not None and len(digest) == DIGEST_SIZE:
+                if value is not None and digest != _CHARGED_KEY:
                     used_ns, charge = _ENTRY.unpack(value)
                     txn.delete(_TIME.pack(used_ns) + digest, db=self._uses)
                     self._put_entry(txn, digest, now_ns, charge)
@@ -263,7 +330,11 @@ class BlobCache:
             return False
         for digest, charge in victims:
             self._remove_entry(txn, digest)
-            if charge > INLINE_MAX:
+            if len(digest) > DIGEST_SIZE:
+                self._remove_image(txn, digest[1:])
+            elif len(digest) < DIGEST_SIZE:
+                txn.delete(digest[1:], db=self._path_infos)
+            elif charge > INLINE_MAX:
                 self._remove_blob(txn, digest)
             else:
                 txn.delete(digest, db=self._blobs)
@@ -285,6 +356,11 @@ class BlobCache:
         # Of a process killed before its record was there, there is a file all the same.
         txn.delete(digest, db=self._blobs)
         txn.put(digest, b"", db=self._ends)
+
+    def _remove_image(self, txn: WriteTransaction, digest: bytes) -> None:
+        number = 0
+        while txn.delete(image_key(digest, number), db=self._images):
+            number += 1
 
     def _charged(self, txn: WriteTransaction) -> int:
         return unpack_number(txn.get(_CHARGED_KEY, None, self._entries))

@@ -22,7 +22,7 @@ import os
 import resource
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NoReturn, TypeAlias, TypeVar
 
@@ -71,6 +71,8 @@ class Environment:
     Args:
         path: directory of the environment; created (0755) when writable and missing.
         databases: names of all databases in it; created when writable and missing.
+        newer_databases: the same of some that an earlier release did not make: read-only, one may
+            be missing.
         is_readonly: other processes may write meanwhile; `write` is a bug.
         is_durable: a commit survives a power cut. Without it a power cut may leave a broken file:
             only derived data may live there, to be rebuilt after one.
@@ -87,6 +89,7 @@ class Environment:
         path: Path,
         *,
         databases: Sequence[bytes],
+        newer_databases: Sequence[bytes] = (),
         is_readonly: bool,
         is_durable: bool,
         map_size_bytes: int = 1 << 30,
@@ -113,14 +116,16 @@ class Environment:
                 mode=0o644,
                 readahead=False,
                 max_readers=_MAX_READERS,
-                max_dbs=len(databases),
+                max_dbs=len(databases) + len(newer_databases),
                 max_spare_txns=1,
                 lock=self._is_locked,
             )
         except (lmdb.Error, OSError) as exc:
             self._raise_translated(exc)
         try:
-            self._databases = self._until_it_fits(lambda: self._open_databases(databases))
+            self._databases = self._until_it_fits(
+                lambda: self._open_databases(databases, newer_databases)
+            )
         except BaseException:
             self._env.close()
             raise
@@ -189,6 +194,10 @@ class Environment:
         """Return the handle of a database named at opening."""
         return self._databases[name]
 
+    def newer_database(self, name: bytes) -> lmdb._Database | None:
+        """Return the handle of one of the newer databases, if it is there."""
+        return self._databases.get(name)
+
     def reap_readers(self) -> int:
         """Free the reader slots of dead processes and return how many there were.
 
@@ -229,13 +238,19 @@ class Environment:
             self._gate.leave()
             raise
 
-    def _open_databases(self, names: Sequence[bytes]) -> dict[bytes, lmdb._Database]:
+    def _open_databases(
+        self, names: Sequence[bytes], newer: Sequence[bytes]
+    ) -> dict[bytes, lmdb._Database]:
         if self._is_readonly:
-            return {name: self._open_database(name) for name in names}
+            opened = {name: self._open_database(name) for name in names}
+            for name in newer:
+                with suppress(SchemaVersionError):
+                    opened[name] = self._open_database(name)
+            return opened
         # Nobody else does while other processes keep the environment open.
         self._env.reader_check()
         with self._env.begin(write=True) as txn:
-            return {name: self._env.open_db(name, txn=txn) for name in names}
+            return {name: self._env.open_db(name, txn=txn) for name in (*names, *newer)}
 
     def _open_database(self, name: bytes) -> lmdb._Database:
         # In a transaction of its own: py-lmdb does not commit a read transaction of ours, and a

@@ -11,6 +11,11 @@ meta            "version"                   u64 LE, VERSION
                 "id"                        16 bytes, of this store alone (and copies of it)
 blobs           digest                      0, content | 1, size as u64 LE
 directories     digest                      Directory, canonical encoding
+images1         digest                      image of a Directory (appliance/images/layout.py), made
+                                            in the transaction that makes the Directory visible;
+                                            the 1 is the version of the layout
+                digest, piece as u32 BE     the pieces after the first of an image that has several;
+                                            they mean nothing without the first
 path_infos      digest of the store path    PathInfo
 path_info_log   generation as u64 BE        digest of the store path put as that generation
 nar_infos       digest of a nameless Node   size of its NAR as u64 LE, SHA-256 of its NAR
@@ -25,10 +30,13 @@ INLINE_MAX: Final = 64 * 1024
 META: Final = b"meta"
 BLOBS: Final = b"blobs"
 DIRECTORIES: Final = b"directories"
+IMAGES: Final = b"images1"
 PATH_INFOS: Final = b"path_infos"
 PATH_INFO_LOG: Final = b"path_info_log"
 NAR_INFOS: Final = b"nar_infos"
 DATABASES: Final = (META, BLOBS, DIRECTORIES, PATH_INFOS, PATH_INFO_LOG, NAR_INFOS)
+# Missing in a store of an earlier release, until it is opened for writing.
+NEWER_DATABASES: Final = (IMAGES,)
 
 VERSION_KEY: Final = b"version"
 GENERATION_KEY: Final = b"generation"
@@ -43,6 +51,7 @@ TEMP_DIRECTORY: Final = "tmp"
 
 _NUMBER: Final = struct.Struct("<Q")
 _LOG_KEY: Final = struct.Struct(">Q")
+_PIECE_KEY: Final = struct.Struct(">I")
 _FILE_RECORD: Final = struct.Struct("<BQ")
 _NAR_INFO: Final = struct.Struct("<Q32s")
 _INLINE_PREFIX: Final = bytes([INLINE])
@@ -70,6 +79,11 @@ def unpack_log_key(key: bytes | memoryview) -> int:
     """Decode a key of `path_info_log`."""
     (generation,) = _LOG_KEY.unpack(key)
     return int(generation)
+
+
+def image_key(digest: bytes, piece: int) -> bytes:
+    """Encode a key of `images1`."""
+    return digest + _PIECE_KEY.pack(piece) if piece else digest
 
 
 def pack_nar_info(size: int, sha256: bytes) -> bytes:

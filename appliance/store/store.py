@@ -3,7 +3,7 @@
 import ctypes
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -15,10 +15,12 @@ from appliance.castore.path_info_rules import accepted
 from appliance.errors import (
     AlreadyExistsError,
     ApplianceError,
+    DirectoryError,
     PathInfoError,
     SchemaVersionError,
     StoreError,
 )
+from appliance.images import builder, layout
 from appliance.store import schema, temp_directory
 from appliance.store.batch import Batch, StagedFile
 from appliance.store.disk_errors import disk_error
@@ -32,6 +34,9 @@ from appliance.store.lmdb_env import (
 Transaction = lmdb.Transaction
 
 _EMPTY: Final = memoryview(b"")
+_EMPTY_IMAGE: Final = memoryview(bytes(builder.build(b"")))
+# A Directory whose image has several pieces is not encoded in less: 8 bytes an entry at the least.
+_PIECES_MIN_BYTES: Final = 8 * layout.PIECE_ENTRIES
 
 
 class BlobFile(NamedTuple):
@@ -64,6 +69,7 @@ class Store:
         self._meta = env.database(schema.META)
         self._blobs = env.database(schema.BLOBS)
         self._directories = env.database(schema.DIRECTORIES)
+        self._images = env.newer_database(schema.IMAGES)
         self._path_infos = env.database(schema.PATH_INFOS)
         self._path_info_log = env.database(schema.PATH_INFO_LOG)
         self._nar_infos = env.database(schema.NAR_INFOS)
@@ -103,6 +109,7 @@ class Store:
             return Environment(
                 path,
                 databases=databases,
+                newer_databases=schema.NEWER_DATABASES,
                 is_readonly=is_readonly,
                 is_durable=is_durable,
                 map_size_bytes=map_size_bytes,
@@ -167,6 +174,19 @@ class Store:
         if value is None:
             return b"" if digest == EMPTY_DIGEST else None
         return bytes(value)
+
+    def image(self, txn: Transaction, digest: bytes, piece: int = 0) -> memoryview | None:
+        """Return a piece of the image of a Directory; the view dies with `txn`.
+
+        There is none of a Directory that was stored by a release without images. That of the empty
+        one is always there.
+        """
+        image = None
+        if self._images is not None:
+            image = txn.get(schema.image_key(digest, piece), db=self._images)
+        if image is None:
+            return _EMPTY_IMAGE if digest == EMPTY_DIGEST else None
+        return memoryview(image)
 
     def path_info(self, txn: Transaction, path_digest: bytes) -> bytes | None:
         """Return an encoded PathInfo by the digest (20 bytes) of its store path."""
@@ -239,6 +259,7 @@ class Store:
             self._put(txn, batch, refused)
 
         try:
+            self._put_pieces(batch)
             self.env.write(work)
         except BaseException as exc:
             self._withdraw(placed)
@@ -251,9 +272,56 @@ class Store:
             batch.discard()
         return refused
 
+    def put_images(self, directories: Mapping[bytes, bytes]) -> None:
+        """Put the images of Directories, given by digest in canonical encoding.
+
+        One that is not a Directory gets none.
+
+        Raises:
+            StoreFullError: the disk is full.
+            StoreError: the disk failed.
+        """
+
+        def work(txn: WriteTransaction) -> None:
+            images = txn.cursor(db=self._images)
+            for digest, encoded in sorted(directories.items()):
+                with suppress(DirectoryError):
+                    self.put_image(images, digest, encoded)
+
+        if directories:
+            self.env.write(work)
+
+    def put_image(self, images: lmdb.Cursor, digest: bytes, encoded: bytes) -> int:
+        """Put an image by a cursor of `images1`, unless it is there; return the bytes put."""
+        if images.set_key(digest):
+            return 0
+        num_bytes = 0
+        for number, piece in builder.pieces(encoded):
+            # Pieces of an image that was never finished are the same bytes.
+            images.put(schema.image_key(digest, number), piece, overwrite=False)
+            num_bytes += len(piece)
+        return num_bytes
+
     def close(self) -> None:
         """Close; no transaction may be open."""
         self.env.close()
+
+    def _put_pieces(self, batch: Batch) -> None:
+        # Of a directory with a great many entries all but the first piece go ahead, a transaction
+        # each: LMDB keeps what a transaction writes in memory.
+        for digest, encoded in batch.directories.items():
+            if len(encoded) >= _PIECES_MIN_BYTES and not self._has_image(digest):
+                with suppress(DirectoryError):  # as in _put
+                    for number, piece in builder.pieces(encoded):
+                        if number:
+                            self._put_piece(schema.image_key(digest, number), piece)
+
+    def _put_piece(self, key: bytes, piece: bytearray) -> None:
+        self.env.write(lambda txn: txn.put(key, piece, overwrite=False, db=self._images))
+
+    def _has_image(self, digest: bytes) -> bool:
+        with self.read() as txn:
+            return self.image(txn, digest) is not None
 
     def _place_files(
         self, txn: WriteTransaction, files: dict[bytes, StagedFile], placed: set[bytes]
@@ -301,7 +369,13 @@ class Store:
         }
         # In key order the pages are visited once, and a new tree is written densely.
         _put_objects(txn, self._blobs, sorted((batch.blobs | records).items()))
-        _put_objects(txn, self._directories, sorted(batch.directories.items()))
+        directories = sorted(batch.directories.items())
+        _put_objects(txn, self._directories, directories)
+        images = txn.cursor(db=self._images)
+        for digest, encoded in directories:
+            # One that cannot have an image is told when it is walked; the others get theirs.
+            with suppress(DirectoryError):
+                self.put_image(images, digest, encoded)
         for node_digest, nar_info in batch.nar_infos.items():
             txn.put(node_digest, nar_info, db=self._nar_infos)
         old_generation = generation = self.generation(txn)

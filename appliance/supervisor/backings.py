@@ -1,4 +1,4 @@
-"""Backing files of a mount with passthrough: one id per content while it is open.
+"""Backing files of a mount with passthrough: one id per inode while it is open.
 
 The kernel refuses an open whose backing file differs from that of another open of the same inode,
 and one that mixes passthrough with caching. So every open is counted here, before it is answered,
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from appliance.fuse_proto._wire import BackingMap, pack_backing_map
+from appliance.session.wants import BackingWanted, BlobWanted
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,48 +37,48 @@ class Backings:
 
     Args:
         device_fd: any descriptor of the mount.
-        open_content: returns a descriptor of the file of a content number, or None.
+        open_content: returns a descriptor of the file of a blob of that digest and size, or None.
     """
 
     def __init__(
-        self, device_fd: int, open_content: Callable[[int], Awaitable[int | None]]
+        self, device_fd: int, open_content: Callable[[BlobWanted], Awaitable[int | None]]
     ) -> None:
         self._device_fd = device_fd
         self._open_content = open_content
-        self._by_number: dict[int, _Backing] = {}
+        self._by_nodeid: dict[int, _Backing] = {}
 
-    async def take(self, number: int) -> int:
-        """Count an open of content `number`; return its backing id, or 0: it has none."""
-        backing = self._by_number.get(number)
+    async def take(self, want: BackingWanted) -> int:
+        """Count an open of a nodeid; return its backing id, or 0: it has none."""
+        backing = self._by_nodeid.get(want.nodeid)
         if backing is None:
-            task = asyncio.create_task(self._register(number))
-            backing = self._by_number[number] = _Backing(task)
+            task = asyncio.create_task(self._register(BlobWanted(want.digest, want.size)))
+            backing = self._by_nodeid[want.nodeid] = _Backing(task)
         backing.opens += 1
         return await asyncio.shield(backing.id)
 
-    def release(self, number: int) -> None:
+    def release(self, nodeid: int) -> None:
         """Count the end of an open; the last one closes the id."""
-        backing = self._by_number.get(number)
+        backing = self._by_nodeid.get(nodeid)
         if backing is None:
             return  # it was opened without asking here
         backing.opens -= 1
         if backing.opens == 0:
-            del self._by_number[number]
+            del self._by_nodeid[nodeid]
             backing_id = backing.id.result()
             if backing_id:
                 fcntl.ioctl(self._device_fd, _IOC_BACKING_CLOSE, backing_id.to_bytes(4, "little"))
 
-    async def _register(self, number: int) -> int:
-        if len(self._by_number) > BACKINGS_MAX:
+    async def _register(self, blob: BlobWanted) -> int:
+        if len(self._by_nodeid) > BACKINGS_MAX:
             return 0
-        fd = await self._open_content(number)
+        fd = await self._open_content(blob)
         if fd is None:
             return 0
         try:
             request = pack_backing_map(BackingMap(fd, 0))
             return int(fcntl.ioctl(self._device_fd, _IOC_BACKING_OPEN, bytearray(request)))
         except OSError as exc:
-            _LOG.debug("no backing file for content %d: %s", number, exc.strerror)
+            _LOG.debug("no backing file for blob %s: %s", blob.digest.hex(), exc.strerror)
             return 0
         finally:
             os.close(fd)

@@ -5,13 +5,10 @@ import contextlib
 import os
 import stat
 
-from appliance.control.session_memory import InflightMemory, SessionMemory
 from appliance.errors import VhostError
-from appliance.supervisor.forker import Forker
-from appliance.supervisor.kept_worker import WorkerSettings
+from appliance.session.session_memory import InflightMemory
 from appliance.supervisor.queue_worker import QueueWorker
-from appliance.supervisor.resolving import ResolvingQueue
-from appliance.supervisor.services import request_counts
+from appliance.supervisor.services import Services
 from appliance.vhost.backend import VringConfig
 from appliance.vhost.memory import Region
 
@@ -30,20 +27,16 @@ class Device:
         label: str,
         num_queues: int,
         max_queue_size: int,
-        forker: Forker,
-        settings: WorkerSettings,
-        resolving: ResolvingQueue,
+        services: Services,
     ) -> None:
         self.label = label
         self._num_queues = num_queues
         self._max_queue_size = max_queue_size
-        self._forker = forker
-        self._settings = settings
-        self._resolving = resolving
+        self._services = services
         self._regions: dict[Region, int] = {}
         self._inflight = InflightMemory.create(num_queues, max_queue_size)
         try:
-            self._session = SessionMemory.create(num_queues)
+            self._session = services.new_session(num_queues)
         except OSError:
             self._inflight.close()
             raise
@@ -55,7 +48,7 @@ class Device:
 
     def requests(self) -> dict[str, int]:
         """Return how often each opcode was answered since the session began."""
-        return request_counts(self._session)
+        return self._session.requests()
 
     def workers(self) -> list[dict[str, object]]:
         """Return the living workers, each with its pid, queues and number of restarts."""
@@ -130,11 +123,10 @@ class Device:
             worker = self._workers[index] = QueueWorker(
                 index,
                 self.label,
-                self._forker,
-                self._settings,
+                self._services.forker,
+                self._services.worker_settings,
                 self._session,
                 self._regions,
-                self._resolving,
             )
         self._recording[index] = inflight
         try:
@@ -176,10 +168,14 @@ class Device:
                 f"of {queue_size}: {exc}"
             ) from exc
         self._replace_inflight(memory)
-        if not memory.is_blank and not self._session.is_initialised:
+        session = self._session
+        if not memory.is_blank and not session.memory.is_initialised:
             # The front-end comes back with requests of a session that another supervisor served;
-            # the guest does not repeat INIT. Nothing that INIT settles changes our answers.
-            self._session.start(_RESUMED_MINOR, 0, 0)
+            # the guest does not repeat INIT. Nothing that INIT settles changes our answers. What
+            # that session granted is gone with it: its nodeids are stale here, and the guest's
+            # kernel looks the paths up anew.
+            session.memory.start(_RESUMED_MINOR, 0, 0)
+            session.grants.start_apart()
 
     def _replace_inflight(self, memory: InflightMemory) -> None:
         previous, self._inflight = self._inflight, memory
@@ -194,7 +190,7 @@ class Device:
 
     async def reset(self) -> None:
         """Forget the FUSE session."""
-        self._session.end()
+        self._session.memory.end()
 
     async def close(self) -> None:
         """End the workers, then let go of guest memory."""

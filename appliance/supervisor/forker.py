@@ -8,8 +8,8 @@ import socket
 import subprocess
 import sys
 
-from appliance.control.channel import channel_pair
 from appliance.protos.control_pb2 import Envelope, Spawn
+from appliance.session.channel import channel_pair
 from appliance.supervisor.link import Link, LinkClosedError
 
 _LOG = logging.getLogger(__name__)

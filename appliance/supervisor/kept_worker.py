@@ -13,9 +13,10 @@ from typing import Final, Protocol, TypeVar
 
 from appliance.errors import ApplianceError
 from appliance.protos import control_pb2 as pb
+from appliance.session.wants import unpack_want
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.link import Link, LinkClosedError
-from appliance.supervisor.resolving import ResolvingQueue
+from appliance.supervisor.served_session import ServedSession
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -34,10 +35,11 @@ class WorkerSettings:
     """What every worker of a supervisor is told first."""
 
     store_path: str
-    index_path: str
     is_root_listable: bool
     has_remote_blobs: bool
+    has_remote_directories: bool
     has_remote_root: bool
+    makes_images: bool
     log_level: str
     log_json: bool
 
@@ -45,10 +47,11 @@ class WorkerSettings:
         """Return the first message to a worker of queue or slot `slot`."""
         return pb.Configure(
             store_path=self.store_path,
-            index_path=self.index_path,
             list_root=self.is_root_listable,
             has_remote_blobs=self.has_remote_blobs,
+            has_remote_directories=self.has_remote_directories,
             has_remote_root=self.has_remote_root,
+            makes_images=self.makes_images,
             log_level=self.log_level,
             log_json=self.log_json,
             queue=slot,
@@ -73,7 +76,7 @@ class Duty(Protocol):
         """Bring up a successor: the worker died."""
 
     def heard(self, envelope: pb.Envelope) -> None:
-        """Take a message that is neither a reply nor for the index."""
+        """Take a message that is neither a reply nor for the session."""
 
 
 class KeptWorker:
@@ -83,13 +86,13 @@ class KeptWorker:
     them over with a successor.
     """
 
-    def __init__(self, label: str, forker: Forker, resolving: ResolvingQueue, duty: Duty) -> None:
+    def __init__(self, label: str, forker: Forker, session: ServedSession, duty: Duty) -> None:
         self.pid = 0
         self.restarts = 0
         self.link: Link | None = None
         self._label = label
         self._forker = forker
-        self._resolving = resolving
+        self._session = session
         self._duty = duty
         self._exit: asyncio.Future[int] | None = None
         self._is_closing = False
@@ -173,13 +176,13 @@ class KeptWorker:
     def _on_message(self, envelope: pb.Envelope) -> None:
         if envelope.HasField("resolve") and not envelope.resolve.HasField("backing"):
             self.spawn_task(self._answer_resolve(envelope, self.link))
-        elif envelope.HasField("blobs_used"):
-            self._resolving.blobs_used(envelope.blobs_used.digests)
+        elif envelope.HasField("cache_used"):
+            self._session.cache_used(envelope.cache_used.keys)
         else:
             self._duty.heard(envelope)
 
     async def _answer_resolve(self, envelope: pb.Envelope, link: Link | None) -> None:
-        error = await self._resolving.resolve(envelope.resolve)
+        error = await self._session.resolve(unpack_want(envelope.resolve))
         if link is not None:
             link.post(pb.Envelope(id=envelope.id, resolved=pb.Resolved(errno=error)))
 
@@ -202,7 +205,7 @@ class KeptWorker:
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         _LOG.warning("%s: worker %d %s; starting another", self._label, pid, how)
         await self._duty.resume()
-        await self._resolving.reap_readers()
+        await self._session.reap_readers()
 
     def spawn_task(self, work: Coroutine[None, None, None]) -> None:
         """Run `work` beside everything else."""

@@ -7,8 +7,8 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 
-from appliance.control import channel
 from appliance.protos.control_pb2 import Envelope
+from appliance.session import channel
 
 
 class LinkClosedError(ConnectionError):

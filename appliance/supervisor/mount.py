@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from appliance.control.session_memory import SessionMemory
 from appliance.fuse_proto._wire import InitFlag
 from appliance.protos import control_pb2 as pb
+from appliance.session.wants import BackingWanted, unpack_want
 from appliance.supervisor.backings import Backings
 from appliance.supervisor.kept_worker import (
     START_ATTEMPTS,
@@ -18,7 +18,7 @@ from appliance.supervisor.kept_worker import (
 )
 from appliance.supervisor.link import Link, LinkClosedError
 from appliance.supervisor.mountpoint import Mountpoint
-from appliance.supervisor.services import Services, request_counts
+from appliance.supervisor.services import Services
 
 _LOG = logging.getLogger(__name__)
 # A mount that is in use outlives its place in the tree; its workers are killed then.
@@ -43,19 +43,19 @@ class Mount:
     ) -> None:
         self.label = str(mountpoint.path)
         self.has_passthrough = has_passthrough
-        self.backings = Backings(mountpoint.fd, services.resolving.open_content)
+        self.backings = Backings(mountpoint.fd, services.resolver.open_blob)
         # Set when the mount is gone, or with a failure when it cannot be served.
         self.ended = asyncio.Event()
         self.failure = ""
         self.mountpoint = mountpoint
-        self.session = SessionMemory.create(num_workers)
+        self.session = services.new_session(num_workers)
         self._workers = [
             _CloneWorker(slot, self, settings, services) for slot in range(num_workers)
         ]
 
     def requests(self) -> dict[str, int]:
         """Return how often each opcode was answered."""
-        return request_counts(self.session)
+        return self.session.requests()
 
     def workers(self) -> list[dict[str, object]]:
         """Return the living workers, each with its pid, slot and number of restarts."""
@@ -91,7 +91,7 @@ class _CloneWorker:
         self._settings = settings
         self._fd = mount.mountpoint.clone()
         label = f"{mount.label} worker {slot}"
-        self._kept = KeptWorker(label, services.forker, services.resolving, self)
+        self._kept = KeptWorker(label, services.forker, mount.session, self)
 
     @property
     def pid(self) -> int:
@@ -125,13 +125,13 @@ class _CloneWorker:
         configure = self._settings.configure(
             self._slot, pb.Device(passthrough=self._mount.has_passthrough)
         )
-        return configure, [self._mount.session.fd, self._fd]
+        return configure, [*self._mount.session.fds, self._fd]
 
     async def instruct(self, link: Link) -> None:
         """Nothing: the descriptor is all it needs."""
 
     async def resume(self) -> None:
-        is_served = self._mount.session.is_initialised
+        is_served = self._mount.session.memory.is_initialised
         if self.restarts >= START_ATTEMPTS and not is_served:
             self._mount.fail(f"{START_ATTEMPTS} workers died at their start")
             return
@@ -147,10 +147,12 @@ class _CloneWorker:
             case "resolve":
                 self._kept.spawn_task(self._grant(envelope, self._kept.link))
             case "released":
-                self._mount.backings.release(envelope.released.number)
+                self._mount.backings.release(envelope.released.nodeid)
 
     async def _grant(self, envelope: pb.Envelope, link: Link | None) -> None:
-        backing_id = await self._mount.backings.take(envelope.resolve.backing)
+        want = unpack_want(envelope.resolve)
+        assert isinstance(want, BackingWanted)  # noqa: S101 - KeptWorker takes the others
+        backing_id = await self._mount.backings.take(want)
         if link is not None:
             resolved = pb.Resolved(backing_id=backing_id)
             link.post(pb.Envelope(id=envelope.id, resolved=resolved))
@@ -159,7 +161,7 @@ class _CloneWorker:
         # Nobody but the dead worker could answer what was read from its clone.
         mountpoint = self._mount.mountpoint
         try:
-            if self._mount.session.flags & InitFlag.HAS_RESEND:
+            if self._mount.session.memory.flags & InitFlag.HAS_RESEND:
                 mountpoint.resend()
                 return
             # Before Linux 6.9: closing the clone fails its requests, rather than leave them.

@@ -103,7 +103,8 @@ class Mounter:
         try:
             await asyncio.wait([ready, *ends], return_when=asyncio.FIRST_COMPLETED)
             if ready.done() and not ready.exception():
-                if self._config.has_passthrough and not mount.session.flags & InitFlag.PASSTHROUGH:
+                flags = mount.session.memory.flags
+                if self._config.has_passthrough and not flags & InitFlag.PASSTHROUGH:
                     _LOG.warning("this kernel has no FUSE passthrough; going on without")
                 _say_ready(mount.label)
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

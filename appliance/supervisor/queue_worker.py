@@ -4,10 +4,10 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from appliance.control.channel import MAX_FDS
-from appliance.control.session_memory import InflightMemory, SessionMemory
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
+from appliance.session.channel import MAX_FDS
+from appliance.session.session_memory import InflightMemory
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.kept_worker import (
     START_ATTEMPTS,
@@ -16,7 +16,7 @@ from appliance.supervisor.kept_worker import (
     WorkerSettings,
 )
 from appliance.supervisor.link import Link, LinkClosedError
-from appliance.supervisor.resolving import ResolvingQueue
+from appliance.supervisor.served_session import ServedSession
 from appliance.vhost.backend import VringConfig
 from appliance.vhost.memory import Region
 
@@ -42,16 +42,15 @@ class QueueWorker:
         label: str,
         forker: Forker,
         settings: WorkerSettings,
-        session: SessionMemory,
+        session: ServedSession,
         regions: dict[Region, int],
-        resolving: ResolvingQueue,
     ) -> None:
         self.queue = queue
         self._label = f"{label} queue {queue}"
         self._settings = settings
         self._session = session
         self._regions = regions
-        self._kept = KeptWorker(self._label, forker, resolving, self)
+        self._kept = KeptWorker(self._label, forker, session, self)
         self._ring: tuple[VringConfig, InflightMemory] | None = None
         self._lock = asyncio.Lock()
         self._last_avail = 0
@@ -133,7 +132,7 @@ class QueueWorker:
 
     def configuration(self) -> tuple[pb.Configure, Sequence[int]]:
         """See `Duty`."""
-        return self._settings.configure(self.queue), [self._session.fd]
+        return self._settings.configure(self.queue), self._session.fds
 
     async def instruct(self, link: Link) -> None:
         """See `Duty`; may raise VhostError: the worker could not map guest memory."""

@@ -3,51 +3,92 @@
 What the network brings, and its hashing, must not keep the front-ends waiting.
 """
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from appliance.index.node_index import NodeIndex
-from appliance.index.wants import Want
+from appliance.castore.digest import Digest
+from appliance.castore.nodes import Node
+from appliance.errors import StoreError
 from appliance.rpc.loop_thread import LoopThread
 from appliance.rpc.open_services import open_services
+from appliance.session.wants import BlobWanted
 from appliance.store.async_store import AsyncStore
 from appliance.store.blob_cache import BlobCache
 from appliance.store.blob_fetcher import BlobFetcher
 from appliance.store.service_uri import LmdbAddress, ServiceAddresses
 from appliance.store.store import Store
+from appliance.supervisor.local_resolver import open_blob
 from appliance.supervisor.remote_resolver import RemoteResolver
+from appliance.supervisor.resolving import RootListing
 
+_LOG: Final = logging.getLogger(__name__)
 _CACHE_DIRECTORY: Final = "cache"
 
 
 class Remote:
-    """What a supervisor has instead of a store: called on any loop, works on that of `thread`.
+    """A `Resolver` called on any loop, which works on that of `thread`.
 
-    `store` is where workers read blobs; it is a cache if `has_remote_blobs`.
+    `store` is where workers read; it is a cache if `has_cache`.
     """
 
     def __init__(
-        self, thread: LoopThread, resolver: RemoteResolver, store: Store, *, has_remote_blobs: bool
+        self, thread: LoopThread, resolver: RemoteResolver, store: Store, *, has_cache: bool
     ) -> None:
         self._thread = thread
         self._resolver = resolver
         self.store = store
-        self.has_remote_blobs = has_remote_blobs
+        self.has_cache = has_cache
 
-    async def resolve(self, want: Want) -> int:
-        """See `RemoteResolver.resolve`."""
-        return await self._thread.run(self._resolver.resolve(want))
+    async def root_node(self, name: bytes) -> Node:
+        """See `Resolver.root_node`."""
+        return await self._thread.run(self._resolver.root_node(name))
 
-    def blobs_used(self, digests: Sequence[bytes]) -> None:
-        """See `RemoteResolver.blobs_used`."""
-        self._thread.spawn(self._resolver.blobs_used(digests))
+    async def root_listing(self, generation: int) -> RootListing:  # noqa: ARG002 - there is none
+        """See `Resolver.root_listing`."""
+        return await self._thread.run(self._resolver.root_listing())
+
+    async def directory(self, digest: bytes) -> None:
+        """See `Resolver.directory`."""
+        await self._thread.run(self._resolver.directory(Digest(digest)))
+
+    async def blob(self, want: BlobWanted) -> None:
+        """See `Resolver.blob`."""
+        await self._thread.run(self._resolver.blob(Digest(want.digest), want.size))
+
+    async def open_blob(self, want: BlobWanted) -> int | None:
+        """See `Resolver.open_blob`."""
+        if self.has_cache:
+            await self.blob(want)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, open_blob, self.store, want)
+
+    def used(self, keys: Sequence[bytes]) -> None:
+        """See `Resolver.used`."""
+
+        async def note() -> None:
+            try:
+                await self._resolver.used(keys)
+            except StoreError as exc:
+                _LOG.error("%s", exc)
+
+        self._thread.spawn(note())
+
+    async def reap_readers(self) -> None:
+        """See `Resolver.reap_readers`."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self.store.env.reap_readers)
+
+    async def close(self) -> None:
+        """Do nothing: `open_remote` ends what it began."""
 
 
 @asynccontextmanager
 async def open_remote(
-    addresses: ServiceAddresses, index: NodeIndex, state_dir: Path, cache_bytes: int
+    addresses: ServiceAddresses, state_dir: Path, cache_bytes: int
 ) -> AsyncIterator[Remote]:
     """Open the services; peers are connected to when they are first needed.
 
@@ -56,13 +97,14 @@ async def open_remote(
     """
     async with AsyncExitStack() as stack:
         stores = {}
-        cache = None
+        store = cache = None
         if isinstance(addresses.blobs, LmdbAddress):
             local = AsyncStore.open(addresses.blobs.path, create=True, or_readonly=True)
             stack.callback(local.close)
             stores[addresses.blobs.path.resolve()] = local
-            store = local.store
-        else:
+            # One that takes no images of directories from elsewhere is copied from.
+            store = local.store if local.store.is_writable else None
+        if store is None:
             cache = BlobCache(state_dir / _CACHE_DIRECTORY, cache_bytes)
             stack.callback(cache.close)
             store = cache.store
@@ -81,10 +123,9 @@ async def open_remote(
             if cache is not None:
                 fetcher = BlobFetcher(services.blobs, cache)
                 inner.push_async_callback(fetcher.close)
-            identity = repr(addresses.path_infos).encode()
-            resolver = RemoteResolver(services, fetcher, index, identity)
+            resolver = RemoteResolver(services, store, cache, fetcher)
             inner.push_async_callback(resolver.close)
             return resolver
 
         resolver = await thread.run(start())
-        yield Remote(thread, resolver, store, has_remote_blobs=cache is not None)
+        yield Remote(thread, resolver, store, has_cache=cache is not None)

@@ -1,150 +1,136 @@
-"""The resolver on the event loop: wants of all workers, in batches, on one thread of its own.
-
-LMDB write transactions belong to a thread, and indexing a directory of 50,000 entries must not keep
-other guests' front-ends waiting; so the index has one thread, and what arrives while it works makes
-up its next batch.
-"""
+"""What the wants of workers come to: grants, and what a resolver puts into the workers' store."""
 
 import asyncio
-import errno
 import logging
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from errno import EIO
+from typing import Final, NamedTuple, Protocol
 
+from appliance.castore.nodes import Node
 from appliance.errors import ApplianceError
-from appliance.index import images
-from appliance.index.node_index import NodeIndex
-from appliance.index.resolver import Resolver
-from appliance.index.wants import BlobWanted, DirectoryWanted, RootListWanted, RootNameWanted, Want
-from appliance.protos import control_pb2 as pb
-from appliance.store.store import BlobFile, Store
+from appliance.session.grants import GrantTable
+from appliance.session.wants import (
+    BackingWanted,
+    BlobWanted,
+    DirectoryWanted,
+    RootListWanted,
+    RootNameWanted,
+    Want,
+)
 
-if TYPE_CHECKING:
-    from appliance.supervisor.remote import Remote  # loads gRPC, which one local store needs not
+_LOG: Final = logging.getLogger(__name__)
 
-_LOG = logging.getLogger(__name__)
+# Root names that one session may have looked up at a time: the next session's come after so many,
+# however many names a guest tries.
+_ROOT_NAMES_MAX: Final = 8
+# Paths granted before the event loop does something else.
+_GRANTS_AT_A_TIME: Final = 256
 
 
-class ResolvingQueue:
-    """Answers wants with errnos; equal wants that wait together are resolved once.
+class RootListing(NamedTuple):
+    """Nodes of store paths, by the names they have in the root.
 
     Args:
-        store: where workers read blobs.
-        index: the node index.
-        resolver: of what is in `store` alone, or of what may be elsewhere.
+        nodes: what there is; of a local store what came after the generation asked for.
+        generation: of the store, that this goes up to; 0 of services that have none.
+        fresh_until_ns: up to when it counts as new (CLOCK_MONOTONIC), where there is no generation.
+        is_complete: there is no more now.
     """
 
-    def __init__(self, store: Store, index: NodeIndex, resolver: "Resolver | Remote") -> None:
-        self._store = store
-        self._index = index
-        self._resolver = resolver
-        self._thread = ThreadPoolExecutor(1, "resolver")
-        self._waiting: dict[Want, asyncio.Future[int]] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._remote_tasks: set[asyncio.Task[None]] = set()
+    nodes: Sequence[Node]
+    generation: int
+    fresh_until_ns: int
+    is_complete: bool
 
-    async def resolve(self, message: pb.Resolve) -> int:
-        """Return 0 when the index has what `message` wants, else the errno to answer with."""
-        return await self._resolve(_want(message))
 
-    def blobs_used(self, digests: Sequence[bytes]) -> None:
-        """Note that a worker read blobs from the cache."""
-        if not isinstance(self._resolver, Resolver):
-            self._resolver.blobs_used(digests)
+class Resolver(Protocol):
+    """Finds what sessions want. Failures are not remembered: it may be asked again at once.
 
-    async def _resolve(self, want: Want) -> int:
-        future = self._waiting.get(want)
-        if future is None:
-            future = self._waiting[want] = asyncio.get_running_loop().create_future()
-            if not isinstance(self._resolver, Resolver):
-                task = asyncio.create_task(self._run_remote(self._resolver, want))
-                self._remote_tasks.add(task)
-                task.add_done_callback(self._remote_tasks.discard)
-            elif self._task is None:
-                self._task = asyncio.create_task(self._run(self._resolver))
-        return await asyncio.shield(future)
+    Every method may raise an OSError with the errno to answer, or an ApplianceError, which is EIO.
+    """
 
-    async def open_content(self, number: int) -> int | None:
-        """Return a descriptor of the blob file of content `number`, or None if there is none.
+    async def root_node(self, name: bytes) -> Node:
+        """Return the root node of the store path with this base name; ENOENT if there is none."""
+
+    async def root_listing(self, generation: int) -> RootListing:
+        """Return paths that were added after `generation`, or a listing of all."""
+
+    async def directory(self, digest: bytes) -> None:
+        """Put the image of a Directory where workers read."""
+
+    async def blob(self, want: BlobWanted) -> None:
+        """Put a blob where workers read."""
+
+    async def open_blob(self, want: BlobWanted) -> int | None:
+        """Return a descriptor of the file of a blob, or None if it is not kept in one.
 
         None, too, if the file does not have the size that readers are told.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            blob = await loop.run_in_executor(self._thread, self._blob_of, number)
-            if blob is not None and self._has_cache():
-                await self._resolve(blob)
-            return await loop.run_in_executor(self._thread, self._open_blob, blob)
-        except ApplianceError as exc:
-            _LOG.error("opening content %d: %s", number, exc)
-            return None
 
-    def _has_cache(self) -> bool:
-        return not isinstance(self._resolver, Resolver) and self._resolver.has_remote_blobs
-
-    def _blob_of(self, number: int) -> BlobWanted | None:
-        with self._index.read() as txn:
-            content = self._index.record(txn, number)
-            if content is None:
-                return None
-            return BlobWanted(bytes(images.digest_of(content)), images.size_of(content))
-
-    def _open_blob(self, wanted: BlobWanted | None) -> int | None:
-        if wanted is None:
-            return None
-        size = wanted.size
-        with self._store.read() as txn:
-            blob = self._store.blob(txn, wanted.digest)
-        if not isinstance(blob, BlobFile) or blob.size != size:
-            return None
-        try:
-            fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None  # a worker says so when it is read
-        if os.fstat(fd).st_size == size:
-            return fd
-        os.close(fd)
-        return None
+    def used(self, keys: Sequence[bytes]) -> None:
+        """Note that a worker read cache entries (see `blob_cache`)."""
 
     async def reap_readers(self) -> None:
-        """Free what a killed worker held of the envs, or their pages could not be reused."""
-        loop = asyncio.get_running_loop()
-        for env in (self._store.env, self._index):
-            await loop.run_in_executor(self._thread, env.reap_readers)
+        """Free what a killed worker held of the store, or its pages could not be reused."""
 
-    def close(self) -> None:
-        """Wait for the batch in progress and end the thread."""
-        for task in self._remote_tasks:
-            task.cancel()
-        self._thread.shutdown(cancel_futures=True)
-
-    async def _run_remote(self, remote: "Remote", want: Want) -> None:
-        error = await remote.resolve(want)
-        self._waiting.pop(want).set_result(error)
-
-    async def _run(self, resolver: Resolver) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            batch, self._waiting = self._waiting, {}
-            try:
-                errors = await loop.run_in_executor(self._thread, resolver.resolve, list(batch))
-            except Exception:  # noqa: BLE001 - whatever it was, the guests must get their answers
-                _LOG.exception("resolving %d wants failed", len(batch))
-                errors = [errno.EIO] * len(batch)
-            for future, error in zip(batch.values(), errors, strict=True):
-                future.set_result(error)
-        self._task = None
+    async def close(self) -> None:
+        """Give up what is under way."""
 
 
-def _want(message: pb.Resolve) -> Want:
-    match message.WhichOneof("want"):
-        case "directory":
-            return DirectoryWanted(message.directory)
-        case "root_name":
-            return RootNameWanted(message.root_name)
-        case "blob":
-            return BlobWanted(message.blob.digest, message.blob.size)
-        case _:
-            return RootListWanted()
+class SessionResolving:
+    """Answers the wants of one session, in the order in which they can be answered."""
+
+    def __init__(self, resolver: Resolver, grants: GrantTable) -> None:
+        self._resolver = resolver
+        self._grants = grants
+        self._root_names = asyncio.Semaphore(_ROOT_NAMES_MAX)
+        self._listing = asyncio.Lock()
+
+    async def resolve(self, want: Want) -> int:
+        """Return 0 when the worker can have what it wants, else the errno to answer with."""
+        try:
+            await self._resolve(want)
+        except OSError as exc:
+            return exc.errno or EIO
+        except ApplianceError as exc:
+            _LOG.error("%s", exc)
+            return EIO
+        except Exception:  # noqa: BLE001 - whatever it was, the guests must get their answers
+            _LOG.exception("%s", want)
+            return EIO
+        return 0
+
+    async def _resolve(self, want: Want) -> None:
+        match want:
+            case RootNameWanted(name):
+                async with self._root_names:
+                    self._grants.grant(await self._resolver.root_node(name))
+            case RootListWanted():
+                async with self._listing:
+                    await self._grant_all()
+            case DirectoryWanted(digest):
+                await self._resolver.directory(digest)
+            case BlobWanted():
+                await self._resolver.blob(want)
+            case BackingWanted():
+                raise AssertionError(want)  # a mount's own affair
+
+    async def _grant_all(self) -> None:
+        grants = self._grants
+        is_complete = False
+        while not is_complete:
+            listing = await self._resolver.root_listing(grants.root_generation)
+            for start in range(0, len(listing.nodes), _GRANTS_AT_A_TIME):
+                for node in listing.nodes[start : start + _GRANTS_AT_A_TIME]:
+                    self._grant_if_possible(node)
+                await asyncio.sleep(0)
+            grants.set_root_generation(listing.generation)
+            grants.set_root_fresh_until(listing.fresh_until_ns)
+            is_complete = listing.is_complete
+
+    def _grant_if_possible(self, node: Node) -> None:
+        # One bad path must not keep all others from being listed.
+        try:
+            self._grants.grant(node)
+        except OSError as exc:
+            _LOG.error("a path is left out of the root's listing: %s", exc.strerror)

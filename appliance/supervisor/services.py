@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.control.session_memory import COUNTERS_PER_QUEUE, SessionMemory
-from appliance.fuse_proto._wire import Opcode
-from appliance.index.node_index import NodeIndex
-from appliance.index.resolver import Resolver
 from appliance.store.service_uri import ServiceAddresses
 from appliance.store.store import Store
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.kept_worker import WorkerSettings
-from appliance.supervisor.resolving import ResolvingQueue
+from appliance.supervisor.local_resolver import LocalResolver
+from appliance.supervisor.resolving import Resolver
+from appliance.supervisor.served_session import ServedSession
 from appliance.supervisor.status import StatusServer
 
 
@@ -26,24 +24,22 @@ class ServiceConfig:
     blob_cache_bytes: int
     state_dir: Path
     is_root_listable: bool
+    # Equal contents have one st_ino.
+    is_by_content: bool
     log_level: str
     log_json: bool
 
-    @property
-    def index_path(self) -> Path:
-        """Where the node index is."""
-        return self.state_dir / "index"
-
     def worker_settings(
-        self, store: Store, *, has_remote_blobs: bool, has_remote_root: bool
+        self, store: Store, *, has_cache: bool, has_remote_root: bool
     ) -> WorkerSettings:
-        """Return what workers are told of this, which read blobs in `store`."""
+        """Return what workers are told of this, which read in `store`."""
         return WorkerSettings(
             store_path=str(store.path),
-            index_path=str(self.index_path),
             is_root_listable=self.is_root_listable,
-            has_remote_blobs=has_remote_blobs,
+            has_remote_blobs=has_cache,
+            has_remote_directories=has_cache,
             has_remote_root=has_remote_root,
+            makes_images=not store.is_writable,
             log_level=self.log_level,
             log_json=self.log_json,
         )
@@ -54,8 +50,17 @@ class Services:
     """What is there while `running`."""
 
     forker: Forker
-    resolving: ResolvingQueue
+    resolver: Resolver
     worker_settings: WorkerSettings
+    is_by_content: bool
+
+    def new_session(self, num_queues: int) -> ServedSession:
+        """Return a blank session for a front-end or mount, which owns it.
+
+        Raises:
+            OSError: there is no memory or descriptor for it.
+        """
+        return ServedSession(num_queues, self.resolver, is_by_content=self.is_by_content)
 
 
 @contextlib.asynccontextmanager
@@ -68,36 +73,26 @@ async def running(
         ApplianceError: the store or the state directory is unusable.
     """
     async with contextlib.AsyncExitStack() as stack:
-        index = NodeIndex.open(config.index_path, is_readonly=False)
-        stack.callback(index.close)
         local_path = config.services.one_store()
         if local_path is not None:
             store = Store.open(local_path, create=True, or_readonly=True)
             stack.callback(store.close)
-            resolving = ResolvingQueue(store, index, Resolver(store, index))
-            settings = config.worker_settings(store, has_remote_blobs=False, has_remote_root=False)
+            resolver: Resolver = LocalResolver(store)
+            settings = config.worker_settings(store, has_cache=False, has_remote_root=False)
         else:
             # Loaded here, as one local store has no need of gRPC.
             from appliance.supervisor.remote import open_remote  # noqa: PLC0415 - see above
 
-            remote = await stack.enter_async_context(
-                open_remote(config.services, index, config.state_dir, config.blob_cache_bytes)
+            resolver = remote = await stack.enter_async_context(
+                open_remote(config.services, config.state_dir, config.blob_cache_bytes)
             )
-            resolving = ResolvingQueue(remote.store, index, remote)
             settings = config.worker_settings(
-                remote.store, has_remote_blobs=remote.has_remote_blobs, has_remote_root=True
+                remote.store, has_cache=remote.has_cache, has_remote_root=True
             )
-        stack.callback(resolving.close)
+        stack.push_async_callback(resolver.close)
         forker = Forker()
         stack.push_async_callback(forker.close)
         status = StatusServer(config.state_dir, report)
         await status.start()
         stack.push_async_callback(status.close)
-        yield Services(forker, resolving, settings)
-
-
-def request_counts(session: SessionMemory) -> dict[str, int]:
-    """Return how often each opcode was answered since the session began."""
-    totals = session.totals()
-    counts = {op.name: totals[op] for op in Opcode if op < COUNTERS_PER_QUEUE and totals[op]}
-    return counts | {"UNKNOWN": totals[0]} if totals[0] else counts
+        yield Services(forker, resolver, settings, config.is_by_content)

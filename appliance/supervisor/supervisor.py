@@ -111,9 +111,7 @@ class Supervisor:
             label,
             self._properties.num_queues,
             self._properties.max_queue_size,
-            services.forker,
-            services.worker_settings,
-            services.resolving,
+            services,
         )
         self._devices.append(device)
         try:

@@ -2,16 +2,9 @@
 
 import socket
 
-from appliance.control import channel
-from appliance.index.wants import (
-    BackingWanted,
-    BlobWanted,
-    DirectoryWanted,
-    RootListWanted,
-    RootNameWanted,
-    Want,
-)
 from appliance.protos import control_pb2 as pb
+from appliance.session import channel
+from appliance.session.wants import Want, pack_want
 
 
 class Asking:
@@ -26,7 +19,7 @@ class Asking:
         """Send `want` to the resolver."""
         ask_id, self._next_id = self._next_id, self._next_id + 1
         self._asked[ask_id] = want
-        channel.send(self._sock, pb.Envelope(id=ask_id, resolve=_resolve_message(want)))
+        channel.send(self._sock, pb.Envelope(id=ask_id, resolve=pack_want(want)))
 
     def answered(self, envelope: pb.Envelope) -> Want | None:
         """Return the want that the Resolved in `envelope` is about; None if it was forgotten."""
@@ -35,17 +28,3 @@ class Asking:
     def forget(self) -> None:
         """Wait for no answer any more."""
         self._asked.clear()
-
-
-def _resolve_message(want: Want) -> pb.Resolve:
-    match want:
-        case DirectoryWanted(number):
-            return pb.Resolve(directory=number)
-        case RootNameWanted(name):
-            return pb.Resolve(root_name=name)
-        case RootListWanted():
-            return pb.Resolve(root_list=True)
-        case BackingWanted(number, _unique):
-            return pb.Resolve(backing=number)
-        case BlobWanted(digest, size):
-            return pb.Resolve(blob=pb.Blob(digest=digest, size=size))

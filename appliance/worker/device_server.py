@@ -1,17 +1,18 @@
 """Serving one clone of a mount's /dev/fuse descriptor: read, answer, park what must wait.
 
-A request whose answer is not in the index yet is parked as a copy of its bytes. Should this process
+A request whose answer is not there yet is parked as a copy of its bytes. Should this process
 be killed, the kernel still has every request that was not answered: the supervisor, which holds the
 descriptor too, has them sent again (FUSE_NOTIFY_RESEND), or fails them where the kernel cannot.
 """
 
 from collections.abc import Callable
+from errno import EIO
 
 from appliance.devfuse import Device
 from appliance.fs.handler import Handler
 from appliance.fuse_proto.dispatch import Dispatcher
 from appliance.fuse_proto.operations import NotReady
-from appliance.index.wants import Want
+from appliance.session.wants import Want
 from appliance.worker.parking import Parking
 
 
@@ -50,7 +51,7 @@ class DeviceServer:
             with self._handler.batch():
                 for request in requests:
                     self._serve(memoryview(request))
-            return
+            requests, error = self._parked.take_hopeless(want), EIO
         for request in requests:
             self._device.fail(memoryview(request), self._dispatcher, error)
 

@@ -5,13 +5,13 @@ import os
 import select
 import socket
 
-from appliance.control import channel
 from appliance.devfuse import Device, DeviceEndedError
 from appliance.fs.handler import Handler
 from appliance.fs.passthrough import PassthroughHandler
 from appliance.fuse_proto.dispatch import Dispatcher
-from appliance.index.wants import BackingWanted
 from appliance.protos import control_pb2 as pb
+from appliance.session import channel
+from appliance.session.wants import BackingWanted
 from appliance.worker.asking import Asking
 from appliance.worker.device_server import DeviceServer
 

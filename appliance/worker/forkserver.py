@@ -14,9 +14,9 @@ import signal
 import socket
 import sys
 
-from appliance.control import channel
 from appliance.log import configure_logging
 from appliance.protos.control_pb2 import Envelope, Exited, Spawned
+from appliance.session import channel
 from appliance.worker import main as worker
 from appliance.worker.process import die_with_parent
 

@@ -12,8 +12,6 @@ import socket
 import time
 from pathlib import Path
 
-from appliance.control import channel
-from appliance.control.session_memory import InflightMemory, SessionMemory
 from appliance.engine import GuestMap, Region, Ring, RingLayout, signal_fd
 from appliance.errors import ApplianceError, RingError
 from appliance.fs.cached_blobs import RemoteParts
@@ -21,9 +19,11 @@ from appliance.fs.handler import Handler
 from appliance.fs.passthrough import PassthroughHandler
 from appliance.fuse_proto.dispatch import Dispatcher
 from appliance.fuse_proto.init import DEVICE_FLAGS, PASSTHROUGH_FLAGS, WANTED_FLAGS
-from appliance.index.node_index import NodeIndex
 from appliance.log import configure_logging
 from appliance.protos import control_pb2 as pb
+from appliance.session import channel
+from appliance.session.grants import Grants
+from appliance.session.session_memory import InflightMemory, SessionMemory
 from appliance.store.store import Store
 from appliance.worker.asking import Asking
 from appliance.worker.device_worker import DeviceWorker
@@ -40,31 +40,37 @@ def main(sock: socket.socket) -> None:
     message = channel.receive(sock)
     if message is None:
         return
-    envelope, (session_fd, *device_fds) = message
+    envelope, (session_fd, grants_fd, *device_fds) = message
     config = envelope.configure
     configure_logging(config.log_level, is_json=config.log_json)
-    index = NodeIndex.open(Path(config.index_path), is_readonly=True)
+    grants = Grants(grants_fd)
     store = Store.open(Path(config.store_path), is_readonly=True)
     session = SessionMemory(session_fd)
     counters = session.counters(config.queue)
     wanted_flags = WANTED_FLAGS
     remote = RemoteParts(
         has_blobs=config.has_remote_blobs,
+        has_directories=config.has_remote_directories,
         has_root=config.has_remote_root,
-        used=lambda digests: channel.send(
-            sock, pb.Envelope(blobs_used=pb.BlobsUsed(digests=digests))
-        ),
+        used=lambda keys: channel.send(sock, pb.Envelope(cache_used=pb.CacheUsed(keys=keys))),
     )
-    handler = Handler(index, store, is_root_listable=config.list_root, remote=remote)
+    handler = Handler(
+        grants,
+        store,
+        is_root_listable=config.list_root,
+        remote=remote,
+        makes_images=config.makes_images,
+    )
     if config.device.passthrough:
         wanted_flags = PASSTHROUGH_FLAGS
         handler = PassthroughHandler(
-            index,
+            grants,
             store,
             is_root_listable=config.list_root,
             remote=remote,
-            released=lambda number: channel.send(
-                sock, pb.Envelope(released=pb.Released(number=number))
+            makes_images=config.makes_images,
+            released=lambda nodeid: channel.send(
+                sock, pb.Envelope(released=pb.Released(nodeid=nodeid))
             ),
         )
     elif device_fds:

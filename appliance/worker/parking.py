@@ -1,12 +1,18 @@
-"""Requests that wait for the resolver, and what they wait for."""
+"""Requests that wait for the supervisor, and what they wait for."""
 
+import logging
 from collections.abc import Callable
-from typing import Generic, TypeVar, cast
+from typing import Final, Generic, TypeVar, cast
 
 from appliance.fuse_proto.operations import NotReady
-from appliance.index.wants import Want
+from appliance.session.wants import Want
 
 T = TypeVar("T")
+
+_LOG: Final = logging.getLogger(__name__)
+# A want that was granted so often and is missed all the same is given up: a loop must end. A blob
+# may be evicted again before it is read, so once is not enough.
+_ANSWERS_MAX: Final = 16
 
 
 class Parking(Generic[T]):
@@ -15,6 +21,7 @@ class Parking(Generic[T]):
     def __init__(self, ask: Callable[[Want], None]) -> None:
         self._ask = ask
         self._parked: dict[Want, list[T]] = {}
+        self._num_answers: dict[Want, int] = {}
 
     def __bool__(self) -> bool:
         return bool(self._parked)
@@ -32,6 +39,21 @@ class Parking(Generic[T]):
     def take(self, want: Want) -> list[T]:
         """Return the requests that wait for `want`, which wait no longer."""
         return self._parked.pop(want, [])
+
+    def take_hopeless(self, want: Want) -> list[T]:
+        """Return requests to be failed: `want` was provided, they ran, and wait for it again.
+
+        Call it after the requests that waited for `want` have run; they have several chances.
+        """
+        if want not in self._parked:
+            self._num_answers.pop(want, None)
+            return []
+        num_answers = self._num_answers[want] = self._num_answers.get(want, 0) + 1
+        if num_answers < _ANSWERS_MAX:
+            return []
+        del self._num_answers[want]
+        _LOG.error("%s was provided %d times and is not there", want, num_answers)
+        return self.take(want)
 
     def wants(self) -> list[Want]:
         """Return everything that is waited for."""

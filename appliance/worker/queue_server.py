@@ -1,6 +1,6 @@
 """Serving one virtqueue: pop, answer, park what must wait, run it again.
 
-A request whose answer is not in the index yet is parked by its head index alone: its chain stays
+A request whose answer is not there yet is parked by its head index alone: its chain stays
 popped (and in the inflight record), other requests go on, and when the resolver has done its work
 the chain is walked again from guest memory and runs as if it had just arrived. Heads recovered
 after a worker's death run the same way.
@@ -8,6 +8,7 @@ after a worker's death run the same way.
 
 import logging
 from collections.abc import Callable
+from errno import EIO
 from typing import Final
 
 from appliance import virtiofs
@@ -15,7 +16,7 @@ from appliance.engine import Ring
 from appliance.fs.handler import Handler
 from appliance.fuse_proto.dispatch import Dispatcher
 from appliance.fuse_proto.operations import NotReady
-from appliance.index.wants import Want
+from appliance.session.wants import Want
 from appliance.worker.parking import Parking
 
 _LOG = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class QueueServer:
         heads = self._parked.take(want)
         if error == 0:
             self._run_again(heads)
-            return
+            heads, error = self._parked.take_hopeless(want), EIO
         for head in heads:
             self._ring.load(head)
             virtiofs.fail(self._ring, 0, self._dispatcher, error)

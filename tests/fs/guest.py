@@ -1,5 +1,6 @@
 """A store filled from a model, and a guest in this process that sends the handler real requests."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -7,17 +8,19 @@ from typing import NamedTuple, TypeVar
 from appliance.castore.digest import Digest
 from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.castore.path_info import encode_nar_addressed
+from appliance.castore.size_dialect import SizeDialect
 from appliance.castore.store_path import StorePath, nar_path
 from appliance.fs.handler import Handler
 from appliance.fuse_proto._wire import EntryOut
 from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
 from appliance.fuse_proto.operations import NotReady
-from appliance.index.node_index import NodeIndex
-from appliance.index.resolver import Resolver
-from appliance.index.wants import Want
+from appliance.session.grants import Grants, GrantTable
+from appliance.session.wants import Want
 from appliance.store.batch import Batch
 from appliance.store.schema import INLINE_MAX
 from appliance.store.store import Store
+from appliance.supervisor.local_resolver import LocalResolver
+from appliance.supervisor.resolving import SessionResolving
 from tests.fakes import fuse_client
 from tests.fakes.fuse_client import Answer, DirectoryRecord, PlainSession
 
@@ -48,7 +51,13 @@ def basename(name: str) -> bytes:
     return store_path(name).basename().encode()
 
 
-def node_of(batch: Batch, spare: Path, name: bytes, model: Model) -> Node:
+def node_of(
+    batch: Batch,
+    spare: Path,
+    name: bytes,
+    model: Model,
+    dialect: SizeDialect = SizeDialect.DOCUMENTED,
+) -> Node:
     """Add the contents of `model` to `batch`; `spare` is a directory for big files."""
     if isinstance(model, File):
         digest = Digest.of(model.content)
@@ -62,14 +71,14 @@ def node_of(batch: Batch, spare: Path, name: bytes, model: Model) -> Node:
         return FileNode(name, digest, len(model.content), model.is_executable)
     if isinstance(model, Link):
         return SymlinkNode(name, model.target)
-    nodes = [node_of(batch, spare, child, model[child]) for child in sorted(model)]
+    nodes = [node_of(batch, spare, child, model[child], dialect) for child in sorted(model)]
     directory = Directory(
         [node for node in nodes if isinstance(node, DirectoryNode)],
         [node for node in nodes if isinstance(node, FileNode)],
         [node for node in nodes if isinstance(node, SymlinkNode)],
     )
     batch.add_directory(directory.digest(), directory.to_bytes())
-    return DirectoryNode(name, directory.digest(), directory.size())
+    return DirectoryNode(name, directory.digest(), directory.size(dialect))
 
 
 def add_path(batch: Batch, name: str, node: Node) -> None:
@@ -79,10 +88,12 @@ def add_path(batch: Batch, name: str, node: Node) -> None:
     batch.add_path_info(path.digest, encoded)
 
 
-def put(store: Store, name: str, model: Model) -> bytes:
+def put(
+    store: Store, name: str, model: Model, dialect: SizeDialect = SizeDialect.DOCUMENTED
+) -> bytes:
     """Commit `model` as the store path called `name` and return its base name."""
     batch = Batch()
-    add_path(batch, name, node_of(batch, store.path / "spare", b"", model))
+    add_path(batch, name, node_of(batch, store.path / "spare", b"", model, dialect))
     store.commit(batch)
     return basename(name)
 
@@ -90,11 +101,26 @@ def put(store: Store, name: str, model: Model) -> bytes:
 class Guest:
     """Asks one handler; what is not ready it has resolved and asks again, as a worker does."""
 
-    def __init__(self, path: Path, *, is_root_listable: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        is_root_listable: bool = True,
+        is_by_content: bool = False,
+        makes_images: bool = False,
+    ) -> None:
         self.store = Store.open(path / "store", create=True, map_size_bytes=1 << 24)
-        self.index = NodeIndex.open(path / "index", is_readonly=False)
-        self.handler = Handler(self.index, self.store, is_root_listable=is_root_listable)
-        self.resolver = Resolver(self.store, self.index)
+        self.table = GrantTable(is_by_content=is_by_content)
+        self.grants = Grants(self.table.fd)
+        self.handler = Handler(
+            self.grants,
+            self.store,
+            is_root_listable=is_root_listable,
+            makes_images=makes_images,
+        )
+        self.runner = asyncio.Runner()
+        self.resolver = LocalResolver(self.store)
+        self.resolving = SessionResolving(self.resolver, self.table)
         self.wants: list[Want] = []
         self.dispatcher = Dispatcher(
             self.handler, PlainSession(), memoryview(bytearray(8 * COUNTERS)).cast("Q")
@@ -103,7 +129,9 @@ class Guest:
 
     def close(self) -> None:
         self.handler.close()
-        self.index.close()
+        self.runner.run(self.resolver.close())
+        self.runner.close()
+        self.table.close()
         self.store.close()
 
     def ask(self, request: bytes, room: int = ROOM) -> Answer:
@@ -123,8 +151,7 @@ class Guest:
     def _resolve(self, want: object) -> int:
         assert isinstance(want, Want)
         self.wants.append(want)
-        (error,) = self.resolver.resolve([want])
-        return error
+        return self.runner.run(self.resolving.resolve(want))
 
     def body(self, request: bytes) -> bytes:
         answer = self.ask(request)

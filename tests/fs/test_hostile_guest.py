@@ -1,8 +1,11 @@
 """Any request gets a reply the kernel accepts, and no request makes the handler fail."""
 
+import asyncio
 import errno
 import multiprocessing
+import os
 import random
+from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -11,9 +14,10 @@ import pytest
 from appliance.fs.handler import Handler
 from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
 from appliance.fuse_proto.operations import NotReady
-from appliance.index.node_index import NodeIndex
-from appliance.index.resolver import Resolver
+from appliance.session.grants import Grants, GrantTable
 from appliance.store.store import Store
+from appliance.supervisor.local_resolver import LocalResolver
+from appliance.supervisor.resolving import SessionResolving
 from tests.fakes import fuse_client
 from tests.fakes.fuse_client import PlainSession
 from tests.fs.guest import File, Guest, Link, Tree, basename, put
@@ -49,8 +53,6 @@ def number(rng: random.Random, bits: int) -> int:
 
 def random_request(rng: random.Random) -> bytes:
     nodeid = number(rng, 64)
-    if rng.random() < 0.3:
-        nodeid = nodeid & 0x3F | rng.getrandbits(32) << 32
     name = rng.choice([b"file", b"sub", b"7", b"x", b".", b"..", b"a/b", b"n" * 300, basename("t")])
     offset = number(rng, 64)
     size = number(rng, 32)
@@ -89,23 +91,23 @@ def test_random_requests_get_replies_and_no_bug_shows(
 def _resolve_for(path: Path, channel: Connection) -> None:
     store = Store.open(path / "store", create=True, map_size_bytes=1 << 24)
     put(store, "t", TREE)
-    index = NodeIndex.open(path / "index", is_readonly=False)
-    resolver = Resolver(store, index)
-    channel.send("ready")
-    while (want := channel.recv()) is not None:
-        channel.send(resolver.resolve([want]))
+    table = GrantTable()
+    with asyncio.Runner() as runner:
+        resolving = SessionResolving(LocalResolver(store), table)
+        reduction.send_handle(channel, table.fd, os.getppid())
+        while (want := channel.recv()) is not None:
+            channel.send(runner.run(resolving.resolve(want)))
 
 
-def test_a_reader_sees_what_the_resolver_of_another_process_adds(tmp_path: Path) -> None:
+def test_a_reader_sees_what_the_supervisor_in_another_process_grants(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
+    ours, theirs = context.Pipe()  # of sockets, so descriptors pass
     process = context.Process(target=_resolve_for, args=(tmp_path, theirs))
     process.start()
     assert ours.poll(DEADLINE_S)
-    ours.recv()
-    index = NodeIndex.open(tmp_path / "index", is_readonly=True)
+    grants_fd = reduction.recv_handle(ours)
     store = Store.open(tmp_path / "store", is_readonly=True)
-    handler = Handler(index, store, is_root_listable=False)
+    handler = Handler(Grants(grants_fd), store, is_root_listable=False)
     counters = memoryview(bytearray(8 * COUNTERS)).cast("Q")
     dispatcher = Dispatcher(handler, PlainSession(), counters)
 
@@ -119,7 +121,7 @@ def test_a_reader_sees_what_the_resolver_of_another_process_adds(tmp_path: Path)
             except NotReady as exc:
                 ours.send(exc.want)
             assert ours.poll(DEADLINE_S)
-            assert ours.recv() == [0]
+            assert ours.recv() == 0
 
     ask(fuse_client.init())
     nodeid = fuse_client.ROOT
@@ -130,5 +132,5 @@ def test_a_reader_sees_what_the_resolver_of_another_process_adds(tmp_path: Path)
     process.join(DEADLINE_S)
     assert process.exitcode == 0
     handler.close()
-    index.close()
+    os.close(grants_fd)
     store.close()

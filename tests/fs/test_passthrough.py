@@ -4,27 +4,28 @@ from collections.abc import Iterator
 
 import pytest
 
+from appliance.castore.digest import Digest
 from appliance.fs.passthrough import PassthroughHandler
 from appliance.fuse_proto._wire import OpenFlag, OpenIn, ReleaseIn, unpack_open_out
 from appliance.fuse_proto.operations import NotReady, Request
-from appliance.index.images import NUMBER_MASK
-from appliance.index.wants import BackingWanted
+from appliance.session.wants import BackingWanted
 from appliance.store.schema import INLINE_MAX
 from tests.fakes import fuse_client
 from tests.fs.guest import File, Guest, basename, put
 
 RESENT = 1 << 63
+LARGE = b"l" * (INLINE_MAX + 1)
 
 
 class Rig:
     def __init__(self, guest: Guest) -> None:
-        tree = {b"small": File(b"s" * INLINE_MAX), b"large": File(b"l" * (INLINE_MAX + 1))}
+        tree = {b"small": File(b"s" * INLINE_MAX), b"large": File(LARGE)}
         put(guest.store, "tree", tree)
         self.small = guest.walk(basename("tree"), b"small")
         self.large = guest.walk(basename("tree"), b"large")
         self.released: list[int] = []
         self.handler = PassthroughHandler(
-            guest.index, guest.store, is_root_listable=True, released=self.released.append
+            guest.grants, guest.store, is_root_listable=True, released=self.released.append
         )
 
     def open(self, nodeid: int, unique: int = 5) -> tuple[int, int, int]:
@@ -53,15 +54,17 @@ def test_an_inline_blob_is_opened_at_once_and_nothing_hears_of_its_end(rig: Rig)
 
 
 def test_each_open_of_a_file_waits_for_an_id_of_its_own(rig: Rig) -> None:
-    number = rig.large & NUMBER_MASK
+    wants = []
     for unique in (5, 6):
         with pytest.raises(NotReady) as caught:
             rig.open(rig.large, unique)
-        assert caught.value.want == BackingWanted(number, unique)
-    rig.handler.grant(BackingWanted(number, 5), 3)
-    rig.handler.grant(BackingWanted(number, 6), 0)
-    assert rig.open(rig.large, 5) == (number, OpenFlag.PASSTHROUGH, 3)
-    assert rig.open(rig.large, 6) == (number, OpenFlag.KEEP_CACHE, 0)
+        want = caught.value.want
+        assert want == BackingWanted(rig.large, unique, Digest.of(LARGE), len(LARGE))
+        wants.append(want)
+    rig.handler.grant(wants[0], 3)
+    rig.handler.grant(wants[1], 0)
+    assert rig.open(rig.large, 5) == (rig.large, OpenFlag.PASSTHROUGH, 3)
+    assert rig.open(rig.large, 6) == (rig.large, OpenFlag.KEEP_CACHE, 0)
     with pytest.raises(NotReady):
         rig.open(rig.large, 5)  # a grant is for one open
 
@@ -75,4 +78,4 @@ def test_the_end_of_an_open_is_told_once(rig: Rig) -> None:
 def test_an_open_that_nobody_waits_for_has_ended(rig: Rig) -> None:
     rig.handler.unanswered(memoryview(fuse_client.open_(rig.large)))
     rig.handler.unanswered(memoryview(fuse_client.getattr_(rig.large)))
-    assert rig.released == [rig.large & NUMBER_MASK]
+    assert rig.released == [rig.large]

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.castore.nodes import Directory, DirectoryNode
+from appliance.castore.size_dialect import SizeDialect
 from appliance.fuse_proto import _wire
-from appliance.index import resolver
 from appliance.store.batch import Batch
+from appliance.supervisor import local_resolver
 from tests.fakes import fuse_client
 from tests.fakes.fuse_client import ROOT
 from tests.fs.guest import File, Guest, Link, Model, Tree, add_path, basename, node_of, put
@@ -33,12 +34,12 @@ TREES = trees(st.recursive(LEAVES, trees, max_leaves=12))
 
 
 class Seen:
-    """The whole of a walk: what each content's ino was, and which directory nodeids came up."""
+    """The whole of a walk: the nodeid and ino of every node, and the inos of each content."""
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
-        self.inos: dict[object, int] = {}
-        self.directories: set[int] = set()
+        self.inos: dict[int, int] = {}
+        self.by_content: dict[object, set[int]] = {}
 
     def check(self, entry: _wire.EntryOut, model: Model) -> None:
         attr = fuse_client.parse_attr(self.guest.body(fuse_client.getattr_(entry.nodeid))).attr
@@ -54,12 +55,13 @@ class Seen:
             identity = model
         else:
             assert (attr.mode, attr.size, attr.blocks) == (0o040555, 4096, 8)
-            assert entry.nodeid not in self.directories
-            self.directories.add(entry.nodeid)
             identity = repr(sorted(model.items()))
             self.check_children(entry.nodeid, model)
-        assert self.inos.setdefault(identity, attr.ino) == attr.ino
-        assert attr.ino == entry.nodeid & 0xFFFF_FFFF
+        assert entry.generation == self.guest.grants.generation
+        assert self.guest.lookup(entry.nodeid, b".") == entry
+        assert entry.nodeid not in self.inos, "another node has this nodeid"
+        self.inos[entry.nodeid] = attr.ino
+        self.by_content.setdefault(identity, set()).add(attr.ino)
 
     @staticmethod
     def check_leaf(attr: _wire.Attr, mode: int, content: bytes) -> None:
@@ -70,22 +72,33 @@ class Seen:
         plus = self.guest.listing_plus(nodeid)
         assert [record.name for _entry, record in plus] == [b".", b"..", *sorted(model)]
         assert [record for _entry, record in plus] == self.guest.listing(nodeid)
+        above = self.guest.lookup(nodeid, b"..")
+        own = self.guest.lookup(nodeid, b".")
+        assert [record.ino for _entry, record in plus[:2]] == [own.attr.ino, above.attr.ino]
         for entry, record in plus[2:]:
             assert entry == self.guest.lookup(nodeid, record.name)
             assert (record.ino, record.kind) == (entry.attr.ino, entry.attr.mode >> 12)
             self.check(entry, model[record.name])
+            assert self.guest.lookup(entry.nodeid, b"..") == own
 
 
 @settings(max_examples=40, deadline=None)
-@given(TREES)
-def test_a_walk_sees_the_model_and_nothing_else(tree: Tree) -> None:
+@given(TREES, st.sampled_from(["place", "content"]), st.sampled_from(SizeDialect))
+def test_a_walk_sees_the_model_and_nothing_else(
+    tree: Tree, inodes: str, dialect: SizeDialect
+) -> None:
+    is_by_content = inodes == "content"
     with TemporaryDirectory() as path:
-        guest = Guest(Path(path))
+        guest = Guest(Path(path), is_by_content=is_by_content)
         try:
-            name = put(guest.store, "tree", tree)
+            name = put(guest.store, "tree", tree, dialect)
             seen = Seen(guest)
             seen.check(guest.lookup(ROOT, name), tree)
-            assert len(set(seen.inos.values())) == len(seen.inos)
+            if is_by_content:
+                assert all(len(inos) == 1 for inos in seen.by_content.values())
+                assert len(set(seen.inos.values())) == len(seen.by_content)
+            else:
+                assert all(nodeid == ino for nodeid, ino in seen.inos.items())
             assert [record.name for record in guest.listing(ROOT)] == [b".", b"..", name]
         finally:
             guest.close()
@@ -183,7 +196,7 @@ def test_a_path_put_again_is_listed_once_as_it_was(guest: Guest) -> None:
 def test_the_root_lists_more_paths_than_go_into_one_transaction(
     guest: Guest, num: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resolver, "_ROOT_CHUNK", 10)
+    monkeypatch.setattr(local_resolver, "_ROOT_CHUNK", 10)
     batch = Batch()
     for i in range(num):
         add_path(batch, f"p{i}", DirectoryNode(b"", Directory().digest(), 0))

@@ -15,14 +15,13 @@ import pytest
 
 from appliance.engine import FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC
 from appliance.errors import VhostError
-from appliance.index.node_index import NodeIndex
-from appliance.index.resolver import Resolver
 from appliance.store.store import Store
 from appliance.supervisor import queue_worker
 from appliance.supervisor.device import Device
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.kept_worker import KeptWorker, WorkerSettings
-from appliance.supervisor.resolving import ResolvingQueue
+from appliance.supervisor.local_resolver import LocalResolver
+from appliance.supervisor.services import Services
 from appliance.vhost._wire import Region
 from appliance.vhost.backend import VringConfig
 from tests.fakes import fuse_client
@@ -39,19 +38,20 @@ NUM: Final = 16
 @contextlib.asynccontextmanager
 async def a_device(directory: Path, memory: GuestMemory) -> AsyncIterator[Device]:
     store = Store.open(directory / "store", create=True)
-    index = NodeIndex.open(directory / "index", is_readonly=False)
     settings = WorkerSettings(
         store_path=os.fspath(directory / "store"),
-        index_path=os.fspath(directory / "index"),
         is_root_listable=False,
         has_remote_blobs=False,
+        has_remote_directories=False,
         has_remote_root=False,
+        makes_images=False,
         log_level="INFO",
         log_json=False,
     )
     forker = Forker()
-    resolving = ResolvingQueue(store, index, Resolver(store, index))
-    device = Device("a device", 3, NUM, forker, settings, resolving)
+    resolver = LocalResolver(store)
+    services = Services(forker, resolver, settings, is_by_content=False)
+    device = Device("a device", 3, NUM, services)
     try:
         for region in memory.regions:
             await device.add_region(Region._make(region), os.dup(memory.fd))
@@ -59,8 +59,7 @@ async def a_device(directory: Path, memory: GuestMemory) -> AsyncIterator[Device
     finally:
         await device.close()
         await forker.close()
-        resolving.close()
-        index.close()
+        await resolver.close()
         store.close()
 
 

@@ -11,9 +11,9 @@ from typing import Final
 
 import pytest
 
-from appliance.control import channel
-from appliance.control.channel import channel_pair
 from appliance.protos import control_pb2 as pb
+from appliance.session import channel
+from appliance.session.channel import channel_pair
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.link import LinkClosedError
 from tests.fakes.appliance_process import DEADLINE_S, every_event

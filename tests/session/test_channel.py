@@ -3,8 +3,8 @@ import socket
 
 import pytest
 
-from appliance.control import channel
 from appliance.protos.control_pb2 import Done, Envelope, SetMemory
+from appliance.session import channel
 
 
 def test_a_message_arrives_whole_with_its_fds() -> None:

@@ -4,13 +4,13 @@ import resource
 
 import pytest
 
-from appliance.control.session_memory import (
+from appliance.engine import inflight_size
+from appliance.fuse_proto._wire import Opcode
+from appliance.session.session_memory import (
     COUNTERS_PER_QUEUE,
     InflightMemory,
     SessionMemory,
 )
-from appliance.engine import inflight_size
-from appliance.fuse_proto._wire import Opcode
 
 
 def test_what_one_process_starts_another_sees() -> None:

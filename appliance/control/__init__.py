@@ -1,1 +1,0 @@
-"""What the supervisor and its processes share: the control channel and the session memory."""

@@ -1,1 +1,0 @@
-"""The node index: content numbers, attributes and wire images, derived from the store."""

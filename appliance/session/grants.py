@@ -1,0 +1,362 @@
+"""The grants of a session: which store paths it may see, and from which nodeid on.
+
+A grant is a row (base, span) with the root node of a store path. The nodes of that path have the
+nodeids from `base` to `base + span - 1`: base plus the node's place. Bases follow each other, so a
+nodeid is found by binary search, and no two paths share one. The supervisor alone appends rows,
+when the session first resolves a name in the root; workers map the same memory, read-only, and
+need nothing else to find any node of the session.
+
+    offset            size  field
+    0                 8     num: rows that are complete
+    8                 8     index: offset of the hash table << 8 | log2 of its slots
+    16                8     root_generation: all that the store had at this generation was granted
+    24                8     root_fresh_until: when the root must be listed again, for a service that
+                            has no generations: CLOCK_MONOTONIC in ns; 0 if it never was listed
+    32                4     generation in every entry of this session (linux/fuse.h: fuse_entry_out)
+    36                4     1: st_ino is by content (--inodes=content)
+    40                8     num_revoked: rows that were revoked
+    4096              32 each rows: base (8), span (8), offset of the root record (8),
+                            state (8): 0, or 1 when the grant was revoked
+    ROWS_END                the heap: root records and hash tables, each a multiple of 8 bytes long
+
+Root record: kind (4), length of the target (4), size as the node states it (8), digest (32), then a
+READDIRPLUS record as in an image, with nodeids for places, then the target of a symlink.
+
+The hash table has a power of two of slots of 4 bytes: 0, or the number of a row from 1 on. A name
+goes to slot crc32(name) modulo the slots, or the next one that is free. When it is half full, one
+of twice the size takes its place behind it.
+
+Writer and readers share no lock. The writer stores a row, its record and its slot before `num`,
+each published word by one aligned store; a reader that misses what has just been added asks the
+supervisor, and looks again after the answer. Nothing that was published moves or changes, but for
+the state of a row. The file grows at its end; a reader maps it again when an offset is beyond what
+it has mapped.
+"""
+
+import contextlib
+import fcntl
+import mmap
+import os
+import secrets
+import struct
+from collections.abc import Iterator
+from errno import ENOENT, EOVERFLOW
+from typing import Final, NamedTuple
+from zlib import crc32
+
+from appliance.castore.nodes import DirectoryNode, FileNode, Node
+from appliance.errors import StoreError
+from appliance.images.layout import NAME_AT, NAMELEN_AT, Kind
+from appliance.images.records import content_ino, pack_record
+
+ROOT_NODEID: Final = 1
+FIRST_BASE: Final = 2
+GRANTS_MAX: Final = 1 << 20
+# Nodeids stay below, as st_ino must fit a signed number in many programs.
+NODEID_LIMIT: Final = 1 << 63
+LINKS: Final = 2
+
+_ROWS_AT: Final = 4096
+_ROW_BYTES: Final = 32
+_ROW_WORDS: Final = _ROW_BYTES // 8
+_ROWS_END: Final = _ROWS_AT + GRANTS_MAX * _ROW_BYTES
+_NUM, _INDEX, _ROOT_GENERATION, _FRESH_UNTIL = range(4)  # words
+_NUM_REVOKED: Final = 5
+_NUMBERS: Final = struct.Struct("<II")
+_NUMBERS_AT: Final = 32
+_RECORD_HEAD: Final = struct.Struct("<IIQ32s")
+# No root record is longer; the file always has as much behind the last one.
+_RECORD_MAX: Final = 8192
+_REVOKED: Final = 1
+_GROWTH: Final = 1 << 20
+_FIRST_SLOTS_LOG2: Final = 6
+_U32: Final = struct.Struct("<I")
+
+
+class Grant(NamedTuple):
+    """A row with its root record; `record` is a view of the grants' memory."""
+
+    base: int
+    span: int
+    kind: Kind
+    size: int
+    digest: bytes
+    record: memoryview
+    target: bytes
+
+
+class _Mapping:
+    # What the writer and the readers have in common: a file of this layout, mapped.
+
+    def __init__(self, fd: int, access: int) -> None:
+        self._fd = fd
+        self._access = access
+        self._map()
+
+    def _map(self) -> None:
+        self._mmap = mmap.mmap(self._fd, os.fstat(self._fd).st_size, access=self._access)
+        memory = memoryview(self._mmap)
+        self.bytes = memory
+        self.words = memory[:_ROWS_END].cast("Q")
+        self.size = len(memory)
+
+    def close(self) -> None:
+        self.words.release()
+        self.bytes.release()
+        with contextlib.suppress(BufferError):  # a view is left: it goes with that
+            self._mmap.close()
+
+    def at(self, offset: int, size: int) -> memoryview:
+        """Return the `size` bytes, or more than a root record has, from `offset` on."""
+        if offset + size > self.size:
+            self._map()
+        return self.bytes[offset : offset + size]
+
+    def grant(self, row: int) -> Grant:
+        word = _ROWS_AT // 8 + row * _ROW_WORDS
+        base, span, at = self.words[word : word + 3].tolist()
+        found = self.at(at, _RECORD_MAX)
+        kind, target_size, size, digest = _RECORD_HEAD.unpack_from(found)
+        (name_size,) = _U32.unpack_from(found, _RECORD_HEAD.size + NAMELEN_AT)
+        end = _RECORD_HEAD.size + _padded(NAME_AT + name_size)
+        record = found[_RECORD_HEAD.size : end]
+        target = bytes(found[end : end + target_size])
+        return Grant(base, span, Kind(kind), size, digest, record, target)
+
+    def is_revoked(self, row: int) -> bool:
+        return self.words[_ROWS_AT // 8 + row * _ROW_WORDS + 3] == _REVOKED
+
+    def find(self, name: bytes) -> int:
+        """Return the row of `name`, or -1."""
+        index = self.words[_INDEX]
+        num_slots = 1 << (index & 0xFF)
+        slots = self.at(index >> 8, 4 * num_slots)
+        mask = num_slots - 1
+        slot = crc32(name) & mask
+        while number := _U32.unpack_from(slots, 4 * slot)[0]:
+            if self._has_name(number - 1, name):
+                return int(number) - 1
+            slot = (slot + 1) & mask
+        return -1
+
+    def _has_name(self, row: int, name: bytes) -> bool:
+        at = self.words[_ROWS_AT // 8 + row * _ROW_WORDS + 2]
+        record = self.at(at, _RECORD_MAX)[_RECORD_HEAD.size :]
+        (size,) = _U32.unpack_from(record, NAMELEN_AT)
+        return bytes(record[NAME_AT : NAME_AT + size]) == name
+
+
+class Grants:
+    """A worker's view of the grants of its session; keeps `fd`, which it may map again."""
+
+    def __init__(self, fd: int) -> None:
+        self._memory = _Mapping(fd, mmap.ACCESS_READ)
+        self.generation, is_by_content = _NUMBERS.unpack_from(self._memory.bytes, _NUMBERS_AT)
+        self.is_by_content = bool(is_by_content)
+
+    def __len__(self) -> int:
+        return self._memory.words[_NUM]
+
+    def by_name(self, name: bytes) -> Grant | None:
+        """Return the grant of a name in the root; a revoked one is none."""
+        memory = self._memory
+        row = memory.find(name)
+        return None if row < 0 or memory.is_revoked(row) else memory.grant(row)
+
+    def by_nodeid(self, nodeid: int) -> Grant | None:
+        """Return the grant that `nodeid` (any number) lies in; a revoked one is none."""
+        memory = self._memory
+        words = memory.words
+        low, high = 0, words[_NUM]
+        while low < high:
+            middle = (low + high) >> 1
+            if words[_ROWS_AT // 8 + middle * _ROW_WORDS] <= nodeid:
+                low = middle + 1
+            else:
+                high = middle
+        row = low - 1
+        if row < 0 or memory.is_revoked(row):
+            return None
+        grant = memory.grant(row)
+        return grant if nodeid - grant.base < grant.span else None
+
+    def listing(self, first: int) -> Iterator[memoryview]:
+        """Yield the READDIRPLUS records of the root from row `first` on."""
+        memory = self._memory
+        for row in range(first, memory.words[_NUM]):
+            if not memory.is_revoked(row):
+                yield memory.grant(row).record
+
+    @property
+    def num_revoked(self) -> int:
+        """How many grants were revoked; what was cached before it changed is not to be used."""
+        return self._memory.words[_NUM_REVOKED]
+
+    @property
+    def root_generation(self) -> int:
+        """The generation of the store up to which all paths were granted."""
+        return self._memory.words[_ROOT_GENERATION]
+
+    @property
+    def root_fresh_until_ns(self) -> int:
+        """Up to when (CLOCK_MONOTONIC) the root's listing counts as new; 0 if it never was made."""
+        return self._memory.words[_FRESH_UNTIL]
+
+
+class GrantTable:
+    """The supervisor's side: appends grants. Owns the memory.
+
+    What is in the memory is never read back to decide anything.
+    """
+
+    def __init__(self, *, is_by_content: bool = False) -> None:
+        fd = os.memfd_create("grants", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, _ROWS_END + _GROWTH)
+            # A holder that shrank it would pull the memory away from under the others.
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+            # What workers get: they cannot write to it.
+            self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            os.close(fd)
+            raise
+        self._writable_fd = fd
+        self._memory = _Mapping(fd, mmap.ACCESS_WRITE)
+        self._is_by_content = is_by_content
+        self._rows: dict[bytes, int] = {}
+        self._revoked: set[bytes] = set()
+        self._next_base = FIRST_BASE
+        self._root_generation = 0
+        self._end = _ROWS_END
+        self._slots_log2 = 0
+        generation = secrets.randbelow((1 << 32) - 1) + 1
+        _NUMBERS.pack_into(self._memory.bytes, _NUMBERS_AT, generation, is_by_content)
+        self._grow_index()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def start_apart(self) -> None:
+        """Number from a high random base on: the guest may still hold nodeids of another session.
+
+        They then mean nothing here, rather than other nodes. Only before the first grant.
+        """
+        if not self._rows:
+            self._next_base = (secrets.randbits(20) + 1) << 41
+
+    def grant(self, node: Node) -> None:
+        """Let the session see `node` by its name, unless it does already.
+
+        Raises:
+            OSError: EOVERFLOW, the numbers that its size takes are not there; ENOENT, the name was
+                revoked.
+            StoreError: there is no memory, or there are too many grants.
+        """
+        if node.name in self._revoked:
+            raise OSError(ENOENT, f"{node.name!r} was revoked")
+        if node.name in self._rows:
+            return
+        row = len(self._rows)
+        if row >= GRANTS_MAX:
+            raise StoreError(f"a session can see {GRANTS_MAX} store paths, and no more")
+        span = 1 + (node.size if isinstance(node, DirectoryNode) else 0)
+        if span > NODEID_LIMIT - self._next_base:
+            raise OSError(EOVERFLOW, f"{node.name!r}: its size {span - 1} leaves no nodeids")
+        at = self._put(self._root_record(node, row))
+        words = self._memory.words
+        word = _ROWS_AT // 8 + row * _ROW_WORDS
+        words[word], words[word + 1], words[word + 2] = self._next_base, span, at
+        self._rows[node.name] = row
+        self._next_base += span
+        if 2 * len(self._rows) > 1 << self._slots_log2:
+            self._grow_index()
+        else:
+            self._put_slot(node.name, row)
+        words[_NUM] = row + 1
+
+    def revoke(self, name: bytes) -> None:
+        """Hide a name and everything below it; what the guest still holds of it is stale."""
+        row = self._rows[name]
+        self._revoked.add(name)
+        self._memory.words[_ROWS_AT // 8 + row * _ROW_WORDS + 3] = _REVOKED
+        self._memory.words[_NUM_REVOKED] = len(self._revoked)
+
+    @property
+    def root_generation(self) -> int:
+        """The generation of the store up to which all paths were granted."""
+        return self._root_generation
+
+    def set_root_generation(self, generation: int) -> None:
+        """Note that all that the store had at `generation` was granted."""
+        self._root_generation = generation
+        self._memory.words[_ROOT_GENERATION] = generation
+
+    def set_root_fresh_until(self, time_ns: int) -> None:
+        """Note up to when (CLOCK_MONOTONIC) the root's listing counts as new."""
+        self._memory.words[_FRESH_UNTIL] = time_ns
+
+    def close(self) -> None:
+        """Unmap the memory and close the descriptors."""
+        self._memory.close()
+        os.close(self.fd)
+        os.close(self._writable_fd)
+
+    def _root_record(self, node: Node, row: int) -> bytes:
+        kind, digest, size, target = _content_of(node)
+        ino = content_ino(kind, digest, target) if self._is_by_content else self._next_base
+        generation: int = _NUMBERS.unpack_from(self._memory.bytes, _NUMBERS_AT)[0]
+        record = pack_record(
+            node.name,
+            kind,
+            nodeid=self._next_base,
+            generation=generation,
+            ino=ino,
+            st_size=len(target) if kind == Kind.SYMLINK else size,
+            off=row + 1 + LINKS,
+        )
+        return _RECORD_HEAD.pack(kind, len(target), size, digest) + record + target
+
+    def _put(self, item: bytes) -> int:
+        at = self._end
+        end = at + _padded(len(item))
+        if end + _RECORD_MAX > self._memory.size:
+            self._enlarge(end + _RECORD_MAX)
+        self._memory.bytes[at : at + len(item)] = item
+        self._end = end
+        return at
+
+    def _enlarge(self, end: int) -> None:
+        try:
+            os.ftruncate(self._writable_fd, -(-end // _GROWTH) * _GROWTH)
+        except OSError as exc:
+            raise StoreError(f"memory of the grants: {exc.strerror}") from exc
+        self._memory.at(end - 1, 1)
+
+    def _grow_index(self) -> None:
+        self._slots_log2 = max(_FIRST_SLOTS_LOG2, self._slots_log2 + 1)
+        at = self._put(bytes(4 << self._slots_log2))
+        self._index_at = at
+        for name, row in self._rows.items():
+            self._put_slot(name, row)
+        self._memory.words[_INDEX] = at << 8 | self._slots_log2
+
+    def _put_slot(self, name: bytes, row: int) -> None:
+        mask = (1 << self._slots_log2) - 1
+        slots = self._memory.bytes[self._index_at : self._index_at + 4 * (mask + 1)].cast("I")
+        slot = crc32(name) & mask
+        while slots[slot]:
+            slot = (slot + 1) & mask
+        slots[slot] = row + 1
+
+
+def _content_of(node: Node) -> tuple[Kind, bytes, int, bytes]:
+    if isinstance(node, DirectoryNode):
+        return Kind.DIRECTORY, node.digest, node.size, b""
+    if isinstance(node, FileNode):
+        kind = Kind.EXECUTABLE if node.executable else Kind.FILE
+        return kind, node.digest, node.size, b""
+    return Kind.SYMLINK, bytes(32), len(node.target), node.target
+
+
+def _padded(size: int) -> int:
+    return (size + 7) & ~7

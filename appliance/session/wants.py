@@ -1,0 +1,72 @@
+"""What a request can wait for: its worker does not have it, the supervisor can provide it."""
+
+from typing import NamedTuple
+
+from appliance.protos import control_pb2 as pb
+
+
+class DirectoryWanted(NamedTuple):
+    """The image of the Directory with this digest."""
+
+    digest: bytes
+
+
+class RootNameWanted(NamedTuple):
+    """A grant of this name in the root: a base name that may or may not be a store path."""
+
+    name: bytes
+
+
+class RootListWanted(NamedTuple):
+    """Grants of all paths that there are now."""
+
+
+class BlobWanted(NamedTuple):
+    """A blob that the cache lacks, of which a directory says that it has `size` bytes."""
+
+    digest: bytes
+    size: int
+
+
+class BackingWanted(NamedTuple):
+    """The backing file for one open of `nodeid`: the request `unique`, of this blob."""
+
+    nodeid: int
+    unique: int
+    digest: bytes
+    size: int
+
+
+Want = DirectoryWanted | RootNameWanted | RootListWanted | BlobWanted | BackingWanted
+
+
+def pack_want(want: Want) -> pb.Resolve:
+    """Return the message that asks for `want`."""
+    match want:
+        case DirectoryWanted(digest):
+            return pb.Resolve(directory=digest)
+        case RootNameWanted(name):
+            return pb.Resolve(root_name=name)
+        case RootListWanted():
+            return pb.Resolve(root_list=True)
+        case BlobWanted(digest, size):
+            return pb.Resolve(blob=pb.Blob(digest=digest, size=size))
+        case BackingWanted(nodeid, _unique, digest, size):
+            blob = pb.Blob(digest=digest, size=size)
+            return pb.Resolve(backing=pb.Backing(nodeid=nodeid, blob=blob))
+
+
+def unpack_want(message: pb.Resolve) -> Want:
+    """Return what `message` asks for; the request of an open stays with the worker."""
+    match message.WhichOneof("want"):
+        case "directory":
+            return DirectoryWanted(message.directory)
+        case "root_name":
+            return RootNameWanted(message.root_name)
+        case "blob":
+            return BlobWanted(message.blob.digest, message.blob.size)
+        case "backing":
+            blob = message.backing.blob
+            return BackingWanted(message.backing.nodeid, 0, blob.digest, blob.size)
+        case _:
+            return RootListWanted()

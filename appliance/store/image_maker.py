@@ -1,0 +1,81 @@
+"""Making the images of a whole path, of a store that was filled without them."""
+
+import logging
+from typing import Final
+
+from appliance.castore.digest import Digest
+from appliance.castore.nodes import Directory
+from appliance.errors import CorruptBlobError, DirectoryError
+from appliance.store.store import Store
+
+_LOG: Final = logging.getLogger(__name__)
+# Encoded directories whose images go into one transaction.
+_COMMIT_BYTES: Final = 1 << 20
+
+
+def make_images(store: Store, root: Digest) -> None:
+    """Make the images of the directory `root` and all below it, children before their parents.
+
+    A directory that has its image is taken to have all those below, too. One that is missing or
+    corrupt is logged and left out: whoever walks into it is told.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    maker = _Maker(store)
+    # A directory is on the stack twice: to go on to those below, and then to make its image.
+    stack = [(root, False)]
+    seen = {root}
+    while stack:
+        digest, is_below_done = stack.pop()
+        if is_below_done:
+            maker.make(digest)
+            continue
+        stack.append((digest, True))
+        for child in maker.children(digest):
+            if child not in seen:
+                seen.add(child)
+                stack.append((child, False))
+    maker.commit()
+
+
+class _Maker:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._directories: dict[bytes, bytes] = {}
+        self._num_bytes = 0
+        self._bad: set[Digest] = set()
+
+    def children(self, digest: Digest) -> list[Digest]:
+        try:
+            directory = self._read(digest)
+        except (CorruptBlobError, DirectoryError) as exc:
+            _LOG.error("directory %s: %s", digest, exc)
+            self._bad.add(digest)
+            return []
+        return [] if directory is None else [node.digest for node in directory.directories]
+
+    def make(self, digest: Digest) -> None:
+        if digest in self._bad or (directory := self._read(digest)) is None:
+            return
+        self._directories[digest] = encoded = directory.to_bytes()
+        self._num_bytes += len(encoded)
+        if self._num_bytes >= _COMMIT_BYTES:
+            self.commit()
+
+    def commit(self) -> None:
+        self._store.put_images(self._directories)
+        self._directories = {}
+        self._num_bytes = 0
+
+    def _read(self, digest: Digest) -> Directory | None:
+        with self._store.read() as txn:
+            if self._store.image(txn, digest) is not None:
+                return None
+            encoded = self._store.directory(txn, digest)
+        if encoded is None:
+            raise CorruptBlobError("it is not in the store")
+        directory = Directory.from_bytes(encoded)
+        if directory.digest() != digest:
+            raise CorruptBlobError(f"the store has {directory.digest()} by that digest")
+        return directory

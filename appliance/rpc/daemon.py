@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from appliance.rpc.listen_address import (
 from appliance.rpc.open_services import open_services
 from appliance.rpc.relay import Relay, inherited_socket
 from appliance.rpc.server import Server
-from appliance.sockets import claim_socket_path, notify, raise_descriptor_limit
+from appliance.sockets import claim_socket_path, notify, raise_descriptor_limit, told_to_stop
 from appliance.store.path_info_checks import CheckedPathInfoService
 from appliance.store.service_uri import ServiceAddresses, unix_target
 from appliance.store.services import Services
@@ -48,7 +47,7 @@ class DaemonConfig(NamedTuple):
 
 
 def serve(config: DaemonConfig) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM, SIGINT or SIGHUP.
 
     Raises:
         ConfigError: it cannot listen where it should.
@@ -59,10 +58,7 @@ def serve(config: DaemonConfig) -> None:
 
 
 async def _serve(config: DaemonConfig) -> None:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    stopping = told_to_stop()
     opening = open_services(config.services, may_replace_paths=config.may_replace_paths)
     async with opening as services:
         listeners = _Listeners(Server(_served(services, config)))

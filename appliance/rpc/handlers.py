@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 
 from appliance.castore.digest import DIGEST_SIZE, Digest
 from appliance.errors import InvalidRequestError
+from appliance.log import set_log_source
 from appliance.rpc.incoming import Context, Incoming, ReceivingPlaces
 from appliance.rpc.status import Status, StatusError, status_of
 
@@ -39,7 +40,7 @@ class Edge:
         """Serve one message with one."""
 
         async def call(request: bytes, context: Context) -> bytes:
-            with self._call():
+            with self._call(context):
                 try:
                     return await handler(request)
                 except Exception as exc:  # noqa: BLE001 - each becomes a status, bugs are logged
@@ -53,7 +54,7 @@ class Edge:
         """Serve one message with many."""
 
         async def call(request: bytes, context: Context) -> AsyncIterator[bytes]:
-            with self._call():
+            with self._call(context):
                 try:
                     async with aclosing(handler(request)) as responses:
                         async for response in responses:
@@ -72,7 +73,7 @@ class Edge:
 
         async def call(_requests: AsyncIterator[bytes], context: Context) -> bytes:
             incoming = Incoming(context, self._places)
-            with self._call():
+            with self._call(context):
                 try:
                     async with aclosing(incoming.whole()) as requests:
                         return await handler(requests)
@@ -84,7 +85,8 @@ class Edge:
         return grpc.stream_unary_rpc_method_handler(call)
 
     @contextmanager
-    def _call(self) -> Iterator[None]:
+    def _call(self, context: Context) -> Iterator[None]:
+        set_log_source(_host_of(context.peer()))  # each call is a task of its own
         self._num_calls += 1
         self._idle.clear()
         try:
@@ -116,6 +118,12 @@ def digest_untrusted(value: bytes) -> Digest:
     if len(value) != DIGEST_SIZE:
         raise StatusError(grpc.StatusCode.INVALID_ARGUMENT, "invalid digest length")
     return Digest(value)
+
+
+def _host_of(peer: str) -> str:
+    # As gRPC writes it: "ipv4:127.0.0.1:4711", "ipv6:%5B::1%5D:4711", "unix:". A client that
+    # connects again has another port, and must not count as another.
+    return peer.rpartition(":")[0] if peer.startswith("ipv") else "unix"
 
 
 async def _abort(context: Context, status: Status) -> NoReturn:

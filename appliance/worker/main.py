@@ -156,7 +156,7 @@ class Worker:
             self._break_ring(RingError("the kick descriptor cannot be read"))
 
     def _break_ring(self, exc: RingError) -> None:
-        _LOG.error("queue %d: %s; the ring stops", self._queue, exc)
+        _LOG.error("%s; the ring stops", exc)
         server = self._server
         if server is not None:
             server.ring.signal_error()

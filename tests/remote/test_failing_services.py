@@ -31,8 +31,9 @@ def appliance(
     services: ScriptedServices, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ApplianceProcess]:
     path = tmp_path_factory.mktemp("appliance")
-    options = (f"--state-dir={path}/state", "--list-root", "--blob-cache-size=1G")
-    with ApplianceProcess(services.uri, path, *options) as appliance:
+    # With debug events no other ones are left out, however many.
+    options = ("--list-root", "--blob-cache-size=1G", "--log-level=debug")
+    with ApplianceProcess(services.uri, path, f"--state-dir={path}/state", *options) as appliance:
         yield appliance
 
 

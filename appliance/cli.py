@@ -21,8 +21,8 @@ from appliance.cli_addresses import (
     state_dir,
 )
 from appliance.cli_mount import is_mount_call
+from appliance.cli_output import print_json
 from appliance.cli_store import COMMANDS as STORE_COMMANDS
-from appliance.cli_store import print_json
 from appliance.errors import ApplianceError, ConfigError, StoreError
 from appliance.terminal import (
     drop_output,

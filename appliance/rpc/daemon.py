@@ -28,7 +28,9 @@ from appliance.sockets import (
     socket_mode,
     told_to_stop,
 )
+from appliance.store.path_info_checks import CheckedPathInfoService
 from appliance.store.service_uri import ServiceAddresses, unix_target
+from appliance.store.services import Services
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +48,8 @@ class DaemonConfig(NamedTuple):
 
     services: ServiceAddresses
     listen: Sequence[ListenAddress]
+    may_replace_paths: bool = False
+    checks_content: bool = False
 
 
 def serve(config: DaemonConfig) -> None:
@@ -61,8 +65,9 @@ def serve(config: DaemonConfig) -> None:
 
 async def _serve(config: DaemonConfig) -> None:
     stopping = told_to_stop()
-    async with open_services(config.services) as services:
-        listeners = _Listeners(Server(services))
+    opening = open_services(config.services, may_replace_paths=config.may_replace_paths)
+    async with opening as services:
+        listeners = _Listeners(Server(_served(services, config)))
         try:
             for address in config.listen:
                 listeners.add(address)
@@ -72,6 +77,12 @@ async def _serve(config: DaemonConfig) -> None:
         finally:
             notify("STOPPING=1")
             await listeners.stop()
+
+
+def _served(services: Services, config: DaemonConfig) -> Services:
+    if not config.checks_content:
+        return services
+    return services._replace(path_infos=CheckedPathInfoService(services))
 
 
 class _Listeners:

@@ -38,6 +38,7 @@ class WorkerSettings:
     has_remote_blobs: bool
     has_remote_directories: bool
     has_remote_root: bool
+    makes_images: bool
     log_level: str
     log_json: bool
 
@@ -49,6 +50,7 @@ class WorkerSettings:
             has_remote_blobs=self.has_remote_blobs,
             has_remote_directories=self.has_remote_directories,
             has_remote_root=self.has_remote_root,
+            makes_images=self.makes_images,
             log_level=self.log_level,
             log_json=self.log_json,
             queue=slot,

@@ -43,6 +43,7 @@ async def a_device(directory: Path, memory: GuestMemory) -> AsyncIterator[Device
         has_remote_blobs=False,
         has_remote_directories=False,
         has_remote_root=False,
+        makes_images=False,
         log_level="INFO",
         log_json=False,
     )

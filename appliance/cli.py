@@ -231,6 +231,9 @@ def _add_import(commands: "Subparsers", parents: "list[_Parser]") -> None:
         "Tvix and Snix do since August 2024, or as the format is documented, for older ones and "
         "castore-go; each refuses the other (default: doubled)",
     )
+    command.add_argument(
+        "--name", help="name of the store path (default: the last component of PATH)"
+    )
     command.add_argument("paths", nargs="+", metavar="PATH", type=_path)
     command.set_defaults(run=_run_import)
 
@@ -327,10 +330,23 @@ def _run_import(options: argparse.Namespace) -> None:
     gc.freeze()
     services = service_addresses(options)
     dialect = SizeDialect[options.directory_sizes.upper()]
-    start_logging = partial(_start_logging, options)
+    name = _new_name(options)
     with progress_line() as progress:
+
+        def warn(text: str) -> None:
+            import logging
+
+            progress.clear()
+            logging.getLogger("appliance.importer").warning(text)
+
         imports = import_paths(
-            services, options.paths, progress=progress, dialect=dialect, when_begun=start_logging
+            services,
+            options.paths,
+            progress=progress,
+            warn=warn,
+            dialect=dialect,
+            name=name,
+            when_begun=partial(_start_logging, options),
         )
         with closing(imports):
             for imported in imports:
@@ -427,6 +443,19 @@ def _run_status(options: argparse.Namespace) -> None:
 
 
 # Values read once, with the rule they break named.
+
+
+def _new_name(options: argparse.Namespace) -> str | None:
+    from appliance.castore.store_path import StorePathError, check_new_name
+
+    if options.name is None:
+        return None
+    if len(options.paths) > 1:
+        raise ConfigError(f"--name {options.name}: goes with one PATH only")
+    try:
+        return check_new_name(options.name)
+    except StorePathError as exc:
+        raise ConfigError(f"--name {exc}") from exc
 
 
 def _blob_cache_bytes(options: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{kind}-service-addr",
             metavar="URI",
-            help=f"the {kind} service, if not --store: memory:, lmdb:///path, grpc+unix:///path, "
+            help=f"the {kind} service, if not --store: memory:, lmdb:///path, grpc+unix:/path, "
             f"grpc+http://host:port, grpc+https://host:port (or {_variable(kind)})",
         )
 
@@ -80,6 +80,12 @@ def default_state_dir(services: ServiceAddresses, environ: Mapping[str, str] = o
 
     name = hashlib.sha256(repr(services).encode()).hexdigest()[:16]
     return default_store(environ).with_name(f"remote-{name}.state")
+
+
+def _is_writable(path: Path) -> bool:
+    # Or, where there is nothing yet, whether it can be made.
+    there = next(above for above in (path, *path.parents) if os.path.lexists(above))
+    return os.access(there, os.W_OK, effective_ids=True)
 
 
 def default_store(environ: Mapping[str, str] = os.environ) -> Path:

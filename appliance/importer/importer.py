@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from appliance.castore.names import display
-from appliance.castore.size_dialect import SizeDialect
+from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.castore.store_path import STORE_DIR, StorePathError, check_new_name
-from appliance.errors import ImportTreeError
+from appliance.errors import ApplianceError, ImportTreeError
 from appliance.importer.hasher_pool import Hasher
 from appliance.importer.own_places import excluded_directories, own_places
 from appliance.importer.progress import Progress
@@ -38,7 +38,7 @@ def import_paths(
     *,
     progress: Progress,
     warn: Callable[[str], None] | None = None,
-    dialect: SizeDialect = SizeDialect.DOCUMENTED,
+    dialect: SizeDialect = DEFAULT_DIALECT,
     name: str | None = None,
     when_begun: Callable[[], None] = lambda: None,
 ) -> Generator[str, None, None]:
@@ -52,7 +52,8 @@ def import_paths(
     A warning goes to `warn`, or else to the log.
 
     Raises:
-        ImportTreeError: some paths could not be imported: one line for each. The others were.
+        ImportTreeError: some paths could not be imported: one line for each. The others were, or
+            what ended the import is the last line.
         StoreFullError: the disk is full. What was yielded before is there.
         StoreError: the store cannot be opened or written.
     """
@@ -73,10 +74,15 @@ def import_paths(
             # All that this process alone needs is loaded while the others begin.
             from appliance.importer.import_run import ImportRun, open_sink  # noqa: PLC0415
 
-            sink = open_sink(store_path or target, stack)
+            sink = open_sink(store_path or target, stack, dialect)
             run = ImportRun(sink, hashers, progress, failures, warn)
             stack.callback(run.close)
-            yield from run.take(objects)
+            try:
+                yield from run.take(objects)
+            except ApplianceError as exc:
+                if not failures:
+                    raise
+                raise ImportTreeError("\n".join([*failures, str(exc)])) from exc
             if run.num_ended < len(roots) and not run.is_broken:
                 failures.append(tree.describe_end())
     if failures:
@@ -113,7 +119,7 @@ def _root(path: bytes, name: str | None, excluded: Mapping[Identity, str]) -> Ro
     if path.rpartition(b"/")[2] in {b"", b".", b".."}:
         path = os.path.realpath(path)
     if name is None:
-        name = path.rpartition(b"/")[2].decode("latin-1")
+        name = path.rpartition(b"/")[2].decode("utf-8", "backslashreplace")
     try:
         check_new_name(name)
     except StorePathError as exc:

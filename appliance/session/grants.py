@@ -33,6 +33,7 @@ the state of a row. The file grows at its end; a reader maps it again when an of
 it has mapped.
 """
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -93,10 +94,17 @@ class _Mapping:
         self._map()
 
     def _map(self) -> None:
-        memory = memoryview(mmap.mmap(self._fd, os.fstat(self._fd).st_size, access=self._access))
+        self._mmap = mmap.mmap(self._fd, os.fstat(self._fd).st_size, access=self._access)
+        memory = memoryview(self._mmap)
         self.bytes = memory
         self.words = memory[:_ROWS_END].cast("Q")
         self.size = len(memory)
+
+    def close(self) -> None:
+        self.words.release()
+        self.bytes.release()
+        with contextlib.suppress(BufferError):  # a view is left: it goes with that
+            self._mmap.close()
 
     def at(self, offset: int, size: int) -> memoryview:
         """Return the `size` bytes, or more than a root record has, from `offset` on."""
@@ -288,7 +296,8 @@ class GrantTable:
         self._memory.words[_FRESH_UNTIL] = time_ns
 
     def close(self) -> None:
-        """Close the descriptors; the mapping goes with this object."""
+        """Unmap the memory and close the descriptors."""
+        self._memory.close()
         os.close(self.fd)
         os.close(self._writable_fd)
 

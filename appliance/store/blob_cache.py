@@ -1,11 +1,13 @@
-"""A bounded store of blobs and directory images that can be had again; the least used go first.
+"""A bounded store of what can be had again: blobs, images, PathInfos; the least used go first.
 
 It is a `Store`, so whoever reads stores reads this, in a directory of this boot (see `per_boot`):
 nothing in it is worth an fsync. Several processes may fill one cache. Beside the store's own:
 
 database   key                                          value
-cache      digest of a blob, or "d" and digest of a     CLOCK_MONOTONIC ns of the last use, charge
-           Directory, of which it has the image
+cache      digest of a blob; "d" and digest of a        CLOCK_MONOTONIC ns of the last use, charge
+           Directory, of which it has the image;
+           "p" and digest of a store path, of
+           which it has the PathInfo
            "charged"                                    sum of all charges as u64 LE
 cache_use  CLOCK_MONOTONIC ns as u64 BE, key in `cache` (nothing)
 cache_end  digest of a blob                             (nothing)
@@ -18,7 +20,7 @@ removed under the write lock and only without a record, as another process may h
 
 import struct
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -29,12 +31,14 @@ from appliance.castore.digest import DIGEST_SIZE, Digest
 from appliance.errors import StoreError
 from appliance.images import builder
 from appliance.store.batch import Batch
+from appliance.store.damage import is_blob_right
 from appliance.store.lmdb_env import WriteTransaction
 from appliance.store.per_boot import directory_of_boot, remove_other_boots
 from appliance.store.schema import (
     BLOBS,
     IMAGES,
     INLINE_MAX,
+    PATH_INFOS,
     image_key,
     pack_inline,
     pack_number,
@@ -68,9 +72,21 @@ def charge_of(size: int) -> int:
     return -(-size // _PAGE) * _PAGE
 
 
+def has_cache(path: Path) -> bool:
+    """Whether there is a cache of this boot at `path`, as far as this process may see."""
+    try:
+        return directory_of_boot(path, _SCHEMA).is_dir()
+    except PermissionError:
+        return False
+
+
 def directory_key(digest: bytes) -> bytes:
     """Return the key in `cache` of the image of a Directory; a blob may have the same digest."""
     return b"d" + digest
+
+
+def _path_key(path_digest: bytes) -> bytes:
+    return b"p" + path_digest
 
 
 class BlobCache:
@@ -95,6 +111,7 @@ class BlobCache:
         self._ends = env.database(_END)
         self._blobs = env.database(BLOBS)
         self._images = env.database(IMAGES)
+        self._path_infos = env.database(PATH_INFOS)
         self._temp = TempDirectory(self.store.path)
         # The bound may be lower than it was.
         env.write(lambda txn: self._evict(txn, 0, ()))
@@ -123,6 +140,20 @@ class BlobCache:
                 return blob.size
         self.drop(digest)
         return None
+
+    def drop_damaged(self) -> Iterator[Digest]:
+        """Yield the digests of blobs that are something else, each dropped: they are fetched again.
+
+        Raises:
+            StoreError: LMDB failed.
+        """
+        with self.store.read() as txn:
+            cursor = txn.cursor(db=self._blobs)
+            digests = [Digest(key) for key in cursor.iternext(keys=True, values=False)]
+        for digest in digests:
+            if not is_blob_right(self.store, digest):
+                self.drop(digest)
+                yield digest
 
     def check_size(self, digest: Digest, size: int) -> None:
         """Raise TooLargeError if a blob would take more than the whole cache."""
@@ -197,6 +228,25 @@ class BlobCache:
             if self._charge(txn, directory_key(digest), charge, ()):
                 for number, piece in pieces.items():
                     txn.put(image_key(digest, number), piece, db=self._images)
+
+        self.store.env.write(work)
+        self._remove_files()
+
+    def path_info(self, path_digest: bytes) -> bytes | None:
+        """Return the PathInfo of a store path by its digest (20 bytes)."""
+        with self.store.read() as txn:
+            return self.store.path_info(txn, path_digest)
+
+    def put_path_info(self, path_digest: bytes, encoded: bytes) -> None:
+        """Put a PathInfo, valid as the caller knows, in place of one for the same path.
+
+        Raises:
+            StoreError: LMDB failed.
+        """
+
+        def work(txn: WriteTransaction) -> None:
+            if self._charge(txn, _path_key(path_digest), charge_of(len(encoded)), ()):
+                txn.put(path_digest, encoded, db=self._path_infos)
 
         self.store.env.write(work)
         self._remove_files()
@@ -281,7 +331,9 @@ class BlobCache:
         for digest, charge in victims:
             self._remove_entry(txn, digest)
             if len(digest) > DIGEST_SIZE:
-                self._remove_image(txn, digest[-DIGEST_SIZE:])
+                self._remove_image(txn, digest[1:])
+            elif len(digest) < DIGEST_SIZE:
+                txn.delete(digest[1:], db=self._path_infos)
             elif charge > INLINE_MAX:
                 self._remove_blob(txn, digest)
             else:

@@ -22,7 +22,7 @@ from appliance.store.blob_fetcher import BlobFetcher
 from appliance.store.service_uri import LmdbAddress, ServiceAddresses
 from appliance.store.store import Store
 from appliance.supervisor.local_resolver import open_blob
-from appliance.supervisor.remote_resolver import RemoteResolver, image_putter
+from appliance.supervisor.remote_resolver import RemoteResolver
 from appliance.supervisor.resolving import RootListing
 
 _LOG: Final = logging.getLogger(__name__)
@@ -97,13 +97,14 @@ async def open_remote(
     """
     async with AsyncExitStack() as stack:
         stores = {}
-        cache = None
+        store = cache = None
         if isinstance(addresses.blobs, LmdbAddress):
-            local = AsyncStore.open(addresses.blobs.path, create=True)
+            local = AsyncStore.open(addresses.blobs.path, create=True, or_readonly=True)
             stack.callback(local.close)
             stores[addresses.blobs.path.resolve()] = local
-            store = local.store
-        else:
+            # One that takes no images of directories from elsewhere is copied from.
+            store = local.store if local.store.is_writable else None
+        if store is None:
             cache = BlobCache(state_dir / _CACHE_DIRECTORY, cache_bytes)
             stack.callback(cache.close)
             store = cache.store
@@ -122,7 +123,7 @@ async def open_remote(
             if cache is not None:
                 fetcher = BlobFetcher(services.blobs, cache)
                 inner.push_async_callback(fetcher.close)
-            resolver = RemoteResolver(services, fetcher, image_putter(store, cache))
+            resolver = RemoteResolver(services, store, cache, fetcher)
             inner.push_async_callback(resolver.close)
             return resolver
 

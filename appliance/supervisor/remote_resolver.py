@@ -55,19 +55,22 @@ class RemoteResolver:
 
     Args:
         services: asked for everything.
-        fetcher: of blobs into the cache, or None if blobs are local.
-        put_image: puts the image of an encoded Directory where workers read; it runs in a thread.
+        store: where workers read.
+        cache: it, if it is a cache; None if blobs are local.
+        fetcher: of blobs into the cache, if there is one.
     """
 
     def __init__(
         self,
         services: Services,
+        store: Store,
+        cache: BlobCache | None,
         fetcher: BlobFetcher | None,
-        put_image: Callable[[Digest, bytes], None],
     ) -> None:
         self._services = services
+        self._store = store
+        self._cache = cache
         self._fetcher = fetcher
-        self._put_image = put_image
         self._thread = ThreadPoolExecutor(1, "images")
         self._ahead = Ahead()
         self._directories: SingleFlight[Digest, Directory] = SingleFlight()
@@ -83,6 +86,9 @@ class RemoteResolver:
     async def root_node(self, name: bytes) -> Node:
         """See `Resolver.root_node`."""
         digest = path_digest(name)
+        known = await self._run(lambda: self._known_path_info(digest))
+        if known is not None:
+            return root_node(name, known)
         if self._absent_until_s.get(name, 0.0) > time.monotonic():
             raise OSError(ENOENT, f"{name!r} was not there a moment ago")
         encoded = await self._get(
@@ -91,7 +97,9 @@ class RemoteResolver:
         if encoded is None:
             self._note_absent(name)
             raise OSError(ENOENT, f"{name!r} is not there")
-        return root_node(name, encoded)
+        node = root_node(name, encoded)
+        await self._run(lambda: self._keep_path_info(digest, encoded))
+        return node
 
     async def root_listing(self) -> RootListing:
         """See `Resolver.root_listing`."""
@@ -214,9 +222,17 @@ class RemoteResolver:
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
+    # In the thread.
 
-def image_putter(store: Store, cache: BlobCache | None) -> Callable[[Digest, bytes], None]:
-    """Return what puts images where workers read: the cache, or the local store of blobs."""
-    if cache is not None:
-        return cache.put_directory
-    return lambda digest, encoded: store.put_images({digest: encoded})
+    def _put_image(self, digest: Digest, encoded: bytes) -> None:
+        if self._cache is not None:
+            self._cache.put_directory(digest, encoded)
+        else:
+            self._store.put_images({digest: encoded})
+
+    def _known_path_info(self, path_digest: bytes) -> bytes | None:
+        return None if self._cache is None else self._cache.path_info(path_digest)
+
+    def _keep_path_info(self, path_digest: bytes, encoded: bytes) -> None:
+        if self._cache is not None:
+            self._cache.put_path_info(path_digest, encoded)

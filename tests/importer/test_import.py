@@ -198,11 +198,11 @@ def test_name_is_that_of_the_store_path(tmp_path: Path) -> None:
     assert path == nix_path(tmp_path / "other", tmp_path / "nix")
 
 
-def test_doubled_dialect_changes_directories_but_not_the_path(tmp_path: Path) -> None:
+def test_documented_dialect_changes_directories_but_not_the_path(tmp_path: Path) -> None:
     tree = make_varied_tree(tmp_path / "tree")
-    documented = run(tmp_path / "one", tree)
-    doubled = list(
-        import_paths(tmp_path / "two", [tree], progress=Silent(), dialect=SizeDialect.DOUBLED)
+    doubled = run(tmp_path / "one", tree)
+    documented = list(
+        import_paths(tmp_path / "two", [tree], progress=Silent(), dialect=SizeDialect.DOCUMENTED)
     )
     assert documented == doubled
     infos = []

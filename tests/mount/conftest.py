@@ -20,9 +20,18 @@ def mountpoint(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module", params=["place", "content"])
+def inodes(request: pytest.FixtureRequest) -> str:
+    """What st_ino of `mounted` tells apart."""
+    assert isinstance(request.param, str)
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def mounted(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
+def mounted(
+    store: Path, inodes: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mounted]:
     path = tmp_path_factory.mktemp("mount") / "mnt"
     path.mkdir()
-    with Mounted(store, path, "--list-root") as process:
+    with Mounted(store, path, "--list-root", f"--inodes={inodes}") as process:
         yield process

@@ -6,8 +6,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -20,8 +20,9 @@ from appliance.cli_addresses import (
     service_addresses,
     state_dir,
 )
+from appliance.cli_mount import is_mount_call
+from appliance.cli_output import print_json
 from appliance.cli_store import COMMANDS as STORE_COMMANDS
-from appliance.cli_store import print_json
 from appliance.errors import ApplianceError, ConfigError, StoreError
 from appliance.terminal import (
     drop_output,
@@ -35,6 +36,7 @@ from appliance.terminal import (
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
 
+_COMMANDS: Final = ("import", "virtiofs", "mount", "status", *STORE_COMMANDS)
 _PRINTS_JSON: Final = frozenset({"status", "path-info", "ls", "verify"})
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
@@ -74,7 +76,50 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(_EXIT_FAILURE, f"{exc.filename}: {reason}" if exc.filename else reason)
 
 
+def mount_helper(argv: Sequence[str] | None = None) -> NoReturn:
+    """Do what mount(8) asks of a file system's helper, and exit with its status."""
+    from appliance.cli_mount import (
+        EXIT_FAILURE,
+        EXIT_USAGE,
+        parse_mount_call,
+        serve_in_background,
+    )
+
+    open_missing_streams()
+    try:
+        call = parse_mount_call(sys.argv[1:] if argv is None else argv)
+        with _exiting(EXIT_USAGE):
+            options = _parser("mount").parse_args(call.words)
+        if call.is_remount and not call.is_fake:
+            from appliance.supervisor.mountpoint import remount
+
+            remount(Path(call.directory), is_noexec=call.is_noexec)
+    except ConfigError as exc:
+        _fail(EXIT_USAGE, exc)
+    except ApplianceError as exc:
+        _fail(EXIT_FAILURE, exc)
+    if call.is_remount or call.is_fake:
+        sys.exit(0)
+
+    def serve(when_ready: Callable[[str], None]) -> None:
+        _start_logging(options)
+        _run_mount(options, when_ready)
+
+    serve_in_background(serve)
+
+
+@contextmanager
+def _exiting(status: int) -> Iterator[None]:
+    """Exit with `status` where the parser of arguments exits."""
+    try:
+        yield
+    except SystemExit as exc:
+        sys.exit(status if exc.code else 0)
+
+
 def _run(words: Sequence[str]) -> None:
+    if is_mount_call(words, _COMMANDS):
+        mount_helper(words)
     options = _parser(words[0] if words else "").parse_args(words)
     if options.command != "import":  # which does it when its processes are at work
         _start_logging(options)
@@ -186,6 +231,9 @@ def _add_import(commands: "Subparsers", parents: "list[_Parser]") -> None:
         "Tvix and Snix do since August 2024, or as the format is documented, for older ones and "
         "castore-go; each refuses the other (default: doubled)",
     )
+    command.add_argument(
+        "--name", help="name of the store path (default: the last component of PATH)"
+    )
     command.add_argument("paths", nargs="+", metavar="PATH", type=_path)
     command.set_defaults(run=_run_import)
 
@@ -254,6 +302,13 @@ def _add_mount(commands: "Subparsers", parents: "list[_Parser]") -> None:
         action="store_true",
         help="let the kernel read large files by itself (Linux 6.9, root)",
     )
+    command.add_argument("--noexec", action="store_true", help="let no program be started from it")
+    command.add_argument(
+        "--fsname",
+        default="appliance",
+        metavar="NAME",
+        help="what lists of mounts show as its source (default: appliance)",
+    )
     command.add_argument(
         "-f", "--foreground", action="store_true", help="accepted: it is always in the foreground"
     )
@@ -275,10 +330,23 @@ def _run_import(options: argparse.Namespace) -> None:
     gc.freeze()
     services = service_addresses(options)
     dialect = SizeDialect[options.directory_sizes.upper()]
-    start_logging = partial(_start_logging, options)
+    name = _new_name(options)
     with progress_line() as progress:
+
+        def warn(text: str) -> None:
+            import logging
+
+            progress.clear()
+            logging.getLogger("appliance.importer").warning(text)
+
         imports = import_paths(
-            services, options.paths, progress=progress, dialect=dialect, when_begun=start_logging
+            services,
+            options.paths,
+            progress=progress,
+            warn=warn,
+            dialect=dialect,
+            name=name,
+            when_begun=partial(_start_logging, options),
         )
         with closing(imports):
             for imported in imports:
@@ -320,8 +388,11 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
     serve(config, listen(paths, options.fd, gid))
 
 
-def _run_mount(options: argparse.Namespace) -> None:
+def _run_mount(
+    options: argparse.Namespace, when_ready: Callable[[str], None] | None = None
+) -> None:
     from appliance.supervisor.mounter import MountConfig, serve
+    from appliance.supervisor.mountpoint import MountFlags
 
     if options.passthrough and os.geteuid() != 0:
         raise ConfigError("--passthrough: only root may use it")
@@ -337,9 +408,10 @@ def _run_mount(options: argparse.Namespace) -> None:
             log_json=options.json,
             path=options.dest,
             num_workers=_in_range("--threads", options.threads, _MAX_MOUNT_WORKERS),
-            allows_other=options.allow_other,
             has_passthrough=options.passthrough,
-        )
+            flags=MountFlags(options.fsname, options.allow_other, options.noexec),
+        ),
+        when_ready,
     )
 
 
@@ -371,6 +443,19 @@ def _run_status(options: argparse.Namespace) -> None:
 
 
 # Values read once, with the rule they break named.
+
+
+def _new_name(options: argparse.Namespace) -> str | None:
+    from appliance.castore.store_path import StorePathError, check_new_name
+
+    if options.name is None:
+        return None
+    if len(options.paths) > 1:
+        raise ConfigError(f"--name {options.name}: goes with one PATH only")
+    try:
+        return check_new_name(options.name)
+    except StorePathError as exc:
+        raise ConfigError(f"--name {exc}") from exc
 
 
 def _blob_cache_bytes(options: argparse.Namespace) -> int:

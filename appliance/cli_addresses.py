@@ -82,6 +82,12 @@ def default_state_dir(services: ServiceAddresses, environ: Mapping[str, str] = o
     return default_store(environ).with_name(f"remote-{name}.state")
 
 
+def _is_writable(path: Path) -> bool:
+    # Or, where there is nothing yet, whether it can be made.
+    there = next(above for above in (path, *path.parents) if os.path.lexists(above))
+    return os.access(there, os.W_OK, effective_ids=True)
+
+
 def default_store(environ: Mapping[str, str] = os.environ) -> Path:
     """Return where the store is when nobody says."""
     if os.geteuid() == 0:

@@ -1,8 +1,10 @@
-"""What every listening process needs: free socket paths, descriptors, and sd_notify."""
+"""What every serving process needs: free socket paths, descriptors, sd_notify, and its end."""
 
+import asyncio
 import contextlib
 import os
 import resource
+import signal
 import socket
 import stat
 from collections.abc import Iterator
@@ -68,6 +70,21 @@ def raise_descriptor_limit() -> None:
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # fs.nr_open was lowered since
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def told_to_stop() -> asyncio.Event:
+    """Return an event that the running loop sets at SIGTERM, SIGINT or SIGHUP.
+
+    SIGHUP is what a closed terminal sends; who ignores it from the start (nohup(1)) still does.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    for number in signals:
+        loop.add_signal_handler(number, stop.set)
+    return stop
 
 
 def notify(state: str) -> None:

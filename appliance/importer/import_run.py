@@ -1,10 +1,10 @@
 """The committing process: what the tree process sends goes to the store."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from appliance.castore.names import display
 from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import ApplianceError, StoreError, StoreFullError
 from appliance.importer.committer import Committer, PathEnd, Sink
@@ -26,6 +26,7 @@ class ImportRun:
         hashers: Sequence[Hasher],
         progress: Progress,
         failures: list[str],
+        warn: Callable[[str], None] | None,
     ) -> None:
         self.num_ended = 0
         self.is_broken = False
@@ -33,6 +34,7 @@ class ImportRun:
         self._hashers = hashers
         self._progress = progress
         self._failures = failures
+        self._warn = warn or logging.getLogger(__name__).warning
 
     def take(self, objects: int) -> Iterator[str]:
         """Take all, and yield store paths as they become durable; those that do, in any case."""
@@ -61,19 +63,21 @@ class ImportRun:
                 self._committer.add_directory(header.digest, content)
             case ObjectKind.PROGRESS:
                 self._progress.update(
-                    num_files=header.num_files, num_bytes=header.num_bytes, path=display(content)
+                    num_files=header.num_files, num_bytes=header.num_bytes, path=content.decode()
                 )
+            case ObjectKind.WARNING:
+                self._warn(content.decode())
             case ObjectKind.PATH_INFO:
                 self._committer.complete(*unpack_path_info(content))
                 self.num_ended += 1
-            case ObjectKind.REFUSED:
+            case ObjectKind.ABANDONED:
                 self._committer.abandon()
+            case ObjectKind.REFUSED:
                 self._failures.append(content.decode())
                 self.num_ended += 1
-            case ObjectKind.FULL:
-                raise StoreFullError(content.decode())
-            case ObjectKind.FAILED:
-                raise StoreError(content.decode())
+            case ObjectKind.FULL | ObjectKind.FAILED as kind:
+                error = StoreFullError if kind == ObjectKind.FULL else StoreError
+                raise error(content.decode())
             case ObjectKind.ENDED:
                 self._failures.append(self._hashers[header.hasher].child.describe_end())
                 self.is_broken = True

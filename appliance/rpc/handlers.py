@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 
 from appliance.castore.digest import DIGEST_SIZE, Digest
 from appliance.errors import InvalidRequestError
+from appliance.log import set_log_source
 from appliance.rpc.incoming import Context, Incoming, ReceivingPlaces
 from appliance.rpc.status import Status, StatusError, status_of
 
@@ -49,7 +50,7 @@ class Edge:
         room = self._work if is_work else self._questions
 
         async def call(request: bytes, context: Context) -> bytes:
-            with room.taken() as refusal:
+            with room.taken(context) as refusal:
                 status = refusal
                 if status is None:
                     try:
@@ -74,7 +75,7 @@ class Edge:
         room = self._watches if is_watch else self._work
 
         async def call(request: bytes, context: Context) -> AsyncIterator[bytes]:
-            with room.taken() as refusal:
+            with room.taken(context) as refusal:
                 has_begun = False
                 status = refusal
                 if status is None:
@@ -97,7 +98,7 @@ class Edge:
         """Serve many messages with one."""
 
         async def call(_requests: AsyncIterator[bytes], context: Context) -> bytes:
-            with self._work.taken() as refusal:
+            with self._work.taken(context) as refusal:
                 if refusal is not None:
                     return await _abort(context, refusal)
                 incoming = Incoming(context, self._places)
@@ -115,7 +116,7 @@ class Edge:
         """Serve many messages with many, as long as the client wants: like a watch."""
 
         async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-            with self._watches.taken() as refusal:
+            with self._watches.taken(context) as refusal:
                 status = refusal
                 if status is None:
                     try:
@@ -140,8 +141,9 @@ class _Room:
         self._empty.set()
 
     @contextmanager
-    def taken(self) -> Iterator[Status | None]:
+    def taken(self, context: Context) -> Iterator[Status | None]:
         """Have a call take room for the block; yield what to refuse it with if there is none."""
+        set_log_source(_host_of(context.peer()))  # each call is a task of its own
         if self._num_calls >= self._limit:
             yield _FULL
             return
@@ -180,6 +182,12 @@ def digest_untrusted(value: bytes) -> Digest:
     if len(value) != DIGEST_SIZE:
         raise StatusError(grpc.StatusCode.INVALID_ARGUMENT, "invalid digest length")
     return Digest(value)
+
+
+def _host_of(peer: str) -> str:
+    # As gRPC writes it: "ipv4:127.0.0.1:4711", "ipv6:%5B::1%5D:4711", "unix:". A client that
+    # connects again has another port, and must not count as another.
+    return peer.rpartition(":")[0] if peer.startswith("ipv") else "unix"
 
 
 async def _abort(context: Context, status: Status) -> NoReturn:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncGenerator, Sequence
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from appliance.castore.content_address import ContentAddress
 from appliance.castore.names import display
@@ -14,10 +14,8 @@ from appliance.castore.signature import Signature
 from appliance.castore.store_path import STORE_DIR, StorePath, StorePathError
 from appliance.errors import ConfigError, StoreError
 from appliance.protos import pathinfo_pb2
-from appliance.store.nar_render import BlobNotFoundError, DirectoryNotFoundError, render_nar
+from appliance.store.nar_render import DirectoryNotFoundError, file_content, render_nar
 from appliance.store.services import Services
-
-_PIECE_SIZE: Final = 1 << 20
 
 Json: TypeAlias = "dict[str, str | int | bool | Json]"
 
@@ -54,22 +52,16 @@ class StoreView:
         """Yield the NAR of a node."""
         return render_nar(node, self._services.blobs, self._services.directories)
 
-    async def content(self, node: Node, path: str) -> AsyncGenerator[bytes, None]:
-        """Yield the content of a file.
+    def content(self, node: Node, path: str) -> AsyncGenerator[bytes, None]:
+        """Yield the content of a file; it is right if this comes to its end.
 
         Raises:
-            StoreError: it is not a file, or its content is not there.
+            StoreError: it is not a file, or its content is not there or wrong.
+            NarError: its content is not as long as its node says.
         """
         if not isinstance(node, FileNode):
             raise StoreError(f"path {_shown(path)} is not a regular file")
-        reader = await self._services.blobs.open_read(node.digest)
-        if reader is None:
-            raise BlobNotFoundError(node.digest, node.name)
-        try:
-            while data := await reader.read(_PIECE_SIZE):
-                yield data
-        finally:
-            await reader.close()
+        return file_content(node, self._services.blobs)
 
     async def walk(
         self, node: Node, *, is_recursive: bool

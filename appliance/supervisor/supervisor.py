@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import select
-import signal
 import socket
 import struct
 import sys
@@ -15,7 +14,9 @@ from typing import Any, Final
 import uvloop
 
 from appliance.errors import VhostError
-from appliance.sockets import notify, raise_descriptor_limit
+from appliance.log import set_log_source
+from appliance.sockets import notify, raise_descriptor_limit, told_to_stop
+from appliance.supervisor.descriptors import DescriptorRoom
 from appliance.supervisor.device import Device
 from appliance.supervisor.services import ServiceConfig, Services, running
 from appliance.supervisor.sockets import Listener
@@ -39,7 +40,7 @@ class VirtiofsConfig(ServiceConfig):
 
 
 def serve(config: VirtiofsConfig, listeners: Sequence[Listener]) -> None:
-    """Serve front-ends on `listeners` (owned) until SIGTERM or SIGINT.
+    """Serve front-ends on `listeners` (owned) until SIGTERM, SIGINT or SIGHUP.
 
     Raises:
         ApplianceError: the store or the state directory is unusable.
@@ -64,16 +65,16 @@ class Supervisor:
 
     async def run(self) -> None:
         """Serve until told to stop, then end every worker."""
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, stop.set)
+        stop = told_to_stop()
         async with contextlib.AsyncExitStack() as stack:
             for listener in self._listeners:
                 stack.callback(listener.close)
             services = await stack.enter_async_context(running(self._config, self.report))
+            room = DescriptorRoom(
+                num_queues=self._properties.num_queues, num_listeners=len(self._listeners)
+            )
             serving = [
-                asyncio.create_task(self._serve_listener(listener, services))
+                asyncio.create_task(self._serve_listener(listener, services, room))
                 for listener in self._listeners
             ]
             stack.push_async_callback(_cancel, serving)
@@ -95,15 +96,18 @@ class Supervisor:
             "waiting": self._waiting.report(),
         }
 
-    async def _serve_listener(self, listener: Listener, services: Services) -> None:
+    async def _serve_listener(
+        self, listener: Listener, services: Services, room: DescriptorRoom
+    ) -> None:
         # One front-end at a time on a socket. The next one is accepted, so that it can be told of,
         # and waits until the first leaves; those after it wait in the backlog.
+        set_log_source(listener.label)  # for this task, and what it begins
         accepting = asyncio.create_task(_accept(listener))
         try:
             while True:
                 sock = await accepting
                 accepting = asyncio.create_task(self._accept_next(listener, sock))
-                await self._serve_connection(sock, listener, services)
+                await self._serve_connection(sock, listener, services, room)
                 self._waiting.remove(listener.label)
         finally:
             await _give_up(accepting)
@@ -115,12 +119,13 @@ class Supervisor:
         return sock
 
     async def _serve_connection(
-        self, sock: socket.socket, listener: Listener, services: Services
+        self, sock: socket.socket, listener: Listener, services: Services, room: DescriptorRoom
     ) -> None:
         _LOG.info("%s: front-end connected", listener.label)
         try:
             with sock:
-                await self._serve_front_end(sock, listener.label, services)
+                async with room.place(listener.label):
+                    await self._serve_front_end(sock, listener.label, services)
         except VhostError as exc:
             _LOG.error("%s: %s; the connection is closed", listener.label, exc)
         except OSError as exc:
@@ -130,17 +135,23 @@ class Supervisor:
         _LOG.info("%s: front-end left", listener.label)
 
     async def _serve_front_end(self, sock: socket.socket, label: str, services: Services) -> None:
-        device = Device(
-            label,
-            self._properties.num_queues,
-            self._properties.max_queue_size,
-            services,
-        )
+        device = await self._new_device(label, services)
         self._devices.append(device)
         try:
             await converse(Connection(sock), Session(self._properties, device))
         finally:
             self._devices.remove(device)
+
+    async def _new_device(self, label: str, services: Services) -> Device:
+        # As in `_accept`: there may be no descriptor or memory left for now.
+        while True:
+            try:
+                return Device(
+                    label, self._properties.num_queues, self._properties.max_queue_size, services
+                )
+            except OSError as exc:
+                _LOG.error("%s: the front-end cannot be served now: %s", label, exc.strerror)
+                await asyncio.sleep(_ACCEPT_AGAIN_S)
 
 
 class _Waiting:

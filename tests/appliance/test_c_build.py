@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 C_DIR = ROOT / "cffi_build"
 LIB = vars(engine)["lib"]
 SOURCES = [C_DIR / name for name in ("ring.c", "map.c", "copy.c")]
+SOURCE_NAMES = sorted(path.name for path in C_DIR.glob("[!_]*.c"))
 SANITIZE = [
     "-g",
     "-O1",
@@ -49,8 +50,9 @@ spec.loader.exec_module(module)
 """
 RUN_PYTEST = f"""{LOADER}
 import pytest
-import appliance.engine, appliance.importer.file_reader
-assert module.lib in (appliance.engine.lib, appliance.importer.file_reader.lib)
+import appliance.engine, appliance.images.builder, appliance.importer.file_reader
+users = (appliance.engine, appliance.images.builder, appliance.importer.file_reader)
+assert module.lib in [user.lib for user in users]
 sys.exit(pytest.main(sys.argv[2:]))
 """
 OVERREAD = f"""{LOADER}
@@ -80,7 +82,7 @@ def run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ring.c", "map.c", "copy.c", "fuzz_ring.c", "reader.c"])
+@pytest.mark.parametrize("name", SOURCE_NAMES)
 def test_every_warning_is_an_error(name: str, tmp_path: Path) -> None:
     done = run(
         "gcc", "-std=gnu11", "-O2", *WARNINGS, "-DFUZZ_STANDALONE", "-c", C_DIR / name,
@@ -97,11 +99,12 @@ def test_the_fuzzer_finds_nothing_under_sanitizers(tmp_path: Path) -> None:
         "-o", program,
     )  # fmt: skip
     assert built.returncode == 0, built.stdout
-    done = run(program, "2000", "7")
+    done = run(program, "3000", "7")
     assert done.returncode == 0, done.stdout
-    match = re.fullmatch(r"2000 inputs, (\d+) chains\n", done.stdout)
+    match = re.fullmatch(r"3000 inputs, (\d+) chains, (\d+) recovered\n", done.stdout)
     assert match
     assert int(match[1]) > 500, "the inputs reach the copies, too"
+    assert int(match[2]) > 30, "and what a predecessor left"
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +163,13 @@ def test_the_ring_tests_pass_under_sanitizers(sanitized: Path) -> None:
 def test_the_file_reader_tests_pass_under_sanitizers(tmp_path: Path) -> None:
     extension = build_sanitized("_reader", [C_DIR / "reader.c"], tmp_path)
     check_suites(extension, "tests/importer/test_file_reader.py")
+
+
+@pytest.mark.slow
+def test_the_image_builder_tests_pass_under_sanitizers(tmp_path: Path) -> None:
+    sources = [C_DIR / "images.c", C_DIR / "castore.c"]
+    extension = build_sanitized("_images", sources, tmp_path)
+    check_suites(extension, "tests/images/test_builder.py")
 
 
 def check_suites(extension: Path, *suites: str) -> None:

@@ -18,7 +18,7 @@ from appliance.castore.nodes import (
     node_from_message,
     node_to_message,
 )
-from appliance.castore.path_info import encode_nar_addressed
+from appliance.castore.path_info import encode_nar_addressed, read_path_info
 from appliance.castore.size_dialect import SizeDialect
 from appliance.castore.store_path import StorePath, nar_path
 from appliance.protos import castore_pb2, pathinfo_pb2
@@ -89,7 +89,8 @@ def problems(path_info: bytes) -> list[VerifyError]:
     found: list[VerifyError] = []
 
     async def verify() -> None:
-        await path_infos.put(path_info)
+        # Past `put`, which refuses what contradicts itself.
+        path_infos._path_infos[read_path_info(path_info).path.digest] = path_info
         await Verifier(Services(blobs, directories, path_infos), found.append).verify_all()
 
     asyncio.run(verify())

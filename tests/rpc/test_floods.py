@@ -1,6 +1,7 @@
 """More calls, and larger messages, than a daemon has room for."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -10,9 +11,12 @@ import grpc
 import pytest
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.protos import castore_rpc_pb2
+from appliance.log import BURST
+from appliance.protos import castore_rpc_pb2, pathinfo_rpc_pb2
 from appliance.rpc.chunk import encode_chunk
 from appliance.rpc.handlers import CALLS_MAX, WATCHES_MAX
+from appliance.store import schema
+from appliance.store.store import Store
 from tests.contracts.rig import fresh_bytes
 from tests.fakes.daemon_process import DaemonProcess
 from tests.rpc.wire import StreamUnary, UnaryStream, UnaryUnary, run
@@ -164,6 +168,38 @@ def test_more_calls_than_there_may_be_are_refused(tmp_path: Path) -> None:
         )
     assert set(codes) == {Code.RESOURCE_EXHAUSTED}
     assert answer.code == Code.OK
+
+
+def test_calls_that_cannot_be_decoded_are_the_clients_affair_and_not_logged(tmp_path: Path) -> None:
+    async def flood(daemon: DaemonProcess) -> None:
+        async with channel_to(daemon) as channel:
+            method: UnaryUnary = channel.unary_unary("/grpc.health.v1.Health/Check")
+            for _ in range(20 * BURST):
+                assert await method(b"\xff", timeout=30).code() == Code.INVALID_ARGUMENT
+
+    with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon:
+        asyncio.run(flood(daemon))
+        assert "DecodeError" not in daemon.log()
+
+
+def test_failures_of_one_client_hide_none_of_anothers(tmp_path: Path) -> None:
+    path_digest = bytes(20)
+    request = pathinfo_rpc_pb2.GetPathInfoRequest(by_output_hash=path_digest).SerializeToString()
+    with contextlib.closing(Store.open(tmp_path / "store", create=True)) as store:
+        path_infos = store.env.database(schema.PATH_INFOS)
+        store.env.write(lambda txn: txn.put(path_digest, b"\xff", db=path_infos))
+
+    async def flood(target: str, count: int) -> None:
+        async with grpc.aio.insecure_channel(target) as channel:
+            method: UnaryUnary = channel.unary_unary("/tvix.store.v1.PathInfoService/Get")
+            for _ in range(count):
+                assert await method(request, timeout=30).code() == Code.DATA_LOSS
+
+    with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon:
+        asyncio.run(flood(f"unix:{daemon.socket}", 10 * BURST))
+        asyncio.run(flood(daemon.tcp, 1))
+        assert daemon.log().count(": unix: storage error") == BURST
+        assert daemon.log().count(": ipv6:%5B::1%5D: storage error") == 1
 
 
 def test_idle_watches_of_one_connection_hold_up_no_other(tmp_path: Path) -> None:

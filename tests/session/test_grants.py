@@ -1,0 +1,161 @@
+"""Grants: what is granted is found by name and by nodeid, by readers that mapped them before."""
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from appliance.castore.digest import Digest
+from appliance.castore.nodes import DirectoryNode, FileNode, Node, SymlinkNode
+from appliance.errors import StoreError
+from appliance.images.layout import Kind, name_of
+from appliance.session import grants as module
+from appliance.session.grants import FIRST_BASE, NODEID_LIMIT, Grants, GrantTable
+
+DIGEST = Digest.of(b"x")
+
+
+@pytest.fixture
+def table() -> Iterator[GrantTable]:
+    made = GrantTable()
+    yield made
+    made.close()
+
+
+def directory(number: int, size: int = 3) -> DirectoryNode:
+    return DirectoryNode(b"directory-%d" % number, DIGEST, size)
+
+
+def test_bases_follow_each_other_and_each_nodeid_is_in_one_grant(table: GrantTable) -> None:
+    reader = Grants(table.fd)
+    nodes: list[Node] = [
+        directory(1, 10),
+        FileNode(b"file", DIGEST, 1 << 40, executable=False),
+        SymlinkNode(b"link", b"target" * 100),
+        FileNode(b"run", DIGEST, 5, executable=True),
+        directory(2, 0),
+    ]
+    for node in nodes:
+        table.grant(node)
+    table.grant(nodes[1])  # changes nothing
+    assert len(table) == len(reader) == 5
+    found = [reader.by_name(node.name) for node in nodes]
+    grants = [grant for grant in found if grant is not None]
+    assert [(grant.base, grant.span) for grant in grants] == [
+        (FIRST_BASE, 11), (13, 1), (14, 1), (15, 1), (16, 1),
+    ]  # fmt: skip
+    assert [grant.kind for grant in grants] == [
+        Kind.DIRECTORY, Kind.FILE, Kind.SYMLINK, Kind.EXECUTABLE, Kind.DIRECTORY,
+    ]  # fmt: skip
+    assert (grants[1].digest, grants[1].size) == (DIGEST, 1 << 40)
+    assert grants[2].target == b"target" * 100
+    for grant in grants:
+        for nodeid in (grant.base, grant.base + grant.span - 1):
+            assert reader.by_nodeid(nodeid) == grant
+    for nodeid in (0, 1, 17, NODEID_LIMIT, (1 << 64) - 1):
+        assert reader.by_nodeid(nodeid) is None
+    assert reader.by_name(b"other") is None
+
+
+def test_a_reader_finds_what_came_after_it_mapped_the_memory(table: GrantTable) -> None:
+    early = Grants(table.fd)
+    num = 20_000  # the memory grows, and so does the hash table
+    for i in range(num):
+        table.grant(directory(i))
+    late = Grants(table.fd)
+    for reader in (early, late):
+        for i in (*range(100), *range(100, num, 997), num - 1):
+            grant = reader.by_name(b"directory-%d" % i)
+            assert grant is not None
+            assert grant.base == FIRST_BASE + 4 * i
+            assert reader.by_nodeid(grant.base + 3) == grant
+        names = [name_of(record) for record in reader.listing(num - 3)]
+        assert names == [b"directory-%d" % i for i in range(num - 3, num)]
+
+
+def test_blank_grants_cost_next_to_nothing() -> None:
+    table = GrantTable()
+    assert os.fstat(table.fd).st_blocks * 512 <= 16 << 10
+    assert os.fstat(table.fd).st_size > 32 << 20  # room, not yet memory
+    table.close()
+
+
+def test_a_worker_cannot_write_to_the_grants(table: GrantTable) -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.pwrite(table.fd, b"x", 0)
+    with pytest.raises(PermissionError):
+        mmap.mmap(table.fd, 4096)
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.ftruncate(table.fd, 0)
+
+
+def test_numbers_run_out_with_an_error_and_what_was_granted_stays(table: GrantTable) -> None:
+    table.grant(directory(1, NODEID_LIMIT - FIRST_BASE - 2))
+    with pytest.raises(OSError, match="leaves no nodeids") as caught:
+        table.grant(directory(2))
+    assert caught.value.errno == errno.EOVERFLOW
+    table.grant(FileNode(b"last", DIGEST, 5, executable=False))
+    reader = Grants(table.fd)
+    grant = reader.by_name(b"last")
+    assert grant is not None
+    assert grant.base == NODEID_LIMIT - 1
+    with pytest.raises(OSError, match="leaves no nodeids"):
+        table.grant(FileNode(b"one more", DIGEST, 5, executable=False))
+
+
+def test_the_number_of_grants_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRANTS_MAX", 3)
+    table = GrantTable()
+    for i in range(3):
+        table.grant(directory(i))
+    with pytest.raises(StoreError, match="can see 3 store paths"):
+        table.grant(directory(3))
+    table.close()
+
+
+def test_a_revoked_name_is_gone_and_does_not_come_back(table: GrantTable) -> None:
+    reader = Grants(table.fd)
+    for i in range(3):
+        table.grant(directory(i))
+    assert reader.num_revoked == 0
+    table.revoke(b"directory-1")
+    assert reader.num_revoked == 1
+    assert reader.by_name(b"directory-1") is None
+    assert [reader.by_nodeid(FIRST_BASE + 4 * i) is not None for i in range(3)] == [1, 0, 1]
+    assert [name_of(record) for record in reader.listing(0)] == [b"directory-0", b"directory-2"]
+    with pytest.raises(OSError, match="revoked"):
+        table.grant(directory(1))
+
+
+def test_a_session_that_starts_apart_shares_no_numbers_with_another() -> None:
+    bases = set()
+    for _ in range(8):
+        table = GrantTable()
+        table.start_apart()
+        table.grant(directory(1))
+        grant = Grants(table.fd).by_name(b"directory-1")
+        assert grant is not None
+        bases.add(grant.base >> 41)
+        assert grant.base < NODEID_LIMIT // 2
+        table.start_apart()  # too late: it changes nothing
+        table.grant(directory(2))
+        following = Grants(table.fd).by_name(b"directory-2")
+        assert following is not None
+        assert following.base == grant.base + grant.span
+        table.close()
+    assert len(bases) > 6
+    assert 0 not in bases
+
+
+def test_generations_differ_from_session_to_session() -> None:
+    generations = set()
+    for is_by_content in (True, False, True, False):
+        table = GrantTable(is_by_content=is_by_content)
+        reader = Grants(table.fd)
+        assert reader.is_by_content == is_by_content
+        assert 0 < reader.generation < 1 << 32
+        generations.add(reader.generation)
+        table.close()
+    assert len(generations) == 4

@@ -167,11 +167,16 @@ def the_reasons(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stderr.splitlines() if line.startswith("appliance: ")]
 
 
+def run_from(directory: Path) -> tuple[str, ...]:
+    """Return how to run the copy of the program in `directory`, not that of the working directory."""
+    return ("env", "PYTHONSAFEPATH=1", f"PYTHONPATH={directory}")
+
+
 def broken_fork_server(directory: Path) -> tuple[str, ...]:
     """Return how to run a copy of the program in which no worker can be started."""
     shutil.copytree(Path(appliance.__file__).parent, directory / "appliance")
     (directory / "appliance" / "worker" / "forkserver.py").write_text("raise SystemExit(3)")
-    return ("env", f"PYTHONPATH={directory}")
+    return run_from(directory)
 
 
 def test_a_mount_without_a_worker_gives_up(store: Path, mountpoint: Path, tmp_path: Path) -> None:
@@ -389,7 +394,7 @@ def test_the_mount_may_cover_the_program_itself(tmp_path: Path) -> None:
     shutil.copytree(Path(appliance.__file__).parent, work / "appliance")
     (work / "file").write_text("covered")
     (name,) = import_tree(tmp_path / "store", work / "file")
-    with Mounted(tmp_path / "store", work, prefix=("env", f"PYTHONPATH={work}")):
+    with Mounted(tmp_path / "store", work, prefix=run_from(work)):
         assert (work / name).read_text() == "covered"
         with pytest.raises(FileNotFoundError):
             (work / "appliance").stat()

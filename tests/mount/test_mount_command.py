@@ -168,7 +168,7 @@ def the_reasons(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def run_from(directory: Path) -> tuple[str, ...]:
-    """Return how to run the copy of the program in `directory`, not that of the working directory."""
+    """Return how to run the copy of the program in `directory`, wherever it is run."""
     return ("env", "PYTHONSAFEPATH=1", f"PYTHONPATH={directory}")
 
 

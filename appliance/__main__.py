@@ -28,7 +28,7 @@ def _put_foreign_directories_last() -> None:
     program, would otherwise be loaded in the place of the package. What is found nowhere else is
     still found there, and so is this package if that is where it was started from.
     """
-    foreign = set()
+    foreign: set[str] = set()
     if not sys.flags.ignore_environment and os.environ.get("PYTHONPATH"):
         foreign.update(map(abspath, os.environ["PYTHONPATH"].split(os.pathsep)))
     if not sys.flags.safe_path:

@@ -39,8 +39,8 @@ def test_modules_of_others_are_not_loaded(
     environment = [] if pythonpath is None else [f"PYTHONPATH={pythonpath.format(foreign=foreign)}"]
     done = subprocess.run(
         [
-            *("env", *environment, Path(sys.executable).with_name(program), *words),
-            *("import", "--store", f"lmdb://{tmp_path}/store", tmp_path / "tree"),
+            *("env", *environment, str(Path(sys.executable).with_name(program)), *words),
+            *("import", "--store", f"lmdb://{tmp_path}/store", str(tmp_path / "tree")),
         ],
         cwd=foreign,
         capture_output=True,

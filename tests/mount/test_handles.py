@@ -17,6 +17,8 @@ from appliance.store.store import Store
 from tests.fakes.mounted import Mounted
 from tests.fs.guest import File, Link, Tree, put
 
+pytestmark = pytest.mark.slow
+
 DIRECTORIES = 100
 FILES_EACH = 96
 NODES = 10_000

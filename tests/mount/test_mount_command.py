@@ -16,6 +16,8 @@ import appliance
 from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event, import_tree
 from tests.fakes.mounted import Mounted, is_mounted
 
+pytestmark = pytest.mark.slow
+
 NOBODY = 65534
 # The interpreter may be where only root can look.
 AS_NOBODY = (

@@ -23,6 +23,8 @@ from tests.fakes.overlaid import (
     outcomes,
 )
 
+pytestmark = pytest.mark.slow
+
 # From Linux 6.16 on, fs/fuse/dir.c (fuse_dentry_revalidate) takes a dentry that came from a file
 # handle for one of an earlier epoch, without asking, and overlayfs that has nothing else of a file
 # says ESTALE. Guests have older kernels.

@@ -1,6 +1,6 @@
 # The typed face of the C extension: mirrors cffi_build/engine.h, as far as engine.py uses it.
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol, overload
 
 class CData:
@@ -9,9 +9,17 @@ class CData:
 
 class EngMap(CData): ...
 
+class EngRecovered(CData):
+    counter: int
+    head: int
+
+class EngRecoveredArray(CData):
+    def __getitem__(self, part: slice) -> Iterable[EngRecovered]: ...
+
 class EngRing(CData):
     map: EngMap
     inflight: CData
+    recovered: CData
     scratch: CData
     iov: CData
     desc_addr: int
@@ -34,12 +42,20 @@ class EngRing(CData):
     readable_len: CData
     writable_len: CData
 
+class _Allocator(Protocol):
+    @overload
+    def __call__(self, cdecl: Literal["struct eng_recovered[]"], num: int) -> EngRecoveredArray: ...
+    @overload
+    def __call__(self, cdecl: str, num: int) -> CData: ...
+
 class _Ffi(Protocol):
+    NULL: CData
     @overload
     def new(self, cdecl: Literal["struct eng_map *"]) -> EngMap: ...
     @overload
     def new(self, cdecl: Literal["struct eng_ring *"]) -> EngRing: ...
-    def new_allocator(self, *, should_clear_after_alloc: bool) -> Callable[[str, int], CData]: ...
+    def new_allocator(self, *, should_clear_after_alloc: bool) -> _Allocator: ...
+    def addressof(self, cdata: EngRing, field: str, /) -> CData: ...
     @overload
     def from_buffer(self, source: bytes | bytearray | memoryview, /) -> CData: ...
     @overload
@@ -91,6 +107,7 @@ class _Lib(Protocol):
     def eng_ring_load(self, ring: EngRing, head: int, /) -> int: ...
     def eng_ring_complete(self, ring: EngRing, slot: int, length: int, /) -> int: ...
     def eng_ring_complete_head(self, ring: EngRing, head: int, length: int, /) -> int: ...
+    def eng_ring_signal(self, ring: EngRing, /) -> None: ...
     def eng_ring_arm(self, ring: EngRing, /) -> int: ...
     def eng_signal(self, fd: int, is_socket: int, /) -> None: ...
     def eng_slot_write(

@@ -6,26 +6,28 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from appliance import __version__
-from appliance.castore.size_dialect import SizeDialect
+from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.cli_addresses import (
     add_service_options,
     add_store_option,
     service_addresses,
     state_dir,
 )
+from appliance.cli_mount import is_mount_call
+from appliance.cli_output import print_json
 from appliance.cli_store import COMMANDS as STORE_COMMANDS
-from appliance.cli_store import print_json
 from appliance.errors import ApplianceError, ConfigError, StoreError
 from appliance.terminal import (
     drop_output,
     open_missing_streams,
+    print_utf8,
     progress_line,
     terminal_columns,
     writing_output,
@@ -34,6 +36,7 @@ from appliance.terminal import (
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
 
+_COMMANDS: Final = ("import", "virtiofs", "mount", "status", *STORE_COMMANDS)
 _PRINTS_JSON: Final = frozenset({"status", "path-info", "ls", "verify"})
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
@@ -41,12 +44,15 @@ _MAX_REQUEST_QUEUES: Final = 254
 _MAX_MOUNT_WORKERS: Final = 254
 _MAX_QUEUE_SIZE: Final = 32768
 _DEFAULT_QUEUE_SIZE: Final = 1024
+# To chown(2), the group that a file has.
+_NO_GROUP: Final = 2**32 - 1
 _DEFAULT_CACHE_SIZE: Final = "10G"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status."""
     open_missing_streams()
+    print_utf8()
     try:
         _run(sys.argv[1:] if argv is None else argv)
     except ConfigError as exc:
@@ -70,7 +76,50 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(_EXIT_FAILURE, f"{exc.filename}: {reason}" if exc.filename else reason)
 
 
+def mount_helper(argv: Sequence[str] | None = None) -> NoReturn:
+    """Do what mount(8) asks of a file system's helper, and exit with its status."""
+    from appliance.cli_mount import (
+        EXIT_FAILURE,
+        EXIT_USAGE,
+        parse_mount_call,
+        serve_in_background,
+    )
+
+    open_missing_streams()
+    try:
+        call = parse_mount_call(sys.argv[1:] if argv is None else argv)
+        with _exiting(EXIT_USAGE):
+            options = _parser("mount").parse_args(call.words)
+        if call.is_remount and not call.is_fake:
+            from appliance.supervisor.mountpoint import remount
+
+            remount(Path(call.directory), is_noexec=call.is_noexec)
+    except ConfigError as exc:
+        _fail(EXIT_USAGE, exc)
+    except ApplianceError as exc:
+        _fail(EXIT_FAILURE, exc)
+    if call.is_remount or call.is_fake:
+        sys.exit(0)
+
+    def serve(when_ready: Callable[[str], None]) -> None:
+        _start_logging(options)
+        _run_mount(options, when_ready)
+
+    serve_in_background(serve)
+
+
+@contextmanager
+def _exiting(status: int) -> Iterator[None]:
+    """Exit with `status` where the parser of arguments exits."""
+    try:
+        yield
+    except SystemExit as exc:
+        sys.exit(status if exc.code else 0)
+
+
 def _run(words: Sequence[str]) -> None:
+    if is_mount_call(words, _COMMANDS):
+        mount_helper(words)
     options = _parser(words[0] if words else "").parse_args(words)
     if options.command != "import":  # which does it when its processes are at work
         _start_logging(options)
@@ -88,7 +137,8 @@ class _Formatter(argparse.HelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=_Formatter, **options)
+        # Never abbreviated: what is short for one option today may be for two tomorrow.
+        super().__init__(formatter_class=_Formatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         # One line, as for every other bad value; --help has the rest.
@@ -96,7 +146,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _fail(status: int, reason: Exception | str) -> NoReturn:
-    for line in str(reason).rstrip("\n").split("\n"):
+    # Arguments that the locale could not decode come out as they went in.
+    text = str(reason).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    for line in text.rstrip("\n").split("\n"):
         print(f"appliance: {line}", file=sys.stderr)
     sys.exit(status)
 
@@ -173,10 +225,14 @@ def _add_import(commands: "Subparsers", parents: "list[_Parser]") -> None:
     )
     command.add_argument(
         "--directory-sizes",
-        choices=[dialect.name.lower() for dialect in SizeDialect],
-        default=SizeDialect.DOCUMENTED.name.lower(),
-        help="how directories count their entries, which is part of their digests: as the format "
-        "is documented, or doubled as newer Tvix and Snix do (default: documented)",
+        choices=[dialect.option() for dialect in SizeDialect],
+        default=DEFAULT_DIALECT.option(),
+        help="how directories count their entries, which is part of their digests: doubled, as "
+        "Tvix and Snix do since August 2024, or as the format is documented, for older ones and "
+        "castore-go; each refuses the other (default: doubled)",
+    )
+    command.add_argument(
+        "--name", help="name of the store path (default: the last component of PATH)"
     )
     command.add_argument("paths", nargs="+", metavar="PATH", type=_path)
     command.set_defaults(run=_run_import)
@@ -193,6 +249,11 @@ def _add_virtiofs(commands: "Subparsers", parents: "list[_Parser]") -> None:
         default=[],
         metavar="PATH",
         help="where to listen; may be repeated, one front-end at a time on each",
+    )
+    command.add_argument(
+        "--socket-group",
+        metavar="GROUP",
+        help="the group, by name or number, that may connect to the sockets made here",
     )
     command.add_argument("--fd", type=int, metavar="N", help="inherited listening socket")
     command.add_argument("--list-root", action="store_true", help="let guests list the root")
@@ -241,6 +302,13 @@ def _add_mount(commands: "Subparsers", parents: "list[_Parser]") -> None:
         action="store_true",
         help="let the kernel read large files by itself (Linux 6.9, root)",
     )
+    command.add_argument("--noexec", action="store_true", help="let no program be started from it")
+    command.add_argument(
+        "--fsname",
+        default="appliance",
+        metavar="NAME",
+        help="what lists of mounts show as its source (default: appliance)",
+    )
     command.add_argument(
         "-f", "--foreground", action="store_true", help="accepted: it is always in the foreground"
     )
@@ -262,10 +330,23 @@ def _run_import(options: argparse.Namespace) -> None:
     gc.freeze()
     services = service_addresses(options)
     dialect = SizeDialect[options.directory_sizes.upper()]
-    start_logging = partial(_start_logging, options)
+    name = _new_name(options)
     with progress_line() as progress:
+
+        def warn(text: str) -> None:
+            import logging
+
+            progress.clear()
+            logging.getLogger("appliance.importer").warning(text)
+
         imports = import_paths(
-            services, options.paths, progress=progress, dialect=dialect, when_begun=start_logging
+            services,
+            options.paths,
+            progress=progress,
+            warn=warn,
+            dialect=dialect,
+            name=name,
+            when_begun=partial(_start_logging, options),
         )
         with closing(imports):
             for imported in imports:
@@ -301,11 +382,17 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
     paths = [Path(path) for path in [options.socket, *options.socket_path] if path is not None]
     if not paths and options.fd is None:
         raise ConfigError("virtiofs needs a SOCKET, --socket-path or --fd to listen on")
-    serve(config, listen(paths, options.fd))
+    if options.socket_group is not None and not paths:
+        raise ConfigError("--socket-group: an inherited socket has its group already")
+    gid = None if options.socket_group is None else _group(options.socket_group)
+    serve(config, listen(paths, options.fd, gid))
 
 
-def _run_mount(options: argparse.Namespace) -> None:
+def _run_mount(
+    options: argparse.Namespace, when_ready: Callable[[str], None] | None = None
+) -> None:
     from appliance.supervisor.mounter import MountConfig, serve
+    from appliance.supervisor.mountpoint import MountFlags
 
     if options.passthrough and os.geteuid() != 0:
         raise ConfigError("--passthrough: only root may use it")
@@ -321,9 +408,10 @@ def _run_mount(options: argparse.Namespace) -> None:
             log_json=options.json,
             path=options.dest,
             num_workers=_in_range("--threads", options.threads, _MAX_MOUNT_WORKERS),
-            allows_other=options.allow_other,
             has_passthrough=options.passthrough,
-        )
+            flags=MountFlags(options.fsname, options.allow_other, options.noexec),
+        ),
+        when_ready,
     )
 
 
@@ -335,8 +423,9 @@ def _run_status(options: argparse.Namespace) -> None:
     if not reports:
         raise StoreError(f"no supervisor is running on {directory}")
     sessions = [session for report in reports for session in report["sessions"]]
+    waiting = [front_end for report in reports for front_end in report.get("waiting", ())]
     if options.json:
-        print_json({"sessions": sessions}, indent=2)
+        print_json({"sessions": sessions, "waiting": waiting}, indent=2)
         return
     if not sessions:
         print("no front-end is connected")
@@ -347,9 +436,26 @@ def _run_status(options: argparse.Namespace) -> None:
             print(f"  worker {worker['pid']}: queue {queues}, {worker['restarts']} restarts")
         for opcode, count in sorted(session["requests"].items()):
             print(f"  {opcode:<12} {count:>12}")
+    for front_end in waiting:
+        print(
+            f"{front_end['socket']}: process {front_end['pid']} waits for the one served to leave"
+        )
 
 
 # Values read once, with the rule they break named.
+
+
+def _new_name(options: argparse.Namespace) -> str | None:
+    from appliance.castore.store_path import StorePathError, check_new_name
+
+    if options.name is None:
+        return None
+    if len(options.paths) > 1:
+        raise ConfigError(f"--name {options.name}: goes with one PATH only")
+    try:
+        return check_new_name(options.name)
+    except StorePathError as exc:
+        raise ConfigError(f"--name {exc}") from exc
 
 
 def _blob_cache_bytes(options: argparse.Namespace) -> int:
@@ -364,6 +470,17 @@ def _blob_cache_bytes(options: argparse.Namespace) -> int:
             f"--blob-cache-size {text}: expected a number of bytes, or one with K, M, G or T"
         )
     return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
+
+
+def _group(text: str) -> int:
+    import grp
+
+    try:
+        return grp.getgrnam(text).gr_gid
+    except KeyError:
+        if text.isdecimal() and int(text) < _NO_GROUP:
+            return int(text)
+    raise ConfigError(f"--socket-group {text}: there is no such group")
 
 
 def _in_range(option: str, value: int, maximum: int) -> int:

@@ -32,7 +32,7 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{kind}-service-addr",
             metavar="URI",
-            help=f"the {kind} service, if not --store: memory:, lmdb:///path, grpc+unix:///path, "
+            help=f"the {kind} service, if not --store: memory:, lmdb:///path, grpc+unix:/path, "
             f"grpc+http://host:port, grpc+https://host:port (or {_variable(kind)})",
         )
 
@@ -71,15 +71,24 @@ def state_dir(
 def default_state_dir(services: ServiceAddresses, environ: Mapping[str, str] = os.environ) -> Path:
     """Return where they are when nobody says: beside the store, if all is in one.
 
-    Else it is beside the default store, under a name made from the addresses.
+    Else, or if this process may not write there, they are beside the default store, under a name
+    made from the addresses.
     """
     store = services.one_store()
     if store is not None:
-        return store.with_name(store.name + ".state")
+        beside = store.with_name(store.name + ".state")
+        if _is_writable(beside):
+            return beside
     import hashlib
 
     name = hashlib.sha256(repr(services).encode()).hexdigest()[:16]
     return default_store(environ).with_name(f"remote-{name}.state")
+
+
+def _is_writable(path: Path) -> bool:
+    # Or, where there is nothing yet, whether it can be made.
+    there = next(above for above in (path, *path.parents) if os.path.lexists(above))
+    return os.access(there, os.W_OK)
 
 
 def default_store(environ: Mapping[str, str] = os.environ) -> Path:

@@ -1,15 +1,15 @@
-"""Commands on the store's services: daemon, nar, path-info, verify, ls, cat."""
+"""Commands on the store's services: daemon, nar, path-info, ls, cat; `cli_verify` has verify."""
 
 import argparse
 import os
-import sys
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.cli_addresses import service_addresses
+from appliance.cli_output import print_json, with_services, write, write_line
+from appliance.cli_verify import add_verify
 from appliance.errors import ConfigError, PathInfoError, StoreError
-from appliance.terminal import progress_line, writing_output
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -17,21 +17,10 @@ if TYPE_CHECKING:
     from appliance.castore.signing_keys import SecretKey
     from appliance.protos import pathinfo_pb2
     from appliance.rpc.store_view import StoreView
-    from appliance.store.services import Services
-    from appliance.store.verify import Progress
-    from appliance.terminal import ProgressLine
 
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
 
 _DEFAULT_LISTEN: Final = "[::1]:8000"
-_PROGRESS_INTERVAL_S: Final = 0.1
-
-
-def print_json(value: object, indent: int | None = None) -> None:
-    """Print `value` to stdout."""
-    import json
-
-    _write(json.dumps(value, indent=indent).encode() + b"\n")
 
 
 def _add_daemon(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
@@ -44,6 +33,16 @@ def _add_daemon(commands: "Subparsers", parents: "Sequence[argparse.ArgumentPars
         metavar="ADDR",
         help="host:port, a socket path, @abstract, or sd-listen[:NAME]; may be repeated "
         f"(default: {_DEFAULT_LISTEN})",
+    )
+    command.add_argument(
+        "--check-content",
+        action="store_true",
+        help="before a path becomes visible, read all that is in it and check what is said of it",
+    )
+    command.add_argument(
+        "--allow-replace",
+        action="store_true",
+        help="let a path be given other content, which is refused otherwise",
     )
     command.set_defaults(run=_run_daemon)
 
@@ -78,17 +77,6 @@ def _add_path_info(commands: "Subparsers", parents: "Sequence[argparse.ArgumentP
     command.set_defaults(run=_run_path_info)
 
 
-def _add_verify(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
-    command = commands.add_parser(
-        "verify",
-        parents=parents,
-        help="read all that is in store paths, of all when none is given, and say what is not as "
-        "it should be: contents, NARs, content addresses",
-    )
-    command.add_argument("paths", nargs="*", metavar="PATH")
-    command.set_defaults(run=_run_verify)
-
-
 def _add_ls(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(
         "ls", parents=parents, help="list a store path, or something in it"
@@ -114,7 +102,14 @@ def _run_daemon(options: argparse.Namespace) -> None:
         for text in options.listen_address or [_DEFAULT_LISTEN]
         for address in parse_listen_address(text, os.environ)
     ]
-    serve(DaemonConfig(service_addresses(options), listen))
+    serve(
+        DaemonConfig(
+            service_addresses(options),
+            listen,
+            may_replace_paths=options.allow_replace,
+            checks_content=options.check_content,
+        )
+    )
 
 
 def _run_nar(options: argparse.Namespace) -> None:
@@ -122,7 +117,7 @@ def _run_nar(options: argparse.Namespace) -> None:
         node = await view.find(options.path)
         async with aclosing(view.nar(node)) as pieces:
             async for piece in pieces:
-                _write(piece)
+                write(piece)
 
     _with_view(options, work)
 
@@ -132,7 +127,7 @@ def _run_cat(options: argparse.Namespace) -> None:
         node = await view.find(options.path)
         async with aclosing(view.content(node, options.path)) as pieces:
             async for piece in pieces:
-                _write(piece)
+                write(piece)
 
     _with_view(options, work)
 
@@ -148,7 +143,7 @@ def _run_ls(options: argparse.Namespace) -> None:
             return
         async with aclosing(view.walk(node, is_recursive=options.recursive)) as entries:
             async for name, entry in entries:
-                _write_line(describe(name, entry, is_long=options.long))
+                write_line(describe(name, entry, is_long=options.long))
 
     _with_view(options, work)
 
@@ -171,65 +166,13 @@ def _run_path_info(options: argparse.Namespace) -> None:
             if info is None:
                 continue
             if options.narinfo:
-                _write(_narinfo(info, key).encode())
+                write(_narinfo(info, key).encode())
             else:
-                _write_line(f"{path}\t{info.narinfo.nar_size:>12}" if options.size else path)
+                write_line(f"{path}\t{info.narinfo.nar_size:>12}" if options.size else path)
         if missing:
             raise StoreError("\n".join(f"path {path} is not valid" for path in missing))
 
     _with_view(options, work)
-
-
-def _run_verify(options: argparse.Namespace) -> None:
-    import asyncio
-
-    from appliance.rpc.store_view import parse_path
-    from appliance.store.verify import Verifier, VerifyError
-
-    paths = [parse_path(text)[0] for text in options.paths]
-    problems: list[str] = []
-
-    async def work(services: "Services") -> None:
-        verifier = Verifier(services, report)
-        showing = asyncio.create_task(_show_progress(line, verifier.progress))
-        try:
-            for path in paths:
-                await verifier.verify(path)
-            if not paths:
-                await verifier.verify_all()
-        finally:
-            showing.cancel()
-            line.clear()
-        counts = {
-            "paths": verifier.num_paths,
-            "bytes": verifier.progress.num_bytes,
-            "failures": verifier.num_failed,
-        }
-        summary = ", ".join(f"{name}: {count}" for name, count in counts.items())
-        if options.json:
-            print_json({**counts, "problems": problems})
-        elif not verifier.num_failed:
-            _write_line(summary)
-        if verifier.num_failed:
-            raise StoreError(summary)
-
-    def report(error: VerifyError) -> None:
-        if options.json:
-            problems.append(str(error))
-            return
-        line.clear()
-        print(f"appliance: {error}", file=sys.stderr)
-
-    with progress_line() as line:
-        _with_services(options, work)
-
-
-async def _show_progress(line: "ProgressLine", progress: "Progress") -> None:
-    import asyncio
-
-    while True:
-        line.update(num_files=progress.num_files, num_bytes=progress.num_bytes, path=progress.path)
-        await asyncio.sleep(_PROGRESS_INTERVAL_S)
 
 
 def _check_path_info_options(options: argparse.Namespace) -> None:
@@ -262,32 +205,7 @@ def _secret_key(path: Path) -> "SecretKey":
 def _with_view(options: argparse.Namespace, work: "Callable[[StoreView], Awaitable[None]]") -> None:
     from appliance.rpc.store_view import StoreView
 
-    _with_services(options, lambda services: work(StoreView(services)))
-
-
-def _with_services(
-    options: argparse.Namespace, work: "Callable[[Services], Awaitable[None]]"
-) -> None:
-    import asyncio  # takes longer to import than some commands to run
-
-    from appliance.rpc.open_services import open_services
-
-    async def run() -> None:
-        async with open_services(service_addresses(options), is_readonly=True) as services:
-            await work(services)
-
-    asyncio.run(run())
-
-
-def _write_line(text: str) -> None:
-    # Names are bytes of any encoding, whatever that of the terminal is.
-    _write(os.fsencode(text) + b"\n")
-
-
-def _write(data: bytes) -> None:
-    with writing_output():
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+    with_services(options, lambda services: work(StoreView(services)))
 
 
 # What adds each command to the command line, given the parsers of its common options.
@@ -295,7 +213,7 @@ COMMANDS: "Final[dict[str, Callable[[Subparsers, Sequence[argparse.ArgumentParse
     "daemon": _add_daemon,
     "nar": _add_nar,
     "path-info": _add_path_info,
-    "verify": _add_verify,
+    "verify": add_verify,
     "ls": _add_ls,
     "cat": _add_cat,
 }

@@ -6,7 +6,6 @@ Nothing here owns an fd, and nothing is safe to share between threads.
 
 import os
 import stat
-from collections.abc import Iterator
 from mmap import PAGESIZE
 from struct import Struct
 from typing import ClassVar, Final, NamedTuple, NoReturn
@@ -232,12 +231,21 @@ class Ring:
         self._err_fd = err_fd
         self._ring.call_fd = call_fd
         self._ring.is_call_socket = _is_socket(call_fd)
+        self.recovered = self._start(layout.num, base)
+
+    def _start(self, num: int, base: int) -> list[int]:
+        # The record may be the front-end's, who may write to it meanwhile: C reads it once.
+        found = _new_uncleared("struct eng_recovered[]", num)
+        self._ring.recovered = found
         try:
             self._check(lib.eng_ring_start(self._ring, base))
         except RingError:
             self.close()
             raise
-        self.recovered = [head for _, head in sorted(self._heads_in_flight(inflight, layout.num))]
+        finally:
+            self._ring.recovered = ffi.NULL
+        chains = sorted((chain.counter, chain.head) for chain in found[0 : self._ring.in_flight])
+        return [head for _counter, head in chains]
 
     def _fill(self, layout: RingLayout, features: int) -> None:
         ring = self._ring
@@ -258,14 +266,7 @@ class Ring:
         self._heads = memoryview(ffi.buffer(ring.head)).cast("I")
         self._readable = memoryview(ffi.buffer(ring.readable_len)).cast("Q")
         self._writable = memoryview(ffi.buffer(ring.writable_len)).cast("Q")
-
-    @staticmethod
-    def _heads_in_flight(inflight: memoryview, num: int) -> Iterator[tuple[int, int]]:
-        start = INFLIGHT_HEADER.size
-        area = inflight.cast("B")[start : start + num * INFLIGHT_ENTRY.size]
-        for head, (is_inflight, _, counter) in enumerate(INFLIGHT_ENTRY.iter_unpack(area)):
-            if is_inflight == 1:
-                yield counter, head
+        self._is_due = memoryview(ffi.buffer(ffi.addressof(ring, "is_signal_due"))).cast("I")
 
     def _check(self, status: int) -> None:
         if status:
@@ -356,7 +357,7 @@ class Ring:
         return count
 
     def complete(self, slot: int, length: int) -> None:
-        """Return the chain, `length` bytes of it written; signals if the guest asked for that."""
+        """Return the chain, `length` bytes of it written; see `is_signal_due`."""
         status = lib.eng_ring_complete(self._ring, slot, length)
         if status:
             self._raise(-status)
@@ -364,6 +365,19 @@ class Ring:
     def complete_head(self, head: int, length: int) -> None:
         """Return a popped chain that may be in no slot any more."""
         self._check(lib.eng_ring_complete_head(self._ring, head, length))
+
+    @property
+    def is_signal_due(self) -> bool:
+        """Whether the guest wants to hear of a completion: `signal()` soon."""
+        return bool(self._is_due[0])
+
+    def signal(self) -> None:
+        """Signal the guest if that is due, also of a ring that broke since.
+
+        The caller must hold nothing that others wait for, such as a snapshot of the store: a
+        front-end that times it well can have a write to its descriptor block.
+        """
+        lib.eng_ring_signal(self._ring)
 
     def arm(self) -> bool:
         """Ask for a kick; True means that chains arrived meanwhile: pop again, do not sleep."""

@@ -75,6 +75,28 @@ class WrongDigestError(CorruptBlobError):
         self.actual = actual
 
 
+class AlreadyExistsError(StoreError):
+    """A store path has other content already, and keeps it."""
+
+
+class ReadOnlyStoreError(StoreError):
+    """A store that this process may only read was asked to keep something."""
+
+
+class PidInUseError(StoreError):
+    """LMDB takes this process for another one, of another PID namespace: they share an id."""
+
+    def __init__(self, lock_path: str, pid: int) -> None:
+        super().__init__(
+            f"{lock_path}: process id {pid} is in use there by a process of another PID namespace"
+        )
+        self.lock_path = lock_path
+
+
+class SnapshotLostError(StoreError):
+    """What was read without a lock was written meanwhile; reading again helps."""
+
+
 class StoreFullError(StoreError):
     """The disk under the store is full."""
 

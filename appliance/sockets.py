@@ -1,10 +1,13 @@
-"""What every listening process needs: free socket paths, descriptors, and sd_notify."""
+"""What every serving process needs: free socket paths, descriptors, sd_notify, and its end."""
 
+import asyncio
 import contextlib
 import os
 import resource
+import signal
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -28,11 +31,60 @@ def claim_socket_path(path: Path) -> None:
         raise ConfigError(f"socket path {path}: {exc.strerror}") from exc
 
 
+@contextlib.contextmanager
+def socket_mode(mode: int) -> Iterator[None]:
+    """Have the files of sockets that are bound within the block get `mode`.
+
+    By the umask, and not by a chmod afterwards: who may write in the directory can have put another
+    file there by then. The umask is that of the whole process, so other threads must not make files
+    meanwhile.
+    """
+    old = os.umask(0o777 & ~mode)
+    try:
+        yield
+    finally:
+        os.umask(old)
+
+
+def set_socket_group(path: Path, gid: int) -> None:
+    """Give the file of a socket that this process has bound at `path` to a group.
+
+    Raises:
+        ConfigError: there is another file by now, or this user may not.
+    """
+    # By a descriptor: what the path leads to may change between two system calls.
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
+            raise ConfigError(f"socket path {path}: another file has taken its place")
+        os.chown(f"/proc/self/fd/{fd}", -1, gid)
+    except OSError as exc:
+        raise ConfigError(f"socket path {path}: group {gid}: {exc.strerror}") from exc
+    finally:
+        os.close(fd)
+
+
 def raise_descriptor_limit() -> None:
     """Let this process have as many descriptors as it may; the soft limit is usually 1024."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # fs.nr_open was lowered since
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def told_to_stop() -> asyncio.Event:
+    """Return an event that the running loop sets at SIGTERM, SIGINT or SIGHUP.
+
+    SIGHUP is what a closed terminal sends; who ignores it from the start (nohup(1)) still does.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    for number in signals:
+        loop.add_signal_handler(number, stop.set)
+    return stop
 
 
 def notify(state: str) -> None:

@@ -1,4 +1,7 @@
-/* Loads, stores and fences for memory that a guest uses meanwhile: all memory orders are here. */
+/*
+ * Loads, stores and fences for memory that a guest or a front-end uses meanwhile: all memory orders
+ * are here.
+ */
 #ifndef BARRIER_H
 #define BARRIER_H
 #include <linux/virtio_ring.h>
@@ -13,6 +16,16 @@ static inline uint16_t eng_load_acquire(const uint16_t *word)
 static inline uint16_t eng_load_relaxed(const uint16_t *word)
 {
 	return __atomic_load_n(word, __ATOMIC_RELAXED);
+}
+
+static inline uint8_t eng_load_flag_relaxed(const uint8_t *flag)
+{
+	return __atomic_load_n(flag, __ATOMIC_RELAXED);
+}
+
+static inline uint64_t eng_load_counter_relaxed(const uint64_t *counter)
+{
+	return __atomic_load_n(counter, __ATOMIC_RELAXED);
 }
 
 /* What was stored before is visible to whoever sees this store, or comes after our SIGKILL. */

@@ -70,10 +70,17 @@ struct eng_inflight {
 	struct eng_inflight_desc desc[];
 };
 
+/* A chain that an earlier process popped and did not return, as its record was read. */
+struct eng_recovered {
+	uint64_t counter;		/* when it was popped, as a number that only grows */
+	uint32_t head, padding;
+};
+
 /* One split virtqueue, device side. The caller fills the first part before eng_ring_start(). */
 struct eng_ring {
 	struct eng_map *map;
 	struct eng_inflight *inflight;
+	struct eng_recovered *recovered;	/* `num` entries, used by eng_ring_start() alone */
 	uint8_t *scratch;		/* ENG_SCRATCH_SIZE bytes: request copies, packed */
 	struct iovec *iov;		/* ENG_IOV_NUM entries: writable parts, packed */
 	uint64_t desc_addr, avail_addr, used_addr;	/* user addresses */
@@ -91,6 +98,7 @@ struct eng_ring {
 	uint16_t signalled_idx;		/* used_idx at the last decision to signal or not */
 	uint16_t is_signalled_idx_valid;
 	int32_t is_quiet;		/* the guest was told not to kick */
+	uint32_t is_signal_due;		/* the guest wants to hear: eng_ring_signal() */
 
 	uint32_t fault, fault_head;	/* an ENG_E* code once the ring is broken */
 	uint64_t fault_value;		/* an address, or the number that broke the rule */
@@ -114,7 +122,7 @@ uint8_t *eng_map_user(const struct eng_map *map, uint64_t user_addr, uint64_t si
 /* Copies out of guest memory, across regions; 0, or -1 and in `ret` the address not in memory. */
 int eng_map_read(struct eng_map *map, uint64_t gpa, void *data, uint64_t size, uint64_t *ret);
 
-/* ring.c */
+/* ring.c. After eng_ring_start(), `in_flight` entries of `recovered` are filled, by head. */
 int eng_ring_start(struct eng_ring *ring, uint16_t base);
 int eng_ring_translate(struct eng_ring *ring);
 int eng_ring_pop(struct eng_ring *ring, uint32_t limit);
@@ -125,6 +133,9 @@ int eng_ring_complete_head(struct eng_ring *ring, uint16_t head, uint32_t length
 int eng_ring_arm(struct eng_ring *ring);
 int eng_ring_break(struct eng_ring *ring, int code, uint32_t head, uint64_t value);
 int eng_ring_usable(const struct eng_ring *ring);
+/* Signals if a completion since the last call asks for it, even if the ring broke after that. */
+void eng_ring_signal(struct eng_ring *ring);
+/* Never waits, unless the front-end fills `fd` between our look at it and our write. */
 void eng_signal(int fd, int is_socket);
 
 /* copy.c */

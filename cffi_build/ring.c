@@ -3,6 +3,7 @@
 #include "engine.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -78,20 +79,23 @@ static void ring_start_fresh(struct eng_ring *ring, uint16_t base)
 	eng_store_release(&area->version, INFLIGHT_VERSION);
 }
 
-/* The last batch was published, perhaps not cleared: clear it. Guest or front-end may lie. */
+/*
+ * The last batch was published, perhaps not cleared: clear it. Guest or front-end may lie, and the
+ * front-end may write to the record meanwhile: each word of it is read once.
+ */
 static int ring_clear_published(struct eng_ring *ring)
 {
 	struct eng_inflight *area = ring->inflight;
-	uint16_t left = (uint16_t)(ring->used_idx - area->used_idx);
-	uint32_t head = area->last_batch_head;
+	uint16_t left = (uint16_t)(ring->used_idx - eng_load_relaxed(&area->used_idx));
+	uint16_t head = eng_load_relaxed(&area->last_batch_head);
 
 	if (left > ring->num)
 		return eng_ring_break(ring, ENG_EUSED_IDX, head, ring->used_idx);
 	for (; left; left--) {
 		if (head >= ring->num)
-			return eng_ring_break(ring, ENG_EINFLIGHT, head, area->last_batch_head);
-		area->desc[head].inflight = 0;
-		head = area->desc[head].next;
+			return eng_ring_break(ring, ENG_EINFLIGHT, head, ring->used_idx);
+		eng_store_flag_release(&area->desc[head].inflight, 0);
+		head = eng_load_relaxed(&area->desc[head].next);
 	}
 	eng_store_release(&area->used_idx, ring->used_idx);
 	return 0;
@@ -107,9 +111,13 @@ static int ring_start_recovered(struct eng_ring *ring)
 	if (status)
 		return status;
 	for (head = 0; head < ring->num; head++) {
-		if (area->desc[head].counter >= ring->counter)
-			ring->counter = area->desc[head].counter + 1;
-		ring->in_flight += area->desc[head].inflight == 1;
+		uint64_t counter = eng_load_counter_relaxed(&area->desc[head].counter);
+
+		if (counter >= ring->counter)
+			ring->counter = counter + 1;
+		if (eng_load_flag_relaxed(&area->desc[head].inflight) == 1)
+			ring->recovered[ring->in_flight++] =
+				(struct eng_recovered){ .counter = counter, .head = head };
 	}
 	ring->last_avail = (uint16_t)(ring->used_idx + ring->in_flight);
 	/* The process before us may have died between publishing and signalling. */
@@ -128,7 +136,8 @@ int eng_ring_start(struct eng_ring *ring, uint16_t base)
 	if (status)
 		return status;
 	ring->used_idx = eng_load_acquire(&ring->used->idx);
-	if (area->version == INFLIGHT_VERSION && area->desc_num == ring->num)
+	if (eng_load_relaxed(&area->version) == INFLIGHT_VERSION &&
+	    eng_load_relaxed(&area->desc_num) == ring->num)
 		return ring_start_recovered(ring);
 	ring_start_fresh(ring, base);
 	return 0;
@@ -227,20 +236,37 @@ int eng_ring_load(struct eng_ring *ring, uint16_t head)
 	return 0;
 }
 
+/*
+ * The descriptor is the front-end's, of any kind: O_NONBLOCK would change it for the front-end, too,
+ * and RWF_NOWAIT is unknown to eventfds. So whoever fills a pipe or a counter between poll() and
+ * write() can stop us, and must not meet anything that others wait for: see eng_ring_signal().
+ * What is full holds a signal that waits to be read: nothing is lost.
+ */
 void eng_signal(int fd, int is_socket)
 {
 	static const uint64_t one = 1;
+	struct pollfd room = { .fd = fd, .events = POLLOUT };
 	ssize_t sent;
 
 	if (fd < 0)
 		return;
-	/* A full socket or counter means that a signal waits to be read: nothing is lost. */
 	do {
 		if (is_socket)
 			sent = send(fd, &one, sizeof(one), MSG_DONTWAIT | MSG_NOSIGNAL);
-		else
+		else if (poll(&room, 1, 0) == 1 && room.revents & POLLOUT)
 			sent = write(fd, &one, sizeof(one));
+		else
+			return;
 	} while (sent < 0 && errno == EINTR);
+}
+
+/* To be called where the caller holds nothing that others wait for, such as a snapshot of a store. */
+void eng_ring_signal(struct eng_ring *ring)
+{
+	if (!ring->is_signal_due)
+		return;
+	ring->is_signal_due = 0;
+	eng_signal(ring->call_fd, ring->is_call_socket);
 }
 
 /* VIRTIO 1.3, 2.7.7.2: whether the driver wants to hear of what is new since last time. */
@@ -273,7 +299,7 @@ int eng_ring_complete_head(struct eng_ring *ring, uint16_t head, uint32_t length
 	if (!ring->in_flight)
 		return -ENG_EIDLE;
 	ring->in_flight--;
-	area->desc[head].next = area->last_batch_head;
+	area->desc[head].next = eng_load_relaxed(&area->last_batch_head);
 	eng_store_release(&area->last_batch_head, head);
 	element = &ring->used->ring[ring->used_idx & (ring->num - 1)];
 	element->id = head;
@@ -284,7 +310,7 @@ int eng_ring_complete_head(struct eng_ring *ring, uint16_t head, uint32_t length
 	eng_store_release(&area->used_idx, ring->used_idx);
 	eng_fence();
 	if (ring_wants_signal(ring))
-		eng_signal(ring->call_fd, ring->is_call_socket);
+		ring->is_signal_due = 1;
 	return 0;
 }
 

@@ -74,7 +74,7 @@ class GuestRun(NamedTuple):
 
 def main() -> int:
     """Measure, print; return the exit status."""
-    parser = argparse.ArgumentParser(prog="make bench")
+    parser = argparse.ArgumentParser(prog="make bench", allow_abbrev=False)
     parser.add_argument("--guest", choices=["uml", "qemu"], default="uml")
     parser.add_argument("--runs", type=int, default=LEAST_RUNS, metavar="N", help="default 5")
     options = parser.parse_args()
@@ -186,8 +186,6 @@ class GuestBench:
 
     def run(self, wanted: tree.TreeDigest | None) -> GuestRun:
         """Boot a guest and walk; what is read is compared with `wanted` unless that is None."""
-        # The index of the run before would spare this one the making of it.
-        shutil.rmtree(f"{self._store}.state", ignore_errors=True)
         with contextlib.ExitStack() as stack:
             options = ["--num-request-queues", str(_QEMU_CPUS if self._is_qemu else 1)]
             options += [] if self._is_qemu else ["--tag=appliance"]
@@ -346,7 +344,7 @@ def _print_memory(runs: list[GuestRun]) -> list[str]:
     for name, memory in most.items():
         print(f"    {name:30} {memory.peak / MIB:8.1f} MiB {memory.own / MIB:5.1f} MiB")
     print(
-        "    peak counts shared pages too: guest memory, store, index, what the fork server has"
+        "    peak counts shared pages too: guest memory, store, what the fork server has"
         f"\n    own: written pages of private mappings that no other process shares; "
         f"at most {_OWN_MAX_MIB:g} MiB for a worker"
     )

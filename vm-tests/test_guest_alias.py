@@ -89,13 +89,12 @@ def test_a_mount_stays_where_it_was_made(served: Served, stored: Stored) -> None
     guest.check(f"umount {mounted} && cat {mounted}/file", ANSWER_S)
 
 
-def test_equal_directories_have_one_st_ino(served: Served, stored: Stored) -> None:
+def test_equal_directories_have_an_st_ino_each(served: Served, stored: Stored) -> None:
     places = [f"{tree}/{place}/same" for tree in (stored.first, stored.second) for place in "xy"]
 
     lines = served.guest.check(f"probe stat {' '.join(places)}", ANSWER_S).splitlines()
 
-    assert len(lines) == len(places)
-    assert len(set(lines)) == 1
+    assert len(set(lines)) == len(places)
 
 
 def test_a_path_imported_while_the_guest_runs_appears_in_the_root(

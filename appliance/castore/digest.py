@@ -23,7 +23,7 @@ class InvalidDigestLenError(DirectoryError):
 
 
 class Digest(bytes):
-    """The 32 bytes of a BLAKE3 digest; as text `b3:` and base64.
+    """The 32 bytes of a BLAKE3 digest; as text hexadecimal, as the files of a store are named.
 
     Raises:
         InvalidDigestLenError: another number of bytes.
@@ -44,7 +44,7 @@ class Digest(bytes):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read either textual form.
+        """Read either of the textual forms in base64.
 
         Raises:
             DirectoryError: neither prefix, not base64, or not 32 bytes.
@@ -61,8 +61,12 @@ class Digest(bytes):
         """Return the form `blake3-` and base64."""
         return _SRI_PREFIX + base64.b64encode(self).decode()
 
-    def __str__(self) -> str:
+    def tvix(self) -> str:
+        """Return the form `b3:` and base64."""
         return _TVIX_PREFIX + base64.b64encode(self).decode()
+
+    def __str__(self) -> str:
+        return self.hex()
 
     def __repr__(self) -> str:
         return f"Digest({self})"

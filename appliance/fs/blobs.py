@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 from collections import OrderedDict
 from errno import EIO
 from typing import Final, NamedTuple
@@ -13,6 +14,8 @@ from appliance.store.store import BlobFile, Store
 _LOG = logging.getLogger(__name__)
 
 OPEN_MAX: Final = 64
+# What a worker has open beside them; and those that gave way count until the end of a batch.
+_OTHERS_OPEN: Final = 32
 # A guest that reads a broken file in a loop shall not fill the log.
 _REPORTED_MAX: Final = 1024
 
@@ -26,11 +29,13 @@ class OpenBlob(NamedTuple):
 
 
 class Blobs:
-    """The blobs of one store, with the last `OPEN_MAX` files used held open."""
+    """The blobs of one store, with up to `OPEN_MAX` of the files used last held open."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._open: OrderedDict[bytes, OpenBlob] = OrderedDict()
+        limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._open_max = min(OPEN_MAX, max(1, (limit - _OTHERS_OPEN) // 2))
         self._evicted: list[int] = []
         self._reported: set[bytes] = set()
 
@@ -88,7 +93,7 @@ class Blobs:
         if replaced is not None:
             self._evicted.append(replaced.fd)
         self._open[opened.digest] = opened
-        if len(self._open) > OPEN_MAX:
+        if len(self._open) > self._open_max:
             _digest, oldest = self._open.popitem(last=False)
             self._evicted.append(oldest.fd)
         return opened

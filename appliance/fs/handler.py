@@ -85,6 +85,8 @@ class Handler(Operations):
         self._places = Places(grants, self._image)
         self._num_revoked = grants.num_revoked
         self._images: dict[tuple[bytes, int], Image] = {}
+        self._root_attr_out = b""
+        self._root_attr_generation = -1
         self._statfs = Statfs(store.path)
         self._batch = _Batch(self)
         self._snapshot: AbstractContextManager[ReadTransaction] | None = None
@@ -132,10 +134,10 @@ class Handler(Operations):
                 return root_entry(self._root_generation())
             return self._node(node.parent).entry
         try:
-            child = self._places.child(node, name)
+            entry = self._places.entry(node, name)
         except CorruptSizeError as exc:
             raise self._corrupt(exc) from exc
-        return child.entry if child is not None else _NEGATIVE_ENTRY
+        return _NEGATIVE_ENTRY if entry is None else entry
 
     def getattr(self, request: Request) -> Body:
         """See `Operations.getattr`."""
@@ -260,7 +262,11 @@ class Handler(Operations):
         is_listed = self._has_remote_root and self._grants.root_fresh_until_ns
         if is_listed and self._is_root_listable and self._is_root_stale():
             raise NotReady(RootListWanted())
-        return root_attributes(self._root_generation())
+        generation = self._root_generation()
+        if generation != self._root_attr_generation:
+            self._root_attr_out = root_attributes(generation)
+            self._root_attr_generation = generation
+        return self._root_attr_out
 
     def _root_generation(self) -> int:
         if self._has_remote_root:

@@ -6,10 +6,10 @@ too small for one record is EINVAL. Only what is sent is copied, and the places 
 nodeids.
 """
 
-import struct
 from bisect import bisect_right
 from collections.abc import Iterable
 from errno import EINVAL
+from itertools import pairwise
 from typing import Final
 
 from appliance.fuse_proto._wire import ENTRY_OUT_SIZE
@@ -20,7 +20,6 @@ _GENERATION: Final = 1
 _ATTR_INO: Final = 5
 _DIRENT_INO: Final = ENTRY_OUT_SIZE // 8
 _DOTDOT: Final = 1  # cookie of ".."
-_U64: Final = struct.Struct("<Q")
 
 
 class Listing:
@@ -84,21 +83,24 @@ class Listing:
         Raises:
             OSError: EINVAL, the next record alone is bigger than `size`.
         """
-        image = self._image
-        offsets = image.offsets
-        parts: list[bytes | memoryview] = []
+        view = self._image.view
+        parts: list[memoryview] = []
         left = size
-        for index in range(self._first, len(offsets) - 1):
-            at, end = offsets[index], offsets[index + 1]
+        for at, end in pairwise(self._image.offsets[self._first :]):
             left -= end - at - ENTRY_OUT_SIZE
             if left < 0:
                 break
-            (place,) = _U64.unpack_from(image.view, at)
-            ino = self._ino(index, place) if place else self._ino_of_link(index)
-            parts += (_U64.pack(ino), image.view[at + ENTRY_OUT_SIZE + 8 : end])
+            parts.append(view[at + ENTRY_OUT_SIZE : end])
         if left < 0 and not parts:
             raise _too_small(size)
-        return b"".join(parts)
+        reply = memoryview(bytearray().join(parts))
+        words = reply.cast("Q")
+        word = 0
+        for index, part in enumerate(parts, self._first):
+            place = words[word]
+            words[word] = self._ino(index, place) if place else self._ino_of_link(index)
+            word += len(part) >> 3
+        return reply
 
     def _ino(self, index: int, place: int) -> int:
         if not self._is_by_content:

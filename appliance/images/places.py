@@ -24,7 +24,6 @@ ROOT_NODEID: Final = 1
 _NODES_MAX: Final = 1024
 _ENTRY_HEAD: Final = struct.Struct("<QQ")
 _INO_AT: Final = 40
-_INO_END: Final = 48
 _U64: Final = struct.Struct("<Q")
 
 
@@ -130,21 +129,22 @@ class Places:
             grant.target,
         )
 
-    def child(self, directory: Node, name: bytes) -> Node | None:
-        """Return the entry `name` of `directory`, or None.
+    def entry(self, directory: Node, name: bytes) -> bytes | None:
+        """Return the reply to a LOOKUP of `name` in `directory`, or None: there is no such entry.
 
         Raises:
             OSError: ENOTDIR, `directory` is none; EIO, it is corrupt.
         """
+        # No node is made: what the guest asks next of the entry is one step from `directory`.
         image = self.image(directory)
         if image.num_pieces > 1:
             image = self._piece(directory, image, image.piece_of_name(name))
         index = image.find(name)
         if index < 0:
             return None
-        node = self._entry(directory, image, index)
-        self._keep(node)
-        return node
+        nodeid = directory.nodeid + image.place(index)
+        ino = self.ino(directory, image, index) if self.is_by_content else nodeid
+        return self._entry_out(image.record(index), nodeid, ino)
 
     def image(self, directory: Node) -> Image:
         """Return the first piece of the image of `directory`.
@@ -211,18 +211,17 @@ class Places:
         kind = kind_of(record)
         nodeid = directory.nodeid + image.place(index)
         ino = self.ino(directory, image, index)
-        entry = b"".join(
-            (
-                _ENTRY_HEAD.pack(nodeid, self._grants.generation),
-                record[_ENTRY_HEAD.size : _INO_AT],
-                _U64.pack(ino),
-                record[_INO_END:ENTRY_OUT_SIZE],
-            )
-        )
+        entry = self._entry_out(record, nodeid, ino)
         size = image.size_stated(index) if kind == Kind.DIRECTORY else st_size_of(record)
         target = image.target(index) if kind == Kind.SYMLINK else b""
         digest = bytes(image.digest(index))
         return Node(nodeid, directory.nodeid, kind, size, digest, ino, entry, target)
+
+    def _entry_out(self, record: memoryview, nodeid: int, ino: int) -> bytes:
+        entry = bytearray(record[:ENTRY_OUT_SIZE])
+        _ENTRY_HEAD.pack_into(entry, 0, nodeid, self._grants.generation)
+        _U64.pack_into(entry, _INO_AT, ino)
+        return bytes(entry)
 
     def _keep(self, node: Node) -> None:
         nodes = self._nodes

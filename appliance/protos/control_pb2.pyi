@@ -121,12 +121,17 @@ class Spawn(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    LABEL_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """What the worker's log lines are said to come from."""
     def __init__(
         self,
+        *,
+        label: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -189,6 +194,7 @@ class Configure(_message.Message):
     HAS_REMOTE_BLOBS_FIELD_NUMBER: _builtins.int
     HAS_REMOTE_DIRECTORIES_FIELD_NUMBER: _builtins.int
     HAS_REMOTE_ROOT_FIELD_NUMBER: _builtins.int
+    MAKES_IMAGES_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     store_path: _builtins.str
     list_root: _builtins.bool
@@ -202,6 +208,8 @@ class Configure(_message.Message):
     """The same of Directories: the images in the store come and go."""
     has_remote_root: _builtins.bool
     """The root is of a PathInfo service, and no generation of the store says how new it is."""
+    makes_images: _builtins.bool
+    """Images that the store lacks are made by the worker: nobody can put them into the store."""
     @_builtins.property
     def device(self) -> Global___Device:
         """Set: this worker serves a clone of a mount's /dev/fuse descriptor, and no virtqueue."""
@@ -217,11 +225,12 @@ class Configure(_message.Message):
         has_remote_blobs: _builtins.bool = ...,
         has_remote_directories: _builtins.bool = ...,
         has_remote_root: _builtins.bool = ...,
+        makes_images: _builtins.bool = ...,
         device: Global___Device | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "has_remote_blobs", b"has_remote_blobs", "has_remote_directories", b"has_remote_directories", "has_remote_root", b"has_remote_root", "list_root", b"list_root", "log_json", b"log_json", "log_level", b"log_level", "queue", b"queue", "store_path", b"store_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "has_remote_blobs", b"has_remote_blobs", "has_remote_directories", b"has_remote_directories", "has_remote_root", b"has_remote_root", "list_root", b"list_root", "log_json", b"log_json", "log_level", b"log_level", "makes_images", b"makes_images", "queue", b"queue", "store_path", b"store_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

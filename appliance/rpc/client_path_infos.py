@@ -15,8 +15,8 @@ from appliance.protos import pathinfo_rpc_pb2 as pb
 from appliance.rpc.client import Peer
 from appliance.store.services import NarInfo
 
-# The server reads all content below the node.
-_CALCULATE_TIMEOUT_S: Final = 3600.0
+# The server reads all content below the node; or may, before it keeps a path.
+_READING_TIMEOUT_S: Final = 3600.0
 
 
 class GrpcPathInfoService:
@@ -40,7 +40,9 @@ class GrpcPathInfoService:
         """Validate and put a PathInfo; return what the server keeps."""
         read_path_info(path_info)
         family = await self._peer.store_family()
-        return await self._peer.ask(f"{family.path_infos()}/Put", path_info)
+        return await self._peer.ask(
+            f"{family.path_infos()}/Put", path_info, timeout_s=_READING_TIMEOUT_S
+        )
 
     async def list(self) -> AsyncIterator[bytes]:
         """Yield all PathInfos of the server, as it has them: one bad one must not hide the rest."""
@@ -56,7 +58,7 @@ class GrpcPathInfoService:
         # Some servers refuse a node with a name.
         request = node_to_message(node._replace(name=b"")).SerializeToString()
         answer = await self._peer.ask(
-            f"{family.path_infos()}/CalculateNAR", request, timeout_s=_CALCULATE_TIMEOUT_S
+            f"{family.path_infos()}/CalculateNAR", request, timeout_s=_READING_TIMEOUT_S
         )
         try:
             response = pb.CalculateNARResponse.FromString(answer)

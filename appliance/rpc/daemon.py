@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -22,8 +21,16 @@ from appliance.rpc.listen_address import (
 from appliance.rpc.open_services import open_services
 from appliance.rpc.relay import Relay, inherited_socket
 from appliance.rpc.server import Server
-from appliance.sockets import claim_socket_path, notify, raise_descriptor_limit
+from appliance.sockets import (
+    claim_socket_path,
+    notify,
+    raise_descriptor_limit,
+    socket_mode,
+    told_to_stop,
+)
+from appliance.store.path_info_checks import CheckedPathInfoService
 from appliance.store.service_uri import ServiceAddresses, unix_target
+from appliance.store.services import Services
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 # Calls under way at the end may take so long; more than that, and they are cancelled.
 _GRACE_S: Final = 60.0
 # Sockets that are made: for their owner and group.
-_UMASK: Final = 0o117
+_SOCKET_MODE: Final = 0o660
 
 
 class DaemonConfig(NamedTuple):
@@ -41,10 +48,12 @@ class DaemonConfig(NamedTuple):
 
     services: ServiceAddresses
     listen: Sequence[ListenAddress]
+    may_replace_paths: bool = False
+    checks_content: bool = False
 
 
 def serve(config: DaemonConfig) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM, SIGINT or SIGHUP.
 
     Raises:
         ConfigError: it cannot listen where it should.
@@ -55,12 +64,10 @@ def serve(config: DaemonConfig) -> None:
 
 
 async def _serve(config: DaemonConfig) -> None:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    async with open_services(config.services) as services:
-        listeners = _Listeners(Server(services))
+    stopping = told_to_stop()
+    opening = open_services(config.services, may_replace_paths=config.may_replace_paths)
+    async with opening as services:
+        listeners = _Listeners(Server(_served(services, config)))
         try:
             for address in config.listen:
                 listeners.add(address)
@@ -70,6 +77,12 @@ async def _serve(config: DaemonConfig) -> None:
         finally:
             notify("STOPPING=1")
             await listeners.stop()
+
+
+def _served(services: Services, config: DaemonConfig) -> Services:
+    if not config.checks_content:
+        return services
+    return services._replace(path_infos=CheckedPathInfoService(services))
 
 
 class _Listeners:
@@ -123,11 +136,8 @@ class _Listeners:
             await self._relay.close()
 
     def _listen_privately(self, target: str) -> None:
-        old = os.umask(_UMASK)
-        try:
+        with socket_mode(_SOCKET_MODE):
             self._server.listen(target)
-        finally:
-            os.umask(old)
 
 
 def _check_free(family: int, address: tuple[str, int] | str, where: str) -> None:

@@ -36,11 +36,14 @@ async def open_services(
     *,
     is_readonly: bool = False,
     stores: "Mapping[Path, AsyncStore] | None" = None,
+    may_replace_paths: bool = False,
 ) -> AsyncIterator[Services]:
     """Open the services; a store in LMDB is created when missing, unless for reading only.
 
+    One that this process may not write to is opened for reading only, and refuses what is put.
     Peers are connected to when they are first needed. `stores` are those that this process has open
-    already, by their resolved paths; they stay open.
+    already, by their resolved paths; they stay open. With `may_replace_paths`, what is put takes
+    the place of what it does not agree with, in services of this process.
 
     Raises:
         StoreError: a store cannot be opened.
@@ -50,7 +53,9 @@ async def open_services(
         opener = _Opener(stack, is_readonly=is_readonly, stores=stores or {})
         blobs = opener.blobs(addresses.blobs)
         directories = opener.directories(addresses.directories)
-        path_infos = opener.path_infos(addresses.path_infos, blobs, directories)
+        path_infos = opener.path_infos(
+            addresses.path_infos, blobs, directories, may_replace=may_replace_paths
+        )
         yield Services(blobs, directories, path_infos)
 
 
@@ -84,21 +89,30 @@ class _Opener:
                 return MemoryDirectoryService()
 
     def path_infos(
-        self, address: ServiceAddress, blobs: BlobService, directories: DirectoryService
+        self,
+        address: ServiceAddress,
+        blobs: BlobService,
+        directories: DirectoryService,
+        *,
+        may_replace: bool,
     ) -> PathInfoService:
         match address:
             case LmdbAddress():
-                return LmdbPathInfoService(self._store(address), blobs, directories)
+                store = self._store(address)
+                return LmdbPathInfoService(store, blobs, directories, may_replace=may_replace)
             case GrpcAddress():
                 return GrpcPathInfoService(self._peer(address))
             case _:
-                return MemoryPathInfoService(blobs, directories)
+                return MemoryPathInfoService(blobs, directories, may_replace=may_replace)
 
     def _store(self, address: LmdbAddress) -> AsyncStore:
         path = address.path.resolve()
         if path not in self._stores:
             store = AsyncStore.open(
-                path, is_readonly=self._is_readonly, create=not self._is_readonly
+                path,
+                is_readonly=self._is_readonly,
+                create=not self._is_readonly,
+                or_readonly=True,
             )
             self._stack.callback(store.close)
             self._stores[path] = store

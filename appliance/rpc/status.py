@@ -6,13 +6,16 @@ from typing import Final, NamedTuple
 import grpc
 
 from appliance.errors import (
+    AlreadyExistsError,
     ApplianceError,
     ContentMissingError,
     InvalidRequestError,
     NarError,
     ProtocolError,
+    ReadOnlyStoreError,
     ServiceLimitError,
     ServiceUnavailableError,
+    SnapshotLostError,
     StoreError,
     StoreFullError,
 )
@@ -33,6 +36,20 @@ _UNAVAILABLE: Final = frozenset(
         grpc.StatusCode.DEADLINE_EXCEEDED,
         grpc.StatusCode.CANCELLED,
     }
+)
+
+# The first that fits; what precedes its text.
+_STATUSES: Final[tuple[tuple[type[ApplianceError], grpc.StatusCode, str], ...]] = (
+    (NarError, grpc.StatusCode.INTERNAL, "failed to render the NAR: "),
+    (ProtocolError, grpc.StatusCode.INVALID_ARGUMENT, "invalid request: "),
+    (ContentMissingError, grpc.StatusCode.NOT_FOUND, ""),
+    (AlreadyExistsError, grpc.StatusCode.ALREADY_EXISTS, ""),
+    (ReadOnlyStoreError, grpc.StatusCode.FAILED_PRECONDITION, "storage error: "),
+    (SnapshotLostError, grpc.StatusCode.UNAVAILABLE, "storage error: "),
+    (StoreFullError, grpc.StatusCode.RESOURCE_EXHAUSTED, "storage error: "),
+    (ServiceLimitError, grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
+    (ServiceUnavailableError, grpc.StatusCode.UNAVAILABLE, ""),
+    (StoreError, grpc.StatusCode.DATA_LOSS, "storage error: "),
 )
 
 
@@ -69,25 +86,12 @@ def status_of(exc: Exception) -> Status:
 
 
 def _status_of(exc: Exception) -> tuple[grpc.StatusCode, str]:
-    match exc:
-        case StatusError():
-            return exc.code, str(exc)
-        case NarError():
-            return grpc.StatusCode.INTERNAL, f"failed to render the NAR: {exc}"
-        case ProtocolError():
-            return grpc.StatusCode.INVALID_ARGUMENT, f"invalid request: {exc}"
-        case ContentMissingError():
-            return grpc.StatusCode.NOT_FOUND, str(exc)
-        case StoreFullError():
-            return grpc.StatusCode.RESOURCE_EXHAUSTED, f"storage error: {exc}"
-        case ServiceLimitError():
-            return grpc.StatusCode.RESOURCE_EXHAUSTED, str(exc)
-        case ServiceUnavailableError():
-            return grpc.StatusCode.UNAVAILABLE, str(exc)
-        case StoreError():
-            return grpc.StatusCode.DATA_LOSS, f"storage error: {exc}"
-        case _:
-            return grpc.StatusCode.INTERNAL, "internal error"
+    if isinstance(exc, StatusError):
+        return exc.code, str(exc)
+    for kind, code, prefix in _STATUSES:
+        if isinstance(exc, kind):
+            return code, f"{prefix}{exc}"
+    return grpc.StatusCode.INTERNAL, "internal error"
 
 
 def error_of(exc: grpc.RpcError, peer: str) -> ApplianceError:
@@ -99,6 +103,8 @@ def error_of(exc: grpc.RpcError, peer: str) -> ApplianceError:
             return ContentMissingError(message)
         case grpc.StatusCode.INVALID_ARGUMENT:
             return InvalidRequestError(message)
+        case grpc.StatusCode.ALREADY_EXISTS:
+            return AlreadyExistsError(message)
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             # A message too large, too many calls, or a full disk: who does not say is quoted.
             return (StoreFullError if _is_disk_full(exc) else ServiceLimitError)(message)

@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import AsyncGenerator, Sequence
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from appliance.castore.content_address import ContentAddress
+from appliance.castore.names import display
 from appliance.castore.narinfo import deriver_of
 from appliance.castore.nix_hash import NixHash
 from appliance.castore.nodes import DirectoryNode, FileNode, Node, SymlinkNode
@@ -13,10 +14,8 @@ from appliance.castore.signature import Signature
 from appliance.castore.store_path import STORE_DIR, StorePath, StorePathError
 from appliance.errors import ConfigError, StoreError
 from appliance.protos import pathinfo_pb2
-from appliance.store.nar_render import BlobNotFoundError, DirectoryNotFoundError, render_nar
+from appliance.store.nar_render import DirectoryNotFoundError, file_content, render_nar
 from appliance.store.services import Services
-
-_PIECE_SIZE: Final = 1 << 20
 
 Json: TypeAlias = "dict[str, str | int | bool | Json]"
 
@@ -45,7 +44,7 @@ class StoreView:
         for name in names:
             child = await self._child(node, name)
             if child is None:
-                raise StoreError(f"path {path} does not exist")
+                raise StoreError(f"path {_shown(path)} does not exist")
             node = child
         return node
 
@@ -53,22 +52,16 @@ class StoreView:
         """Yield the NAR of a node."""
         return render_nar(node, self._services.blobs, self._services.directories)
 
-    async def content(self, node: Node, path: str) -> AsyncGenerator[bytes, None]:
-        """Yield the content of a file.
+    def content(self, node: Node, path: str) -> AsyncGenerator[bytes, None]:
+        """Yield the content of a file; it is right if this comes to its end.
 
         Raises:
-            StoreError: it is not a file, or its content is not there.
+            StoreError: it is not a file, or its content is not there or wrong.
+            NarError: its content is not as long as its node says.
         """
         if not isinstance(node, FileNode):
-            raise StoreError(f"path {path} is not a regular file")
-        reader = await self._services.blobs.open_read(node.digest)
-        if reader is None:
-            raise BlobNotFoundError(node.digest, node.name)
-        try:
-            while data := await reader.read(_PIECE_SIZE):
-                yield data
-        finally:
-            await reader.close()
+            raise StoreError(f"path {_shown(path)} is not a regular file")
+        return file_content(node, self._services.blobs)
 
     async def walk(
         self, node: Node, *, is_recursive: bool
@@ -174,14 +167,23 @@ def parse_path(path: str) -> tuple[StorePath, list[bytes]]:
     Raises:
         ConfigError: it is not a store path.
     """
-    relative = path.removeprefix(f"{STORE_DIR}/")
+    relative = _text(os.fsencode(path)).removeprefix(f"{STORE_DIR}/")
     basename, *names = relative.split("/")
     try:
         store_path = StorePath.parse(basename)
     except StorePathError as exc:
-        raise ConfigError(f"{path}: not a store path: {exc}") from exc
-    return store_path, [os.fsencode(name) for name in names if name not in {"", "."}]
+        raise ConfigError(f"{_shown(path)}: not a store path: {exc}") from exc
+    return store_path, [_name(text) for text in names if text not in {"", "."}]
 
 
 def _text(name: bytes) -> str:
-    return os.fsdecode(name)
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _name(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _shown(path: str) -> str:
+    # A path of the command line, decoded as the locale has it.
+    return display(os.fsencode(path))

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
-from appliance.errors import StoreError
+from appliance.errors import ReadOnlyStoreError
 from appliance.store.batch import Batch
 from appliance.store.commit_queue import CommitQueue
 from appliance.store.store import Store
@@ -22,24 +22,31 @@ _NUM_READERS: Final = 4
 class AsyncStore:
     """An open store with its threads; one per store and process."""
 
-    def __init__(self, store: Store, *, is_readonly: bool) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
-        self.is_readonly = is_readonly
         self._readers = ThreadPoolExecutor(_NUM_READERS, "store")
-        self._commits = None if is_readonly else CommitQueue(store)
+        self._commits = CommitQueue(store) if store.is_writable else None
         self._temp: TempDirectory | None = None
         self._temp_lock = threading.Lock()
         self._temp_numbers = itertools.count()
 
     @classmethod
-    def open(cls, path: Path, *, is_readonly: bool = False, create: bool = False) -> "AsyncStore":
-        """Open the store in the directory `path`.
+    def open(
+        cls,
+        path: Path,
+        *,
+        is_readonly: bool = False,
+        create: bool = False,
+        or_readonly: bool = False,
+    ) -> "AsyncStore":
+        """Open the store in the directory `path`, as `Store.open` does.
 
         Raises:
             StoreError: it does not exist (and `create` is not set), or cannot be opened.
         """
-        store = Store.open(path, is_readonly=is_readonly, create=create)
-        return cls(store, is_readonly=is_readonly)
+        return cls(
+            Store.open(path, is_readonly=is_readonly, create=create, or_readonly=or_readonly)
+        )
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run `work` in a reading thread; it may open one transaction at a time.
@@ -57,11 +64,12 @@ class AsyncStore:
         """Make `batch` durable and visible.
 
         Raises:
+            ReadOnlyStoreError: the store was opened for reading only.
             StoreError: nothing of it is; the disk may be full.
         """
         if self._commits is None:
             batch.discard()
-            raise StoreError(f"{self.store.path}: opened for reading only")
+            raise ReadOnlyStoreError(f"{self.store.path}: opened for reading only")
         await asyncio.shield(asyncio.wrap_future(self._commits.submit(batch)))
 
     def temp_directory(self) -> Path:

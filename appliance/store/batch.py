@@ -28,6 +28,7 @@ class Batch:
         self.directories: dict[bytes, bytes] = {}
         self.path_infos: dict[bytes, bytes] = {}
         self.nar_infos: dict[bytes, bytes] = {}
+        self.may_replace_paths = False
         self.size_bytes = 0
 
     def __contains__(self, digest: bytes) -> bool:
@@ -55,7 +56,10 @@ class Batch:
         self.size_bytes += len(encoded)
 
     def add_path_info(self, path_digest: bytes, encoded: bytes) -> None:
-        """Add a PathInfo under the digest (20 bytes) of its store path."""
+        """Add a PathInfo under the digest (20 bytes) of its store path.
+
+        What becomes of it, and of one that is there, `castore.path_info_rules` says.
+        """
         self.path_infos[path_digest] = encoded
         self.size_bytes += len(encoded)
 
@@ -77,6 +81,7 @@ class Batch:
         self.directories |= other.directories
         self.path_infos |= other.path_infos
         self.nar_infos |= other.nar_infos
+        self.may_replace_paths |= other.may_replace_paths
         self.size_bytes += other.size_bytes
 
     def discard(self) -> None:

@@ -20,7 +20,7 @@ removed under the write lock and only without a record, as another process may h
 
 import struct
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,7 @@ from appliance.castore.digest import DIGEST_SIZE, Digest
 from appliance.errors import StoreError
 from appliance.images import builder
 from appliance.store.batch import Batch
+from appliance.store.damage import is_blob_right
 from appliance.store.lmdb_env import WriteTransaction
 from appliance.store.per_boot import directory_of_boot, remove_other_boots
 from appliance.store.schema import (
@@ -69,6 +70,14 @@ def charge_of(size: int) -> int:
     if size <= _SHARED_PAGE_MAX:
         return size + _OVERHEAD
     return -(-size // _PAGE) * _PAGE
+
+
+def has_cache(path: Path) -> bool:
+    """Whether there is a cache of this boot at `path`, as far as this process may see."""
+    try:
+        return directory_of_boot(path, _SCHEMA).is_dir()
+    except PermissionError:
+        return False
 
 
 def directory_key(digest: bytes) -> bytes:
@@ -131,6 +140,20 @@ class BlobCache:
                 return blob.size
         self.drop(digest)
         return None
+
+    def drop_damaged(self) -> Iterator[Digest]:
+        """Yield the digests of blobs that are something else, each dropped: they are fetched again.
+
+        Raises:
+            StoreError: LMDB failed.
+        """
+        with self.store.read() as txn:
+            cursor = txn.cursor(db=self._blobs)
+            digests = [Digest(key) for key in cursor.iternext(keys=True, values=False)]
+        for digest in digests:
+            if not is_blob_right(self.store, digest):
+                self.drop(digest)
+                yield digest
 
     def check_size(self, digest: Digest, size: int) -> None:
         """Raise TooLargeError if a blob would take more than the whole cache."""

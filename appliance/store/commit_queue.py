@@ -1,9 +1,11 @@
 """Commits of concurrent tasks, gathered: what arrives during one commit makes up the next."""
 
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Final, NamedTuple
 
+from appliance.errors import ApplianceError
 from appliance.store.batch import Batch
 from appliance.store.store import Store
 
@@ -14,6 +16,14 @@ _COMMIT_BYTES: Final = 16 << 20
 class _Waiting(NamedTuple):
     batch: Batch
     future: Future[None]
+
+    def end(self, refused: Mapping[bytes, ApplianceError]) -> None:
+        """Tell who waits that it was committed, or what of it was refused."""
+        error = next((refused[path] for path in self.batch.path_infos if path in refused), None)
+        if error is None:
+            self.future.set_result(None)
+        else:
+            self.future.set_exception(error)
 
 
 class CommitQueue:
@@ -51,13 +61,13 @@ class CommitQueue:
             for item in group:
                 merged.merge(item.batch)
             try:
-                self._store.commit(merged)
+                refused = self._store.commit_accepted(merged)
             except BaseException as exc:  # noqa: BLE001 - whatever it was, those who wait must know
                 for item in group:
                     item.future.set_exception(exc)
             else:
                 for item in group:
-                    item.future.set_result(None)
+                    item.end(refused)
 
     def _next_group(self) -> list[_Waiting]:
         # Empty when closing and all is done.
@@ -65,9 +75,14 @@ class CommitQueue:
             self._changed.wait_for(lambda: self._waiting or self._is_closing)
             size_bytes = 0
             num_items = 0
+            paths: set[bytes] = set()
             for item in self._waiting:
                 if num_items and size_bytes + item.batch.size_bytes > _COMMIT_BYTES:
                     break
+                # Of two PathInfos of one path, the second is put when the first is there.
+                if not paths.isdisjoint(item.batch.path_infos):
+                    break
+                paths.update(item.batch.path_infos)
                 size_bytes += item.batch.size_bytes
                 num_items += 1
             group = self._waiting[:num_items]

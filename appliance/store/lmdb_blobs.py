@@ -15,6 +15,7 @@ from appliance.store.batch import Batch
 from appliance.store.disk_errors import disk_error
 from appliance.store.schema import INLINE_MAX
 from appliance.store.services import BlobChunk, BlobReader, BlobWriter, Buffer
+from appliance.store.store import BlobFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +27,7 @@ _TOO_MANY_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class LmdbBlobService:
-    """Blobs of an open store."""
+    """Blobs of an open store; one whose file is gone or of another size is absent."""
 
     def __init__(self, shared: AsyncStore) -> None:
         self._shared = shared
@@ -44,14 +45,27 @@ class LmdbBlobService:
         found = await self._shared.run(lambda: self._open(digest))
         return ContentReader(found) if isinstance(found, bytes) else found
 
+    async def size_of(self, digest: Digest) -> int | None:
+        """See `path_info_checks.KnowsSizes`."""
+        return await self._shared.run(lambda: self._size_of(digest))
+
     async def open_write(self) -> BlobWriter:
         """Begin a new blob."""
         return _LmdbBlobWriter(self._shared)
 
     def _has(self, digest: Digest) -> bool:
         store = self._shared.store
+        try:
+            with store.read() as txn:
+                return store.has_blob(txn, digest)
+        except OSError as exc:
+            raise disk_error(exc, store.path) from exc
+
+    def _size_of(self, digest: Digest) -> int | None:
+        store = self._shared.store
         with store.read() as txn:
-            return store.blob(txn, digest) is not None
+            blob = store.blob(txn, digest)
+            return blob.size if isinstance(blob, BlobFile) else None if blob is None else len(blob)
 
     # The reader owns its file from the start: who is cancelled meanwhile never gets to see it.
     def _open(self, digest: Digest) -> "bytes | _FileReader | None":
@@ -64,11 +78,14 @@ class LmdbBlobService:
             return None
         try:
             file = found.path.open("rb", buffering=0)
-        except FileNotFoundError as exc:
-            raise CorruptBlobError(f"blob {digest}: {found.path}: {exc.strerror}") from exc
+        except FileNotFoundError:
+            return None
         except OSError as exc:
             kind = ServiceLimitError if exc.errno in _TOO_MANY_ERRNOS else StoreError
             raise kind(f"blob {digest}: {found.path}: {exc.strerror}") from exc
+        if os.fstat(file.fileno()).st_size != found.size:
+            file.close()
+            return None
         return _FileReader(self._shared, digest, file, found.size)
 
 

@@ -4,25 +4,35 @@ from collections.abc import AsyncIterator, Sequence
 from itertools import islice
 from typing import Final
 
-from appliance.castore.digest import Digest
-from appliance.castore.nodes import Node, node_to_message
+from appliance.castore.nodes import Node
 from appliance.castore.path_info import read_path_info
+from appliance.castore.path_info_rules import check_claims, nar_key
 from appliance.errors import CorruptBlobError, PathInfoError
 from appliance.store.async_store import AsyncStore
 from appliance.store.batch import Batch
 from appliance.store.nar_render import nar_info
+from appliance.store.path_info_checks import check_stated_size
 from appliance.store.services import BlobService, DirectoryService, NarInfo
 
 _LIST_CHUNK: Final = 256
 
 
 class LmdbPathInfoService:
-    """PathInfos of an open store; `calculate_nar` reads content from the services given."""
+    """PathInfos of an open store, whose contents are in the services given.
+
+    With `may_replace`, what is put takes the place of what it does not agree with.
+    """
 
     def __init__(
-        self, shared: AsyncStore, blobs: BlobService, directories: DirectoryService
+        self,
+        shared: AsyncStore,
+        blobs: BlobService,
+        directories: DirectoryService,
+        *,
+        may_replace: bool = False,
     ) -> None:
         self._shared = shared
+        self._may_replace = may_replace
         self._blobs = blobs
         self._directories = directories
 
@@ -31,11 +41,14 @@ class LmdbPathInfoService:
         return await self._shared.run(lambda: self._get(path_digest))
 
     async def put(self, path_info: bytes) -> bytes:
-        """Validate and put a PathInfo; return it."""
+        """See `PathInfoService.put`."""
+        info = check_claims(path_info)
+        await check_stated_size(info, self._blobs, self._directories)
         batch = Batch()
-        batch.add_path_info(read_path_info(path_info).path.digest, path_info)
+        batch.may_replace_paths = self._may_replace
+        batch.add_path_info(info.path.digest, path_info)
         await self._shared.commit(batch)
-        return path_info
+        return await self.get(info.path.digest) or path_info
 
     async def list(self) -> AsyncIterator[bytes]:
         """Yield all PathInfos by ascending digest; a bad one fails it when the rest has come."""
@@ -55,13 +68,12 @@ class LmdbPathInfoService:
 
     async def calculate_nar(self, node: Node) -> NarInfo:
         """Return size and digest of the NAR of `node`, remembered from the first time on."""
-        nameless = node_to_message(node._replace(name=b""))
-        key = Digest.of(nameless.SerializeToString(deterministic=True))
+        key = nar_key(node)
         known = await self._shared.run(lambda: self._known_nar(key))
         if known is not None:
             return known
         info = await nar_info(node, self._blobs, self._directories)
-        if not self._shared.is_readonly:
+        if self._shared.store.is_writable:
             batch = Batch()
             batch.add_nar_info(key, info.size, info.sha256)
             await self._shared.commit(batch)

@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator, Sequence
 from appliance.castore.closure import ClosureChecker, TopologicalOrder
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.castore.nodes import Directory, Node
-from appliance.castore.path_info import read_path_info
+from appliance.castore.path_info_rules import accepted, check_claims, nar_key
 from appliance.errors import ContentMissingError
 from appliance.store.lmdb_blobs import ContentReader
 from appliance.store.lmdb_directories import put_one
 from appliance.store.nar_render import nar_info
+from appliance.store.path_info_checks import check_stated_size
 from appliance.store.services import (
     BlobChunk,
     BlobReader,
@@ -35,6 +36,11 @@ class MemoryBlobService:
     async def stat(self, digest: Digest) -> Sequence[BlobChunk] | None:
         """Return no chunks, or None."""
         return () if digest in self._blobs else None
+
+    async def size_of(self, digest: Digest) -> int | None:
+        """See `path_info_checks.KnowsSizes`."""
+        content = self._blobs.get(digest)
+        return None if content is None else len(content)
 
     async def open_read(self, digest: Digest) -> BlobReader | None:
         """Open the blob at its start."""
@@ -120,22 +126,36 @@ class _MemoryDirectoryPutter:
 
 
 class MemoryPathInfoService:
-    """PathInfos in a dictionary; `calculate_nar` reads content from the services given."""
+    """PathInfos in a dictionary, whose contents are in the services given.
 
-    def __init__(self, blobs: BlobService, directories: DirectoryService) -> None:
+    With `may_replace`, what is put takes the place of what it does not agree with.
+    """
+
+    def __init__(
+        self, blobs: BlobService, directories: DirectoryService, *, may_replace: bool = False
+    ) -> None:
+        self._may_replace = may_replace
         self._blobs = blobs
         self._directories = directories
         self._path_infos: dict[bytes, bytes] = {}
-        self._nar_infos: dict[Node, NarInfo] = {}
+        self._nar_infos: dict[Digest, NarInfo] = {}
 
     async def get(self, path_digest: bytes) -> bytes | None:
         """Return the PathInfo of a store path."""
         return self._path_infos.get(path_digest)
 
     async def put(self, path_info: bytes) -> bytes:
-        """Validate and put a PathInfo; return it."""
-        self._path_infos[read_path_info(path_info).path.digest] = path_info
-        return path_info
+        """See `PathInfoService.put`."""
+        info = check_claims(path_info)
+        await check_stated_size(info, self._blobs, self._directories)
+        kept = accepted(
+            self._path_infos.get(info.path.digest),
+            path_info,
+            self._nar_infos.get,
+            may_replace=self._may_replace,
+        )
+        self._path_infos[info.path.digest] = kept
+        return kept
 
     async def list(self) -> AsyncIterator[bytes]:
         """Yield all PathInfos there are at the first step."""
@@ -144,9 +164,9 @@ class MemoryPathInfoService:
 
     async def calculate_nar(self, node: Node) -> NarInfo:
         """Return size and digest of the NAR of `node`, remembered from the first time on."""
-        nameless: Node = node._replace(name=b"")
-        info = self._nar_infos.get(nameless)
+        key = nar_key(node)
+        info = self._nar_infos.get(key)
         if info is None:
             info = await nar_info(node, self._blobs, self._directories)
-            self._nar_infos[nameless] = info
+            self._nar_infos[key] = info
         return info

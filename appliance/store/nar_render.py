@@ -6,9 +6,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from typing import Final, Protocol
 
+from blake3 import blake3
+
 from appliance.castore.digest import Digest
 from appliance.castore.nodes import DirectoryNode, FileNode, Node, SymlinkNode
-from appliance.errors import ContentMissingError, NarError
+from appliance.errors import ContentMissingError, NarError, WrongDigestError
 from appliance.nar.writer import Buffer, NarWriter
 from appliance.store.services import BlobService, DirectoryService, NarInfo
 
@@ -87,21 +89,37 @@ class _Stored:
             raise DirectoryNotFoundError(node.digest, node.name)
         return directory.nodes()
 
-    async def content(self, node: FileNode) -> AsyncIterator[bytes]:
-        reader = await self._blobs.open_read(node.digest)
-        if reader is None:
-            raise BlobNotFoundError(node.digest, node.name)
-        try:
-            left = node.size
-            while data := await reader.read(min(left + 1, PIECE_SIZE)):
-                left -= len(data)
-                if left < 0:
-                    raise BlobTooLongError(node.digest, node.size)
-                yield data
-            if left:
-                raise BlobTooShortError(node.digest, node.size)
-        finally:
-            await reader.close()
+    def content(self, node: FileNode) -> AsyncIterator[bytes]:
+        return file_content(node, self._blobs)
+
+
+async def file_content(node: FileNode, blobs: BlobService) -> AsyncGenerator[bytes, None]:
+    """Yield the content of a file in pieces; it is right if this comes to its end.
+
+    Raises:
+        BlobNotFoundError: it is not there.
+        BlobTooShortError, BlobTooLongError: it is not as long as its node says.
+        WrongDigestError: it is something else.
+    """
+    reader = await blobs.open_read(node.digest)
+    if reader is None:
+        raise BlobNotFoundError(node.digest, node.name)
+    hasher = blake3()
+    try:
+        left = node.size
+        while data := await reader.read(min(left + 1, PIECE_SIZE)):
+            left -= len(data)
+            if left < 0:
+                raise BlobTooLongError(node.digest, node.size)
+            hasher.update(data)
+            yield data
+    finally:
+        await reader.close()
+    if left:
+        raise BlobTooShortError(node.digest, node.size)
+    actual = Digest(hasher.digest())
+    if actual != node.digest:
+        raise WrongDigestError("blob", node.digest, actual)
 
 
 def render_nar(
@@ -112,6 +130,7 @@ def render_nar(
     Raises:
         BlobNotFoundError, DirectoryNotFoundError: content is not there.
         BlobTooShortError, BlobTooLongError: a blob is not as long as its node says.
+        WrongDigestError: a blob is something else; some of it was yielded by then.
     """
     return render(node, _Stored(blobs, directories))
 

@@ -34,7 +34,9 @@ IMAGES: Final = b"images1"
 PATH_INFOS: Final = b"path_infos"
 PATH_INFO_LOG: Final = b"path_info_log"
 NAR_INFOS: Final = b"nar_infos"
-DATABASES: Final = (META, BLOBS, DIRECTORIES, IMAGES, PATH_INFOS, PATH_INFO_LOG, NAR_INFOS)
+DATABASES: Final = (META, BLOBS, DIRECTORIES, PATH_INFOS, PATH_INFO_LOG, NAR_INFOS)
+# Missing in a store of an earlier release, until it is opened for writing.
+NEWER_DATABASES: Final = (IMAGES,)
 
 VERSION_KEY: Final = b"version"
 GENERATION_KEY: Final = b"generation"

@@ -130,10 +130,14 @@ class PathInfoService(Protocol):
         """Return the PathInfo of a store path."""
 
     async def put(self, path_info: bytes) -> bytes:
-        """Validate and put a PathInfo, in place of one for the same path; return it as it is kept.
+        """Validate and put a PathInfo; return it as it is kept, with what was known before.
+
+        What is known is never replaced: see `castore.path_info_rules`. References and contents
+        may come later.
 
         Raises:
-            ProtocolError: it breaks a rule.
+            AlreadyExistsError: the path has other content; nothing was changed.
+            ProtocolError: it breaks a rule, contradicts itself or what is known.
         """
 
     def list(self) -> AsyncIterator[bytes]:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -10,12 +11,25 @@ from typing import Final, NamedTuple
 import lmdb
 
 from appliance.castore.digest import EMPTY_DIGEST
-from appliance.errors import DirectoryError, SchemaVersionError, StoreError
+from appliance.castore.path_info_rules import accepted
+from appliance.errors import (
+    AlreadyExistsError,
+    ApplianceError,
+    DirectoryError,
+    PathInfoError,
+    SchemaVersionError,
+    StoreError,
+)
 from appliance.images import builder, layout
 from appliance.store import schema, temp_directory
 from appliance.store.batch import Batch, StagedFile
 from appliance.store.disk_errors import disk_error
-from appliance.store.lmdb_env import Environment, ReadTransaction, WriteTransaction
+from appliance.store.lmdb_env import (
+    Environment,
+    NotWritableError,
+    ReadTransaction,
+    WriteTransaction,
+)
 
 Transaction = lmdb.Transaction
 
@@ -26,10 +40,22 @@ _PIECES_MIN_BYTES: Final = 8 * layout.PIECE_ENTRIES
 
 
 class BlobFile(NamedTuple):
-    """A blob kept in a file of exactly `size` bytes."""
+    """A blob kept in a file of exactly `size` bytes; one whose file is not counts as absent."""
 
     path: Path
     size: int
+
+    def is_whole(self) -> bool:
+        """Whether the file is there with that size.
+
+        Raises:
+            OSError: that cannot be found out.
+        """
+        try:
+            status = self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return stat.S_ISREG(status.st_mode) and status.st_size == self.size
 
 
 class Store:
@@ -43,7 +69,7 @@ class Store:
         self._meta = env.database(schema.META)
         self._blobs = env.database(schema.BLOBS)
         self._directories = env.database(schema.DIRECTORIES)
-        self._images = env.database(schema.IMAGES)
+        self._images = env.newer_database(schema.IMAGES)
         self._path_infos = env.database(schema.PATH_INFOS)
         self._path_info_log = env.database(schema.PATH_INFO_LOG)
         self._nar_infos = env.database(schema.NAR_INFOS)
@@ -55,6 +81,7 @@ class Store:
         *,
         is_readonly: bool = False,
         create: bool = False,
+        or_readonly: bool = False,
         is_durable: bool = True,
         more_databases: Sequence[bytes] = (),
         map_size_bytes: int = 1 << 30,
@@ -65,6 +92,7 @@ class Store:
             path: its directory.
             is_readonly: other processes may commit meanwhile.
             create: make it if it is missing.
+            or_readonly: open it for reading only if this process may not write to it.
             is_durable: see `Environment`; it goes for the files of blobs too.
             more_databases: of the opener's own, in the same environment.
             map_size_bytes: initial size of the map.
@@ -75,17 +103,28 @@ class Store:
         """
         if not create and not (path / "data.mdb").exists():
             raise StoreError(f"{path}: no store there")
-        env = Environment(
-            path,
-            databases=(*schema.DATABASES, *more_databases),
-            is_readonly=is_readonly,
-            is_durable=is_durable,
-            map_size_bytes=map_size_bytes,
-        )
+        databases = (*schema.DATABASES, *more_databases)
+
+        def opened(*, is_readonly: bool) -> Environment:
+            return Environment(
+                path,
+                databases=databases,
+                newer_databases=schema.NEWER_DATABASES,
+                is_readonly=is_readonly,
+                is_durable=is_durable,
+                map_size_bytes=map_size_bytes,
+            )
+
+        try:
+            env = opened(is_readonly=is_readonly)
+        except NotWritableError:
+            if not or_readonly or not (path / "data.mdb").exists():
+                raise
+            env = opened(is_readonly=True)
         try:
             store = cls(path, env, is_durable=is_durable)
-            store._check_version(is_readonly=is_readonly)
-            if not is_readonly:
+            store._check_version()
+            if store.is_writable:
                 temp_directory.sweep(path)
         except OSError as exc:
             env.close()
@@ -94,6 +133,11 @@ class Store:
             env.close()
             raise
         return store
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether this process can commit to it."""
+        return not self.env.is_readonly
 
     def read(self) -> AbstractContextManager[ReadTransaction]:
         """Open a snapshot, for the reading methods below."""
@@ -107,6 +151,17 @@ class Store:
         if value[0] == schema.INLINE:
             return memoryview(value)[1:]
         return BlobFile(self.blob_path(digest), schema.unpack_file_record(value))
+
+    def has_blob(self, txn: Transaction, digest: bytes, size: int | None = None) -> bool:
+        """Whether a blob is there, of `size` bytes if that is known, as it is on record.
+
+        Raises:
+            OSError: that cannot be found out.
+        """
+        blob = self.blob(txn, digest)
+        if isinstance(blob, BlobFile):
+            return size in {None, blob.size} and blob.is_whole()
+        return blob is not None and size in {None, len(blob)}
 
     def blob_path(self, digest: bytes) -> Path:
         """Return where the blob is if it is kept in a file."""
@@ -126,7 +181,9 @@ class Store:
         There is none of a Directory that was stored by a release without images. That of the empty
         one is always there.
         """
-        image = txn.get(schema.image_key(digest, piece), db=self._images)
+        image = None
+        if self._images is not None:
+            image = txn.get(schema.image_key(digest, piece), db=self._images)
         if image is None:
             return _EMPTY_IMAGE if digest == EMPTY_DIGEST else None
         return memoryview(image)
@@ -177,16 +234,29 @@ class Store:
         Takes over the staged files in either case.
 
         Raises:
+            AlreadyExistsError, PathInfoError: one of its PathInfos is refused, as
+                `castore.path_info_rules.accepted` says; everything else is there.
             StoreFullError: the disk is full.
             StoreError: the disk failed.
         """
+        for error in self.commit_accepted(batch).values():
+            raise error
+
+    def commit_accepted(self, batch: Batch) -> dict[bytes, ApplianceError]:
+        """As `commit`, but return why PathInfos were refused, by the digests of their paths.
+
+        Raises:
+            StoreError: as `commit` does.
+        """
+        refused: dict[bytes, ApplianceError] = {}
         if batch.is_empty():
-            return
+            return refused
         placed: set[bytes] = set()
 
         def work(txn: WriteTransaction) -> None:
+            refused.clear()
             self._place_files(txn, batch.files, placed)
-            self._put(txn, batch)
+            self._put(txn, batch, refused)
 
         try:
             self._put_pieces(batch)
@@ -200,6 +270,7 @@ class Store:
             for digest in placed:
                 del batch.files[digest]
             batch.discard()
+        return refused
 
     def put_images(self, directories: Mapping[bytes, bytes]) -> None:
         """Put the images of Directories, given by digest in canonical encoding.
@@ -256,11 +327,12 @@ class Store:
         self, txn: WriteTransaction, files: dict[bytes, StagedFile], placed: set[bytes]
     ) -> None:
         # A name without a record may be left from a killed process, with less than the content:
-        # it is replaced. A name with a record is never touched, which the write lock warrants.
+        # it is replaced, as is a file that is not as its record says. One that is as its record
+        # says is never touched, which the write lock warrants.
         missing = [
             digest
-            for digest in files
-            if digest not in placed and txn.get(digest, db=self._blobs) is None
+            for digest, file in files.items()
+            if digest not in placed and not self.has_blob(txn, digest, file.size)
         ]
         for digest in missing:
             self._place(files[digest].path, digest)
@@ -289,15 +361,16 @@ class Store:
             with suppress(StoreError, OSError):  # what failed the commit is told
                 self.env.write(work)
 
-    def _put(self, txn: WriteTransaction, batch: Batch) -> None:
+    def _put(
+        self, txn: WriteTransaction, batch: Batch, refused: dict[bytes, ApplianceError]
+    ) -> None:
         records = {
             digest: schema.pack_file_record(file.size) for digest, file in batch.files.items()
         }
         # In key order the pages are visited once, and a new tree is written densely.
-        blobs = sorted((batch.blobs | records).items())
-        txn.cursor(db=self._blobs).putmulti(blobs, overwrite=False)
+        _put_objects(txn, self._blobs, sorted((batch.blobs | records).items()))
         directories = sorted(batch.directories.items())
-        txn.cursor(db=self._directories).putmulti(directories, overwrite=False)
+        _put_objects(txn, self._directories, directories)
         images = txn.cursor(db=self._images)
         for digest, encoded in directories:
             # One that cannot have an image is told when it is walked; the others get theirs.
@@ -306,8 +379,14 @@ class Store:
         for node_digest, nar_info in batch.nar_infos.items():
             txn.put(node_digest, nar_info, db=self._nar_infos)
         old_generation = generation = self.generation(txn)
-        for path_digest, path_info in batch.path_infos.items():
-            if txn.get(path_digest, db=self._path_infos) == path_info:
+        for path_digest, stated in batch.path_infos.items():
+            old = txn.get(path_digest, db=self._path_infos)
+            try:
+                path_info = self._accepted(txn, old, stated, batch)
+            except (AlreadyExistsError, PathInfoError) as exc:
+                refused[path_digest] = exc
+                continue
+            if path_info == old:
                 continue
             generation += 1
             txn.put(path_digest, path_info, db=self._path_infos)
@@ -315,8 +394,16 @@ class Store:
         if generation != old_generation:
             txn.put(schema.GENERATION_KEY, schema.pack_number(generation), db=self._meta)
 
-    def _check_version(self, *, is_readonly: bool) -> None:
-        if not is_readonly:
+    def _accepted(
+        self, txn: WriteTransaction, old: bytes | None, stated: bytes, batch: Batch
+    ) -> bytes:
+        def nar_of(key: bytes) -> tuple[int, bytes] | None:
+            return self.nar_info(txn, key)
+
+        return accepted(old, stated, nar_of, may_replace=batch.may_replace_paths)
+
+    def _check_version(self) -> None:
+        if self.is_writable:
             self.env.write(self._stamp)
         with self.env.read() as txn:
             version = schema.unpack_number(txn.get(schema.VERSION_KEY, db=self._meta))
@@ -329,6 +416,19 @@ class Store:
         version = schema.pack_number(schema.VERSION)
         txn.put(schema.VERSION_KEY, version, db=self._meta, overwrite=False)
         txn.put(schema.ID_KEY, os.urandom(schema.ID_SIZE), db=self._meta, overwrite=False)
+
+
+def _put_objects(
+    txn: WriteTransaction,
+    database: lmdb._Database,
+    objects: Sequence[tuple[bytes, bytes | memoryview]],
+) -> None:
+    # An object that was damaged is whole again with its next put. Most often all of them are new.
+    _num_consumed, num_added = txn.cursor(db=database).putmulti(objects, overwrite=False)
+    if num_added < len(objects):
+        for digest, value in objects:
+            if txn.get(digest, db=database) != value:
+                txn.put(digest, value, db=database)
 
 
 def _sync_filesystem(path: Path) -> None:

@@ -3,11 +3,12 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from typing import Final
 
 from blake3 import blake3
 
+from appliance.castore import nixbase32
 from appliance.castore.content_address import ContentAddress, Method
 from appliance.castore.content_hash import ContentHash
 from appliance.castore.digest import Digest
@@ -15,9 +16,11 @@ from appliance.castore.names import display
 from appliance.castore.nix_hash import NixHash
 from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node
 from appliance.castore.path_info import PathInfo, read_path_info
+from appliance.castore.path_info_rules import path_of_address
 from appliance.castore.size_dialect import SizeDialect
 from appliance.castore.store_path import STORE_DIR, InvalidReferenceError, StorePath
 from appliance.errors import (
+    CorruptBlobError,
     PathInfoError,
     ProtocolError,
     ServiceUnavailableError,
@@ -35,6 +38,13 @@ class VerifyError(StoreError):
 
 class InvalidPathError(VerifyError):
     """A path is not in the store."""
+
+
+class MissingReferenceError(VerifyError):
+    """A path refers to one that is not in the store."""
+
+    def __init__(self, path: StorePath, reference: str) -> None:
+        super().__init__(f"{path.absolute()}: refers to {STORE_DIR}/{reference}, which is missing")
 
 
 class UnreadableError(VerifyError):
@@ -100,6 +110,10 @@ class Verifier:
         self.num_paths = 0
         self.num_failed = 0
         self.progress = Progress()
+        # Of those there are; each has at least one error reported.
+        self.failed: list[StorePath] = []
+        # Of which the content is not there, or not what its digest says.
+        self.damaged: dict[Digest, DirectoryNode | FileNode] = {}
         self._services = services
         self._report_error = report
         self._num_errors = 0
@@ -110,6 +124,42 @@ class Verifier:
         Raises:
             ServiceUnavailableError: a service is not there.
         """
+        for path in await self._all_paths():
+            await self.verify(path)
+
+    async def verify_closure(self, paths: Sequence[StorePath]) -> None:
+        """Verify `paths`, or all if it is empty, and all that they refer to.
+
+        Raises:
+            ServiceUnavailableError: a service is not there.
+        """
+        left = list(reversed(paths or await self._all_paths()))
+        seen = {path.digest for path in left}
+        while left:
+            path = left.pop()
+            await self.verify(path)
+            for reference in reversed(await self._references(path)):
+                if reference.digest not in seen:
+                    seen.add(reference.digest)
+                    left.append(reference)
+
+    async def verify(self, path: StorePath) -> None:
+        """Verify one path.
+
+        Raises:
+            ServiceUnavailableError: a service is not there.
+        """
+        await self._verify(path, None)
+
+    async def verify_path_info(self, encoded: bytes) -> None:
+        """Verify what a valid PathInfo says, which need not be in the store.
+
+        Raises:
+            ServiceUnavailableError: a service is not there.
+        """
+        await self._verify(read_path_info(encoded).path, encoded)
+
+    async def _all_paths(self) -> list[StorePath]:
         paths: set[StorePath] = set()
         try:
             async for encoded in self._services.path_infos.list():
@@ -121,36 +171,55 @@ class Verifier:
             raise
         except (StoreError, ProtocolError) as exc:
             self._fail(UnreadableError("the list of paths", exc))
-        for path in sorted(paths, key=StorePath.basename):
-            await self.verify(path)
+        return sorted(paths, key=StorePath.basename)
 
-    async def verify(self, path: StorePath) -> None:
-        """Verify one path.
+    async def _references(self, path: StorePath) -> list[StorePath]:
+        """Return those that are there, and report the others; none of a path that is not."""
+        found: list[StorePath] = []
+        missing: list[str] = []
+        with suppress(CorruptBlobError, ProtocolError):  # as reported already
+            encoded = await self._services.path_infos.get(path.digest)
+            if encoded is None:
+                return []
+            message = pathinfo_pb2.PathInfo.FromString(encoded)
+            names = dict(zip(message.references, message.narinfo.reference_names, strict=False))
+            for digest in read_path_info(encoded).references:
+                reference = await self._services.path_infos.get(digest)
+                if reference is None:
+                    missing.append(names.get(digest) or nixbase32.encode(digest))
+                else:
+                    found.append(read_path_info(reference).path)
+        if missing and path not in self.failed:
+            self.num_failed += 1
+            self.failed.append(path)
+        for name in missing:
+            self._report(MissingReferenceError(path, name))
+        return found
 
-        Raises:
-            ServiceUnavailableError: a service is not there.
-        """
+    async def _verify(self, path: StorePath, stated: bytes | None) -> None:
         self.num_paths += 1
         num_errors = self._num_errors
         try:
-            encoded = await self._services.path_infos.get(path.digest)
+            encoded = stated or await self._services.path_infos.get(path.digest)
             if encoded is None or read_path_info(encoded).path != path:
                 raise InvalidPathError(f"path {path.absolute()} is not valid")
-            await self._verify(encoded)
+            await self._verify_contents(encoded)
         except ServiceUnavailableError:
             raise
         except VerifyError as exc:
             self._report(exc)
         except (StoreError, ProtocolError) as exc:
             self._report(UnreadableError(path.absolute(), exc))
-        self.num_failed += self._num_errors > num_errors
+        if self._num_errors > num_errors:
+            self.num_failed += 1
+            self.failed.append(path)
 
-    async def _verify(self, encoded: bytes) -> None:
+    async def _verify_contents(self, encoded: bytes) -> None:
         info = read_path_info(encoded)
         narinfo = pathinfo_pb2.PathInfo.FromString(encoded).narinfo
         address = ContentAddress.of_message(narinfo)
         address_hash = self._check_path(info, narinfo, address) if address else None
-        contents = _CheckedContents(self._services, self._report, self.progress)
+        contents = _CheckedContents(self._services, self._report, self.progress, self.damaged)
         if address and address.method is not Method.NAR:
             contents.hash = address_hash
         nar_hash = hashlib.sha256()
@@ -172,13 +241,9 @@ class Verifier:
     ) -> ContentHash:
         """Check the path against its content address, and return the hash to check that with."""
         where = info.path.absolute()
-        names = {*narinfo.reference_names}
-        refers_to_itself = info.path.basename() in names
-        references = [StorePath.parse(name) for name in sorted(names - {info.path.basename()})]
+        refers_to_itself = info.path.basename() in narinfo.reference_names
         try:
-            expected = address.store_path(
-                info.path.name, references, has_self_reference=refers_to_itself
-            ).absolute()
+            expected = path_of_address(info.path, narinfo, address).absolute()
         except InvalidReferenceError as exc:
             expected = f"none ({exc})"
         if expected != where:
@@ -217,12 +282,19 @@ class Verifier:
 class _CheckedContents:
     """Contents that are checked as a NAR is made of them; in place of wrong ones there is less."""
 
-    def __init__(self, services: Services, report: Report, progress: Progress) -> None:
+    def __init__(
+        self,
+        services: Services,
+        report: Report,
+        progress: Progress,
+        damaged: dict[Digest, DirectoryNode | FileNode],
+    ) -> None:
         self.are_complete = True
         self.hash: ContentHash | None = None
         self._services = services
         self._report = report
         self._progress = progress
+        self._damaged = damaged
         self._dialects = {*SizeDialect}
         self._open_directories: list[bytes] = []
         self._reported: set[tuple[type[VerifyError], Digest, int]] = set()
@@ -299,6 +371,8 @@ class _CheckedContents:
         else:
             return
         self.are_complete = False
+        if not isinstance(error, SizeMismatchError):
+            self._damaged[node.digest] = node
         self._report_once(error, node)
 
     def _report_once(self, error: VerifyError, node: DirectoryNode | FileNode) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from typing import Final, NamedTuple
 
 from appliance.protos.control_pb2 import Envelope, Spawn
 from appliance.session.channel import channel_pair
@@ -14,56 +15,89 @@ from appliance.supervisor.link import Link, LinkClosedError
 
 _LOG = logging.getLogger(__name__)
 
+_BACK_OFF_S: Final = 0.05
+_BACK_OFF_LIMIT_S: Final = 2.0
+
+
+def next_back_off_s(back_off_s: float) -> float:
+    """Return how long to wait after one more failure, if the wait was `back_off_s` before it."""
+    return min(max(_BACK_OFF_S, 2 * back_off_s), _BACK_OFF_LIMIT_S)
+
+
+class CannotSpawnError(LinkClosedError):
+    """There is no descriptor, or no process, for a worker now; the text says which."""
+
+
+class WorkerProcess(NamedTuple):
+    """A worker that was just started; the socket is the receiver's."""
+
+    pid: int
+    sock: socket.socket
+    """Our end of its control channel."""
+    exit: "asyncio.Future[WorkerExit]"
+
+
+class WorkerExit(NamedTuple):
+    """How a worker ended."""
+
+    status: int
+    """Its exit status, or minus the number of the signal that killed it."""
+    is_orphan: bool = False
+    """Whether it was killed because its fork server ended."""
+
 
 class Forker:
-    """Spawns workers through a fork server, which is started anew should it die."""
+    """Spawns workers through a fork server, which is started anew should it die.
 
-    def __init__(self) -> None:
+    The fork server and its workers log as the arguments say.
+    """
+
+    def __init__(self, log_level: str = "INFO", *, log_json: bool = False) -> None:
+        self._log_words = (log_level, "json" if log_json else "plain")
         self._process: subprocess.Popen[bytes] | None = None
         self._link: Link | None = None
-        self._exits: dict[int, asyncio.Future[int]] = {}
-        # Why the last attempt failed, which is logged once.
-        self._reason = ""
+        self._exits: dict[int, asyncio.Future[WorkerExit]] = {}
+        # Grows while fork servers end before they have spawned anything.
+        self._back_off_s = 0.0
+        self._has_spawned = False
 
-    async def spawn(self) -> tuple[int, socket.socket, "asyncio.Future[int]"]:
-        """Start a worker.
-
-        Returns:
-            Its pid, our end of its control channel, and a future of its exit code (minus the signal
-            number for a killed one).
+    async def spawn(self, label: str = "") -> WorkerProcess:
+        """Start a worker, whose log lines are said to come from `label`.
 
         Raises:
-            LinkClosedError: the fork server died meanwhile, or no descriptor or process is to be
-                had now, as its text says; call again.
+            LinkClosedError: the fork server died meanwhile; call again.
+            CannotSpawnError: no descriptor or process is to be had now; call again later.
         """
+        if self._link is None and self._back_off_s:
+            await asyncio.sleep(self._back_off_s)
         try:
             link = self._link or self._start()
             ours, theirs = channel_pair()
         except OSError as exc:
-            if exc.strerror != self._reason:
-                _LOG.error("no worker can be started now: %s", exc.strerror)
-            self._reason = exc.strerror or ""
-            raise LinkClosedError(f"no worker can be started: {exc.strerror}") from exc
-        self._reason = ""
+            _LOG.error("no worker can be started now: %s", exc.strerror)
+            raise CannotSpawnError(f"no worker can be started: {exc.strerror}") from exc
         with theirs:
             try:
-                reply = await link.request(Envelope(spawn=Spawn()), [theirs.fileno()])
+                reply = await link.request(Envelope(spawn=Spawn(label=label)), [theirs.fileno()])
                 # Its end may have come with its answer: then nobody would tell of the worker's.
-                if self._link is not link or reply.spawned.pid < 0:
+                if self._link is not link:
                     raise LinkClosedError
+                if reply.spawned.pid < 0:
+                    raise CannotSpawnError("no worker can be started: it cannot be forked")
             except LinkClosedError:
                 ours.close()
                 raise
-        return reply.spawned.pid, ours, self._exit_of(reply.spawned.pid)
+        self._has_spawned = True
+        return WorkerProcess(reply.spawned.pid, ours, self._exit_of(reply.spawned.pid))
 
     async def warm_up(self) -> None:
         """Return when the fork server has imported all that workers need, and spawns them."""
         try:
-            _pid, sock, exit_ = await self.spawn()
+            worker = await self.spawn()
         except LinkClosedError:
             return  # the next worker starts another, and says why if it cannot
-        sock.close()  # a worker that is told nothing ends
-        await exit_
+        worker.sock.close()  # a worker that is told nothing ends
+        await worker.exit
 
     async def close(self) -> None:
         """End the fork server; all workers must have been closed before."""
@@ -85,17 +119,19 @@ class Forker:
                     "appliance.worker.forkserver",
                     str(theirs.fileno()),
                     str(os.getpid()),
+                    *self._log_words,
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
+        self._has_spawned = False
         self._link = Link(ours, self._on_message, self._on_closed)
         return self._link
 
     def _on_message(self, envelope: Envelope) -> None:
-        self._exit_of(envelope.exited.pid).set_result(envelope.exited.status)
+        self._exit_of(envelope.exited.pid).set_result(WorkerExit(envelope.exited.status))
 
-    def _exit_of(self, pid: int) -> "asyncio.Future[int]":
+    def _exit_of(self, pid: int) -> "asyncio.Future[WorkerExit]":
         # Asked for twice, by spawn() and by the exit, in either order: the second one takes it out.
         future = self._exits.pop(pid, None)
         if future is None:
@@ -106,6 +142,7 @@ class Forker:
         # Its workers die with it (parent-death signal) and are replaced through the next fork
         # server.
         self._link = None
+        self._back_off_s = 0.0 if self._has_spawned else next_back_off_s(self._back_off_s)
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -114,5 +151,5 @@ class Forker:
                 _LOG.error("the fork server ended with status %d", status)
         for future in self._exits.values():
             if not future.done():
-                future.set_result(-int(signal.SIGKILL))
+                future.set_result(WorkerExit(-int(signal.SIGKILL), is_orphan=True))
         self._exits.clear()

@@ -14,17 +14,16 @@ from typing import Final, Protocol, TypeVar
 from appliance.errors import ApplianceError
 from appliance.protos import control_pb2 as pb
 from appliance.session.wants import unpack_want
-from appliance.supervisor.forker import Forker
+from appliance.supervisor.forker import CannotSpawnError, Forker, WorkerExit, next_back_off_s
 from appliance.supervisor.link import Link, LinkClosedError
 from appliance.supervisor.served_session import ServedSession
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# A worker that dies again within this time waits before its next start, doubling up to the limit.
+# A worker that lived for less has died at its start. The first such death in a row may have come
+# from outside, and the next start is at once; from the second on, a start waits, ever longer.
 _STABLE_S: Final = 5.0
-_BACK_OFF_S: Final = 0.05
-_BACK_OFF_LIMIT_S: Final = 2.0
 _END_DEADLINE_S: Final = 5.0
 # For work that somebody waits for.
 START_ATTEMPTS: Final = 5
@@ -39,6 +38,7 @@ class WorkerSettings:
     has_remote_blobs: bool
     has_remote_directories: bool
     has_remote_root: bool
+    makes_images: bool
     log_level: str
     log_json: bool
 
@@ -50,6 +50,7 @@ class WorkerSettings:
             has_remote_blobs=self.has_remote_blobs,
             has_remote_directories=self.has_remote_directories,
             has_remote_root=self.has_remote_root,
+            makes_images=self.makes_images,
             log_level=self.log_level,
             log_json=self.log_json,
             queue=slot,
@@ -92,9 +93,11 @@ class KeptWorker:
         self._forker = forker
         self._session = session
         self._duty = duty
-        self._exit: asyncio.Future[int] | None = None
+        self._exit: asyncio.Future[WorkerExit] | None = None
         self._is_closing = False
         self._started_s = 0.0
+        self._lived_s = 0.0
+        self._num_early_deaths = 0
         self._back_off_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -131,11 +134,12 @@ class KeptWorker:
             return self.link
         if self._is_closing:
             raise LinkClosedError
+        await self._learn_from_death()
         await asyncio.sleep(self._back_off_s)
         try:
-            self.pid, sock, self._exit = await self._forker.spawn()
-        except LinkClosedError:
-            self._grow_back_off()
+            self.pid, sock, self._exit = await self._forker.spawn(self._label)
+        except CannotSpawnError:
+            self._back_off_s = next_back_off_s(self._back_off_s)
             raise
         self._started_s = time.monotonic()
         link = self.link = Link(sock, self._on_message, self._on_closed)
@@ -189,17 +193,27 @@ class KeptWorker:
         if self._is_closing:
             return
         self.restarts += 1
-        if time.monotonic() - self._started_s > _STABLE_S:
-            self._back_off_s = 0.0
-        else:
-            self._grow_back_off()
+        self._lived_s = time.monotonic() - self._started_s
         self.spawn_task(self._revive(self.pid, self._exit))
 
-    def _grow_back_off(self) -> None:
-        self._back_off_s = min(max(_BACK_OFF_S, 2 * self._back_off_s), _BACK_OFF_LIMIT_S)
+    async def _learn_from_death(self) -> None:
+        # Once for each death, before the next start.
+        exit_ = self._exit
+        if exit_ is None:
+            return
+        is_orphan = (await asyncio.shield(exit_)).is_orphan
+        if self._exit is not exit_:
+            return
+        self._exit = None
+        if self._lived_s > _STABLE_S:
+            self._num_early_deaths = 0
+        elif not is_orphan:
+            self._num_early_deaths += 1
+        is_first = self._num_early_deaths <= 1
+        self._back_off_s = 0.0 if is_first else next_back_off_s(self._back_off_s)
 
-    async def _revive(self, pid: int, exit_: "asyncio.Future[int] | None") -> None:
-        status = await exit_ if exit_ is not None else 0
+    async def _revive(self, pid: int, exit_: "asyncio.Future[WorkerExit] | None") -> None:
+        status = (await exit_).status if exit_ is not None else 0
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         _LOG.warning("%s: worker %d %s; starting another", self._label, pid, how)
         await self._duty.resume()

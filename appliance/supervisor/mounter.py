@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import logging
-import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ import uvloop
 
 from appliance.errors import MountError
 from appliance.fuse_proto._wire import InitFlag
-from appliance.sockets import notify
+from appliance.sockets import notify, told_to_stop
 from appliance.store.service_uri import LmdbAddress
 from appliance.supervisor.mount import Mount
-from appliance.supervisor.mountpoint import Mountpoint
+from appliance.supervisor.mountpoint import MountFlags, Mountpoint
 from appliance.supervisor.services import ServiceConfig, Services, running
 
 _LOG = logging.getLogger(__name__)
@@ -28,42 +28,44 @@ class MountConfig(ServiceConfig):
 
     path: Path
     num_workers: int
-    allows_other: bool
     has_passthrough: bool
+    flags: MountFlags
 
 
-def serve(config: MountConfig) -> None:
-    """Mount and serve until SIGTERM, SIGINT or an unmount from outside.
+def serve(config: MountConfig, when_ready: Callable[[str], None] | None = None) -> None:
+    """Mount and serve until SIGTERM, SIGINT, SIGHUP or an unmount from outside.
+
+    Args:
+        config: what to mount where.
+        when_ready: called with the mount point when it answers; says so on stderr by default.
 
     Raises:
-        MountError: the mount point cannot be used.
+        MountError: the mount point cannot be used, or the connection to the kernel was aborted.
         ApplianceError: the store or the state directory is unusable.
     """
-    uvloop.run(Mounter(config).run())
+    uvloop.run(Mounter(config, when_ready or _say_ready).run())
 
 
 class Mounter:
     """The long-lived state of one mounting process."""
 
-    def __init__(self, config: MountConfig) -> None:
+    def __init__(self, config: MountConfig, when_ready: Callable[[str], None]) -> None:
         self._config = config
+        self._when_ready = when_ready
         self._mount: Mount | None = None
 
     async def run(self) -> None:
         """Serve to the end."""
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, stop.set)
+        stop = told_to_stop()
         config = self._config
         _check_covers_nothing_needed(config)
-        mountpoint = Mountpoint(config.path, allows_other=config.allows_other)
+        mountpoint = Mountpoint(config.path, config.flags)
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(mountpoint.close)
             services = await stack.enter_async_context(running(config, self.report))
             # The interpreter may be on the very path that is mounted on.
             await services.forker.warm_up()
             mountpoint.mount()
-            stack.callback(mountpoint.close)
             await self._serve(self._mounted(mountpoint, services), stop)
             notify("STOPPING=1")
 
@@ -106,11 +108,12 @@ class Mounter:
                 flags = mount.session.memory.flags
                 if self._config.has_passthrough and not flags & InitFlag.PASSTHROUGH:
                     _LOG.warning("this kernel has no FUSE passthrough; going on without")
-                _say_ready(mount.label)
+                self._when_ready(mount.label)
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                if not stop.is_set():
+                    _tell_end(mount)
         finally:
-            if mount.failure or not mount.ended.is_set():
-                mount.mountpoint.unmount()
+            mount.mountpoint.unmount()
             await mount.close()
             mount.mountpoint.close()  # which ends a probe that still waits
             for task in (ready, *ends):
@@ -119,6 +122,15 @@ class Mounter:
         reason = mount.failure or error
         if reason and (mount.failure or not (stop.is_set() or mount.ended.is_set())):
             raise MountError(f"mount point {mount.label}: {reason}")
+
+
+def _tell_end(mount: Mount) -> None:
+    """Say why the mount can be served no longer: nobody told this process to stop."""
+    if mount.mountpoint.is_mounted:
+        # As by /sys/fs/fuse/connections/N/abort: whoever used the mount has met an error.
+        mount.failure = mount.failure or "the connection to the kernel was aborted"
+    else:
+        _LOG.info("%s: unmounted from outside", mount.label)
 
 
 def _check_covers_nothing_needed(config: MountConfig) -> None:

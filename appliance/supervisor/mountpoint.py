@@ -10,8 +10,9 @@ import re
 import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from appliance.errors import MountError
 from appliance.fuse_proto._wire import (
@@ -24,15 +25,23 @@ from appliance.fuse_proto._wire import (
 _LOG = logging.getLogger(__name__)
 
 FS_TYPE: Final = "fuse.appliance"
-_SOURCE: Final = "appliance"
 _DEVICE: Final = "/dev/fuse"
 # linux/mount.h, linux/fs.h
 _MS_RDONLY: Final = 1
 _MS_NOSUID: Final = 2
 _MS_NODEV: Final = 4
+_MS_NOEXEC: Final = 8
+_MS_REMOUNT: Final = 32
 _MNT_DETACH: Final = 2
 # linux/fuse.h: FUSE_DEV_IOC_CLONE, _IOR(229, 0, uint32_t)
 _IOC_CLONE: Final = 0x8004E500
+# linux/stat.h, linux/fcntl.h
+_AT_FDCWD: Final = -100
+_AT_STATX_FORCE_SYNC: Final = 0x2000
+_STATX_TYPE: Final = 1
+_STATX_MODE: Final = 2
+_STATX_BYTES: Final = 256
+_STATX_MODE_AT: Final = 28
 _READ_AHEAD_KIB: Final = 1024
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 _FUSERMOUNT: Final = "fusermount3"
@@ -40,10 +49,30 @@ _FUSERMOUNT: Final = "fusermount3"
 _COMM_FD: Final = "_FUSE_COMMFD"
 
 
+class MountEntry(NamedTuple):
+    """A line of /proc/self/mountinfo (proc_pid_mountinfo(5))."""
+
+    mount_id: int
+    parent_id: int
+    device: str
+    """major:minor"""
+    kind: str
+    """The type of the file system."""
+
+
+class MountFlags(NamedTuple):
+    """What the kernel is told of a mount."""
+
+    source: str
+    """What lists of mounts show as its source."""
+    allows_other: bool
+    is_noexec: bool
+
+
 class Mountpoint:
     """A directory to mount on; owns the first descriptor of the mount once there is one."""
 
-    def __init__(self, path: Path, *, allows_other: bool) -> None:
+    def __init__(self, path: Path, flags: MountFlags) -> None:
         """Check `path`; a mount of ours that lost its server is taken away first.
 
         Raises:
@@ -51,9 +80,18 @@ class Mountpoint:
         """
         self.path = path
         self.fd = -1
-        self._allows_other = allows_other
+        # Looked up once: on the way it asks what is there, and a new mount does not answer yet.
+        self._where = os.path.realpath(path)
+        self._flags = flags
         self._is_root = os.geteuid() == 0
-        self._check()
+        self._device = ""
+        # Held open: the mount must be found, and taken away, when no descriptor is left, too.
+        self._mount_list = Path("/proc/self/mountinfo").open("rb", 0)  # noqa: SIM115 - see `close`
+        try:
+            self._check()
+        except MountError:
+            self._mount_list.close()
+            raise
 
     def mount(self) -> None:
         """Mount; the kernel then waits for INIT to be answered on `fd` or a clone of it.
@@ -61,8 +99,12 @@ class Mountpoint:
         Raises:
             MountError: the kernel or fusermount3 refused.
         """
-        options = "default_permissions" + ",allow_other" * self._allows_other
+        self._check()  # again: of a server that was killed, the workers may have lived until now
+        before = {entry.mount_id for entry in self._mounts()}
+        options = "default_permissions" + ",allow_other" * self._flags.allows_other
         self.fd = self._mount(options) if self._is_root else self._fusermount(options)
+        added = [entry for entry in self._mounts() if entry.mount_id not in before]
+        self._device = connection_of(self.fd) or (added[-1].device if added else "")
 
     def probe(self) -> None:
         """Return when the mount answers; large files are then read ahead by the whole reply.
@@ -70,28 +112,41 @@ class Mountpoint:
         Raises:
             OSError: the mount is gone.
         """
-        device = self.path.stat().st_dev
+        self.path.stat()
         if not self._is_root:
             return
         # INIT can only lower what the kernel has as its default.
-        bdi = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+        bdi = Path(f"/sys/class/bdi/{self._device}/read_ahead_kb")
         try:
             bdi.write_text(str(_READ_AHEAD_KIB))
         except OSError as exc:
             _LOG.info("%s: %s; large files are read in smaller pieces", bdi, exc.strerror)
 
+    @property
+    def is_mounted(self) -> bool:
+        """Whether the mount is in the tree, served or not, and whatever is mounted over it."""
+        return any(map(self._is_ours, self._mounts()))
+
     def unmount(self) -> None:
-        """Take the mount away; whoever uses it still keeps it until the descriptors are closed."""
-        if self._is_root:
-            with contextlib.suppress(OSError):  # somebody was faster
-                _detach(self.path)
+        """Take the mount away; whoever uses it still keeps it until the descriptors are closed.
+
+        What others have mounted over it is left alone, and ours stays below then.
+        """
+        entries = self._mounts()
+        if not any(map(self._is_ours, entries)):
             return
-        command = [_FUSERMOUNT, "-u", "-q", "-z", "--", os.fspath(self.path)]
-        with contextlib.suppress(FileNotFoundError):  # it was there when it mounted, if it did
-            subprocess.run(command, check=False)
+        if not self._is_ours(entries[-1]):
+            _LOG.warning("%s: something else is mounted over this mount, which stays", self.path)
+            return
+        self._take_away()
+        # It may have been mounted over one of this program's, which has ended since.
+        with contextlib.suppress(MountError):
+            while self._is_one_of_this_kind_there() and self._mode() is None:
+                self._remove_stale()
 
     def close(self) -> None:
-        """Close the descriptor; with its last clone the mount is dead."""
+        """Close the descriptors; with the last clone of the device's the mount is dead."""
+        self._mount_list.close()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -111,6 +166,25 @@ class Mountpoint:
         # Living workers meet ENOENT for those of theirs: another one answers.
         os.write(self.fd, pack_out_header(OutHeader(OUT_HEADER_SIZE, NotifyCode.RESEND, 0)))
 
+    def _mounts(self) -> list[MountEntry]:
+        self._mount_list.seek(0)
+        return mounts_on(self._where, os.fsdecode(self._mount_list.readall()))
+
+    def _is_ours(self, entry: MountEntry) -> bool:
+        return entry.kind == FS_TYPE and entry.device == self._device
+
+    def _is_one_of_this_kind_there(self) -> bool:
+        return any(entry.kind == FS_TYPE for entry in self._mounts()[-1:])
+
+    def _take_away(self) -> None:
+        if self._is_root:
+            with contextlib.suppress(OSError):  # somebody was faster
+                _detach(self.path)
+            return
+        command = [_FUSERMOUNT, "-u", "-q", "-z", "--", os.fspath(self.path)]
+        with contextlib.suppress(FileNotFoundError):  # it was there when it mounted, if it did
+            subprocess.run(command, check=False)
+
     def _check(self) -> None:
         mode = self._mode()
         while mode is None:
@@ -122,20 +196,20 @@ class Mountpoint:
     def _mode(self) -> int | None:
         """Return the mode of what is there; None if it is a mount whose server is gone."""
         try:
-            return self.path.stat().st_mode
+            return _mode_now(self.path)
         except OSError as exc:
             if exc.errno == errno.ENOTCONN:
                 return None
             raise MountError(f"mount point {self.path}: {exc.strerror}") from exc
 
     def _remove_stale(self) -> None:
-        kinds = _types_of_mounts(self.path)
-        if not kinds or kinds[-1] != FS_TYPE:
-            kind = kinds[-1] if kinds else "unknown"
+        entries = self._mounts()
+        kind = entries[-1].kind if entries else "unknown"
+        if kind != FS_TYPE:
             raise MountError(f"mount point {self.path}: a dead mount of type {kind}, not ours")
         _LOG.warning("%s: replacing a mount whose server is gone", self.path)
-        self.unmount()
-        if len(_types_of_mounts(self.path)) >= len(kinds):
+        self._take_away()
+        if len(self._mounts()) >= len(entries):
             raise MountError(f"mount point {self.path}: its dead mount cannot be taken away")
 
     def _mount(self, options: str) -> int:
@@ -144,10 +218,15 @@ class Mountpoint:
         except OSError as exc:
             raise MountError(f"{_DEVICE}: {exc.strerror}") from exc
         data = f"fd={fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},{options}"
-        flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV
+        flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC * self._flags.is_noexec
         libc = ctypes.CDLL(None, use_errno=True)
         path = os.fsencode(self.path)
-        if libc.mount(_SOURCE.encode(), path, FS_TYPE.encode(), flags, data.encode()) != 0:
+        if (
+            libc.mount(
+                os.fsencode(self._flags.source), path, FS_TYPE.encode(), flags, data.encode()
+            )
+            != 0
+        ):
             code = ctypes.get_errno()
             os.close(fd)
             raise MountError(f"mount point {self.path}: {os.strerror(code)}")
@@ -157,7 +236,10 @@ class Mountpoint:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with ours:
             with theirs:
-                command = [_FUSERMOUNT, "-o", f"ro,nosuid,nodev,fsname={_SOURCE},{options}"]
+                options += ",noexec" * self._flags.is_noexec
+                # As libfuse has it: a comma would begin another option.
+                source = self._flags.source.replace("\\", "\\\\").replace(",", "\\,")
+                command = [_FUSERMOUNT, "-o", f"ro,nosuid,nodev,{options},fsname={source}"]
                 command[2] += f",subtype={FS_TYPE.removeprefix('fuse.')}"
                 try:
                     done = subprocess.run(
@@ -180,6 +262,18 @@ class Mountpoint:
         return fds[0]
 
 
+def remount(path: Path, *, is_noexec: bool) -> None:
+    """Change what can be changed of a mount that is served: whether programs may be started.
+
+    Raises:
+        MountError: the kernel refused.
+    """
+    flags = _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC * is_noexec
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(None, os.fsencode(path), None, flags, None) != 0:
+        raise MountError(f"mount point {path}: {os.strerror(ctypes.get_errno())}")
+
+
 def _detach(path: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(os.fsencode(path), _MNT_DETACH) != 0:
@@ -187,13 +281,57 @@ def _detach(path: Path) -> None:
         raise OSError(code, os.strerror(code), os.fspath(path))
 
 
-def _types_of_mounts(path: Path) -> list[str]:
-    """Return the types of the mounts on `path`, the one on top last."""
-    wanted = os.path.realpath(path)
-    kinds = []
-    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines():
+def _mode_now(path: Path) -> int:
+    """Return the mode of what is at `path`, as its file system has it now.
+
+    A dead mount may answer stat(2) for long, from what the kernel remembers.
+
+    Raises:
+        OSError: as of stat(2).
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = ctypes.create_string_buffer(_STATX_BYTES)
+    name = os.fsencode(path)
+    if libc.statx(_AT_FDCWD, name, _AT_STATX_FORCE_SYNC, _STATX_TYPE | _STATX_MODE, result) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), os.fspath(path))
+    return int.from_bytes(result.raw[_STATX_MODE_AT : _STATX_MODE_AT + 2], sys.byteorder)
+
+
+def connection_of(fd: int) -> str:
+    """Return the device number of the mount that the /dev/fuse descriptor `fd` serves.
+
+    In the form of mountinfo; empty if it cannot be had (no descriptor, or an older kernel).
+    """
+    try:
+        lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        name, _colon, value = line.partition(":")
+        if name == "fuse_connection":
+            return f"0:{int(value)}"
+    return ""
+
+
+def mounts_on(place: str, mount_list: str) -> list[MountEntry]:
+    """Return the mounts on `place`, a path without symlinks; the one on top last.
+
+    Args:
+        place: where.
+        mount_list: the text of /proc/self/mountinfo.
+    """
+    entries = []
+    for line in filter(None, mount_list.split("\n")):
         fields = line.split(" ")
         where = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])
-        if where == wanted:
-            kinds.append(fields[fields.index("-") + 1])
-    return kinds
+        if where == place:
+            kind = fields[fields.index("-") + 1]
+            entries.append(MountEntry(int(fields[0]), int(fields[1]), fields[2], kind))
+    # Each is mounted on the one below it.
+    below = {entry.parent_id: entry for entry in entries}
+    ids = {entry.mount_id for entry in entries}
+    found = [entry for entry in entries if entry.parent_id not in ids][-1:]
+    while found and found[-1].mount_id in below:
+        found.append(below[found[-1].mount_id])
+    return found

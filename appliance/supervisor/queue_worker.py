@@ -80,6 +80,7 @@ class QueueWorker:
         """
         async with self._lock:
             self._ring = (config, inflight)
+            self._serving = None  # whatever it serves: the last ring may have broken as it began
             try:
                 # A front-end waits: it is told, rather than left to hang, if no worker lives.
                 await self._kept.persist(self._ensure_serving, attempts=START_ATTEMPTS)

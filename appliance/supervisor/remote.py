@@ -97,13 +97,14 @@ async def open_remote(
     """
     async with AsyncExitStack() as stack:
         stores = {}
-        cache = None
+        store = cache = None
         if isinstance(addresses.blobs, LmdbAddress):
-            local = AsyncStore.open(addresses.blobs.path, create=True)
+            local = AsyncStore.open(addresses.blobs.path, create=True, or_readonly=True)
             stack.callback(local.close)
             stores[addresses.blobs.path.resolve()] = local
-            store = local.store
-        else:
+            # One that takes no images of directories from elsewhere is copied from.
+            store = local.store if local.store.is_writable else None
+        if store is None:
             cache = BlobCache(state_dir / _CACHE_DIRECTORY, cache_bytes)
             stack.callback(cache.close)
             store = cache.store

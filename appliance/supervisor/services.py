@@ -39,6 +39,7 @@ class ServiceConfig:
             has_remote_blobs=has_cache,
             has_remote_directories=has_cache,
             has_remote_root=has_remote_root,
+            makes_images=not store.is_writable,
             log_level=self.log_level,
             log_json=self.log_json,
         )
@@ -74,7 +75,7 @@ async def running(
     async with contextlib.AsyncExitStack() as stack:
         local_path = config.services.one_store()
         if local_path is not None:
-            store = Store.open(local_path, create=True)
+            store = Store.open(local_path, create=True, or_readonly=True)
             stack.callback(store.close)
             resolver: Resolver = LocalResolver(store)
             settings = config.worker_settings(store, has_cache=False, has_remote_root=False)
@@ -89,7 +90,7 @@ async def running(
                 remote.store, has_cache=remote.has_cache, has_remote_root=True
             )
         stack.push_async_callback(resolver.close)
-        forker = Forker()
+        forker = Forker(config.log_level, log_json=config.log_json)
         stack.push_async_callback(forker.close)
         status = StatusServer(config.state_dir, report)
         await status.start()

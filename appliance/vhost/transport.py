@@ -108,7 +108,9 @@ class Connection:
                     whole = len(content) - len(content) % _FD.size
                     fds.extend(fd for (fd,) in _FD.iter_unpack(content[:whole]))
             if flags & socket.MSG_CTRUNC:
-                raise VhostError(f"more than {MAX_FDS} descriptors, or no room for them here")
+                raise VhostError(
+                    f"more than {MAX_FDS} descriptors, or RLIMIT_NOFILE is too low for them"
+                )
             return data
 
     async def _receive_bytes(self, size: int) -> bytes:

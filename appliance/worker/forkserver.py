@@ -1,4 +1,4 @@
-"""The fork server: `python -m appliance.worker.forkserver FD PARENT_PID`.
+"""The fork server: `python -m appliance.worker.forkserver FD PARENT_PID LOG_LEVEL plain|json`.
 
 It has imported everything that a worker needs and holds no thread, no event loop and no LMDB env,
 so a fork of it is safe at any time and shares its memory. It forks a worker for each Spawn message,
@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 
-from appliance.log import configure_logging
+from appliance.log import configure_logging, set_log_source
 from appliance.protos.control_pb2 import Envelope, Exited, Spawned
 from appliance.session import channel
 from appliance.worker import main as worker
@@ -63,18 +63,19 @@ class ForkServer:
             _LOG.error("cannot fork: %s", exc.strerror)
             pid = -1
         if pid == 0:
-            self._become_worker(worker_fd, parent)
+            self._become_worker(worker_fd, parent, envelope.spawn.label)
         os.close(worker_fd)
         channel.send(self._sock, Envelope(id=envelope.id, spawned=Spawned(pid=pid)))
         return True
 
-    def _become_worker(self, worker_fd: int, parent: int) -> None:
+    def _become_worker(self, worker_fd: int, parent: int, label: str) -> None:
         # Never returns: whatever happens, this process must not go on as a second fork server.
         status = 1
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             die_with_parent(parent)
+            set_log_source(label)
             self._sock.close()
             os.close(self._wake_read)
             os.close(self._wake_write)
@@ -102,13 +103,14 @@ class ForkServer:
 
 def main() -> None:
     """Run the fork server on the channel whose fd number is the first argument."""
-    fd, parent = map(int, sys.argv[1:])
+    fd, parent = map(int, sys.argv[1:3])
+    log_level, log_form = sys.argv[3:]
     die_with_parent(parent)
-    # The terminal's ^C and a service manager's SIGTERM reach the whole process group; the
+    # The terminal's ^C or end and a service manager's SIGTERM reach the whole process group; the
     # supervisor alone decides, and closing its channels is how it tells.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    configure_logging("INFO", is_json=False)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    configure_logging(log_level, is_json=log_form == "json")
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)
     # The supervisor may go away between two messages.

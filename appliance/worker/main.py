@@ -54,7 +54,13 @@ def main(sock: socket.socket) -> None:
         has_root=config.has_remote_root,
         used=lambda keys: channel.send(sock, pb.Envelope(cache_used=pb.CacheUsed(keys=keys))),
     )
-    handler = Handler(grants, store, is_root_listable=config.list_root, remote=remote)
+    handler = Handler(
+        grants,
+        store,
+        is_root_listable=config.list_root,
+        remote=remote,
+        makes_images=config.makes_images,
+    )
     if config.device.passthrough:
         wanted_flags = PASSTHROUGH_FLAGS
         handler = PassthroughHandler(
@@ -62,6 +68,7 @@ def main(sock: socket.socket) -> None:
             store,
             is_root_listable=config.list_root,
             remote=remote,
+            makes_images=config.makes_images,
             released=lambda nodeid: channel.send(
                 sock, pb.Envelope(released=pb.Released(nodeid=nodeid))
             ),
@@ -149,7 +156,7 @@ class Worker:
             self._break_ring(RingError("the kick descriptor cannot be read"))
 
     def _break_ring(self, exc: RingError) -> None:
-        _LOG.error("queue %d: %s; the ring stops", self._queue, exc)
+        _LOG.error("%s; the ring stops", exc)
         server = self._server
         if server is not None:
             server.ring.signal_error()

@@ -7,8 +7,9 @@ after a worker's death run the same way.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from errno import EIO
+from itertools import chain
 from typing import Final
 
 from appliance import virtiofs
@@ -60,11 +61,7 @@ class QueueServer:
     def serve_batch(self) -> bool:
         """Answer up to BATCH requests; return whether to look again without sleeping."""
         ring = self._ring
-        num = ring.pop(BATCH)
-        if num:
-            with self._handler.batch():
-                for slot in range(num):
-                    self._serve(slot)
+        self._serve_all(iter(range(ring.pop(BATCH))), self._serve)
         return ring.arm()
 
     def resolved(self, want: Want, error: int) -> None:
@@ -73,9 +70,12 @@ class QueueServer:
         if error == 0:
             self._run_again(heads)
             heads, error = self._parked.take_hopeless(want), EIO
-        for head in heads:
-            self._ring.load(head)
-            virtiofs.fail(self._ring, 0, self._dispatcher, error)
+        try:
+            for head in heads:
+                self._ring.load(head)
+                virtiofs.fail(self._ring, 0, self._dispatcher, error)
+        finally:
+            self._ring.signal()
 
     def fail_parked(self, error: int) -> None:
         """Answer everything that is parked with `error`."""
@@ -83,10 +83,25 @@ class QueueServer:
             self.resolved(want, error)
 
     def _run_again(self, heads: list[int]) -> None:
-        with self._handler.batch():
-            for head in heads:
-                self._ring.load(head)
-                self._serve(0)
+        self._serve_all(iter(heads), self._load_and_serve)
+
+    def _serve_all(self, requests: Iterator[int], serve: Callable[[int], None]) -> None:
+        # No signal within a batch: the front-end could hold its snapshot by a full descriptor.
+        # And none long after the reply it is about: the guest goes on while we serve the rest.
+        ring = self._ring
+        for first in requests:
+            try:
+                with self._handler.batch():
+                    for request in chain((first,), requests):
+                        serve(request)
+                        if ring.is_signal_due:
+                            break
+            finally:
+                ring.signal()
+
+    def _load_and_serve(self, head: int) -> None:
+        self._ring.load(head)
+        self._serve(0)
 
     def _serve(self, slot: int) -> None:
         try:

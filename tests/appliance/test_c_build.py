@@ -99,11 +99,12 @@ def test_the_fuzzer_finds_nothing_under_sanitizers(tmp_path: Path) -> None:
         "-o", program,
     )  # fmt: skip
     assert built.returncode == 0, built.stdout
-    done = run(program, "2000", "7")
+    done = run(program, "3000", "7")
     assert done.returncode == 0, done.stdout
-    match = re.fullmatch(r"2000 inputs, (\d+) chains\n", done.stdout)
+    match = re.fullmatch(r"3000 inputs, (\d+) chains, (\d+) recovered\n", done.stdout)
     assert match
     assert int(match[1]) > 500, "the inputs reach the copies, too"
+    assert int(match[2]) > 30, "and what a predecessor left"
 
 
 @pytest.fixture(scope="module")

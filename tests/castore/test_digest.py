@@ -23,15 +23,20 @@ def test_digest_of_known_content_is_the_published_one(content: bytes) -> None:
     assert Digest.of(content).hex() == VECTORS[content]
 
 
-def test_text_of_a_digest_is_b3_and_base64() -> None:
-    assert str(EMPTY_DIGEST) == "b3:rxNJufX5oaagQE3qNtzJSZvLJcmtwRK3zJqTyuQfMmI="
+def test_text_of_a_digest_is_hexadecimal_as_files_are_named() -> None:
+    assert str(EMPTY_DIGEST) == VECTORS[b""]
+    assert f"{EMPTY_DIGEST}" == VECTORS[b""]
+
+
+def test_published_texts_of_a_digest_are_base64() -> None:
+    assert EMPTY_DIGEST.tvix() == "b3:rxNJufX5oaagQE3qNtzJSZvLJcmtwRK3zJqTyuQfMmI="
     assert EMPTY_DIGEST.sri() == "blake3-rxNJufX5oaagQE3qNtzJSZvLJcmtwRK3zJqTyuQfMmI="
-    assert str(Digest.of(b"x86_64-linux")) == "b3:KOM3/IHEx7YfInAnlJpAElYezq0Sxn9fRz7xuClwNfA="
+    assert Digest.of(b"x86_64-linux").tvix() == "b3:KOM3/IHEx7YfInAnlJpAElYezq0Sxn9fRz7xuClwNfA="
 
 
 def test_both_texts_are_read_back() -> None:
     digest = Digest.of(b"some content")
-    assert Digest.parse(str(digest)) == digest
+    assert Digest.parse(digest.tvix()) == digest
     assert Digest.parse(digest.sri()) == digest
 
 

@@ -1,23 +1,37 @@
 """What every PathInfo service does."""
 
+import asyncio
 import hashlib
 
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
+from appliance.castore.nodes import (
+    Directory,
+    DirectoryNode,
+    FileNode,
+    Node,
+    SymlinkNode,
+    node_to_message,
+)
 from appliance.castore.path_info import encode_nar_addressed, read_path_info
 from appliance.castore.store_path import StorePath, nar_path
-from appliance.errors import ApplianceError, ContentMissingError, ProtocolError
+from appliance.errors import (
+    AlreadyExistsError,
+    ApplianceError,
+    ContentMissingError,
+    ProtocolError,
+)
 from appliance.protos import castore_pb2, pathinfo_pb2
 from appliance.store.services import NarInfo, Services
-from tests.contracts.rig import Rig, fresh_bytes, put_blob, put_closure
+from tests.contracts.rig import Rig, fresh_bytes, fresh_leaf, put_blob, put_closure
 
 
 def fresh_path_info(name: str = "test") -> tuple[StorePath, bytes]:
-    path = nar_path(hashlib.sha256(fresh_bytes()).digest(), name)
-    node = SymlinkNode(b"", b"/nix/store/somewhereelse")
-    return path, encode_nar_addressed(path, node, nar_size=136, nar_sha256=bytes(32))
+    nar_sha256 = hashlib.sha256(fresh_bytes()).digest()
+    path = nar_path(nar_sha256, name)
+    node = SymlinkNode(b"", fresh_bytes().hex().encode())
+    return path, encode_nar_addressed(path, node, nar_size=136, nar_sha256=nar_sha256)
 
 
 def test_unknown_path_is_absent(rig: Rig) -> None:
@@ -60,7 +74,7 @@ def test_unknown_fields_are_kept(rig: Rig) -> None:
     rig.run(work)
 
 
-def test_second_path_info_takes_the_place_of_the_first(rig: Rig) -> None:
+def test_second_path_info_adds_to_the_first_and_takes_nothing_away(rig: Rig) -> None:
     path, encoded = fresh_path_info()
     message = pathinfo_pb2.PathInfo.FromString(encoded)
     message.narinfo.signatures.add(name="key-1", data=bytes(64))
@@ -68,8 +82,94 @@ def test_second_path_info_takes_the_place_of_the_first(rig: Rig) -> None:
 
     async def work(services: Services) -> None:
         await services.path_infos.put(encoded)
-        await services.path_infos.put(signed)
+        assert await services.path_infos.put(signed) == signed
+        assert await services.path_infos.put(encoded) == signed
         assert await services.path_infos.get(path.digest) == signed
+
+    rig.run(work)
+
+
+def test_path_keeps_its_content(rig: Rig) -> None:
+    path, encoded = fresh_path_info()
+    message = pathinfo_pb2.PathInfo.FromString(encoded)
+    message.node.symlink.target += b"!"
+
+    async def work(services: Services) -> None:
+        await services.path_infos.put(encoded)
+        with pytest.raises(AlreadyExistsError, match=path.absolute()):
+            await services.path_infos.put(message.SerializeToString())
+        assert await services.path_infos.get(path.digest) == encoded
+
+    rig.run(work)
+
+
+def test_one_of_many_that_claim_a_path_at_once_has_it(rig: Rig) -> None:
+    path, encoded = fresh_path_info()
+    claims = []
+    for number in range(8):
+        message = pathinfo_pb2.PathInfo.FromString(encoded)
+        message.node.symlink.target = b"%d" % number
+        claims.append(message.SerializeToString())
+
+    async def work(services: Services) -> None:
+        puts = [services.path_infos.put(claim) for claim in claims]
+        results = await asyncio.gather(*puts, return_exceptions=True)
+        (winner,) = [result for result in results if isinstance(result, bytes)]
+        assert [type(error) for error in results if error is not winner] == [AlreadyExistsError] * 7
+        assert await services.path_infos.get(path.digest) == winner
+
+    rig.run(work)
+
+
+def test_path_that_is_not_that_of_its_content_address_is_refused(rig: Rig) -> None:
+    path, encoded = fresh_path_info()
+    message = pathinfo_pb2.PathInfo.FromString(encoded)
+    message.narinfo.nar_sha256 = message.narinfo.ca.digest = bytes(32)
+
+    async def work(services: Services) -> None:
+        with pytest.raises(ProtocolError, match="by its content address"):
+            await services.path_infos.put(message.SerializeToString())
+        assert await services.path_infos.get(path.digest) is None
+
+    rig.run(work)
+
+
+def test_nar_that_was_calculated_otherwise_is_refused(rig: Rig) -> None:
+    path, encoded = fresh_path_info()
+    node = read_path_info(encoded).node
+
+    async def work(services: Services) -> None:
+        info = await services.path_infos.calculate_nar(node)
+        with pytest.raises(ProtocolError, match="hash of the NAR"):
+            await services.path_infos.put(encoded)
+        assert await services.path_infos.get(path.digest) is None
+        right = nar_path(info.sha256, "right")
+        encoded_right = encode_nar_addressed(
+            right, node, nar_size=info.size, nar_sha256=info.sha256
+        )
+        assert await services.path_infos.put(encoded_right) == encoded_right
+
+    rig.run(work)
+
+
+def test_size_that_content_does_not_have_is_refused_once_it_is_there(rig: Rig) -> None:
+    content = fresh_bytes()
+    leaf = fresh_leaf()
+    path, _ = fresh_path_info()
+    name = path.basename().encode()
+    nodes: list[Node] = [
+        FileNode(name, Digest.of(content), len(content) + 1, executable=False),
+        DirectoryNode(name, leaf.digest(), leaf.size() + 7),
+    ]
+
+    async def work(services: Services) -> None:
+        await put_blob(services.blobs, content)
+        await put_closure(services.directories, leaf)
+        for node in nodes:
+            message = pathinfo_pb2.PathInfo(node=node_to_message(node))
+            with pytest.raises(ProtocolError, match="size of the "):
+                await services.path_infos.put(message.SerializeToString())
+        assert await services.path_infos.get(path.digest) is None
 
     rig.run(work)
 

@@ -83,6 +83,7 @@ class Rig:
                 reply = bytes(self.ring.request(slot))[: self.ring.writable_len(slot)]
                 self.ring.write(slot, 0, reply)
                 self.ring.complete(slot, len(reply) if length is None else length)
+                self.ring.signal()
             served += count
         return served
 

@@ -149,9 +149,9 @@ def memory_kib(pid: int, field: str) -> int:
     raise KeyError(field)
 
 
-def full_pipe() -> tuple[int, int]:
-    """Return a pipe whose next write blocks."""
+def full_pipe(room: int = 0) -> tuple[int, int]:
+    """Return a pipe that has `room` bytes left: a larger write blocks."""
     reader, writer = os.pipe()
-    capacity = fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)
-    assert os.write(writer, bytes(capacity)) == capacity
+    size = fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ) - room
+    assert os.write(writer, bytes(size)) == size
     return reader, writer

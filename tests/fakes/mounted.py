@@ -65,13 +65,17 @@ class Mounted:
         self.stop()
 
     def stop(self, signum: signal.Signals = signal.SIGTERM) -> int:
-        """End it as a service manager would; return its exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signum)
+        """End it as a service manager would; return its exit status. Nothing stays mounted."""
         try:
-            return self.process.wait(DEADLINE_S)
+            return self.stop_only(signum)
         finally:
             subprocess.run(["umount", "-l", self.path], check=False, capture_output=True)
+
+    def stop_only(self, signum: signal.Signals = signal.SIGTERM) -> int:
+        """Do the same, and leave the mount point as it is then."""
+        if self.process.poll() is None:
+            self.process.send_signal(signum)
+        return self.process.wait(DEADLINE_S)
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")

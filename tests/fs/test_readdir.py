@@ -14,7 +14,7 @@ from appliance.store.batch import Batch
 from appliance.supervisor import local_resolver
 from tests.fakes import fuse_client
 from tests.fakes.fuse_client import ROOT
-from tests.fs.guest import File, Guest, Link, Model, Tree, add_path, basename, put
+from tests.fs.guest import File, Guest, Link, Model, Tree, add_path, basename, node_of, put
 
 NAMES = st.binary(min_size=1, max_size=255).filter(
     lambda name: name not in {b".", b".."} and not {0, ord("/")} & set(name)
@@ -184,7 +184,10 @@ def test_the_root_lists_what_was_added_since_and_keeps_its_cookies(guest: Guest)
 def test_a_path_put_again_is_listed_once_as_it_was(guest: Guest) -> None:
     name = put(guest.store, "again", File(b"first"))
     assert len(guest.listing(ROOT)) == 3
-    put(guest.store, "again", File(b"second!"))
+    batch = Batch()
+    batch.may_replace_paths = True
+    add_path(batch, "again", node_of(batch, guest.store.path / "spare", b"", File(b"second!")))
+    guest.store.commit(batch)
     assert [record.name for record in guest.listing(ROOT)] == [b".", b"..", name]
     assert guest.lookup(ROOT, name).attr.size == 5
 

@@ -130,6 +130,11 @@ def _status(name: str) -> object:
     return [stat.filemode(status.st_mode), status.st_size if stat.S_ISREG(status.st_mode) else 0]
 
 
+def _write_the_emptied(name: str) -> int:
+    os.truncate(name, 0)
+    return Path(name).write_bytes(b"again")
+
+
 _ON_ONE: Final[dict[str, Operation]] = {
     **dict(_openings()),
     "stat": _status,
@@ -165,7 +170,7 @@ _ON_ONE: Final[dict[str, Operation]] = {
     "rename into": lambda name: os.rename("same", f"{name}/same"),
     "rename onto itself": lambda name: os.rename(name, name),
     "rename below itself": lambda name: os.rename(name, f"{name}/below"),
-    "write the emptied": lambda name: (os.truncate(name, 0), Path(name).write_bytes(b"again"))[1],
+    "write the emptied": _write_the_emptied,
 }
 
 

@@ -157,9 +157,14 @@ def test_a_mount_that_cannot_be_served_is_taken_away_again(
     done = run_to_its_end(store, "--threads=36", mountpoint, prefix=prefix)
     assert not is_mounted(mountpoint)
     assert done.returncode == 1
-    line = done.stderr.splitlines()[-1]
+    (line,) = the_reasons(done)
     assert line.startswith(f"appliance: mount point {mountpoint}: ")
     assert line.endswith("Too many open files")
+
+
+def the_reasons(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return what is no log line, of which some may be told of at the end only."""
+    return [line for line in done.stderr.splitlines() if line.startswith("appliance: ")]
 
 
 def broken_fork_server(directory: Path) -> tuple[str, ...]:
@@ -175,7 +180,7 @@ def test_a_mount_without_a_worker_gives_up(store: Path, mountpoint: Path, tmp_pa
     )
     assert not is_mounted(mountpoint)
     assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
+    (last,) = the_reasons(done)
     assert last.startswith(f"appliance: mount point {mountpoint}: ")
     assert last.endswith("5 workers died at their start")
 

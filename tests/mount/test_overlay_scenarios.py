@@ -65,7 +65,15 @@ def served(
 def run(options: str, lower: Lower, scratch: Path) -> dict[str, str]:
     scratch.mkdir()
     # A mount namespace of its own: what it has mounted goes with it, whatever happens.
-    command = ["unshare", "--mount", program("overlay"), "run", options, lower.path, scratch]
+    command: list[str | Path] = [
+        "unshare",
+        "--mount",
+        program("overlay"),
+        "run",
+        options,
+        lower.path,
+        scratch,
+    ]
     done = subprocess.run(
         [*command, *lower.packages], check=False, capture_output=True, timeout=120
     )
@@ -93,7 +101,7 @@ def test_equal_files_are_locked_watched_and_run_apart_without_an_overlay(
     original: Lower, served: Lower
 ) -> None:
     def read(lower: Lower) -> dict[str, str]:
-        command = [program("overlay"), "read", lower.path, *lower.packages]
+        command: list[str | Path] = [program("overlay"), "read", lower.path, *lower.packages]
         return outcomes(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
     expected = read(original)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -403,3 +404,10 @@ def test_logs_json_when_asked(tmp_path: Path) -> None:
     lines = daemon.log().splitlines()
     assert len(lines) > 1
     assert all(json.loads(line) for line in lines if not line.startswith("READY"))
+
+
+def test_the_end_of_its_terminal_is_a_clean_end(tmp_path: Path) -> None:
+    with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon:
+        os.killpg(daemon.process.pid, signal.SIGHUP)
+        assert daemon.process.wait(DEADLINE_S) == 0
+        assert not daemon.socket.exists()

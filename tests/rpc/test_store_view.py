@@ -8,7 +8,14 @@ import pytest
 
 from appliance.castore.digest import EMPTY_DIGEST
 from appliance.castore.nix_hash import NixHash
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
+from appliance.castore.nodes import (
+    Directory,
+    DirectoryNode,
+    FileNode,
+    Node,
+    SymlinkNode,
+    node_to_message,
+)
 from appliance.castore.path_info import encode_nar_addressed
 from appliance.castore.store_path import StorePath
 from appliance.errors import ConfigError, StoreError
@@ -35,10 +42,8 @@ def view_of_complicated(work: Callable[[StoreView], Awaitable[T]]) -> T:
         address = MemoryAddress()
         async with open_services(ServiceAddresses(address, address, address)) as services:
             await put_closure(services.directories, WITH_KEEP, COMPLICATED)
-            path = StorePath.parse(NAME)
-            await services.path_infos.put(
-                encode_nar_addressed(path, ROOT, nar_size=840, nar_sha256=bytes(32))
-            )
+            message = pathinfo_pb2.PathInfo(node=node_to_message(ROOT))
+            await services.path_infos.put(message.SerializeToString())
             return await work(StoreView(services))
 
     return asyncio.run(main())

@@ -11,12 +11,13 @@ import pytest
 
 from appliance.castore.digest import Digest
 from appliance.castore.nodes import Directory, FileNode
-from appliance.errors import CorruptBlobError, ServiceLimitError, StoreFullError
+from appliance.errors import ServiceLimitError, StoreFullError
 from appliance.store.async_store import AsyncStore
 from appliance.store.lmdb_blobs import LmdbBlobService
 from appliance.store.lmdb_directories import LmdbDirectoryService
 from appliance.store.schema import INLINE_MAX
 from appliance.store.services import DirectoryPutter
+from tests.contracts.rig import put_blob, read_blob
 from tests.store.test_lmdb_env import small_disk
 
 
@@ -86,12 +87,21 @@ def test_blob_that_cannot_be_opened_for_lack_of_descriptors_is_not_corrupt(tmp_p
     run(tmp_path / "store", work)
 
 
-def test_blob_whose_file_is_gone_is_corrupt(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, INLINE_MAX)])
+def test_blob_whose_file_is_not_whole_is_absent_until_it_is_put_again(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     async def work(store: AsyncStore) -> None:
         blobs, digest = await put_large(store)
-        store.store.blob_path(digest).unlink()
-        with pytest.raises(CorruptBlobError, match="No such file"):
-            await blobs.open_read(digest)
+        content = store.store.blob_path(digest).read_bytes()
+        damage(store.store.blob_path(digest))
+        assert not await blobs.has(digest)
+        assert await blobs.stat(digest) is None
+        assert await blobs.open_read(digest) is None
+
+        assert await put_blob(blobs, content) == digest
+        assert await blobs.has(digest)
+        assert await read_blob(blobs, digest) == content
 
     run(tmp_path / "store", work)
 

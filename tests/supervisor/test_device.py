@@ -27,7 +27,6 @@ from appliance.vhost.backend import VringConfig
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import DEADLINE_S
 from tests.fakes.driver import DriverRing, GuestMemory
-from tests.fakes.hostile_guest import full_pipe
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +43,7 @@ async def a_device(directory: Path, memory: GuestMemory) -> AsyncIterator[Device
         has_remote_blobs=False,
         has_remote_directories=False,
         has_remote_root=False,
+        makes_images=False,
         log_level="INFO",
         log_json=False,
     )
@@ -62,7 +62,7 @@ async def a_device(directory: Path, memory: GuestMemory) -> AsyncIterator[Device
         store.close()
 
 
-def ring_config(ring: DriverRing, call_fd: int) -> VringConfig:
+def ring_config(ring: DriverRing) -> VringConfig:
     layout = ring.layout()
     return VringConfig(
         num=layout.num,
@@ -72,7 +72,7 @@ def ring_config(ring: DriverRing, call_fd: int) -> VringConfig:
         base=0,
         features=FEATURE_EVENT_IDX | FEATURE_INDIRECT_DESC,
         kick_fd=ring.kick_fd,
-        call_fd=call_fd,
+        call_fd=ring.call_fd,
         err_fd=None,
         fresh=True,
     )
@@ -96,22 +96,23 @@ def ask(ring: DriverRing) -> None:
     ring.publish()
 
 
-def run(
-    tmp_path: Path, test: Callable[[Device, DriverRing, int, int], Coroutine[None, None, None]]
-) -> None:
-    """Run `test` with a device, its ring, and the ends of a full pipe to be called through."""
+def run(tmp_path: Path, test: Callable[[Device, DriverRing], Coroutine[None, None, None]]) -> None:
+    """Run `test` with a device and its ring."""
 
     async def bounded() -> None:
         async with asyncio.timeout(DEADLINE_S), a_device(tmp_path, memory) as device:
-            await test(device, ring, reader, writer)
+            await test(device, ring)
 
     with GuestMemory() as memory:
         ring = DriverRing(memory, NUM)
-        reader, writer = full_pipe()
         asyncio.run(bounded())
         ring.close()
-        os.close(reader)
-        os.close(writer)
+
+
+def stop_workers(device: Device) -> None:
+    """Stop every worker, as a descriptor of the front-end's that blocks could."""
+    for worker in device.workers():
+        os.kill(int(str(worker["pid"])), signal.SIGSTOP)
 
 
 async def the_next_worker(device: Device, restarts: int) -> None:
@@ -122,14 +123,14 @@ async def the_next_worker(device: Device, restarts: int) -> None:
 def test_a_ring_whose_stop_failed_is_not_served_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test(device: Device, ring: DriverRing, reader: int, writer: int) -> None:
-        await device.start_ring(QUEUE, ring_config(ring, writer))
+    async def test(device: Device, ring: DriverRing) -> None:
+        await device.start_ring(QUEUE, ring_config(ring))
         monkeypatch.setattr(queue_worker, "_ANSWER_DEADLINE_S", 0.5)
         ask(ring)
-        await until(lambda: ring.used_idx == 1)  # the worker is stuck in its call
+        await until(lambda: ring.used_idx == 1)
+        stop_workers(device)
         with pytest.raises(VhostError, match="stuck"):
             await device.stop_ring(QUEUE)
-        os.read(reader, 1 << 20)
         ask(ring)
         await the_next_worker(device, restarts=1)
         assert ring.used_idx == 1
@@ -146,32 +147,29 @@ def test_workers_that_are_stuck_are_ended_side_by_side(
         start_s = 0.0
         async with a_device(tmp_path, memory) as device:
             for queue, ring in enumerate(rings):
-                await device.start_ring(queue, ring_config(ring, writer))
-                ask(ring)
-            await until(lambda: all(ring.used_idx == 1 for ring in rings))
+                await device.start_ring(queue, ring_config(ring))
+            stop_workers(device)
             start_s = time.monotonic()
         assert time.monotonic() - start_s < 8.0
 
     with GuestMemory() as memory:
         rings = [DriverRing(memory, NUM) for _ in range(3)]
-        reader, writer = full_pipe()
         asyncio.run(main())
         for ring in rings:
             ring.close()
-        os.close(reader)
-        os.close(writer)
 
 
 def test_a_successor_that_was_slow_to_start_is_not_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test(device: Device, ring: DriverRing, reader: int, writer: int) -> None:
-        await device.start_ring(QUEUE, ring_config(ring, writer))
-        monkeypatch.setattr(queue_worker, "_ANSWER_DEADLINE_S", 0.5)
+    async def test(device: Device, ring: DriverRing) -> None:
+        await device.start_ring(QUEUE, ring_config(ring))
+        before = queue_worker._ANSWER_DEADLINE_S
+        monkeypatch.setattr(queue_worker, "_ANSWER_DEADLINE_S", 0.0)
         (worker,) = device.workers()
-        os.kill(int(str(worker["pid"])), signal.SIGKILL)  # its successor will be stuck in a call
+        os.kill(int(str(worker["pid"])), signal.SIGKILL)  # no successor is quick enough
         await until(lambda: worker_restarts(device) >= 2)
-        os.read(reader, 1 << 20)
+        monkeypatch.setattr(queue_worker, "_ANSWER_DEADLINE_S", before)
         ask(ring)
         await until(lambda: ring.used_idx == 1)
 
@@ -179,8 +177,8 @@ def test_a_successor_that_was_slow_to_start_is_not_the_last(
 
 
 def test_memory_that_cannot_be_mapped_is_refused_and_forgotten(tmp_path: Path) -> None:
-    async def test(device: Device, ring: DriverRing, _reader: int, _writer: int) -> None:
-        await device.start_ring(QUEUE, ring_config(ring, ring.call_fd))
+    async def test(device: Device, ring: DriverRing) -> None:
+        await device.start_ring(QUEUE, ring_config(ring))
         known = Region._make(ring.memory.regions[0])
         other = Region(1 << 40, mmap.PAGESIZE, 1 << 40, 0)
         with tempfile.NamedTemporaryFile() as file:
@@ -195,5 +193,51 @@ def test_memory_that_cannot_be_mapped_is_refused_and_forgotten(tmp_path: Path) -
         await device.remove_region(known)
         with pytest.raises(KeyError):
             await device.remove_region(other)
+
+    run(tmp_path, test)
+
+
+def kept_workers(device: Device) -> list[KeptWorker]:
+    return [worker._kept for worker in device._workers.values()]
+
+
+async def all_restarted(device: Device, restarts: int) -> None:
+    """Return when each worker has died so often, and its successor serves."""
+    await until(
+        lambda: all(kept.restarts == restarts and kept.link for kept in kept_workers(device))
+    )
+    for queue in device._workers:
+        await device.set_call(queue, None)  # waits for what the start may have to do
+
+
+def test_fork_servers_killed_in_a_row_make_no_worker_wait(tmp_path: Path) -> None:
+    async def test(device: Device, ring: DriverRing) -> None:
+        for queue in range(3):
+            await device.start_ring(queue, ring_config(ring))
+        for kill in range(1, 5):
+            process = kept_workers(device)[0]._forker._process
+            assert process is not None
+            process.kill()
+            await all_restarted(device, kill)
+            assert [kept._back_off_s for kept in kept_workers(device)] == [0, 0, 0]
+        assert kept_workers(device)[0]._forker._back_off_s == 0
+
+    run(tmp_path, test)
+
+
+def test_a_worker_that_dies_at_its_start_waits_from_the_second_time_on(tmp_path: Path) -> None:
+    async def test(device: Device, ring: DriverRing) -> None:
+        await device.start_ring(QUEUE, ring_config(ring))
+        (kept,) = kept_workers(device)
+        waits = []
+        for kill in range(1, 5):
+            kept.kill()
+            await all_restarted(device, kill)
+            waits.append(kept._back_off_s)
+        assert waits == [0, 0.05, 0.1, 0.2]
+        kept._started_s -= 60  # it has lived for a while
+        kept.kill()
+        await all_restarted(device, 5)
+        assert kept._back_off_s == 0
 
     run(tmp_path, test)

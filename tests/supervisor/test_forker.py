@@ -1,6 +1,7 @@
 """The fork server and the supervisor's side of it, each before a real other one."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from appliance.protos import control_pb2 as pb
 from appliance.session import channel
 from appliance.session.channel import channel_pair
-from appliance.supervisor.forker import Forker
+from appliance.supervisor.forker import Forker, WorkerExit
 from appliance.supervisor.link import LinkClosedError
 from tests.fakes.appliance_process import DEADLINE_S, every_event
 from tests.fakes.hostile_guest import descendants
@@ -52,9 +53,9 @@ def test_a_worker_whose_fork_server_is_gone_is_not_handed_out() -> None:
         forker = Forker()
         async with asyncio.timeout(DEADLINE_S):
             await spawn_from_a_server_that_dies_after_its_answer(forker)
-            _pid, sock, exit_ = await forker.spawn()  # the next server's
-            sock.close()
-            assert await exit_ == 0
+            worker = await forker.spawn()  # the next server's
+            worker.sock.close()
+            assert await worker.exit == WorkerExit(0)
             await forker.close()
 
     asyncio.run(main())
@@ -84,9 +85,10 @@ def test_a_fork_that_fails_does_not_end_the_fork_server() -> None:
             server = subprocess.Popen(
                 [
                     *(sys.executable, "-P", "-c", SERVER_THAT_CANNOT_FORK),
-                    *(str(theirs.fileno()), str(os.getpid())),
+                    *(str(theirs.fileno()), str(os.getpid()), "WARNING", "json"),
                 ],
                 pass_fds=[theirs.fileno()],
+                stderr=subprocess.PIPE,
             )
         for number in (1, 2):
             worker_ours, worker_theirs = channel_pair()
@@ -97,4 +99,7 @@ def test_a_fork_that_fails_does_not_end_the_fork_server() -> None:
                     pb.Envelope(id=number, spawned=pb.Spawned(pid=-1)),
                     [],
                 )
-    assert server.wait(DEADLINE_S) == 0
+    _output, errors = server.communicate(timeout=DEADLINE_S)
+    assert server.returncode == 0
+    events = [json.loads(line) for line in errors.splitlines()]
+    assert [event["message"] for event in events] == ["cannot fork: Cannot allocate memory"] * 2

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -370,16 +371,51 @@ def test_requests_without_a_reader_of_replies_block_nobody_else(
 
 
 @pytest.mark.slow
-def test_a_worker_stuck_in_a_call_does_not_keep_its_socket(
+def test_a_worker_that_is_stuck_does_not_keep_its_socket(
     appliance: ApplianceProcess, neighbour: FakeGuest
 ) -> None:
-    with GuestMemory() as memory, started_qemu(appliance, memory) as (vmm, rings):
-        rings[1].collect(31, timeout_s=DEADLINE_S)
-        reader, writer = full_pipe()
-        vmm.front_end.set_vring_call(1, writer)
-        vmm.front_end.sock.settimeout(2 * DEADLINE_S)  # the back-end gives its worker 15 s
+    with FakeGuest(appliance.connect(0)) as guest:
+        guest.mount()
+        guest.vmm.front_end.get_features()  # answered when all workers are there
+        for session in appliance.status():
+            if session["socket"] == str(appliance.sockets[0]):
+                for worker in session["workers"]:
+                    os.kill(worker["pid"], signal.SIGSTOP)
+        guest.vmm.front_end.sock.settimeout(2 * DEADLINE_S)  # the back-end gives its worker 15 s
         with pytest.raises(BackendGoneError):
-            vmm.front_end.get_vring_base(1)
-        os.close(reader)
-        os.close(writer)
+            guest.vmm.front_end.get_vring_base(1)
     assert neighbour.ask(fuse_client.statfs()).error == 0
+
+
+@pytest.mark.parametrize("kind", ["full pipe", "nearly full pipe", "full eventfd", "file"])
+def test_a_call_descriptor_without_room_makes_no_worker_wait(
+    appliance: ApplianceProcess, neighbour: FakeGuest, tmp_path: Path, kind: str
+) -> None:
+    with contextlib.ExitStack() as stack:
+        call = stack.enter_context(a_descriptor(kind, tmp_path / "file"))
+        guest = stack.enter_context(FakeGuest(appliance.connect(0)))
+        guest.mount()
+        front_end, ring = guest.vmm.front_end, guest.rings[1]
+        front_end.set_vring_call(1, call)
+        for _ in range(40):
+            guest.send(fuse_client.statfs())
+        for _ in every_event(DEADLINE_S):
+            if ring.used_idx == ring.avail_idx:
+                break
+        assert front_end.get_vring_base(1) == ring.avail_idx, "its worker answers"
+    assert neighbour.ask(fuse_client.statfs()).error == 0
+
+
+@contextlib.contextmanager
+def a_descriptor(kind: str, path: Path) -> Iterator[int]:
+    """Yield a blocking descriptor whose next write would wait, or which is a file."""
+    if kind == "file":
+        fds = [os.open(path, os.O_WRONLY | os.O_CREAT)]
+    elif kind == "full eventfd":
+        fds = [os.eventfd(0)]
+        os.eventfd_write(fds[0], 2**64 - 2)
+    else:
+        fds = list(full_pipe(0 if kind == "full pipe" else 7))
+    yield fds[-1]
+    for fd in fds:
+        os.close(fd)

@@ -41,7 +41,8 @@ def appliance(
     store: tuple[Path, bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ApplianceProcess]:
     directory = tmp_path_factory.mktemp("run")
-    options = ("--num-request-queues=2", "--list-root")
+    # With debug events no other ones are left out, however many.
+    options = ("--num-request-queues=2", "--list-root", "--log-level=debug")
     with ApplianceProcess(store[0], directory, *options, sockets=("a", "b")) as process:
         yield process
         assert "Traceback" not in process.log()

@@ -152,6 +152,17 @@ def test_sigterm_under_load_ends_everything_with_status_0(
     assert "Traceback" not in appliance.log()
 
 
+def test_the_end_of_its_terminal_ends_everything_with_status_0(
+    appliance: ApplianceProcess, guest: FakeGuest, store: tuple[Path, bytes]
+) -> None:
+    assert guest.lookup(ROOT, store[1])
+    os.killpg(appliance.process.pid, signal.SIGHUP)  # as the kernel does: workers and all
+    assert appliance.process.wait(DEADLINE_S) == 0
+    assert not appliance.sockets[0].exists()
+    assert "Traceback" not in appliance.log()
+    assert "starting another" not in appliance.log()
+
+
 # --- Memory ---
 
 

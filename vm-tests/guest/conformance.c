@@ -80,13 +80,17 @@ static void check_attributes(void)
 
 static void check_identity(void)
 {
-	WANT(status_of("many/entry-0000").st_ino == status_of("many/entry-0999").st_ino);
-	WANT(status_of("many/entry-0000").st_ino == status_of("sizes/1").st_ino);
+	static const char *const equal[][2] = { { "many/entry-0000", "many/entry-0999" },
+						{ "many/entry-0000", "sizes/1" },
+						{ "link", "link2" },
+						{ "here", "there" },
+						{ "here/same/inner", "there/same/inner" } };
+
+	for (size_t i = 0; i < sizeof(equal) / sizeof(equal[0]); i++)
+		WANT(status_of(equal[i][0]).st_ino != status_of(equal[i][1]).st_ino);
 	WANT(status_of("run").st_ino != status_of("sizes/1").st_ino); // the executable bit is kept
-	WANT(status_of("link").st_ino == status_of("link2").st_ino);
-	WANT(status_of("here").st_ino == status_of("there").st_ino);
-	WANT(status_of("here/same/inner").st_ino == status_of("there/same/inner").st_ino);
 	WANT(status_of("here").st_ino != status_of("hollow").st_ino);
+	WANT(status_of("here/same/..").st_ino == status_of("here").st_ino);
 }
 
 static void check_content_of(size_t size)
@@ -182,9 +186,9 @@ static void check_listing(void)
 	WANT((entry = readdir(many)) && strcmp(entry->d_name, "..") == 0);
 	for (int i = 0; i < MANY; i++) { // sorted, each once
 		marks[i] = telldir(many);
-		snprintf(name, sizeof(name), "entry-%04d", i);
-		WANT((entry = readdir(many)) && strcmp(entry->d_name, name) == 0);
-		WANT(entry->d_type == DT_REG && entry->d_ino == status_of("sizes/1").st_ino);
+		snprintf(name, sizeof(name), "many/entry-%04d", i);
+		WANT((entry = readdir(many)) && strcmp(entry->d_name, name + 5) == 0);
+		WANT(entry->d_type == DT_REG && entry->d_ino == status_of(name).st_ino);
 	}
 	errno = 0;
 	WANT(!readdir(many) && errno == 0);
@@ -208,7 +212,7 @@ static void check_types_in_listing(void)
 		struct stat stat = status_of(entry->d_name);
 
 		WANT(entry->d_type == (stat.st_mode & S_IFMT) >> 12);
-		WANT(strcmp(entry->d_name, "..") == 0 || entry->d_ino == stat.st_ino);
+		WANT(entry->d_ino == stat.st_ino);
 	}
 	WANT(count == 2 + 14 && closedir(here) == 0);
 	here = opendir("hollow");
@@ -299,15 +303,13 @@ static void check_xattr_pair(const char *name, const char *kind)
 		const char *prefix, *start;
 	} dialects[] = { { "user.snix.castore", "blake3-" }, { "user.tvix.castore", "b3:" } };
 	char list[1000], attribute[64], value[100];
-	ssize_t size = llistxattr(name, list, sizeof(list));
 
-	WANT(size > 0 && llistxattr(name, NULL, 0) == size);
-	REFUSED(llistxattr(name, list, 3), ERANGE);
+	// not listed, or copies would have them too
+	WANT(llistxattr(name, list, sizeof(list)) == 0 && llistxattr(name, NULL, 0) == 0);
 	for (int i = 0; i < 2; i++) {
 		size_t start = strlen(dialects[i].start);
 
 		snprintf(attribute, sizeof(attribute), "%s.%s.digest", dialects[i].prefix, kind);
-		WANT(memmem(list, (size_t)size, attribute, strlen(attribute) + 1));
 		// base64 of 32 bytes
 		WANT(lgetxattr(name, attribute, value, sizeof(value)) == (ssize_t)start + 44);
 		WANT(memcmp(value, dialects[i].start, start) == 0 && value[start + 43] == '=');

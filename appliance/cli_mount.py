@@ -1,0 +1,197 @@
+"""What mount(8) runs for a file system of this type, as an entry of /etc/fstab or by hand.
+
+    mount.fuse.appliance SOURCE DIR [-sfnvrw] [-N NAMESPACE] [-t TYPE] [-o OPTION[=VALUE],...]
+
+Where there is no such program, mount(8) finds that of libfuse for `fuse.appliance`, which runs
+`appliance SOURCE DIR -o OPTIONS`: the same words. SOURCE names the store if it is a service
+address; lists of mounts show it in any case, as `mount -a` compares it with /etc/fstab. The options
+are those of `appliance mount`, with underscores. What mount(8) itself knows is accepted and, except
+for `noexec`, has no effect: the mount is always read-only, without devices and set-uid programs.
+
+The program returns when the mount answers, and a process of its own serves on. Exit statuses are
+those of mount(8).
+"""
+
+import getopt
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple, NoReturn
+
+from appliance.errors import ApplianceError, ConfigError
+
+# mount(8), exit statuses.
+EXIT_USAGE: Final = 1
+EXIT_FAILURE: Final = 32
+
+_SWITCHES: Final = frozenset({"list_root", "allow_other", "passthrough", "noexec", "json"})
+_VALUED: Final = frozenset(
+    {
+        "store",
+        "blob_service_addr",
+        "directory_service_addr",
+        "path_info_service_addr",
+        "state_dir",
+        "blob_cache_size",
+        "threads",
+        "inodes",
+        "fsname",
+        "log_level",
+    }
+)
+# Those of mount(8), of fuse(8), and what the kernel lists of a mount, which a remount brings along.
+# fmt: off
+_WITHOUT_EFFECT: Final = frozenset({
+    "defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "nousers",
+    "owner", "noowner", "group", "nogroup", "ro", "rw", "suid", "nosuid", "dev", "nodev",
+    "exec", "sync", "async", "dirsync", "silent", "loud", "mand", "nomand", "iversion",
+    "noiversion", "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime",
+    "strictatime", "nostrictatime", "lazytime", "nolazytime", "symfollow", "nosymfollow",
+    "comment", "helper", "uhelper", "remount", "default_permissions", "subtype", "rootmode",
+    "user_id", "group_id", "max_read", "blksize",
+})
+# fmt: on
+_READY: Final = b"ready"
+
+
+class MountCall(NamedTuple):
+    """What mount(8) asks for."""
+
+    words: list[str]
+    """Arguments for `appliance`."""
+    directory: str
+    is_remount: bool
+    is_fake: bool
+    """Whether everything is to be done but the mount."""
+    is_noexec: bool
+
+
+def is_mount_call(words: Sequence[str], commands: Sequence[str]) -> bool:
+    """Whether `words` are from libfuse's helper: a source that is no command, a place, options."""
+    return words[2:3] == ["-o"] and words[0] not in commands and words[1].startswith("/")
+
+
+def parse_mount_call(words: Sequence[str]) -> MountCall:
+    """Return what the arguments of a helper of mount(8) ask for.
+
+    Raises:
+        ConfigError: they are none; the text names the option.
+    """
+    try:
+        flags, places = getopt.gnu_getopt(list(words), "sfnvrwN:t:o:")
+    except getopt.GetoptError as exc:
+        raise ConfigError(f"{exc.msg} (expected SOURCE DIR [-o OPTIONS])") from exc
+    if len(places) != 2:
+        raise ConfigError(f"{len(places)} arguments: expected SOURCE DIR [-o OPTIONS]")
+    source, directory = places
+    is_sloppy = ("-s", "") in flags
+    given: dict[str, str] = {}
+    for flag, value in flags:
+        if flag == "-o":
+            given |= _options(value, is_sloppy=is_sloppy)
+    if not any(name == "store" or name.endswith("_addr") for name in given) and ":" in source:
+        given["store"] = source
+    given.setdefault("fsname", source)
+    is_noexec = "noexec" in given
+    return MountCall(
+        ["mount", *map(_word, given, given.values()), "--", str(Path.cwd() / directory)],
+        directory,
+        is_remount=any("remount" in value.split(",") for flag, value in flags if flag == "-o"),
+        is_fake=("-f", "") in flags,
+        is_noexec=is_noexec,
+    )
+
+
+def _options(text: str, *, is_sloppy: bool) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for option in filter(None, text.split(",")):
+        raw_name, equals, value = option.partition("=")
+        name = raw_name.replace("-", "_")
+        if name == "exec":
+            given.pop("noexec", None)
+        elif name in _SWITCHES and not equals:
+            given[name] = ""
+        elif name in _VALUED and equals:
+            given[name] = value
+        elif name in _SWITCHES | _VALUED:
+            raise ConfigError(f"option {option}: expected {name}{'' if equals else '=VALUE'}")
+        elif not (name in _WITHOUT_EFFECT or is_sloppy or raw_name.lower().startswith("x-")):
+            raise ConfigError(f"option {option}: not known to this file system")
+    return given
+
+
+def _word(name: str, value: str) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    return flag if name in _SWITCHES else f"{flag}={value}"
+
+
+def serve_in_background(serve: Callable[[Callable[[str], None]], None]) -> NoReturn:
+    """Run `serve` in a process of its own; exit when it calls its argument, or has failed.
+
+    What that process writes to stderr goes to the system's log, unless stderr is a file or a
+    socket, as the journal's is: nobody who waits for the end of a pipe waits for that of the mount.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        _serve(serve, writing)
+    os.close(writing)
+    with open(reading, "rb") as status:  # noqa: PTH123 - a descriptor
+        text = status.read()
+    if text == _READY:
+        os._exit(0)
+    _pid, wait_status = os.waitpid(pid, 0)
+    sys.stderr.write(text.decode(errors="replace") or "appliance: failed, as the log says\n")
+    sys.exit(EXIT_USAGE if os.waitstatus_to_exitcode(wait_status) == EXIT_USAGE else EXIT_FAILURE)
+
+
+def _serve(serve: Callable[[Callable[[str], None]], None], status: int) -> NoReturn:
+    is_ready = False
+
+    def when_ready(_place: str) -> None:
+        nonlocal is_ready
+        is_ready = True
+        os.write(status, _READY)
+        os.close(status)
+
+    os.setsid()
+    _detach_streams()
+    os.chdir("/")
+    code = 0
+    try:
+        serve(when_ready)
+    except (ApplianceError, OSError) as exc:
+        code = EXIT_USAGE if isinstance(exc, ConfigError) else EXIT_FAILURE
+        line = f"appliance: {exc}\n"
+        if is_ready:
+            sys.stderr.write(line)
+        else:
+            os.write(status, line.encode(errors="replace"))
+    sys.exit(code)
+
+
+def _detach_streams() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    kind = os.fstat(2).st_mode
+    if stat.S_ISREG(kind) or stat.S_ISSOCK(kind):
+        return
+    try:
+        logger = subprocess.Popen(
+            ["logger", "-t", "appliance", f"--id={os.getpid()}"],
+            stdin=subprocess.PIPE,
+            stdout=null,
+            stderr=null,
+        )
+    except FileNotFoundError:
+        os.dup2(null, 2)
+        return
+    if logger.stdin is not None:
+        os.dup2(logger.stdin.fileno(), 2)
+        logger.stdin.close()
+    logger.returncode = 0  # it ends after us

@@ -1,0 +1,127 @@
+"""Damaged objects are taken off the record, so that the next put of the same content replaces them.
+
+An object is looked at again before it goes, as what was read may have been replaced since; and a
+file is looked at outside of the write transaction, which must not take as long as reading it does.
+"""
+
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from blake3 import blake3
+
+from appliance.castore.digest import EMPTY_DIGEST, Digest
+from appliance.store import schema
+from appliance.store.lmdb_env import WriteTransaction
+from appliance.store.store import BlobFile, Store
+
+_PIECE_SIZE: Final = 1 << 20
+
+
+class _Seen(NamedTuple):
+    """A file as it was when it was hashed; None for what could not be found out."""
+
+    digest: bytes | None
+    identity: tuple[int, ...] | None
+
+
+def drop_blob(store: Store, digest: Digest) -> bool:
+    """Take a blob off the record if its content is not there or has another digest.
+
+    Returns whether it was taken off. A file stays where it is until the blob is put again.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    with store.read() as txn:
+        blob = store.blob(txn, digest)
+        is_file = isinstance(blob, BlobFile)
+    seen = _look(store, digest) if is_file else _Seen(None, None)
+    if blob is None or digest == EMPTY_DIGEST or (is_file and seen.digest == digest):
+        return False
+    blobs = store.env.database(schema.BLOBS)
+
+    def work(txn: WriteTransaction) -> bool:
+        record = txn.get(digest, db=blobs)
+        if record is None:
+            return False
+        if is_file != (record[0] == schema.IN_FILE):
+            return False
+        if is_file and _identity(store, digest) != seen.identity:
+            return False
+        if not is_file and Digest.of(schema.inline_content(record)) == digest:
+            return False
+        return txn.delete(digest, db=blobs)
+
+    return store.env.write(work)
+
+
+def drop_directory(store: Store, digest: Digest) -> bool:
+    """Take a directory off the record if its encoding has another digest.
+
+    Returns whether it was taken off.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    directories = store.env.database(schema.DIRECTORIES)
+
+    def work(txn: WriteTransaction) -> bool:
+        encoded = txn.get(digest, db=directories)
+        if encoded is None or Digest.of(encoded) == digest:
+            return False
+        return txn.delete(digest, db=directories)
+
+    return store.env.write(work)
+
+
+def restore_blob(store: Store, digest: Digest, size: int) -> bool:
+    """Put a blob on the record that is not, and whose file is in its place and right.
+
+    Returns whether it was put.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    seen = _look(store, digest)
+    if seen.digest != digest or size <= schema.INLINE_MAX:
+        return False
+    blobs = store.env.database(schema.BLOBS)
+
+    def work(txn: WriteTransaction) -> bool:
+        if _identity(store, digest) != seen.identity:
+            return False
+        return txn.put(digest, schema.pack_file_record(size), db=blobs, overwrite=False)
+
+    return store.env.write(work)
+
+
+def is_blob_right(store: Store, digest: Digest) -> bool:
+    """Whether a blob on record has its digest; True for one that is not on record any more.
+
+    Raises:
+        StoreError: LMDB failed.
+    """
+    with store.read() as txn:
+        blob = store.blob(txn, digest)
+        if not isinstance(blob, BlobFile):
+            return blob is None or Digest.of(blob) == digest
+    return _look(store, digest).digest == digest
+
+
+def _look(store: Store, digest: Digest) -> _Seen:
+    # What cannot be read, as on a bad sector, is as good as wrong.
+    identity = _identity(store, digest)
+    with suppress(OSError), store.blob_path(digest).open("rb", buffering=0) as file:
+        hasher = blake3()
+        while piece := file.read(_PIECE_SIZE):
+            hasher.update(piece)
+        return _Seen(hasher.digest(), identity)
+    return _Seen(None, identity)
+
+
+def _identity(store: Store, digest: Digest) -> tuple[int, ...] | None:
+    try:
+        status = store.blob_path(digest).stat()
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

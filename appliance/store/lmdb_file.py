@@ -1,0 +1,225 @@
+"""The two files of an LMDB environment, looked at before LMDB maps them.
+
+LMDB believes what `data.mdb` says of its length: a read behind the end of the file is SIGBUS. It
+makes `lock.mdb` as a file with a hole, and writes to it through its map: on a full disk that is
+SIGBUS too. And it tells processes by their ids, each by a lock on one byte of `lock.mdb`: two of
+equal ids, in two PID namespaces, take each other for one.
+
+Layout of `data.mdb` (mdb.c: MDB_page, MDB_meta, MDB_node; 64 bits, the machine's byte order):
+
+    page       number u64, padding u16, flags u16, lower u16, upper u16; or, of an overflow page,
+               a number of pages u32 in place of the last two
+    page 0, 1  page header, magic u32, version u32, address u64, map size u64, record of the free
+               list (48 bytes, begins with the page size as u32, ends with its root as u64), record
+               of the main database (48 bytes), last page u64, transaction u64
+    others     page header, offsets of nodes u16 up to `lower`, nodes
+    node       low u16, high u16, flags u16, size of the key u16, key, value
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from appliance.errors import PidInUseError, StoreError
+from appliance.store.disk_errors import FULL_ERRNOS, disk_error
+
+_PAGE_HEADER: Final = struct.Struct("=QHHHH")
+_META: Final = struct.Struct("=16xIIQQI36xQ48xQQ")
+_NODE: Final = struct.Struct("=HHHH")
+_NUMBER: Final = struct.Struct("=Q")
+_MAGIC: Final = 0xBEEFC0DE
+_META_PAGE_MIN: Final = 4096
+_PAGE_SIZES: Final = frozenset(1 << bits for bits in range(9, 17))
+_BRANCH: Final = 1
+_LEAF: Final = 2
+_BIG_DATA: Final = 1
+_NO_ROOT: Final = (1 << 64) - 1
+_DEPTH_MAX: Final = 32
+# A writer may commit while the free list is read.
+_ATTEMPTS: Final = 10
+
+# mdb.c: MDB_txninfo with one MDB_reader, and each reader more.
+_LOCK_FIXED: Final = 192
+_LOCK_READER: Final = 64
+# fcntl.h: struct flock, on Linux with 64 bits.
+_FLOCK: Final = struct.Struct("=hhiqqi4x")
+
+
+class _Meta(NamedTuple):
+    transaction: int
+    last_page: int
+    page_size: int
+    free_root: int
+
+    @property
+    def size_bytes(self) -> int:
+        return (self.last_page + 1) * self.page_size
+
+
+class _BadPageError(Exception):
+    """A page is not what another says of it."""
+
+
+def check_data(path: Path) -> int:
+    """Return the size of `data.mdb` below `path`; 0 if there is none, or nothing in it yet.
+
+    A file may be shorter than it says only by pages that are free: LMDB does not write those.
+
+    Raises:
+        StoreError: it is not a database, or was cut off.
+        OSError: it cannot be read.
+    """
+    name = path / "data.mdb"
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    try:
+        size = os.fstat(fd).st_size
+        if size == 0:
+            return 0
+        meta = _read_meta(fd, name)
+        for _attempt in range(_ATTEMPTS):
+            size = os.fstat(fd).st_size
+            if size >= meta.size_bytes or _ends_with_free_pages(fd, meta, size):
+                return size
+            before, meta = meta, _read_meta(fd, name)
+            if meta == before:
+                break
+        raise StoreError(f"{name}: has {size} bytes, of {meta.size_bytes}: it was cut off")
+    finally:
+        os.close(fd)
+
+
+def allocate_lock(path: Path, max_readers: int) -> None:
+    """Have the disk space of `lock.mdb` below `path` before LMDB writes to its map.
+
+    Raises:
+        StoreFullError: there is none.
+        OSError: the file cannot be opened for writing, or made.
+    """
+    size = _LOCK_FIXED + _LOCK_READER * (max_readers - 1)
+    name = path / "lock.mdb"
+    # This process has no lock on the file yet, so that closing it ends none.
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        status = os.fstat(fd)
+        if status.st_size < size or status.st_blocks * 512 < status.st_size:
+            _allocate(fd, name, max(size, status.st_size))
+    finally:
+        os.close(fd)
+
+
+def check_pid(path: Path) -> None:
+    """Check that LMDB can tell this process from all that have `path` open; it is not open here.
+
+    Raises:
+        PidInUseError: it cannot.
+        OSError: `lock.mdb` cannot be opened.
+    """
+    name = path / "lock.mdb"
+    fd = os.open(name, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        pid = os.getpid()
+        question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, pid, 1, 0)
+        answer = fcntl.fcntl(fd, fcntl.F_GETLK, question)
+    finally:
+        os.close(fd)
+    if _FLOCK.unpack(answer)[0] != fcntl.F_UNLCK:
+        raise PidInUseError(str(name), pid)
+
+
+def is_written_by_nobody(path: Path) -> bool:
+    """Whether the file system that `path` is on, not only a mount of it, is read-only."""
+    if not os.statvfs(path).f_flag & os.ST_RDONLY:
+        return False
+    status = path.stat()
+    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    return any(fields[2] == device and "ro" in fields[-1].split(",") for fields in _mounts())
+
+
+def _mounts() -> Iterator[list[str]]:
+    # proc(5): ... the third is the device, the last are options of the file system itself.
+    with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            yield line.split()
+
+
+def _allocate(fd: int, name: Path, size: int) -> None:
+    # Not posix_fallocate(3): where the file system cannot do it, that writes what it has read
+    # before, under the hands of processes that have the file mapped.
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
+        return
+    code = ctypes.get_errno()
+    if code in FULL_ERRNOS:
+        raise disk_error(OSError(code, os.strerror(code), os.fspath(name)), name)
+    if code not in {errno.EOPNOTSUPP, errno.ENOSYS}:
+        raise OSError(code, os.strerror(code), os.fspath(name))
+
+
+def _read_meta(fd: int, name: Path) -> _Meta:
+    first = _meta_at(fd, 0)
+    second = None if first is None else _meta_at(fd, first.page_size)
+    if first is None or second is None:
+        raise StoreError(f"{name}: not a database of LMDB, or cut off")
+    return max(first, second)
+
+
+def _meta_at(fd: int, offset: int) -> _Meta | None:
+    page = os.pread(fd, _META_PAGE_MIN, offset)
+    if len(page) < _META.size:
+        return None
+    magic, _version, _address, _map_size, page_size, root, last_page, transaction = (
+        _META.unpack_from(page)
+    )
+    if magic != _MAGIC or page_size not in _PAGE_SIZES:
+        return None
+    return _Meta(transaction, last_page, page_size, root)
+
+
+def _ends_with_free_pages(fd: int, meta: _Meta, size: int) -> bool:
+    missing = set(range(size // meta.page_size, meta.last_page + 1))
+    try:
+        for pages in _free_pages(fd, meta, meta.free_root, 0):
+            missing.difference_update(pages)
+            if not missing:
+                return True
+    except (_BadPageError, struct.error, IndexError):
+        return False
+    return False
+
+
+def _free_pages(fd: int, meta: _Meta, number: int, depth: int) -> Iterator[list[int]]:
+    if number == _NO_ROOT:
+        return
+    page = _read(fd, number * meta.page_size, meta.page_size)
+    _number, _padding, flags, lower, _upper = _PAGE_HEADER.unpack_from(page)
+    if depth > _DEPTH_MAX or not flags & (_BRANCH | _LEAF):
+        raise _BadPageError
+    for (at,) in struct.iter_unpack("=H", page[_PAGE_HEADER.size : lower]):
+        low, high, node_flags, key_size = _NODE.unpack_from(page, at)
+        if flags & _BRANCH:
+            child = low | high << 16 | node_flags << 32
+            yield from _free_pages(fd, meta, child, depth + 1)
+            continue
+        value_at, value_size = at + _NODE.size + key_size, low | high << 16
+        if node_flags & _BIG_DATA:
+            (overflow,) = _NUMBER.unpack_from(page, value_at)
+            value = _read(fd, overflow * meta.page_size + _PAGE_HEADER.size, value_size)
+        else:
+            value = page[value_at : value_at + value_size]
+        (count,) = _NUMBER.unpack_from(value)
+        yield list(struct.unpack_from(f"={count}Q", value, _NUMBER.size))
+
+
+def _read(fd: int, offset: int, size: int) -> bytes:
+    data = os.pread(fd, size, offset)
+    if len(data) < size:
+        raise _BadPageError
+    return data

@@ -1,0 +1,192 @@
+"""The log as a whole: its two forms, and what floods of events leave in it."""
+
+import io
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from appliance import log
+from appliance.log import BURST, WINDOW_NS, CountTable, configure_logging, set_log_source
+
+LOG = logging.getLogger("appliance.tests")
+CAPACITY = log._NUM_BUCKETS * log._BUCKET_ROWS
+
+
+class Clock:
+    """What the log takes for the time, in nanoseconds."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    log._shared_table.cache_clear()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers.clear()  # pytest's: the log replaces what there was, and closes it
+    made = Clock()
+    monkeypatch.setattr(time, "monotonic_ns", made)
+    yield made
+    set_log_source("")
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    log._shared_table.cache_clear()
+
+
+Lines = Callable[[], list[str]]
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
+    """Set up plain logging; the result returns the lines written since it was last asked."""
+    return capture(monkeypatch, "INFO")
+
+
+def capture(monkeypatch: pytest.MonkeyPatch, level: str, *, is_json: bool = False) -> Lines:
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    configure_logging(level, is_json=is_json)
+
+    def take() -> list[str]:
+        text = stream.getvalue()
+        stream.seek(0)
+        stream.truncate()
+        return text.splitlines()
+
+    return take
+
+
+def complain(number: int) -> None:
+    LOG.warning("complaint %d", number)
+
+
+def test_of_a_flood_a_burst_is_written_and_the_rest_counted(lines: Lines, clock: Clock) -> None:
+    for number in range(1000):
+        complain(number)
+    start = f"WARNING appliance.tests[{os.getpid()}]: "
+    hint = " (more like this are counted for a minute)"
+    assert lines() == [
+        f"{start}complaint {number}{hint * (number == BURST - 1)}" for number in range(BURST)
+    ]
+    clock.now_ns += WINDOW_NS
+    complain(1000)
+    assert lines() == [
+        f"{start}{1000 - BURST} more like this within a minute: complaint {BURST}",
+        f"{start}complaint 1000",
+    ]
+
+
+def test_the_count_is_told_when_anything_else_is_logged_later(lines: Lines, clock: Clock) -> None:
+    for number in range(BURST + 5):
+        complain(number)
+    LOG.error("something else")
+    assert not [line for line in lines() if "5 more" in line]
+    clock.now_ns += WINDOW_NS
+    LOG.error("something else")
+    count, _line = lines()
+    assert count.endswith(f": 5 more like this within a minute: complaint {BURST}")
+
+
+def test_the_count_is_told_at_the_end(lines: Lines) -> None:
+    for number in range(BURST + 5):
+        complain(number)
+    logging.getLogger().handlers[0].close()
+    assert f"5 more like this within a minute: complaint {BURST}" in lines()[-1]
+
+
+def test_a_flood_from_one_source_hides_no_other_ones_events(lines: Lines) -> None:
+    set_log_source("/run/a.sock")
+    for number in range(1000):
+        complain(number)
+    lines()
+    set_log_source("/run/b.sock")
+    complain(1)
+    (line,) = lines()
+    assert line.endswith(": /run/b.sock: complaint 1")
+    LOG.info("/run/b.sock: connected")
+    assert lines()[0].endswith("]: /run/b.sock: connected"), "named once"
+
+
+def test_any_number_of_sources_has_a_bounded_number_of_lines(lines: Lines) -> None:
+    for number in range(5 * CAPACITY):
+        set_log_source(f"peer {number}")
+        for _ in range(BURST + 1):
+            complain(number)
+    handler = logging.getLogger().handlers[0]
+    assert isinstance(handler, log._LimitedHandler)
+    assert len(handler._untold) <= log._UNTOLD_MAX
+    assert len(lines()) <= CAPACITY * BURST
+
+
+def test_what_is_over_makes_room(clock: Clock) -> None:
+    table = CountTable()
+    for kind in range(10 * CAPACITY):
+        assert table.count(kind, clock.now_ns).is_written
+        clock.now_ns += WINDOW_NS // 4
+
+
+def test_a_table_of_nonsense_is_no_error(clock: Clock) -> None:
+    # Every worker can write to it.
+    table = CountTable()
+    for value in (2**64 - 1, 2**63, 1):
+        for at in range(len(table._cells)):
+            table._cells[at] = value
+        for kind in range(100):
+            table.count(kind, clock.now_ns)
+            table.take_dropped(kind, clock.now_ns)
+
+
+def test_processes_forked_later_share_the_counts(lines: Lines) -> None:
+    for number in range(BURST - 1):
+        complain(number)
+    lines()
+    reader, writer = os.pipe()
+    for number in range(5):
+        pid = os.fork()
+        if pid == 0:
+            complain(number)
+            os.write(writer, b"".join(line.encode() + b"\n" for line in lines()))
+            os._exit(0)
+        os.waitpid(pid, 0)
+    os.close(writer)
+    assert os.read(reader, 1 << 16).count(b"\n") == 1
+    os.close(reader)
+
+
+def test_who_asks_for_debug_events_gets_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = capture(monkeypatch, "DEBUG")
+    for number in range(10 * BURST):
+        LOG.debug("detail %d", number)
+        complain(number)
+    assert len(lines()) == 20 * BURST
+
+
+def test_json_events_name_their_source_and_what_was_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = capture(monkeypatch, "INFO", is_json=True)
+    set_log_source("/run/a.sock")
+    try:
+        raise ValueError("x" * 100_000)
+    except ValueError:
+        LOG.exception("failed")
+    (line,) = lines()
+    event = json.loads(line)
+    assert (event["level"], event["source"]) == ("ERROR", "/run/a.sock")
+    assert event["message"] == "/run/a.sock: failed"
+    assert len(event["exception"]) == log._TRACEBACK_MAX
+
+
+def test_a_long_text_is_cut(lines: Lines) -> None:
+    LOG.error("%s", "x" * 100_000)
+    (line,) = lines()
+    assert len(line) < 2 * log._TEXT_MAX
+    assert line.endswith("x... (100000 characters)")

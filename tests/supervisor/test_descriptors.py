@@ -1,0 +1,84 @@
+"""Front-ends beyond the limit of descriptors wait for one to leave, and are served then."""
+
+import contextlib
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import fuse_client
+from tests.fakes.appliance_process import (
+    DEADLINE_S,
+    ApplianceProcess,
+    FakeGuest,
+    every_event,
+    import_tree,
+)
+from tests.fakes.hostile_guest import LARGE, ROOT
+
+pytestmark = pytest.mark.slow
+
+NUM_SOCKETS = 12
+
+
+@pytest.fixture(params=[64, 256])
+def appliance(
+    request: pytest.FixtureRequest, store: tuple[Path, bytes], tmp_path: Path
+) -> Iterator[ApplianceProcess]:
+    limit: int = request.param
+    sockets = [f"{number}.sock" for number in range(NUM_SOCKETS)]
+    with ApplianceProcess(store[0], tmp_path, "--num-request-queues=1", sockets=sockets) as process:
+        resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+        yield process
+        assert "Traceback" not in process.log()
+        assert "is closed" not in process.log()
+
+
+def test_who_finds_no_room_waits_and_is_served_in_its_turn(
+    appliance: ApplianceProcess, store: tuple[Path, bytes]
+) -> None:
+    with contextlib.ExitStack() as stack:
+        served = [stack.enter_context(FakeGuest(appliance.connect(0)))]
+        front_end = appliance.connect(1)
+        while not has_to_wait(appliance, served):
+            served.append(stack.enter_context(FakeGuest(front_end)))
+            front_end = appliance.connect(len(served))
+        for guest in served:
+            guest.mount()
+            large = guest.lookup(guest.lookup(ROOT, store[1]), b"large")
+            assert guest.ask(fuse_client.read(large, 0, 4096)).body == LARGE[:4096]
+    with FakeGuest(front_end) as guest:
+        guest.mount()
+        assert guest.lookup(ROOT, store[1])
+
+
+def has_to_wait(appliance: ApplianceProcess, served: list[FakeGuest]) -> bool:
+    """Return whether the front-end that comes next after those served is told to wait."""
+    start = f": {appliance.sockets[len(served)]}: "
+    for _ in every_event(DEADLINE_S):
+        if f"{start}front-end connected" in appliance.log():
+            break
+    served[0].vmm.front_end.get_features()  # answered by the loop that has decided by then
+    return any(
+        start in line and "it waits for one to leave" in line
+        for line in appliance.log().splitlines()
+    )
+
+
+def test_large_files_are_read_with_few_descriptors(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    contents = {b"file%d" % number: os.urandom(100_000) for number in range(100)}
+    for name, content in contents.items():
+        (tree / name.decode()).write_bytes(content)
+    (base_name,) = import_tree(tmp_path / "store", tree)
+    with ApplianceProcess(tmp_path / "store", tmp_path, "--num-request-queues=1") as appliance:
+        resource.prlimit(appliance.process.pid, resource.RLIMIT_NOFILE, (64, 64))
+        with FakeGuest(appliance.connect()) as guest:
+            guest.mount()
+            top = guest.lookup(ROOT, base_name.encode())
+            for name, content in contents.items():
+                answer = guest.ask(fuse_client.read(guest.lookup(top, name), 0, 4096))
+                assert answer.body == content[:4096]

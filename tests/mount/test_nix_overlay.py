@@ -36,7 +36,7 @@ class Nix:
         return done.stdout
 
     def register(self, name: str, original: Path) -> None:
-        command = ["nix-store", "--dump", original]
+        command: list[str | Path] = ["nix-store", "--dump", original]
         nar = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
         digest = hashlib.sha256(nar).hexdigest()
         self.run("--load-db", text=f"/nix/store/{name}\n{digest}\n{len(nar)}\n\n0\n")

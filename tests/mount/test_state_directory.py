@@ -23,13 +23,14 @@ LARGE = os.urandom(1 << 20)
 
 
 def tree(title: str) -> Tree:
-    return {
+    directories: dict[bytes, Tree] = {
         b"d%02d" % number: {
             b"file": File(b"%s %d" % (title.encode(), number)),
             b"sub": {b"equal": File(b"equal")},
         }
         for number in range(DIRECTORIES)
-    } | {b"large": File(LARGE)}
+    }
+    return {**directories, b"large": File(LARGE)}
 
 
 def fill(path: Path, titles: dict[str, str]) -> list[str]:

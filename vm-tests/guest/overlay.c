@@ -9,7 +9,7 @@
 // LOWER has two packages, ONE and OTHER. SCRATCH is a directory where file systems may be mounted.
 // OPTIONS are of overlayfs, or "plain". Writes a line for each scenario, "OPTIONS NAME ERRNO":
 // ERRNO is 0 if the thing was done, and behind it is "FAILED: ..." if something else has changed.
-// What was done is checked at once, and when all overlays were mounted again with no inode in memory.
+// What was done is checked at once, and when all were mounted again with no inode in memory.
 //
 // Another lower file system may refuse the same (rename of a directory, say), so whoever runs this
 // compares the lines with those of a LOWER of ext4 or tmpfs. Run it as root.

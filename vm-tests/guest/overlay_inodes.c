@@ -255,7 +255,7 @@ int open_handles(void)
 	return closed(here, 0);
 }
 
-// --- what an overlay knows of where a file was copied from ----------------------------------------
+// --- what a file was copied from ------------------------------------------------------------------
 
 int copy_up(void)
 {
@@ -264,7 +264,7 @@ int copy_up(void)
 	return chmod(at("2/dir-b/sub/x"), 0600);
 }
 
-// Overlayfs keeps a handle of the original, finds it by that, and asks then whether it still stands.
+// Overlayfs keeps a handle of the original, finds it by that, and asks whether it still stands.
 int open_copied_up(void)
 {
 	static const char *const paths[] = { "1/dir-a/sub/x", "2/dir-b/sub/x" };

@@ -76,10 +76,16 @@ class ForkServer:
         parent = os.getpid()
         for _ in range(_PID_ATTEMPTS):
             verdict, child_verdict = os.pipe2(os.O_CLOEXEC)
-            pid = os.fork()
-            if pid == 0:
-                self._become_worker(worker_fd, parent, label, child_verdict)
-            os.close(child_verdict)
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    os.close(verdict)
+                    self._become_worker(worker_fd, parent, label, child_verdict)
+            except OSError:
+                os.close(verdict)
+                raise
+            finally:
+                os.close(child_verdict)
             is_good = os.read(verdict, 1)
             os.close(verdict)
             if is_good:

@@ -1,4 +1,4 @@
-# The typed face of the C extension: mirrors cffi_build/reader.h, as far as file_reader.py uses it.
+# The typed face of the C extension: mirrors cffi_build/reader.h, as far as the importer uses it.
 
 from typing import Literal, Protocol, overload
 
@@ -17,6 +17,8 @@ class Reader(CData):
     close: Token
     kind: int
     file_max: int
+    root: int
+    directory: int
     ring: CData
     position: int
     room: int
@@ -34,12 +36,18 @@ class _Ffi(Protocol):
     @overload
     def from_buffer(self, buffer: object) -> CData: ...
     @overload
-    def from_buffer(self, cdecl: Literal["uint8_t[]"], buffer: object) -> CData: ...
+    def from_buffer(self, cdecl: Literal["char[]", "uint8_t[]"], buffer: object) -> CData: ...
     def buffer(self, cdata: CData) -> object: ...
     def sizeof(self, cdecl: str) -> int: ...
 
 class _Lib(Protocol):
-    def reader_read(self, reader: Reader, paths: CData, size: int) -> int: ...
+    READER_FILE: int
+    READER_DIRECTORY: int
+    READER_SYMLINK: int
+    def reader_read(self, reader: Reader, requests: CData, size: int) -> int: ...
+    def reader_open(self, root: int, path: bytes, flags: int) -> int: ...
+    def reader_list(self, directory: int, to: CData, size: int) -> int: ...
+    def reader_write_sparse(self, fd: int, data: CData, size: int, offset: int) -> int: ...
 
 ffi: _Ffi
 lib: _Lib

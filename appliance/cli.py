@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from appliance import __version__
-from appliance.castore.size_dialect import SizeDialect
+from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.cli_addresses import (
     add_service_options,
     add_store_option,
@@ -29,6 +29,7 @@ from appliance.errors import ApplianceError, ConfigError, StoreError
 from appliance.terminal import (
     drop_output,
     open_missing_streams,
+    print_utf8,
     progress_line,
     terminal_columns,
     writing_output,
@@ -45,12 +46,15 @@ _MAX_REQUEST_QUEUES: Final = 254
 _MAX_MOUNT_WORKERS: Final = 254
 _MAX_QUEUE_SIZE: Final = 32768
 _DEFAULT_QUEUE_SIZE: Final = 1024
+# To chown(2), the group that a file has.
+_NO_GROUP: Final = 2**32 - 1
 _DEFAULT_CACHE_SIZE: Final = "10G"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status."""
     open_missing_streams()
+    print_utf8()
     try:
         _run(sys.argv[1:] if argv is None else argv)
     except ConfigError as exc:
@@ -136,7 +140,8 @@ class _Formatter(argparse.HelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=_Formatter, **options)
+        # Never abbreviated: what is short for one option today may be for two tomorrow.
+        super().__init__(formatter_class=_Formatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         # One line, as for every other bad value; --help has the rest.
@@ -144,7 +149,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _fail(status: int, reason: Exception | str) -> NoReturn:
-    for line in str(reason).rstrip("\n").split("\n"):
+    # Arguments that the locale could not decode come out as they went in.
+    text = str(reason).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    for line in text.rstrip("\n").split("\n"):
         print(f"appliance: {line}", file=sys.stderr)
     sys.exit(status)
 
@@ -221,10 +228,14 @@ def _add_import(commands: "Subparsers", parents: "list[_Parser]") -> None:
     )
     command.add_argument(
         "--directory-sizes",
-        choices=[dialect.name.lower() for dialect in SizeDialect],
-        default=SizeDialect.DOCUMENTED.name.lower(),
-        help="how directories count their entries, which is part of their digests: as the format "
-        "is documented, or doubled as newer Tvix and Snix do (default: documented)",
+        choices=[dialect.option() for dialect in SizeDialect],
+        default=DEFAULT_DIALECT.option(),
+        help="how directories count their entries, which is part of their digests: doubled, as "
+        "Tvix and Snix do since August 2024, or as the format is documented, for older ones and "
+        "castore-go; each refuses the other (default: doubled)",
+    )
+    command.add_argument(
+        "--name", help="name of the store path (default: the last component of PATH)"
     )
     command.add_argument("paths", nargs="+", metavar="PATH", type=_path)
     command.set_defaults(run=_run_import)
@@ -241,6 +252,11 @@ def _add_virtiofs(commands: "Subparsers", parents: "list[_Parser]") -> None:
         default=[],
         metavar="PATH",
         help="where to listen; may be repeated, one front-end at a time on each",
+    )
+    command.add_argument(
+        "--socket-group",
+        metavar="GROUP",
+        help="the group, by name or number, that may connect to the sockets made here",
     )
     command.add_argument("--fd", type=int, metavar="N", help="inherited listening socket")
     command.add_argument("--list-root", action="store_true", help="let guests list the root")
@@ -317,10 +333,23 @@ def _run_import(options: argparse.Namespace) -> None:
     gc.freeze()
     services = service_addresses(options)
     dialect = SizeDialect[options.directory_sizes.upper()]
-    start_logging = partial(_start_logging, options)
+    name = _new_name(options)
     with progress_line() as progress:
+
+        def warn(text: str) -> None:
+            import logging
+
+            progress.clear()
+            logging.getLogger("appliance.importer").warning(text)
+
         imports = import_paths(
-            services, options.paths, progress=progress, dialect=dialect, when_begun=start_logging
+            services,
+            options.paths,
+            progress=progress,
+            warn=warn,
+            dialect=dialect,
+            name=name,
+            when_begun=partial(_start_logging, options),
         )
         with closing(imports):
             for imported in imports:
@@ -356,7 +385,10 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
     paths = [Path(path) for path in [options.socket, *options.socket_path] if path is not None]
     if not paths and options.fd is None:
         raise ConfigError("virtiofs needs a SOCKET, --socket-path or --fd to listen on")
-    serve(config, listen(paths, options.fd))
+    if options.socket_group is not None and not paths:
+        raise ConfigError("--socket-group: an inherited socket has its group already")
+    gid = None if options.socket_group is None else _group(options.socket_group)
+    serve(config, listen(paths, options.fd, gid))
 
 
 def _run_mount(
@@ -394,8 +426,9 @@ def _run_status(options: argparse.Namespace) -> None:
     if not reports:
         raise StoreError(f"no supervisor is running on {directory}")
     sessions = [session for report in reports for session in report["sessions"]]
+    waiting = [front_end for report in reports for front_end in report.get("waiting", ())]
     if options.json:
-        print_json({"sessions": sessions}, indent=2)
+        print_json({"sessions": sessions, "waiting": waiting}, indent=2)
         return
     if not sessions:
         print("no front-end is connected")
@@ -406,9 +439,26 @@ def _run_status(options: argparse.Namespace) -> None:
             print(f"  worker {worker['pid']}: queue {queues}, {worker['restarts']} restarts")
         for opcode, count in sorted(session["requests"].items()):
             print(f"  {opcode:<12} {count:>12}")
+    for front_end in waiting:
+        print(
+            f"{front_end['socket']}: process {front_end['pid']} waits for the one served to leave"
+        )
 
 
 # Values read once, with the rule they break named.
+
+
+def _new_name(options: argparse.Namespace) -> str | None:
+    from appliance.castore.store_path import StorePathError, check_new_name
+
+    if options.name is None:
+        return None
+    if len(options.paths) > 1:
+        raise ConfigError(f"--name {options.name}: goes with one PATH only")
+    try:
+        return check_new_name(options.name)
+    except StorePathError as exc:
+        raise ConfigError(f"--name {exc}") from exc
 
 
 def _blob_cache_bytes(options: argparse.Namespace) -> int:
@@ -423,6 +473,17 @@ def _blob_cache_bytes(options: argparse.Namespace) -> int:
             f"--blob-cache-size {text}: expected a number of bytes, or one with K, M, G or T"
         )
     return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
+
+
+def _group(text: str) -> int:
+    import grp
+
+    try:
+        return grp.getgrnam(text).gr_gid
+    except KeyError:
+        if text.isdecimal() and int(text) < _NO_GROUP:
+            return int(text)
+    raise ConfigError(f"--socket-group {text}: there is no such group")
 
 
 def _in_range(option: str, value: int, maximum: int) -> int:

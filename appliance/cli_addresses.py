@@ -32,7 +32,7 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{kind}-service-addr",
             metavar="URI",
-            help=f"the {kind} service, if not --store: memory:, lmdb:///path, grpc+unix:///path, "
+            help=f"the {kind} service, if not --store: memory:, lmdb:///path, grpc+unix:/path, "
             f"grpc+http://host:port, grpc+https://host:port (or {_variable(kind)})",
         )
 

@@ -1,7 +1,6 @@
 """What commands on services have in common: opening them, and printing."""
 
 import argparse
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -37,8 +36,8 @@ def print_json(value: object, indent: int | None = None) -> None:
 
 
 def write_line(text: str) -> None:
-    """Print a line; names in it are bytes of any encoding, whatever that of the terminal is."""
-    write(os.fsencode(text) + b"\n")
+    """Print a line; names in it are bytes, of UTF-8 or not, whatever the locale has."""
+    write(text.encode("utf-8", "surrogateescape") + b"\n")
 
 
 def write(data: bytes) -> None:

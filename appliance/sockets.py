@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,40 @@ def claim_socket_path(path: Path) -> None:
         _remove_stale(path)
     except OSError as exc:
         raise ConfigError(f"socket path {path}: {exc.strerror}") from exc
+
+
+@contextlib.contextmanager
+def socket_mode(mode: int) -> Iterator[None]:
+    """Have the files of sockets that are bound within the block get `mode`.
+
+    By the umask, and not by a chmod afterwards: who may write in the directory can have put another
+    file there by then. The umask is that of the whole process, so other threads must not make files
+    meanwhile.
+    """
+    old = os.umask(0o777 & ~mode)
+    try:
+        yield
+    finally:
+        os.umask(old)
+
+
+def set_socket_group(path: Path, gid: int) -> None:
+    """Give the file of a socket that this process has bound at `path` to a group.
+
+    Raises:
+        ConfigError: there is another file by now, or this user may not.
+    """
+    # By a descriptor: what the path leads to may change between two system calls.
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
+            raise ConfigError(f"socket path {path}: another file has taken its place")
+        os.chown(f"/proc/self/fd/{fd}", -1, gid)
+    except OSError as exc:
+        raise ConfigError(f"socket path {path}: group {gid}: {exc.strerror}") from exc
+    finally:
+        os.close(fd)
 
 
 def raise_descriptor_limit() -> None:

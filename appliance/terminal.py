@@ -4,8 +4,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from io import TextIOWrapper
 from typing import Final, TextIO
 
 from appliance.errors import ApplianceError
@@ -76,6 +77,14 @@ def open_missing_streams() -> None:
             # The lowest number that is free is this one.
             os.set_inheritable(os.open(os.devnull, flags[fd]), True)  # noqa: FBT003 - its only form
             setattr(sys, name, open(fd, "r" if fd == 0 else "w"))  # noqa: PTH123, SIM115 - for good
+
+
+def print_utf8() -> None:
+    """Have what is printed from now on be UTF-8, as names are, whatever the locale has."""
+    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, TextIOWrapper):
+            with suppress(OSError):  # it leads elsewhere by now, or nowhere: writing will say so
+                stream.reconfigure(encoding="utf-8", errors=errors)
 
 
 @contextmanager

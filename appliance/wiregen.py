@@ -424,7 +424,9 @@ def differences() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the generated files, or with `--check` diff them; return the exit status."""
-    parser = argparse.ArgumentParser(prog="appliance.wiregen", description="wire codec generator")
+    parser = argparse.ArgumentParser(
+        prog="appliance.wiregen", allow_abbrev=False, description="wire codec generator"
+    )
     parser.add_argument("--check", action="store_true", help="diff instead of writing")
     if parser.parse_args(arguments).check:
         diff = differences()

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #define OPEN_FLAGS (O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)
+#define DIRECTORY_FLAGS (O_PATH | O_DIRECTORY | O_CLOEXEC)
 #define LENGTH_SIZE 8u
 #define ALIGNMENT 8u
 #define NAME_SIZE_MAX 255u
@@ -117,16 +118,12 @@ static enum outcome frame(struct reader *reader, int fd, const char *name, uint3
 	return DONE;
 }
 
-static enum outcome read_file(struct reader *reader, const char *path, size_t path_size)
+static enum outcome read_file(struct reader *reader, const char *name, size_t name_size)
 {
-	const char *slash = memrchr(path, '/', path_size);
-	const char *name = slash ? slash + 1 : path;
-	size_t name_size = (size_t)(path + path_size - name);
-
-	if (name_size == 0 || name_size > NAME_SIZE_MAX)
+	if (name_size == 0 || name_size > NAME_SIZE_MAX || reader->directory < 0)
 		return REFUSED;
 
-	int fd = open(path, OPEN_FLAGS);
+	int fd = reader_open(reader->directory, name, OPEN_FLAGS);
 
 	if (fd < 0)
 		return REFUSED;
@@ -137,21 +134,34 @@ static enum outcome read_file(struct reader *reader, const char *path, size_t pa
 	return outcome;
 }
 
-size_t reader_read(struct reader *reader, const char *paths, size_t size)
+/* One that cannot be opened is seen by the file that is to be read there. */
+static enum outcome enter(struct reader *reader, const char *path)
 {
-	const char *path = paths;
+	if (path[0] == '/')
+		return REFUSED;
+	if (reader->directory >= 0)
+		close(reader->directory);
+	reader->directory = reader_open(reader->root, path, DIRECTORY_FLAGS);
+	return DONE;
+}
+
+size_t reader_read(struct reader *reader, const char *requests, size_t size)
+{
+	const char *request = requests;
 	const char *end;
 
 	reader->records_num = 0;
 	reader->is_refused = 0;
 	while (reader->records_num < reader->records_max
-	       && (end = memchr(path, 0, size - (size_t)(path - paths)))) {
-		enum outcome outcome = read_file(reader, path, (size_t)(end - path));
+	       && (end = memchr(request, 0, size - (size_t)(request - requests)))) {
+		enum outcome outcome = request[0] == '/'
+			? enter(reader, request + 1)
+			: read_file(reader, request, (size_t)(end - request));
 
 		reader->is_refused = outcome == REFUSED;
 		if (outcome != DONE)
 			break;
-		path = end + 1;
+		request = end + 1;
 	}
-	return (size_t)(path - paths);
+	return (size_t)(request - requests);
 }

@@ -1,5 +1,6 @@
 /*
- * The reader of an import: small files into a ring, each framed as an entry of a NAR.
+ * The reader of an import: small files into a ring, each framed as an entry of a NAR; and what else an
+ * import needs of the file system (files.c).
  *
  * This file is the cffi cdef, too, as engine.h is. The caller owns every buffer named here.
  */
@@ -33,6 +34,9 @@ struct reader {
 	struct reader_token entry, node, regular, executable, close;
 	uint8_t kind;		/* what the records get */
 	uint32_t file_max;	/* larger files are refused */
+	/* set for each tree */
+	int32_t root;		/* descriptor of the directory below which everything is opened */
+	int32_t directory;	/* of the one that names are in, or negative; the reader opens and closes it */
 	/* set before each call */
 	uint8_t *ring;
 	uint32_t position;	/* where the next frame goes */
@@ -46,9 +50,36 @@ struct reader {
 };
 
 /*
- * Reads the files named in `paths`, which end with a NUL each, and returns the bytes of `paths` that
- * it is done with. It stops where the records or the room are used up, and before a path that it
- * refuses: no regular file, too large, changed while it was read, or any error.
+ * Serves `requests`, which end with a NUL each, and returns the bytes of them that it is done with. One
+ * that begins with a slash, and not with two, names the directory, by its path from the root, of the
+ * files that follow; any other is the name of a file to read. It stops where the records or the room
+ * are used up, and before a request that it refuses: two slashes, no regular file, too large, changed
+ * while it was read, or any error.
  */
-size_t reader_read(struct reader *reader, const char *paths, size_t size);
+size_t reader_read(struct reader *reader, const char *requests, size_t size);
+
+/*
+ * Opens `path`, of any length, below the directory `root`, itself if it is empty; it and all on the way
+ * to it must be no symlinks. Returns a descriptor, which is the caller's, or a negative errno.
+ */
+int reader_open(int root, const char *path, int flags);
+
+/*
+ * Puts the next entries of the open directory into `to`, in no order: name, NUL, a letter for the kind,
+ * slash. Returns their bytes, 0 at the end, or a negative errno. `size` is 32 KiB at least.
+ */
+int reader_list(int directory, char *to, size_t size);
+
+enum {
+	READER_FILE = 'f',
+	READER_DIRECTORY = 'd',
+	READER_SYMLINK = 'l',
+	READER_OTHER = 'o',	/* or not known */
+};
+
+/*
+ * Writes `data` at `offset`, a multiple of the block size of 4 KiB, but for blocks of zeros: they stay
+ * holes in a new file, whose size the caller sets. Returns 0 or a negative errno.
+ */
+int reader_write_sparse(int fd, const uint8_t *data, size_t size, uint64_t offset);
 #endif

@@ -74,7 +74,7 @@ class GuestRun(NamedTuple):
 
 def main() -> int:
     """Measure, print; return the exit status."""
-    parser = argparse.ArgumentParser(prog="make bench")
+    parser = argparse.ArgumentParser(prog="make bench", allow_abbrev=False)
     parser.add_argument("--guest", choices=["uml", "qemu"], default="uml")
     parser.add_argument("--runs", type=int, default=LEAST_RUNS, metavar="N", help="default 5")
     options = parser.parse_args()

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from appliance.castore.digest import Digest
 from appliance.castore.names import check_name, check_target
-from appliance.castore.size_dialect import SizeDialect
+from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.errors import DirectoryError
 from appliance.protos import castore_pb2
 
@@ -150,7 +150,7 @@ class Directory:
         """Return the digest of the canonical encoding."""
         return Digest.of(self.to_bytes())
 
-    def size(self, dialect: SizeDialect = SizeDialect.DOCUMENTED) -> int:
+    def size(self, dialect: SizeDialect = DEFAULT_DIALECT) -> int:
         """Return what the `size` of a node for this directory must be.
 
         Raises:

@@ -1,25 +1,33 @@
 """The handler of a mount whose large files the kernel reads by itself."""
 
+import os
 from collections.abc import Callable
+from errno import EINVAL, ENXIO
 from typing import Final
 
+from appliance.fs.blobs import OpenBlob
 from appliance.fs.cached_blobs import ALL_LOCAL, RemoteParts
 from appliance.fs.handler import Handler
 from appliance.fuse_proto._wire import (
     IN_HEADER_SIZE,
+    LseekOut,
     Opcode,
     OpenFlag,
     OpenOut,
+    pack_lseek_out,
     pack_open_out,
     unpack_in_header,
 )
 from appliance.fuse_proto.operations import Body, NotReady, Request
+from appliance.images.layout import Kind
 from appliance.session.grants import Grants
 from appliance.session.wants import BackingWanted
 from appliance.store.schema import INLINE_MAX
 from appliance.store.store import Store
 
 _CACHED: Final = pack_open_out(OpenOut(fh=0, open_flags=OpenFlag.KEEP_CACHE, backing_id=0))
+
+_FILES: Final = frozenset({Kind.FILE, Kind.EXECUTABLE})
 
 _RESENT_BIT: Final = 63  # in `unique` (linux/fuse.h: FUSE_UNIQUE_RESEND)
 
@@ -84,6 +92,23 @@ class PassthroughHandler(Handler):
         if request.args.fh and not is_resent:
             self._released(request.args.fh)
         return b""
+
+    def lseek(self, request: Request) -> Body:
+        """See `Operations.lseek`; the holes of what the store has as a file are the file's."""
+        args = request.args
+        node = self._node(request.nodeid)
+        if node.kind not in _FILES or args.whence not in {os.SEEK_DATA, os.SEEK_HOLE}:
+            raise OSError(EINVAL, "neither SEEK_DATA nor SEEK_HOLE in a file")
+        if args.offset >= node.size:
+            raise OSError(ENXIO, "behind the end of the file")
+        found = args.offset if args.whence == os.SEEK_DATA else node.size
+        if node.size > INLINE_MAX:
+            content = self._blobs.content(self._in_store(), node.digest, node.size)
+            if isinstance(content, OpenBlob):
+                found = os.lseek(content.fd, args.offset, args.whence)
+        if found >= node.size and args.whence == os.SEEK_DATA:
+            raise OSError(ENXIO, "no data up to the end of the file")
+        return pack_lseek_out(LseekOut(min(found, node.size)))
 
     def unanswered(self, request: memoryview) -> None:
         """See `Handler.unanswered`; an open that nobody waits for has ended."""

@@ -62,6 +62,9 @@ class SessionState(Protocol):
     def end(self) -> None:
         """End the session, if there is one."""
 
+    def is_first_without_init(self) -> bool:
+        """Whether no request before has found that INIT is missing, at any worker."""
+
 
 class _Route(NamedTuple):
     """What to do with one opcode; `slot` is its counter."""
@@ -195,7 +198,8 @@ class Dispatcher:
         if not IN_HEADER_SIZE <= length <= readable_len:
             raise FuseDecodeError(f"len {length} of a request of {readable_len} bytes")
         if not (is_early or self._session.is_initialised):
-            raise OSError(EIO, "no INIT yet")
+            self._say_no_init(plan.op.name)
+            raise OSError(EIO, "no INIT on this connection")
         if method is None:
             return _fixed(answer)
         if room < least_room:
@@ -216,6 +220,14 @@ class Dispatcher:
         if size > limit:
             raise OSError(EIO, f"{size} bytes of reply do not fit {limit}")
         return body
+
+    def _say_no_init(self, opcode: str) -> None:
+        if self._session.is_first_without_init():
+            _log.warning(
+                "%s is answered EIO, as all requests will be: no INIT on this connection; a guest "
+                "that was restored or kept its mount has to mount again",
+                opcode,
+            )
 
     def _init(self, request: Request) -> Body:
         # Whatever comes of it, an INIT means that the mount of the session before is gone.

@@ -1,22 +1,33 @@
 """The walk of a tree, so far ahead of its import that the hashing processes have work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from appliance.importer.hasher_pool import HasherPool
-from appliance.importer.walk import Event, Step, walk
+from appliance.importer.root import Identity, OpenRoot
+from appliance.importer.walk import NOTHING, Event, Step, walk
 
 # Steps of the walk taken ahead of the one in hand, files or not.
 _AHEAD_MAX: Final = 4096
 
 
 class Ahead:
-    """Walks the tree `root`, and asks `pool` for its files in the order of the walk."""
+    """Walks the tree `root`, and asks `pool` for its files in the order of the walk.
 
-    def __init__(self, root: bytes, pool: HasherPool) -> None:
-        self._walk = walk(root)
+    Args:
+        root: open until the end of the walk.
+        pool: idle.
+        excluded: see `walk`.
+    """
+
+    def __init__(
+        self, root: OpenRoot, pool: HasherPool, excluded: Mapping[Identity, str] = NOTHING
+    ) -> None:
+        self.root = root
+        self._walk = walk(root, excluded)
         self._pool = pool
         self._events: list[Event] = []
+        pool.begin_root(root)
 
     def __iter__(self) -> Iterator[Event]:
         """Yield the steps of the walk.
@@ -45,8 +56,9 @@ class Ahead:
             event = next(self._walk, None)
             if event is None:
                 break
-            if event.step is Step.FILE:
-                pool.request(event.detail)
+            step, name, detail = event
+            if step is Step.FILE:
+                pool.request(detail, name or self.root.entry)
             events.append(event)
         pool.send()
         return bool(events)

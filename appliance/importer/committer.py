@@ -1,12 +1,16 @@
 """Committing what an import produces, in a thread beside the import."""
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, Protocol
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Final, NamedTuple, Protocol
 
 from appliance.castore.digest import Digest
 from appliance.castore.store_path import StorePath
+from appliance.errors import ApplianceError
 from appliance.importer.hasher_pool import Hasher
 from appliance.importer.records import HASH_RECORD, HashKind
 from appliance.importer.staging import staged_path
@@ -21,14 +25,23 @@ _COMMIT_MIN_BYTES: Final = 8 << 20
 _COMMIT_MAX_BYTES: Final = 32 << 20
 
 
+class PathEnd(NamedTuple):
+    """What became of a path in a batch: it is durable, or refused for itself alone."""
+
+    digest: bytes
+    refusal: ApplianceError | None
+
+
 class Sink(Protocol):
     """What takes in an import: a store, or services."""
 
-    def commit(self, batch: Batch) -> None:
+    def commit(self, batch: Batch) -> Iterator[PathEnd]:
         """Make everything in `batch` durable; takes over its files in any case.
 
+        Yields each path when it is durable, or refused while the others may still be taken.
+
         Raises:
-            StoreError: it cannot; no path in `batch` is visible.
+            ApplianceError: it cannot; no path in `batch` that was not yielded is visible.
         """
 
     def interrupt(self) -> None:
@@ -38,11 +51,11 @@ class Sink(Protocol):
 class Committer:
     """Gathers objects, and commits them in batches, one at a time.
 
-    The sink is its own until `close`. A commit that failed is raised by the next call that
-    waits for one, and nothing is committed after it.
+    The sink is its own until `close`. A commit that failed is raised by a later call, and nothing
+    is committed after it. A path that the sink refuses is a line in `failures`.
     """
 
-    def __init__(self, sink: Sink, hashers: Sequence[Hasher]) -> None:
+    def __init__(self, sink: Sink, hashers: Sequence[Hasher], failures: list[str]) -> None:
         self._sink = sink
         self._hashers = hashers
         # Of the paths that are complete, and of the one in hand.
@@ -50,10 +63,14 @@ class Committer:
         self._current = Batch()
         # Blobs in `_complete` and in the commits before.
         self._known: set[bytes] = set()
-        self._complete_paths: list[StorePath] = []
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._commit: Future[None] | None = None
-        self._committing_paths: list[StorePath] = []
+        # From the thread of the commit, with None at its end.
+        self._ends: SimpleQueue[PathEnd | None] = SimpleQueue()
+        # Complete, in order, and what is known of them.
+        self._paths: deque[StorePath] = deque()
+        self._refusals: dict[bytes, ApplianceError | None] = {}
+        self._failures = failures
         self._num_copies = 0
 
     def add_files(self, index: int, records: bytes) -> None:
@@ -92,7 +109,7 @@ class Committer:
         """End the path in hand: all its objects have been added."""
         self._current.add_path_info(path.digest, path_info)
         self._keep_current()
-        self._complete_paths.append(path)
+        self._paths.append(path)
 
     def abandon(self) -> None:
         """Forget what was gathered of the path in hand.
@@ -103,19 +120,25 @@ class Committer:
         self._current = Batch()
 
     def commit_if_large(self) -> Iterator[StorePath]:
-        """Begin a commit if it is time, and yield the paths that an earlier one made durable."""
+        """Begin a commit if it is time, and yield the paths that became durable meanwhile."""
+        yield from self._take_ends(is_waiting=False)
         gathered_bytes = self._complete.size_bytes + self._current.size_bytes
         if gathered_bytes < _COMMIT_MIN_BYTES:
             return
-        if gathered_bytes >= _COMMIT_MAX_BYTES or self._commit is None or self._commit.done():
-            yield from self._end_commit()
+        if gathered_bytes >= _COMMIT_MAX_BYTES or self._commit is None:
+            yield from self._take_ends(is_waiting=True)
             self._begin_commit()
 
     def finish(self) -> Iterator[StorePath]:
         """Commit what is left, and yield the paths as they become durable."""
-        yield from self._end_commit()
+        yield from self._take_ends(is_waiting=True)
         self._begin_commit()
-        yield from self._end_commit()
+        yield from self._take_ends(is_waiting=True)
+
+    def settle(self) -> Iterator[StorePath]:
+        """Begin nothing more, and yield the paths that a commit under way makes durable."""
+        with suppress(ApplianceError):  # another error, of which this may follow, is being told
+            yield from self._take_ends(is_waiting=True)
 
     def close(self) -> None:
         """Wait for the commit under way, or interrupt it, and drop what is gathered."""
@@ -127,15 +150,34 @@ class Committer:
     def _begin_commit(self) -> None:
         self._keep_current()
         batch, self._complete = self._complete, Batch()
-        self._committing_paths, self._complete_paths = self._complete_paths, []
-        self._commit = self._executor.submit(self._sink.commit, batch)
+        self._commit = self._executor.submit(self._run_commit, batch)
 
-    def _end_commit(self) -> Iterator[StorePath]:
-        if self._commit is not None:
-            commit, self._commit = self._commit, None
-            commit.result()
-            yield from self._committing_paths
-            self._committing_paths = []
+    def _run_commit(self, batch: Batch) -> None:
+        try:
+            for end in self._sink.commit(batch):
+                self._ends.put(end)
+        finally:
+            self._ends.put(None)
+
+    def _take_ends(self, *, is_waiting: bool) -> Iterator[StorePath]:
+        # All of the commit under way, or those there are.
+        while self._commit is not None and (is_waiting or not self._ends.empty()):
+            end = self._ends.get()
+            if end is None:
+                commit, self._commit = self._commit, None
+                commit.result()
+                return
+            self._refusals[end.digest] = end.refusal
+            yield from self._settled()
+
+    def _settled(self) -> Iterator[StorePath]:
+        while self._paths and self._paths[0].digest in self._refusals:
+            path = self._paths.popleft()
+            refusal = self._refusals[path.digest]
+            if refusal is None:
+                yield path
+            else:
+                self._failures.append(f"{path.absolute()}: {refusal}")
 
     def _next_copy(self) -> int:
         # Negative: the numbers above 0 are the hashing process's.

@@ -1,7 +1,7 @@
 """What the trees of one import share: whence content comes, and where objects go."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from appliance.importer.hasher_pool import Hasher, HasherPool
@@ -23,9 +23,8 @@ class Feed:
         self._writer = writer
         self._num_files = 0
         self._num_bytes = 0
-        # Of the file in hand, or done last.
-        self._path = b""
         self._progress_due_s = 0.0
+        self._has_warned = False
 
     def put(
         self, kind: ObjectKind, content: bytes, digest: bytes = b"", *, hasher: int = 0
@@ -42,28 +41,32 @@ class Feed:
             self._writer.add(ObjectKind.RECORDS, records, hasher=index)
         self._writer.write(objects)
 
-    def file_done(self, size: int, path: bytes) -> None:
+    def file_done(self, size: int) -> None:
         """Count a file, and what of it was not counted piece by piece."""
         self._num_files += 1
         self._num_bytes += size
-        self._path = path
 
-    def piece_done(self, size: int, path: bytes) -> None:
+    def piece_done(self, size: int) -> None:
         """Count a piece of a file."""
         self._num_bytes += size
-        self._path = path
 
-    def report(self) -> None:
-        """Tell how far the import is, now and then."""
+    def report(self, describe: Callable[[], str]) -> None:
+        """Tell how far the import is, now and then; `describe` names the file in hand."""
         now_s = time.monotonic()
-        if self._path and now_s >= self._progress_due_s:
+        if now_s >= self._progress_due_s:
             self._progress_due_s = now_s + _PROGRESS_INTERVAL_S
             self._writer.add(
                 ObjectKind.PROGRESS,
-                self._path,
+                describe().encode(),
                 num_files=self._num_files,
                 num_bytes=self._num_bytes,
             )
+
+    def warn_of_large_directory(self, text: str) -> None:
+        """Pass on a warning; only the first one is."""
+        if not self._has_warned:
+            self._has_warned = True
+            self._writer.add(ObjectKind.WARNING, text.encode())
 
     def abandon(self) -> None:
         """Take back all that was asked for the path in hand."""

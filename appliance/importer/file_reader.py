@@ -1,6 +1,7 @@
-"""Reading many small files into a ring in one call: the only importer of its C module."""
+"""Reading many small files into a ring in one call, by the C module."""
 
 import mmap
+import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from blake3 import blake3
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 # More than the frame of any file takes beside its content.
 FRAME_EXTRA_MAX: Final = 512
 
+# In place of a descriptor.
+_NONE: Final = -1
+
 
 class Reading(NamedTuple):
     """What one call has read."""
@@ -30,9 +34,9 @@ class Reading(NamedTuple):
     records: memoryview
     # Where in `records` those are whose content does not go inline, and is not staged yet.
     large: list[int]
-    # Bytes of the paths that are done.
+    # Bytes of the requests that are done.
     num_done: int
-    # The next path is of a file that is not for this reader, for whatever reason.
+    # The next request is not for this reader: of a file, for whatever reason, or of a root.
     is_refused: bool
 
 
@@ -65,14 +69,23 @@ class FileReader:
         reader.file_max = file_max
         reader.ring = self._ring_start
         reader.records = self._array
+        reader.root = reader.directory = _NONE
+
+    def begin_root(self, directory: int | None) -> None:
+        """Read what is below the open directory from now on, or nothing; it stays the caller's."""
+        reader = self._reader
+        reader.root = _NONE if directory is None else directory
+        if reader.directory >= 0:
+            os.close(reader.directory)
+        reader.directory = _NONE
 
     def read(
-        self, paths: memoryview, position: int, room: int, skipped: int, records_max: int
+        self, requests: memoryview, position: int, room: int, skipped: int, records_max: int
     ) -> Reading:
         """Read files into the ring.
 
         Args:
-            paths: absolute or relative, each ended by NUL.
+            requests: names of files and paths of their directories, see `records`.
             position: where in the ring the first frame goes.
             room: bytes from there on that may be written; a file takes `FRAME_EXTRA_MAX` more than
                 its size at most.
@@ -82,7 +95,7 @@ class FileReader:
         reader = self._reader
         reader.position, reader.room, reader.skipped = position, room, skipped
         reader.records_max = records_max
-        num_done = lib.reader_read(reader, ffi.from_buffer(paths), len(paths))
+        num_done = lib.reader_read(reader, ffi.from_buffer(requests), len(requests))
         records = self._records[: reader.records_num * HASH_RECORD.size]
         ring = self._ring
         at = HASH_RECORD_DIGEST_AT

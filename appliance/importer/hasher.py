@@ -4,21 +4,29 @@ It is forked before any LMDB environment or thread exists, serves paths until it
 never touches the store but for the files it stages.
 """
 
-import ctypes
 import mmap
 import os
 import stat
+from contextlib import suppress
 from typing import Final
 
 from blake3 import blake3
 
 from appliance.castore.names import display
 from appliance.errors import ImportTreeError
+from appliance.importer.beneath import open_beneath
 from appliance.importer.file_reader import FRAME_EXTRA_MAX, FileReader, Reading
-from appliance.importer.long_paths import open_at
-from appliance.importer.records import DIGEST_SIZE, HASH_RECORD, HashKind, HashRecord
-from appliance.importer.staging import staged_path
-from appliance.store.disk_errors import FULL_ERRNOS
+from appliance.importer.holes import Holes
+from appliance.importer.links import Links
+from appliance.importer.records import (
+    DIGEST_SIZE,
+    HASH_RECORD,
+    HashKind,
+    HashRecord,
+    unpack_root_request,
+)
+from appliance.importer.root import CHANGED, Identity, identity_of, open_directory, reason
+from appliance.importer.staged_file import StagedFile, StagingError
 from appliance.store.schema import INLINE, INLINE_MAX
 
 # The largest piece of a file in the ring at once.
@@ -32,19 +40,17 @@ _ROOM_MIN: Final = INLINE_MAX + FRAME_EXTRA_MAX
 _ROOM_MAX: Final = PIECE_MAX + FRAME_EXTRA_MAX
 _INLINE_PREFIX: Final = bytes([INLINE])
 _MESSAGE_MAX: Final = 1 << 16
-_OPEN_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_SYNC_FILE_RANGE_WRITE: Final = 2
-_WHOLE: Final = ctypes.c_int64(0)
+_OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _NO_STAGED: Final = 0
 _NO_DIGEST: Final = bytes(DIGEST_SIZE)
-_STAGE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_ZEROS: Final = bytes(PIECE_MAX)
 
 
 class HasherLoop:
     """The life of a hashing process.
 
     Args:
-        requests: pipe of paths, each ended by NUL; its end ends `run`.
+        requests: pipe of requests, see `records`; its end ends `run`.
         results: pipe of records.
         returned: eventfd that counts the bytes of the ring given back.
         ring: shared memory.
@@ -67,9 +73,13 @@ class HasherLoop:
         self._num_staged = 0
         # Digests of what was staged in one piece.
         self._staged: set[bytes] = set()
+        self._links = Links()
         self._records = bytearray()
-        self._libc = ctypes.CDLL(None)
         self._unsent_bytes = 0
+        # The root of the tree in hand, None if it cannot be opened, and the directory in it.
+        self._root: int | None = None
+        self._prefix = b""
+        self._directory = b""
 
     def run(self) -> None:
         """Serve until the requests end."""
@@ -77,28 +87,31 @@ class HasherLoop:
         while data := os.read(self._requests, _REQUESTS_SIZE):
             data = rest + data
             end = data.rfind(b"\0") + 1
-            self._serve_all(memoryview(data)[:end])
+            self._serve_all(data[:end])
             rest = data[end:]
             self._send()
 
-    def _serve_all(self, paths: memoryview) -> None:
+    def _serve_all(self, requests: bytes) -> None:
+        view = memoryview(requests)
         room = _ROOM_MIN
-        while paths:
-            reading = self._read(paths, room)
-            paths = paths[reading.num_done :]
+        at = 0
+        while at < len(requests):
+            reading = self._read(view[at:], room)
+            at += reading.num_done
             # The next file did not fit.
             room = _ROOM_MIN if reading.records else _ROOM_MAX
             if reading.is_refused:
-                path, _, _ = bytes(paths).partition(b"\0")
-                self._serve(path)
-                paths = paths[len(path) + 1 :]
+                end = requests.index(b"\0", at)
+                self._serve(requests[at:end], _directory_at(requests, at, self._directory))
+                at = end + 1
+        self._directory = _directory_at(requests, at, self._directory)
 
-    def _read(self, paths: memoryview, room_min: int) -> Reading:
+    def _read(self, requests: memoryview, room_min: int) -> Reading:
         """Read files until one is refused, or it is time to send."""
         start = self._reserve(room_min)
         room = min(self._free_bytes - self._skipped, self._ring_size - start, _ROOM_MAX)
         records_max = _RECORDS_MAX - len(self._records) // HASH_RECORD.size
-        reading = self._reader.read(paths, start, room, self._skipped, records_max)
+        reading = self._reader.read(requests, start, room, self._skipped, records_max)
         records = reading.records
         if records:
             last = HASH_RECORD.unpack_from(records, len(records) - HASH_RECORD.size)
@@ -118,96 +131,141 @@ class HasherLoop:
         if record.digest in self._staged:
             return
         self._staged.add(record.digest)
-        self._num_staged += 1
-        path = staged_path(self._staging, self._num_staged)
         content = self._ring[record.offset : record.offset + record.size]
         try:
-            out = _create(path)
+            staged = self._create_staged()
             try:
-                _write_staged(out, content, path)
-                self._begin_sync(out)
+                staged.write(content)
+                staged.finish()
             finally:
-                os.close(out)
-            record = record._replace(staged=self._num_staged)
-        except _StagingError as exc:
+                staged.close()
+            record = record._replace(staged=staged.number)
+        except StagingError as exc:
             message = str(exc).encode()[:_MESSAGE_MAX]
             content[: len(message)] = message
             record = record._replace(kind=exc.kind, size=len(message), frame_size=0)
         HASH_RECORD.pack_into(packed, 0, *record)
 
-    def _serve(self, path: bytes) -> None:
+    def _create_staged(self) -> StagedFile:
+        self._num_staged += 1
+        return StagedFile(self._staging, self._num_staged)
+
+    def _serve(self, request: bytes, directory: bytes) -> None:
+        """Serve a request that is not for the reader."""
+        root = unpack_root_request(request)
+        if root is not None:
+            self._begin_root(*root)
+            return
+        path = b"%b/%b" % (directory, request) if directory else request
+        text = display(self._prefix + path)
         try:
-            fd = open_at(path, _OPEN_FLAGS)
+            if self._root is None:
+                raise ImportTreeError(CHANGED)
+            fd = open_beneath(self._root, path, _OPEN_FLAGS)
             try:
                 self._read_file(fd)
             finally:
                 os.close(fd)
         except ImportTreeError as exc:
-            self._put_message(HashKind.REFUSED, f"{display(path)}: {exc}")
-        except _StagingError as exc:
+            self._put_message(HashKind.REFUSED, f"{text}: {exc}")
+        except StagingError as exc:
             self._put_message(exc.kind, str(exc))
         except OSError as exc:
-            self._put_message(HashKind.REFUSED, f"{display(path)}: {exc.strerror}")
+            self._put_message(HashKind.REFUSED, f"{text}: {reason(exc)}")
+
+    def _begin_root(self, identity: Identity, prefix: bytes) -> None:
+        """Read below the directory `prefix` from now on, if it still is the one of `identity`."""
+        self._reader.begin_root(None)
+        if self._root is not None:
+            os.close(self._root)
+            self._root = None
+        self._prefix = prefix
+        self._links.clear()
+        with suppress(OSError):
+            fd = open_directory(prefix)
+            if identity_of(os.fstat(fd)) == identity:
+                self._root = fd
+            else:
+                os.close(fd)
+        self._reader.begin_root(self._root)
 
     def _read_file(self, fd: int) -> None:
         before = os.fstat(fd)
         if not stat.S_ISREG(before.st_mode):
             raise ImportTreeError("is no longer a regular file")
-        if before.st_size > INLINE_MAX:
+        size = before.st_size
+        if size > INLINE_MAX:
             self._read_large(fd, before)
             return
-        start, content = self._read_piece(fd, before.st_size, before, _INLINE_PREFIX, has_end=True)
-        digest = blake3(content).digest()
-        self._put(HashKind.LAST, before, start, before.st_size, _NO_STAGED, digest)
+        start, content = self._reserve_piece(size, _INLINE_PREFIX)
+        _fill(fd, 0, content, size)
+        _check_unchanged(fd, before)
+        digest = blake3(content[:size]).digest()
+        self._put(HashKind.LAST, before, start, size, _NO_STAGED, digest)
 
     def _read_large(self, fd: int, before: os.stat_result) -> None:
-        self._num_staged += 1
-        number = self._num_staged
-        path = staged_path(self._staging, number)
-        out = _create(path)
+        digest = self._links.digest(before)
+        if digest is not None:
+            self._put_pieces(fd, before, None, digest)
+            return
+        staged = self._create_staged()
         try:
-            hasher = blake3()
-            left = before.st_size
-            while left > PIECE_MAX:
-                start, piece = self._read_piece(fd, PIECE_MAX, before, has_end=False)
-                hasher.update(piece)
-                _write_staged(out, piece, path)
-                self._put(HashKind.PIECE, before, start, PIECE_MAX, number, _NO_DIGEST)
-                left -= PIECE_MAX
-            start, piece = self._read_piece(fd, left, before, has_end=True)
-            hasher.update(piece)
-            _write_staged(out, piece, path)
-            self._begin_sync(out)
-            self._put(HashKind.LAST, before, start, left, number, hasher.digest())
+            self._links.remember(before, self._put_pieces(fd, before, staged, _NO_DIGEST))
         except BaseException:
-            os.unlink(path)  # noqa: PTH108 -- no Path is made for a file
+            staged.remove()
             raise
         finally:
-            os.close(out)
+            staged.close()
 
-    def _begin_sync(self, fd: int) -> None:
-        # The commit will wait for the disk, which can begin now. A hint: failures show there.
-        self._libc.sync_file_range(fd, _WHOLE, _WHOLE, _SYNC_FILE_RANGE_WRITE)
+    def _put_pieces(
+        self, fd: int, before: os.stat_result, staged: StagedFile | None, digest: bytes
+    ) -> bytes:
+        """Read a file piece by piece, and put them; return the digest.
 
-    def _read_piece(
-        self,
-        fd: int,
-        size: int,
-        before: os.stat_result,
-        prefix: bytes = b"",
-        *,
-        has_end: bool,
-    ) -> tuple[int, memoryview]:
-        """Read `size` bytes; return where in the ring they are, behind `prefix`, and they."""
-        # One byte more than there should be shows the end of the file without another read.
-        start = self._reserve(len(prefix) + size + has_end)
+        Args:
+            fd: the file.
+            before: its status.
+            staged: what it is copied to, and hashed on the way; None if it was before.
+            digest: what it came to then.
+        """
+        hasher = blake3()
+        holes = Holes(fd, before)
+        number = _NO_STAGED if staged is None else staged.number
+        end = 0
+        while True:
+            at, end = end, min(end + PIECE_MAX, before.st_size)
+            size = end - at
+            is_last = end == before.st_size
+            start, room = self._reserve_piece(size)
+            piece = room[:size]
+            is_hole = holes.have(at, end)
+            if is_hole:
+                piece[:] = memoryview(_ZEROS)[:size]
+            else:
+                _fill(fd, at, room if is_last else piece, size)
+            if staged is not None:
+                hasher.update(piece)
+                staged.skip(size) if is_hole else staged.write(piece)
+            if is_last:
+                break
+            self._put(HashKind.PIECE, before, start, size, number, _NO_DIGEST)
+        _check_unchanged(fd, before)
+        if staged is not None:
+            staged.finish()
+            digest = hasher.digest()
+        self._put(HashKind.LAST, before, start, size, number, digest)
+        return digest
+
+    def _reserve_piece(self, size: int, prefix: bytes = b"") -> tuple[int, memoryview]:
+        """Find room for a piece, behind `prefix`; return where in the ring, and the room.
+
+        That is one byte more: it shows the end of a file without another read.
+        """
+        start = self._reserve(len(prefix) + size + 1)
         self._ring[start : start + len(prefix)] = prefix
         start += len(prefix)
         self._skipped += len(prefix)
-        num_read = _fill(fd, self._ring[start : start + size + has_end], size)
-        if num_read != size or (has_end and not _is_unchanged(fd, before)):
-            raise ImportTreeError("changed while it was read")
-        return start, self._ring[start : start + size]
+        return start, self._ring[start : start + size + 1]
 
     def _reserve(self, size: int) -> int:
         """Wait until `size` bytes in a row are free, and return where."""
@@ -259,47 +317,38 @@ class HasherLoop:
         self._unsent_bytes = 0
 
 
-class _StagingError(Exception):
-    """Content could not be written to the disk of the store."""
-
-    def __init__(self, path: str, cause: OSError) -> None:
-        super().__init__(f"{path}: {cause.strerror}")
-        self.kind = HashKind.FULL if cause.errno in FULL_ERRNOS else HashKind.FAILED
-
-
 _NO_STAT: Final = os.stat_result([0] * 10)
 
 
-def _fill(fd: int, view: memoryview, enough: int) -> int:
-    """Read until a read ends at `enough`, `view` is full or the file ends; return the bytes."""
+def _directory_at(requests: bytes, at: int, before: bytes) -> bytes:
+    """Return the directory that the request at `at` is in; the first one of all is in `before`."""
+    slash = requests.rfind(b"\0/", 0, at) + 1
+    if slash == 0 and (at == 0 or not requests.startswith(b"/")):
+        return before
+    return requests[slash + 1 : requests.index(b"\0", slash)]
+
+
+def _fill(fd: int, at: int, view: memoryview, size: int) -> None:
+    """Read a file from `at` on, until a read ends after `size` bytes or `view` is full.
+
+    Raises:
+        ImportTreeError: the file has not so many, or more where `view` has room for more.
+    """
     num_read = 0
     while num_read < len(view):
-        more = os.readv(fd, [view[num_read:]])
+        more = os.preadv(fd, [view[num_read:]], at + num_read)
         num_read += more
-        if not more or num_read == enough:
+        if not more or num_read == size:
             break
-    return num_read
+    if num_read != size:
+        raise ImportTreeError(CHANGED)
 
 
-def _is_unchanged(fd: int, before: os.stat_result) -> bool:
+def _check_unchanged(fd: int, before: os.stat_result) -> None:
     now = os.fstat(fd)
-    return (
-        now.st_size == before.st_size
-        and now.st_mtime_ns == before.st_mtime_ns
-        and now.st_ctime_ns == before.st_ctime_ns
-    )
-
-
-def _create(path: str) -> int:
-    try:
-        return os.open(path, _STAGE_FLAGS, 0o444)
-    except OSError as exc:
-        raise _StagingError(path, exc) from exc
-
-
-def _write_staged(fd: int, data: memoryview, path: str) -> None:
-    try:
-        while data:
-            data = data[os.write(fd, data) :]
-    except OSError as exc:
-        raise _StagingError(path, exc) from exc
+    if (
+        now.st_size != before.st_size
+        or now.st_mtime_ns != before.st_mtime_ns
+        or now.st_ctime_ns != before.st_ctime_ns
+    ):
+        raise ImportTreeError(CHANGED)

@@ -9,10 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from appliance.castore.names import display
+from appliance.castore.names import NAME_MAX, display
 from appliance.errors import ImportTreeError
 from appliance.importer.child import Child
-from appliance.importer.records import HASH_RECORD, HashKind, HashTuple
+from appliance.importer.records import HASH_RECORD, HashKind, HashTuple, pack_root_request
+from appliance.importer.root import OpenRoot
 
 _PIPE_SIZE: Final = 1 << 20
 _RESULTS_SIZE: Final = 1 << 16
@@ -87,6 +88,8 @@ class _Source:
         self.ring = hasher.ring
         self.records: list[HashTuple] = []
         self.num_taken = 0
+        # Whether it was told the root of the tree in hand.
+        self.has_root = False
         self._data = b""
         self._num_passed = 0
         self._rest = b""
@@ -128,7 +131,12 @@ class HasherPool:
     def __init__(self, hashers: Sequence[Hasher]) -> None:
         self._sources = [_Source(hasher) for hasher in hashers]
         self._turn = 0
+        self._root: OpenRoot | None = None
+        # Requests not sent yet; the directory of the last file among them.
         self._unsent: list[bytes] = []
+        self._num_unsent_files = 0
+        self._unsent_bytes = 0
+        self._directory = b""
         self._groups: deque[_Group] = deque()
         # Of the oldest group.
         self._num_served = 0
@@ -143,19 +151,33 @@ class HasherPool:
         """Whether another file may be asked for now."""
         return self._num_in_flight < _WINDOW and self._in_flight_bytes < self._limit_bytes
 
-    def request(self, path: bytes) -> None:
-        """Ask for a file.
+    def begin_root(self, root: OpenRoot) -> None:
+        """Go on to another tree; nothing of the one before is asked for any more."""
+        self._root = root
+        for source in self._sources:
+            source.has_root = False
+
+    def request(self, directory: bytes, name: bytes) -> None:
+        """Ask for a file, by the path of its directory from the root and its name.
 
         Raises:
             ImportTreeError: the path is too long.
             HasherEndedError: the process has ended.
         """
-        if len(path) >= self._limit_bytes:
-            raise ImportTreeError(f"{display(path[:80])}...: the path is too long to import")
-        self._unsent.append(path)
+        size = len(name) + 1
+        if not self._unsent or directory != self._directory:
+            if len(directory) >= self._limit_bytes - NAME_MAX - 3:
+                shown = display(directory[:80])
+                raise ImportTreeError(f"{shown}...: the path is too long to import")
+            size += len(directory) + 2
+            self._unsent.append(b"/" + directory)
+            self._directory = directory
+        self._unsent.append(name)
+        self._unsent_bytes += size
+        self._in_flight_bytes += size
         self._num_in_flight += 1
-        self._in_flight_bytes += len(path) + 1
-        if len(self._unsent) >= _GROUP:
+        self._num_unsent_files += 1
+        if self._num_unsent_files >= _GROUP:
             self.send()
 
     def send(self) -> None:
@@ -167,10 +189,13 @@ class HasherPool:
         if not self._unsent:
             return
         source = self._sources[self._turn]
-        data = memoryview(b"\0".join([*self._unsent, b""]))
-        self._groups.append(_Group(source, len(self._unsent), len(data)))
+        root = b"" if source.has_root or self._root is None else pack_root_request(self._root)
+        source.has_root = True
+        data = memoryview(b"%b%b\0" % (root, b"\0".join(self._unsent)))
+        self._groups.append(_Group(source, self._num_unsent_files, self._unsent_bytes))
         self._turn = (self._turn + 1) % len(self._sources)
         self._unsent.clear()
+        self._num_unsent_files = self._unsent_bytes = 0
         try:
             while data:
                 data = data[os.write(source.hasher.requests, data) :]

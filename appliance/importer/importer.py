@@ -6,18 +6,19 @@ this process        commits to the store, straight from the shared memory
 """
 
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from appliance.castore.names import display
-from appliance.castore.size_dialect import SizeDialect
+from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.castore.store_path import STORE_DIR, StorePathError, check_new_name
-from appliance.errors import ImportTreeError
+from appliance.errors import ApplianceError, ImportTreeError
 from appliance.importer.hasher_pool import Hasher
+from appliance.importer.own_places import excluded_directories, own_places
 from appliance.importer.progress import Progress
-from appliance.importer.root import Root
+from appliance.importer.root import Identity, Root, identity_of
 from appliance.importer.staging import user_staging_directory
 from appliance.importer.tree_process import start_tree_process
 from appliance.store.service_uri import ServiceAddresses
@@ -36,27 +37,35 @@ def import_paths(
     paths: Sequence[Path],
     *,
     progress: Progress,
-    dialect: SizeDialect = SizeDialect.DOCUMENTED,
+    warn: Callable[[str], None] | None = None,
+    dialect: SizeDialect = DEFAULT_DIALECT,
+    name: str | None = None,
     when_begun: Callable[[], None] = lambda: None,
 ) -> Generator[str, None, None]:
     """Import each of `paths` into `target` and yield its store path once it is durable, in order.
 
-    `target` is a store by its path, created when missing, or services. A symlink is imported as
-    such. Forks, so it must be called before this process has threads or an LMDB environment;
-    `when_begun` is called once it has.
+    `target` is a store by its path, created when missing, or services; it is not imported into
+    itself. A symlink is imported as such. A store path is named after its path, or by `name`.
+    Forks, so it must be called before this process has threads or an LMDB environment; `when_begun`
+    is called once it has.
+
+    A warning goes to `warn`, or else to the log.
 
     Raises:
-        ImportTreeError: some paths could not be imported: one line for each. The others were.
+        ImportTreeError: some paths could not be imported: one line for each. The others were, or
+            what ended the import is the last line.
         StoreFullError: the disk is full. What was yielded before is there.
         StoreError: the store cannot be opened or written.
     """
-    roots, failures = _roots(paths)
+    places = own_places(target)
+    roots, failures = _roots(paths, name, excluded_directories(places))
     if roots:
         with ExitStack() as stack:
             store_path = target if isinstance(target, Path) else target.one_store()
             temp = stack.enter_context(TempDirectory(store_path or user_staging_directory()))
             hashers = _start_hashers(temp.path, stack)
-            tree, objects = start_tree_process(roots, hashers, dialect)
+            excluded = excluded_directories(places)
+            tree, objects = start_tree_process(roots, hashers, dialect, excluded)
             stack.callback(tree.kill)
             stack.callback(os.close, objects)
             for hasher in hashers:
@@ -65,10 +74,15 @@ def import_paths(
             # All that this process alone needs is loaded while the others begin.
             from appliance.importer.import_run import ImportRun, open_sink  # noqa: PLC0415
 
-            sink = open_sink(store_path or target, stack)
-            run = ImportRun(sink, hashers, progress, failures)
+            sink = open_sink(store_path or target, stack, dialect)
+            run = ImportRun(sink, hashers, progress, failures, warn)
             stack.callback(run.close)
-            yield from run.take(objects)
+            try:
+                yield from run.take(objects)
+            except ApplianceError as exc:
+                if not failures:
+                    raise
+                raise ImportTreeError("\n".join([*failures, str(exc)])) from exc
             if run.num_ended < len(roots) and not run.is_broken:
                 failures.append(tree.describe_end())
     if failures:
@@ -87,28 +101,33 @@ def _start_hashers(staging: Path, stack: ExitStack) -> list[Hasher]:
     return hashers
 
 
-def _roots(paths: Sequence[Path]) -> tuple[list[Root], list[str]]:
+def _roots(
+    paths: Sequence[Path], name: str | None, excluded: Mapping[Identity, str]
+) -> tuple[list[Root], list[str]]:
     roots = []
     failures = []
     for path in paths:
         try:
-            roots.append(_root(os.fsencode(path)))
+            roots.append(_root(os.fsencode(path), name, excluded))
         except ImportTreeError as exc:
             failures.append(str(exc))
     return roots, failures
 
 
-def _root(path: bytes) -> Root:
+def _root(path: bytes, name: str | None, excluded: Mapping[Identity, str]) -> Root:
     path = path.rstrip(b"/") or b"/"
     if path.rpartition(b"/")[2] in {b"", b".", b".."}:
         path = os.path.realpath(path)
-    name = path.rpartition(b"/")[2].decode("latin-1")
+    if name is None:
+        name = path.rpartition(b"/")[2].decode("utf-8", "backslashreplace")
     try:
         check_new_name(name)
     except StorePathError as exc:
         raise ImportTreeError(f"{display(path)}: no name for a path in {STORE_DIR}: {exc}") from exc
     try:
-        os.lstat(path)
+        status = os.lstat(path)
     except OSError as exc:
         raise ImportTreeError(f"{display(path)}: {exc.strerror}") from exc
+    if (why := excluded.get(identity_of(status))) is not None:
+        raise ImportTreeError(f"{display(path)}: {why}")
     return Root(path, name)

@@ -58,8 +58,32 @@ def read_objects(fd: int) -> Iterator[tuple[ObjectHeader, bytes]]:
                 yield header, data[end - header.size : end]
                 start = end
                 continue
+            if header.size > _READ_SIZE:
+                parts = [data[end - header.size :]]
+                start, data = 0, b""
+                if not _read_exactly(fd, parts, header.size - len(parts[0])):
+                    return
+                yield header, _join(parts)
+                continue
         more = os.read(fd, _READ_SIZE)
         if not more:
             return
         data = data[start:] + more
         start = 0
+
+
+def _read_exactly(fd: int, parts: list[bytes], size: int) -> bool:
+    """Read the rest of a large object, without joining it ever again; return False at the end."""
+    while size:
+        part = os.read(fd, min(size, _READ_SIZE))
+        if not part:
+            return False
+        parts.append(part)
+        size -= len(part)
+    return True
+
+
+def _join(parts: list[bytes]) -> bytes:
+    whole = b"".join(parts)
+    parts.clear()
+    return whole

@@ -6,6 +6,11 @@ The content of files travels in a ring per hashing process, memory shared by all
 bytes at `offset`. A record takes `used` bytes of its ring, with what is before and behind the
 content and what is skipped at the end of the ring; the process that commits gives them back, oldest
 first.
+
+    tree process --requests--> hashing process
+
+A request ends with a NUL. It is the name of a file to read; or, after a slash, the path from the
+root of the directory that the files after it are in; or, after two slashes, the root.
 """
 
 import struct
@@ -13,6 +18,7 @@ from enum import IntEnum
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from appliance.castore.store_path import StorePath
+from appliance.importer.root import Identity, OpenRoot
 
 DIGEST_SIZE: Final = 32
 
@@ -69,7 +75,7 @@ class ObjectKind(IntEnum):
     # Records of one hashing process, of which no more is needed than to store their files.
     RECORDS = 0
     DIRECTORY = 1
-    # The path in hand is complete.
+    # A path is complete.
     PATH_INFO = 2
     # A reason: the path in hand cannot be imported.
     REFUSED = 3
@@ -80,6 +86,10 @@ class ObjectKind(IntEnum):
     ENDED = 6
     # Path of the file in hand or just done; `num_files` and `num_bytes` are done.
     PROGRESS = 7
+    # What a person should know; the import goes on.
+    WARNING = 8
+    # What was put since the last path was complete, or refused, is not needed.
+    ABANDONED = 9
 
 
 class ObjectHeader(NamedTuple):
@@ -93,6 +103,19 @@ class ObjectHeader(NamedTuple):
     num_bytes: int
     # Of a directory.
     digest: bytes
+
+
+def pack_root_request(root: OpenRoot) -> bytes:
+    """Return the request that says which root the paths after it are from."""
+    return b"//%d:%d:%b\0" % (*root.identity, root.prefix)
+
+
+def unpack_root_request(request: bytes) -> tuple[Identity, bytes] | None:
+    """Return the identity of the root and its prefix if `request`, without its NUL, says them."""
+    if not request.startswith(b"//"):
+        return None
+    device, inode, prefix = request[2:].split(b":", 2)
+    return (int(device), int(inode)), prefix
 
 
 def pack_path_info(path: StorePath, encoded: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """An import into services: blobs, then directories, then PathInfos, each when the last is there."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -9,7 +9,14 @@ from typing import Final
 from appliance.castore.digest import Digest
 from appliance.castore.nodes import Directory, DirectoryNode
 from appliance.castore.path_info import read_path_info
-from appliance.errors import StoreError
+from appliance.castore.size_dialect import SizeDialect
+from appliance.errors import (
+    ApplianceError,
+    ServiceUnavailableError,
+    StoreError,
+    StoreFullError,
+)
+from appliance.importer.committer import PathEnd
 from appliance.rpc.loop_thread import LoopThread
 from appliance.rpc.open_services import open_services
 from appliance.store import schema
@@ -24,11 +31,13 @@ _PIECE_SIZE: Final = 1 << 20
 # After so many answers that a blob is not there, only one in so many small ones is asked for.
 _UNASKED_AFTER: Final = 32
 _ASKED_OF: Final = 16
+# What Tvix and Snix say of directories in the other dialect, among other words.
+_WRONG_SIZE: Final = "wrong size"
 
 
 @contextmanager
-def open_sink(addresses: ServiceAddresses) -> Iterator["ServicesSink"]:
-    """Open the services, in a thread of their own.
+def open_sink(addresses: ServiceAddresses, dialect: SizeDialect) -> Iterator["ServicesSink"]:
+    """Open the services, in a thread of their own, for directories in `dialect`.
 
     Raises:
         StoreError: a local one cannot be opened.
@@ -38,7 +47,7 @@ def open_sink(addresses: ServiceAddresses) -> Iterator["ServicesSink"]:
         stack = AsyncExitStack()
         services = thread.run_and_wait(stack.enter_async_context(open_services(addresses)))
         try:
-            yield ServicesSink(thread, services)
+            yield ServicesSink(thread, services, dialect)
         finally:
             thread.run_and_wait(stack.aclose())
     finally:
@@ -52,17 +61,33 @@ class ServicesSink:
     hold parts of one: directories wait here for the root of their path.
     """
 
-    def __init__(self, thread: LoopThread, services: Services) -> None:
+    def __init__(self, thread: LoopThread, services: Services, dialect: SizeDialect) -> None:
         self._thread = thread
         self._services = services
+        self._dialect = dialect
         self._directories: dict[Digest, bytes] = {}
+        # Of this batch: the next paths may have parts of them.
+        self._sent: set[Digest] = set()
         self._asking = _Asking()
         self._task: asyncio.Task[None] | None = None
+        self._is_interrupted = False
 
-    def commit(self, batch: Batch) -> None:
+    def commit(self, batch: Batch) -> Iterator[PathEnd]:
         """See `Sink.commit`."""
         try:
-            self._thread.run_and_wait(self._commit(batch))
+            self._thread.run_and_wait(self._begun(self._put_objects(batch)))
+            for digest, path_info in batch.path_infos.items():
+                try:
+                    self._thread.run_and_wait(self._begun(self._put_path(path_info)))
+                except (ServiceUnavailableError, StoreFullError):
+                    raise  # no other path would fare better
+                except ApplianceError as exc:
+                    yield PathEnd(digest, exc)
+                else:
+                    yield PathEnd(digest, None)
+            for sent in self._sent:
+                self._directories.pop(sent, None)
+            self._sent.clear()
         finally:
             batch.discard()
 
@@ -71,23 +96,36 @@ class ServicesSink:
         self._thread.run_and_wait(self._cancel())
 
     async def _cancel(self) -> None:
+        self._is_interrupted = True
         if self._task is not None:
             self._task.cancel()
 
-    async def _commit(self, batch: Batch) -> None:
+    async def _begun(self, work: Coroutine[None, None, None]) -> None:
         self._task = asyncio.current_task()
+        if self._is_interrupted:
+            work.close()
+            raise asyncio.CancelledError
+        await work
+
+    async def _put_objects(self, batch: Batch) -> None:
         await self._put_blobs(batch)
         self._directories.update(
             (Digest(digest), encoded) for digest, encoded in batch.directories.items()
         )
-        done: set[Digest] = set()
-        for path_info in batch.path_infos.values():
-            node = read_path_info(path_info).node
-            if isinstance(node, DirectoryNode):
-                done |= await self._put_closure(node.digest)
-            await self._services.path_infos.put(path_info)
-        for digest in done:
-            self._directories.pop(digest, None)
+
+    async def _put_path(self, path_info: bytes) -> None:
+        node = read_path_info(path_info).node
+        if isinstance(node, DirectoryNode):
+            try:
+                self._sent |= await self._put_closure(node.digest)
+            except ApplianceError as exc:
+                if _WRONG_SIZE not in str(exc):
+                    raise
+                other = self._dialect.other().option()
+                raise StoreError(
+                    f"{exc}; it takes what import --directory-sizes {other} writes"
+                ) from exc
+        await self._services.path_infos.put(path_info)
 
     async def _put_blobs(self, batch: Batch) -> None:
         small = asyncio.Semaphore(_SMALL_UPLOADS_MAX)

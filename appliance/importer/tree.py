@@ -1,19 +1,35 @@
 """Importing one tree: its walk and its files' content become a NAR, directories and blobs."""
 
-import hashlib
-from typing import NamedTuple, NoReturn
+from collections.abc import Collection
+from functools import partial
+from typing import Final, NamedTuple, NoReturn
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
+from appliance.castore.directory_encoder import (
+    ENCODED_MAX,
+    PEER_ENCODED_MAX,
+    DirectoryEncoder,
+)
+from appliance.castore.nodes import (
+    DirectoryNode,
+    FileNode,
+    Node,
+    SymlinkNode,
+    WrongSortingError,
+)
 from appliance.castore.path_info import encode_nar_addressed
 from appliance.castore.size_dialect import SizeDialect
 from appliance.castore.store_path import nar_path
 from appliance.errors import ImportTreeError, StoreError, StoreFullError
 from appliance.importer.ahead import Ahead
 from appliance.importer.feed import Feed
+from appliance.importer.listing import too_large
+from appliance.importer.nars import Nars
 from appliance.importer.records import HashKind, HashTuple, ObjectKind, pack_path_info
-from appliance.importer.walk import Event, Step
-from appliance.nar.writer import NarWriter
+from appliance.importer.root import CHANGED
+from appliance.importer.walk import Step
+
+_ROOT: Final = b""
 
 
 class Tree(NamedTuple):
@@ -25,63 +41,73 @@ class Tree(NamedTuple):
 
 
 class _OpenDirectory(NamedTuple):
-    """A directory whose entries are being collected, each list in the order of names."""
+    """A directory whose entries are being encoded."""
 
     name: bytes
-    directories: list[DirectoryNode]
-    files: list[FileNode]
-    symlinks: list[SymlinkNode]
+    path: bytes
+    encoder: DirectoryEncoder
 
 
 class TreeImport:
-    """The import of one tree; its content comes and its objects go through `feed`."""
+    """The import of one tree; its content comes and its objects go through `feed`.
 
-    def __init__(self, ahead: Ahead, feed: Feed, dialect: SizeDialect) -> None:
+    Args:
+        ahead: its walk.
+        feed: idle.
+        dialect: how directories count their entries.
+        parts: paths from the root of the parts that are wanted as trees too.
+    """
+
+    def __init__(
+        self, ahead: Ahead, feed: Feed, dialect: SizeDialect, parts: Collection[bytes]
+    ) -> None:
         self._ahead = ahead
         self._feed = feed
         self._dialect = dialect
-        self._sha256 = hashlib.sha256()
-        self._nar = NarWriter(self._sha256.update)
-        # The bottom one holds nothing but the root.
-        self._open = [_OpenDirectory(b"", [], [], [])]
+        self._has_parts = bool(parts)
+        self._wanted = frozenset((_ROOT, *parts))
+        self._nars = Nars(self._wanted)
+        self._trees: dict[bytes, Tree] = {}
+        self._open: list[_OpenDirectory] = []
+        # The file in hand, or done last: path of its directory and its name.
+        self._file_at: tuple[bytes, bytes] | None = None
         # Frames that lie in a row in a ring, still to be hashed.
         self._run_ring = memoryview(b"")
         self._run_start = self._run_end = 0
 
-    def run(self) -> Tree:
-        """Import to the end; raises what `import_tree` does."""
-        for event in self._ahead:
-            if event.step is Step.FILE:
-                self._file(event)
+    def run(self) -> dict[bytes, Tree]:
+        """Import to the end; returns and raises what `import_tree` does."""
+        try:
+            self._take_all()
+        except WrongSortingError as exc:  # a name that was listed twice
+            path = self._ahead.root.describe(self._open[-1].path)
+            raise ImportTreeError(f"{path}: {CHANGED}") from exc
+        self._report()
+        self._feed.pass_on()
+        return self._trees
+
+    def _take_all(self) -> None:
+        for step, name, detail in self._ahead:
+            if step is Step.FILE:
+                self._file(name, detail)
                 continue
             self._end_run()
-            if event.step is Step.END_DIRECTORY:
-                self._end_directory()
-                continue
-            self._begin_entry(event.name)
-            if event.step is Step.SYMLINK:
-                self._open[-1].symlinks.append(SymlinkNode(event.name, event.detail))
-                self._nar.symlink(event.detail)
+            if step is Step.SYMLINK:
+                self._symlink(name, detail)
+            elif step is Step.DIRECTORY:
+                self._nars.begin(name, detail)
+                self._nars.directory()
+                self._open.append(_OpenDirectory(name, detail, DirectoryEncoder()))
             else:
-                self._open.append(_OpenDirectory(event.name, [], [], []))
-                self._nar.directory()
-        self._end_run()
-        self._feed.report()
-        self._feed.pass_on()
-        nar_size = self._nar.finish()
-        root = self._open[0]
-        nodes: list[Node] = [*root.directories, *root.files, *root.symlinks]
-        return Tree(nodes[0], nar_size, self._sha256.digest())
+                self._end_directory()
 
-    def _begin_entry(self, name: bytes) -> None:
-        if name:
-            self._nar.entry(name)
-
-    def _file(self, event: Event) -> None:
-        name = event.name
+    def _file(self, name: bytes, directory: bytes) -> None:
         ring, record = self._receive()
+        self._file_at = directory, name
         kind, executable, lead, offset, size, _, file_size, _, frame_size, digest = record
-        if frame_size and name:
+        # Where no parts are wanted, any name does for the path.
+        path = _join(directory, name) if self._has_parts else name
+        if frame_size and path not in self._wanted:
             start = offset - lead
             if start != self._run_end or ring is not self._run_ring:
                 self._end_run()
@@ -90,55 +116,95 @@ class TreeImport:
             self._run_end = start + frame_size
         else:
             self._end_run()
-            self._begin_entry(name)
+            self._nars.begin(name, path)
             if kind == HashKind.LAST:
-                self._nar.file(ring[offset : offset + size], executable=executable)
+                self._nars.file(ring[offset : offset + size], executable=executable)
             else:
-                digest = self._pieces(ring, record, event.detail)
-        self._open[-1].files.append(FileNode(name, Digest(digest), file_size, executable))
-        self._feed.file_done(file_size if kind == HashKind.LAST else 0, event.detail)
+                digest = self._pieces(ring, record)
+            self._end_node(path, FileNode(b"", Digest(digest), file_size, executable))
+        if self._open:
+            self._open[-1].encoder.add_file(name, digest, file_size, executable=executable)
+        self._feed.file_done(file_size if kind == HashKind.LAST else 0)
+
+    def _end_node(self, path: bytes, node: Node) -> None:
+        nar = self._nars.end(path)
+        if nar is not None:
+            self._trees[path] = Tree(node, nar.size, nar.sha256)
 
     def _receive(self) -> tuple[memoryview, HashTuple]:
         pool = self._feed.pool
         while not pool.has_received():
             # What is passed on may be overwritten.
             self._end_run()
-            self._feed.report()
+            self._report()
             self._feed.pass_on()
             pool.wait()
         return pool.take()
 
-    def _pieces(self, ring: memoryview, record: HashTuple, path: bytes) -> bytes:
-        """Take all pieces of the large file `path`, from `record` on; return the digest."""
+    def _report(self) -> None:
+        if self._file_at is not None:
+            self._feed.report(partial(self._describe_file, *self._file_at))
+
+    def _describe_file(self, directory: bytes, name: bytes) -> str:
+        root = self._ahead.root
+        return root.describe(_join(directory, name or root.entry))
+
+    def _pieces(self, ring: memoryview, record: HashTuple) -> bytes:
+        """Take all pieces of a large file, from `record` on; return the digest."""
         if record[0] == HashKind.PIECE:
             _, executable, _, _, _, _, file_size, *_ = record
-            self._nar.regular(file_size, executable=executable)
+            self._nars.regular(file_size, executable=executable)
         while True:
             kind, _, _, offset, size, *_, digest = record
             content = ring[offset : offset + size]
             if kind not in {HashKind.PIECE, HashKind.LAST}:
                 _refuse(kind, bytes(content).decode(errors="replace"))
-            self._nar.content(content)
-            self._feed.piece_done(size, path)
+            self._nars.content(content)
+            self._feed.piece_done(size)
             if kind == HashKind.LAST:
                 return bytes(digest)
             ring, record = self._receive()
 
     def _end_run(self) -> None:
         if self._run_start != self._run_end:
-            self._nar.entries(self._run_ring[self._run_start : self._run_end])
+            self._nars.entries(self._run_ring[self._run_start : self._run_end])
             self._run_start = self._run_end = 0
 
+    def _symlink(self, name: bytes, target: bytes) -> None:
+        path = _join(self._open[-1].path, name) if self._open else _ROOT
+        self._nars.begin(name, path)
+        self._nars.symlink(target)
+        self._end_node(path, SymlinkNode(b"", target))
+        if self._open:
+            self._open[-1].encoder.add_symlink(name, target)
+
     def _end_directory(self) -> None:
-        self._nar.end_directory()
-        name, directories, files, symlinks = self._open.pop()
-        directory = Directory(directories, files, symlinks)
-        encoded = directory.to_bytes()
+        self._nars.end_directory()
+        name, path, encoder = self._open.pop()
+        encoded = encoder.to_bytes()
+        if len(encoded) > PEER_ENCODED_MAX:
+            self._check_size(path, len(encoder), len(encoded))
         digest = Digest.of(encoded)
         if digest != EMPTY_DIGEST:
             self._feed.put(ObjectKind.DIRECTORY, encoded, digest)
-        size = directory.size(self._dialect)
-        self._open[-1].directories.append(DirectoryNode(name, digest, size))
+        size = encoder.size(self._dialect)
+        self._end_node(path, DirectoryNode(b"", digest, size))
+        if self._open:
+            self._open[-1].encoder.add_directory(name, digest, size)
+
+    def _check_size(self, path: bytes, num_entries: int, num_bytes: int) -> None:
+        text = self._ahead.root.describe(path)
+        if num_bytes > ENCODED_MAX:
+            raise too_large(text, num_entries)
+        self._feed.warn_of_large_directory(
+            f"{text}: its {num_entries} entries make a Directory of more than "
+            f"{PEER_ENCODED_MAX >> 20} MiB, which only peers with a raised limit for gRPC "
+            "messages receive"
+        )
+
+
+def _join(directory: bytes, name: bytes) -> bytes:
+    return b"%b/%b" % (directory, name) if directory else name
 
 
 def _refuse(kind: int, reason: str) -> NoReturn:
@@ -147,15 +213,23 @@ def _refuse(kind: int, reason: str) -> NoReturn:
     raise (StoreFullError if kind == HashKind.FULL else StoreError)(reason)
 
 
-def import_tree(name: str, ahead: Ahead, feed: Feed, dialect: SizeDialect) -> bytes:
-    """Import a tree; return the content of its PATH_INFO, for the store path named `name`.
+def import_tree(
+    ahead: Ahead, feed: Feed, dialect: SizeDialect, parts: Collection[bytes] = ()
+) -> dict[bytes, Tree]:
+    """Import a tree; return what it and the wanted parts of it came to, by their paths in it.
+
+    A part that was not come to is not there; the tree itself has the empty path.
 
     Raises:
         ImportTreeError: something in the tree cannot be imported, or changed meanwhile.
         StoreError: a staged file could not be written.
         HasherEndedError: a hashing process has ended.
     """
-    tree = TreeImport(ahead, feed, dialect).run()
+    return TreeImport(ahead, feed, dialect, parts).run()
+
+
+def path_info_of(tree: Tree, name: str) -> bytes:
+    """Return the content of a PATH_INFO: the tree as the store path named `name`."""
     path = nar_path(tree.nar_sha256, name)
     path_info = encode_nar_addressed(
         path, tree.node, nar_size=tree.nar_size, nar_sha256=tree.nar_sha256

@@ -1,15 +1,13 @@
 """Walking a tree in the order of its NAR, without recursion and without following symlinks."""
 
-import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
-from operator import attrgetter
-from typing import Final, NamedTuple
+from types import MappingProxyType
+from typing import Final, TypeAlias
 
-from appliance.castore.names import check_target, display
-from appliance.errors import DirectoryError, ImportTreeError
-from appliance.importer.long_paths import DIRECT_MAX, open_at, readlink
+from appliance.importer.beneath import FILE, SYMLINK
+from appliance.importer.listing import list_directory, list_entry
+from appliance.importer.root import Identity, OpenRoot
 
 
 class Step(IntEnum):
@@ -22,107 +20,46 @@ class Step(IntEnum):
     END_DIRECTORY = 3
 
 
-class Event(NamedTuple):
-    """One step of the walk; `detail` is the path of a file or the target of a symlink."""
+# One step of the walk: its kind, the name, and a detail. That is the target of a symlink; the path
+# of a directory, relative to the root; or of a file, the path of the directory that it is in.
+Event: TypeAlias = tuple[Step, bytes, bytes]
 
-    step: Step
-    name: bytes
-    detail: bytes
+NOTHING: Final[Mapping[Identity, str]] = MappingProxyType({})
 
-
-_KINDS: Final = {
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
-}
-_END: Final = Event(Step.END_DIRECTORY, b"", b"")
-
-_by_name = attrgetter("name")
+_END: Final[Event] = (Step.END_DIRECTORY, b"", b"")
 
 
-def walk(root: bytes) -> Iterator[Event]:
-    """Yield the steps of the tree `root`; the root itself comes with an empty name.
+def walk(root: OpenRoot, excluded: Mapping[Identity, str] = NOTHING) -> Iterator[Event]:
+    """Yield the steps of a tree; the root itself comes with an empty name.
+
+    Args:
+        root: open until the end of the walk.
+        excluded: directories that the walk must not come to, and why.
 
     Raises:
-        ImportTreeError: something is neither file, directory nor symlink, or cannot be read.
+        ImportTreeError: something is neither file, directory nor symlink, is excluded, or cannot be
+            read.
     """
-    mode = _lstat_mode(root)
-    if not stat.S_ISDIR(mode):
-        yield _leaf(mode, b"", root)
+    if root.entry:
+        _, _, rest = list_entry(root).partition(b"\0")
+        yield (Step.FILE, b"", b"") if rest[0] == FILE else (Step.SYMLINK, b"", rest[1:])
         return
-    yield Event(Step.DIRECTORY, b"", root)
-    stack = [(root, iter(_entries(root)))]
+    yield (Step.DIRECTORY, b"", b"")
+    stack = [(b"", iter(list_directory(root, b"", excluded)))]
     while stack:
         path, entries = stack[-1]
-        for name, mode in entries:
-            child = b"%b/%b" % (path, name)
-            if stat.S_ISREG(mode):
-                yield Event(Step.FILE, name, child)
-            elif stat.S_ISDIR(mode):
-                yield Event(Step.DIRECTORY, name, child)
-                stack.append((child, iter(_entries(child))))
-                break
+        for entry in entries:
+            name, _, rest = entry.partition(b"\0")
+            kind = rest[0]
+            if kind == FILE:
+                yield (Step.FILE, name, path)
+            elif kind == SYMLINK:
+                yield (Step.SYMLINK, name, rest[1:])
             else:
-                yield _leaf(mode, name, child)
+                child = b"%b/%b" % (path, name) if path else name
+                yield (Step.DIRECTORY, name, child)
+                stack.append((child, iter(list_directory(root, child, excluded))))
+                break
         else:
             yield _END
             stack.pop()
-
-
-def _leaf(mode: int, name: bytes, path: bytes) -> Event:
-    if stat.S_ISREG(mode):
-        return Event(Step.FILE, name, path)
-    if stat.S_ISLNK(mode):
-        return Event(Step.SYMLINK, name, _target(path))
-    kind = _KINDS.get(stat.S_IFMT(mode), "of an unknown kind")
-    raise ImportTreeError(
-        f"{display(path)}: is {kind}; only files, directories and symlinks can be imported"
-    )
-
-
-def _target(path: bytes) -> bytes:
-    try:
-        return check_target(readlink(path))
-    except OSError as exc:
-        raise ImportTreeError(f"{display(path)}: {exc.strerror}") from exc
-    except DirectoryError as exc:
-        raise ImportTreeError(f"{display(path)}: {exc}") from exc
-
-
-def _lstat_mode(path: bytes) -> int:
-    try:
-        return os.lstat(path).st_mode
-    except OSError as exc:
-        raise ImportTreeError(f"{display(path)}: {exc.strerror}") from exc
-
-
-def _entries(path: bytes) -> list[tuple[bytes, int]]:
-    """Return (name, mode with the type alone) of all entries, sorted."""
-    try:
-        if len(path) > DIRECT_MAX:
-            return _entries_by_fd(path)
-        with os.scandir(path) as entries:
-            return [(entry.name, _type(entry)) for entry in sorted(entries, key=_by_name)]
-    except OSError as exc:
-        raise ImportTreeError(f"{display(path)}: {exc.strerror}") from exc
-
-
-def _entries_by_fd(path: bytes) -> list[tuple[bytes, int]]:
-    fd = open_at(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with os.scandir(fd) as entries:
-            return sorted((os.fsencode(entry.name), _type(entry)) for entry in entries)
-    finally:
-        os.close(fd)
-
-
-def _type(entry: os.DirEntry[bytes] | os.DirEntry[str]) -> int:
-    # The first three cost no system call where the file system tells types in its listings.
-    if entry.is_file(follow_symlinks=False):
-        return stat.S_IFREG
-    if entry.is_dir(follow_symlinks=False):
-        return stat.S_IFDIR
-    if entry.is_symlink():
-        return stat.S_IFLNK
-    return entry.stat(follow_symlinks=False).st_mode

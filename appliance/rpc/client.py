@@ -1,7 +1,7 @@
 """A connection to a server, and what its three clients have in common."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, TypeAlias, TypeVar
 
@@ -16,7 +16,9 @@ from appliance.rpc.status import error_of, is_status
 from appliance.store.service_uri import GrpcAddress
 
 T = TypeVar("T")
+C = TypeVar("C", bound=grpc.aio.Call)
 # Quoted: these classes are generic in their stubs only.
+UnaryCall: TypeAlias = "grpc.aio.UnaryUnaryCall[bytes, bytes]"
 StreamCall: TypeAlias = "grpc.aio.UnaryStreamCall[bytes, bytes]"
 SinkCall: TypeAlias = "grpc.aio.StreamUnaryCall[bytes, bytes]"
 UnaryMethod: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
@@ -27,14 +29,40 @@ SinkMethod: TypeAlias = "grpc.aio.StreamUnaryMultiCallable[bytes, bytes]"
 _RECONNECT_MAX_MS: Final = 2000
 _OPTIONS: Final = (
     *CHANNEL_OPTIONS,
+    # Channels to one server would share a connection.
+    ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", _RECONNECT_MAX_MS),
     ("grpc.max_reconnect_backoff_ms", _RECONNECT_MAX_MS),
 )
+# Of the path of a socket gRPC makes an `:authority` that strict servers reset the stream for.
+_UNIX_OPTIONS: Final = (*_OPTIONS, ("grpc.default_authority", "localhost"))
+# Servers limit the calls of a connection, most to 100 or more, and one that only waits is not to
+# keep others out: so there is a second connection when one has so many calls, and so on.
+_CALLS_OF_CONNECTION: Final = 100
+_CONNECTIONS_MAX: Final = 16
 # One answer, or the next message of a stream, may take so long.
 _ANSWER_TIMEOUT_S: Final = 60.0
 # The answer to what was sent in many: all of it is made durable first.
 _KEPT_TIMEOUT_S: Final = 600.0
+
+
+class _Connection:
+    """A channel, and how many calls it has."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.num_calls = 0
+
+    def begin(self, start: Callable[[grpc.aio.Channel], C]) -> C:
+        """Begin a call, which counts until it is done."""
+        call = start(self.channel)
+        self.num_calls += 1
+        call.add_done_callback(self._end)
+        return call
+
+    def _end(self, _call: object) -> None:
+        self.num_calls -= 1
 
 
 class Peer:
@@ -46,11 +74,8 @@ class Peer:
 
     def __init__(self, address: GrpcAddress) -> None:
         self.name = address.target
-        if address.is_tls:
-            credentials = grpc.ssl_channel_credentials()
-            self._channel = grpc.aio.secure_channel(address.target, credentials, options=_OPTIONS)
-        else:
-            self._channel = grpc.aio.insecure_channel(address.target, options=_OPTIONS)
+        self._address = address
+        self._connections: list[_Connection] = []
         self._probing = asyncio.Lock()
         self._families: dict[bool, Family] = {}
 
@@ -71,16 +96,14 @@ class Peer:
         Raises:
             ApplianceError: as `status.error_of` says.
         """
-        call: UnaryMethod = self._channel.unary_unary(f"/{method}")
         with self.translating():
-            return await call(request, timeout=timeout_s or _ANSWER_TIMEOUT_S)
+            return await self._unary(method, request, timeout_s or _ANSWER_TIMEOUT_S)
 
     async def find(self, method: str, request: bytes) -> bytes | None:
         """Send one message and return the one that answers it, or None for NOT_FOUND."""
-        call: UnaryMethod = self._channel.unary_unary(f"/{method}")
         with self.translating():
             try:
-                return await call(request, timeout=_ANSWER_TIMEOUT_S)
+                return await self._unary(method, request, _ANSWER_TIMEOUT_S)
             except grpc.aio.AioRpcError as exc:
                 if is_status(exc, grpc.StatusCode.NOT_FOUND):
                     return None
@@ -88,13 +111,21 @@ class Peer:
 
     def stream(self, method: str, request: bytes) -> StreamCall:
         """Send one message and return the call that many answer; use it inside `translating`."""
-        call: StreamMethod = self._channel.unary_stream(f"/{method}")
-        return call(request)
+
+        def start(channel: grpc.aio.Channel) -> StreamCall:
+            call: StreamMethod = channel.unary_stream(f"/{method}")
+            return call(request)
+
+        return self._connection().begin(start)
 
     def sink(self, method: str) -> SinkCall:
         """Begin a call of many messages, answered by one; use it inside `translating`."""
-        call: SinkMethod = self._channel.stream_unary(f"/{method}")
-        return call()
+
+        def start(channel: grpc.aio.Channel) -> SinkCall:
+            call: SinkMethod = channel.stream_unary(f"/{method}")
+            return call()
+
+        return self._connection().begin(start)
 
     async def messages(self, call: StreamCall) -> AsyncIterator[bytes]:
         """Yield what answers a call."""
@@ -135,16 +166,40 @@ class Peer:
 
     async def close(self) -> None:
         """Cancel all calls and disconnect."""
-        await self._channel.close()
+        for connection in self._connections:
+            await connection.channel.close()
+
+    def _unary(self, method: str, request: bytes, timeout_s: float) -> UnaryCall:
+        def start(channel: grpc.aio.Channel) -> UnaryCall:
+            call: UnaryMethod = channel.unary_unary(f"/{method}")
+            return call(request, timeout=timeout_s)
+
+        return self._connection().begin(start)
+
+    def _connection(self) -> _Connection:
+        for connection in self._connections:
+            if connection.num_calls < _CALLS_OF_CONNECTION:
+                return connection
+        if len(self._connections) < _CONNECTIONS_MAX:
+            self._connections.append(_Connection(self._connect()))
+            return self._connections[-1]
+        return min(self._connections, key=lambda connection: connection.num_calls)
+
+    def _connect(self) -> grpc.aio.Channel:
+        target = self._address.target
+        if self._address.is_tls:
+            credentials = grpc.ssl_channel_credentials()
+            return grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+        options = _UNIX_OPTIONS if self._address.is_unix() else _OPTIONS
+        return grpc.aio.insecure_channel(target, options=options)
 
     async def _family(self, method: str, request: bytes, *, is_store: bool) -> Family:
         async with self._probing:
             if is_store not in self._families:
-                call: UnaryMethod = self._channel.unary_unary(f"/{method}")
                 family = TVIX
                 with self.translating():
                     try:
-                        await call(request, timeout=_ANSWER_TIMEOUT_S)
+                        await self._unary(method, request, _ANSWER_TIMEOUT_S)
                     except grpc.aio.AioRpcError as exc:
                         if is_status(exc, grpc.StatusCode.UNIMPLEMENTED):
                             family = SNIX

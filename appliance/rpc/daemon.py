@@ -21,7 +21,13 @@ from appliance.rpc.listen_address import (
 from appliance.rpc.open_services import open_services
 from appliance.rpc.relay import Relay, inherited_socket
 from appliance.rpc.server import Server
-from appliance.sockets import claim_socket_path, notify, raise_descriptor_limit, told_to_stop
+from appliance.sockets import (
+    claim_socket_path,
+    notify,
+    raise_descriptor_limit,
+    socket_mode,
+    told_to_stop,
+)
 from appliance.store.path_info_checks import CheckedPathInfoService
 from appliance.store.service_uri import ServiceAddresses, unix_target
 from appliance.store.services import Services
@@ -34,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 # Calls under way at the end may take so long; more than that, and they are cancelled.
 _GRACE_S: Final = 60.0
 # Sockets that are made: for their owner and group.
-_UMASK: Final = 0o117
+_SOCKET_MODE: Final = 0o660
 
 
 class DaemonConfig(NamedTuple):
@@ -130,11 +136,8 @@ class _Listeners:
             await self._relay.close()
 
     def _listen_privately(self, target: str) -> None:
-        old = os.umask(_UMASK)
-        try:
+        with socket_mode(_SOCKET_MODE):
             self._server.listen(target)
-        finally:
-            os.umask(old)
 
 
 def _check_free(family: int, address: tuple[str, int] | str, where: str) -> None:

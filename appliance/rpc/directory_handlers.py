@@ -29,7 +29,8 @@ class DirectoryHandlers:
 
     def methods(self, edge: Edge) -> Mapping[str, Handler]:
         """Return the handlers by name of method."""
-        return {"Get": edge.stream(self.get), "Put": edge.sink(self.put)}
+        # To Tvix and Snix only a stream that ends with NOT_FOUND means that there is no directory.
+        return {"Get": edge.stream(self.get, has_headers=True), "Put": edge.sink(self.put)}
 
     async def get(self, request: bytes) -> AsyncGenerator[bytes, None]:
         """Send one directory, or a closure: nothing then if its root is missing."""

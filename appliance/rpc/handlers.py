@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import NoReturn, TypeAlias, TypeVar
+from typing import Final, NoReturn, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -21,6 +21,15 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 UnaryHandler = Callable[[bytes], Awaitable[bytes]]
 StreamHandler = Callable[[bytes], AsyncGenerator[bytes, None]]
 SinkHandler = Callable[[AsyncIterator[bytes]], Awaitable[bytes]]
+ExchangeHandler = Callable[[AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
+
+# Work under way, and calls that wait for something to happen: more of either are refused, as each
+# may hold a request in memory. Waiting costs no more than that, and is not to keep work out.
+CALLS_MAX: Final = 1024
+WATCHES_MAX: Final = 1024
+_FULL: Final = Status(
+    grpc.StatusCode.RESOURCE_EXHAUSTED, "as many calls are under way as there may be"
+)
 
 
 class Edge:
@@ -28,43 +37,60 @@ class Edge:
 
     def __init__(self) -> None:
         self._places = ReceivingPlaces()
-        self._num_calls = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._work = _Room(CALLS_MAX)
+        self._questions = _Room(CALLS_MAX)
+        self._watches = _Room(WATCHES_MAX)
 
     async def wait_idle(self) -> None:
-        """Wait until no call is under way."""
-        await self._idle.wait()
+        """Wait until no work is under way."""
+        await self._work.wait_empty()
 
-    def unary(self, handler: UnaryHandler) -> Handler:
-        """Serve one message with one."""
+    def unary(self, handler: UnaryHandler, *, is_work: bool = True) -> Handler:
+        """Serve one message with one; what is no work is answered however much of it there is."""
+        room = self._work if is_work else self._questions
 
         async def call(request: bytes, context: Context) -> bytes:
-            with self._call(context):
-                try:
-                    return await handler(request)
-                except Exception as exc:  # noqa: BLE001 - each becomes a status, bugs are logged
-                    status = status_of(exc)
+            with room.taken(context) as refusal:
+                status = refusal
+                if status is None:
+                    try:
+                        return await handler(request)
+                    except Exception as exc:  # noqa: BLE001 - each becomes a status, bugs are logged
+                        status = status_of(exc)
                 request = b""
                 return await _abort(context, status)
 
         return grpc.unary_unary_rpc_method_handler(call)
 
-    def stream(self, handler: StreamHandler) -> Handler:
-        """Serve one message with many."""
+    def stream(
+        self, handler: StreamHandler, *, has_headers: bool = False, is_watch: bool = False
+    ) -> Handler:
+        """Serve one message with many; a watch lasts as long as its client wants.
+
+        With `has_headers`, an error that comes before the first message is preceded by headers, as
+        in a stream that has begun. Without, its status is in the headers (Trailers-Only in gRPC's
+        specification, which has it for errors), and some clients take that for the failure of the
+        call itself.
+        """
+        room = self._watches if is_watch else self._work
 
         async def call(request: bytes, context: Context) -> AsyncIterator[bytes]:
-            with self._call(context):
-                try:
-                    async with aclosing(handler(request)) as responses:
-                        async for response in responses:
-                            yield response
-                except Exception as exc:  # noqa: BLE001 - as above
-                    status = status_of(exc)
-                else:
-                    return
+            with room.taken(context) as refusal:
+                has_begun = False
+                status = refusal
+                if status is None:
+                    try:
+                        async with aclosing(handler(request)) as responses:
+                            async for response in responses:
+                                has_begun = True
+                                yield response
+                    except Exception as exc:  # noqa: BLE001 - as above
+                        status = status_of(exc)
                 request = b""
-                await _abort(context, status)
+                if not has_begun and (has_headers or status is None):
+                    await context.send_initial_metadata(())
+                if status is not None:
+                    await _abort(context, status)
 
         return grpc.unary_stream_rpc_method_handler(call)
 
@@ -72,8 +98,10 @@ class Edge:
         """Serve many messages with one."""
 
         async def call(_requests: AsyncIterator[bytes], context: Context) -> bytes:
-            incoming = Incoming(context, self._places)
-            with self._call(context):
+            with self._work.taken(context) as refusal:
+                if refusal is not None:
+                    return await _abort(context, refusal)
+                incoming = Incoming(context, self._places)
                 try:
                     async with aclosing(incoming.whole()) as requests:
                         return await handler(requests)
@@ -84,17 +112,53 @@ class Edge:
 
         return grpc.stream_unary_rpc_method_handler(call)
 
+    def exchange(self, handler: ExchangeHandler) -> Handler:
+        """Serve many messages with many, as long as the client wants: like a watch."""
+
+        async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+            with self._watches.taken(context) as refusal:
+                status = refusal
+                if status is None:
+                    try:
+                        async with aclosing(handler(requests)) as responses:
+                            async for response in responses:
+                                yield response
+                    except Exception as exc:  # noqa: BLE001 - as above
+                        status = status_of(exc)
+                if status is not None:
+                    await _abort(context, status)
+
+        return grpc.stream_stream_rpc_method_handler(call)
+
+
+class _Room:
+    """Room for so many calls of one kind; made and used on one event loop."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._num_calls = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+
     @contextmanager
-    def _call(self, context: Context) -> Iterator[None]:
+    def taken(self, context: Context) -> Iterator[Status | None]:
+        """Have a call take room for the block; yield what to refuse it with if there is none."""
         set_log_source(_host_of(context.peer()))  # each call is a task of its own
+        if self._num_calls >= self._limit:
+            yield _FULL
+            return
         self._num_calls += 1
-        self._idle.clear()
+        self._empty.clear()
         try:
-            yield
+            yield None
         finally:
             self._num_calls -= 1
             if self._num_calls == 0:
-                self._idle.set()
+                self._empty.set()
+
+    async def wait_empty(self) -> None:
+        """Wait until there is no call."""
+        await self._empty.wait()
 
 
 def decode_untrusted(kind: type[M], data: bytes) -> M:

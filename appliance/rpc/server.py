@@ -1,14 +1,11 @@
 """The gRPC server: three services under every family of names, health and reflection."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from contextlib import aclosing
 from typing import Final
 
 import grpc
-from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
-from grpc_health.v1.health import aio as health
-from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_SERVICE
 from grpc_reflection.v1alpha.reflection import aio as reflection
@@ -19,7 +16,8 @@ from appliance.errors import ApplianceError, ConfigError
 from appliance.protos import pathinfo_rpc_pb2, snix_store_pb2
 from appliance.rpc.blob_handlers import BlobHandlers
 from appliance.rpc.directory_handlers import DirectoryHandlers
-from appliance.rpc.handlers import Edge, Handler
+from appliance.rpc.handlers import CALLS_MAX, WATCHES_MAX, Edge, Handler, decode_untrusted
+from appliance.rpc.health import HEALTH_SERVICE, Health
 from appliance.rpc.methods import CHANNEL_OPTIONS, FAMILIES, Family
 from appliance.rpc.path_info_handlers import PathInfoHandlers
 from appliance.store.services import Services
@@ -27,12 +25,16 @@ from appliance.store.services import Services
 _PROBE_INTERVAL_S: Final = 5.0
 _PROBE_TIMEOUT_S: Final = 5.0
 _SETTLE_S: Final = 0.1
-# More are refused with RESOURCE_EXHAUSTED: each may hold a request in memory.
-_CALLS_MAX: Final = 1024
+# Of one connection, so that one client does not take all the room. gRPC counts a call for some time
+# after its end and refuses one too many, so this is far more than a client is to have at work.
+_STREAMS_MAX: Final = CALLS_MAX // 2
+# With those that are refused, or have not sent their request yet; gRPC refuses more by itself.
+_ALL_CALLS_MAX: Final = 2 * (CALLS_MAX + WATCHES_MAX)
 # The newer name of the same service.
 _REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
 _SERVER_OPTIONS: Final = (
     *CHANNEL_OPTIONS,
+    ("grpc.max_concurrent_streams", _STREAMS_MAX),
     # Two servers must not share a port unnoticed.
     ("grpc.so_reuseport", 0),
     # What a call may be sent before it asks for the next message. Unasked, gRPC lets it grow to
@@ -42,9 +44,6 @@ _SERVER_OPTIONS: Final = (
 )
 _DESCRIPTORS: Final = (pathinfo_rpc_pb2.DESCRIPTOR, snix_store_pb2.DESCRIPTOR)
 
-_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
-
 
 class Server:
     """Serves `services`; made and used on one event loop."""
@@ -52,12 +51,14 @@ class Server:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._edge = Edge()
-        self._server = grpc.aio.server(options=_SERVER_OPTIONS, maximum_concurrent_rpcs=_CALLS_MAX)
-        self._health = health.HealthServicer()
+        self._server = grpc.aio.server(
+            options=_SERVER_OPTIONS, maximum_concurrent_rpcs=_ALL_CALLS_MAX
+        )
+        self._health = Health()
         self._probing: asyncio.Task[None] | None = None
         for family in FAMILIES:
             self._add_family(family)
-        add_HealthServicer_to_server(self._health, self._server)
+        self._add({HEALTH_SERVICE: self._health.methods(self._edge)})
         self._add_reflection()
 
     def listen(self, target: str) -> int:
@@ -81,7 +82,7 @@ class Server:
         """Accept no more calls, and end when those under way have, or `grace_s` is over."""
         if self._probing is not None:
             self._probing.cancel()
-        await self._health.enter_graceful_shutdown()
+        self._health.end()
         stopping = asyncio.create_task(self._server.stop(grace_s))
         idle = asyncio.create_task(self._wait_idle())
         await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
@@ -101,6 +102,9 @@ class Server:
             family.directories(): DirectoryHandlers(self._services.directories).methods(self._edge),
             family.path_infos(): PathInfoHandlers(self._services.path_infos).methods(self._edge),
         }
+        self._add(handlers)
+
+    def _add(self, handlers: Mapping[str, Mapping[str, Handler]]) -> None:
         self._server.add_generic_rpc_handlers(
             [
                 grpc.method_handlers_generic_handler(name, dict(methods))
@@ -111,17 +115,12 @@ class Server:
     def _add_reflection(self) -> None:
         names = [name for family in FAMILIES for name in _service_names(family)]
         names += [HEALTH_SERVICE, REFLECTION_SERVICE, _REFLECTION_V1]
-        servicer = reflection.ReflectionServicer(names)
-        handler = grpc.stream_stream_rpc_method_handler(
-            servicer.ServerReflectionInfo,
-            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-        )
-        self._server.add_generic_rpc_handlers(
-            [
-                grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": handler})
+        handler = self._edge.exchange(_Reflection(names).answer)
+        self._add(
+            {
+                name: {"ServerReflectionInfo": handler}
                 for name in (REFLECTION_SERVICE, _REFLECTION_V1)
-            ]
+            }
         )
 
     async def _keep_probing(self) -> None:
@@ -137,8 +136,28 @@ class Server:
         )
         for family in FAMILIES:
             for name, is_working in zip(_service_names(family), works, strict=True):
-                await self._health.set(name, _SERVING if is_working else _NOT_SERVING)
-        await self._health.set("", _SERVING if all(works) else _NOT_SERVING)
+                self._health.set(name, is_working=is_working)
+        self._health.set("", is_working=all(works))
+
+
+class _Reflection:
+    """The library's servicer, on bytes."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._servicer = reflection.ReflectionServicer(names)
+
+    async def answer(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        decoded = _decoded(requests)
+        async with aclosing(self._servicer.ServerReflectionInfo(decoded, None)) as answers:
+            async for answer in answers:
+                yield answer.SerializeToString()
+
+
+async def _decoded(
+    requests: AsyncIterator[bytes],
+) -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
+    async for request in requests:
+        yield decode_untrusted(reflection_pb2.ServerReflectionRequest, request)
 
 
 def _service_names(family: Family) -> tuple[str, str, str]:

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Final, TypeAlias
 
 from appliance.castore.content_address import ContentAddress
+from appliance.castore.names import display
 from appliance.castore.narinfo import deriver_of
 from appliance.castore.nix_hash import NixHash
 from appliance.castore.nodes import DirectoryNode, FileNode, Node, SymlinkNode
@@ -48,7 +49,7 @@ class StoreView:
         for name in names:
             child = await self._child(node, name)
             if child is None:
-                raise StoreError(f"path {path} does not exist")
+                raise StoreError(f"path {_shown(path)} does not exist")
             node = child
         return node
 
@@ -64,7 +65,7 @@ class StoreView:
             NarError: its content is not as long as its node says.
         """
         if not isinstance(node, FileNode):
-            raise StoreError(f"path {path} is not a regular file")
+            raise StoreError(f"path {_shown(path)} is not a regular file")
         return file_content(node, self._services.blobs)
 
     async def walk(
@@ -202,14 +203,23 @@ def parse_path(path: str) -> tuple[StorePath, list[bytes]]:
     Raises:
         ConfigError: it is not a store path.
     """
-    relative = path.removeprefix(f"{STORE_DIR}/")
+    relative = _text(os.fsencode(path)).removeprefix(f"{STORE_DIR}/")
     basename, *names = relative.split("/")
     try:
         store_path = StorePath.parse(basename)
     except StorePathError as exc:
-        raise ConfigError(f"{path}: not a store path: {exc}") from exc
-    return store_path, [os.fsencode(name) for name in names if name not in {"", "."}]
+        raise ConfigError(f"{_shown(path)}: not a store path: {exc}") from exc
+    return store_path, [_name(text) for text in names if text not in {"", "."}]
 
 
 def _text(name: bytes) -> str:
-    return os.fsdecode(name)
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _name(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _shown(path: str) -> str:
+    # A path of the command line, decoded as the locale has it.
+    return display(os.fsencode(path))

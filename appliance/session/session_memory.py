@@ -7,6 +7,7 @@ Two memfds. `SessionMemory` holds what INIT negotiated and the request counters:
     4       u32   FUSE minor version
     8       u64   FUSE flags agreed on
     16      u32   max_readahead, bytes
+    20      u32   whether a request without INIT was seen (0 or 1)
     4096    u64   counters[num_queues][64], indexed by opcode; 0 counts unknown opcodes
 
 Only the worker of a queue writes that queue's counters, so plain stores do. INIT may come on any
@@ -31,6 +32,7 @@ _COUNTERS_OFFSET: Final = 4096
 _COUNTER_BYTES: Final = 8 * COUNTERS_PER_QUEUE
 _FIELDS: Final = struct.Struct("<IIQI")
 _INITIALISED: Final = struct.Struct("<I")
+_WITHOUT_INIT_OFFSET: Final = _FIELDS.size
 
 # struct vring_inflight_split: the version is 0 until the queue is started.
 _VERSION_OFFSET: Final = 8
@@ -79,6 +81,15 @@ class SessionMemory:
     def end(self) -> None:
         """Forget the session (DESTROY, device reset)."""
         _INITIALISED.pack_into(self._map, 0, 0)
+
+    def is_first_without_init(self) -> bool:
+        """Whether no request before has found that INIT is missing.
+
+        Two workers that ask at the same instant may both hear that it is.
+        """
+        is_first = self._map[_WITHOUT_INIT_OFFSET] == 0
+        self._map[_WITHOUT_INIT_OFFSET] = 1
+        return is_first
 
     def counters(self, queue: int) -> memoryview:
         """Return the live counters of `queue` as 64 unsigned 64-bit numbers indexed by opcode."""

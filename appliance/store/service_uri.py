@@ -7,6 +7,8 @@ from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
 
 from appliance.errors import ConfigError
 
+_UNIX_SCHEME: Final = "unix:"
+
 
 class MemoryAddress(NamedTuple):
     """Kept in this process, and gone with it: `memory:`."""
@@ -21,12 +23,16 @@ class LmdbAddress(NamedTuple):
 class GrpcAddress(NamedTuple):
     """A remote service.
 
-    `grpc+unix:///absolute/path`, `grpc+http://host[:port]` or `grpc+https://host[:port]`;
-    `target` is what gRPC calls it.
+    `grpc+unix:/absolute/path` (as Tvix and Snix write it; or with three slashes),
+    `grpc+http://host[:port]` or `grpc+https://host[:port]`; `target` is what gRPC calls it.
     """
 
     target: str
     is_tls: bool
+
+    def is_unix(self) -> bool:
+        """Whether it is a socket in the file system."""
+        return self.target.startswith(_UNIX_SCHEME)
 
 
 ServiceAddress = MemoryAddress | LmdbAddress | GrpcAddress
@@ -80,7 +86,7 @@ def parse_service_uri(uri: str) -> ServiceAddress:
 
 def unix_target(path: Path) -> str:
     """Return what gRPC calls the socket at `path`: a URI too."""
-    return f"unix:{quote(os.fsencode(path))}"
+    return f"{_UNIX_SCHEME}{quote(os.fsencode(path))}"
 
 
 def _memory(uri: str, parts: SplitResult) -> MemoryAddress:
@@ -93,7 +99,7 @@ def _memory(uri: str, parts: SplitResult) -> MemoryAddress:
 
 def _path(uri: str, parts: SplitResult) -> Path:
     if parts.netloc:
-        raise _refusal(uri, f"has a host; write {parts.scheme}:///path, with three slashes")
+        raise _refusal(uri, f"has a host; write {parts.scheme}:/path, or with three slashes")
     path = os.fsdecode(unquote_to_bytes(os.fsencode(parts.path)))
     if not path.startswith("/"):
         raise _refusal(uri, "the path must be absolute")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from appliance.errors import ConfigError
-from appliance.sockets import claim_socket_path
+from appliance.sockets import claim_socket_path, set_socket_group, socket_mode
 
 _SOCKET_MODE = 0o660
 
@@ -24,21 +24,35 @@ class Listener:
         self._file = _identity(path) if path is not None else None
 
     @classmethod
-    def bind(cls, path: Path) -> "Listener":
-        """Listen at `path`; a socket file that nobody listens on is replaced.
+    def bind(cls, path: Path, gid: int | None = None) -> "Listener":
+        """Listen at `path`, for owner and group; a socket file that nobody listens on is replaced.
+
+        Other threads must not make files meanwhile.
+
+        Args:
+            path: where the socket file is to be.
+            gid: its group, if not this process's.
 
         Raises:
-            ConfigError: the path is too long, in use, not a socket, or cannot be created.
+            ConfigError: the path is too long, in use, not a socket, or cannot be created; or the
+                group cannot be given to it. No socket file is left behind.
         """
         try:
             claim_socket_path(path)
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.bind(os.fspath(path))
-            path.chmod(_SOCKET_MODE)
-            sock.listen()
-            return cls(sock, str(path), path)
+            with socket_mode(_SOCKET_MODE):
+                sock.bind(os.fspath(path))
+            listener = cls(sock, str(path), path)
         except OSError as exc:
             raise ConfigError(f"socket path {path}: {exc.strerror}") from exc
+        try:
+            if gid is not None:
+                set_socket_group(path, gid)
+            sock.listen()
+        except BaseException:
+            listener.close()
+            raise
+        return listener
 
     @classmethod
     def inherit(cls, fd: int) -> "Listener":
@@ -70,14 +84,18 @@ class Listener:
                     path.unlink()
 
 
-def listen(paths: Sequence[Path], fd: int | None) -> list[Listener]:
+def listen(paths: Sequence[Path], fd: int | None, gid: int | None = None) -> list[Listener]:
     """Listen at each of `paths`, and on the inherited socket `fd` if there is one; all or none.
+
+    The socket files get the group `gid`, if one is given.
 
     Raises:
         ConfigError: one of them cannot be listened on; no socket file is left behind.
     """
     with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(contextlib.closing(Listener.bind(path))) for path in paths]
+        listeners = [
+            stack.enter_context(contextlib.closing(Listener.bind(path, gid))) for path in paths
+        ]
         if fd is not None:
             listeners.append(Listener.inherit(fd))
         stack.pop_all()

@@ -17,6 +17,7 @@ from appliance.errors import StoreError
 
 _ANSWER_DEADLINE_S = 5.0
 _UNREADY = ".new"
+_SOCKET_MODE = 0o600
 
 
 class StatusServer:
@@ -45,9 +46,11 @@ class StatusServer:
         unready = self._path.with_suffix(_UNREADY)
         unready.unlink(missing_ok=True)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Linux makes the file with the mode that the socket has (unix_bind_bsd in net/unix), so no
+        # thread has to do without its umask, and no chmod can meet another file.
+        os.fchmod(sock.fileno(), _SOCKET_MODE)
         with _short_path(unready) as address:
             sock.bind(address)
-        unready.chmod(0o600)
         sock.listen()
         unready.rename(self._path)
         return sock

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import select
 import socket
+import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from appliance.vhost.transport import Connection
 
 _LOG = logging.getLogger(__name__)
 _ACCEPT_AGAIN_S: Final = 1.0
+# struct ucred (unix(7)): pid, uid, gid.
+_UCRED: Final = struct.Struct("=iII")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,7 @@ class Supervisor:
             tag=config.tag,
         )
         self._devices: list[Device] = []
+        self._waiting = _Waiting()
 
     async def run(self) -> None:
         """Serve until told to stop, then end every worker."""
@@ -87,29 +92,47 @@ class Supervisor:
                     "requests": device.requests(),
                 }
                 for device in self._devices
-            ]
+            ],
+            "waiting": self._waiting.report(),
         }
 
     async def _serve_listener(
         self, listener: Listener, services: Services, room: DescriptorRoom
     ) -> None:
-        # One front-end at a time on a socket; a second one waits in the backlog until the first
-        # leaves.
+        # One front-end at a time on a socket. The next one is accepted, so that it can be told of,
+        # and waits until the first leaves; those after it wait in the backlog.
         set_log_source(listener.label)  # for this task, and what it begins
-        while True:
-            sock = await _accept(listener)
-            _LOG.info("%s: front-end connected", listener.label)
-            try:
-                with sock:
-                    async with room.place(listener.label):
-                        await self._serve_front_end(sock, listener.label, services)
-            except VhostError as exc:
-                _LOG.error("%s: %s; the connection is closed", listener.label, exc)
-            except OSError as exc:
-                _LOG.error("%s: %s; the connection is closed", listener.label, exc.strerror)
-            except Exception:  # noqa: BLE001 - a bug met by one front-end is not the others' end
-                _LOG.exception("%s: the connection is closed", listener.label)
-            _LOG.info("%s: front-end left", listener.label)
+        accepting = asyncio.create_task(_accept(listener))
+        try:
+            while True:
+                sock = await accepting
+                accepting = asyncio.create_task(self._accept_next(listener, sock))
+                await self._serve_connection(sock, listener, services, room)
+                self._waiting.remove(listener.label)
+        finally:
+            await _give_up(accepting)
+
+    async def _accept_next(self, listener: Listener, served: socket.socket) -> socket.socket:
+        sock = await _accept(listener)
+        if not _has_left(served):  # one that has is no reason to wait, only its workers still end
+            self._waiting.add(listener.label, sock)
+        return sock
+
+    async def _serve_connection(
+        self, sock: socket.socket, listener: Listener, services: Services, room: DescriptorRoom
+    ) -> None:
+        _LOG.info("%s: front-end connected", listener.label)
+        try:
+            with sock:
+                async with room.place(listener.label):
+                    await self._serve_front_end(sock, listener.label, services)
+        except VhostError as exc:
+            _LOG.error("%s: %s; the connection is closed", listener.label, exc)
+        except OSError as exc:
+            _LOG.error("%s: %s; the connection is closed", listener.label, exc.strerror)
+        except Exception:  # noqa: BLE001 - a bug met by one front-end is not the others' end
+            _LOG.exception("%s: the connection is closed", listener.label)
+        _LOG.info("%s: front-end left", listener.label)
 
     async def _serve_front_end(self, sock: socket.socket, label: str, services: Services) -> None:
         device = await self._new_device(label, services)
@@ -129,6 +152,55 @@ class Supervisor:
             except OSError as exc:
                 _LOG.error("%s: the front-end cannot be served now: %s", label, exc.strerror)
                 await asyncio.sleep(_ACCEPT_AGAIN_S)
+
+
+class _Waiting:
+    """Front-ends that wait for the one served on their socket to leave."""
+
+    def __init__(self) -> None:
+        self._socks: dict[str, socket.socket] = {}
+
+    def add(self, label: str, sock: socket.socket) -> None:
+        """Note, and log, that the front-end at the other end of `sock` waits."""
+        self._socks[label] = sock
+        _LOG.warning(
+            "%s: a second front-end, process %d, waits until the one that is served leaves",
+            label,
+            _pid_of(sock),
+        )
+
+    def remove(self, label: str) -> None:
+        """Note that nobody waits at this socket any more."""
+        self._socks.pop(label, None)
+
+    def report(self) -> list[dict[str, object]]:
+        """Return who waits; those that have given up meanwhile do not."""
+        return [
+            {"socket": label, "pid": _pid_of(sock)}
+            for label, sock in self._socks.items()
+            if not _has_left(sock)
+        ]
+
+
+def _pid_of(sock: socket.socket) -> int:
+    pid, _uid, _gid = _UCRED.unpack(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    )
+    return int(pid)
+
+
+def _has_left(sock: socket.socket) -> bool:
+    if sock.fileno() < 0:
+        return True  # and has been closed since
+    poller = select.poll()
+    poller.register(sock, 0)  # of hanging up one always hears
+    return bool(poller.poll(0))
+
+
+async def _give_up(accepting: "asyncio.Task[socket.socket]") -> None:
+    accepting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        (await accepting).close()
 
 
 async def _accept(listener: Listener) -> socket.socket:

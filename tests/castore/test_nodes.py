@@ -158,16 +158,21 @@ def test_nodes_come_in_the_order_of_names_over_all_lists() -> None:
 def test_entry_counts_once_and_a_directory_with_all_below_it(
     directory: Directory, size: int
 ) -> None:
-    assert directory.size() == size
+    assert directory.size(DOCUMENTED) == size
+
+
+def test_entry_counts_twice_where_nothing_else_is_said() -> None:
+    directory = Directory([DirectoryNode(b"foo", ZERO_DIGEST, 4)])
+    assert directory.size() == directory.size(DOUBLED) == 6
 
 
 def test_size_arithmetic_ends_at_64_bits() -> None:
     fits = Directory([DirectoryNode(b"a", EMPTY_DIGEST, 2**64 - 2)])
-    assert fits.size() == 2**64 - 1
+    assert fits.size(DOCUMENTED) == 2**64 - 1
     with pytest.raises(SizeOverflowError):
         fits.size(DOUBLED)
     with pytest.raises(SizeOverflowError):
-        Directory([DirectoryNode(b"a", EMPTY_DIGEST, 2**64 - 1)]).size()
+        Directory([DirectoryNode(b"a", EMPTY_DIGEST, 2**64 - 1)]).size(DOCUMENTED)
     with pytest.raises(SizeOverflowError):
         Directory([DirectoryNode(b"a", EMPTY_DIGEST, 2**64)])
 

@@ -61,9 +61,7 @@ def file(content: bytes, *, executable: bool = False) -> FileNode:
     return FileNode(b"", Digest.of(content), len(content), executable)
 
 
-def directory_node(
-    directory: Directory, dialect: SizeDialect = SizeDialect.DOCUMENTED
-) -> DirectoryNode:
+def directory_node(directory: Directory, dialect: SizeDialect) -> DirectoryNode:
     return DirectoryNode(b"", directory.digest(), directory.size(dialect))
 
 
@@ -99,7 +97,7 @@ def problems(path_info: bytes) -> list[VerifyError]:
     return found
 
 
-DOCUMENTED = directory_node(complicated(SizeDialect.DOCUMENTED))
+DOCUMENTED = directory_node(complicated(SizeDialect.DOCUMENTED), SizeDialect.DOCUMENTED)
 DOUBLED = directory_node(complicated(SizeDialect.DOUBLED), SizeDialect.DOUBLED)
 
 NODES: list[tuple[Node, str]] = [
@@ -154,7 +152,7 @@ IMPORTS = [
         "dc8jqkd5jqk5iq05av9ljm4d3fgmp37x",
     ),
     Import(
-        directory_node(Directory()),
+        directory_node(Directory(), SizeDialect.DOCUMENTED),
         "0sjjj9z1dhilhpc8pq4154czrb79z9cm044jvn75kxcjv6v5l2m5",
         "5mdfnlrv8zpnc25i15vzv4c3d3hh0bzh",
     ),
@@ -174,7 +172,7 @@ IMPORTS = [
         "16szkv4l6i8xp6phncv1ghfg90fqw353",
     ),
     Import(
-        directory_node(WITH_KEEP),
+        directory_node(WITH_KEEP, SizeDialect.DOCUMENTED),
         "0c0msqmyq1asxi74f5r0frjwz2wmdvs9d7v05caxx25yihx1fx23",
         "gq3xcv4xrj4yr64dflyr38acbibv3rm9",
     ),

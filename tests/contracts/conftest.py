@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from appliance.rpc.methods import SNIX, TVIX
 from tests.contracts.rig import Rig
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.strict_server import Peer, StrictServer, strict_server
 
 
 @pytest.fixture(scope="session")
@@ -12,6 +14,21 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     directory = tmp_path_factory.mktemp("daemon")
     with DaemonProcess(f"lmdb://{directory}/store", directory) as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def snix_like(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StrictServer]:
+    with strict_server(tmp_path_factory.mktemp("snix"), Peer(SNIX)) as server:
+        yield server
+        assert server.resets == []
+
+
+@pytest.fixture(scope="session")
+def tvix_like(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StrictServer]:
+    peer = Peer(TVIX, sends_headers_first=True)
+    with strict_server(tmp_path_factory.mktemp("tvix"), peer) as server:
+        yield server
+        assert server.resets == []
 
 
 def _rig(kind: str, request: pytest.FixtureRequest, directory: Path) -> Rig:
@@ -22,17 +39,24 @@ def _rig(kind: str, request: pytest.FixtureRequest, directory: Path) -> Rig:
             return Rig(f"lmdb://{directory}/store")
         case "grpc+unix":
             return Rig(request.getfixturevalue("daemon").unix_uri)
-        case _:
+        case "grpc+http":
             return Rig(request.getfixturevalue("daemon").tcp_uri)
+        case "grpc+unix, other stack":
+            return Rig(request.getfixturevalue("snix_like").unix_uri)
+        case _:
+            return Rig(request.getfixturevalue("tvix_like").tcp_uri)
 
 
-@pytest.fixture(params=["memory", "lmdb", "grpc+unix", "grpc+http"])
+_GRPC = ["grpc+unix", "grpc+http", "grpc+unix, other stack", "grpc+http, other stack"]
+
+
+@pytest.fixture(params=["memory", "lmdb", *_GRPC])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
     """Return each back end in turn; those behind a daemon keep what other tests put."""
     return _rig(request.param, request, tmp_path)
 
 
-@pytest.fixture(params=["lmdb", "grpc+unix", "grpc+http"])
+@pytest.fixture(params=["lmdb", *_GRPC])
 def shared_rig(request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
     """Return each back end that outlives the process using it."""
     return _rig(request.param, request, tmp_path)

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from appliance.castore.digest import Digest
 from appliance.castore.nodes import Directory, DirectoryNode, FileNode
-from appliance.castore.size_dialect import SizeDialect
+from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.rpc.open_services import open_services
 from appliance.store.service_uri import ServiceAddresses, parse_service_uri
 from appliance.store.services import BlobService, DirectoryService, Services
@@ -41,7 +41,7 @@ def fresh_leaf() -> Directory:
     return Directory(files=[FileNode(name, Digest(os.urandom(32)), 7, executable=False)])
 
 
-def parent_of(*children: Directory, dialect: SizeDialect = SizeDialect.DOCUMENTED) -> Directory:
+def parent_of(*children: Directory, dialect: SizeDialect = DEFAULT_DIALECT) -> Directory:
     """Return a directory of directories named a, b and so on."""
     return Directory(
         DirectoryNode(bytes([ord("a") + index]), child.digest(), child.size(dialect))

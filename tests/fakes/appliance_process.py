@@ -98,13 +98,20 @@ class ApplianceProcess:
         return FrontEnd(sock)
 
     def status(self) -> list[dict[str, Any]]:
-        result = subprocess.run(
-            [*APPLIANCE, "status", "--json", "--store", self.uri, *self._state],
+        sessions: list[dict[str, Any]] = json.loads(self.status_text("--json"))["sessions"]
+        return sessions
+
+    def waiting(self) -> list[dict[str, Any]]:
+        waiting: list[dict[str, Any]] = json.loads(self.status_text("--json"))["waiting"]
+        return waiting
+
+    def status_text(self, *options: str) -> str:
+        return subprocess.run(
+            [*APPLIANCE, "status", *options, "--store", self.uri, *self._state],
             check=True,
             stdout=subprocess.PIPE,
-        )
-        sessions: list[dict[str, Any]] = json.loads(result.stdout)["sessions"]
-        return sessions
+            text=True,
+        ).stdout
 
     def _wait_ready(self) -> None:
         for _ in every_event(DEADLINE_S):

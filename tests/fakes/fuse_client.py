@@ -24,6 +24,7 @@ class PlainSession:
 
     def __init__(self) -> None:
         self.is_initialised = False
+        self.num_without_init = 0
         self.minor = 0
         self.started: list[tuple[int, int, int]] = []
 
@@ -31,6 +32,10 @@ class PlainSession:
         self.is_initialised = True
         self.minor = minor
         self.started.append((minor, flags, max_readahead))
+
+    def is_first_without_init(self) -> bool:
+        self.num_without_init += 1
+        return self.num_without_init == 1
 
     def end(self) -> None:
         self.is_initialised = False

@@ -17,6 +17,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from appliance.importer.importer import import_paths
+from appliance.importer.listing import open_root
 from appliance.importer.walk import Step, walk
 
 _ROUNDS = 4
@@ -47,7 +48,12 @@ def _import(tree: Path, store: Path) -> float:
 def main() -> None:
     tree = Path(sys.argv[1] if len(sys.argv) > 1 else sysconfig.get_path("stdlib"))
     parent = sys.argv[2] if len(sys.argv) > 2 else tempfile.gettempdir()
-    files = [event.detail for event in walk(os.fsencode(tree)) if event.step is Step.FILE]
+    root = open_root(os.fsencode(tree))
+    files = [
+        b"%b%b/%b" % (root.prefix, directory, name)
+        for step, name, directory in walk(root)
+        if step is Step.FILE
+    ]
     num_bytes = sum(Path(os.fsdecode(path)).stat().st_size for path in files)
     print(f"{tree}: {len(files)} files, {num_bytes / 1e6:.0f} MB, store below {parent}")
     bare_s, import_s = [], []

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from appliance.castore.nodes import DirectoryNode, FileNode, SymlinkNode
 from appliance.castore.path_info import PathInfo
 from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import ImportTreeError
+from appliance.importer.hasher_pool import HasherPool
 from appliance.importer.importer import import_paths
 from appliance.rpc.open_services import open_services
 from appliance.store.nar_render import render_nar
@@ -109,11 +111,98 @@ def test_second_import_of_the_same_changes_nothing(tmp_path: Path) -> None:
     store.close()
 
 
-def test_doubled_dialect_changes_directories_but_not_the_path(tmp_path: Path) -> None:
+@pytest.fixture
+def num_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many files the imports have read since the last time."""
+    log = os.open(tmp_path / "log", os.O_CREAT | os.O_RDWR | os.O_APPEND)
+    request = HasherPool.request
+
+    def noting(pool: HasherPool, directory: bytes, name: bytes) -> None:
+        os.write(log, b".")
+        request(pool, directory, name)
+
+    def count() -> int:
+        num = os.fstat(log).st_size
+        os.ftruncate(log, 0)
+        return num
+
+    monkeypatch.setattr(HasherPool, "request", noting)
+    return count
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["tree", "tree"],
+        ["tree", "tree/a-dir"],
+        ["tree/a-dir/deeper", "tree"],
+        ["tree/a-dir/deeper", "other", "tree/size3500000", "tree/a-dir", "tree", "tree/dangling"],
+        ["tree/size0", "tree/empty", "tree", "tree/executable", "tree/../tree/a-dir", "via/a-dir"],
+        ["tree/a-dir", "tree-and-more", "tree"],
+    ],
+    ids=" ".join,
+)
+def test_what_lies_in_one_another_is_read_once(
+    tmp_path: Path, num_read: Callable[[], int], paths: list[str]
+) -> None:
+    num_files = len(
+        [path for path in make_varied_tree(tmp_path / "tree").rglob("*") if is_file(path)]
+    )
+    (tmp_path / "via").symlink_to("tree")
+    for name in ("other", "tree-and-more"):
+        (tmp_path / name).symlink_to("somewhere")
+    alone = []
+    for number, path in enumerate(paths):
+        alone += run(tmp_path / f"store{number}", tmp_path / path)
+    num_read()
+    assert run(tmp_path / "store", *(tmp_path / path for path in paths)) == alone
+    assert num_read() == num_files
+    together = audit(tmp_path / "store")
+    assert {info.path.absolute() for info in together.path_infos} == set(alone)
+    separate = {audit(tmp_path / f"store{number}").path_infos[0] for number in range(len(paths))}
+    assert set(together.path_infos) == separate
+
+
+def is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def test_what_lies_in_a_tree_that_is_refused_is_imported_alone(tmp_path: Path) -> None:
     tree = make_varied_tree(tmp_path / "tree")
-    documented = run(tmp_path / "one", tree)
-    doubled = list(
-        import_paths(tmp_path / "two", [tree], progress=Silent(), dialect=SizeDialect.DOUBLED)
+    os.mkfifo(tree / "zzz")
+    good = [tree / "a-dir", tree / "size65537", tree / "a-dir" / "deeper"]
+    expected = [run(tmp_path / "alone", path)[0] for path in good]
+    paths = [good[0], tree, *good[1:], tree]
+    done: list[str] = []
+    with pytest.raises(ImportTreeError) as caught:
+        done.extend(import_paths(tmp_path / "store", paths, progress=Silent()))
+    assert done == expected
+    assert {line.partition(";")[0] for line in str(caught.value).splitlines()} == {
+        f"{tree}/zzz: is a FIFO"
+    }
+    assert audit(tmp_path / "store") == audit(tmp_path / "alone")
+
+
+def test_runs_of_zeros_are_holes_in_the_store(tmp_path: Path) -> None:
+    (tmp_path / "zeros").write_bytes(bytes(1 << 22) + b"end")
+    run(tmp_path / "store", tmp_path / "zeros")
+    (blob,) = (path for path in (tmp_path / "store" / "blobs").rglob("*") if path.is_file())
+    status = blob.stat()
+    assert (status.st_size, status.st_blocks * 512) == ((1 << 22) + 3, 4096)
+
+
+def test_name_is_that_of_the_store_path(tmp_path: Path) -> None:
+    tree = make_varied_tree(tmp_path / "tree")
+    (path,) = import_paths(tmp_path / "store", [tree], progress=Silent(), name="other")
+    tree.rename(tmp_path / "other")
+    assert path == nix_path(tmp_path / "other", tmp_path / "nix")
+
+
+def test_documented_dialect_changes_directories_but_not_the_path(tmp_path: Path) -> None:
+    tree = make_varied_tree(tmp_path / "tree")
+    doubled = run(tmp_path / "one", tree)
+    documented = list(
+        import_paths(tmp_path / "two", [tree], progress=Silent(), dialect=SizeDialect.DOCUMENTED)
     )
     assert documented == doubled
     infos = []

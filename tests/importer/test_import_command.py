@@ -71,6 +71,40 @@ def test_an_empty_argument_is_not_taken_for_the_working_directory_or_the_default
     assert (done.returncode, line.startswith("appliance: ")) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("--name 'sp ace'", "--name 'sp ace': character ' ' at 2 is not allowed"),
+        ("--name .-x", "--name '.-x': begins with a part that is . or .."),
+        ("--name ''", "--name '': a name has 1 to 211 characters"),
+        ("/ --name x", "--name x: goes with one PATH only"),
+    ],
+)
+def test_a_name_that_no_store_path_has_is_bad_usage(
+    command: str, tmp_path: Path, words: str, reason: str
+) -> None:
+    done = in_shell(f"{command} {words}")
+    assert (done.returncode, done.stderr) == (2, f"appliance: {reason}\n")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_name_is_that_of_the_store_path(command: str) -> None:
+    done = in_shell(f"{command} --name other-1.0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("-other-1.0\n")
+
+
+def test_a_warning_is_one_line_and_the_import_goes_on(command: str, tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    for number in range(1100):
+        (tmp_path / "large" / str(number)).symlink_to("t" * 4000)
+    done = in_shell(f"{command} {tmp_path}/large")
+    assert (done.returncode, done.stdout.count("\n")) == (0, 2)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("WARNING appliance.importer")
+    assert f"{tmp_path}/large: its 1100 entries" in line
+
+
 def test_a_name_for_a_message_leaves_a_terminal_alone() -> None:
     assert display("ü/ordinary name".encode()) == "ü/ordinary name"
     assert display(b"a\rb\x1b[31m\n\x85\xff") == r"a\rb\x1b[31m\n\x85\xff"

@@ -169,8 +169,9 @@ def test_killed_tree_process_ends_the_import_with_a_reason(tmp_path: Path) -> No
 
 def test_path_in_place_of_the_store_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "store").write_bytes(b"")
+    (tmp_path / "file").touch()
     with pytest.raises(StoreError) as caught:
-        list(import_paths(tmp_path / "store", [tmp_path], progress=Silent()))
+        list(import_paths(tmp_path / "store", [tmp_path / "file"], progress=Silent()))
     assert str(caught.value).startswith(f"{tmp_path}/store")
     assert "\n" not in str(caught.value)
 
@@ -179,8 +180,9 @@ def test_store_of_another_version_is_left_alone(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store", create=True)
     store.env.write(lambda txn: txn.put(b"version", bytes(8), db=store.env.database(b"meta")))
     store.close()
+    (tmp_path / "file").touch()
     with pytest.raises(SchemaVersionError):
-        list(import_paths(tmp_path / "store", [tmp_path / "store"], progress=Silent()))
+        list(import_paths(tmp_path / "store", [tmp_path / "file"], progress=Silent()))
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,22 @@
 """Trees that are wide, deep or large."""
 
 import hashlib
+import itertools
 import os
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from appliance.castore.nodes import DirectoryNode
+from appliance.errors import ImportTreeError
 from appliance.importer.importer import import_paths
 from appliance.nar.writer import NarWriter
+from appliance.store.store import Store
 from tests.fakes.peak_memory import measure_memory
-from tests.importer.trees import Silent, import_command, make_sparse, nix_path
+from tests.importer.trees import Silent, import_command, make_sparse, nix_path, small_disk
 from tests.store.audit import audit
 
 DEPTH = 300
@@ -80,6 +85,92 @@ def test_directory_of_50000_entries_is_imported(tmp_path: Path) -> None:
     assert path == nix_path(wide, tmp_path / "nix")
     found = audit(tmp_path / "store")
     assert found.num_blobs == 1000
+
+
+@pytest.mark.slow
+def test_directory_of_a_million_entries_takes_little_memory(tmp_path: Path) -> None:
+    # In memory: they are made and removed in no time.
+    with small_disk(tmp_path / "disk", "2g,nr_inodes=2m") as disk:
+        make_symlinks(disk / "wide", 1_000_000, b"t")
+        measured = measure_memory(import_command(disk / "store", disk / "wide"))
+    assert measured.output.endswith("-wide\n")
+    assert measured.memory_bytes < MEMORY_LIMIT_BYTES
+
+
+def make_symlinks(directory: Path, num: int, target: bytes) -> None:
+    directory.mkdir(parents=True)
+    dir_fd = os.open(directory, os.O_RDONLY)
+    for number in range(num):
+        os.symlink(target, b"%07x" % number, dir_fd=dir_fd)
+    os.close(dir_fd)
+
+
+# 4,000 such entries make about 15.4 MiB.
+LONG_TARGET = b"t" * 4030
+
+
+def test_directory_that_cannot_be_served_is_refused(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    make_symlinks(tree / "large", 4200, LONG_TARGET)
+    (tree / "file").write_bytes(b"content")
+    with pytest.raises(ImportTreeError) as caught:
+        list(import_paths(tmp_path / "store", [tree], progress=Silent()))
+    assert str(caught.value) == (
+        f"{tree}/large: its 4200 entries make a Directory of more than 16 MiB, "
+        "the most that can be served"
+    )
+    assert audit(tmp_path / "store").path_infos == []
+
+
+def make_entries(directory: Path, kind: str) -> Iterator[Path]:
+    for number in itertools.count():
+        path = directory / f"{number:05}"
+        match kind:
+            case "files":
+                path.touch()
+            case "directories":
+                path.mkdir()
+            case "symlinks":
+                path.symlink_to("t")
+        yield path
+
+
+@pytest.mark.parametrize("kind", ["files", "directories", "symlinks"])
+def test_the_limit_is_that_of_the_encoding_to_the_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    num_entries = len([*itertools.islice(make_entries(tree, kind), 100)])
+    run = partial(import_paths, tmp_path / "store", [tree], progress=Silent())
+    (path,) = run()
+    (info,) = audit(tmp_path / "store").path_infos
+    assert isinstance(info.node, DirectoryNode)
+    store = Store.open(tmp_path / "store", is_readonly=True)
+    with store.read() as txn:
+        size = len(store.directory(txn, info.node.digest) or b"")
+    store.close()
+    for limit in (size, size - 1):
+        monkeypatch.setattr("appliance.importer.listing.ENCODED_MAX", limit)
+        monkeypatch.setattr("appliance.importer.tree.ENCODED_MAX", limit)
+        monkeypatch.setattr("appliance.importer.tree.PEER_ENCODED_MAX", 0)
+        if limit == size:
+            assert list(run()) == [path]
+        else:
+            with pytest.raises(ImportTreeError, match=f"{tree}: its {num_entries} entries make"):
+                list(run())
+
+
+def test_directory_that_peers_may_not_receive_is_told_once(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    for name in ("one", "two"):
+        make_symlinks(tree / name, 1100, LONG_TARGET)
+    warnings: list[str] = []
+    list(import_paths(tmp_path / "store", [tree], progress=Silent(), warn=warnings.append))
+    assert warnings == [
+        f"{tree}/one: its 1100 entries make a Directory of more than 4 MiB, which only peers "
+        "with a raised limit for gRPC messages receive"
+    ]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.castore.path_info import PathInfo
-from appliance.castore.size_dialect import SizeDialect
+from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.importer.importer import import_paths
 from appliance.store.store import Store
 from tests.importer.trees import Silent
@@ -30,7 +30,7 @@ COMPLICATED = {
 
 
 def imported(
-    store: Path, path: Path, dialect: SizeDialect = SizeDialect.DOCUMENTED
+    store: Path, path: Path, dialect: SizeDialect = DEFAULT_DIALECT
 ) -> tuple[PathInfo, Node]:
     """Return the PathInfo, and its node without the name."""
     (name,) = import_paths(store, [path], progress=Silent(), dialect=dialect)

@@ -117,6 +117,18 @@ def test_a_blob_file_of_another_size_is_not_passed_through(
             os.truncate(blob, len(original))
 
 
+def test_runs_of_zeros_are_holes(mountpoint: Path, tmp_path: Path) -> None:
+    content = LARGE + bytes(len(LARGE)) + b"end"
+    (tmp_path / "file").write_bytes(content)
+    (name,) = import_tree(tmp_path / "store", tmp_path / "file")
+    with Mounted(tmp_path / "store", mountpoint, "--passthrough"):
+        with (mountpoint / name).open("rb") as file:
+            hole = os.lseek(file.fileno(), 0, os.SEEK_HOLE)
+            end = os.lseek(file.fileno(), hole, os.SEEK_DATA)
+        assert (hole, end) == (len(LARGE), 2 * len(LARGE))
+        assert (mountpoint / name).read_bytes() == content
+
+
 def test_only_root_may_use_it(mountpoint: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [

@@ -237,3 +237,40 @@ def test_directory_sizes_are_counted_as_asked(tmp_path: Path) -> None:
     assert documented == doubled
     assert small.digest != large.digest
     assert (small.size, large.size) == (2, 4)
+
+
+NAME = "ünï"
+LOCALES = {
+    "UTF-8": {"LC_ALL": "C.UTF-8"},
+    "ASCII": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    "Latin-1 streams": {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "latin-1"},
+}
+
+
+@pytest.mark.parametrize("environ", LOCALES.values(), ids=LOCALES.keys())
+def test_names_in_utf_8_are_shown_so_whatever_the_locale(
+    tmp_path: Path, environ: Mapping[str, str]
+) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / NAME).symlink_to(NAME)
+    os.close(os.open(os.fsencode(tree) + b"/\xff", os.O_CREAT))
+    store = ("--store", f"lmdb://{tmp_path}/store")
+    name = NAME.encode()
+
+    def shown(command: str, *words: str, status: int = 0) -> bytes:
+        done = run(command, *store, *words, status=status, environ=environ)
+        return done.stderr if status else done.stdout
+
+    path = shown("import", str(tree)).decode().strip()
+    assert shown("ls", path) == b"./" + name + b"\n./\xff\n"
+    assert shown("ls", "-l", f"{path}/{NAME}").endswith(name + b" -> " + name + b"\n")
+    tree_json = json.loads(shown("ls", "--json", path))
+    assert NAME in tree_json["entries"]
+    assert name in shown("cat", f"{path}/{NAME}", status=1)
+    assert name + b" does not exist" in shown("cat", f"{path}/x{NAME}", status=1)
+    assert b"'" + name + b"'" in shown("ls", f"/nix/store/{NAME}", status=2)
+    refusal = shown("import", str(tree / NAME), status=1)
+    assert b"/" + name + b": no name" in refusal
+    assert b"'" + name + b"'" in refusal
+    assert name in shown("mount", str(tmp_path / NAME), status=1)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import stat
 import threading
 from pathlib import Path
 
@@ -34,3 +35,19 @@ def test_a_state_directory_without_room_for_the_socket_is_named(tmp_path: Path) 
     server = StatusServer(tmp_path, dict)
     with pytest.raises(StoreError, match=f"{tmp_path}/supervisors/{os.getpid()}: File exists"):
         asyncio.run(server.start())
+
+
+def test_the_socket_is_for_the_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
+    async def mode() -> int:
+        server = StatusServer(tmp_path, dict)
+        await server.start()
+        try:
+            return stat.S_IMODE((tmp_path / "supervisors" / str(os.getpid())).stat().st_mode)
+        finally:
+            await server.close()
+
+    old = os.umask(0)
+    try:
+        assert asyncio.run(mode()) == 0o600
+    finally:
+        os.umask(old)

@@ -304,11 +304,54 @@ def test_a_second_front_end_waits_for_the_first_to_leave(
 ) -> None:
     first = FakeGuest(appliance.connect())
     first.mount()
+    assert appliance.waiting() == []
     waiting = appliance.connect()
+    (at_socket,) = next(found for _ in every_event(DEADLINE_S) if (found := appliance.waiting()))
+    assert at_socket == {"socket": str(appliance.sockets[0]), "pid": os.getpid()}
+    line = f"{appliance.sockets[0]}: process {os.getpid()} waits for the one served to leave"
+    assert line in appliance.status_text().splitlines()
     first.close()
     with FakeGuest(waiting) as second:
         second.mount()
         assert second.lookup(ROOT, name)
+        assert appliance.waiting() == []
+    (logged,) = (line for line in appliance.log().splitlines() if "waits until" in line)
+    assert f"{appliance.sockets[0]}: a second front-end, process {os.getpid()}, waits" in logged
+
+
+def test_a_front_end_that_gives_up_waiting_is_not_shown(appliance: ApplianceProcess) -> None:
+    with FakeGuest(appliance.connect()) as first:
+        first.mount()
+        waiting = appliance.connect()
+        assert any(appliance.waiting() for _ in every_event(DEADLINE_S))
+        waiting.close()
+        assert any(not appliance.waiting() for _ in every_event(DEADLINE_S))
+    with FakeGuest(appliance.connect()) as next_one:
+        next_one.mount()
+
+
+def test_front_ends_that_come_back_at_once_are_not_said_to_wait(
+    appliance: ApplianceProcess,
+) -> None:
+    for _ in range(3):
+        with FakeGuest(appliance.connect()) as guest:
+            guest.mount()
+    assert "waits until" not in appliance.log()
+
+
+def test_requests_without_init_are_logged_once_for_a_connection(
+    store: Path, name: bytes, tmp_path: Path
+) -> None:
+    with ApplianceProcess(store, tmp_path, "--num-request-queues=2") as appliance:
+        for num_lines in (1, 2):
+            with FakeGuest(appliance.connect(), num_request_queues=2) as guest:
+                for queue in (1, 2, 1):
+                    answer = guest.ask(fuse_client.lookup(ROOT, name), queue=queue)
+                    assert answer.error == errno.EIO
+                guest.mount()
+            lines = [line for line in appliance.log().splitlines() if "no INIT" in line]
+            assert len(lines) == num_lines
+            assert "LOOKUP is answered EIO, as all requests will be: no INIT" in lines[-1]
 
 
 def living_worker(appliance: ApplianceProcess, *, restarts: int) -> int:

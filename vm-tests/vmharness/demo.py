@@ -31,7 +31,7 @@ _EXIT_INTERRUPTED = 130  # as of a shell's command
 
 def main() -> int:
     """Run the demo; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="make demo")
+    parser = argparse.ArgumentParser(prog="make demo", allow_abbrev=False)
     parser.add_argument("tree", nargs="?", type=Path)
     source = parser.parse_args().tree
     if source is not None and not source.is_dir():

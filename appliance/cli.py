@@ -17,11 +17,13 @@ from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.cli_addresses import (
     add_service_options,
     add_store_option,
+    environments,
     service_addresses,
     state_dir,
 )
 from appliance.cli_mount import is_mount_call
 from appliance.cli_output import print_json
+from appliance.cli_pid import leave_shared_pid
 from appliance.cli_store import COMMANDS as STORE_COMMANDS
 from appliance.errors import ApplianceError, ConfigError, StoreError
 from appliance.terminal import (
@@ -123,6 +125,7 @@ def _run(words: Sequence[str]) -> None:
     options = _parser(words[0] if words else "").parse_args(words)
     if options.command != "import":  # which does it when its processes are at work
         _start_logging(options)
+    leave_shared_pid(environments(options))
     options.run(options)
     with writing_output():
         sys.stdout.flush()

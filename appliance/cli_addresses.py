@@ -71,11 +71,14 @@ def state_dir(
 def default_state_dir(services: ServiceAddresses, environ: Mapping[str, str] = os.environ) -> Path:
     """Return where they are when nobody says: beside the store, if all is in one.
 
-    Else it is beside the default store, under a name made from the addresses.
+    Else, or if this process may not write there, they are beside the default store, under a name
+    made from the addresses.
     """
     store = services.one_store()
     if store is not None:
-        return store.with_name(store.name + ".state")
+        beside = store.with_name(store.name + ".state")
+        if _is_writable(beside):
+            return beside
     import hashlib
 
     name = hashlib.sha256(repr(services).encode()).hexdigest()[:16]
@@ -85,7 +88,7 @@ def default_state_dir(services: ServiceAddresses, environ: Mapping[str, str] = o
 def _is_writable(path: Path) -> bool:
     # Or, where there is nothing yet, whether it can be made.
     there = next(above for above in (path, *path.parents) if os.path.lexists(above))
-    return os.access(there, os.W_OK, effective_ids=True)
+    return os.access(there, os.W_OK)
 
 
 def default_store(environ: Mapping[str, str] = os.environ) -> Path:

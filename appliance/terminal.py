@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from io import TextIOWrapper
 from typing import Final, TextIO
@@ -83,7 +83,8 @@ def print_utf8() -> None:
     """Have what is printed from now on be UTF-8, as names are, whatever the locale has."""
     for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors=errors)
+            with suppress(OSError):  # it leads elsewhere by now, or nowhere: writing will say so
+                stream.reconfigure(encoding="utf-8", errors=errors)
 
 
 @contextmanager

@@ -25,8 +25,9 @@ from appliance.store.services import Services
 _PROBE_INTERVAL_S: Final = 5.0
 _PROBE_TIMEOUT_S: Final = 5.0
 _SETTLE_S: Final = 0.1
-# Of one connection; more wait at their client. A client is not to take all the room with one.
-_STREAMS_MAX: Final = 128
+# Of one connection, so that one client does not take all the room. gRPC counts a call for some time
+# after its end and refuses one too many, so this is far more than a client is to have at work.
+_STREAMS_MAX: Final = CALLS_MAX // 2
 # With those that are refused, or have not sent their request yet; gRPC refuses more by itself.
 _ALL_CALLS_MAX: Final = 2 * (CALLS_MAX + WATCHES_MAX)
 # The newer name of the same service.

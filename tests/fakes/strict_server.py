@@ -4,17 +4,18 @@ It is grpclib on hyper-h2, with the rules for headers switched on, and one that 
 stream whose `:authority` is no authority is reset (RFC 9113, 8.3.1; RFC 3986, 3.2).
 """
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from grpclib.const import Cardinality, Status
 from grpclib.const import Handler as Method
 from grpclib.encoding.base import CodecBase
-from grpclib.exceptions import GRPCError
+from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.protocol import H2Protocol
 from grpclib.protocol import Stream as H2Stream
 from grpclib.server import Handler, Server, Stream
@@ -39,6 +40,7 @@ from appliance.store.memory import (
 _AUTHORITY: Final = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?")
 # Of what Blob.Read sends, as Tvix and Snix do.
 _PIECE_SIZE: Final = 4096
+_CLOSE_S: Final = 5
 # As they are logged by the library, statuses included.
 logging.getLogger("grpclib").setLevel(logging.CRITICAL)
 
@@ -95,7 +97,11 @@ class StrictServer:
     async def _stop(self) -> None:
         for server in self._servers:
             server.close()
-            await server.wait_closed()
+        # Calls whose clients are gone may be waiting to tell them so: they end with the loop.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                for server in self._servers:
+                    await server.wait_closed()
 
 
 @contextmanager
@@ -211,7 +217,7 @@ def _sunk(handler: _Sunk) -> Method:
 def _answering() -> Iterator[None]:
     try:
         yield
-    except GRPCError:
+    except (GRPCError, StreamTerminatedError):
         raise
     except Exception as exc:
         status = status_of(exc)

@@ -238,7 +238,8 @@ static void check_status(const char *path, const struct entry *entry, bool is_ch
 		complain("%s has mode %o", path, stat.st_mode);
 	if (stat.st_uid != entry->owner)
 		complain("%s belongs to %u", path, stat.st_uid);
-	if ((checked & LINK_COUNTS) && !S_ISDIR(entry->mode) && stat.st_nlink != (entry->is_linked ? 2 : 1))
+	if ((checked & LINK_COUNTS) && !S_ISDIR(entry->mode) &&
+	    stat.st_nlink != (entry->is_linked ? 2 : 1))
 		complain("%s has %u links", path, (unsigned int)stat.st_nlink);
 	if (!is_changed && (checked & ATTRIBUTES) &&
 	    (lgetxattr(at(path), "user.new", value, sizeof(value)) >= 0 ||

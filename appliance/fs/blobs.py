@@ -16,8 +16,6 @@ _LOG = logging.getLogger(__name__)
 OPEN_MAX: Final = 64
 # What a worker has open beside them; and those that gave way count until the end of a batch.
 _OTHERS_OPEN: Final = 32
-# A guest that reads a broken file in a loop shall not fill the log.
-_REPORTED_MAX: Final = 1024
 
 
 class OpenBlob(NamedTuple):
@@ -37,7 +35,6 @@ class Blobs:
         limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._open_max = min(OPEN_MAX, max(1, (limit - _OTHERS_OPEN) // 2))
         self._evicted: list[int] = []
-        self._reported: set[bytes] = set()
 
     def content(self, txn: ReadTransaction, digest: bytes, size: int) -> memoryview | OpenBlob:
         """Return the content of a blob, of which a Directory says that it has `size` bytes.
@@ -99,7 +96,5 @@ class Blobs:
         return opened
 
     def _broken(self, digest: bytes, reason: str) -> OSError:
-        if digest not in self._reported and len(self._reported) < _REPORTED_MAX:
-            self._reported.add(digest)
-            _LOG.error("blob %s %s", Digest(digest), reason)
+        _LOG.error("blob %s %s", Digest(digest), reason)
         return OSError(EIO, f"blob {Digest(digest)} {reason}")

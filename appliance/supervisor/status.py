@@ -59,7 +59,9 @@ class StatusServer:
         """Stop listening and remove the socket file."""
         if self._server is not None:
             self._server.close()
-        self._path.unlink(missing_ok=True)
+        # The directory may be gone, or read-only by now; the next `status` removes what stays.
+        with contextlib.suppress(OSError):
+            self._path.unlink()
 
     async def _answer(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
@@ -85,7 +87,8 @@ def collect(state_dir: Path) -> list[dict[str, Any]]:
                 with sock.makefile("rb") as stream:
                     reports.append(json.load(stream))
             except (ConnectionRefusedError, FileNotFoundError):
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
                 continue
             except OSError as exc:
                 raise StoreError(f"supervisor {path.name} at {path}: {exc}") from exc

@@ -15,7 +15,7 @@ import pytest
 from appliance.store.store import Store
 from tests.fakes.appliance_process import DEADLINE_S, every_event, import_tree
 from tests.fakes.mounted import Mounted
-from tests.fs.guest import File, Tree, put
+from tests.fs.guest import File, Model, Tree, put
 
 DIRECTORIES = 20
 SMALL_BYTES = 2 << 20
@@ -23,13 +23,13 @@ LARGE = os.urandom(1 << 20)
 
 
 def tree(title: str) -> Tree:
-    return {
-        b"d%02d" % number: {
+    made: dict[bytes, Model] = {b"large": File(LARGE)}
+    for number in range(DIRECTORIES):
+        made[b"d%02d" % number] = {
             b"file": File(b"%s %d" % (title.encode(), number)),
             b"sub": {b"equal": File(b"equal")},
         }
-        for number in range(DIRECTORIES)
-    } | {b"large": File(LARGE)}
+    return made
 
 
 def fill(path: Path, titles: dict[str, str]) -> list[str]:

@@ -42,7 +42,6 @@ _COMMANDS: Final = ("import", "virtiofs", "mount", "status", *STORE_COMMANDS)
 _PRINTS_JSON: Final = frozenset({"status", "path-info", "ls", "verify"})
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
-_MAX_REQUEST_QUEUES: Final = 254
 _MAX_MOUNT_WORKERS: Final = 254
 _MAX_QUEUE_SIZE: Final = 32768
 _DEFAULT_QUEUE_SIZE: Final = 1024
@@ -265,8 +264,8 @@ def _add_virtiofs(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command.add_argument(
         "--num-request-queues",
         type=int,
-        default=min(os.cpu_count() or 1, _MAX_REQUEST_QUEUES),
         metavar="N",
+        help="most request queues of a device (default: one for each core)",
     )
     command.add_argument("--queue-size", type=int, default=_DEFAULT_QUEUE_SIZE, metavar="N")
     command.add_argument(
@@ -365,8 +364,11 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
     # Imported here: `import` and `status` need neither the loop nor the C engine.
     from appliance.supervisor.sockets import listen
     from appliance.supervisor.supervisor import VirtiofsConfig, serve
-    from appliance.vhost.fs_device import encode_tag
+    from appliance.vhost.fs_device import MAX_REQUEST_QUEUES, encode_tag
 
+    num_request_queues = options.num_request_queues
+    if num_request_queues is None:
+        num_request_queues = min(os.cpu_count() or 1, MAX_REQUEST_QUEUES)
     services = service_addresses(options)
     config = VirtiofsConfig(
         services=services,
@@ -376,7 +378,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         is_by_content=options.inodes == "content",
         tag=encode_tag(options.tag) if options.tag is not None else None,
         num_request_queues=_in_range(
-            "--num-request-queues", options.num_request_queues, _MAX_REQUEST_QUEUES
+            "--num-request-queues", num_request_queues, MAX_REQUEST_QUEUES
         ),
         queue_size=_power_of_two("--queue-size", options.queue_size, _MAX_QUEUE_SIZE),
         log_level=options.log_level,

@@ -7,9 +7,10 @@ from appliance.fuse_proto._wire import InitFlag, InitIn, InitOut
 
 MAJOR: Final = 7
 MINOR: Final = 45
-# From this one on (Linux 6.16) EXPORT_SUPPORT does harm: fuse_dentry_revalidate() takes a dentry that
-# came from a file handle for one of an earlier epoch, without asking, and overlayfs with index=on,
-# xino=on or metacopy=on says ESTALE of a file that it has copied up and now finds by its handle.
+# From this one on (Linux 6.16) EXPORT_SUPPORT does harm: fuse_dentry_revalidate() takes a dentry
+# that came from a file handle for one of an earlier epoch, without asking, and overlayfs with
+# index=on, xino=on or metacopy=on says ESTALE of a file that it has copied up and now finds by its
+# handle.
 EPOCH_MINOR: Final = 44
 # The first with MAX_PAGES and CACHE_SYMLINKS (Linux 4.20); virtiofs came later still.
 OLDEST_MINOR: Final = 28

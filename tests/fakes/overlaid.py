@@ -18,7 +18,7 @@ OPTIONS: Final = (
 )
 # From Linux 6.16 on, fs/fuse/dir.c (fuse_dentry_revalidate) takes every dentry that came from a
 # file handle for one of an earlier epoch, without asking. Overlayfs, which finds by handles what a
-# file was copied from, would then say ESTALE of it. Such a kernel is therefore offered no handles:
+# file was copied from, would then say ESTALE of it; so no handles are offered to such a kernel:
 # they are good only as long as the inode is in memory.
 HANDLES_AIL: Final = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 16)
 AILING: Final = "handles-first"

@@ -17,11 +17,13 @@ from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.cli_addresses import (
     add_service_options,
     add_store_option,
+    environments,
     service_addresses,
     state_dir,
 )
 from appliance.cli_mount import is_mount_call
 from appliance.cli_output import print_json
+from appliance.cli_pid import leave_shared_pid
 from appliance.cli_store import COMMANDS as STORE_COMMANDS
 from appliance.errors import ApplianceError, ConfigError, StoreError
 from appliance.terminal import (
@@ -40,7 +42,6 @@ _COMMANDS: Final = ("import", "virtiofs", "mount", "status", *STORE_COMMANDS)
 _PRINTS_JSON: Final = frozenset({"status", "path-info", "ls", "verify"})
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
-_MAX_REQUEST_QUEUES: Final = 254
 _MAX_MOUNT_WORKERS: Final = 254
 _MAX_QUEUE_SIZE: Final = 32768
 _DEFAULT_QUEUE_SIZE: Final = 1024
@@ -123,6 +124,7 @@ def _run(words: Sequence[str]) -> None:
     options = _parser(words[0] if words else "").parse_args(words)
     if options.command != "import":  # which does it when its processes are at work
         _start_logging(options)
+    leave_shared_pid(environments(options))
     options.run(options)
     with writing_output():
         sys.stdout.flush()
@@ -262,8 +264,8 @@ def _add_virtiofs(commands: "Subparsers", parents: "list[_Parser]") -> None:
     command.add_argument(
         "--num-request-queues",
         type=int,
-        default=min(os.cpu_count() or 1, _MAX_REQUEST_QUEUES),
         metavar="N",
+        help="most request queues of a device (default: one for each core)",
     )
     command.add_argument("--queue-size", type=int, default=_DEFAULT_QUEUE_SIZE, metavar="N")
     command.add_argument(
@@ -362,8 +364,11 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
     # Imported here: `import` and `status` need neither the loop nor the C engine.
     from appliance.supervisor.sockets import listen
     from appliance.supervisor.supervisor import VirtiofsConfig, serve
-    from appliance.vhost.fs_device import encode_tag
+    from appliance.vhost.fs_device import MAX_REQUEST_QUEUES, encode_tag
 
+    num_request_queues = options.num_request_queues
+    if num_request_queues is None:
+        num_request_queues = min(os.cpu_count() or 1, MAX_REQUEST_QUEUES)
     services = service_addresses(options)
     config = VirtiofsConfig(
         services=services,
@@ -373,7 +378,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         is_by_content=options.inodes == "content",
         tag=encode_tag(options.tag) if options.tag is not None else None,
         num_request_queues=_in_range(
-            "--num-request-queues", options.num_request_queues, _MAX_REQUEST_QUEUES
+            "--num-request-queues", num_request_queues, MAX_REQUEST_QUEUES
         ),
         queue_size=_power_of_two("--queue-size", options.queue_size, _MAX_QUEUE_SIZE),
         log_level=options.log_level,

@@ -48,6 +48,21 @@ def service_addresses(
     return ServiceAddresses(*(_address(kind, options, environ) for kind in _KINDS))
 
 
+def environments(options: argparse.Namespace) -> list[Path]:
+    """Return where LMDB environments are, or may be, that a command with `options` opens.
+
+    Raises:
+        ConfigError: as `service_addresses` and `state_dir`.
+    """
+    if not hasattr(options, "blob_service_addr"):
+        return []
+    addresses = service_addresses(options)
+    found = {address.path for address in addresses if isinstance(address, LmdbAddress)}
+    if hasattr(options, "state_dir"):
+        found.update(state_dir(options, addresses).glob("cache/v*"))
+    return sorted(found)
+
+
 def state_dir(
     options: argparse.Namespace, services: ServiceAddresses, environ: Mapping[str, str] = os.environ
 ) -> Path:

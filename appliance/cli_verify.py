@@ -108,7 +108,7 @@ class _Run:
         self._is_json = is_json
         self._problems: list[str] = []
         self._num_repaired = 0
-        self._num_bad_cached = 0
+        self._num_bad_derived = 0
         self._stack = AsyncExitStack()
 
     async def run(
@@ -137,9 +137,11 @@ class _Run:
             while is_repairing and await self._repair(repairer, last):
                 last = await self._verify(services, last.failed)
                 await repairer.mark(last.damaged.values())
+            if not self._paths:
+                self._check_images(stores, is_repairing=is_repairing)
             if cache is not None:
                 self._check_cache(cache, is_repairing=is_repairing)
-        num_failed = last.num_failed + self._num_bad_cached
+        num_failed = last.num_failed + self._num_bad_derived
         counts = {
             "paths": first.num_paths,
             "bytes": first.progress.num_bytes,
@@ -221,6 +223,21 @@ class _Run:
         self._num_repaired += num_repaired
         return num_repaired > 0
 
+    def _check_images(self, stores: "dict[Path, AsyncStore]", *, is_repairing: bool) -> None:
+        from appliance.store.damage import drop_image, wrong_images
+
+        for path, opened in stores.items():
+            for digest in wrong_images(opened.store):
+                problem = f"{path}: image of directory {digest}: is not the one made of it"
+                if opened.store.is_writable:
+                    drop_image(opened.store, digest)
+                    problem += ", and was dropped"
+                self._say(problem)
+                if is_repairing:
+                    self._num_repaired += 1
+                else:
+                    self._num_bad_derived += 1
+
     def _check_cache(self, path: Path, *, is_repairing: bool) -> None:
         from appliance.store.blob_cache import BlobCache, has_cache
         from appliance.store.lmdb_env import NotWritableError
@@ -237,7 +254,7 @@ class _Run:
                 if is_repairing:
                     self._num_repaired += 1
                 else:
-                    self._num_bad_cached += 1
+                    self._num_bad_derived += 1
         finally:
             cache.close()
 

@@ -24,7 +24,7 @@
 static int open_step(int directory, const char *path, int flags)
 {
 	struct open_how how = {
-		.flags = (uint64_t)flags,
+		.flags = (unsigned int)flags,
 		.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
 	};
 	long fd;

@@ -18,7 +18,7 @@ class InvalidDigestLenError(DirectoryError):
     """A digest is not 32 bytes long."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(f"a digest of {size} bytes; it has {DIGEST_SIZE}")
+        super().__init__(f"a digest of {size} bytes, where {DIGEST_SIZE} are required")
         self.size = size
 
 

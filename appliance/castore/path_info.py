@@ -22,7 +22,7 @@ class InvalidReferenceDigestLenError(PathInfoError):
     """A reference is not 20 bytes long."""
 
     def __init__(self, index: int, size: int) -> None:
-        super().__init__(f"reference {index} has {size} bytes; it has {DIGEST_SIZE}")
+        super().__init__(f"reference {index} has {size} bytes, where {DIGEST_SIZE} are required")
         self.index = index
         self.size = size
 
@@ -103,7 +103,7 @@ class InvalidCaError(PathInfoError):
     """The content address has a digest of the wrong length."""
 
     def __init__(self, kind: str, size: int, expected: int) -> None:
-        super().__init__(f"the content address {kind} has {size} bytes; it has {expected}")
+        super().__init__(f"the content address {kind} has {size} bytes, not {expected}")
         self.kind = kind
         self.size = size
 
@@ -188,7 +188,8 @@ def _check_deriver(narinfo: pathinfo_pb2.NARInfo) -> None:
         return
     if len(narinfo.deriver.digest) != DIGEST_SIZE:
         raise InvalidDeriverError(
-            f"the deriver has a digest of {len(narinfo.deriver.digest)} bytes; it has {DIGEST_SIZE}"
+            f"the deriver has a digest of {len(narinfo.deriver.digest)} bytes, where {DIGEST_SIZE} "
+            "are required"
         )
     try:
         check_name(narinfo.deriver.name)
@@ -202,7 +203,7 @@ def _check_signatures(narinfo: pathinfo_pb2.NARInfo) -> None:
             raise InvalidSignatureError(index, "has no name")
         if len(signature.data) != _SIGNATURE_SIZE:
             size = len(signature.data)
-            raise InvalidSignatureError(index, f"has {size} bytes; it has {_SIGNATURE_SIZE}")
+            raise InvalidSignatureError(index, f"has {size} bytes, not {_SIGNATURE_SIZE}")
 
 
 def _check_ca(narinfo: pathinfo_pb2.NARInfo) -> None:

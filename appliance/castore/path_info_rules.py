@@ -1,18 +1,19 @@
 """What is kept when a PathInfo is put: one rule for every back end.
 
-Of a store path there is one content, for good: guests keep what they have read of it. A PathInfo
-that names the same content as the one kept adds to it what that lacks: signatures, references, a
-deriver, fields of its NARInfo. What it states otherwise is a contradiction, but for the deriver, of
-which a path can have several: the first is kept.
+Of a store path there is one content, for good: guests keep what they have read of it. The same
+content may be counted in another way (see `size_dialect`): of such root nodes the last is kept. A
+PathInfo that names the same content as the one kept adds to it what that lacks: signatures,
+references, a deriver, fields of its NARInfo. What it states otherwise is a contradiction, but for
+the deriver, of which a path can have several: the first is kept.
 """
 
-from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from appliance.castore.content_address import ContentAddress, Method
 from appliance.castore.digest import Digest
 from appliance.castore.nix_hash import NixHash
 from appliance.castore.nodes import (
+    Directory,
     DirectoryNode,
     FileNode,
     Node,
@@ -20,6 +21,7 @@ from appliance.castore.nodes import (
     node_to_message,
 )
 from appliance.castore.path_info import PathInfo, read_path_info, validate
+from appliance.castore.same_tree import is_same_tree
 from appliance.castore.store_path import InvalidReferenceError, StorePath
 from appliance.errors import AlreadyExistsError, PathInfoError
 from appliance.protos import pathinfo_pb2
@@ -49,19 +51,23 @@ def check_claims(encoded: bytes) -> PathInfo:
     return info
 
 
-def accepted(
-    old: bytes | None,
-    new: bytes,
-    nar_of: Callable[[Digest], tuple[int, bytes] | None],
-    *,
-    may_replace: bool = False,
-) -> bytes:
+class Known(Protocol):
+    """What a store knows of contents; asked while it puts a PathInfo."""
+
+    def nar_of(self, key: Digest) -> tuple[int, bytes] | None:
+        """Return size in bytes and SHA-256 of a NAR, if they were calculated, by `nar_key`."""
+
+    def directory_of(self, digest: Digest) -> Directory | None:
+        """Return a directory, if it is there and as it should be."""
+
+
+def accepted(old: bytes | None, new: bytes, store: Known, *, may_replace: bool = False) -> bytes:
     """Return what is to be kept when `new` is put; `old` itself if that changes nothing.
 
     Args:
         old: what is kept of the path; one that is not valid counts for nothing.
         new: what `check_claims` has passed, or the word of a caller that made it.
-        nar_of: returns size and SHA-256 of a NAR, if they were calculated, by `nar_key`.
+        store: where it is put.
         may_replace: `new` takes the place of `old` where they do not agree.
 
     Raises:
@@ -73,14 +79,14 @@ def accepted(
     known = None if old is None else _valid(old)
     message = _valid(new)
     if message is not None:
-        _check_nar(message, nar_of)
+        _check_nar(message, store)
     if old is None or known is None or message is None:
         return new
     before = known.SerializeToString(deterministic=True)
     try:
-        _add(known, message)
+        _add(known, message, store)
         _check_claims(validate(known), known)
-        _check_nar(known, nar_of)
+        _check_nar(known, store)
     except (AlreadyExistsError, PathInfoError):
         if may_replace:
             return new
@@ -133,11 +139,9 @@ def _check_claims(info: PathInfo, message: pathinfo_pb2.PathInfo) -> None:
         _check_address(info, narinfo, address)
 
 
-def _check_nar(
-    message: pathinfo_pb2.PathInfo, nar_of: Callable[[Digest], tuple[int, bytes] | None]
-) -> None:
+def _check_nar(message: pathinfo_pb2.PathInfo, store: Known) -> None:
     info = validate(message)
-    nar = nar_of(nar_key(info.node))
+    nar = store.nar_of(nar_key(info.node))
     if nar is None:
         return
     size, sha256 = nar
@@ -166,10 +170,12 @@ def _check_address(info: PathInfo, narinfo: pathinfo_pb2.NARInfo, address: Conte
         )
 
 
-def _add(known: pathinfo_pb2.PathInfo, new: pathinfo_pb2.PathInfo) -> None:
+def _add(known: pathinfo_pb2.PathInfo, new: pathinfo_pb2.PathInfo, store: Known) -> None:
     old_node, new_node = node_from_message(known.node), node_from_message(new.node)
     path = StorePath.parse(new_node.name)
-    if old_node != new_node:
+    if old_node != new_node and is_same_tree(old_node, new_node, store.directory_of):
+        known.node.CopyFrom(new.node)
+    elif old_node != new_node:
         raise AlreadyExistsError(
             f"path {path.absolute()}: is there already, with other content: "
             f"{_content(old_node)}, not {_content(new_node)}"

@@ -62,7 +62,7 @@ def parse_named(text: str, what: str, size: int) -> tuple[str, bytes]:
     except (ValueError, binascii.Error) as exc:
         raise KeyTextError(f"{what} of {name}: not base 64: {exc}") from exc
     if len(data) != size:
-        raise KeyTextError(f"{what} of {name}: {len(data)} bytes; it has {size}")
+        raise KeyTextError(f"{what} of {name}: {len(data)} bytes, where {size} are required")
     return name, data
 
 

@@ -127,7 +127,7 @@ class Handler(Operations):
         if nodeid == ROOT_NODEID:
             return self._lookup_in_root(name)
         node = self._node(nodeid)
-        if name == b".":
+        if name in {b".", b"/"}:
             return node.entry
         if name == b"..":
             if node.parent == ROOT_NODEID:
@@ -232,7 +232,7 @@ class Handler(Operations):
     # --- The root ---
 
     def _lookup_in_root(self, name: bytes) -> Body:
-        if name in {b".", b".."}:
+        if name in {b".", b"..", b"/"}:
             return root_entry(self._root_generation())
         grant = self._grants.by_name(name)
         if grant is not None:

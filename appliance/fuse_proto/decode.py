@@ -108,13 +108,14 @@ def check_name_untrusted(name: bytes) -> None:
 
 
 def check_entry_name_untrusted(name: bytes) -> None:
-    """Refuse a name no directory entry can have; "." and ".." may be looked up.
+    """Refuse a name no directory entry can have; ".", ".." and "/" may be looked up.
 
-    Linux does so to find the inode of a file handle, and its parent (EXPORT_SUPPORT).
+    Linux does so to find the inode of a file handle, and its parent (EXPORT_SUPPORT). "/" is what
+    it calls a file that it knows by a handle alone, and looks up in the file itself for overlayfs.
 
     Raises:
         OSError: ENAMETOOLONG or ENOENT.
     """
     check_name_untrusted(name)
-    if not name or b"/" in name:
+    if not name or (b"/" in name and name != b"/"):
         raise OSError(ENOENT, f"{name!r} is no entry's name")

@@ -7,6 +7,11 @@ from appliance.fuse_proto._wire import InitFlag, InitIn, InitOut
 
 MAJOR: Final = 7
 MINOR: Final = 45
+# From this one on (Linux 6.16) EXPORT_SUPPORT does harm: fuse_dentry_revalidate() takes a dentry
+# that came from a file handle for one of an earlier epoch, without asking, and overlayfs with
+# index=on, xino=on or metacopy=on says ESTALE of a file that it has copied up and now finds by its
+# handle.
+EPOCH_MINOR: Final = 44
 # The first with MAX_PAGES and CACHE_SYMLINKS (Linux 4.20); virtiofs came later still.
 OLDEST_MINOR: Final = 28
 
@@ -23,7 +28,7 @@ WANTED_FLAGS: Final = (
     | InitFlag.INIT_EXT
     | InitFlag.NO_OPEN_SUPPORT
     | InitFlag.NO_OPENDIR_SUPPORT
-    # LOOKUP of "." and ".." is answered: file handles outlive what the guest's kernel caches.
+    # LOOKUP of ".", ".." and "/" is answered: file handles outlive what the guest's kernel caches.
     | InitFlag.EXPORT_SUPPORT
 )
 # On /dev/fuse a server may ask for requests to be sent again that a dead worker had read.
@@ -72,6 +77,8 @@ def negotiate(offer: InitIn, wanted: InitFlag = WANTED_FLAGS) -> Agreement:
         raise OSError(EPROTO, f"FUSE {offer.major}.{offer.minor} is older than 7.{OLDEST_MINOR}")
     minor = min(offer.minor, MINOR)
     flags = _offered_flags(offer) & wanted
+    if offer.minor >= EPOCH_MINOR:
+        flags &= ~InitFlag.EXPORT_SUPPORT
     readahead = max(offer.max_readahead, MAX_READAHEAD)
     reply = InitOut(
         major=MAJOR,

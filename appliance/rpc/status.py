@@ -19,6 +19,7 @@ from appliance.errors import (
     StoreError,
     StoreFullError,
 )
+from appliance.store.nar_extent import TooLargeError
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ _UNAVAILABLE: Final = frozenset(
 
 # The first that fits; what precedes its text.
 _STATUSES: Final[tuple[tuple[type[ApplianceError], grpc.StatusCode, str], ...]] = (
+    (TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
     (NarError, grpc.StatusCode.INTERNAL, "failed to render the NAR: "),
     (ProtocolError, grpc.StatusCode.INVALID_ARGUMENT, "invalid request: "),
     (ContentMissingError, grpc.StatusCode.NOT_FOUND, ""),

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncGenerator, Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from appliance.castore.content_address import ContentAddress
 from appliance.castore.names import display
@@ -14,8 +14,13 @@ from appliance.castore.signature import Signature
 from appliance.castore.store_path import STORE_DIR, StorePath, StorePathError
 from appliance.errors import ConfigError, StoreError
 from appliance.protos import pathinfo_pb2
+from appliance.store.nar_extent import ENTRIES_MAX, TooLargeError, extent_of
 from appliance.store.nar_render import DirectoryNotFoundError, file_content, render_nar
 from appliance.store.services import Services
+
+# What is printed as JSON is in memory before, and nested as deep as it is.
+_JSON_ENTRIES_MAX: Final = 1 << 21
+_JSON_DEPTH_MAX: Final = 400
 
 Json: TypeAlias = "dict[str, str | int | bool | Json]"
 
@@ -66,12 +71,22 @@ class StoreView:
     async def walk(
         self, node: Node, *, is_recursive: bool
     ) -> AsyncGenerator[tuple[str, Node], None]:
-        """Yield what a directory contains, with paths relative to it; a file by its own name."""
+        """Yield what a directory contains, with paths relative to it; a file by its own name.
+
+        Raises:
+            TooLargeError: there is too much of it.
+        """
+        if is_recursive:
+            await self._check_extent(node)
         if not isinstance(node, DirectoryNode):
             yield _text(node.name), node
             return
         left = [(".", child) for child in reversed(await self._children(node))]
+        num_entries = 0
         while left:
+            num_entries += 1
+            if num_entries > ENTRIES_MAX:  # of which not all could be counted before
+                raise TooLargeError(f"up to {ENTRIES_MAX} entries are listed")
             parent, child = left.pop()
             path = f"{parent}/{_text(child.name)}"
             yield path, child
@@ -79,7 +94,18 @@ class StoreView:
                 left.extend((path, below) for below in reversed(await self._children(child)))
 
     async def tree(self, node: Node, *, is_recursive: bool) -> Json:
-        """Return what a node is, as `nix store ls --json` prints it."""
+        """Return what a node is, as `nix store ls --json` prints it.
+
+        Raises:
+            TooLargeError: there is too much of it, or it is too deep.
+        """
+        if is_recursive:
+            await self._check_extent(node, _JSON_ENTRIES_MAX)
+        return await self._tree(node, is_recursive=is_recursive, depth=0)
+
+    async def _tree(self, node: Node, *, is_recursive: bool, depth: int) -> Json:
+        if depth > _JSON_DEPTH_MAX:
+            raise TooLargeError(f"more than {_JSON_DEPTH_MAX} directories, each in the last")
         match node:
             case SymlinkNode():
                 return {"type": "symlink", "target": _text(node.target)}
@@ -92,7 +118,9 @@ class StoreView:
         for child in await self._children(node):
             is_shown = is_recursive or not isinstance(child, DirectoryNode)
             entries[_text(child.name)] = (
-                await self.tree(child, is_recursive=True) if is_shown else {"type": "directory"}
+                await self._tree(child, is_recursive=True, depth=depth + 1)
+                if is_shown
+                else {"type": "directory"}
             )
         return {"type": "directory", "entries": entries}
 
@@ -113,6 +141,14 @@ class StoreView:
             info = pathinfo_pb2.PathInfo.FromString(known) if known and is_valid else None
             found.append((path.absolute(), info))
         return found
+
+    async def _check_extent(self, node: Node, entries_max: int = ENTRIES_MAX) -> None:
+        extent = await extent_of(node, self._services.directories)
+        if extent is not None and extent.num_entries > entries_max:
+            raise TooLargeError(
+                f"{extent.num_entries} entries are below {_text(node.name)}; "
+                f"up to {entries_max} are listed"
+            )
 
     async def _child(self, node: Node, name: bytes) -> Node | None:
         if not isinstance(node, DirectoryNode):

@@ -4,17 +4,22 @@ An object is looked at again before it goes, as what was read may have been repl
 file is looked at outside of the write transaction, which must not take as long as reading it does.
 """
 
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Final, NamedTuple
 
 from blake3 import blake3
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
+from appliance.errors import DirectoryError
+from appliance.images import builder
 from appliance.store import schema
-from appliance.store.lmdb_env import WriteTransaction
+from appliance.store.lmdb_env import ReadTransaction, WriteTransaction
 from appliance.store.store import BlobFile, Store
 
 _PIECE_SIZE: Final = 1 << 20
+_CHUNK: Final = 256
 
 
 class _Seen(NamedTuple):
@@ -69,9 +74,44 @@ def drop_directory(store: Store, digest: Digest) -> bool:
         encoded = txn.get(digest, db=directories)
         if encoded is None or Digest.of(encoded) == digest:
             return False
+        # As the image may have been made of that.
+        _drop_image(store, txn, digest)
         return txn.delete(digest, db=directories)
 
     return store.env.write(work)
+
+
+def wrong_images(store: Store) -> Iterator[Digest]:
+    """Yield the digests of directories whose images are not those that are made of them.
+
+    Raises:
+        StoreError: LMDB failed.
+    """
+    directories = store.env.database(schema.DIRECTORIES)
+    after = b""
+    while True:
+        wrong: list[Digest] = []
+        with store.read() as txn:
+            cursor = txn.cursor(db=directories)
+            if not cursor.set_range(after):
+                return
+            chunk = [(bytes(key), bytes(value)) for key, value in islice(cursor, _CHUNK)]
+            for key, encoded in chunk:
+                if key != after and not _is_image_right(store, txn, key, encoded):
+                    wrong.append(Digest(key))
+        yield from wrong
+        if chunk[-1][0] == after:
+            return
+        after = chunk[-1][0]
+
+
+def drop_image(store: Store, digest: Digest) -> None:
+    """Forget the image of a directory; it is made again when it is needed.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    store.env.write(lambda txn: _drop_image(store, txn, digest))
 
 
 def restore_blob(store: Store, digest: Digest, size: int) -> bool:
@@ -106,6 +146,23 @@ def is_blob_right(store: Store, digest: Digest) -> bool:
         if not isinstance(blob, BlobFile):
             return blob is None or Digest.of(blob) == digest
     return _look(store, digest).digest == digest
+
+
+def _is_image_right(store: Store, txn: ReadTransaction, digest: bytes, encoded: bytes) -> bool:
+    if store.image(txn, digest) is None or Digest.of(encoded) != digest:
+        return True  # none, or that of something else: the directory is reported
+    try:
+        pieces = list(builder.pieces(encoded))
+    except DirectoryError:
+        return True
+    return all(bytes(store.image(txn, digest, number) or b"") == piece for number, piece in pieces)
+
+
+def _drop_image(store: Store, txn: WriteTransaction, digest: bytes) -> None:
+    cursor = txn.cursor(db=store.env.newer_database(schema.IMAGES))
+    is_there = cursor.set_range(digest)
+    while is_there and cursor.key().startswith(digest):
+        is_there = cursor.delete()
 
 
 def _look(store: Store, digest: Digest) -> _Seen:

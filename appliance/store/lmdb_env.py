@@ -43,6 +43,7 @@ from appliance.store.lmdb_file import (
     check_pid,
     is_written_by_nobody,
 )
+from appliance.store.schema import DIRECTORY_MODE
 
 T = TypeVar("T")
 
@@ -69,7 +70,7 @@ class Environment:
     """An open LMDB environment with its named databases.
 
     Args:
-        path: directory of the environment; created (0755) when writable and missing.
+        path: directory of the environment; created (0750) when writable and missing.
         databases: names of all databases in it; created when writable and missing.
         newer_databases: the same of some that an earlier release did not make: read-only, one may
             be missing.
@@ -100,7 +101,7 @@ class Environment:
         self._writing = threading.Lock()
         try:
             if not is_readonly:
-                path.mkdir(mode=0o755, parents=True, exist_ok=True)
+                path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
             data_size = check_data(path)
             if is_readonly and data_size == 0:
                 raise StoreError(f"{path}: {os.strerror(errno.ENOENT)}")

@@ -16,7 +16,6 @@ Layout of `data.mdb` (mdb.c: MDB_page, MDB_meta, MDB_node; 64 bits, the machine'
     node       low u16, high u16, flags u16, size of the key u16, key, value
 """
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -134,6 +133,17 @@ def check_pid(path: Path) -> None:
         raise PidInUseError(str(name), pid)
 
 
+def is_pid_free(path: Path) -> bool:
+    """Whether `check_pid` has nothing to say, or the lock file at `path` cannot be used at all."""
+    try:
+        check_pid(path)
+    except PidInUseError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def is_written_by_nobody(path: Path) -> bool:
     """Whether the file system that `path` is on, not only a mount of it, is read-only."""
     if not os.statvfs(path).f_flag & os.ST_RDONLY:
@@ -153,6 +163,8 @@ def _mounts() -> Iterator[list[str]]:
 def _allocate(fd: int, name: Path, size: int) -> None:
     # Not posix_fallocate(3): where the file system cannot do it, that writes what it has read
     # before, under the hands of processes that have the file mapped.
+    import ctypes  # noqa: PLC0415 - takes as long to load as all the rest
+
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
         return

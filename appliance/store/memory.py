@@ -1,12 +1,14 @@
 """Services that keep everything in memory, for as long as they live."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 
 from appliance.castore.closure import ClosureChecker, TopologicalOrder
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.nodes import Directory, Node
+from appliance.castore.nodes import Directory, DirectoryNode, Node
+from appliance.castore.path_info import read_path_info
 from appliance.castore.path_info_rules import accepted, check_claims, nar_key
-from appliance.errors import ContentMissingError
+from appliance.errors import ContentMissingError, StoreError
 from appliance.store.lmdb_blobs import ContentReader
 from appliance.store.lmdb_directories import put_one
 from appliance.store.nar_render import nar_info
@@ -148,13 +150,16 @@ class MemoryPathInfoService:
         """See `PathInfoService.put`."""
         info = check_claims(path_info)
         await check_stated_size(info, self._blobs, self._directories)
+        digest = info.path.digest
+        known = _KnownContents(self._nar_infos)
+        if digest in self._path_infos:
+            for node in (read_path_info(self._path_infos[digest]).node, info.node):
+                await known.read(node, self._directories)
+        # Not one await between what is kept now and what will be.
         kept = accepted(
-            self._path_infos.get(info.path.digest),
-            path_info,
-            self._nar_infos.get,
-            may_replace=self._may_replace,
+            self._path_infos.get(digest), path_info, known, may_replace=self._may_replace
         )
-        self._path_infos[info.path.digest] = kept
+        self._path_infos[digest] = kept
         return kept
 
     async def list(self) -> AsyncIterator[bytes]:
@@ -170,3 +175,23 @@ class MemoryPathInfoService:
             info = await nar_info(node, self._blobs, self._directories)
             self._nar_infos[key] = info
         return info
+
+
+class _KnownContents:
+    """See `path_info_rules.Known`; with the directories that were read before."""
+
+    def __init__(self, nar_infos: Mapping[Digest, NarInfo]) -> None:
+        self._nar_infos = nar_infos
+        self._directories: dict[Digest, Directory] = {}
+
+    async def read(self, node: Node, directories: DirectoryService) -> None:
+        if isinstance(node, DirectoryNode) and node.digest not in self._directories:
+            with suppress(StoreError):  # what cannot be had cannot be compared
+                async for directory in directories.get_recursive(node.digest):
+                    self._directories[directory.digest()] = directory
+
+    def nar_of(self, key: Digest) -> NarInfo | None:
+        return self._nar_infos.get(key)
+
+    def directory_of(self, digest: Digest) -> Directory | None:
+        return self._directories.get(digest)

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from typing import Final, Protocol
@@ -9,12 +10,14 @@ from typing import Final, Protocol
 from blake3 import blake3
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import DirectoryNode, FileNode, Node, SymlinkNode
+from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.errors import ContentMissingError, NarError, WrongDigestError
 from appliance.nar.writer import Buffer, NarWriter
+from appliance.store.nar_extent import ENTRIES_MAX, TooLargeError, extent_of
 from appliance.store.services import BlobService, DirectoryService, NarInfo
 
 PIECE_SIZE: Final = 1 << 18
+_RECENT_ENTRIES_MAX: Final = 1 << 14
 
 
 class BlobNotFoundError(ContentMissingError):
@@ -76,12 +79,36 @@ class Contents(Protocol):
         """Yield the content of a file in pieces, not more than its node says."""
 
 
+class RecentDirectories:
+    """Reads directories, and keeps those read last: a tree may have one in many places."""
+
+    def __init__(self, directories: DirectoryService) -> None:
+        self._directories = directories
+        self._recent: OrderedDict[Digest, Directory] = OrderedDict()
+        self._num_entries = 0
+
+    async def get(self, digest: Digest) -> Directory | None:
+        """See `DirectoryService.get`."""
+        directory = self._recent.get(digest)
+        if directory is not None:
+            self._recent.move_to_end(digest)
+            return directory
+        directory = await self._directories.get(digest)
+        if directory is not None:
+            self._recent[digest] = directory
+            self._num_entries += 1 + len(directory)
+            while self._num_entries > _RECENT_ENTRIES_MAX:
+                _digest, oldest = self._recent.popitem(last=False)
+                self._num_entries -= 1 + len(oldest)
+        return directory
+
+
 class _Stored:
     """Contents of services; what is not as its node says is an error."""
 
     def __init__(self, blobs: BlobService, directories: DirectoryService) -> None:
         self._blobs = blobs
-        self._directories = directories
+        self._directories = RecentDirectories(directories)
 
     async def children(self, node: DirectoryNode) -> Iterator[Node]:
         directory = await self._directories.get(node.digest)
@@ -122,7 +149,7 @@ async def file_content(node: FileNode, blobs: BlobService) -> AsyncGenerator[byt
         raise WrongDigestError("blob", node.digest, actual)
 
 
-def render_nar(
+async def render_nar(
     node: Node, blobs: BlobService, directories: DirectoryService
 ) -> AsyncGenerator[bytes, None]:
     """Yield the NAR of `node` in pieces; its name does not matter.
@@ -131,13 +158,24 @@ def render_nar(
         BlobNotFoundError, DirectoryNotFoundError: content is not there.
         BlobTooShortError, BlobTooLongError: a blob is not as long as its node says.
         WrongDigestError: a blob is something else; some of it was yielded by then.
+        TooLargeError: there is too much of it.
     """
-    return render(node, _Stored(blobs, directories))
+    extent = await extent_of(node, directories)
+    if extent is not None:
+        extent.check("the tree")
+    async with aclosing(render(node, _Stored(blobs, directories))) as pieces:
+        async for piece in pieces:
+            yield piece
 
 
 async def render(node: Node, contents: Contents) -> AsyncGenerator[bytes, None]:
-    """Yield the NAR of `node` in pieces, or what it would be if `contents` are short of some."""
+    """Yield the NAR of `node` in pieces, or what it would be if `contents` are short of some.
+
+    Raises:
+        TooLargeError: there is too much of it.
+    """
     pieces = _Pieces()
+    num_entries = 0
     writer = NarWriter(pieces.add)
     parents: list[Iterator[Node]] = []
     following: Node | None = node
@@ -155,6 +193,9 @@ async def render(node: Node, contents: Contents) -> AsyncGenerator[bytes, None]:
                 writer.directory()
                 parents.append(await contents.children(following))
         following = _next_node(writer, parents)
+        num_entries += 1
+        if num_entries > ENTRIES_MAX:
+            raise TooLargeError(f"more than {ENTRIES_MAX} entries")
         if pieces.size >= PIECE_SIZE:
             yield pieces.take()
     writer.finish()

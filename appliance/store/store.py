@@ -24,6 +24,7 @@ from appliance.images import builder, layout
 from appliance.store import schema, temp_directory
 from appliance.store.batch import Batch, StagedFile
 from appliance.store.disk_errors import disk_error
+from appliance.store.known_contents import KnownContents
 from appliance.store.lmdb_env import (
     Environment,
     NotWritableError,
@@ -397,10 +398,8 @@ class Store:
     def _accepted(
         self, txn: WriteTransaction, old: bytes | None, stated: bytes, batch: Batch
     ) -> bytes:
-        def nar_of(key: bytes) -> tuple[int, bytes] | None:
-            return self.nar_info(txn, key)
-
-        return accepted(old, stated, nar_of, may_replace=batch.may_replace_paths)
+        known = KnownContents(self, txn)
+        return accepted(old, stated, known, may_replace=batch.may_replace_paths)
 
     def _check_version(self) -> None:
         if self.is_writable:

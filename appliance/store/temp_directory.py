@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from appliance.store.disk_errors import disk_error
-from appliance.store.schema import TEMP_DIRECTORY
+from appliance.store.schema import DIRECTORY_MODE, TEMP_DIRECTORY
 
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -28,7 +28,7 @@ class TempDirectory:
     def __init__(self, store_path: Path) -> None:
         parent = store_path / TEMP_DIRECTORY
         try:
-            store_path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            store_path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
             parent.mkdir(mode=0o755, exist_ok=True)
             with _locked(parent):  # no sweep between mkdir and flock
                 self.path = _make_unique(parent)

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from typing import Final
 
@@ -14,7 +14,7 @@ from appliance.castore.content_hash import ContentHash
 from appliance.castore.digest import Digest
 from appliance.castore.names import display
 from appliance.castore.nix_hash import NixHash
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node
+from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.castore.path_info import PathInfo, read_path_info
 from appliance.castore.path_info_rules import path_of_address
 from appliance.castore.size_dialect import SizeDialect
@@ -28,7 +28,8 @@ from appliance.errors import (
     WrongDigestError,
 )
 from appliance.protos import pathinfo_pb2
-from appliance.store.nar_render import PIECE_SIZE, render
+from appliance.store.nar_extent import TooLargeError, extent_of
+from appliance.store.nar_render import PIECE_SIZE, RecentDirectories, render
 from appliance.store.services import Services
 
 
@@ -52,6 +53,13 @@ class UnreadableError(VerifyError):
 
     def __init__(self, where: str, cause: Exception) -> None:
         super().__init__(f"{where}: {' '.join(str(cause).split())}")
+
+
+class UnworkableError(VerifyError):
+    """There is too much in a path for a NAR of it to be made."""
+
+    def __init__(self, path: StorePath, cause: TooLargeError) -> None:
+        super().__init__(f"{path.absolute()}: {cause}")
 
 
 class MismatchError(VerifyError):
@@ -220,6 +228,8 @@ class Verifier:
         address = ContentAddress.of_message(narinfo)
         address_hash = self._check_path(info, narinfo, address) if address else None
         contents = _CheckedContents(self._services, self._report, self.progress, self.damaged)
+        if not await self._is_workable(info, contents):
+            return
         if address and address.method is not Method.NAR:
             contents.hash = address_hash
         nar_hash = hashlib.sha256()
@@ -235,6 +245,19 @@ class Verifier:
             self._check_nar(info, size, nar_hash.digest())
             if address and address_hash:
                 self._check_address(info, address, address_hash.digests())
+
+    async def _is_workable(self, info: PathInfo, contents: "_CheckedContents") -> bool:
+        """Whether a NAR can be made; else what is in the path is checked without one."""
+        extent = await extent_of(info.node, self._services.directories)
+        if extent is None:
+            return True
+        try:
+            extent.check("the tree")
+        except TooLargeError as exc:
+            self._report(UnworkableError(info.path, exc))
+            await contents.check_once(info.node)
+            return False
+        return True
 
     def _check_path(
         self, info: PathInfo, narinfo: pathinfo_pb2.NARInfo, address: ContentAddress
@@ -291,7 +314,8 @@ class _CheckedContents:
     ) -> None:
         self.are_complete = True
         self.hash: ContentHash | None = None
-        self._services = services
+        self._blobs = services.blobs
+        self._directories = RecentDirectories(services.directories)
         self._report = report
         self._progress = progress
         self._damaged = damaged
@@ -299,10 +323,26 @@ class _CheckedContents:
         self._open_directories: list[bytes] = []
         self._reported: set[tuple[type[VerifyError], Digest, int]] = set()
 
+    async def check_once(self, root: Node) -> None:
+        """Check what is below `root`, each directory and blob once."""
+        left = [root]
+        seen: set[tuple[Digest, int]] = set()
+        while left:
+            node = left.pop()
+            if isinstance(node, SymlinkNode) or (node.digest, node.size) in seen:
+                continue
+            seen.add((node.digest, node.size))
+            if isinstance(node, DirectoryNode):
+                left.extend(await self.children(node))
+            else:
+                async with aclosing(self.content(node)) as pieces:
+                    async for _piece in pieces:
+                        pass
+
     async def children(self, node: DirectoryNode) -> Iterator[Node]:
         directory = Directory()
         with self._checking(node) as where:
-            found = await self._services.directories.get(node.digest)
+            found = await self._directories.get(node.digest)
             actual = None if found is None else found.digest()
             if found is None or actual != node.digest:
                 raise ContentMismatchError(where, "directory", node.digest, actual or _NOTHING)
@@ -310,12 +350,12 @@ class _CheckedContents:
             self._check_size(node, directory, where)
         return self._entered(node, directory)
 
-    async def content(self, node: FileNode) -> AsyncIterator[bytes]:
+    async def content(self, node: FileNode) -> AsyncGenerator[bytes, None]:
         hasher = blake3()
         size = 0
         with self._checking(node) as where:
             self._progress.path = where
-            reader = await self._services.blobs.open_read(node.digest)
+            reader = await self._blobs.open_read(node.digest)
             if reader is None:
                 raise ContentMismatchError(where, "blob", node.digest, _NOTHING)
             try:

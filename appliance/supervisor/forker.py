@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from appliance.protos.control_pb2 import Envelope, Spawn
@@ -49,11 +50,14 @@ class WorkerExit(NamedTuple):
 class Forker:
     """Spawns workers through a fork server, which is started anew should it die.
 
-    The fork server and its workers log as the arguments say.
+    The fork server and its workers log as the arguments say. No worker has a process id that LMDB
+    takes for another process in the environment at `store_path`, if that is given.
     """
 
-    def __init__(self, log_level: str = "INFO", *, log_json: bool = False) -> None:
-        self._log_words = (log_level, "json" if log_json else "plain")
+    def __init__(
+        self, log_level: str = "INFO", *, log_json: bool = False, store_path: Path | None = None
+    ) -> None:
+        self._words = (log_level, "json" if log_json else "plain", store_path or "")
         self._process: subprocess.Popen[bytes] | None = None
         self._link: Link | None = None
         self._exits: dict[int, asyncio.Future[WorkerExit]] = {}
@@ -119,7 +123,7 @@ class Forker:
                     "appliance.worker.forkserver",
                     str(theirs.fileno()),
                     str(os.getpid()),
-                    *self._log_words,
+                    *self._words,
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

@@ -90,7 +90,9 @@ async def running(
                 remote.store, has_cache=remote.has_cache, has_remote_root=True
             )
         stack.push_async_callback(resolver.close)
-        forker = Forker(config.log_level, log_json=config.log_json)
+        forker = Forker(
+            config.log_level, log_json=config.log_json, store_path=Path(settings.store_path)
+        )
         stack.push_async_callback(forker.close)
         status = StatusServer(config.state_dir, report)
         await status.start()

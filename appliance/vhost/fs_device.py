@@ -13,7 +13,7 @@ from appliance.errors import ConfigError
 from appliance.vhost._wire import FsConfig, ProtocolFeature, VirtioFeature, pack_fs_config
 
 TAG_MAX_BYTES: Final = 36
-_MAX_QUEUES: Final = 256  # SET_VRING_KICK has 8 bits for the ring
+MAX_REQUEST_QUEUES: Final = 255  # SET_VRING_KICK has 8 bits for the ring; one is hiprio
 _MAX_QUEUE_SIZE: Final = 32768
 
 
@@ -33,9 +33,9 @@ class DeviceProperties:
     tag: bytes | None = None
 
     def __post_init__(self) -> None:
-        if not 2 <= self.num_queues <= _MAX_QUEUES:
+        if not 1 <= self.num_queues - 1 <= MAX_REQUEST_QUEUES:
             raise ConfigError(
-                f"{self.num_queues - 1} request queues: must be 1 to {_MAX_QUEUES - 1}"
+                f"{self.num_queues - 1} request queues: must be 1 to {MAX_REQUEST_QUEUES}"
             )
         if not is_queue_size(self.max_queue_size, _MAX_QUEUE_SIZE):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""The fork server: `python -m appliance.worker.forkserver FD PARENT_PID LOG_LEVEL plain|json`.
+"""The fork server: `python -m appliance.worker.forkserver FD PARENT_PID LOG_LEVEL FORM STORE`.
 
 It has imported everything that a worker needs and holds no thread, no event loop and no LMDB env,
 so a fork of it is safe at any time and shares its memory. It forks a worker for each Spawn message,
@@ -13,21 +13,27 @@ import select
 import signal
 import socket
 import sys
+from pathlib import Path
+from typing import Final
 
+from appliance.errors import ApplianceError
 from appliance.log import configure_logging, set_log_source
 from appliance.protos.control_pb2 import Envelope, Exited, Spawned
 from appliance.session import channel
+from appliance.store.lmdb_file import is_pid_free
 from appliance.worker import main as worker
 from appliance.worker.process import die_with_parent
 
 _LOG = logging.getLogger(__name__)
+_PID_ATTEMPTS: Final = 256
 
 
 class ForkServer:
     """Forks workers on request; owns its end of the channel to the supervisor."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, store_path: Path | None) -> None:
         self._sock = sock
+        self._store_path = store_path
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> None:
@@ -55,23 +61,47 @@ class ForkServer:
             return False
         envelope, fds = message
         (worker_fd,) = fds
-        parent = os.getpid()
         try:
-            pid = os.fork()
+            pid = self._fork(worker_fd, envelope.spawn.label)
         except OSError as exc:
             # No end of this process, and so of all workers that live.
             _LOG.error("cannot fork: %s", exc.strerror)
             pid = -1
-        if pid == 0:
-            self._become_worker(worker_fd, parent, envelope.spawn.label)
         os.close(worker_fd)
         channel.send(self._sock, Envelope(id=envelope.id, spawned=Spawned(pid=pid)))
         return True
 
-    def _become_worker(self, worker_fd: int, parent: int, label: str) -> None:
+    def _fork(self, worker_fd: int, label: str) -> int:
+        # Workers of another container have the ids that ours come to next, as like as not.
+        parent = os.getpid()
+        for _ in range(_PID_ATTEMPTS):
+            verdict, child_verdict = os.pipe2(os.O_CLOEXEC)
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    os.close(verdict)
+                    self._become_worker(worker_fd, parent, label, child_verdict)
+            except OSError:
+                os.close(verdict)
+                raise
+            finally:
+                os.close(child_verdict)
+            is_good = os.read(verdict, 1)
+            os.close(verdict)
+            if is_good:
+                return pid
+            os.waitpid(pid, 0)
+        _LOG.error("cannot fork: %s has a lock for every process id tried", self._store_path)
+        return -1
+
+    def _become_worker(self, worker_fd: int, parent: int, label: str, verdict: int) -> None:
         # Never returns: whatever happens, this process must not go on as a second fork server.
         status = 1
         try:
+            if self._store_path is not None and not is_pid_free(self._store_path):
+                os._exit(status)
+            os.write(verdict, b"y")
+            os.close(verdict)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             die_with_parent(parent)
@@ -83,6 +113,8 @@ class ForkServer:
             with contextlib.suppress(BrokenPipeError):
                 worker.main(socket.socket(fileno=worker_fd))
             status = 0
+        except ApplianceError as exc:
+            _LOG.error("worker failed: %s", exc)
         except BaseException:  # noqa: BLE001 - logged, and the process ends with status 1
             _LOG.exception("worker failed")
         finally:
@@ -104,7 +136,7 @@ class ForkServer:
 def main() -> None:
     """Run the fork server on the channel whose fd number is the first argument."""
     fd, parent = map(int, sys.argv[1:3])
-    log_level, log_form = sys.argv[3:]
+    log_level, log_form, store_path = sys.argv[3:]
     die_with_parent(parent)
     # The terminal's ^C or end and a service manager's SIGTERM reach the whole process group; the
     # supervisor alone decides, and closing its channels is how it tells.
@@ -115,7 +147,7 @@ def main() -> None:
     sock.set_inheritable(False)
     # The supervisor may go away between two messages.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        ForkServer(sock).run()
+        ForkServer(sock, Path(store_path) if store_path else None).run()
 
 
 if __name__ == "__main__":

@@ -162,8 +162,9 @@ def test_the_ring_tests_pass_under_sanitizers(sanitized: Path) -> None:
 
 @pytest.mark.slow
 def test_the_file_reader_tests_pass_under_sanitizers(tmp_path: Path) -> None:
-    extension = build_sanitized("_reader", [C_DIR / "reader.c"], tmp_path)
-    check_suites(extension, "tests/importer/test_file_reader.py")
+    extension = build_sanitized("_reader", [C_DIR / "reader.c", C_DIR / "files.c"], tmp_path)
+    suites = ["tests/importer/test_file_reader.py", "tests/importer/test_hasher.py"]
+    check_suites(extension, *suites)
 
 
 @pytest.mark.slow

@@ -1,12 +1,20 @@
 """What is kept of two PathInfos of one path, and what is refused."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import DirectoryNode, FileNode, Node, SymlinkNode, node_to_message
+from appliance.castore.nodes import (
+    Directory,
+    DirectoryNode,
+    FileNode,
+    Node,
+    SymlinkNode,
+    node_to_message,
+)
 from appliance.castore.path_info import encode_nar_addressed, read_path_info
 from appliance.castore.path_info_rules import (
     SIGNATURES_MAX,
@@ -15,6 +23,7 @@ from appliance.castore.path_info_rules import (
     check_claims,
     nar_key,
 )
+from appliance.castore.size_dialect import SizeDialect
 from appliance.castore.store_path import StorePath, nar_path, text_path_by_digest
 from appliance.errors import AlreadyExistsError, PathInfoError
 from appliance.protos import pathinfo_pb2
@@ -25,6 +34,24 @@ PATH = nar_path(SHA256, "test")
 FOREIGN = StorePath(bytes(range(20)), "foreign")
 REFERENCES = [StorePath(bytes([n]) * 20, f"dep-{n}") for n in range(3)]
 
+
+class Contents:
+    def __init__(
+        self,
+        *directories: Directory,
+        nars: Mapping[Digest, tuple[int, bytes]] = MappingProxyType({}),
+    ) -> None:
+        self._nars = nars
+        self._directories = {directory.digest(): directory for directory in directories}
+
+    def nar_of(self, key: Digest) -> tuple[int, bytes] | None:
+        return self._nars.get(key)
+
+    def directory_of(self, digest: Digest) -> Directory | None:
+        return self._directories.get(digest)
+
+
+NOTHING = Contents()
 Message = pathinfo_pb2.PathInfo
 Change = Callable[[Message], object]
 
@@ -58,7 +85,7 @@ def kept(old: Message, new: Message, *, may_replace: bool = False) -> Message:
         accepted(
             old.SerializeToString(),
             new.SerializeToString(),
-            lambda _key: None,
+            NOTHING,
             may_replace=may_replace,
         )
     )
@@ -73,19 +100,19 @@ def changed(message: Message, change: Change) -> Message:
 
 def test_first_of_a_path_is_kept_as_it_came() -> None:
     encoded = full().SerializeToString() + bytes([0xF8, 0x06, 0x01])
-    assert accepted(None, encoded, lambda _key: None) is encoded
+    assert accepted(None, encoded, NOTHING) is encoded
 
 
 def test_same_again_is_the_one_that_is_there() -> None:
     old, new = full().SerializeToString(), full().SerializeToString()
-    assert accepted(old, new, lambda _key: None) == old
+    assert accepted(old, new, NOTHING) == old
 
 
 @pytest.mark.parametrize("new", [bare(), full()])
 def test_what_says_no_more_changes_nothing(new: Message) -> None:
     # Whatever it is encoded like: the bytes that are there stay.
     old = full().SerializeToString() + bytes([0xF8, 0x06, 0x01])
-    assert accepted(old, new.SerializeToString(), lambda _key: None) is old
+    assert accepted(old, new.SerializeToString(), NOTHING) is old
 
 
 def test_signatures_are_united_and_each_kept_once() -> None:
@@ -155,6 +182,45 @@ def test_another_node_is_refused_or_replaces_when_it_may(node: Node) -> None:
     assert kept(full(), bare(node), may_replace=True) == bare(node)
 
 
+def trees(dialect: SizeDialect, leaf: bytes = b"leaf") -> tuple[DirectoryNode, list[Directory]]:
+    """Return a root and all its directories: one of them in two places, two levels deep."""
+    inner = Directory(files=[FileNode(leaf, FILE.digest, 7, executable=False)])
+    middle = Directory([DirectoryNode(b"in", inner.digest(), inner.size(dialect))])
+    outer = Directory(
+        [DirectoryNode(name, middle.digest(), middle.size(dialect)) for name in (b"a", b"b")]
+    )
+    return DirectoryNode(b"", outer.digest(), outer.size(dialect)), [inner, middle, outer]
+
+
+def test_same_content_counted_in_the_other_way_is_the_same() -> None:
+    old_node, old_directories = trees(SizeDialect.DOCUMENTED)
+    new_node, new_directories = trees(SizeDialect.DOUBLED)
+    assert old_node.digest != new_node.digest
+    old, new = bare(old_node), bare(new_node)
+    sign(old, "key-1", 1)
+    both = Contents(*old_directories, *new_directories)
+    found = Message.FromString(accepted(old.SerializeToString(), new.SerializeToString(), both))
+    assert found.node == new.node
+    assert found.narinfo.signatures == old.narinfo.signatures
+
+    # What is not there cannot be compared.
+    for known in (NOTHING, Contents(*old_directories), Contents(*old_directories[:1], *both_of())):
+        with pytest.raises(AlreadyExistsError):
+            accepted(old.SerializeToString(), new.SerializeToString(), known)
+
+
+def both_of() -> list[Directory]:
+    return trees(SizeDialect.DOUBLED)[1]
+
+
+def test_other_content_counted_in_the_other_way_is_another() -> None:
+    old_node, old_directories = trees(SizeDialect.DOCUMENTED)
+    new_node, new_directories = trees(SizeDialect.DOUBLED, b"fael")
+    known = Contents(*old_directories, *new_directories)
+    with pytest.raises(AlreadyExistsError):
+        accepted(bare(old_node).SerializeToString(), bare(new_node).SerializeToString(), known)
+
+
 def test_same_name_under_the_same_digest_is_the_path() -> None:
     with pytest.raises(AlreadyExistsError):
         kept(full(), bare(path=StorePath(FOREIGN.digest, "renamed")))
@@ -181,16 +247,16 @@ def test_nar_that_was_calculated_otherwise_is_refused_even_by_who_may_replace() 
     for old in (None, bare().SerializeToString(), full().SerializeToString() + b"\xf8\x06\x01"):
         for may_replace in (False, True):
             with pytest.raises(ContradictionError, match="hash of the NAR"):
-                accepted(old, new, known.get, may_replace=may_replace)
+                accepted(old, new, Contents(nars=known), may_replace=may_replace)
     right = {nar_key(FILE): (120, SHA256)}
-    assert accepted(None, new, right.get) == new
+    assert accepted(None, new, Contents(nars=right)) == new
     with pytest.raises(ContradictionError, match="size of the NAR"):
-        accepted(None, new, {nar_key(FILE): (128, SHA256)}.get)
+        accepted(None, new, Contents(nars={nar_key(FILE): (128, SHA256)}))
 
 
 def test_what_is_kept_and_unreadable_is_replaced() -> None:
     new = full().SerializeToString()
-    assert accepted(b"\xff", new, lambda _key: None) == new
+    assert accepted(b"\xff", new, NOTHING) == new
 
 
 def addressed() -> Message:

@@ -43,6 +43,7 @@ class ApplianceProcess:
         directory: Path,
         *options: str,
         sockets: Sequence[str] = ("fs.sock",),
+        prefix: Sequence[str] = (),
     ) -> None:
         self.store = Path(store)
         self.uri = uri_of(store)
@@ -52,6 +53,7 @@ class ApplianceProcess:
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [
+                    *prefix,
                     *APPLIANCE,
                     "virtiofs",
                     "--store",

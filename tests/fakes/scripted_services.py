@@ -73,9 +73,9 @@ class ScriptedServices:
             event.set()
         self._server.stop(None).wait()
 
-    def put(self, model: Model) -> bytes:
+    def put(self, model: Model, name: str = "") -> bytes:
         """Take in `model` as a new store path; return its base name."""
-        name = f"path-{len(self.path_infos)}"
+        name = name or f"path-{len(self.path_infos)}"
         batch = Batch()
         add_path(batch, name, node_of(batch, self._spare, b"", model))
         for digest, record in batch.blobs.items():
@@ -126,6 +126,7 @@ class ScriptedServices:
 
     def _path_info(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         digest = pathinfo_rpc_pb2.GetPathInfoRequest.FromString(request).by_output_hash
+        self.reads[digest] += 1
         encoded = self.path_infos.get(digest)
         if encoded is None:
             context.abort(grpc.StatusCode.NOT_FOUND, "no such path")

@@ -86,13 +86,13 @@ def test_any_body_decodes_or_is_refused(opcode: int, body: bytes, cut: int) -> N
     assert not any(b"\0" in name for name in decoded.names)
 
 
-@pytest.mark.parametrize("name", [b"", b"a/b", b"/", b"a/", b"../a"])
+@pytest.mark.parametrize("name", [b"", b"a/b", b"//", b"a/", b"../a"])
 def test_no_entry_has_such_a_name(name: bytes) -> None:
     with pytest.raises(FileNotFoundError):
         check_entry_name_untrusted(name)
 
 
-@pytest.mark.parametrize("name", [b"a", b".", b"..", b"...", b".a", b"\xff" * 255])
+@pytest.mark.parametrize("name", [b"a", b".", b"..", b"/", b"...", b".a", b"\xff" * 255])
 def test_other_names_may_exist(name: bytes) -> None:
     check_entry_name_untrusted(name)
 

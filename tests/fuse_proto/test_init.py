@@ -15,6 +15,7 @@ from appliance.fuse_proto.init import (
 )
 
 ALWAYS = WANTED_FLAGS & ~InitFlag.INIT_EXT
+WITHOUT_HANDLES = WANTED_FLAGS & ~InitFlag.EXPORT_SUPPORT
 
 
 class Offer(NamedTuple):
@@ -31,7 +32,7 @@ OFFERS = [
     Offer("6.1.176 virtiofs, recorded", InitIn(7, 38, 131072, 0x7BFFFFFB, 0xB), WANTED_FLAGS),
     Offer("6.1.176 UML, recorded", InitIn(7, 38, 131072, 0x7BFFFFFB, 0x9), WANTED_FLAGS),
     Offer("6.12 virtiofs, recorded", InitIn(7, 41, 131072, 0x7BFFFFFB, 0x1FF), WANTED_FLAGS),
-    Offer("6.18 /dev/fuse, recorded", InitIn(7, 45, 131072, 0x73FFFFFB, 0x5FD), WANTED_FLAGS),
+    Offer("6.18 /dev/fuse, recorded", InitIn(7, 45, 131072, 0x73FFFFFB, 0x5FD), WITHOUT_HANDLES),
 ]
 
 
@@ -104,8 +105,16 @@ def test_reply_is_a_subset_of_any_offer(offer: InitIn) -> None:
 
 def test_on_dev_fuse_requests_can_be_sent_again() -> None:
     offer = offered(DEVICE_FLAGS | InitFlag.PASSTHROUGH)
-    assert negotiate(offer, DEVICE_FLAGS).flags == DEVICE_FLAGS
+    assert negotiate(offer, DEVICE_FLAGS).flags == DEVICE_FLAGS & ~InitFlag.EXPORT_SUPPORT
     assert not negotiate(offer).flags & InitFlag.HAS_RESEND
+
+
+@pytest.mark.parametrize(("minor", "is_offered"), [(43, True), (44, False), (46, False)])
+def test_no_handles_are_offered_to_kernels_that_take_them_for_outdated(
+    minor: int, *, is_offered: bool
+) -> None:
+    agreement = negotiate(offered(WANTED_FLAGS)._replace(minor=minor))
+    assert bool(agreement.flags & InitFlag.EXPORT_SUPPORT) == is_offered
 
 
 def test_passthrough_excludes_no_open_and_states_a_stack_depth() -> None:

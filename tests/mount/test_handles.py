@@ -1,4 +1,8 @@
-"""File handles of a mount, as NFS servers and overlayfs keep them: name_to_handle_at(2)."""
+"""File handles of a mount, as NFS servers and overlayfs keep them: name_to_handle_at(2).
+
+Kernels to which none are offered (`HANDLES_AIL`) may call them stale, but take none for another
+file. Guests have other kernels: vm-tests/test_guest_overlay.py.
+"""
 
 import contextlib
 import ctypes
@@ -15,6 +19,7 @@ import pytest
 
 from appliance.store.store import Store
 from tests.fakes.mounted import Mounted
+from tests.fakes.overlaid import HANDLES_AIL
 from tests.fs.guest import File, Link, Tree, put
 
 pytestmark = pytest.mark.slow
@@ -151,7 +156,10 @@ def root_of(mountpoint: Path) -> Iterator[int]:
 
 
 def check(root: int, found: Found) -> None:
-    fd = open_handle(root, found.handle, found.flags())
+    fd = open_unless_stale(root, found)
+    if fd is None:
+        assert HANDLES_AIL, found.path
+        return
     try:
         status = os.fstat(fd)
         assert (status.st_mode, status.st_ino) == (found.mode, found.inode), found.path
@@ -195,7 +203,10 @@ def test_a_handle_of_a_deep_directory_finds_its_way_up(
         nodes = [found_at(path) for path in deepest]
         for found in nodes:
             drop_inodes()
-            fd = open_handle(root, found.handle, os.O_RDONLY)
+            fd = open_unless_stale(root, found)
+            if fd is None:
+                assert HANDLES_AIL
+                continue
             assert name_of(fd) == Path(found.path)
             above = os.open("../..", os.O_RDONLY, dir_fd=fd)
             assert name_of(above) == Path(found.path).parents[1]
@@ -213,7 +224,8 @@ def test_without_a_listing_of_the_root_directories_are_found_once_their_tree_was
         drop_inodes()
         for found in nodes:
             if stat.S_ISDIR(found.mode):
-                assert open_unless_stale(root, found) is None
+                fd = open_unless_stale(root, found)
+                assert fd is None or name_of(fd) == Path(found.path)
             else:
                 check(root, found)
         tree_fd = os.open(mountpoint / names[0], os.O_PATH)

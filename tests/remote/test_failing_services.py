@@ -14,7 +14,7 @@ from tests.fakes import fuse_client
 from tests.fakes.appliance_process import DEADLINE_S, ApplianceProcess, FakeGuest, every_event
 from tests.fakes.driver import Used
 from tests.fakes.scripted_services import LISTING, ScriptedServices
-from tests.fs.guest import File
+from tests.fs.guest import File, basename, store_path
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +68,19 @@ def test_content_is_fetched_once(
     for name in (b"a", b"b", b"a"):
         assert read(guest, guest.lookup(top, name)).body == content
     assert services.num_reads(content) == 1
+
+
+def test_a_name_that_is_not_there_is_asked_for_once_in_a_moment(
+    services: ScriptedServices, guest: FakeGuest
+) -> None:
+    name = basename("not-there")
+    for _ in range(20):
+        assert guest.ask(fuse_client.lookup(ROOT, name)).error == errno.ENOENT
+    # A second is a moment, even where twenty lookups take longer than that.
+    assert services.reads[store_path("not-there").digest] < 10
+    assert services.put({b"x": File(b"there")}, "not-there") == name
+    lookup = fuse_client.lookup(ROOT, name)
+    assert any(guest.ask(lookup).error == 0 for _ in every_event(DEADLINE_S))
 
 
 def test_an_empty_file_needs_no_service(services: ScriptedServices, guest: FakeGuest) -> None:

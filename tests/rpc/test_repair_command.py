@@ -79,7 +79,8 @@ def flip(made: Made) -> None:
 
 def rewrite(made: Made, database: bytes, change: Callable[[bytes], bytes | None]) -> None:
     store = Store.open(made.store)
-    handle = store.env.database(database)
+    handle = store.env.newer_database(database)
+    assert handle is not None
     with store.read() as txn:
         objects = [(bytes(k), bytes(v)) for k, v in txn.cursor(db=handle)]
     for key, value in objects:
@@ -222,6 +223,16 @@ def test_damaged_blob_of_the_cache_is_dropped(made: Made, tmp_path: Path) -> Non
     cache = BlobCache(tmp_path / "state/cache", 1 << 30)
     assert [cache.find(Digest.of(content)) for content in contents] == [None, None, 100, 100_000]
     cache.close()
+
+
+def test_wrong_image_of_a_directory_is_dropped(damaged: Made) -> None:
+    rewrite(damaged, schema.IMAGES, lambda value: value[:-1] + b"?")
+    done = run("verify", "--store", damaged.uri, status=1)
+    *told, summary = done.stderr.decode().splitlines()
+    assert len(told) == 3
+    assert all(line.endswith(": is not the one made of it, and was dropped") for line in told)
+    assert summary.endswith("failures: 3")
+    assert run("verify", "--store", damaged.uri).stderr == b""
 
 
 def put_into(cache: BlobCache, content: bytes) -> bool:

@@ -74,7 +74,7 @@ def readonly(
         store = disk / "store"
         if request.param == "owner":
             for name in (store, *store.rglob("*")):
-                os.chown(name, OTHER_UID, OTHER_UID)
+                os.chown(name, OTHER_UID, -1)  # whose group may read it
             disk.chmod(0o555)
             os.chown(disk, OTHER_UID, OTHER_UID)
             yield Readonly(store, path, NO_PRIVILEGE)
@@ -219,7 +219,7 @@ def test_unregistered_reader_hears_when_its_snapshot_may_be_gone(
     with opened(path) as env:
         put(env, range(100))
         for name in (path, path / "data.mdb", path / "lock.mdb"):
-            os.chown(name, OTHER_UID, OTHER_UID)
+            os.chown(name, OTHER_UID, -1)  # whose group may read it
         with subprocess.Popen(
             [*NO_PRIVILEGE, sys.executable, "-c", READ_SLOWLY, path],
             stdin=subprocess.PIPE,
@@ -244,7 +244,7 @@ def test_reader_that_may_write_the_lock_file_alone_is_registered(tmp_path: Path)
     with opened(path):
         pass
     for name in (path, path / "data.mdb"):
-        os.chown(name, OTHER_UID, OTHER_UID)
+        os.chown(name, OTHER_UID, -1)  # whose group may read it
     done = subprocess.run(
         [*NO_PRIVILEGE, sys.executable, "-c", READ_SLOWLY, path],
         input="\n",

@@ -193,13 +193,6 @@ def test_absent_store_is_not_created_unasked(tmp_path: Path, is_readonly: bool) 
     assert not path.exists()
 
 
-def test_new_store_is_readable_by_all(tmp_path: Path) -> None:
-    path = tmp_path / "above" / "store"
-    Store.open(path, create=True).close()
-    assert path.stat().st_mode & 0o777 == 0o755
-    assert (path / "data.mdb").stat().st_mode & 0o777 == 0o644
-
-
 def test_store_of_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "store"
     store = Store.open(path, create=True)

@@ -41,6 +41,8 @@ int write_beside_a_program(void);
 int run_beside_a_writer(void);
 int run_all(void);
 int hold_handles(void);
+int copy_up(void);
+int open_copied_up(void);
 int open_handles(void);
 
 // Closes `fd`, keeps errno and returns `result`.
@@ -70,7 +72,7 @@ extern char problem[512];
 
 // What is looked at besides names, kinds, modes, owners, times, contents and inode numbers.
 enum checks {
-	// Not of an overlay mounted again: with nfs_export=on, its index counts as a link.
+	// Not with nfs_export=on or when mounted again: overlayfs may count its index as a link.
 	LINK_COUNTS = 1,
 	// Only where one is set: the kernel keeps none, so that every look is a request.
 	ATTRIBUTES = 2,

@@ -254,3 +254,27 @@ int open_handles(void)
 	}
 	return closed(here, 0);
 }
+
+// --- what a file was copied from ------------------------------------------------------------------
+
+int copy_up(void)
+{
+	if (write_to("1/dir-a/sub/x", O_WRONLY | O_APPEND, "evil\n"))
+		return -1;
+	return chmod(at("2/dir-b/sub/x"), 0600);
+}
+
+// Overlayfs keeps a handle of the original, finds it by that, and asks whether it still stands.
+int open_copied_up(void)
+{
+	static const char *const paths[] = { "1/dir-a/sub/x", "2/dir-b/sub/x" };
+
+	for (size_t i = 0; i < 6; i++) {
+		int fd = open(at(paths[i % 2]), O_RDONLY | O_CLOEXEC);
+
+		if (fd < 0)
+			complain("%s: %s", paths[i % 2], strerror(errno));
+		closed(fd, 0);
+	}
+	return 0;
+}

@@ -319,6 +319,9 @@ const struct scenario scenarios[] = {
 	{ .name = "run", .act = run_all, .only_reads = true },
 	{ .name = "handles", .act = hold_handles, .recheck = open_handles },
 	{ .name = "handles-first", .act = hold_handles, .recheck = open_handles,
-	  .rechecks_first = true },
+	  .rechecks_first = true, .only_reads = true },
+	{ .name = "copied-up", .act = copy_up, .recheck = open_copied_up, .rechecks_first = true,
+	  .after = { FILE_OF("1/dir-a/sub/x", "x\nevil\n"),
+		     FILE_WITH("2/dir-b/sub/x", 0600, "x\n") } },
 };
 const size_t num_scenarios = sizeof(scenarios) / sizeof(scenarios[0]);

@@ -1,0 +1,84 @@
+"""One directory of a million entries: no process grows with it."""
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from appliance.castore.digest import Digest
+from appliance.castore.nodes import DirectoryNode
+from appliance.store.batch import Batch
+from appliance.store.store import Store
+from tests.fakes import fuse_client
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
+from tests.fakes.hostile_guest import descendants
+from tests.fs.guest import File, add_path, basename, put
+
+pytestmark = pytest.mark.slow
+
+NUM: Final = 1_000_000
+REPLY_BYTES: Final = 1 << 20
+LIMIT_BYTES: Final = 200 << 20
+
+
+def encoded_directory() -> bytes:
+    # castore.proto: Directory.symlinks, each with a name of 7 bytes and the target "x".
+    def symlink(number: int) -> bytes:
+        node = b"\x0a\x07%07d\x12\x01x" % number
+        return b"\x1a" + bytes([len(node)]) + node
+
+    return b"".join(map(symlink, range(NUM)))
+
+
+def own_peak_bytes(pid: int) -> int:
+    """Return the peak of a process beside what it maps of files and shares."""
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
+    in_kib = {name: int(status[name].split()[0]) for name in ("VmHWM", "RssFile", "RssShmem")}
+    return (in_kib["VmHWM"] - in_kib["RssFile"] - in_kib["RssShmem"]) << 10
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("huge") / "store"
+    store = Store.open(path, create=True)
+    encoded = encoded_directory()
+    digest = Digest.of(encoded)
+    batch = Batch()
+    batch.add_directory(digest, encoded)
+    add_path(batch, "huge", DirectoryNode(b"", digest, NUM))
+    store.commit(batch)
+    put(store, "small", {b"file": File(b"content")})
+    store.close()
+    return path
+
+
+def test_it_is_listed_and_looked_into_by_processes_that_stay_small(
+    store: Path, tmp_path: Path
+) -> None:
+    with (
+        ApplianceProcess(store, tmp_path) as appliance,
+        FakeGuest(appliance.connect()) as guest,
+    ):
+        guest.mount()
+        top = guest.lookup(fuse_client.ROOT, basename("huge"))
+        num, cookie, last = 0, 2, b""
+        while True:
+            request = fuse_client.readdirplus(top, cookie, REPLY_BYTES)
+            entries = fuse_client.parse_direntplus(guest.ask(request, room=REPLY_BYTES).body)
+            if not entries:
+                break
+            assert entries[0][1].name > last
+            assert entries[0][0].nodeid == top + 1 + num
+            num += len(entries)
+            cookie, last = entries[-1][1].off, entries[-1][1].name
+        assert num == NUM
+        for number in range(0, NUM, NUM // 500):
+            assert guest.lookup(top, b"%07d" % number) == top + 1 + number
+            target = guest.ask(fuse_client.readlink(top + 1 + number))
+            assert target.body == b"x"
+        assert guest.ask(fuse_client.getattr_(top + NUM + 1)).error
+        pids = {appliance.process.pid, *descendants(appliance.process.pid)}
+        assert len(pids) >= 3
+        assert max(map(own_peak_bytes, pids)) < LIMIT_BYTES

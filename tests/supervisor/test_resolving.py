@@ -1,0 +1,80 @@
+"""Wants of several sessions, and what each may take of the resolver."""
+
+import asyncio
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from appliance.images.layout import name_of
+from appliance.session.grants import Grants, GrantTable
+from appliance.session.wants import RootListWanted, RootNameWanted
+from appliance.store.store import Store
+from appliance.supervisor.local_resolver import LocalResolver
+from appliance.supervisor.resolving import SessionResolving
+from tests.fs.guest import File, basename, put
+
+NUM_NAMES = 2000
+
+
+@contextmanager
+def grant_tables(num: int) -> Iterator[list[GrantTable]]:
+    tables = [GrantTable() for _ in range(num)]
+    try:
+        yield tables
+    finally:
+        for table in tables:
+            table.close()
+
+
+def test_a_session_that_tries_names_keeps_no_other_waiting(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store", create=True)
+    put(store, "wanted", File(b"x"))
+
+    async def main(one: GrantTable, other: GrantTable) -> None:
+        resolver = LocalResolver(store)
+        flood, neighbour = SessionResolving(resolver, one), SessionResolving(resolver, other)
+        num_answered = 0
+
+        async def miss(number: int) -> None:
+            nonlocal num_answered
+            want = RootNameWanted(basename(f"absent-{number}"))
+            assert await flood.resolve(want) == errno.ENOENT
+            num_answered += 1
+
+        misses = [asyncio.create_task(miss(number)) for number in range(NUM_NAMES)]
+        await asyncio.sleep(0)  # all of them are asked for
+        assert await neighbour.resolve(RootNameWanted(basename("wanted"))) == 0
+        # It came after those that were under way, not after all.
+        assert num_answered < NUM_NAMES // 10
+        await asyncio.gather(*misses)
+        await resolver.close()
+
+    with grant_tables(2) as (one, other):
+        asyncio.run(main(one, other))
+        assert len(one) == 0
+        assert Grants(other.fd).by_name(basename("wanted")) is not None
+    store.close()
+
+
+def test_sessions_list_the_root_each_for_itself(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store", create=True)
+    first, second = (put(store, name, File(name.encode())) for name in ("first", "second"))
+
+    async def main(one: GrantTable, other: GrantTable) -> None:
+        resolver = LocalResolver(store)
+        sessions = [SessionResolving(resolver, table) for table in (one, other)]
+        assert await sessions[0].resolve(RootNameWanted(second)) == 0
+        assert await sessions[0].resolve(RootListWanted()) == 0
+        third = put(store, "third", File(b"3"))
+        assert await sessions[1].resolve(RootListWanted()) == 0
+        listings = [
+            [name_of(record) for record in Grants(table.fd).listing(0)] for table in (one, other)
+        ]
+        assert listings == [[second, first], [first, second, third]]
+        assert one.root_generation < other.root_generation
+        await resolver.close()
+
+    with grant_tables(2) as (one, other):
+        asyncio.run(main(one, other))
+    store.close()

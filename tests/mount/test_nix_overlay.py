@@ -15,6 +15,8 @@ from tests.fakes.appliance_process import import_tree
 from tests.fakes.mounted import Mounted
 from tests.fakes.overlaid import overlay
 
+pytestmark = pytest.mark.slow
+
 EQUAL = "setting = 1\n" * 10
 
 

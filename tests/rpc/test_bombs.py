@@ -19,6 +19,8 @@ from tests.contracts.rig import Rig, parent_of, put_blob, put_closure
 from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess
 
+pytestmark = pytest.mark.slow
+
 CONTENT = b"content"
 LEVELS = 60
 DEADLINE_S = 30

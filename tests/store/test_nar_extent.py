@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,6 +49,7 @@ class Made:
         raise AssertionError(model)
 
 
+@pytest.mark.slow
 @given(TREES)
 def test_extent_is_that_of_the_tree_written_out(model: object) -> None:
     made = Made()

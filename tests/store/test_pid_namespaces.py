@@ -22,6 +22,8 @@ from tests.fakes.appliance_process import (
 from tests.fakes.daemon_process import DaemonProcess
 from tests.store.test_lmdb_env import opened
 
+pytestmark = pytest.mark.slow
+
 # A container of its own as far as process ids go: the program is 1 in it, and its children follow.
 NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 HOLD = """

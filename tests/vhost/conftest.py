@@ -15,8 +15,17 @@ def _first_uvloop() -> None:
     uvloop.new_event_loop().close()
 
 
+@pytest.fixture(scope="module")
+def _little_to_collect() -> Iterator[None]:
+    # All modules of all tests and what came of them are no garbage, and take long to look through.
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
-def _no_fd_leaks(_first_uvloop: None) -> Iterator[None]:
+def _no_fd_leaks(_first_uvloop: None, _little_to_collect: None) -> Iterator[None]:
     gc.collect()  # what other tests left in cycles goes now, not during this one
     before = num_open_fds()
     yield

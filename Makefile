@@ -1,6 +1,9 @@
-# Everything a fresh Debian 12 needs, and the four things one does with the project.
+# Everything a fresh Debian 12 needs, and what one does with the project.
 #   make venv               .venv with the project (editable), its C extension and all tools
 #   make demo [TREE=dir]    import a tree, serve it to a virtual machine, compare every file
+#   make format             put Python code into its form, and correct what ruff can correct
+#   make lint               formatter, linters, types, layers, generated code, warnings of the C compiler
+#   make check [ARGS=...]   the same and all quick tests, without a guest: within two minutes
 #   make test [ARGS=...]    linters, unit tests, tests in virtual machines; ARGS go to pytest
 #   make bench              measurements against other virtiofs servers, and plain gRPC
 #   make protos             regenerate the protobuf code
@@ -15,7 +18,7 @@ WRAPPERS := cffi_build/_engine.c cffi_build/_images.c cffi_build/_reader.c
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
-.PHONY: venv demo test bench protos clean packages-venv packages-demo packages-test
+.PHONY: venv demo format lint check test bench protos clean packages-venv packages-demo packages-test
 .DELETE_ON_ERROR:
 
 venv: packages-venv $(INSTALLED)
@@ -30,6 +33,16 @@ $(INSTALLED): $(BUILD_INPUTS) setup/venv.sh | packages-venv
 
 demo: packages-demo $(INSTALLED)
 	@PYTHONPATH=vm-tests $(BIN)/python -m vmharness.demo $(if $(TREE),"$(TREE)")
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix --exit-zero --quiet
+	$(BIN)/ruff format
+
+lint: $(INSTALLED)
+	$(BIN)/python -m pytest -m lint tests/test_linters.py tests/test_generated.py tests/appliance/test_c_build.py
+
+check: packages-test $(INSTALLED)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'lint or not (slow or vm)' $(ARGS)
 
 test: packages-test $(INSTALLED)
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)

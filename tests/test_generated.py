@@ -2,6 +2,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = [pytest.mark.lint, pytest.mark.slow]
+
 PROJECT = Path(__file__).resolve().parents[1]
 
 

@@ -16,6 +16,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.lint
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
 def test_has_nothing_to_say(command: list[str]) -> None:

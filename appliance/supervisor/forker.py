@@ -113,7 +113,7 @@ class Forker:
     def _start(self) -> Link:
         ours, theirs = channel_pair()
         # A fresh interpreter, not a fork of this one: this process has threads, a loop and LMDB
-        # envs.
+        # envs. It finds modules where this process does, so it is the same program.
         with theirs:
             self._process = subprocess.Popen(
                 [
@@ -127,6 +127,7 @@ class Forker:
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             )
         self._has_spawned = False
         self._link = Link(ours, self._on_message, self._on_closed)

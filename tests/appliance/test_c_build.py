@@ -81,6 +81,7 @@ def run(
     )
 
 
+@pytest.mark.lint
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCE_NAMES)
 def test_every_warning_is_an_error(name: str, tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_indices_wrap_at_16_bits() -> None:
         assert rig.ring.last_avail == (65530 + 20) % 65536
 
 
+@pytest.mark.slow
 def test_a_ring_goes_round_more_than_65536_times(rig: Rig) -> None:
     # Two free slots keep the ring's index out of step with its size.
     for _ in range(65536 // 14 + 2):

@@ -295,6 +295,7 @@ def fork_worker(rig: Rig, seed: int) -> int:
         os._exit(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event_idx", [False, True])
 def test_sigkill_at_any_moment_is_invisible_to_the_guest(*, event_idx: bool) -> None:
     choice = random.Random(20260101)

@@ -115,6 +115,7 @@ def test_a_flood_from_one_source_hides_no_other_ones_events(lines: Lines) -> Non
     assert lines()[0].endswith("]: /run/b.sock: connected"), "named once"
 
 
+@pytest.mark.slow
 def test_any_number_of_sources_has_a_bounded_number_of_lines(lines: Lines) -> None:
     for number in range(5 * CAPACITY):
         set_log_source(f"peer {number}")

@@ -92,6 +92,7 @@ def test_header_knows_all_but_the_newest_rows() -> None:
             assert f"SIZE(struct {row.c_name}," in text
 
 
+@pytest.mark.slow
 def test_generated_code_is_formatted_and_clean() -> None:
     enums = (Enum("Number", {"ONE": 1, "TWO": 2}), Flags("Bit", {"HIGH": 1 << 63}))
     sources = [wiregen.render_python(table(NESTED, enums))]
@@ -149,6 +150,7 @@ def test_bad_rows_are_refused(rows: tuple[Struct, ...]) -> None:
         wiregen.parse_layouts(rows)
 
 
+@pytest.mark.slow
 def test_check_reports_a_stale_file_and_a_run_repairs_it(tmp_path: Path) -> None:
     shutil.copytree(TREE / "appliance", tmp_path / "appliance")
     (tmp_path / "tests" / "c").mkdir(parents=True)

@@ -155,6 +155,7 @@ def test_line_that_is_no_name_and_value_is_refused(line: str) -> None:
         parse_narinfo(f"{CURL}{line}\n")
 
 
+@pytest.mark.slow
 @given(st.text(max_size=200))
 def test_any_text_is_a_narinfo_or_refused(text: str) -> None:
     for whole in (text, CURL + text, CURL.replace("196040", text)):

@@ -12,6 +12,8 @@ from vmharness.initramfs import program
 from tests.fakes.appliance_process import import_tree
 from tests.fakes.mounted import Mounted
 
+pytestmark = pytest.mark.slow
+
 NUM_CHECKS = 16
 
 

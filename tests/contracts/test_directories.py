@@ -100,6 +100,7 @@ def test_closure_comes_back_parents_first_and_each_once(rig: Rig, dialect: SizeD
     rig.run(work)
 
 
+@pytest.mark.slow
 def test_chain_of_thousands_is_put_and_got(rig: Rig) -> None:
     chain = [fresh_leaf()]
     while len(chain) < 3000:

@@ -189,6 +189,7 @@ def test_invalid_path_info_is_refused(rig: Rig) -> None:
     rig.run(work)
 
 
+@pytest.mark.slow
 def test_list_has_every_path_once(rig: Rig) -> None:
     encoded = [fresh_path_info(f"list-{number}")[1] for number in range(600)]
 

@@ -73,6 +73,7 @@ def random_request(rng: random.Random) -> bytes:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_random_requests_get_replies_and_no_bug_shows(
     guest: Guest, seed: int, caplog: pytest.LogCaptureFixture

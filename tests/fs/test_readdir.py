@@ -82,6 +82,7 @@ class Seen:
             assert self.guest.lookup(entry.nodeid, b"..") == own
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(TREES, st.sampled_from(["place", "content"]), st.sampled_from(SizeDialect))
 def test_a_walk_sees_the_model_and_nothing_else(
@@ -162,6 +163,7 @@ def test_room_for_less_than_a_record_is_invalid_not_the_end(
         assert guest.ask(fuse_client.readdir(nodeid, 0, size)).error == 22
 
 
+@pytest.mark.slow
 def test_the_root_lists_what_was_added_since_and_keeps_its_cookies(guest: Guest) -> None:
     names = {b".", b".."}
     before: list[tuple[_wire.EntryOut, fuse_client.DirectoryRecord]] = []

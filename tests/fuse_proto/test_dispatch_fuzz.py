@@ -1,5 +1,6 @@
 """Any bytes from a guest give a reply that fits or none at all, and never another exception."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,6 +11,8 @@ from appliance.fuse_proto.format import format_reply, format_request_untrusted
 from appliance.fuse_proto.operations import Body, FileSlice, Operations, Request
 from tests.fakes import fuse_client
 from tests.fakes.fuse_client import PlainSession
+
+pytestmark = pytest.mark.slow
 
 
 class Obliging(Operations):

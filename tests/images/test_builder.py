@@ -36,6 +36,7 @@ def directories(draw: st.DrawFn) -> Directory:
     return Directory(*lists)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(directories())
 def test_an_image_is_as_its_layout_says(directory: Directory) -> None:
@@ -60,6 +61,7 @@ def test_an_image_is_as_its_layout_says(directory: Directory) -> None:
     assert image.index_at(0) == -1
 
 
+@pytest.mark.slow
 def test_a_large_directory_has_pieces_that_make_up_the_whole() -> None:
     num = 2 * layout.PIECE_ENTRIES + 100
     files = [FileNode(b"%07d" % i, DIGESTS[0], i, executable=i % 2 == 0) for i in range(num)]
@@ -173,6 +175,7 @@ def test_names_and_targets_have_their_longest() -> None:
         builder.build(directory(b"n" * 128, b"t" * 4096))
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(directories(), st.data())
 def test_damage_is_refused_or_makes_another_directory(
@@ -201,6 +204,7 @@ def test_damage_is_refused_or_makes_another_directory(
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_an_image_or_a_refusal(encoded: bytes) -> None:

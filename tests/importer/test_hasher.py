@@ -100,6 +100,7 @@ def test_a_file_that_changed_since_is_another_one(tmp_path: Path) -> None:
     assert links.digest(path.stat()) is None
 
 
+@pytest.mark.slow
 def test_no_more_than_so_many_files_are_remembered(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"")

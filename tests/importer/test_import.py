@@ -29,6 +29,8 @@ from tests.importer.trees import (
 )
 from tests.store.audit import audit
 
+pytestmark = pytest.mark.slow
+
 
 def run(store: Path, *paths: Path) -> list[str]:
     return list(import_paths(store, paths, progress=Silent()))

@@ -35,12 +35,14 @@ def in_shell(text: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_output_that_cannot_be_written_is_one_line(command: str, unbuffered: str) -> None:
     done = in_shell(f"PYTHONUNBUFFERED={unbuffered} {command} >/dev/full")
     assert (done.returncode, done.stderr) == (1, NO_SPACE)
 
 
+@pytest.mark.slow
 def test_output_written_at_the_end_is_no_different(command: str) -> None:
     done = in_shell(f"export PYTHONUNBUFFERED=; {command.replace(' import ', ' path-info ', 1)}")
     assert done.returncode == 1  # there is no store yet
@@ -50,6 +52,7 @@ def test_output_written_at_the_end_is_no_different(command: str) -> None:
     assert (done.returncode, done.stderr) == (1, NO_SPACE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["0<&-", "2>&-", "0<&- 2>&-"])
 def test_closed_standard_streams_are_no_trouble(command: str, closed: str) -> None:
     done = in_shell(f"{command} {closed}")
@@ -71,6 +74,7 @@ def test_an_empty_argument_is_not_taken_for_the_working_directory_or_the_default
     assert (done.returncode, line.startswith("appliance: ")) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -88,12 +92,14 @@ def test_a_name_that_no_store_path_has_is_bad_usage(
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_a_name_is_that_of_the_store_path(command: str) -> None:
     done = in_shell(f"{command} --name other-1.0")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("-other-1.0\n")
 
 
+@pytest.mark.slow
 def test_a_warning_is_one_line_and_the_import_goes_on(command: str, tmp_path: Path) -> None:
     (tmp_path / "large").mkdir()
     for number in range(1100):
@@ -140,6 +146,7 @@ class Terminal:
         return text.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("columns", "width"), [(40, 40), (0, 80)])
 def test_progress_is_one_line_of_the_terminal(
     tmp_path: Path, large_tree: Path, columns: int, width: int
@@ -158,6 +165,7 @@ def test_progress_is_one_line_of_the_terminal(
     assert text.endswith("\r\x1b[K")
 
 
+@pytest.mark.slow
 def test_an_import_outlives_its_terminal(tmp_path: Path, large_tree: Path) -> None:
     terminal = Terminal(import_command(tmp_path / "store", large_tree), 80)
     os.read(terminal.fd, 1)
@@ -166,6 +174,7 @@ def test_an_import_outlives_its_terminal(tmp_path: Path, large_tree: Path) -> No
     assert (terminal.process.returncode, out.count(b"\n")) == (0, 1)
 
 
+@pytest.mark.slow
 def test_progress_goes_on_within_a_large_file(tmp_path: Path) -> None:
     make_sparse(tmp_path / "large", 1 << 29)
     terminal = Terminal(import_command(tmp_path / "store", tmp_path / "large"), 80)
@@ -187,6 +196,7 @@ def running(tmp_path: Path, large_tree: Path) -> Iterator["subprocess.Popen[byte
     os.close(terminal.fd)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_an_import_by_the_signal_and_leaves_nothing(
     tmp_path: Path, running: "subprocess.Popen[bytes]"
 ) -> None:
@@ -197,6 +207,7 @@ def test_ctrl_c_ends_an_import_by_the_signal_and_leaves_nothing(
     assert list((tmp_path / "store" / "tmp").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_an_import_into_a_service_that_hangs(tmp_path: Path, large_tree: Path) -> None:
     with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path / "daemon") as daemon:
         command = [*APPLIANCE, "import", f"--store={daemon.unix_uri}", str(large_tree)]

@@ -11,6 +11,8 @@ from appliance.importer.importer import import_paths
 from tests.importer.trees import DEADLINE_S, Silent, make_many_files, start_import
 from tests.store.audit import audit
 
+pytestmark = pytest.mark.slow
+
 NUM_KILLS = 8
 
 
@@ -26,7 +28,6 @@ def killed_after(store: Path, tree: Path, delay_s: float) -> bool:
     return command.returncode != 0
 
 
-@pytest.mark.slow
 def test_killed_import_leaves_nothing_incomplete_and_can_be_repeated(tmp_path: Path) -> None:
     tree = make_many_files(tmp_path / "tree", num_small=2500, num_large=20)
     started_s = time.monotonic()

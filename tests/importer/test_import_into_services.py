@@ -16,6 +16,8 @@ from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.strict_server import Peer, strict_server
 from tests.importer.trees import DEADLINE_S
 
+pytestmark = pytest.mark.slow
+
 HELD_MAX_S = 30
 
 

@@ -11,6 +11,8 @@ from tests.fakes.exchanging import exchanging
 from tests.importer.trees import Silent
 from tests.store.audit import audit
 
+pytestmark = pytest.mark.slow
+
 NOBODY = 65534
 NUM_TREES = 30
 NUM_FILES = 40

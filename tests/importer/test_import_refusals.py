@@ -72,6 +72,7 @@ def test_other_paths_are_imported_all_the_same(tmp_path: Path) -> None:
     assert {info.path.absolute() for info in audit(tmp_path / "store").path_infos} == set(done)
 
 
+@pytest.mark.slow
 def test_large_tree_that_fails_late_leaves_only_whole_objects_and_no_path(tmp_path: Path) -> None:
     tree = make_many_files(tmp_path / "tree", num_small=500, num_large=40)
     os.mkfifo(tree / "zzz")
@@ -80,6 +81,7 @@ def test_large_tree_that_fails_late_leaves_only_whole_objects_and_no_path(tmp_pa
     assert audit(tmp_path / "store").path_infos == []
 
 
+@pytest.mark.slow
 def test_blobs_of_a_refused_path_are_there_for_the_next(tmp_path: Path) -> None:
     bad = make_varied_tree(tmp_path / "bad")
     os.mkfifo(bad / "zzz")
@@ -105,6 +107,7 @@ def test_root_directory_has_no_name(tmp_path: Path) -> None:
     assert text.startswith("/: no name")
 
 
+@pytest.mark.slow
 def test_file_that_is_written_while_it_is_read_is_refused(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -185,6 +188,7 @@ def test_store_of_another_version_is_left_alone(tmp_path: Path) -> None:
         list(import_paths(tmp_path / "store", [tmp_path / "file"], progress=Silent()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_small", "num_large"), [(3000, 0), (0, 20), (1500, 10)], ids=["inline", "files", "both"]
 )

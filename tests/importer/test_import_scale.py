@@ -19,6 +19,8 @@ from tests.fakes.peak_memory import measure_memory
 from tests.importer.trees import Silent, import_command, make_sparse, nix_path, small_disk
 from tests.store.audit import audit
 
+pytestmark = pytest.mark.slow
+
 DEPTH = 300
 LONG_NAME = "directory-with-a-long-name"
 BOTTOM = b"at the bottom"
@@ -75,7 +77,6 @@ def test_deep_tree_with_long_paths_is_imported(tmp_path: Path, deep: Path) -> No
     assert info.nar_sha256 == deep_nar_sha256()
 
 
-@pytest.mark.slow
 def test_directory_of_50000_entries_is_imported(tmp_path: Path) -> None:
     wide = tmp_path / "wide"
     wide.mkdir()
@@ -87,7 +88,6 @@ def test_directory_of_50000_entries_is_imported(tmp_path: Path) -> None:
     assert found.num_blobs == 1000
 
 
-@pytest.mark.slow
 def test_directory_of_a_million_entries_takes_little_memory(tmp_path: Path) -> None:
     # In memory: they are made and removed in no time.
     with small_disk(tmp_path / "disk", "2g,nr_inodes=2m") as disk:
@@ -173,7 +173,6 @@ def test_directory_that_peers_may_not_receive_is_told_once(tmp_path: Path) -> No
     ]
 
 
-@pytest.mark.slow
 def test_file_larger_than_memory_allows_is_streamed(tmp_path: Path) -> None:
     make_sparse(tmp_path / "large", 512 << 20)
     command = import_command(tmp_path / "store", tmp_path / "large")

@@ -16,6 +16,8 @@ from appliance.store.store import Store
 from tests.fakes.mounted import Mounted
 from tests.fs.guest import add_path, basename
 
+pytestmark = pytest.mark.slow
+
 FILES_PER_DIRECTORY: Final = 1000
 SMALL: Final = 10_000
 BIG: Final = 1_000_000
@@ -100,14 +102,12 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Measure
             yield small, big
 
 
-@pytest.mark.slow
 def test_a_million_files_are_mounted_in_a_second(measured: tuple[Measured, Measured]) -> None:
     _small, big = measured
     print(f"mount {big.mount_s:.2f} s")
     assert big.mount_s < 1
 
 
-@pytest.mark.slow
 def test_a_lookup_costs_no_more_in_a_big_store(measured: tuple[Measured, Measured]) -> None:
     small, big = measured
     chance = random.Random(1)
@@ -122,7 +122,6 @@ def test_a_lookup_costs_no_more_in_a_big_store(measured: tuple[Measured, Measure
     pytest.fail("a lookup takes 1.5 times as long in the big store")
 
 
-@pytest.mark.slow
 def test_a_worker_needs_no_more_memory_for_a_big_store(
     measured: tuple[Measured, Measured],
 ) -> None:

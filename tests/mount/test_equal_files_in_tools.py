@@ -16,6 +16,8 @@ from tests.fakes.appliance_process import import_tree
 from tests.fakes.mounted import Mounted
 from tests.fakes.overlaid import overlay
 
+pytestmark = pytest.mark.slow
+
 # Compiles only if both directories are searched: "common.h" of the second after that of the first.
 NEXT = """
 #ifndef FIRST_SEEN

@@ -22,6 +22,8 @@ from tests.fakes.mounted import Mounted
 from tests.fakes.overlaid import HANDLES_AIL
 from tests.fs.guest import File, Link, Tree, put
 
+pytestmark = pytest.mark.slow
+
 DIRECTORIES = 100
 FILES_EACH = 96
 NODES = 10_000

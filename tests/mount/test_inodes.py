@@ -12,6 +12,8 @@ from appliance.store.store import Store
 from tests.fakes.mounted import Mounted
 from tests.fs.guest import File, Link, Tree, put
 
+pytestmark = pytest.mark.slow
+
 FILES = 30_000
 MANY_FILES = 300_000
 DIRECTORIES = 2_000
@@ -197,7 +199,6 @@ def test_equal_directories_are_told_apart_by_their_names(
                 os.close(fd)
 
 
-@pytest.mark.slow
 def test_hundreds_of_thousands_of_equal_files_have_inodes_of_their_own(tmp_path: Path) -> None:
     names = fill(tmp_path / "store", MANY_FILES, "many")
     for (tree,) in mounted_trees(Stored(tmp_path / "store", names), tmp_path):

@@ -16,6 +16,8 @@ import appliance
 from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event, import_tree
 from tests.fakes.mounted import Mounted, is_mounted
 
+pytestmark = pytest.mark.slow
+
 NOBODY = 65534
 # The interpreter may be where only root can look.
 AS_NOBODY = (
@@ -167,11 +169,16 @@ def the_reasons(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stderr.splitlines() if line.startswith("appliance: ")]
 
 
+def run_from(directory: Path) -> tuple[str, ...]:
+    """Return how to run the copy of the program in `directory`, wherever it is run."""
+    return ("env", "PYTHONSAFEPATH=1", f"PYTHONPATH={directory}")
+
+
 def broken_fork_server(directory: Path) -> tuple[str, ...]:
     """Return how to run a copy of the program in which no worker can be started."""
     shutil.copytree(Path(appliance.__file__).parent, directory / "appliance")
     (directory / "appliance" / "worker" / "forkserver.py").write_text("raise SystemExit(3)")
-    return ("env", f"PYTHONPATH={directory}")
+    return run_from(directory)
 
 
 def test_a_mount_without_a_worker_gives_up(store: Path, mountpoint: Path, tmp_path: Path) -> None:
@@ -389,7 +396,7 @@ def test_the_mount_may_cover_the_program_itself(tmp_path: Path) -> None:
     shutil.copytree(Path(appliance.__file__).parent, work / "appliance")
     (work / "file").write_text("covered")
     (name,) = import_tree(tmp_path / "store", work / "file")
-    with Mounted(tmp_path / "store", work, prefix=("env", f"PYTHONPATH={work}")):
+    with Mounted(tmp_path / "store", work, prefix=run_from(work)):
         assert (work / name).read_text() == "covered"
         with pytest.raises(FileNotFoundError):
             (work / "appliance").stat()

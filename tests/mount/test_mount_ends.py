@@ -12,6 +12,8 @@ from appliance.supervisor.mountpoint import FS_TYPE, mounts_on
 from tests.fakes.appliance_process import DEADLINE_S, every_event, import_tree
 from tests.fakes.mounted import Mounted, is_mounted
 
+pytestmark = pytest.mark.slow
+
 CONTENT = b"content"
 
 

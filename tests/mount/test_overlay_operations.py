@@ -14,6 +14,8 @@ from tests.fakes.mounted import Mounted
 from tests.fakes.overlaid import overlay
 from tests.mount import overlay_operations
 
+pytestmark = pytest.mark.slow
+
 # Every so many cases are tried: steps that meet all kinds and states.
 MANY = 3
 SOME = 7
@@ -52,7 +54,6 @@ def outcomes(lower: Path, directory: Path, options: str, *arguments: str) -> dic
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "arguments"),
     [

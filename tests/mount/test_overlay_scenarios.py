@@ -24,6 +24,8 @@ from tests.fakes.overlaid import (
     outcomes,
 )
 
+pytestmark = pytest.mark.slow
+
 
 class Lower(NamedTuple):
     """A directory with two equal packages, and their names."""

@@ -13,6 +13,8 @@ from appliance.store.schema import INLINE_MAX
 from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event, import_tree
 from tests.fakes.mounted import Mounted
 
+pytestmark = pytest.mark.slow
+
 LARGE = os.urandom(1 << 20)
 SMALL = b"small"
 OPENS = 2000

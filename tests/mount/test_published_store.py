@@ -17,6 +17,8 @@ from appliance.store.store import Store
 from tests.fakes.mounted import Mounted
 from tests.fs.guest import File, Link, Model, node_of
 
+pytestmark = pytest.mark.slow
+
 BLOB_A = b"\0\1"
 BLOB_B = bytes(range(255)) * 4096
 HELLO = b"Hello World!"

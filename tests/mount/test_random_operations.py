@@ -13,6 +13,8 @@ from tests.fakes.appliance_process import every_event, import_tree
 from tests.fakes.mounted import Mounted
 from tests.mount import random_operations
 
+pytestmark = pytest.mark.slow
+
 OPERATIONS = 1_000_000
 PROCESSES = 16
 KILLS = 10
@@ -56,7 +58,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tree
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--threads=4"]], ids=" ".join)
 def test_a_million_operations_see_the_original_while_workers_are_killed(
     original: Path, mountpoint: Path, tmp_path: Path, options: list[str]

@@ -17,6 +17,8 @@ from tests.fakes.appliance_process import DEADLINE_S, every_event, import_tree
 from tests.fakes.mounted import Mounted
 from tests.fs.guest import File, Model, Tree, put
 
+pytestmark = pytest.mark.slow
+
 DIRECTORIES = 20
 SMALL_BYTES = 2 << 20
 LARGE = os.urandom(1 << 20)

@@ -13,6 +13,8 @@ import pytest
 from tests.fakes.appliance_process import import_tree
 from tests.fakes.mounted import Mounted
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = "extern int seven(void);\nint main(void) { return seven() == 7 ? 0 : 1; }\n"
 LIBRARY = "int seven(void) { return 7; }\n"
 SOURCES = {

@@ -16,6 +16,8 @@ from appliance.store.store import Store
 from tests.fakes.mounted import Mounted
 from tests.fs.guest import File, Link, Tree, add_path, basename, put
 
+pytestmark = pytest.mark.slow
+
 SMALL = b"small content"
 LARGE = os.urandom(1 << 20) + b"end"
 SUB: Tree = {b"keep": File(b""), b"run": File(SMALL, is_executable=True)}

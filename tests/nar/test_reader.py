@@ -77,6 +77,7 @@ def read(data: bytes) -> list[Event]:
 SAMPLE = write(list(events_of({b"a": (b"content", True), b"b": {}, b"c": b"target"})))
 
 
+@pytest.mark.slow
 @given(TREES)
 def test_what_was_written_is_read(tree: object) -> None:
     events = list(events_of(tree))

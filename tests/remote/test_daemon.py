@@ -21,6 +21,8 @@ from tests.fakes.appliance_process import (
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.mounted import Mounted
 
+pytestmark = pytest.mark.slow
+
 ROOT = 1
 CACHE_BYTES = 4 << 20
 DEPTH = 50

@@ -16,6 +16,8 @@ from tests.fakes.driver import Used
 from tests.fakes.scripted_services import LISTING, ScriptedServices
 from tests.fs.guest import File, basename, store_path
 
+pytestmark = pytest.mark.slow
+
 ROOT = 1
 SIZES = (3000, 1 << 20)
 

@@ -1,5 +1,7 @@
 """What is named to be fetched ahead when a file is missed."""
 
+import pytest
+
 from appliance.castore.digest import Digest
 from appliance.castore.nodes import Directory, DirectoryNode, FileNode
 from appliance.store.schema import INLINE_MAX
@@ -111,6 +113,7 @@ def test_who_reads_one_file_of_each_directory_is_not_taken_for_one_who_reads_all
         assert len(missed(small_files, f"leaf{number}-3", is_under_way=False)) == 8
 
 
+@pytest.mark.slow
 def test_the_oldest_directories_are_forgotten() -> None:
     small_files = SmallFiles(MUCH)
     for number in range(100):

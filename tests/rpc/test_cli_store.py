@@ -16,6 +16,8 @@ from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess
 from tests.store.audit import audit
 
+pytestmark = pytest.mark.slow
+
 
 class Stored(NamedTuple):
     """What was imported, and how it is addressed."""

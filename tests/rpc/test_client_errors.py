@@ -22,6 +22,8 @@ from tests.contracts.rig import Rig, put_blob
 from tests.fakes.daemon_process import DaemonProcess
 from tests.importer.trees import small_disk
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from appliance.rpc.handlers import Handler
 

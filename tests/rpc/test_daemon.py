@@ -26,6 +26,8 @@ from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event
 from tests.fakes.daemon_process import DaemonProcess
 from tests.rpc.wire import FAMILIES, Answer, StreamUnary, UnaryStream, run
 
+pytestmark = pytest.mark.slow
+
 STAT_EMPTY = castore_rpc_pb2.StatBlobRequest(digest=EMPTY_DIGEST).SerializeToString()
 BLOBS = "tvix.castore.v1.BlobService"
 SERVICES = [

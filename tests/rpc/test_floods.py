@@ -21,6 +21,8 @@ from tests.contracts.rig import fresh_bytes
 from tests.fakes.daemon_process import DaemonProcess
 from tests.rpc.wire import StreamUnary, UnaryStream, UnaryUnary, run
 
+pytestmark = pytest.mark.slow
+
 T = TypeVar("T")
 
 BLOBS = "/tvix.castore.v1.BlobService"
@@ -87,7 +89,6 @@ def channel_to(daemon: DaemonProcess) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(f"unix:{daemon.socket}", options=options)
 
 
-@pytest.mark.slow
 def test_large_messages_of_many_calls_wait_for_room(tmp_path: Path) -> None:
     async def flood(daemon: DaemonProcess) -> None:
         message = encode_chunk(fresh_bytes(LARGE_MESSAGE_SIZE))

@@ -142,6 +142,7 @@ def test_headers_of_a_blob_that_is_not_there_are_its_status(
     assert shape(events) == (["headers"], NOT_FOUND)
 
 
+@pytest.mark.slow
 def test_directory_that_is_there_has_data_between(daemon: DaemonProcess) -> None:
     leaf = fresh_leaf()
     service = "snix.castore.v1.DirectoryService"
@@ -210,6 +211,7 @@ def test_blob_is_put_and_read_by_another_library(daemon: DaemonProcess) -> None:
     assert on_channel(daemon, work) == content
 
 
+@pytest.mark.slow
 def test_watcher_of_health_that_takes_nothing_is_its_own_affair(tmp_path: Path) -> None:
     with (
         DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon,

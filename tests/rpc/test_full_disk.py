@@ -15,6 +15,8 @@ from tests.fakes.daemon_process import DaemonProcess
 from tests.rpc.wire import Answer, run
 from tests.store.audit import audit
 
+pytestmark = pytest.mark.slow
+
 DISK_SIZE_MB = 24
 BLOBS = "tvix.castore.v1.BlobService"
 

@@ -19,6 +19,8 @@ from tests.contracts.rig import fresh_leaf, parent_of
 from tests.fakes.daemon_process import DaemonProcess
 from tests.rpc.wire import FAMILIES, Answer, connected
 
+pytestmark = pytest.mark.slow
+
 NUM_EXAMPLES = 300
 GROWTH_MAX_BYTES = 16 << 20
 

@@ -82,6 +82,7 @@ def add_link(batch: Batch, path: StorePath, references: Sequence[StorePath]) -> 
     batch.add_path_info(path.digest, message.SerializeToString(deterministic=True))
 
 
+@pytest.mark.slow
 def test_nix_takes_a_tree_from_the_cache(tmp_path: Path, keys: Path) -> None:
     tree = tmp_path / "tree"
     (tree / "bin").mkdir(parents=True)
@@ -99,6 +100,7 @@ def test_nix_takes_a_tree_from_the_cache(tmp_path: Path, keys: Path) -> None:
     subprocess.run(["diff", "-r", "--no-dereference", tree, copy], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_trusted", [True, False])
 def test_nix_trusts_our_signature_by_its_key(
     tmp_path: Path, keys: Path, *, is_trusted: bool
@@ -122,6 +124,7 @@ def test_nix_trusts_our_signature_by_its_key(
         assert "signed by any of the keys" in said
 
 
+@pytest.mark.slow
 def test_signature_is_that_of_the_key(imported: tuple[str, str], keys: Path) -> None:
     store, path = imported
     plain = run("path-info", "--store", store, "--narinfo", path).stdout.decode()
@@ -135,6 +138,7 @@ def test_signature_is_that_of_the_key(imported: tuple[str, str], keys: Path) -> 
     assert narinfo.path.absolute() == path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -162,6 +166,7 @@ def test_what_cannot_be_done_is_one_line_and_status_two(
     assert done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.slow
 def test_path_without_a_nar_on_record_is_one_line_and_status_one(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store", create=True)
     batch = Batch()

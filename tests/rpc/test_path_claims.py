@@ -23,6 +23,8 @@ from tests.fakes.appliance_process import APPLIANCE, import_tree
 from tests.fakes.daemon_process import DaemonProcess
 from tests.rpc.wire import run as ask
 
+pytestmark = pytest.mark.slow
+
 CONTENT = b"content" * 20_000
 
 

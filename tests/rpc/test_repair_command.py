@@ -18,6 +18,8 @@ from appliance.store.store import Store
 from tests.fakes.appliance_process import APPLIANCE, import_tree
 from tests.fakes.daemon_process import DaemonProcess
 
+pytestmark = pytest.mark.slow
+
 BIG = b"big" * 100_000
 SMALL = b"#!/bin/sh\n"
 BIG_HEX, SMALL_HEX = Digest.of(BIG).hex(), Digest.of(SMALL).hex()

@@ -242,6 +242,7 @@ def test_closure_that_breaks_a_rule_is_invalid(
             assert ask(target, f"{directories}/Get", by_digest(digest)).code == NOT_FOUND
 
 
+@pytest.mark.slow
 def test_refusal_does_not_wait_for_the_end_of_the_stream(target: str, directories: str) -> None:
     messages = [parent_of(Directory()).to_bytes()]
 

@@ -15,6 +15,8 @@ from appliance.rpc.server import Server
 from appliance.store.service_uri import MemoryAddress, ServiceAddresses
 from tests.fakes.appliance_process import APPLIANCE
 
+pytestmark = pytest.mark.slow
+
 CONTENT = b"over TLS"
 
 

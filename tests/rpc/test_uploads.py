@@ -14,6 +14,7 @@ from tests.rpc.wire import StreamUnary, connected
 NUM_UPLOADS = 100
 
 
+@pytest.mark.slow
 def test_cancelled_uploads_leave_nothing(target: str) -> None:
     leaves = [fresh_leaf() for _ in range(NUM_UPLOADS)]
 
@@ -61,6 +62,7 @@ def test_uploads_of_a_client_that_goes_away_leave_nothing(target: str) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [100, 100_000])
 def test_uploads_at_the_same_time_all_arrive(target: str, size: int) -> None:
     contents = [fresh_bytes(size) for _ in range(NUM_UPLOADS)]

@@ -24,6 +24,8 @@ from appliance.store.store import Store
 from tests.fakes.appliance_process import APPLIANCE, import_tree
 from tests.fakes.daemon_process import DaemonProcess
 
+pytestmark = pytest.mark.slow
+
 BIG = b"big" * 100_000
 SMALL = b"#!/bin/sh\n"
 NUM_BYTES = len(BIG) + len(SMALL) + len(b"content")

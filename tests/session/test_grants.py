@@ -59,6 +59,7 @@ def test_bases_follow_each_other_and_each_nodeid_is_in_one_grant(table: GrantTab
     assert reader.by_name(b"other") is None
 
 
+@pytest.mark.slow
 def test_a_reader_finds_what_came_after_it_mapped_the_memory(table: GrantTable) -> None:
     early = Grants(table.fd)
     num = 20_000  # the memory grows, and so does the hash table

@@ -93,6 +93,7 @@ def test_one_bad_directory_keeps_no_other_from_its_image(
     assert f"directory {missing}: it is not in the store" in caplog.text
 
 
+@pytest.mark.slow
 def test_an_image_comes_with_its_directory_and_never_without(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store", create=True)
     below = [DirectoryNode(b"%06d" % i, Directory().digest(), 0) for i in range(20_000)]

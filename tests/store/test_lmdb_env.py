@@ -96,6 +96,7 @@ def test_full_map_is_grown_and_the_work_run_again(tmp_path: Path) -> None:
         assert env.map_size_bytes() > 1000 * 1000
 
 
+@pytest.mark.slow
 def test_reader_in_another_process_follows_a_growing_map(tmp_path: Path) -> None:
     path = tmp_path / "env"
     with opened(path) as env:
@@ -108,6 +109,7 @@ def test_reader_in_another_process_follows_a_growing_map(tmp_path: Path) -> None
                 assert channel.recv() == total
 
 
+@pytest.mark.slow
 def test_writer_adopts_a_map_grown_by_another_writer(tmp_path: Path) -> None:
     path = tmp_path / "env"
     with opened(path) as env:
@@ -186,6 +188,7 @@ def test_damaged_pages_are_an_error_of_the_store(tmp_path: Path) -> None:
             txn.get(b"%08d" % 1, db=env.database(b"one"))
 
 
+@pytest.mark.slow
 def test_slot_of_a_killed_reader_is_reaped(tmp_path: Path) -> None:
     path = tmp_path / "env"
     with opened(path) as env:
@@ -198,6 +201,7 @@ def test_slot_of_a_killed_reader_is_reaped(tmp_path: Path) -> None:
         assert env.reap_readers() == 0
 
 
+@pytest.mark.slow
 def test_slot_of_a_killed_reader_is_freed_by_the_next_writer(tmp_path: Path) -> None:
     path = tmp_path / "env"
     with opened(path) as env:

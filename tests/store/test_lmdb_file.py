@@ -64,6 +64,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["verify", "path-info", "import"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_database_that_is_not_whole_is_one_line_and_status_one(
@@ -157,6 +158,7 @@ def address_space_in_use() -> int:
     return int(pages) * resource.getpagesize()
 
 
+@pytest.mark.slow
 def test_map_takes_no_more_address_space_than_there_is(tmp_path: Path) -> None:
     with opened(tmp_path / "env") as env:
         put(env, range(100))
@@ -173,6 +175,7 @@ def test_map_takes_no_more_address_space_than_there_is(tmp_path: Path) -> None:
         put(env, range(60), size=1 << 10)
 
 
+@pytest.mark.slow
 def test_reader_follows_a_writer_that_reserves_more_than_it_may(tmp_path: Path) -> None:
     with opened(tmp_path / "env") as env:
         put(env, range(100))

@@ -106,6 +106,7 @@ def test_blob_whose_file_is_not_whole_is_absent_until_it_is_put_again(
     run(tmp_path / "store", work)
 
 
+@pytest.mark.slow
 def test_closure_of_small_directories_meets_a_full_disk(tmp_path: Path) -> None:
     async def put_many(putter: DirectoryPutter) -> None:
         for number in range(10_000):

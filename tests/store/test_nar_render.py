@@ -125,6 +125,7 @@ def test_blob_of_another_size_than_its_node_says_fails(size: int, error: type[Ex
         render(FileNode(b"", Digest.of(HELLO), size, executable=False))
 
 
+@pytest.mark.slow
 def test_directory_of_any_depth_is_rendered() -> None:
     directory = Directory()
     directories = {directory.digest(): directory}

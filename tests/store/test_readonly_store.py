@@ -108,6 +108,7 @@ def run(
     return done
 
 
+@pytest.mark.slow
 def test_commands_that_read_do(readonly: Readonly) -> None:
     store = ["--store", readonly.uri]
     assert run(readonly, "path-info", *store).stdout.decode().split() == [readonly.path]
@@ -118,6 +119,7 @@ def test_commands_that_read_do(readonly: Readonly) -> None:
     assert done.stdout == b"paths: 1, bytes: %d, failures: 0\n" % (len(BIG) + 5)
 
 
+@pytest.mark.slow
 def test_commands_that_write_are_one_line_and_status_one(
     readonly: Readonly, tmp_path: Path
 ) -> None:
@@ -128,6 +130,7 @@ def test_commands_that_write_are_one_line_and_status_one(
         assert done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.slow
 def test_daemon_serves_what_is_there_and_refuses_the_rest(
     readonly: Readonly, tmp_path: Path
 ) -> None:
@@ -144,6 +147,7 @@ def test_daemon_serves_what_is_there_and_refuses_the_rest(
         Rig(daemon.unix_uri).run(lambda services: services.path_infos.calculate_nar(node))
 
 
+@pytest.mark.slow
 def test_guests_and_mounts_are_served(readonly: Readonly, tmp_path: Path) -> None:
     state = f"--state-dir={tmp_path}/state"
     name = Path(readonly.path).name
@@ -161,6 +165,7 @@ def test_guests_and_mounts_are_served(readonly: Readonly, tmp_path: Path) -> Non
         assert guest.lookup(guest.lookup(1, name.encode()), b"sub")
 
 
+@pytest.mark.slow
 def test_state_is_kept_elsewhere_where_none_can_be_beside_the_store(
     readonly: Readonly, tmp_path: Path
 ) -> None:
@@ -205,6 +210,7 @@ with t.opened(Path(sys.argv[1]), is_readonly=True) as env:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_commits", [0, 1, 2, 5])
 def test_unregistered_reader_hears_when_its_snapshot_may_be_gone(
     tmp_path: Path, num_commits: int
@@ -232,6 +238,7 @@ def test_unregistered_reader_hears_when_its_snapshot_may_be_gone(
     assert entries == "lost" or lines[0] == "100"
 
 
+@pytest.mark.slow
 def test_reader_that_may_write_the_lock_file_alone_is_registered(tmp_path: Path) -> None:
     path = tmp_path / "env"
     with opened(path):

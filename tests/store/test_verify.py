@@ -389,6 +389,7 @@ def made_content_addressed(root: Path, content: str) -> tuple[Path, dict[str, st
     return root / info["path"][1:], info
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_references", [1, 2, 20_000])
 def test_what_nix_made_to_refer_to_itself_is_right_and_wrong_when_changed(
     tmp_path: Path, num_references: int

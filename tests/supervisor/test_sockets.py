@@ -107,6 +107,7 @@ def test_link_that_is_put_in_place_of_a_socket_leads_nowhere(tmp_path: Path) -> 
     assert (after.st_gid, after.st_mode) == (before.st_gid, before.st_mode)
 
 
+@pytest.mark.slow
 def test_socket_is_given_to_a_group_by_number_or_name(tmp_path: Path) -> None:
     groups = {str(OTHER_GROUP): OTHER_GROUP, "daemon": grp.getgrnam("daemon").gr_gid}
     for text, gid in groups.items():
@@ -131,6 +132,7 @@ def virtiofs(*words: str) -> str:
     return line.removeprefix("appliance: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["no-such-group", "-1", str(2**32 - 1), ""])
 def test_group_that_is_none_is_refused(tmp_path: Path, group: str) -> None:
     line = virtiofs(f"--store=lmdb://{tmp_path}/store", f"--socket-group={group}", f"{tmp_path}/s")
@@ -138,6 +140,7 @@ def test_group_that_is_none_is_refused(tmp_path: Path, group: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_group_of_an_inherited_socket_is_not_ours_to_change(tmp_path: Path) -> None:
     line = virtiofs(f"--store=lmdb://{tmp_path}/store", "--socket-group=daemon", "--fd=3")
     assert line == "--socket-group: an inherited socket has its group already"

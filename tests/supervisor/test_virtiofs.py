@@ -24,6 +24,8 @@ from tests.fakes.driver import DriverRing
 from tests.fakes.frontend import FrontEnd
 from tests.fakes.vmms import CloudHypervisor, Crosvm, Uml, Vmm
 
+pytestmark = pytest.mark.slow
+
 ROOT = 1
 LARGE = os.urandom(3 << 20)
 # A real guest sees ten.

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +35,8 @@ from tests.vhost.session_rig import (
     state,
     word,
 )
+
+pytestmark = pytest.mark.slow
 
 Step = tuple[int, bytes, int]
 

@@ -1,0 +1,113 @@
+"""What others install: a wheel of the tree, and one of the source distribution.
+
+Nothing is downloaded: both are built with the tools of this environment, and installed into a new
+one that borrows the packages they depend on from here.
+"""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+PROJECT: Final = Path(__file__).resolve().parents[1]
+NOT_SOURCE: Final = shutil.ignore_patterns(
+    ".?*", "build", "dist", "*.egg-info", "__pycache__", "*.so"
+)
+DEADLINE_S: Final = 300
+
+pytestmark = pytest.mark.slow
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def build(kind: str, source: Path, directory: Path) -> Path:
+    """Build the wheel or the sdist of `source`, and return it."""
+    run(
+        *(sys.executable, "-m", "build", "--no-isolation", f"--{kind}"),
+        *("--outdir", directory, source),
+        cwd=directory,
+    )
+    (built,) = directory.glob("appliance-*.*")
+    return built
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the tree, for a build writes into it."""
+    return shutil.copytree(
+        PROJECT, tmp_path_factory.mktemp("copied") / "appliance", ignore=NOT_SOURCE
+    )
+
+
+@pytest.fixture(scope="module")
+def unpacked(copied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return what the source distribution holds."""
+    directory = tmp_path_factory.mktemp("sdist")
+    run("tar", "-xf", build("sdist", copied, directory), cwd=directory)
+    return next(path for path in directory.iterdir() if path.is_dir())
+
+
+def install(wheel: Path, directory: Path) -> Path:
+    """Install the wheel alone into a new environment, and return its directory of programs."""
+    venv.create(directory)
+    python = directory / "bin" / "python"
+    run(
+        *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python),
+        *("install", "--no-index", "--no-deps", wheel),
+        cwd=directory,
+    )
+    (site_packages,) = directory.glob("lib/python*/site-packages")
+    # A directory named there is searched after it, and the links of editable installs in it are not
+    # followed: the project is the one that was just installed.
+    (site_packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return directory / "bin"
+
+
+@pytest.mark.parametrize("source", ["copied", "unpacked"])
+def test_what_is_built_imports_a_tree(
+    source: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    (tmp_path / "wheel").mkdir()
+    wheel = build("wheel", request.getfixturevalue(source), tmp_path / "wheel")
+    programs = install(wheel, tmp_path / "installed")
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "tree" / "directory").mkdir(parents=True)
+    (elsewhere / "tree" / "directory" / "file").write_text("content")
+
+    place = run(
+        *(programs / "python", "-P", "-c", "import appliance; print(appliance.__file__)"),
+        cwd=elsewhere,
+    )
+    assert Path(place).is_relative_to(tmp_path / "installed")
+    store = ("--store", f"lmdb://{elsewhere}/store")
+    path = run(programs / "appliance", "import", *store, "tree", cwd=elsewhere).strip()
+    assert path.endswith("-tree")
+    file = f"{path}/directory/file"
+    assert run(programs / "appliance", "cat", *store, file, cwd=elsewhere) == "content"
+    assert {"mount.appliance", "mount.fuse.appliance"} <= {p.name for p in programs.iterdir()}
+
+
+def files_of(directory: Path) -> set[Path]:
+    return {path.relative_to(directory) for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_source_distribution_is_the_whole_source(copied: Path, unpacked: Path) -> None:
+    made = {path for path in files_of(copied) if path.parts[0] in {"appliance.egg-info", "build"}}
+    assert files_of(copied) - made <= files_of(unpacked)

@@ -5,7 +5,8 @@
 #   make lint               formatter, linters, types, layers, generated code, warnings of the C compiler
 #   make check [ARGS=...]   the same and all quick tests, without a guest: within two minutes
 #   make test [ARGS=...]    linters, unit tests, tests in virtual machines; ARGS go to pytest
-#   make bench              measurements against other virtiofs servers, and plain gRPC
+#   make bench              measurements against other virtiofs servers, and plain gRPC; with
+#                           BEFORE=dir, of walks and imports against another checkout too
 #   make protos             regenerate the protobuf code
 #   make clean              remove what make has made, downloads included
 # Debian packages are installed when make runs as root; otherwise what is missing is listed.
@@ -51,6 +52,7 @@ test: packages-test $(INSTALLED)
 bench: packages-test $(INSTALLED)
 	@status=0; \
 	$(BIN)/python vm-tests/bench.py $(ARGS) || status=1; \
+	$(BIN)/python -m tests.bench_walk $(if $(BEFORE),--before "$(BEFORE)") || status=1; \
 	$(BIN)/python -m tests.mount.bench || status=1; \
 	$(BIN)/python -m tests.bench_rpc || status=1; \
 	$(BIN)/python -m tests.remote.bench || status=1; \

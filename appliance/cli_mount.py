@@ -15,7 +15,6 @@ those of mount(8).
 import getopt
 import os
 import stat
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -181,6 +180,8 @@ def _detach_streams() -> None:
     kind = os.fstat(2).st_mode
     if stat.S_ISREG(kind) or stat.S_ISSOCK(kind):
         return
+    import subprocess  # other commands ask this module only whether mount(8) has called
+
     try:
         logger = subprocess.Popen(
             ["logger", "-t", "appliance", f"--id={os.getpid()}"],

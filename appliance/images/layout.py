@@ -56,11 +56,13 @@ from enum import IntEnum
 from typing import Final
 
 from appliance.errors import StoreError
-from appliance.fuse_proto._wire import DIRENT_SIZE, ENTRY_OUT_SIZE
 
 MAGIC: Final = int.from_bytes(b"IMG1", "little")
 PIECE_ENTRIES: Final = 8192  # IMG_PIECE_ENTRIES of images.h
 HEADER: Final = struct.Struct("<IIQQIIIIII")
+# Of the structures in a record; `fuse_proto._wire` has them too, and takes long to import.
+ENTRY_OUT_SIZE: Final = 128
+DIRENT_SIZE: Final = 24
 GUIDE_AT: Final = 44  # the field
 GUIDE_ENTRY: Final = struct.Struct("<QII")
 LINKS: Final = 2  # cookies of "." and ".."

@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 import lmdb
 
 from appliance.castore.digest import EMPTY_DIGEST
-from appliance.castore.path_info_rules import accepted
 from appliance.errors import (
     AlreadyExistsError,
     ApplianceError,
@@ -24,7 +23,6 @@ from appliance.images import builder, layout
 from appliance.store import schema, temp_directory
 from appliance.store.batch import Batch, StagedFile
 from appliance.store.disk_errors import disk_error
-from appliance.store.known_contents import KnownContents
 from appliance.store.lmdb_env import (
     Environment,
     NotWritableError,
@@ -398,6 +396,12 @@ class Store:
     def _accepted(
         self, txn: WriteTransaction, old: bytes | None, stated: bytes, batch: Batch
     ) -> bytes:
+        if old == stated or (old is None and not txn.stat(self._nar_infos)["entries"]):
+            return stated  # nothing is known that it could contradict
+        # Loaded here: an import into a new store has no need of what reads PathInfos.
+        from appliance.castore.path_info_rules import accepted  # noqa: PLC0415 - see above
+        from appliance.store.known_contents import KnownContents  # noqa: PLC0415 - see above
+
         known = KnownContents(self, txn)
         return accepted(old, stated, known, may_replace=batch.may_replace_paths)
 

@@ -28,7 +28,7 @@ _VISIT_BYTES: Final = 1 << 20
 _SPOOL_MEMORY_BYTES: Final = 1 << 20
 _COMMIT_BYTES: Final = 8 << 20
 # Of those that are small, each lands on pages of its own, and its image on others.
-_COMMIT_DIRECTORIES: Final = 5_000
+_COMMIT_DIRECTORIES: Final = 2_000
 _LENGTH_BYTES: Final = 4
 # Larger ones are checked in another thread.
 _THREAD_MIN_ENTRIES: Final = 500

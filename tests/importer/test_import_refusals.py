@@ -131,6 +131,11 @@ def test_file_that_tells_no_size_is_refused(tmp_path: Path) -> None:
     assert text == "/proc/version: changed while it was read"
 
 
+def children() -> list[int]:
+    """Return the processes that this one has started, oldest first."""
+    return [*map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())]
+
+
 def test_killed_hashing_process_ends_the_import_with_a_reason(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -138,14 +143,16 @@ def test_killed_hashing_process_ends_the_import_with_a_reason(tmp_path: Path) ->
     before = tmp_path / "before"
     before.write_bytes(b"complete before it happens")
 
+    others = children()  # of other tests
+
     class Killing:
         is_done = False
 
         def update(self, *, num_files: int, num_bytes: int, path: str) -> None:
             assert self.is_done or (num_files, num_bytes, path) == (1, 26, str(before))
-            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-            for pid in [] if self.is_done else children[:-1]:  # the last is the tree process
-                os.kill(int(pid), signal.SIGKILL)
+            ours = [pid for pid in children() if pid not in others]
+            for pid in [] if self.is_done else ours[:-1]:  # the last is the tree process
+                os.kill(pid, signal.SIGKILL)
             self.is_done = True
 
     done: list[str] = []
@@ -162,8 +169,7 @@ def test_killed_tree_process_ends_the_import_with_a_reason(tmp_path: Path) -> No
 
     class Killing:
         def update(self, **_: object) -> None:
-            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-            os.kill(int(children[-1]), signal.SIGKILL)
+            os.kill(children()[-1], signal.SIGKILL)
 
     with pytest.raises(ImportTreeError, match="walking the tree was killed by SIGKILL"):
         list(import_paths(tmp_path / "store", [before, tmp_path / "large"], progress=Killing()))

@@ -337,7 +337,7 @@ def test_listing_what_is_no_directory_is_enotdir(guest: HostileGuest, top: int) 
     ("raw_name", "expected"),
     [
         (b"a/b\0", errno.ENOENT),
-        (b"/\0", errno.ENOENT),
+        (b"/\0", 0),
         (b"\0", errno.ENOENT),
         (b".\0", 0),
         (b"..\0", 0),
@@ -359,10 +359,10 @@ def test_names_no_entry_can_have_are_refused_and_dots_are_answered(
     assert below.error == expected
     if expected == 0:
         entry = fuse_client.parse_entry(below.body)
-        there = {b"small\0junk\0", b".\0", b"..\0"}
+        there = {b"small\0junk\0", b"/\0", b".\0", b"..\0"}
         assert (entry.nodeid != 0) == (raw_name in there)
     in_root = guest.ask(fuse_client.request(Opcode.LOOKUP, ROOT, raw_name))
-    is_dots = raw_name in {b".\0", b"..\0"}
+    is_dots = raw_name in {b"/\0", b".\0", b"..\0"}
     assert in_root.error == (0 if is_dots else expected or errno.ENOENT)
 
 

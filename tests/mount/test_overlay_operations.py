@@ -18,6 +18,8 @@ pytestmark = pytest.mark.slow
 
 # Every so many cases are tried: steps that meet all kinds and states.
 MANY = 3
+# Of the reference.
+ATTEMPTS = 3
 SOME = 7
 
 
@@ -67,9 +69,15 @@ def outcomes(lower: Path, directory: Path, options: str, *arguments: str) -> dic
 def test_every_call_says_and_does_the_same(
     original: Path, served: Path, tmp_path: Path, options: str, arguments: list[str]
 ) -> None:
-    expected = outcomes(original, tmp_path / "original", options, *arguments)
+    # On a machine short of memory, overlayfs with index=on,nfs_export=on was once seen to describe
+    # 69 files of the directory otherwise than before: then there is nothing to compare with.
+    for attempt in range(ATTEMPTS):
+        expected = outcomes(original, tmp_path / f"original{attempt}", options, *arguments)
+        touched = [name for name, (*_said, is_left_alone) in expected.items() if not is_left_alone]
+        if not touched:
+            break
+    assert touched == []
     assert len(expected) > 400
-    assert [name for name, (*_said, is_left_alone) in expected.items() if not is_left_alone] == []
 
     found = outcomes(served, tmp_path / "served", options, *arguments)
 

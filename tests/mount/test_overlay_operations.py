@@ -71,6 +71,8 @@ def test_every_call_says_and_does_the_same(
 ) -> None:
     # On a machine short of memory, overlayfs with index=on,nfs_export=on was once seen to describe
     # 69 files of the directory otherwise than before: then there is nothing to compare with.
+    expected: dict[str, Any] = {}
+    touched: list[str] = []
     for attempt in range(ATTEMPTS):
         expected = outcomes(original, tmp_path / f"original{attempt}", options, *arguments)
         touched = [name for name, (*_said, is_left_alone) in expected.items() if not is_left_alone]

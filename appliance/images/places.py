@@ -3,14 +3,15 @@
 The nodeid of a node is the base of its store path's grant plus its place in the path's tree. So the
 way from a nodeid to a node is a walk down from the root of the grant: in the image of a directory
 the last entry whose place is not beyond is the node itself, or a directory above it. Nothing is
-kept for a node but by a small cache, and a walk begins at the directory that was used last where
-that is on the way.
+kept for a node but by a small cache, of directories above all: a walk begins at the nearest one
+that is known and on the way.
 
 A nodeid comes from the guest and may be any number. One that lies in no grant, or between the
 places of a directory (where sizes count entries twice, every other number is unused), is stale.
 """
 
 import struct
+from bisect import bisect_right, insort
 from collections.abc import Callable
 from errno import EIO, ENOTDIR, ESTALE
 from typing import Final, NamedTuple, Protocol
@@ -20,7 +21,9 @@ from appliance.images.records import ino_of_content
 
 ROOT_NODEID: Final = 1
 
-_NODES_MAX: Final = 1024
+# Nodes kept; some 450 bytes each.
+_DIRECTORIES_MAX: Final = 2048
+_OTHERS_MAX: Final = 256
 _ENTRY_HEAD: Final = struct.Struct("<QQ")
 _INO_AT: Final = 40
 _U64: Final = struct.Struct("<Q")
@@ -94,12 +97,17 @@ class Places:
         self.is_by_content = grants.is_by_content
         self._grants = grants
         self._image_of = image_of
-        self._nodes: dict[int, Node] = {}
+        self._others: dict[int, Node] = {}
+        self._directories: dict[int, Node] = {}
+        # Their nodeids, sorted.
+        self._starts: list[int] = []
         self._last_directory: Node | None = None
 
     def forget(self) -> None:
         """Drop what is cached: a grant was revoked."""
-        self._nodes.clear()
+        self._others.clear()
+        self._directories.clear()
+        self._starts.clear()
         self._last_directory = None
 
     def node(self, nodeid: int) -> Node:
@@ -108,10 +116,11 @@ class Places:
         Raises:
             OSError: ESTALE, this session has no such node; EIO, a directory above it is corrupt.
         """
-        node = self._nodes.get(nodeid)
+        node = self._directories.get(nodeid) or self._others.get(nodeid)
         if node is None:
             node = self._walk(self._start(nodeid), nodeid)
-            self._keep(node)
+            if node.kind != Kind.DIRECTORY:
+                self._keep_other(node)
         return node
 
     def of_grant(self, grant: GrantView) -> Node:
@@ -181,15 +190,30 @@ class Places:
 
     def _start(self, nodeid: int) -> Node:
         near = self._last_directory
-        if near is not None and near.nodeid < nodeid <= near.nodeid + near.size:
+        if near is None or not near.nodeid < nodeid <= near.nodeid + near.size:
+            near = self._nearest(nodeid)
+        if near is not None:
             return near
         grant = self._grants.by_nodeid(nodeid)
         if grant is None:
             raise OSError(ESTALE, f"nodeid {nodeid:#x}")
         return self.of_grant(grant)
 
+    def _nearest(self, nodeid: int) -> Node | None:
+        # Of the directories that begin before `nodeid`, the last is above it, or below one that
+        # is: directories lie within each other, or apart.
+        index = bisect_right(self._starts, nodeid) - 1
+        near = self._directories.get(self._starts[index]) if index >= 0 else None
+        while near is not None and nodeid > near.nodeid + near.size:
+            near = self._directories.get(near.parent)
+        return near
+
     def _walk(self, node: Node, nodeid: int) -> Node:
-        while node.nodeid != nodeid:
+        while True:
+            if node.kind == Kind.DIRECTORY and node.nodeid not in self._directories:
+                self._keep_directory(node)
+            if node.nodeid == nodeid:
+                return node
             if node.kind != Kind.DIRECTORY or nodeid - node.nodeid > node.size:
                 raise OSError(ESTALE, f"nodeid {nodeid:#x}")
             image = self.image(node)
@@ -200,7 +224,6 @@ class Places:
             if index < 0:
                 raise OSError(ESTALE, f"nodeid {nodeid:#x}")
             node = self._entry(node, image, index)
-        return node
 
     def _piece(self, directory: Node, head: Image, number: int) -> Image:
         return head if number == 0 else self._image_of(directory.digest, number)
@@ -222,11 +245,19 @@ class Places:
         _U64.pack_into(entry, _INO_AT, ino)
         return bytes(entry)
 
-    def _keep(self, node: Node) -> None:
-        nodes = self._nodes
-        if len(nodes) >= _NODES_MAX:
-            del nodes[next(iter(nodes))]
-        nodes[node.nodeid] = node
+    def _keep_directory(self, node: Node) -> None:
+        if len(self._directories) >= _DIRECTORIES_MAX:
+            # Those that are used come back at once, and a walk through more than fit has no use
+            # for the oldest.
+            self._directories.clear()
+            self._starts.clear()
+        self._directories[node.nodeid] = node
+        insort(self._starts, node.nodeid)
+
+    def _keep_other(self, node: Node) -> None:
+        if len(self._others) >= _OTHERS_MAX:
+            del self._others[next(iter(self._others))]
+        self._others[node.nodeid] = node
 
 
 class CorruptSizeError(OSError):

@@ -234,7 +234,7 @@ class Ring:
         self.recovered = self._start(layout.num, base)
 
     def _start(self, num: int, base: int) -> list[int]:
-        # The record may be the front-end's, who may write to it meanwhile: C reads it once.
+        # The record may be memory that the front-end can write to meanwhile: C reads it once.
         found = _new_uncleared("struct eng_recovered[]", num)
         self._ring.recovered = found
         try:

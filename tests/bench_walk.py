@@ -86,7 +86,7 @@ def serving(store: Path, num_sockets: int) -> Iterator[ApplianceProcess]:
 
 
 def walks_s(store: Path, name: str, num_guests: int) -> float:
-    """Return how long the first walks of so many guests take, all at once."""
+    """Return the seconds that `num_guests` guests need for a first walk each, all at once."""
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(num_guests + 1)
     with serving(store, num_guests) as appliance:

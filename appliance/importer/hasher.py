@@ -16,7 +16,6 @@ from appliance.castore.names import display
 from appliance.errors import ImportTreeError
 from appliance.importer.beneath import open_beneath
 from appliance.importer.file_reader import FRAME_EXTRA_MAX, FileReader, Reading
-from appliance.importer.holes import Holes
 from appliance.importer.links import Links
 from appliance.importer.records import (
     DIGEST_SIZE,
@@ -26,7 +25,7 @@ from appliance.importer.records import (
     unpack_root_request,
 )
 from appliance.importer.root import CHANGED, Identity, identity_of, open_directory, reason
-from appliance.importer.staged_file import StagedFile, StagingError
+from appliance.importer.staged_file import Holes, StagedFile, StagingError
 from appliance.store.schema import INLINE, INLINE_MAX
 
 # The largest piece of a file in the ring at once.

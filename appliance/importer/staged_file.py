@@ -1,6 +1,7 @@
-"""Writing the content of a large file to where it is staged."""
+"""Large files: the holes of the one that is read, and of the one that is staged in its place."""
 
 import ctypes
+import errno
 import os
 from typing import Final
 
@@ -9,6 +10,8 @@ from appliance.importer.records import HashKind
 from appliance.importer.staging import staged_path
 from appliance.store.disk_errors import FULL_ERRNOS
 
+# What `st_blocks` counts.
+_BLOCK_SIZE: Final = 512
 _CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _WHOLE: Final = ctypes.c_int64(0)
@@ -71,3 +74,30 @@ class StagedFile:
     def close(self) -> None:
         """Close it; what was written stays."""
         os.close(self._fd)
+
+
+class Holes:
+    """The holes of an open file, asked for from its start to its end."""
+
+    def __init__(self, fd: int, status: os.stat_result) -> None:
+        self._fd = fd
+        self._size = status.st_size
+        # With as much on disk as its size a file has none, and need not be asked about them.
+        self._is_sparse = status.st_blocks * _BLOCK_SIZE < status.st_size
+        # Where data comes next, seen from where it was asked for last.
+        self._data_at = 0
+
+    def have(self, start: int, end: int) -> bool:
+        """Whether all from `start` to `end` is known to be a hole."""
+        if self._is_sparse and self._data_at <= start:
+            self._data_at = self._find_data(start)
+        return self._data_at >= end
+
+    def _find_data(self, start: int) -> int:
+        try:
+            return os.lseek(self._fd, start, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:
+                return self._size
+            self._is_sparse = False  # as far as this file system tells
+            return start

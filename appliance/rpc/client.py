@@ -37,8 +37,8 @@ _OPTIONS: Final = (
 )
 # Of the path of a socket gRPC makes an `:authority` that strict servers reset the stream for.
 _UNIX_OPTIONS: Final = (*_OPTIONS, ("grpc.default_authority", "localhost"))
-# Servers limit the calls of a connection, most to 100 or more, and one that only waits is not to
-# keep others out: so there is a second connection when one has so many calls, and so on.
+# Servers limit the calls on one connection, most of them to 100 or more. Calls that only wait must
+# not keep others out, so another connection is opened whenever all of them carry this many calls.
 _CALLS_OF_CONNECTION: Final = 100
 _CONNECTIONS_MAX: Final = 16
 # One answer, or the next message of a stream, may take so long.

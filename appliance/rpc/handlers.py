@@ -132,7 +132,7 @@ class Edge:
 
 
 class _Room:
-    """Room for so many calls of one kind; made and used on one event loop."""
+    """A limit on concurrent calls of one kind; created and used on one event loop."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -400,7 +400,7 @@ class Store:
             return stated  # nothing is known that it could contradict
         # Loaded here: an import into a new store has no need of what reads PathInfos.
         from appliance.castore.path_info_rules import accepted  # noqa: PLC0415 - see above
-        from appliance.store.known_contents import KnownContents  # noqa: PLC0415 - see above
+        from appliance.store.path_info_checks import KnownContents  # noqa: PLC0415 - see above
 
         known = KnownContents(self, txn)
         return accepted(old, stated, known, may_replace=batch.may_replace_paths)

@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import time
+from functools import partial
 from pathlib import Path
 
 from appliance.engine import GuestMap, Region, Ring, RingLayout, signal_fd
@@ -54,27 +55,24 @@ def main(sock: socket.socket) -> None:
         has_root=config.has_remote_root,
         used=lambda keys: channel.send(sock, pb.Envelope(cache_used=pb.CacheUsed(keys=keys))),
     )
-    handler = Handler(
-        grants,
-        store,
-        is_root_listable=config.list_root,
-        remote=remote,
-        makes_images=config.makes_images,
-    )
+    new_handler: type[Handler] | partial[PassthroughHandler] = Handler
     if config.device.passthrough:
         wanted_flags = PASSTHROUGH_FLAGS
-        handler = PassthroughHandler(
-            grants,
-            store,
-            is_root_listable=config.list_root,
-            remote=remote,
-            makes_images=config.makes_images,
+        new_handler = partial(
+            PassthroughHandler,
             released=lambda nodeid: channel.send(
                 sock, pb.Envelope(released=pb.Released(nodeid=nodeid))
             ),
         )
     elif device_fds:
         wanted_flags = DEVICE_FLAGS
+    handler = new_handler(
+        grants,
+        store,
+        is_root_listable=config.list_root,
+        remote=remote,
+        makes_images=config.makes_images,
+    )
     dispatcher = Dispatcher(handler, session, counters, wanted_flags=wanted_flags)
     if device_fds:
         DeviceWorker(sock, device_fds[0], dispatcher, handler).run()

@@ -26,7 +26,7 @@ from appliance.fs.statfs import Statfs
 from appliance.fuse_proto.encode import FOREVER_S, negative_entry
 from appliance.fuse_proto.operations import Body, FileSlice, NotReady, Operations, Request
 from appliance.images.layout import LINKS, Image, Kind
-from appliance.images.places import ROOT_NODEID, CorruptSizeError, Node, Places
+from appliance.images.places import ROOT_NODEID, CorruptSizeError, PlacedNode, Places
 from appliance.session.grants import Grants
 from appliance.session.wants import DirectoryWanted, RootListWanted, RootNameWanted
 from appliance.store.blob_cache import directory_key
@@ -275,7 +275,7 @@ class Handler(Operations):
 
     # --- What all share ---
 
-    def _node(self, nodeid: int) -> Node:
+    def _node(self, nodeid: int) -> PlacedNode:
         try:
             return self._places.node(nodeid)
         except CorruptSizeError as exc:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Final
 
 from appliance.fuse_proto._wire import ENTRY_OUT_SIZE
-from appliance.images.places import Node, Places
+from appliance.images.places import PlacedNode, Places
 
 # Words of 8 bytes in a record; the first is its nodeid.
 _GENERATION: Final = 1
@@ -37,7 +37,13 @@ class Listing:
     """
 
     def __init__(
-        self, places: Places, directory: Node, *, parent_ino: int, generation: int, cookie: int
+        self,
+        places: Places,
+        directory: PlacedNode,
+        *,
+        parent_ino: int,
+        generation: int,
+        cookie: int,
     ) -> None:
         self._places = places
         self._directory = directory

@@ -29,7 +29,7 @@ _INO_AT: Final = 40
 _U64: Final = struct.Struct("<Q")
 
 
-class Node(NamedTuple):
+class PlacedNode(NamedTuple):
     """A node of a granted path.
 
     `size` is st_size, of a directory the size that its node states. `entry` is the reply to a
@@ -97,11 +97,11 @@ class Places:
         self.is_by_content = grants.is_by_content
         self._grants = grants
         self._image_of = image_of
-        self._others: dict[int, Node] = {}
-        self._directories: dict[int, Node] = {}
+        self._others: dict[int, PlacedNode] = {}
+        self._directories: dict[int, PlacedNode] = {}
         # Their nodeids, sorted.
         self._starts: list[int] = []
-        self._last_directory: Node | None = None
+        self._last_directory: PlacedNode | None = None
 
     def forget(self) -> None:
         """Drop what is cached: a grant was revoked."""
@@ -110,7 +110,7 @@ class Places:
         self._starts.clear()
         self._last_directory = None
 
-    def node(self, nodeid: int) -> Node:
+    def node(self, nodeid: int) -> PlacedNode:
         """Return the node of `nodeid`, which is not the root's.
 
         Raises:
@@ -123,10 +123,10 @@ class Places:
                 self._keep_other(node)
         return node
 
-    def of_grant(self, grant: GrantView) -> Node:
+    def of_grant(self, grant: GrantView) -> PlacedNode:
         """Return the root node of a granted path."""
         record = grant.record
-        return Node(
+        return PlacedNode(
             grant.base,
             ROOT_NODEID,
             grant.kind,
@@ -137,7 +137,7 @@ class Places:
             grant.target,
         )
 
-    def entry(self, directory: Node, name: bytes) -> bytes | None:
+    def entry(self, directory: PlacedNode, name: bytes) -> bytes | None:
         """Return the reply to a LOOKUP of `name` in `directory`, or None: there is no such entry.
 
         Raises:
@@ -154,7 +154,7 @@ class Places:
         ino = self.ino(directory, image, index) if self.is_by_content else nodeid
         return self._entry_out(image.record(index), nodeid, ino)
 
-    def image(self, directory: Node) -> Image:
+    def image(self, directory: PlacedNode) -> Image:
         """Return the first piece of the image of `directory`.
 
         Raises:
@@ -168,7 +168,7 @@ class Places:
         self._last_directory = directory
         return image
 
-    def piece_at(self, directory: Node, cookie: int) -> Image:
+    def piece_at(self, directory: PlacedNode, cookie: int) -> Image:
         """Return the piece of the image of `directory` that has the record with `cookie`.
 
         Raises:
@@ -179,7 +179,7 @@ class Places:
             return image
         return self._piece(directory, image, image.piece_of_cookie(cookie))
 
-    def ino(self, directory: Node, image: Image, index: int) -> int:
+    def ino(self, directory: PlacedNode, image: Image, index: int) -> int:
         """Return st_ino of an entry of `directory`."""
         if not self.is_by_content:
             return directory.nodeid + image.place(index)
@@ -188,7 +188,7 @@ class Places:
 
     # --- The walk ---
 
-    def _start(self, nodeid: int) -> Node:
+    def _start(self, nodeid: int) -> PlacedNode:
         near = self._last_directory
         if near is None or not near.nodeid < nodeid <= near.nodeid + near.size:
             near = self._nearest(nodeid)
@@ -199,7 +199,7 @@ class Places:
             raise OSError(ESTALE, f"nodeid {nodeid:#x}")
         return self.of_grant(grant)
 
-    def _nearest(self, nodeid: int) -> Node | None:
+    def _nearest(self, nodeid: int) -> PlacedNode | None:
         # Of the directories that begin before `nodeid`, the last is above it, or below one that
         # is: directories lie within each other, or apart.
         index = bisect_right(self._starts, nodeid) - 1
@@ -208,7 +208,7 @@ class Places:
             near = self._directories.get(near.parent)
         return near
 
-    def _walk(self, node: Node, nodeid: int) -> Node:
+    def _walk(self, node: PlacedNode, nodeid: int) -> PlacedNode:
         while True:
             if node.kind == Kind.DIRECTORY and node.nodeid not in self._directories:
                 self._keep_directory(node)
@@ -225,10 +225,10 @@ class Places:
                 raise OSError(ESTALE, f"nodeid {nodeid:#x}")
             node = self._entry(node, image, index)
 
-    def _piece(self, directory: Node, head: Image, number: int) -> Image:
+    def _piece(self, directory: PlacedNode, head: Image, number: int) -> Image:
         return head if number == 0 else self._image_of(directory.digest, number)
 
-    def _entry(self, directory: Node, image: Image, index: int) -> Node:
+    def _entry(self, directory: PlacedNode, image: Image, index: int) -> PlacedNode:
         record = image.record(index)
         kind = kind_of(record)
         nodeid = directory.nodeid + image.place(index)
@@ -237,7 +237,7 @@ class Places:
         size = image.size_stated(index) if kind == Kind.DIRECTORY else st_size_of(record)
         target = image.target(index) if kind == Kind.SYMLINK else b""
         digest = bytes(image.digest(index))
-        return Node(nodeid, directory.nodeid, kind, size, digest, ino, entry, target)
+        return PlacedNode(nodeid, directory.nodeid, kind, size, digest, ino, entry, target)
 
     def _entry_out(self, record: memoryview, nodeid: int, ino: int) -> bytes:
         entry = bytearray(record[:ENTRY_OUT_SIZE])
@@ -245,7 +245,7 @@ class Places:
         _U64.pack_into(entry, _INO_AT, ino)
         return bytes(entry)
 
-    def _keep_directory(self, node: Node) -> None:
+    def _keep_directory(self, node: PlacedNode) -> None:
         if len(self._directories) >= _DIRECTORIES_MAX:
             # Those that are used come back at once, and a walk through more than fit has no use
             # for the oldest.
@@ -254,7 +254,7 @@ class Places:
         self._directories[node.nodeid] = node
         insort(self._starts, node.nodeid)
 
-    def _keep_other(self, node: Node) -> None:
+    def _keep_other(self, node: PlacedNode) -> None:
         if len(self._others) >= _OTHERS_MAX:
             del self._others[next(iter(self._others))]
         self._others[node.nodeid] = node
@@ -263,7 +263,7 @@ class Places:
 class CorruptSizeError(OSError):
     """A node states a size that does not hold the entries of its directory: answered EIO."""
 
-    def __init__(self, directory: Node, span: int) -> None:
+    def __init__(self, directory: PlacedNode, span: int) -> None:
         super().__init__(EIO, f"a directory of size {directory.size} has entries for {span}")
         self.directory = directory
         self.span = span

@@ -295,7 +295,7 @@ class Handler(Operations):
         return image
 
     def _image_bytes(self, digest: bytes, piece: int) -> memoryview:
-        found = self._store.image(self._in_store(), digest, piece)
+        found = self._store.images.piece(self._in_store(), digest, piece)
         if found is not None:
             if self._image_usage is not None:
                 self._image_usage.note(directory_key(digest))

@@ -36,10 +36,8 @@ from appliance.store.lmdb_env import WriteTransaction
 from appliance.store.per_boot import directory_of_boot, remove_other_boots
 from appliance.store.schema import (
     BLOBS,
-    IMAGES,
     INLINE_MAX,
     PATH_INFOS,
-    image_key,
     pack_inline,
     pack_number,
     unpack_number,
@@ -110,7 +108,6 @@ class BlobCache:
         self._uses = env.database(_USE)
         self._ends = env.database(_END)
         self._blobs = env.database(BLOBS)
-        self._images = env.database(IMAGES)
         self._path_infos = env.database(PATH_INFOS)
         self._temp = TempDirectory(self.store.path)
         # The bound may be lower than it was.
@@ -226,8 +223,7 @@ class BlobCache:
 
         def work(txn: WriteTransaction) -> None:
             if self._charge(txn, directory_key(digest), charge, ()):
-                for number, piece in pieces.items():
-                    txn.put(image_key(digest, number), piece, db=self._images)
+                self.store.images.put_pieces(txn, digest, pieces)
 
         self.store.env.write(work)
         self._remove_files()
@@ -331,7 +327,7 @@ class BlobCache:
         for digest, charge in victims:
             self._remove_entry(txn, digest)
             if len(digest) > DIGEST_SIZE:
-                self._remove_image(txn, digest[1:])
+                self.store.images.remove(txn, digest[1:])
             elif len(digest) < DIGEST_SIZE:
                 txn.delete(digest[1:], db=self._path_infos)
             elif charge > INLINE_MAX:
@@ -356,11 +352,6 @@ class BlobCache:
         # Of a process killed before its record was there, there is a file all the same.
         txn.delete(digest, db=self._blobs)
         txn.put(digest, b"", db=self._ends)
-
-    def _remove_image(self, txn: WriteTransaction, digest: bytes) -> None:
-        number = 0
-        while txn.delete(image_key(digest, number), db=self._images):
-            number += 1
 
     def _charged(self, txn: WriteTransaction) -> int:
         return unpack_number(txn.get(_CHARGED_KEY, None, self._entries))

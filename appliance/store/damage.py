@@ -75,7 +75,7 @@ def drop_directory(store: Store, digest: Digest) -> bool:
         if encoded is None or Digest.of(encoded) == digest:
             return False
         # As the image may have been made of that.
-        _drop_image(store, txn, digest)
+        store.images.remove(txn, digest)
         return txn.delete(digest, db=directories)
 
     return store.env.write(work)
@@ -111,7 +111,7 @@ def drop_image(store: Store, digest: Digest) -> None:
     Raises:
         StoreError: the store cannot be written.
     """
-    store.env.write(lambda txn: _drop_image(store, txn, digest))
+    store.env.write(lambda txn: store.images.remove(txn, digest))
 
 
 def restore_blob(store: Store, digest: Digest, size: int) -> bool:
@@ -149,20 +149,15 @@ def is_blob_right(store: Store, digest: Digest) -> bool:
 
 
 def _is_image_right(store: Store, txn: ReadTransaction, digest: bytes, encoded: bytes) -> bool:
-    if store.image(txn, digest) is None or Digest.of(encoded) != digest:
+    if store.images.piece(txn, digest) is None or Digest.of(encoded) != digest:
         return True  # none, or that of something else: the directory is reported
     try:
         pieces = list(builder.pieces(encoded))
     except DirectoryError:
         return True
-    return all(bytes(store.image(txn, digest, number) or b"") == piece for number, piece in pieces)
-
-
-def _drop_image(store: Store, txn: WriteTransaction, digest: bytes) -> None:
-    cursor = txn.cursor(db=store.env.newer_database(schema.IMAGES))
-    is_there = cursor.set_range(digest)
-    while is_there and cursor.key().startswith(digest):
-        is_there = cursor.delete()
+    return all(
+        bytes(store.images.piece(txn, digest, number) or b"") == piece for number, piece in pieces
+    )
 
 
 def _look(store: Store, digest: Digest) -> _Seen:

@@ -70,7 +70,7 @@ class _Maker:
 
     def _read(self, digest: Digest) -> Directory | None:
         with self._store.read() as txn:
-            if self._store.image(txn, digest) is not None:
+            if self._store.images.piece(txn, digest) is not None:
                 return None
             encoded = self._store.directory(txn, digest)
         if encoded is None:

@@ -14,15 +14,14 @@ from appliance.castore.digest import EMPTY_DIGEST
 from appliance.errors import (
     AlreadyExistsError,
     ApplianceError,
-    DirectoryError,
     PathInfoError,
     SchemaVersionError,
     StoreError,
 )
-from appliance.images import builder, layout
 from appliance.store import schema, temp_directory
 from appliance.store.batch import Batch, StagedFile
 from appliance.store.disk_errors import disk_error
+from appliance.store.image_table import ImageTable
 from appliance.store.lmdb_env import (
     Environment,
     NotWritableError,
@@ -33,9 +32,6 @@ from appliance.store.lmdb_env import (
 Transaction = lmdb.Transaction
 
 _EMPTY: Final = memoryview(b"")
-_EMPTY_IMAGE: Final = memoryview(bytes(builder.build(b"")))
-# A Directory whose image has several pieces is not encoded in less: 8 bytes an entry at the least.
-_PIECES_MIN_BYTES: Final = 8 * layout.PIECE_ENTRIES
 
 
 class BlobFile(NamedTuple):
@@ -68,7 +64,7 @@ class Store:
         self._meta = env.database(schema.META)
         self._blobs = env.database(schema.BLOBS)
         self._directories = env.database(schema.DIRECTORIES)
-        self._images = env.newer_database(schema.IMAGES)
+        self.images = ImageTable(env)
         self._path_infos = env.database(schema.PATH_INFOS)
         self._path_info_log = env.database(schema.PATH_INFO_LOG)
         self._nar_infos = env.database(schema.NAR_INFOS)
@@ -174,19 +170,6 @@ class Store:
             return b"" if digest == EMPTY_DIGEST else None
         return bytes(value)
 
-    def image(self, txn: Transaction, digest: bytes, piece: int = 0) -> memoryview | None:
-        """Return a piece of the image of a Directory; the view dies with `txn`.
-
-        There is none of a Directory that was stored by a release without images. That of the empty
-        one is always there.
-        """
-        image = None
-        if self._images is not None:
-            image = txn.get(schema.image_key(digest, piece), db=self._images)
-        if image is None:
-            return _EMPTY_IMAGE if digest == EMPTY_DIGEST else None
-        return memoryview(image)
-
     def path_info(self, txn: Transaction, path_digest: bytes) -> bytes | None:
         """Return an encoded PathInfo by the digest (20 bytes) of its store path."""
         value = txn.get(path_digest, db=self._path_infos)
@@ -258,7 +241,7 @@ class Store:
             self._put(txn, batch, refused)
 
         try:
-            self._put_pieces(batch)
+            self.images.put_ahead(batch.directories)
             self.env.write(work)
         except BaseException as exc:
             self._withdraw(placed)
@@ -272,55 +255,18 @@ class Store:
         return refused
 
     def put_images(self, directories: Mapping[bytes, bytes]) -> None:
-        """Put the images of Directories, given by digest in canonical encoding.
-
-        One that is not a Directory gets none.
+        """Put the images of Directories; see `ImageTable.put`.
 
         Raises:
             StoreFullError: the disk is full.
             StoreError: the disk failed.
         """
-
-        def work(txn: WriteTransaction) -> None:
-            images = txn.cursor(db=self._images)
-            for digest, encoded in sorted(directories.items()):
-                with suppress(DirectoryError):
-                    self.put_image(images, digest, encoded)
-
         if directories:
-            self.env.write(work)
-
-    def put_image(self, images: lmdb.Cursor, digest: bytes, encoded: bytes) -> int:
-        """Put an image by a cursor of `images1`, unless it is there; return the bytes put."""
-        if images.set_key(digest):
-            return 0
-        num_bytes = 0
-        for number, piece in builder.pieces(encoded):
-            # Pieces of an image that was never finished are the same bytes.
-            images.put(schema.image_key(digest, number), piece, overwrite=False)
-            num_bytes += len(piece)
-        return num_bytes
+            self.env.write(lambda txn: self.images.put(txn, directories))
 
     def close(self) -> None:
         """Close; no transaction may be open."""
         self.env.close()
-
-    def _put_pieces(self, batch: Batch) -> None:
-        # Of a directory with a great many entries all but the first piece go ahead, a transaction
-        # each: LMDB keeps what a transaction writes in memory.
-        for digest, encoded in batch.directories.items():
-            if len(encoded) >= _PIECES_MIN_BYTES and not self._has_image(digest):
-                with suppress(DirectoryError):  # as in _put
-                    for number, piece in builder.pieces(encoded):
-                        if number:
-                            self._put_piece(schema.image_key(digest, number), piece)
-
-    def _put_piece(self, key: bytes, piece: bytearray) -> None:
-        self.env.write(lambda txn: txn.put(key, piece, overwrite=False, db=self._images))
-
-    def _has_image(self, digest: bytes) -> bool:
-        with self.read() as txn:
-            return self.image(txn, digest) is not None
 
     def _place_files(
         self, txn: WriteTransaction, files: dict[bytes, StagedFile], placed: set[bytes]
@@ -370,11 +316,7 @@ class Store:
         _put_objects(txn, self._blobs, sorted((batch.blobs | records).items()))
         directories = sorted(batch.directories.items())
         _put_objects(txn, self._directories, directories)
-        images = txn.cursor(db=self._images)
-        for digest, encoded in directories:
-            # One that cannot have an image is told when it is walked; the others get theirs.
-            with suppress(DirectoryError):
-                self.put_image(images, digest, encoded)
+        self.images.put(txn, batch.directories)
         for node_digest, nar_info in batch.nar_infos.items():
             txn.put(node_digest, nar_info, db=self._nar_infos)
         old_generation = generation = self.generation(txn)

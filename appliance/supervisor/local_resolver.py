@@ -93,7 +93,7 @@ class LocalResolver:
                 raise OSError(ENOENT, f"{name!r} is not in the store")
             node = root_node(name, encoded)
             has_image = not isinstance(node, DirectoryNode) or (
-                self._store.image(txn, node.digest) is not None
+                self._store.images.piece(txn, node.digest) is not None
             )
         return node, has_image
 
@@ -104,7 +104,7 @@ class LocalResolver:
         )
         make_images(self._store, Digest(digest))
         with self._store.read() as txn:
-            if self._store.image(txn, digest) is None:
+            if self._store.images.piece(txn, digest) is None:
                 raise CorruptBlobError(f"directory {Digest(digest)}: no image can be made of it")
 
     def _list(self, generation: int) -> RootListing:

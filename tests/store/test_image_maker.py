@@ -80,7 +80,7 @@ def test_one_bad_directory_keeps_no_other_from_its_image(
     make_images(guest.store, root.digest())
     with guest.store.read() as txn:
         images = {
-            name: guest.store.image(txn, digest) is not None
+            name: guest.store.images.piece(txn, digest) is not None
             for name, digest in (
                 ("root", root.digest()),
                 ("good", good.digest()),
@@ -102,6 +102,6 @@ def test_an_image_comes_with_its_directory_and_never_without(tmp_path: Path) -> 
     batch.add_directory(many.digest(), many.to_bytes())
     store.commit(batch)
     with store.read() as txn:
-        pieces = [store.image(txn, many.digest(), number) is not None for number in range(4)]
+        pieces = [store.images.piece(txn, many.digest(), number) is not None for number in range(4)]
     assert pieces == [True, True, True, False]
     store.close()

@@ -11,7 +11,7 @@ places of a directory (where sizes count entries twice, every other number is un
 """
 
 import struct
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 from errno import EIO, ENOTDIR, ESTALE
 from typing import Final, NamedTuple, Protocol
@@ -247,10 +247,9 @@ class Places:
 
     def _keep_directory(self, node: PlacedNode) -> None:
         if len(self._directories) >= _DIRECTORIES_MAX:
-            # Those that are used come back at once, and a walk through more than fit has no use
-            # for the oldest.
-            self._directories.clear()
-            self._starts.clear()
+            oldest = next(iter(self._directories))
+            del self._directories[oldest]
+            del self._starts[bisect_left(self._starts, oldest)]
         self._directories[node.nodeid] = node
         insort(self._starts, node.nodeid)
 

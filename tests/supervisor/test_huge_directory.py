@@ -5,29 +5,17 @@ from typing import Final
 
 import pytest
 
-from appliance.castore.digest import Digest
-from appliance.castore.nodes import DirectoryNode
-from appliance.store.batch import Batch
-from appliance.store.store import Store
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
 from tests.fakes.hostile_guest import descendants
-from tests.fs.guest import File, add_path, basename, put
+from tests.fakes.huge_directory import fill_with_huge_directory
+from tests.fs.guest import basename
 
 pytestmark = pytest.mark.slow
 
 NUM: Final = 1_000_000
 REPLY_BYTES: Final = 1 << 20
 LIMIT_BYTES: Final = 200 << 20
-
-
-def encoded_directory() -> bytes:
-    # castore.proto: Directory.symlinks, each with a name of 7 bytes and the target "x".
-    def symlink(number: int) -> bytes:
-        node = b"\x0a\x07%07d\x12\x01x" % number
-        return b"\x1a" + bytes([len(node)]) + node
-
-    return b"".join(map(symlink, range(NUM)))
 
 
 def own_peak_bytes(pid: int) -> int:
@@ -42,15 +30,7 @@ def own_peak_bytes(pid: int) -> int:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("huge") / "store"
-    store = Store.open(path, create=True)
-    encoded = encoded_directory()
-    digest = Digest.of(encoded)
-    batch = Batch()
-    batch.add_directory(digest, encoded)
-    add_path(batch, "huge", DirectoryNode(b"", digest, NUM))
-    store.commit(batch)
-    put(store, "small", {b"file": File(b"content")})
-    store.close()
+    fill_with_huge_directory(path, NUM)
     return path
 
 

@@ -20,6 +20,7 @@ _PROGRAMS: Final = {
     "acts": ("acts.c",),
     "agent": ("agent.c",),
     "conformance": ("conformance.c", "conformance_tree.c"),
+    "handles": ("handles.c",),
     "overlay": ("overlay.c", "overlay_state.c", "overlay_scenarios.c", "overlay_inodes.c"),
     "probe": ("probe.c", "tree.c", "-lcrypto", "-lpthread"),
 }

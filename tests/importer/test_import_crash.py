@@ -39,7 +39,10 @@ def test_killed_import_leaves_nothing_incomplete_and_can_be_repeated(tmp_path: P
     num_killed = 0
     for number in range(NUM_KILLS):
         store = tmp_path / f"store{number}"
-        num_killed += killed_after(store, tree, noise.uniform(0.2, 1.0) * duration_s)
+        if killed_after(store, tree, noise.uniform(0.2, 1.0) * duration_s):
+            num_killed += 1
+        else:
+            duration_s *= 0.7  # imports are quicker by now than the first one was
         if (store / "data.mdb").exists():
             found = audit(store)
             assert len(found.path_infos) <= 1

@@ -18,8 +18,6 @@ pytestmark = pytest.mark.slow
 
 # Every so many cases are tried: steps that meet all kinds and states.
 MANY = 3
-# Of the reference.
-ATTEMPTS = 3
 SOME = 7
 
 
@@ -61,7 +59,9 @@ def outcomes(lower: Path, directory: Path, options: str, *arguments: str) -> dic
     [
         ("plain", [f"{MANY}"]),
         ("metacopy=on", [f"{SOME}"]),
-        ("index=on,nfs_export=on", [f"{SOME}"]),
+        # After a copy-up, this overlayfs counts 1 link of a file as long as its inode is in memory,
+        # and 2 afterwards, whatever is below it. Another test may drop the caches meanwhile.
+        ("index=on,nfs_export=on", [f"{SOME}", overlay_operations.NO_LINK_COUNTS]),
         ("plain", [f"{SOME}", "nobody"]),
     ],
     ids=["plain", "metacopy", "nfs_export", "nobody"],
@@ -69,16 +69,8 @@ def outcomes(lower: Path, directory: Path, options: str, *arguments: str) -> dic
 def test_every_call_says_and_does_the_same(
     original: Path, served: Path, tmp_path: Path, options: str, arguments: list[str]
 ) -> None:
-    # On a machine short of memory, overlayfs with index=on,nfs_export=on was once seen to describe
-    # 69 files of the directory otherwise than before: then there is nothing to compare with.
-    expected: dict[str, Any] = {}
-    touched: list[str] = []
-    for attempt in range(ATTEMPTS):
-        expected = outcomes(original, tmp_path / f"original{attempt}", options, *arguments)
-        touched = [name for name, (*_said, is_left_alone) in expected.items() if not is_left_alone]
-        if not touched:
-            break
-    assert touched == []
+    expected = outcomes(original, tmp_path / "original", options, *arguments)
+    assert all(is_left_alone for *_said, is_left_alone in expected.values())
     assert len(expected) > 400
 
     found = outcomes(served, tmp_path / "served", options, *arguments)

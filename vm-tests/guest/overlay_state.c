@@ -73,11 +73,10 @@ const char *at(const char *path)
 
 void for_each_entry(void (*visit)(const char *path, const struct entry *entry))
 {
+	static const struct entry root = { .mode = DIRECTORY }; // whoever visits may keep it
 	char path[128];
 
 	for (int package = 1; package <= 2; package++) {
-		const struct entry root = { .mode = DIRECTORY };
-
 		snprintf(path, sizeof(path), "%d", package);
 		visit(path, &root);
 		for (size_t i = 0; i < num_made; i++) {

@@ -8,17 +8,17 @@ from os.path import abspath, dirname
 def main() -> None:
     """Run the command line, `appliance`."""
     _put_foreign_directories_last()
-    from appliance import cli
+    from appliance.cli.main import main as run
 
-    cli.main()
+    run()
 
 
 def mount_helper() -> None:
     """Run the helper of mount(8), `mount.appliance`."""
     _put_foreign_directories_last()
-    from appliance import cli
+    from appliance.cli.main import mount_helper as run
 
-    cli.mount_helper()
+    run()
 
 
 def _put_foreign_directories_last() -> None:

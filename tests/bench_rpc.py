@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vm-tests"))
 from vmharness.stdlib import copy_standard_library
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, FileNode
+from appliance.castore.directory import Directory, FileNode
 from appliance.protos import castore_rpc_pb2
-from appliance.rpc.chunk import encode_chunk
+from appliance.services.grpc_messages import encode_chunk
 from tests.contracts.rig import fresh_bytes
 from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess

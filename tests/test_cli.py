@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from appliance.cli import _parser
+from appliance.cli.main import _parser
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:

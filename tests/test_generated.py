@@ -19,7 +19,7 @@ def test_protobuf_code_is_what_the_protos_give(tmp_path: Path) -> None:
 
 def test_wire_code_is_what_the_tables_give() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "appliance.wiregen", "--check"],
+        [sys.executable, "-m", "tools.wiregen", "--check"],
         cwd=PROJECT,
         capture_output=True,
         text=True,

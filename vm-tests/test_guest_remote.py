@@ -16,8 +16,8 @@ from vmharness.served import Served, serve
 from vmharness.tree import TreeDigest
 
 from appliance.castore.digest import Digest
+from appliance.db.environment import WriteTransaction
 from appliance.store import schema
-from appliance.store.lmdb_env import WriteTransaction
 from appliance.store.store import Store
 from tests.fakes.appliance_process import every_event, import_tree
 from tests.fakes.daemon_process import DaemonProcess

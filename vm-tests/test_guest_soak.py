@@ -18,9 +18,9 @@ from vmharness.samples import MODES
 from vmharness.served import Served, serve
 from vmharness.tree import TreeDigest
 
-from appliance.rpc.open_services import open_services
-from appliance.store.service_uri import ServiceAddresses, parse_service_uri
-from appliance.store.services import Services
+from appliance.services.addresses import ServiceAddresses, parse_service_uri
+from appliance.services.base import Services
+from appliance.services.open_services import open_services
 from tests.contracts.rig import (
     closure,
     fresh_bytes,

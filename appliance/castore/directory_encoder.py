@@ -6,7 +6,7 @@ both, so an encoding can be made in parts.
 
 from typing import Final
 
-from appliance.castore.nodes import WrongSortingError
+from appliance.castore.directory import WrongSortingError
 from appliance.castore.size_dialect import SizeDialect
 from appliance.protos import castore_pb2
 

@@ -14,23 +14,21 @@ from errno import EINVAL, EIO, EISDIR, ENODATA, ENOENT
 from typing import Final
 
 from appliance.castore.digest import Digest
-from appliance.castore.store_path import StorePath, StorePathError
+from appliance.db.environment import ReadTransaction
 from appliance.errors import DirectoryError, StoreError
-from appliance.fs import readdir, xattrs
-from appliance.fs.blobs import Blobs, OpenBlob
-from appliance.fs.cached_blobs import ALL_LOCAL, CachedBlobs, RemoteParts, Usage
-from appliance.fs.made_images import MadeImages
+from appliance.fs import attributes, readdir
+from appliance.fs.attributes import DOTS, Statfs, root_attributes, root_entry
+from appliance.fs.files import ALL_LOCAL, Blobs, CachedBlobs, OpenBlob, RemoteParts, Usage
 from appliance.fs.readdir import Listing
-from appliance.fs.root import DOTS, root_attributes, root_entry
-from appliance.fs.statfs import Statfs
 from appliance.fuse_proto.encode import FOREVER_S, negative_entry
 from appliance.fuse_proto.operations import Body, FileSlice, NotReady, Operations, Request
 from appliance.images.layout import LINKS, Image, Kind
 from appliance.images.places import ROOT_NODEID, CorruptSizeError, PlacedNode, Places
+from appliance.nix.store_path import StorePath, StorePathError
 from appliance.session.grants import Grants
 from appliance.session.wants import DirectoryWanted, RootListWanted, RootNameWanted
 from appliance.store.blob_cache import directory_key
-from appliance.store.lmdb_env import ReadTransaction
+from appliance.store.image_table import MadeImages
 from appliance.store.store import Store
 
 _LOG: Final = logging.getLogger(__name__)
@@ -159,8 +157,8 @@ class Handler(Operations):
         if request.nodeid == ROOT_NODEID:
             raise OSError(ENODATA, "the root has no attributes")
         node = self._node(request.nodeid)
-        value = xattrs.value_of(node.kind, node.digest, request.names[0])
-        return xattrs.sized_reply(value, request.args.size)
+        value = attributes.value_of(node.kind, node.digest, request.names[0])
+        return attributes.sized_reply(value, request.args.size)
 
     def listxattr(self, request: Request) -> Body:
         """See `Operations.listxattr`.
@@ -170,7 +168,7 @@ class Handler(Operations):
         """
         if request.nodeid != ROOT_NODEID:
             self._node(request.nodeid)
-        return xattrs.sized_reply(b"", request.args.size)
+        return attributes.sized_reply(b"", request.args.size)
 
     def release(self, request: Request) -> Body:  # noqa: ARG002 - nothing was kept for the open
         """See `Operations.release`."""

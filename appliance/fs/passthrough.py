@@ -5,10 +5,9 @@ from collections.abc import Callable
 from errno import EINVAL, ENXIO
 from typing import Final
 
-from appliance.fs.blobs import OpenBlob
-from appliance.fs.cached_blobs import ALL_LOCAL, RemoteParts
+from appliance.fs.files import ALL_LOCAL, OpenBlob, RemoteParts
 from appliance.fs.handler import Handler
-from appliance.fuse_proto._wire import (
+from appliance.fuse_proto._fuse_wire import (
     IN_HEADER_SIZE,
     LseekOut,
     Opcode,

@@ -12,7 +12,7 @@ from errno import EINVAL
 from itertools import pairwise
 from typing import Final
 
-from appliance.fuse_proto._wire import ENTRY_OUT_SIZE
+from appliance.fuse_proto._fuse_wire import ENTRY_OUT_SIZE
 from appliance.images.places import PlacedNode, Places
 
 # Words of 8 bytes in a record; the first is its nodeid.

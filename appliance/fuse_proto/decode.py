@@ -5,7 +5,7 @@ from errno import ENAMETOOLONG, ENOENT
 from typing import Any, Final, NamedTuple
 
 from appliance.errors import FuseDecodeError
-from appliance.fuse_proto._wire import CODECS, IN_HEADER, IN_HEADER_SIZE, Buffer, InHeader
+from appliance.fuse_proto._fuse_wire import CODECS, IN_HEADER, IN_HEADER_SIZE, Buffer, InHeader
 from appliance.fuse_proto.encode import NAME_MAX
 from appliance.fuse_proto.opcodes import OPS, Op
 from appliance.fuse_proto.operations import Request
@@ -81,7 +81,7 @@ def decode_body_untrusted(
         del ended[-1]
         names = tuple(ended)
     _, opcode, unique, nodeid, uid, gid, pid, _ = header
-    # Cheaper than calling the class, as in `_wire`.
+    # Cheaper than calling the class, as in `_fuse_wire`.
     return tuple.__new__(Request, (opcode, unique, nodeid, uid, gid, pid, args, names))
 
 

@@ -6,7 +6,7 @@ from errno import EIO, ENOSYS
 from typing import Final, NamedTuple, Protocol
 
 from appliance.errors import ApplianceError, FuseDecodeError
-from appliance.fuse_proto._wire import (
+from appliance.fuse_proto._fuse_wire import (
     CODECS,
     IN_HEADER,
     IN_HEADER_SIZE,

@@ -2,8 +2,8 @@
 
 from typing import Final, NamedTuple
 
-from appliance.fuse_proto import _wire
-from appliance.fuse_proto._wire import Attr, Dirent, EntryOut
+from appliance.fuse_proto import _fuse_wire
+from appliance.fuse_proto._fuse_wire import Attr, Dirent, EntryOut
 from appliance.fuse_proto.operations import Body, FileSlice
 
 # A validity of 68 years. Linux cuts longer ones down by itself, but not in every version alike.
@@ -28,22 +28,22 @@ def body_size(body: Body) -> int:
 
 def pack_reply_header(unique: int, error: int, size: int) -> bytes:
     """Return the 16 bytes that go before a body of `size` bytes; `error` is 0 or positive."""
-    return _wire.OUT_HEADER.pack(_wire.OUT_HEADER_SIZE + size, -error, unique)
+    return _fuse_wire.OUT_HEADER.pack(_fuse_wire.OUT_HEADER_SIZE + size, -error, unique)
 
 
 def negative_entry(valid_s: int) -> bytes:
     """Return the LOOKUP reply «no such name», to be remembered for `valid_s` seconds."""
-    return _wire.pack_entry_out(NO_ENTRY._replace(entry_valid=valid_s))
+    return _fuse_wire.pack_entry_out(NO_ENTRY._replace(entry_valid=valid_s))
 
 
 def dirent_size(name_size: int) -> int:
     """Return the size of a READDIR record in bytes, with its padding."""
-    return _padded(_wire.DIRENT_SIZE + name_size)
+    return _padded(_fuse_wire.DIRENT_SIZE + name_size)
 
 
 def direntplus_size(name_size: int) -> int:
     """Return the size of a READDIRPLUS record in bytes, with its padding."""
-    return _padded(_wire.DIRENTPLUS_SIZE + name_size)
+    return _padded(_fuse_wire.DIRENTPLUS_SIZE + name_size)
 
 
 def pack_dirent(ino: int, off: int, kind: int, name: bytes) -> bytes:
@@ -55,7 +55,7 @@ def pack_dirent(ino: int, off: int, kind: int, name: bytes) -> bytes:
         kind: DT_*, which is `mode >> 12`.
         name: 1 to 255 bytes without NUL or slash; Linux fails the whole listing over any other.
     """
-    head = _wire.pack_dirent(Dirent(ino, off, len(name), kind))
+    head = _fuse_wire.pack_dirent(Dirent(ino, off, len(name), kind))
     return (head + name).ljust(dirent_size(len(name)), b"\0")
 
 
@@ -65,7 +65,7 @@ def pack_direntplus(entry: EntryOut, ino: int, off: int, kind: int, name: bytes)
     `entry` is `NO_ENTRY` for "." and "..".
     """
     # No padding lies between the two: an EntryOut is a multiple of 8 bytes.
-    return _wire.pack_entry_out(entry) + pack_dirent(ino, off, kind, name)
+    return _fuse_wire.pack_entry_out(entry) + pack_dirent(ino, off, kind, name)
 
 
 def _padded(size: int) -> int:

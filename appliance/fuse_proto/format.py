@@ -4,7 +4,7 @@ import errno
 from typing import Final
 
 from appliance.errors import FuseDecodeError
-from appliance.fuse_proto._wire import CODECS, IN_HEADER_SIZE, InHeader
+from appliance.fuse_proto._fuse_wire import CODECS, IN_HEADER_SIZE, InHeader
 from appliance.fuse_proto.decode import PLANS, decode_body_untrusted, decode_header_untrusted
 from appliance.fuse_proto.encode import Reply, body_size
 from appliance.fuse_proto.opcodes import DATA

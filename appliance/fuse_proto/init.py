@@ -3,7 +3,7 @@
 from errno import EPROTO
 from typing import Final, NamedTuple
 
-from appliance.fuse_proto._wire import InitFlag, InitIn, InitOut
+from appliance.fuse_proto._fuse_wire import InitFlag, InitIn, InitOut
 
 MAJOR: Final = 7
 MINOR: Final = 45

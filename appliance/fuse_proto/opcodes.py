@@ -1,6 +1,6 @@
 """One row per FUSE opcode: what a request carries, and what a read-only file system answers.
 
-The enum in `_wire.py`, the decoder, the dispatcher and the log lines all come from these rows.
+The enum in `_fuse_wire.py`, the decoder, the dispatcher and the log lines all come from these rows.
 """
 
 from enum import Enum
@@ -24,7 +24,7 @@ class Op(NamedTuple):
 
     `answer` is an `Answer`, or the positive errno every such request is answered with (0: success
     and no body), for which its body is not looked at. `args` and `reply` name structures of
-    `_wire`, in order and space-separated where there are several; `DATA` stands for bare bytes.
+    `_fuse_wire`, in order and space-separated where there are several; `DATA` stands for bare bytes.
     `compat` is the shortest argument structure accepted, 0 for a whole one: fields not sent read
     as zero. Where names follow, such a structure is never longer than that.
     """

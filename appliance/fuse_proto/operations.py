@@ -7,7 +7,7 @@ nodeid stands for the same object for ever, so FORGET asks for no work and never
 from errno import ENOSYS
 from typing import Any, NamedTuple, NoReturn
 
-from appliance.fuse_proto._wire import Opcode
+from appliance.fuse_proto._fuse_wire import Opcode
 
 
 class Request(NamedTuple):

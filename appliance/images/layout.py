@@ -60,7 +60,7 @@ from appliance.errors import StoreError
 MAGIC: Final = int.from_bytes(b"IMG1", "little")
 PIECE_ENTRIES: Final = 8192  # IMG_PIECE_ENTRIES of images.h
 HEADER: Final = struct.Struct("<IIQQIIIIII")
-# Of the structures in a record; `fuse_proto._wire` has them too, and takes long to import.
+# Of the structures in a record; `fuse_proto._fuse_wire` has them too, and takes long to import.
 ENTRY_OUT_SIZE: Final = 128
 DIRENT_SIZE: Final = 24
 GUIDE_AT: Final = 44  # the field

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from errno import EIO, ENOTDIR, ESTALE
 from typing import Final, NamedTuple, Protocol
 
+from appliance.images.entries import ino_of_content
 from appliance.images.layout import ENTRY_OUT_SIZE, Image, Kind, kind_of, st_size_of
-from appliance.images.records import ino_of_content
 
 ROOT_NODEID: Final = 1
 

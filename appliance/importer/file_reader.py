@@ -14,7 +14,7 @@ from appliance.importer.records import (
     HASH_RECORD_DIGEST_AT,
     HashKind,
 )
-from appliance.nar import wire
+from appliance.nix import nar
 from appliance.store.schema import INLINE_MAX
 
 if TYPE_CHECKING:
@@ -59,11 +59,11 @@ class FileReader:
         self._records = memoryview(ffi.buffer(self._array)).cast("B")  # type: ignore[arg-type]
         self._reader = reader = ffi.new("struct reader *")
         self._kept = [
-            _set_token(reader.entry, wire.ENTRY),
-            _set_token(reader.node, wire.NODE),
-            _set_token(reader.regular, wire.REGULAR),
-            _set_token(reader.executable, wire.EXECUTABLE),
-            _set_token(reader.close, wire.CLOSE_ENTRY),
+            _set_token(reader.entry, nar.ENTRY),
+            _set_token(reader.node, nar.NODE),
+            _set_token(reader.regular, nar.REGULAR),
+            _set_token(reader.executable, nar.EXECUTABLE),
+            _set_token(reader.close, nar.CLOSE_ENTRY),
         ]
         reader.kind = HashKind.LAST
         reader.file_max = file_max

@@ -11,9 +11,9 @@ from typing import Final, NamedTuple
 
 from appliance.castore.names import NAME_MAX, display
 from appliance.errors import ImportTreeError
-from appliance.importer.child import Child
 from appliance.importer.records import HASH_RECORD, HashKind, HashTuple, pack_root_request
-from appliance.importer.root import OpenRoot
+from appliance.importer.roots import OpenRoot
+from appliance.system.process import Child
 
 _PIPE_SIZE: Final = 1 << 20
 _RESULTS_SIZE: Final = 1 << 16

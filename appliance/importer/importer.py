@@ -9,19 +9,17 @@ import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from appliance.castore.names import display
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
-from appliance.castore.store_path import STORE_DIR, StorePathError, check_new_name
 from appliance.errors import ApplianceError, ImportTreeError
 from appliance.importer.hasher_pool import Hasher
-from appliance.importer.own_places import excluded_directories, own_places
-from appliance.importer.progress import Progress
-from appliance.importer.root import Identity, Root, identity_of
+from appliance.importer.roots import Identity, Root, excluded_directories, identity_of, own_places
 from appliance.importer.staging import user_staging_directory
 from appliance.importer.tree_process import start_tree_process
-from appliance.store.service_uri import ServiceAddresses
+from appliance.nix.store_path import STORE_DIR, StorePathError, check_new_name
+from appliance.services.addresses import ServiceAddresses
 from appliance.store.temp_directory import TempDirectory
 
 # One hashing process keeps up with the SHA-256 of a NAR, which is computed in one go; small files
@@ -30,6 +28,13 @@ _HASHERS_MAX: Final = 3
 # Of the ring of a hashing process: small, for it to stay in the caches, and because each page of
 # it costs a fault in each process.
 _RING_SIZE: Final = 8 << 20
+
+
+class Progress(Protocol):
+    """Tells a person how far an import is."""
+
+    def update(self, *, num_files: int, num_bytes: int, path: str) -> None:
+        """Show the totals so far and the file in hand; called ten times a second at most."""
 
 
 def import_paths(
@@ -72,7 +77,7 @@ def import_paths(
                 hasher.leave_to_tree()
             when_begun()
             # All that this process alone needs is loaded while the others begin.
-            from appliance.importer.import_run import ImportRun, open_sink  # noqa: PLC0415
+            from appliance.importer.committer import ImportRun, open_sink  # noqa: PLC0415
 
             sink = open_sink(store_path or target, stack, dialect)
             run = ImportRun(sink, hashers, progress, failures, warn)

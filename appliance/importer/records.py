@@ -17,8 +17,8 @@ import struct
 from enum import IntEnum
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from appliance.castore.store_path import StorePath
-from appliance.importer.root import Identity, OpenRoot
+from appliance.importer.roots import Identity, OpenRoot
+from appliance.nix.store_path import StorePath
 
 DIGEST_SIZE: Final = 32
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, DirectoryNode
-from appliance.castore.path_info import read_path_info
+from appliance.castore.directory import Directory, DirectoryNode
 from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import (
     ApplianceError,
@@ -17,12 +16,13 @@ from appliance.errors import (
     StoreFullError,
 )
 from appliance.importer.committer import PathEnd
-from appliance.rpc.loop_thread import LoopThread
-from appliance.rpc.open_services import open_services
+from appliance.nix.path_info import read_path_info
+from appliance.services.addresses import ServiceAddresses
+from appliance.services.base import Buffer, Services
+from appliance.services.loop_thread import LoopThread
+from appliance.services.open_services import open_services
 from appliance.store import schema
 from appliance.store.batch import Batch, StagedFile
-from appliance.store.service_uri import ServiceAddresses
-from appliance.store.services import Buffer, Services
 
 # Small blobs are all latency, large ones all memory.
 _SMALL_UPLOADS_MAX: Final = 64

@@ -1,33 +1,32 @@
 """Importing one tree: its walk and its files' content become a NAR, directories and blobs."""
 
+import hashlib
 from collections.abc import Collection
 from functools import partial
 from typing import Final, NamedTuple, NoReturn
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.directory_encoder import (
-    ENCODED_MAX,
-    PEER_ENCODED_MAX,
-    DirectoryEncoder,
-)
-from appliance.castore.nodes import (
+from appliance.castore.directory import (
     DirectoryNode,
     FileNode,
     Node,
     SymlinkNode,
     WrongSortingError,
 )
-from appliance.castore.path_info import encode_nar_addressed
+from appliance.castore.directory_encoder import (
+    ENCODED_MAX,
+    PEER_ENCODED_MAX,
+    DirectoryEncoder,
+)
 from appliance.castore.size_dialect import SizeDialect
-from appliance.castore.store_path import nar_path
 from appliance.errors import ImportTreeError, StoreError, StoreFullError
-from appliance.importer.ahead import Ahead
-from appliance.importer.feed import Feed
-from appliance.importer.listing import too_large
-from appliance.importer.nars import Nars
 from appliance.importer.records import HashKind, HashTuple, ObjectKind, pack_path_info
-from appliance.importer.root import CHANGED
-from appliance.importer.walk import Step
+from appliance.importer.roots import CHANGED
+from appliance.importer.stream import Feed
+from appliance.importer.walk import Ahead, Step, too_large
+from appliance.nix.nar import Buffer, NarWriter
+from appliance.nix.path_info import encode_nar_addressed
+from appliance.nix.store_path import nar_path
 
 _ROOT: Final = b""
 
@@ -235,3 +234,84 @@ def path_info_of(tree: Tree, name: str) -> bytes:
         path, tree.node, nar_size=tree.nar_size, nar_sha256=tree.nar_sha256
     )
     return pack_path_info(path, path_info)
+
+
+# ---- The NAR of a tree, and those of parts of it, digested at the same time.
+
+
+class Digested(NamedTuple):
+    """What a NAR came to."""
+
+    size: int
+    sha256: bytes
+
+
+class Nars:
+    """NARs that are under way: of all of them, the last one ends first.
+
+    Every method but `begin` and `end` writes to all of them, as that of `NarWriter` does.
+
+    Args:
+        wanted: paths from the root, which is the empty one, of what gets a NAR of its own.
+    """
+
+    def __init__(self, wanted: Collection[bytes]) -> None:
+        self._wanted = wanted
+        # Of those under way: path, digest, and writer that feeds it.
+        self._paths: list[bytes] = []
+        self._digests: list[hashlib._Hash] = []
+        self._writers: list[NarWriter] = []
+
+    def begin(self, name: bytes, path: bytes) -> None:
+        """Begin the node at `path`: the entry `name` of the open directory, or the root."""
+        if path:
+            for writer in self._writers:
+                writer.entry(name)
+        if path in self._wanted:
+            digest = hashlib.sha256()
+            self._paths.append(path)
+            self._digests.append(digest)
+            self._writers.append(NarWriter(digest.update))
+
+    def end(self, path: bytes) -> Digested | None:
+        """End the node at `path`, which is written; return its NAR if it has one of its own."""
+        if self._paths[-1] != path:
+            return None
+        self._paths.pop()
+        size = self._writers.pop().finish()
+        return Digested(size, self._digests.pop().digest())
+
+    def symlink(self, target: bytes) -> None:
+        """Write a symlink."""
+        for writer in self._writers:
+            writer.symlink(target)
+
+    def directory(self) -> None:
+        """Open a directory."""
+        for writer in self._writers:
+            writer.directory()
+
+    def end_directory(self) -> None:
+        """Close the open directory."""
+        for writer in self._writers:
+            writer.end_directory()
+
+    def regular(self, size: int, *, executable: bool) -> None:
+        """Begin a file."""
+        for writer in self._writers:
+            writer.regular(size, executable=executable)
+
+    def content(self, data: Buffer) -> None:
+        """Write the next part of the content of the file."""
+        for writer in self._writers:
+            writer.content(data)
+
+    def file(self, content: Buffer, *, executable: bool) -> None:
+        """Write a file whole."""
+        for writer in self._writers:
+            writer.file(content, executable=executable)
+
+    def entries(self, data: Buffer) -> None:
+        """Write whole entries of the open directory, framed already."""
+        for writer in self._writers:
+            writer.entries(data)

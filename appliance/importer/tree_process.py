@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 
 from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import ImportTreeError, StoreError, StoreFullError
-from appliance.importer.child import Child
-from appliance.importer.feed import Feed
 from appliance.importer.hasher_pool import Hasher, HasherEndedError
-from appliance.importer.object_stream import ObjectWriter
-from appliance.importer.overlaps import Overlaps
 from appliance.importer.records import ObjectKind
-from appliance.importer.root import Identity, Root
+from appliance.importer.roots import Identity, Overlaps, Root
+from appliance.importer.stream import Feed, ObjectWriter
+from appliance.system.process import Child
 
 if TYPE_CHECKING:
     from appliance.importer.tree import Tree
@@ -103,8 +101,7 @@ class _Trees:
 
     def _trees(self, path: bytes, parts: Collection[bytes]) -> "dict[bytes, Tree]":
         # Loaded here, beside what the hashing processes load.
-        from appliance.importer.ahead import Ahead  # noqa: PLC0415 - see above
-        from appliance.importer.listing import open_root  # noqa: PLC0415 - see above
+        from appliance.importer.walk import Ahead, open_root  # noqa: PLC0415 - see above
 
         with closing(open_root(path)) as root:
             try:

@@ -7,11 +7,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Final
 
 from appliance.protos import castore_rpc_pb2 as pb
-from appliance.rpc.chunk import decode_chunk_untrusted, encode_chunk
-from appliance.rpc.handlers import Edge, Handler, decode_untrusted, digest_untrusted
-from appliance.rpc.methods import CONTENT_MAX
-from appliance.rpc.status import not_found
-from appliance.store.services import BlobService
+from appliance.rpc.calls import Edge, Handler, decode_untrusted, digest_untrusted
+from appliance.services.base import BlobService
+from appliance.services.grpc_messages import CONTENT_MAX, decode_chunk_untrusted, encode_chunk
+from appliance.services.grpc_status import not_found
 
 # What the calls to Read may send at a time, shared among them, and the least for each.
 _SENDING_MAX: Final = 16 << 20

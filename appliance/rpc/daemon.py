@@ -11,26 +11,27 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
 from appliance.errors import ConfigError
-from appliance.rpc.listen_address import (
+from appliance.rpc.listen import (
     AbstractListen,
     InheritedListen,
     ListenAddress,
+    Relay,
     TcpListen,
     UnixListen,
+    inherited_socket,
 )
-from appliance.rpc.open_services import open_services
-from appliance.rpc.relay import Relay, inherited_socket
 from appliance.rpc.server import Server
-from appliance.sockets import (
+from appliance.services.addresses import ServiceAddresses, unix_target
+from appliance.services.base import Services
+from appliance.services.open_services import open_services
+from appliance.services.path_info_checks import CheckedPathInfoService
+from appliance.system.listening import (
     claim_socket_path,
     notify,
     raise_descriptor_limit,
     socket_mode,
     told_to_stop,
 )
-from appliance.store.path_info_checks import CheckedPathInfoService
-from appliance.store.service_uri import ServiceAddresses, unix_target
-from appliance.store.services import Services
 
 if TYPE_CHECKING:
     from pathlib import Path

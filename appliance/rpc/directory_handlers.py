@@ -10,12 +10,12 @@ from typing import Final
 import grpc
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory
+from appliance.castore.directory import Directory
 from appliance.errors import ContentMissingError, InvalidRequestError
 from appliance.protos import castore_rpc_pb2 as pb
-from appliance.rpc.handlers import Edge, Handler, decode_untrusted, digest_untrusted
-from appliance.rpc.status import StatusError, not_found
-from appliance.store.services import DirectoryService
+from appliance.rpc.calls import Edge, Handler, decode_untrusted, digest_untrusted
+from appliance.services.base import DirectoryService
+from appliance.services.grpc_status import StatusError, not_found
 
 # Larger messages are decoded in another thread.
 _THREAD_MIN: Final = 32 * 1024

@@ -7,14 +7,14 @@ from collections.abc import AsyncGenerator, Mapping
 
 import grpc
 
-from appliance.castore.nodes import node_from_message
-from appliance.castore.store_path import DIGEST_SIZE
+from appliance.castore.directory import node_from_message
 from appliance.errors import DirectoryError, InvalidRequestError
+from appliance.nix.store_path import DIGEST_SIZE
 from appliance.protos import castore_pb2
 from appliance.protos import pathinfo_rpc_pb2 as pb
-from appliance.rpc.handlers import Edge, Handler, decode_untrusted
-from appliance.rpc.status import StatusError, not_found
-from appliance.store.services import PathInfoService
+from appliance.rpc.calls import Edge, Handler, decode_untrusted
+from appliance.services.base import PathInfoService
+from appliance.services.grpc_status import StatusError, not_found
 
 
 class PathInfoHandlers:

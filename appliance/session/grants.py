@@ -44,10 +44,10 @@ from errno import ENOENT, EOVERFLOW
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from appliance.castore.nodes import DirectoryNode, FileNode, Node
+from appliance.castore.directory import DirectoryNode, FileNode, Node
 from appliance.errors import StoreError
+from appliance.images.entries import content_ino, pack_record
 from appliance.images.layout import NAME_AT, NAMELEN_AT, Kind
-from appliance.images.records import content_ino, pack_record
 
 ROOT_NODEID: Final = 1
 FIRST_BASE: Final = 2

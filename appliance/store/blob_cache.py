@@ -28,12 +28,12 @@ from typing import Any, Final
 import lmdb
 
 from appliance.castore.digest import DIGEST_SIZE, Digest
+from appliance.db.environment import WriteTransaction
+from appliance.db.per_boot import directory_of_boot, remove_other_boots
 from appliance.errors import StoreError
 from appliance.images import builder
 from appliance.store.batch import Batch
 from appliance.store.damage import is_blob_right
-from appliance.store.lmdb_env import WriteTransaction
-from appliance.store.per_boot import directory_of_boot, remove_other_boots
 from appliance.store.schema import (
     BLOBS,
     INLINE_MAX,

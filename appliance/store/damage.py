@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 from blake3 import blake3
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
+from appliance.db.environment import ReadTransaction, WriteTransaction
 from appliance.errors import DirectoryError
 from appliance.images import builder
 from appliance.store import schema
-from appliance.store.lmdb_env import ReadTransaction, WriteTransaction
 from appliance.store.store import BlobFile, Store
 
 _PIECE_SIZE: Final = 1 << 20

@@ -4,7 +4,7 @@ import logging
 from typing import Final
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory
+from appliance.castore.directory import Directory
 from appliance.errors import CorruptBlobError, DirectoryError
 from appliance.store.store import Store
 

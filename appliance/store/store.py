@@ -11,6 +11,12 @@ from typing import Final, NamedTuple
 import lmdb
 
 from appliance.castore.digest import EMPTY_DIGEST
+from appliance.db.environment import (
+    Environment,
+    NotWritableError,
+    ReadTransaction,
+    WriteTransaction,
+)
 from appliance.errors import (
     AlreadyExistsError,
     ApplianceError,
@@ -22,12 +28,6 @@ from appliance.store import schema, temp_directory
 from appliance.store.batch import Batch, StagedFile
 from appliance.store.disk_errors import disk_error
 from appliance.store.image_table import ImageTable
-from appliance.store.lmdb_env import (
-    Environment,
-    NotWritableError,
-    ReadTransaction,
-    WriteTransaction,
-)
 
 Transaction = lmdb.Transaction
 
@@ -341,8 +341,8 @@ class Store:
         if old == stated or (old is None and not txn.stat(self._nar_infos)["entries"]):
             return stated  # nothing is known that it could contradict
         # Loaded here: an import into a new store has no need of what reads PathInfos.
-        from appliance.castore.path_info_rules import accepted  # noqa: PLC0415 - see above
-        from appliance.store.path_info_checks import KnownContents  # noqa: PLC0415 - see above
+        from appliance.nix.path_info_rules import accepted  # noqa: PLC0415 - see above
+        from appliance.services.path_info_checks import KnownContents  # noqa: PLC0415 - see above
 
         known = KnownContents(self, txn)
         return accepted(old, stated, known, may_replace=batch.may_replace_paths)

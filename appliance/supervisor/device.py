@@ -7,10 +7,10 @@ import stat
 
 from appliance.errors import VhostError
 from appliance.session.session_memory import InflightMemory
-from appliance.supervisor.queue_worker import QueueWorker
-from appliance.supervisor.services import Services
+from appliance.supervisor.ring_worker import QueueWorker
+from appliance.supervisor.runtime import Runtime
 from appliance.vhost.backend import VringConfig
-from appliance.vhost.memory import Region
+from appliance.vhost.guest_memory import Region
 
 # What a resumed session is taken to have agreed on: the oldest minor version that we serve.
 _RESUMED_MINOR = 28
@@ -27,16 +27,16 @@ class Device:
         label: str,
         num_queues: int,
         max_queue_size: int,
-        services: Services,
+        runtime: Runtime,
     ) -> None:
         self.label = label
         self._num_queues = num_queues
         self._max_queue_size = max_queue_size
-        self._services = services
+        self._runtime = runtime
         self._regions: dict[Region, int] = {}
         self._inflight = InflightMemory.create(num_queues, max_queue_size)
         try:
-            self._session = services.new_session(num_queues)
+            self._session = runtime.new_session(num_queues)
         except OSError:
             self._inflight.close()
             raise
@@ -123,8 +123,8 @@ class Device:
             worker = self._workers[index] = QueueWorker(
                 index,
                 self.label,
-                self._services.forker,
-                self._services.worker_settings,
+                self._runtime.forker,
+                self._runtime.worker_settings,
                 self._session,
                 self._regions,
             )

@@ -1,28 +1,37 @@
-"""One mount: workers on clones of its /dev/fuse descriptor, and what must outlive each of them."""
+"""`appliance mount`: mounts, serves until told to stop or unmounted, and unmounts."""
 
 import asyncio
+import contextlib
 import logging
-import os
-from collections.abc import Sequence
-from typing import Final
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from appliance.fuse_proto._wire import InitFlag
-from appliance.protos import control_pb2 as pb
-from appliance.session.wants import BackingWanted, unpack_want
-from appliance.supervisor.backings import Backings
-from appliance.supervisor.kept_worker import (
-    START_ATTEMPTS,
-    KeptWorker,
-    WorkerFailedError,
-    WorkerSettings,
-)
-from appliance.supervisor.link import Link, LinkClosedError
-from appliance.supervisor.mountpoint import Mountpoint
-from appliance.supervisor.services import Services
+import uvloop
+
+from appliance.errors import MountError
+from appliance.fuse_proto._fuse_wire import InitFlag
+from appliance.resolve.backings import Backings
+from appliance.services.addresses import LmdbAddress
+from appliance.supervisor.mount_worker import MountWorker
+from appliance.supervisor.mountpoint import MountFlags, Mountpoint
+from appliance.supervisor.runtime import Runtime, RuntimeConfig, running
+from appliance.supervisor.worker_process import WorkerSettings
+from appliance.system.listening import notify, told_to_stop
 
 _LOG = logging.getLogger(__name__)
-# A mount that is in use outlives its place in the tree; its workers are killed then.
-_END_DEADLINE_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountConfig(RuntimeConfig):
+    """What `appliance mount` was asked to do."""
+
+    path: Path
+    num_workers: int
+    has_passthrough: bool
+    flags: MountFlags
 
 
 class Mount:
@@ -37,21 +46,19 @@ class Mount:
         mountpoint: Mountpoint,
         num_workers: int,
         settings: WorkerSettings,
-        services: Services,
+        runtime: Runtime,
         *,
         has_passthrough: bool,
     ) -> None:
         self.label = str(mountpoint.path)
         self.has_passthrough = has_passthrough
-        self.backings = Backings(mountpoint.fd, services.resolver.open_blob)
+        self.backings = Backings(mountpoint.fd, runtime.resolver.open_blob)
         # Set when the mount is gone, or with a failure when it cannot be served.
         self.ended = asyncio.Event()
         self.failure = ""
         self.mountpoint = mountpoint
-        self.session = services.new_session(num_workers)
-        self._workers = [
-            _CloneWorker(slot, self, settings, services) for slot in range(num_workers)
-        ]
+        self.session = runtime.new_session(num_workers)
+        self._workers = [MountWorker(slot, self, settings, runtime) for slot in range(num_workers)]
 
     def requests(self) -> dict[str, int]:
         """Return how often each opcode was answered."""
@@ -80,94 +87,122 @@ class Mount:
         self.session.close()
 
 
-class _CloneWorker:
-    """The worker on one clone; the `Duty` of its process."""
+def serve(config: MountConfig, when_ready: Callable[[str], None] | None = None) -> None:
+    """Mount and serve until SIGTERM, SIGINT, SIGHUP or an unmount from outside.
 
-    def __init__(
-        self, slot: int, mount: Mount, settings: WorkerSettings, services: Services
-    ) -> None:
-        self._slot = slot
-        self._mount = mount
-        self._settings = settings
-        self._fd = mount.mountpoint.clone()
-        label = f"{mount.label} worker {slot}"
-        self._kept = KeptWorker(label, services.forker, mount.session, self)
+    Args:
+        config: what to mount where.
+        when_ready: called with the mount point when it answers; says so on stderr by default.
 
-    @property
-    def pid(self) -> int:
-        return self._kept.pid
+    Raises:
+        MountError: the mount point cannot be used, or the connection to the kernel was aborted.
+        ApplianceError: the store or the state directory is unusable.
+    """
+    uvloop.run(Mounter(config, when_ready or _say_ready).run())
 
-    @property
-    def restarts(self) -> int:
-        return self._kept.restarts
 
-    @property
-    def is_alive(self) -> bool:
-        return self._kept.link is not None
+class Mounter:
+    """The long-lived state of one mounting process."""
 
-    async def close(self) -> None:
-        # The worker waits in read(2), not on its channel: it ends by itself only with the mount.
-        self._kept.begin_close()
-        await self._kept.end(_END_DEADLINE_S)
-        os.close(self._fd)
+    def __init__(self, config: MountConfig, when_ready: Callable[[str], None]) -> None:
+        self._config = config
+        self._when_ready = when_ready
+        self._mount: Mount | None = None
 
-    async def start(self, attempts: int | None = START_ATTEMPTS) -> None:
+    async def run(self) -> None:
+        """Serve to the end."""
+        stop = told_to_stop()
+        config = self._config
+        _check_covers_nothing_needed(config)
+        mountpoint = Mountpoint(config.path, config.flags)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(mountpoint.close)
+            runtime = await stack.enter_async_context(running(config, self.report))
+            # The interpreter may be on the very path that is mounted on.
+            await runtime.forker.warm_up()
+            mountpoint.mount()
+            await self._serve(self._mounted(mountpoint, runtime), stop)
+            notify("STOPPING=1")
+
+    def report(self) -> dict[str, Any]:
+        """Return what `appliance status` shows of this process."""
+        mount = self._mount
+        if mount is None:
+            return {"sessions": []}
+        return {
+            "sessions": [
+                {
+                    "mount": mount.label,
+                    "workers": mount.workers(),
+                    "requests": mount.requests(),
+                }
+            ]
+        }
+
+    def _mounted(self, mountpoint: Mountpoint, runtime: Runtime) -> Mount:
+        config = self._config
         try:
-            await self._kept.persist(self._kept.ensure_alive, attempts=attempts)
-        except WorkerFailedError as exc:
-            self._mount.fail(str(exc))
-        except LinkClosedError:
-            return  # closing
-
-    # Duty.
-
-    def configuration(self) -> tuple[pb.Configure, Sequence[int]]:
-        configure = self._settings.configure(
-            self._slot, pb.Device(passthrough=self._mount.has_passthrough)
-        )
-        return configure, [*self._mount.session.fds, self._fd]
-
-    async def instruct(self, link: Link) -> None:
-        """Nothing: the descriptor is all it needs."""
-
-    async def resume(self) -> None:
-        is_served = self._mount.session.memory.is_initialised
-        if self.restarts >= START_ATTEMPTS and not is_served:
-            self._mount.fail(f"{START_ATTEMPTS} workers died at their start")
-            return
-        if self.restarts:
-            self._recover_requests()
-        await self.start(None if is_served else START_ATTEMPTS)
-
-    def heard(self, envelope: pb.Envelope) -> None:
-        match envelope.WhichOneof("body"):
-            case "device_ended":
-                self._kept.begin_close()
-                self._mount.ended.set()
-            case "resolve":
-                self._kept.spawn_task(self._grant(envelope, self._kept.link))
-            case "released":
-                self._mount.backings.release(envelope.released.nodeid)
-
-    async def _grant(self, envelope: pb.Envelope, link: Link | None) -> None:
-        want = unpack_want(envelope.resolve)
-        assert isinstance(want, BackingWanted)  # noqa: S101 - KeptWorker takes the others
-        backing_id = await self._mount.backings.take(want)
-        if link is not None:
-            resolved = pb.Resolved(backing_id=backing_id)
-            link.post(pb.Envelope(id=envelope.id, resolved=resolved))
-
-    def _recover_requests(self) -> None:
-        # Nobody but the dead worker could answer what was read from its clone.
-        mountpoint = self._mount.mountpoint
-        try:
-            if self._mount.session.memory.flags & InitFlag.HAS_RESEND:
-                mountpoint.resend()
-                return
-            # Before Linux 6.9: closing the clone fails its requests, rather than leave them.
-            replacement = mountpoint.clone()
+            mount = self._mount = Mount(
+                mountpoint,
+                config.num_workers,
+                runtime.worker_settings,
+                runtime,
+                has_passthrough=config.has_passthrough,
+            )
         except OSError as exc:
-            _LOG.error("%s: %s", self._mount.label, exc.strerror)
-            return
-        os.close(self._fd)
-        self._fd = replacement
+            mountpoint.unmount()
+            raise MountError(f"mount point {mountpoint.path}: {exc.strerror}") from exc
+        return mount
+
+    async def _serve(self, mount: Mount, stop: asyncio.Event) -> None:
+        ready = asyncio.create_task(_come_up(mount))
+        ends = [asyncio.create_task(stop.wait()), asyncio.create_task(mount.ended.wait())]
+        try:
+            await asyncio.wait([ready, *ends], return_when=asyncio.FIRST_COMPLETED)
+            if ready.done() and not ready.exception():
+                flags = mount.session.memory.flags
+                if self._config.has_passthrough and not flags & InitFlag.PASSTHROUGH:
+                    _LOG.warning("this kernel has no FUSE passthrough; going on without")
+                self._when_ready(mount.label)
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                if not stop.is_set():
+                    _tell_end(mount)
+        finally:
+            mount.mountpoint.unmount()
+            await mount.close()
+            mount.mountpoint.close()  # which ends a probe that still waits
+            for task in (ready, *ends):
+                task.cancel()
+            error, *_ = await asyncio.gather(ready, *ends, return_exceptions=True)
+        reason = mount.failure or error
+        if reason and (mount.failure or not (stop.is_set() or mount.ended.is_set())):
+            raise MountError(f"mount point {mount.label}: {reason}")
+
+
+def _tell_end(mount: Mount) -> None:
+    """Say why the mount can be served no longer: nobody told this process to stop."""
+    if mount.mountpoint.is_mounted:
+        # As by /sys/fs/fuse/connections/N/abort: whoever used the mount has met an error.
+        mount.failure = mount.failure or "the connection to the kernel was aborted"
+    else:
+        _LOG.info("%s: unmounted from outside", mount.label)
+
+
+def _check_covers_nothing_needed(config: MountConfig) -> None:
+    # Workers open blob files by their paths: they would ask the mount, and so wait for themselves.
+    stores = [address.path for address in config.services if isinstance(address, LmdbAddress)]
+    for needed in (*stores, config.state_dir):
+        if needed.resolve().is_relative_to(config.path.resolve()):
+            raise MountError(f"mount point {config.path}: would cover {needed}, which it needs")
+
+
+async def _come_up(mount: Mount) -> None:
+    await mount.start()
+    # The probe waits for INIT and for an answer, in the kernel: on a thread of its own.
+    await asyncio.to_thread(mount.mountpoint.probe)
+
+
+def _say_ready(label: str) -> None:
+    sys.stderr.write(f"READY: mounted on {label}\n")
+    sys.stderr.flush()
+    notify("READY=1")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from appliance.errors import MountError
-from appliance.fuse_proto._wire import (
+from appliance.fuse_proto._fuse_wire import (
     OUT_HEADER_SIZE,
     NotifyCode,
     OutHeader,

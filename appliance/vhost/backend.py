@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Protocol
 
-from appliance.vhost.memory import Region
+from appliance.vhost.guest_memory import Region
 
 
 class VringConfig(NamedTuple):

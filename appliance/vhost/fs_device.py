@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from appliance.errors import ConfigError
-from appliance.vhost._wire import FsConfig, ProtocolFeature, VirtioFeature, pack_fs_config
+from appliance.vhost._vhost_wire import FsConfig, ProtocolFeature, VirtioFeature, pack_fs_config
 
 TAG_MAX_BYTES: Final = 36
 MAX_REQUEST_QUEUES: Final = 255  # SET_VRING_KICK has 8 bits for the ring; one is hiprio

@@ -7,12 +7,11 @@ else (order, features, values) is for the session.
 Spec: vhost-user: Header, Payload; REPLY_ACK.
 """
 
-from collections.abc import Callable
 from typing import Final, NamedTuple, Self
 
 from appliance.errors import VhostError
-from appliance.vhost import _wire, wire_table
-from appliance.vhost._wire import (
+from appliance.vhost._vhost_wire import (
+    CODECS,
     CONFIG_SIZE,
     MEM_TABLE_SIZE,
     REGION_SIZE,
@@ -26,20 +25,12 @@ from appliance.vhost._wire import (
     unpack_mem_table,
 )
 from appliance.vhost.fds import ReceivedFds
-from appliance.vhost.wire_table import Req, Tail
-from appliance.wiregen import snake_case
+from appliance.vhost.requests import REQUESTS, RequestRow, Tail
 
 # The largest legal payload is a SET_MEM_TABLE of 32 regions, 1032 bytes.
 MAX_PAYLOAD: Final = 4096
 
-REQUESTS: Final = {row.number: row for row in wire_table.REQUESTS}
-
-_UNPACK: Final[dict[str, Callable[[bytes], object]]] = {
-    row.name: getattr(_wire, f"unpack_{snake_case(row.name)}") for row in wire_table.STRUCTS
-}
-_SIZES: Final[dict[str, int]] = {
-    row.name: getattr(_wire, f"{snake_case(row.name)}_size".upper()) for row in wire_table.STRUCTS
-}
+ROWS: Final = {row.number: row for row in REQUESTS}
 _REQUEST_FLAGS: Final = (HeaderFlag.VERSION_1, HeaderFlag.VERSION_1 | HeaderFlag.NEED_REPLY)
 _REPLY_FLAGS: Final = HeaderFlag.VERSION_1 | HeaderFlag.REPLY  # front-ends compare for equality
 
@@ -57,7 +48,7 @@ class Message:
 
     def __init__(self, header: Header, payload: bytes, fds: ReceivedFds) -> None:
         self.number = header.request
-        self.row: Req | None = REQUESTS.get(header.request)
+        self.row: RequestRow | None = ROWS.get(header.request)
         self.needs_reply = bool(header.flags & HeaderFlag.NEED_REPLY)
         self.payload = payload
         self.fds = fds
@@ -84,7 +75,7 @@ class Message:
     def __str__(self) -> str:
         parts = [self.name]
         if self.row and self.row.payload:
-            parts.append(str(_UNPACK[self.row.payload.name](self.payload)))
+            parts.append(str(CODECS[self.row.payload].unpack(self.payload, 0)))
         elif self.payload:
             parts.append(f"{len(self.payload)} bytes")
         if len(self.fds):
@@ -101,7 +92,7 @@ def decode_header_untrusted(data: bytes) -> Header:
         VhostError: a version or flag that no request has, or a payload beyond MAX_PAYLOAD.
     """
     header = unpack_header(data)
-    row = REQUESTS.get(header.request)
+    row = ROWS.get(header.request)
     name = row.name if row else f"request {header.request}"
     if header.flags not in _REQUEST_FLAGS:
         raise VhostError(f"{name}: header flags 0x{header.flags:x} are not those of a request")
@@ -116,7 +107,7 @@ def decode_untrusted(header: Header, payload: bytes, fds: ReceivedFds) -> Messag
     Raises:
         VhostError: the payload is not of the request's size; `fds` stay the caller's.
     """
-    row = REQUESTS.get(header.request)
+    row = ROWS.get(header.request)
     if row is not None and row.refused is None:
         _check_size_untrusted(row, payload)
     return Message(header, payload, fds)
@@ -132,8 +123,8 @@ def ack(message: Message, *, is_ok: bool) -> Reply:
     return Reply(message.number, pack_word(Word(0 if is_ok else 1)))
 
 
-def _check_size_untrusted(row: Req, payload: bytes) -> None:
-    fixed = _SIZES[row.payload.name] if row.payload else 0
+def _check_size_untrusted(row: RequestRow, payload: bytes) -> None:
+    fixed = CODECS[row.payload].size if row.payload else 0
     if len(payload) < fixed or (row.tail is Tail.NONE and len(payload) != fixed):
         raise VhostError(f"{row.name}: payload of {len(payload)} bytes instead of {fixed}")
     if row.tail is Tail.REGIONS:

@@ -18,10 +18,10 @@ Spec: vhost-user: Ring states; Starting and stopping rings.
 """
 
 from appliance.errors import VhostError
-from appliance.vhost._wire import Inflight, VringAddr, VringState
+from appliance.vhost._vhost_wire import Inflight, VringAddr, VringState
 from appliance.vhost.backend import Backend
 from appliance.vhost.fs_device import DeviceProperties, is_queue_size
-from appliance.vhost.memory import RegionTable
+from appliance.vhost.guest_memory import RegionTable
 from appliance.vhost.vring import Vring, check_addr_untrusted
 
 _MAX_BASE = 0xFFFF  # a split ring's index has 16 bits

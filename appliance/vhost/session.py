@@ -21,7 +21,7 @@ from typing import ClassVar, Final
 
 from appliance.engine import inflight_size
 from appliance.errors import VhostError
-from appliance.vhost._wire import (
+from appliance.vhost._vhost_wire import (
     CONFIG_SIZE,
     MEM_TABLE_SIZE,
     REGION_SIZE,
@@ -47,9 +47,10 @@ from appliance.vhost._wire import (
 from appliance.vhost.backend import Backend
 from appliance.vhost.fds import FdHolder
 from appliance.vhost.fs_device import DeviceProperties, is_queue_size
-from appliance.vhost.memory import MAX_REGIONS, RegionTable
+from appliance.vhost.guest_memory import MAX_REGIONS, RegionTable
 from appliance.vhost.messages import Message, Reply, ack
 from appliance.vhost.rings import Rings
+from appliance.vhost.transport import Connection
 
 __all__ = ["DeviceProperties", "Session"]
 
@@ -327,3 +328,27 @@ def _refuse(message: Message, error: VhostError) -> Reply | None:
         raise error
     _LOG.warning("refused: %s", error)
     return reply
+
+
+# ---- One front-end from its connection to its end.
+
+
+async def converse(connection: Connection, session: Session) -> None:
+    """Handle requests until the front-end is gone; then close both, however it ended.
+
+    The session is closed first: a front-end that sees its socket end may rely on its memory being
+    left alone.
+
+    Raises:
+        VhostError: the front-end broke the protocol; not logged yet.
+    """
+    try:
+        while (message := await connection.receive()) is not None:
+            reply = await session.handle(message)
+            if reply is not None:
+                await connection.send(reply)
+    finally:
+        try:
+            await session.close()
+        finally:
+            connection.close()

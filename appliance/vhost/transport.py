@@ -9,7 +9,7 @@ import struct
 from typing import Final
 
 from appliance.errors import VhostError
-from appliance.vhost._wire import HEADER_SIZE
+from appliance.vhost._vhost_wire import HEADER_SIZE
 from appliance.vhost.fds import ReceivedFds
 from appliance.vhost.messages import (
     Message,
@@ -18,7 +18,7 @@ from appliance.vhost.messages import (
     decode_untrusted,
     encode_reply,
 )
-from appliance.vhost.wire_table import MAX_FDS
+from appliance.vhost.requests import MAX_FDS
 
 _FD: Final = struct.Struct("i")
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_FD.size * MAX_FDS)

@@ -7,10 +7,10 @@ Spec: vhost-user: Ring states; A vring address description. VIRTIO 1.3, 2.7 (Spl
 """
 
 from appliance.errors import VhostError
-from appliance.vhost._wire import VringAddr
+from appliance.vhost._vhost_wire import VringAddr
 from appliance.vhost.backend import VringConfig
 from appliance.vhost.fds import FdHolder
-from appliance.vhost.memory import RegionTable
+from appliance.vhost.guest_memory import RegionTable
 
 
 class Vring:

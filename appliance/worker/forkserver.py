@@ -16,13 +16,13 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from appliance.db.data_file import is_pid_free
 from appliance.errors import ApplianceError
 from appliance.log import configure_logging, set_log_source
 from appliance.protos.control_pb2 import Envelope, Exited, Spawned
 from appliance.session import channel
-from appliance.store.lmdb_file import is_pid_free
-from appliance.worker import main as worker
-from appliance.worker.process import die_with_parent
+from appliance.system.process import die_with_parent
+from appliance.worker import startup as worker
 
 _LOG = logging.getLogger(__name__)
 _PID_ATTEMPTS: Final = 256

@@ -1,4 +1,4 @@
-/* Generated from the wire tables by `python -m appliance.wiregen`; do not edit. */
+/* Generated from the wire tables by `python -m tools.wiregen`; do not edit. */
 #include <stddef.h>
 #include <linux/fuse.h>
 

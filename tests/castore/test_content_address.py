@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from appliance.castore.content_address import ContentAddress, Method
-from appliance.castore.nix_hash import NixHash
-from appliance.castore.store_path import InvalidReferenceError, StorePath
 from appliance.errors import PathInfoError
+from appliance.nix.content_address import ContentAddress, Method
+from appliance.nix.hashes import NixHash
+from appliance.nix.store_path import InvalidReferenceError, StorePath
 from appliance.protos import pathinfo_pb2
 
 SHA256 = "08813cbee9903c62be4c5027726a418a300da4500b2d369d3af9286f4815ceba"

@@ -4,8 +4,8 @@ import hashlib
 
 import pytest
 
-from appliance.castore.content_hash import ContentHash
-from appliance.castore.store_path import StorePath
+from appliance.nix.hashes import ContentHash
+from appliance.nix.store_path import StorePath
 
 ITSELF = StorePath.parse("s2742zlcvgpwpni323lmqqdn56iilwvr-self")
 DIGEST = ITSELF.basename()[:32].encode()

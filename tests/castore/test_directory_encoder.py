@@ -3,8 +3,7 @@
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.castore.directory_encoder import ENCODED_MAX, DirectoryEncoder
-from appliance.castore.nodes import (
+from appliance.castore.directory import (
     Directory,
     DirectoryNode,
     FileNode,
@@ -12,8 +11,9 @@ from appliance.castore.nodes import (
     SymlinkNode,
     WrongSortingError,
 )
+from appliance.castore.directory_encoder import ENCODED_MAX, DirectoryEncoder
 from appliance.castore.size_dialect import SizeDialect
-from appliance.rpc.methods import MESSAGE_MAX
+from appliance.services.grpc_messages import MESSAGE_MAX
 
 DIGEST = Digest.of(b"content")
 

@@ -6,13 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.castore.narinfo import NarInfoError, narinfo_of, parse_narinfo
-from appliance.castore.nix_hash import NixHash
-from appliance.castore.nodes import SymlinkNode
-from appliance.castore.path_info import encode_nar_addressed
-from appliance.castore.signature import KeyTextError, Signature
-from appliance.castore.signing_keys import PublicKey, SecretKey
-from appliance.castore.store_path import StorePath
+from appliance.castore.directory import SymlinkNode
+from appliance.nix.hashes import NixHash
+from appliance.nix.narinfo import NarInfoError, narinfo_of, parse_narinfo
+from appliance.nix.path_info import encode_nar_addressed
+from appliance.nix.signing import KeyTextError, PublicKey, SecretKey, Signature
+from appliance.nix.store_path import StorePath
 from appliance.protos import pathinfo_pb2
 
 KEY = PublicKey.parse("cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=")

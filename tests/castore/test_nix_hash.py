@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.castore.nix_hash import DIGEST_SIZES, NixHash, NixHashError
+from appliance.nix.hashes import DIGEST_SIZES, NixHash, NixHashError
 
 SHA256 = {
     "sha256-pc6cFV7Qk5dhRkbJcX/HzZSxAj17drYY1Ank/v1unTk=": (

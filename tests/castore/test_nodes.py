@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest, InvalidDigestLenError
-from appliance.castore.names import InvalidNameError, InvalidSymlinkTargetError
-from appliance.castore.nodes import (
+from appliance.castore.directory import (
     Directory,
     DirectoryNode,
     DuplicateNameError,
@@ -21,6 +20,7 @@ from appliance.castore.nodes import (
     node_from_message,
     node_to_message,
 )
+from appliance.castore.names import InvalidNameError, InvalidSymlinkTargetError
 from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import DirectoryError
 from appliance.protos import castore_pb2

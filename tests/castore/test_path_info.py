@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.castore import path_info
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import DirectoryNode, SymlinkNode
-from appliance.castore.path_info import encode_nar_addressed, read_path_info, validate
-from appliance.castore.store_path import InvalidLengthError, StorePath
+from appliance.castore.directory import DirectoryNode, SymlinkNode
 from appliance.errors import PathInfoError
+from appliance.nix import path_info
+from appliance.nix.path_info import encode_nar_addressed, read_path_info, validate
+from appliance.nix.store_path import InvalidLengthError, StorePath
 from appliance.protos import castore_pb2, pathinfo_pb2
 
 DUMMY = "0" * 32 + "-dummy"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from appliance.castore.path_info import (
+from appliance.nix.path_info import (
     InvalidCaError,
     InvalidDeriverError,
     InvalidSignatureError,

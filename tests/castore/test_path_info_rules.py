@@ -7,7 +7,7 @@ from types import MappingProxyType
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import (
+from appliance.castore.directory import (
     Directory,
     DirectoryNode,
     FileNode,
@@ -15,17 +15,17 @@ from appliance.castore.nodes import (
     SymlinkNode,
     node_to_message,
 )
-from appliance.castore.path_info import encode_nar_addressed, read_path_info
-from appliance.castore.path_info_rules import (
+from appliance.castore.size_dialect import SizeDialect
+from appliance.errors import AlreadyExistsError, PathInfoError
+from appliance.nix.path_info import encode_nar_addressed, read_path_info
+from appliance.nix.path_info_rules import (
     SIGNATURES_MAX,
     ContradictionError,
     accepted,
     check_claims,
     nar_key,
 )
-from appliance.castore.size_dialect import SizeDialect
-from appliance.castore.store_path import StorePath, nar_path, text_path_by_digest
-from appliance.errors import AlreadyExistsError, PathInfoError
+from appliance.nix.store_path import StorePath, nar_path, text_path_by_digest
 from appliance.protos import pathinfo_pb2
 
 SHA256 = hashlib.sha256(b"a NAR").digest()

@@ -4,9 +4,9 @@ import pytest
 
 from appliance.castore.closure import ClosureChecker
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, SymlinkNode
+from appliance.castore.directory import Directory, DirectoryNode, FileNode, SymlinkNode
 from appliance.castore.size_dialect import SizeDialect
-from appliance.nar.writer import NarWriter
+from appliance.nix.nar import NarWriter
 
 LEAVES = {
     "bin": """

@@ -6,10 +6,8 @@ from typing import NamedTuple
 
 import pytest
 
-from appliance.castore import nixbase32
-from appliance.castore.content_address import ContentAddress
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.nodes import (
+from appliance.castore.directory import (
     Directory,
     DirectoryNode,
     FileNode,
@@ -18,18 +16,19 @@ from appliance.castore.nodes import (
     node_from_message,
     node_to_message,
 )
-from appliance.castore.path_info import encode_nar_addressed, read_path_info
 from appliance.castore.size_dialect import SizeDialect
-from appliance.castore.store_path import StorePath, nar_path
+from appliance.nix.content_address import ContentAddress
+from appliance.nix.path_info import encode_nar_addressed, read_path_info
+from appliance.nix.store_path import StorePath, decode_base32, encode_base32, nar_path
 from appliance.protos import castore_pb2, pathinfo_pb2
-from appliance.store.memory import (
+from appliance.services.base import Services
+from appliance.services.memory_services import (
     MemoryBlobService,
     MemoryDirectoryService,
     MemoryPathInfoService,
 )
-from appliance.store.nar_render import nar_info
-from appliance.store.services import Services
-from appliance.store.verify import (
+from appliance.services.nar_render import nar_info
+from appliance.services.verify import (
     ContentAddressMismatchError,
     NarHashMismatchError,
     StorePathMismatchError,
@@ -183,8 +182,8 @@ IMPORTS = [
 def test_import_gets_the_published_path(published: Import) -> None:
     info = asyncio.run(nar_info(published.node, *services()))
 
-    assert nixbase32.encode(info.sha256) == published.nar_sha256
-    assert nixbase32.decode(published.nar_sha256) == info.sha256
+    assert encode_base32(info.sha256) == published.nar_sha256
+    assert decode_base32(published.nar_sha256) == info.sha256
     assert nar_path(info.sha256, "test").basename() == f"{published.path_digest}-test"
 
 
@@ -193,7 +192,7 @@ def test_import_gets_the_published_path(published: Import) -> None:
 def test_published_import_is_right_and_with_another_digest_wrong(
     published: Import, first_byte: int
 ) -> None:
-    sha256 = nixbase32.decode(published.nar_sha256)
+    sha256 = decode_base32(published.nar_sha256)
     path = StorePath.parse(f"{published.path_digest}-test")
     size = asyncio.run(nar_info(published.node, *services())).size
     wrong = bytes([first_byte]) + sha256[1:]
@@ -287,4 +286,4 @@ def test_published_store_path_is_one(basename: str) -> None:
     ],
 )
 def test_published_nar_digest_survives_decoding(text: str) -> None:
-    assert nixbase32.encode(nixbase32.decode(text)) == text
+    assert encode_base32(decode_base32(text)) == text

@@ -2,8 +2,7 @@
 
 import pytest
 
-from appliance.castore.signature import KeyTextError, Signature
-from appliance.castore.signing_keys import PublicKey, SecretKey
+from appliance.nix.signing import KeyTextError, PublicKey, SecretKey, Signature
 
 # Published, so never to be used.
 SECRETS = {

@@ -4,8 +4,8 @@ import hashlib
 
 import pytest
 
-from appliance.castore import store_path
-from appliance.castore.store_path import StorePath
+from appliance.nix import store_path
+from appliance.nix.store_path import StorePath
 
 DUMMY = "0" * 32 + "-dummy"
 FOO = StorePath.parse("vxjiwkjkn7x4079qvh1jkl5pn05j2aw0-foo")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.rpc.methods import SNIX, TVIX
+from appliance.services.grpc_messages import SNIX, TVIX
 from tests.contracts.rig import Rig
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.strict_server import Peer, StrictServer, strict_server

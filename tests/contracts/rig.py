@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode
+from appliance.castore.directory import Directory, DirectoryNode, FileNode
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
-from appliance.rpc.open_services import open_services
-from appliance.store.service_uri import ServiceAddresses, parse_service_uri
-from appliance.store.services import BlobService, DirectoryService, Services
+from appliance.services.addresses import ServiceAddresses, parse_service_uri
+from appliance.services.base import BlobService, DirectoryService, Services
+from appliance.services.open_services import open_services
 
 T = TypeVar("T")
 

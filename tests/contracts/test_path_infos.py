@@ -6,7 +6,7 @@ import hashlib
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import (
+from appliance.castore.directory import (
     Directory,
     DirectoryNode,
     FileNode,
@@ -14,16 +14,16 @@ from appliance.castore.nodes import (
     SymlinkNode,
     node_to_message,
 )
-from appliance.castore.path_info import encode_nar_addressed, read_path_info
-from appliance.castore.store_path import StorePath, nar_path
 from appliance.errors import (
     AlreadyExistsError,
     ApplianceError,
     ContentMissingError,
     ProtocolError,
 )
+from appliance.nix.path_info import encode_nar_addressed, read_path_info
+from appliance.nix.store_path import StorePath, nar_path
 from appliance.protos import castore_pb2, pathinfo_pb2
-from appliance.store.services import NarInfo, Services
+from appliance.services.base import NarInfo, Services
 from tests.contracts.rig import Rig, fresh_bytes, fresh_leaf, put_blob, put_closure
 
 

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
-from appliance.vhost._wire import (
+from appliance.vhost._vhost_wire import (
     CONFIG_SIZE,
     HEADER_SIZE,
     INFLIGHT_SIZE,

@@ -8,15 +8,15 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from appliance.fuse_proto import _wire
-from appliance.fuse_proto._wire import InHeader, Opcode
+from appliance.fuse_proto import _fuse_wire
+from appliance.fuse_proto._fuse_wire import InHeader, Opcode
 from appliance.fuse_proto.dispatch import Reply
 from appliance.fuse_proto.encode import body_size, pack_reply_header
 from appliance.fuse_proto.operations import FileSlice
 
 ROOT = 1
 # What Linux 6.1 offers over virtiofs.
-INIT_6_1 = _wire.InitIn(7, 38, 131072, 0x7BFFFFFB, 0xB)
+INIT_6_1 = _fuse_wire.InitIn(7, 38, 131072, 0x7BFFFFFB, 0xB)
 
 
 class PlainSession:
@@ -46,7 +46,7 @@ class PlainSession:
 
 def request(opcode: int, nodeid: int = ROOT, body: bytes = b"", *, unique: int = 1) -> bytes:
     header = InHeader(
-        len=_wire.IN_HEADER_SIZE + len(body),
+        len=_fuse_wire.IN_HEADER_SIZE + len(body),
         opcode=opcode,
         unique=unique,
         nodeid=nodeid,
@@ -55,15 +55,15 @@ def request(opcode: int, nodeid: int = ROOT, body: bytes = b"", *, unique: int =
         pid=1,
         total_extlen=0,
     )
-    return _wire.pack_in_header(header) + body
+    return _fuse_wire.pack_in_header(header) + body
 
 
 def names(*values: bytes) -> bytes:
     return b"".join(value + b"\0" for value in values)
 
 
-def init(offer: _wire.InitIn = INIT_6_1, *, unique: int = 1) -> bytes:
-    return request(Opcode.INIT, 0, _wire.pack_init_in(offer), unique=unique)
+def init(offer: _fuse_wire.InitIn = INIT_6_1, *, unique: int = 1) -> bytes:
+    return request(Opcode.INIT, 0, _fuse_wire.pack_init_in(offer), unique=unique)
 
 
 def destroy(*, unique: int = 1) -> bytes:
@@ -75,29 +75,34 @@ def lookup(nodeid: int, name: bytes, *, unique: int = 1) -> bytes:
 
 
 def forget(nodeid: int, nlookup: int = 1, *, unique: int = 1) -> bytes:
-    body = _wire.pack_forget_in(_wire.ForgetIn(nlookup))
+    body = _fuse_wire.pack_forget_in(_fuse_wire.ForgetIn(nlookup))
     return request(Opcode.FORGET, nodeid, body, unique=unique)
 
 
 def batch_forget(nodeids: Sequence[int], *, unique: int = 1) -> bytes:
-    ones = b"".join(_wire.pack_forget_one(_wire.ForgetOne(nodeid, 1)) for nodeid in nodeids)
-    head = _wire.pack_batch_forget_in(_wire.BatchForgetIn(len(nodeids)))
+    ones = b"".join(
+        _fuse_wire.pack_forget_one(_fuse_wire.ForgetOne(nodeid, 1)) for nodeid in nodeids
+    )
+    head = _fuse_wire.pack_batch_forget_in(_fuse_wire.BatchForgetIn(len(nodeids)))
     return request(Opcode.BATCH_FORGET, 0, head + ones, unique=unique)
 
 
 def interrupt(target: int, *, unique: int = 1) -> bytes:
     return request(
-        Opcode.INTERRUPT, 0, _wire.pack_interrupt_in(_wire.InterruptIn(target)), unique=unique
+        Opcode.INTERRUPT,
+        0,
+        _fuse_wire.pack_interrupt_in(_fuse_wire.InterruptIn(target)),
+        unique=unique,
     )
 
 
 def getattr_(nodeid: int, *, unique: int = 1) -> bytes:
-    body = _wire.pack_getattr_in(_wire.GetattrIn(0, 0))
+    body = _fuse_wire.pack_getattr_in(_fuse_wire.GetattrIn(0, 0))
     return request(Opcode.GETATTR, nodeid, body, unique=unique)
 
 
 def setattr_(nodeid: int, *, unique: int = 1) -> bytes:
-    body = bytes(_wire.SETATTR_IN_SIZE)
+    body = bytes(_fuse_wire.SETATTR_IN_SIZE)
     return request(Opcode.SETATTR, nodeid, body, unique=unique)
 
 
@@ -110,12 +115,12 @@ def symlink(nodeid: int, name: bytes, target: bytes, *, unique: int = 1) -> byte
 
 
 def mknod(nodeid: int, name: bytes, *, unique: int = 1) -> bytes:
-    body = _wire.pack_mknod_in(_wire.MknodIn(0o100644, 0, 0o22)) + names(name)
+    body = _fuse_wire.pack_mknod_in(_fuse_wire.MknodIn(0o100644, 0, 0o22)) + names(name)
     return request(Opcode.MKNOD, nodeid, body, unique=unique)
 
 
 def mkdir(nodeid: int, name: bytes, *, unique: int = 1) -> bytes:
-    body = _wire.pack_mkdir_in(_wire.MkdirIn(0o755, 0o22)) + names(name)
+    body = _fuse_wire.pack_mkdir_in(_fuse_wire.MkdirIn(0o755, 0o22)) + names(name)
     return request(Opcode.MKDIR, nodeid, body, unique=unique)
 
 
@@ -128,57 +133,69 @@ def rmdir(nodeid: int, name: bytes, *, unique: int = 1) -> bytes:
 
 
 def rename(nodeid: int, name: bytes, newdir: int, newname: bytes, *, unique: int = 1) -> bytes:
-    body = _wire.pack_rename_in(_wire.RenameIn(newdir)) + names(name, newname)
+    body = _fuse_wire.pack_rename_in(_fuse_wire.RenameIn(newdir)) + names(name, newname)
     return request(Opcode.RENAME, nodeid, body, unique=unique)
 
 
 def rename2(nodeid: int, name: bytes, newdir: int, newname: bytes, *, unique: int = 1) -> bytes:
-    body = _wire.pack_rename2_in(_wire.Rename2In(newdir, 0)) + names(name, newname)
+    body = _fuse_wire.pack_rename2_in(_fuse_wire.Rename2In(newdir, 0)) + names(name, newname)
     return request(Opcode.RENAME2, nodeid, body, unique=unique)
 
 
 def link(nodeid: int, name: bytes, oldnodeid: int, *, unique: int = 1) -> bytes:
-    body = _wire.pack_link_in(_wire.LinkIn(oldnodeid)) + names(name)
+    body = _fuse_wire.pack_link_in(_fuse_wire.LinkIn(oldnodeid)) + names(name)
     return request(Opcode.LINK, nodeid, body, unique=unique)
 
 
 def create(nodeid: int, name: bytes, *, unique: int = 1) -> bytes:
-    body = _wire.pack_create_in(_wire.CreateIn(os.O_RDWR, 0o100644, 0o22, 0)) + names(name)
+    body = _fuse_wire.pack_create_in(_fuse_wire.CreateIn(os.O_RDWR, 0o100644, 0o22, 0)) + names(
+        name
+    )
     return request(Opcode.CREATE, nodeid, body, unique=unique)
 
 
 def open_(nodeid: int, flags: int = os.O_RDONLY, *, unique: int = 1) -> bytes:
-    return request(Opcode.OPEN, nodeid, _wire.pack_open_in(_wire.OpenIn(flags, 0)), unique=unique)
+    return request(
+        Opcode.OPEN, nodeid, _fuse_wire.pack_open_in(_fuse_wire.OpenIn(flags, 0)), unique=unique
+    )
 
 
 def opendir(nodeid: int, *, unique: int = 1) -> bytes:
-    return request(Opcode.OPENDIR, nodeid, _wire.pack_open_in(_wire.OpenIn(0, 0)), unique=unique)
+    return request(
+        Opcode.OPENDIR, nodeid, _fuse_wire.pack_open_in(_fuse_wire.OpenIn(0, 0)), unique=unique
+    )
 
 
 def release(nodeid: int, *, unique: int = 1) -> bytes:
-    body = _wire.pack_release_in(_wire.ReleaseIn(0, 0, 0, 0))
+    body = _fuse_wire.pack_release_in(_fuse_wire.ReleaseIn(0, 0, 0, 0))
     return request(Opcode.RELEASE, nodeid, body, unique=unique)
 
 
 def releasedir(nodeid: int, *, unique: int = 1) -> bytes:
-    body = _wire.pack_release_in(_wire.ReleaseIn(0, 0, 0, 0))
+    body = _fuse_wire.pack_release_in(_fuse_wire.ReleaseIn(0, 0, 0, 0))
     return request(Opcode.RELEASEDIR, nodeid, body, unique=unique)
 
 
 def flush(nodeid: int, *, unique: int = 1) -> bytes:
-    return request(Opcode.FLUSH, nodeid, _wire.pack_flush_in(_wire.FlushIn(0, 0)), unique=unique)
+    return request(
+        Opcode.FLUSH, nodeid, _fuse_wire.pack_flush_in(_fuse_wire.FlushIn(0, 0)), unique=unique
+    )
 
 
 def fsync(nodeid: int, *, unique: int = 1) -> bytes:
-    return request(Opcode.FSYNC, nodeid, _wire.pack_fsync_in(_wire.FsyncIn(0, 0)), unique=unique)
+    return request(
+        Opcode.FSYNC, nodeid, _fuse_wire.pack_fsync_in(_fuse_wire.FsyncIn(0, 0)), unique=unique
+    )
 
 
 def fsyncdir(nodeid: int, *, unique: int = 1) -> bytes:
-    return request(Opcode.FSYNCDIR, nodeid, _wire.pack_fsync_in(_wire.FsyncIn(0, 0)), unique=unique)
+    return request(
+        Opcode.FSYNCDIR, nodeid, _fuse_wire.pack_fsync_in(_fuse_wire.FsyncIn(0, 0)), unique=unique
+    )
 
 
 def _read_in(offset: int, size: int) -> bytes:
-    return _wire.pack_read_in(_wire.ReadIn(0, offset, size, 0, 0, 0))
+    return _fuse_wire.pack_read_in(_fuse_wire.ReadIn(0, offset, size, 0, 0, 0))
 
 
 def read(nodeid: int, offset: int, size: int, *, unique: int = 1) -> bytes:
@@ -194,7 +211,7 @@ def readdirplus(nodeid: int, offset: int, size: int = 4096, *, unique: int = 1) 
 
 
 def write(nodeid: int, offset: int, data: bytes, *, unique: int = 1) -> bytes:
-    head = _wire.pack_write_in(_wire.WriteIn(0, offset, len(data), 0, 0, 0))
+    head = _fuse_wire.pack_write_in(_fuse_wire.WriteIn(0, offset, len(data), 0, 0, 0))
     return request(Opcode.WRITE, nodeid, head + data, unique=unique)
 
 
@@ -203,22 +220,24 @@ def statfs(nodeid: int = ROOT, *, unique: int = 1) -> bytes:
 
 
 def access(nodeid: int, mask: int = os.R_OK, *, unique: int = 1) -> bytes:
-    return request(Opcode.ACCESS, nodeid, _wire.pack_access_in(_wire.AccessIn(mask)), unique=unique)
+    return request(
+        Opcode.ACCESS, nodeid, _fuse_wire.pack_access_in(_fuse_wire.AccessIn(mask)), unique=unique
+    )
 
 
 def getxattr(nodeid: int, name: bytes, size: int, *, unique: int = 1) -> bytes:
-    body = _wire.pack_getxattr_in(_wire.GetxattrIn(size)) + names(name)
+    body = _fuse_wire.pack_getxattr_in(_fuse_wire.GetxattrIn(size)) + names(name)
     return request(Opcode.GETXATTR, nodeid, body, unique=unique)
 
 
 def listxattr(nodeid: int, size: int, *, unique: int = 1) -> bytes:
-    body = _wire.pack_getxattr_in(_wire.GetxattrIn(size))
+    body = _fuse_wire.pack_getxattr_in(_fuse_wire.GetxattrIn(size))
     return request(Opcode.LISTXATTR, nodeid, body, unique=unique)
 
 
 def setxattr(nodeid: int, name: bytes, value: bytes, *, unique: int = 1) -> bytes:
     # SETXATTR_EXT is never agreed, so the structure ends after `flags`.
-    head = _wire.pack_setxattr_in(_wire.SetxattrIn(len(value), 0, 0))[:8]
+    head = _fuse_wire.pack_setxattr_in(_fuse_wire.SetxattrIn(len(value), 0, 0))[:8]
     return request(Opcode.SETXATTR, nodeid, head + names(name) + value, unique=unique)
 
 
@@ -227,32 +246,36 @@ def removexattr(nodeid: int, name: bytes, *, unique: int = 1) -> bytes:
 
 
 def lseek(nodeid: int, offset: int, whence: int, *, unique: int = 1) -> bytes:
-    body = _wire.pack_lseek_in(_wire.LseekIn(0, offset, whence))
+    body = _fuse_wire.pack_lseek_in(_fuse_wire.LseekIn(0, offset, whence))
     return request(Opcode.LSEEK, nodeid, body, unique=unique)
 
 
 def statx(nodeid: int, *, unique: int = 1) -> bytes:
-    body = _wire.pack_statx_in(_wire.StatxIn(0, 0, 0, 0xFFF))
+    body = _fuse_wire.pack_statx_in(_fuse_wire.StatxIn(0, 0, 0, 0xFFF))
     return request(Opcode.STATX, nodeid, body, unique=unique)
 
 
 def ioctl(nodeid: int, cmd: int, data: bytes = b"", *, unique: int = 1) -> bytes:
-    head = _wire.pack_ioctl_in(_wire.IoctlIn(0, 0, cmd, 0, len(data), 0))
+    head = _fuse_wire.pack_ioctl_in(_fuse_wire.IoctlIn(0, 0, cmd, 0, len(data), 0))
     return request(Opcode.IOCTL, nodeid, head + data, unique=unique)
 
 
 def fallocate(nodeid: int, length: int, *, unique: int = 1) -> bytes:
-    body = _wire.pack_fallocate_in(_wire.FallocateIn(0, 0, length, 0))
+    body = _fuse_wire.pack_fallocate_in(_fuse_wire.FallocateIn(0, 0, length, 0))
     return request(Opcode.FALLOCATE, nodeid, body, unique=unique)
 
 
 def copy_file_range(nodeid: int, target: int, length: int, *, unique: int = 1) -> bytes:
-    body = _wire.pack_copy_file_range_in(_wire.CopyFileRangeIn(0, 0, target, 0, 0, length, 0))
+    body = _fuse_wire.pack_copy_file_range_in(
+        _fuse_wire.CopyFileRangeIn(0, 0, target, 0, 0, length, 0)
+    )
     return request(Opcode.COPY_FILE_RANGE, nodeid, body, unique=unique)
 
 
 def syncfs(*, unique: int = 1) -> bytes:
-    return request(Opcode.SYNCFS, ROOT, _wire.pack_syncfs_in(_wire.SyncfsIn(0)), unique=unique)
+    return request(
+        Opcode.SYNCFS, ROOT, _fuse_wire.pack_syncfs_in(_fuse_wire.SyncfsIn(0)), unique=unique
+    )
 
 
 # --- Replies ---
@@ -282,37 +305,37 @@ def wire(reply: Reply) -> bytes:
 
 
 def parse_reply(data: bytes) -> Answer:
-    if len(data) < _wire.OUT_HEADER_SIZE:
+    if len(data) < _fuse_wire.OUT_HEADER_SIZE:
         raise ValueError(f"a reply of {len(data)} bytes")
-    header = _wire.unpack_out_header(data)
+    header = _fuse_wire.unpack_out_header(data)
     if header.len != len(data):
         raise ValueError(f"len {header.len} in a reply of {len(data)} bytes")
     if not -512 < header.error <= 0:
         raise ValueError(f"error {header.error}")
-    body = data[_wire.OUT_HEADER_SIZE :]
+    body = data[_fuse_wire.OUT_HEADER_SIZE :]
     if header.error and body:
         raise ValueError(f"error {header.error} and a body")
     return Answer(header.unique, -header.error, body)
 
 
-def parse_init(body: bytes) -> _wire.InitOut:
-    return _wire.unpack_init_out(_exactly(body, _wire.INIT_OUT_SIZE))
+def parse_init(body: bytes) -> _fuse_wire.InitOut:
+    return _fuse_wire.unpack_init_out(_exactly(body, _fuse_wire.INIT_OUT_SIZE))
 
 
-def parse_entry(body: bytes) -> _wire.EntryOut:
-    return _wire.unpack_entry_out(_exactly(body, _wire.ENTRY_OUT_SIZE))
+def parse_entry(body: bytes) -> _fuse_wire.EntryOut:
+    return _fuse_wire.unpack_entry_out(_exactly(body, _fuse_wire.ENTRY_OUT_SIZE))
 
 
-def parse_attr(body: bytes) -> _wire.AttrOut:
-    return _wire.unpack_attr_out(_exactly(body, _wire.ATTR_OUT_SIZE))
+def parse_attr(body: bytes) -> _fuse_wire.AttrOut:
+    return _fuse_wire.unpack_attr_out(_exactly(body, _fuse_wire.ATTR_OUT_SIZE))
 
 
-def parse_statfs(body: bytes) -> _wire.Kstatfs:
-    return _wire.unpack_statfs_out(_exactly(body, _wire.STATFS_OUT_SIZE)).st
+def parse_statfs(body: bytes) -> _fuse_wire.Kstatfs:
+    return _fuse_wire.unpack_statfs_out(_exactly(body, _fuse_wire.STATFS_OUT_SIZE)).st
 
 
 def parse_xattr_size(body: bytes) -> int:
-    return _wire.unpack_getxattr_out(_exactly(body, _wire.GETXATTR_OUT_SIZE)).size
+    return _fuse_wire.unpack_getxattr_out(_exactly(body, _fuse_wire.GETXATTR_OUT_SIZE)).size
 
 
 def parse_xattr_names(body: bytes) -> list[bytes]:
@@ -330,20 +353,20 @@ def parse_dirents(body: bytes) -> list[DirectoryRecord]:
     return records
 
 
-def parse_direntplus(body: bytes) -> list[tuple[_wire.EntryOut, DirectoryRecord]]:
-    records: list[tuple[_wire.EntryOut, DirectoryRecord]] = []
+def parse_direntplus(body: bytes) -> list[tuple[_fuse_wire.EntryOut, DirectoryRecord]]:
+    records: list[tuple[_fuse_wire.EntryOut, DirectoryRecord]] = []
     at = 0
     while at < len(body):
-        entry = _wire.unpack_entry_out(body, at)
-        record, at = _dirent(body, at + _wire.ENTRY_OUT_SIZE)
+        entry = _fuse_wire.unpack_entry_out(body, at)
+        record, at = _dirent(body, at + _fuse_wire.ENTRY_OUT_SIZE)
         records.append((entry, record))
     return records
 
 
 # linux fs/fuse/readdir.c: parse_dirfile; the padding's zeros are our own rule.
 def _dirent(body: bytes, at: int) -> tuple[DirectoryRecord, int]:
-    head = _wire.unpack_dirent(body, at)
-    start = at + _wire.DIRENT_SIZE
+    head = _fuse_wire.unpack_dirent(body, at)
+    start = at + _fuse_wire.DIRENT_SIZE
     name = body[start : start + head.namelen]
     end = start + (head.namelen + 7) // 8 * 8
     if not 1 <= len(name) == head.namelen <= 255 or b"/" in name or b"\0" in name:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from appliance.fuse_proto._wire import OUT_HEADER_SIZE
+from appliance.fuse_proto._fuse_wire import OUT_HEADER_SIZE
 from tests.fakes.appliance_process import DEADLINE_S, FakeGuest, every_event
 from tests.fakes.driver import DriverRing, GuestMemory
 from tests.fakes.frontend import FrontEnd

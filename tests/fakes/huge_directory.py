@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import DirectoryNode
+from appliance.castore.directory import DirectoryNode
 from appliance.store.batch import Batch
 from appliance.store.store import Store
 from tests.fs.guest import File, add_path, put

@@ -1,6 +1,6 @@
 """Content addresses as a PathInfo has them."""
 
-from appliance.castore.content_address import ContentAddress
+from appliance.nix.content_address import ContentAddress
 from appliance.protos import pathinfo_pb2
 
 

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import appliance.importer.import_run
+import appliance.importer.committer
 import appliance.importer.importer
 import appliance.importer.services_sink
 import appliance.rpc.daemon  # noqa: F401 - commands would import these
-from appliance.cli import main
+from appliance.cli.main import main
 
 DEADLINE_S = 60.0
 _MESSAGE_MAX = 1 << 16

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode
-from appliance.rpc.open_services import open_services
-from appliance.store.service_uri import ServiceAddresses, parse_service_uri
-from appliance.store.services import Services
+from appliance.castore.directory import Directory, DirectoryNode, FileNode
+from appliance.services.addresses import ServiceAddresses, parse_service_uri
+from appliance.services.base import Services
+from appliance.services.open_services import open_services
 from tests.fakes.daemon_process import memory_bytes
 
 PIECE_SIZE = 1 << 20

@@ -21,16 +21,15 @@ from grpclib.protocol import Stream as H2Stream
 from grpclib.server import Handler, Server, Stream
 from h2.errors import ErrorCodes
 
-from appliance.castore.nodes import Directory
+from appliance.castore.directory import Directory
 from appliance.castore.size_dialect import SizeDialect
 from appliance.rpc.blob_handlers import BlobHandlers
-from appliance.rpc.chunk import decode_chunk_untrusted, encode_chunk
 from appliance.rpc.directory_handlers import DirectoryHandlers
-from appliance.rpc.loop_thread import LoopThread
-from appliance.rpc.methods import SNIX, Family
 from appliance.rpc.path_info_handlers import PathInfoHandlers
-from appliance.rpc.status import status_of
-from appliance.store.memory import (
+from appliance.services.grpc_messages import SNIX, Family, decode_chunk_untrusted, encode_chunk
+from appliance.services.grpc_status import status_of
+from appliance.services.loop_thread import LoopThread
+from appliance.services.memory_services import (
     MemoryBlobService,
     MemoryDirectoryService,
     MemoryPathInfoService,

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from appliance.vhost._wire import HeaderFlag, Inflight, ProtocolFeature, Region, VirtioFeature
+from appliance.vhost._vhost_wire import HeaderFlag, Inflight, ProtocolFeature, Region, VirtioFeature
 from tests.fakes.driver import DriverRing, GuestMemory
 from tests.fakes.frontend import FrontEnd
 

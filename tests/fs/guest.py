@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
-from appliance.castore.path_info import encode_nar_addressed
+from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.castore.size_dialect import SizeDialect
-from appliance.castore.store_path import StorePath, nar_path
 from appliance.fs.handler import Handler
-from appliance.fuse_proto._wire import EntryOut
+from appliance.fuse_proto._fuse_wire import EntryOut
 from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
 from appliance.fuse_proto.operations import NotReady
+from appliance.nix.path_info import encode_nar_addressed
+from appliance.nix.store_path import StorePath, nar_path
+from appliance.resolve.base import SessionResolving
+from appliance.resolve.local import LocalResolver
 from appliance.session.grants import Grants, GrantTable
 from appliance.session.wants import Want
 from appliance.store.batch import Batch
 from appliance.store.schema import INLINE_MAX
 from appliance.store.store import Store
-from appliance.supervisor.local_resolver import LocalResolver
-from appliance.supervisor.resolving import SessionResolving
 from tests.fakes import fuse_client
 from tests.fakes.fuse_client import Answer, DirectoryRecord, PlainSession
 

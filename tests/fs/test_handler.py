@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node
-from appliance.fs.blobs import OPEN_MAX
+from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node
+from appliance.fs.files import OPEN_MAX
 from appliance.fs.handler import Handler
 from appliance.fuse_proto.encode import FOREVER_S, NO_ENTRY
 from appliance.fuse_proto.operations import Request

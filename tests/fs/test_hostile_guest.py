@@ -14,10 +14,10 @@ import pytest
 from appliance.fs.handler import Handler
 from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
 from appliance.fuse_proto.operations import NotReady
+from appliance.resolve.base import SessionResolving
+from appliance.resolve.local import LocalResolver
 from appliance.session.grants import Grants, GrantTable
 from appliance.store.store import Store
-from appliance.supervisor.local_resolver import LocalResolver
-from appliance.supervisor.resolving import SessionResolving
 from tests.fakes import fuse_client
 from tests.fakes.fuse_client import PlainSession
 from tests.fs.guest import File, Guest, Link, Tree, basename, put

@@ -8,7 +8,7 @@ import pytest
 
 from appliance.castore.digest import Digest
 from appliance.fs.passthrough import PassthroughHandler
-from appliance.fuse_proto._wire import (
+from appliance.fuse_proto._fuse_wire import (
     LseekIn,
     OpenFlag,
     OpenIn,

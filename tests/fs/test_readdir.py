@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.castore.nodes import Directory, DirectoryNode
+from appliance.castore.directory import Directory, DirectoryNode
 from appliance.castore.size_dialect import SizeDialect
-from appliance.fuse_proto import _wire
+from appliance.fuse_proto import _fuse_wire
+from appliance.resolve import local
 from appliance.store.batch import Batch
-from appliance.supervisor import local_resolver
 from tests.fakes import fuse_client
 from tests.fakes.fuse_client import ROOT
 from tests.fs.guest import File, Guest, Link, Model, Tree, add_path, basename, node_of, put
@@ -41,7 +41,7 @@ class Seen:
         self.inos: dict[int, int] = {}
         self.by_content: dict[object, set[int]] = {}
 
-    def check(self, entry: _wire.EntryOut, model: Model) -> None:
+    def check(self, entry: _fuse_wire.EntryOut, model: Model) -> None:
         attr = fuse_client.parse_attr(self.guest.body(fuse_client.getattr_(entry.nodeid))).attr
         assert attr == entry.attr
         if isinstance(model, File):
@@ -64,7 +64,7 @@ class Seen:
         self.by_content.setdefault(identity, set()).add(attr.ino)
 
     @staticmethod
-    def check_leaf(attr: _wire.Attr, mode: int, content: bytes) -> None:
+    def check_leaf(attr: _fuse_wire.Attr, mode: int, content: bytes) -> None:
         assert (attr.mode, attr.size, attr.nlink) == (mode, len(content), 1)
         assert attr.blocks == (len(content) + 511) // 512
 
@@ -166,7 +166,7 @@ def test_room_for_less_than_a_record_is_invalid_not_the_end(
 @pytest.mark.slow
 def test_the_root_lists_what_was_added_since_and_keeps_its_cookies(guest: Guest) -> None:
     names = {b".", b".."}
-    before: list[tuple[_wire.EntryOut, fuse_client.DirectoryRecord]] = []
+    before: list[tuple[_fuse_wire.EntryOut, fuse_client.DirectoryRecord]] = []
     for i in range(20):
         name = put(guest.store, f"path-{i}", {b"x": File(b"%d" % i)})
         names.add(name)
@@ -198,7 +198,7 @@ def test_a_path_put_again_is_listed_once_as_it_was(guest: Guest) -> None:
 def test_the_root_lists_more_paths_than_go_into_one_transaction(
     guest: Guest, num: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_resolver, "_ROOT_CHUNK", 10)
+    monkeypatch.setattr(local, "_ROOT_CHUNK", 10)
     batch = Batch()
     for i in range(num):
         add_path(batch, f"p{i}", DirectoryNode(b"", Directory().digest(), 0))

@@ -5,7 +5,7 @@ Run from the tree's root: `.venv/bin/python -m tests.fuse_proto.bench_dispatch`.
 
 import timeit
 
-from appliance.fuse_proto._wire import ATTR_OUT_SIZE, ENTRY_OUT_SIZE
+from appliance.fuse_proto._fuse_wire import ATTR_OUT_SIZE, ENTRY_OUT_SIZE
 from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
 from appliance.fuse_proto.operations import Body, Operations, Request
 from tests.fakes import fuse_client

@@ -3,8 +3,8 @@
 from errno import ENODATA, ERANGE
 from typing import Final
 
-from appliance.fuse_proto import _wire
-from appliance.fuse_proto._wire import IN_HEADER_SIZE
+from appliance.fuse_proto import _fuse_wire
+from appliance.fuse_proto._fuse_wire import IN_HEADER_SIZE
 from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
 from appliance.fuse_proto.encode import NO_ENTRY, Reply, negative_entry
 from appliance.fuse_proto.operations import Body, Operations, Request
@@ -13,7 +13,7 @@ from tests.fakes.fuse_client import PlainSession
 
 CONTENT: Final = bytes(range(256)) * 64
 VALUE: Final = b"attribute value"
-ENTRY: Final = _wire.pack_entry_out(NO_ENTRY._replace(nodeid=2))
+ENTRY: Final = _fuse_wire.pack_entry_out(NO_ENTRY._replace(nodeid=2))
 ROOM: Final = 1 << 16
 
 # One valid request of each opcode that a method of Operations answers.
@@ -48,7 +48,7 @@ class OneFile(Operations):
 
     def getattr(self, request: Request) -> Body:
         self.seen.append(request)
-        return bytes(_wire.ATTR_OUT_SIZE)
+        return bytes(_fuse_wire.ATTR_OUT_SIZE)
 
     def read(self, request: Request) -> Body:
         self.seen.append(request)
@@ -58,7 +58,7 @@ class OneFile(Operations):
         self.seen.append(request)
         size = request.args.size
         if size == 0:
-            return _wire.pack_getxattr_out(_wire.GetxattrOut(len(VALUE)))
+            return _fuse_wire.pack_getxattr_out(_fuse_wire.GetxattrOut(len(VALUE)))
         if request.names != (b"user.a",):
             raise OSError(ENODATA, "no such attribute")
         if size < len(VALUE):
@@ -95,5 +95,5 @@ class Rig:
 
 
 def with_len(data: bytes, length: int) -> bytes:
-    header = _wire.unpack_in_header(data)._replace(len=length)
-    return _wire.pack_in_header(header) + data[IN_HEADER_SIZE:]
+    header = _fuse_wire.unpack_in_header(data)._replace(len=length)
+    return _fuse_wire.pack_in_header(header) + data[IN_HEADER_SIZE:]

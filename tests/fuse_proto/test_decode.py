@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import FuseDecodeError
-from appliance.fuse_proto import _wire
-from appliance.fuse_proto._wire import CODECS
+from appliance.fuse_proto import _fuse_wire
+from appliance.fuse_proto._fuse_wire import CODECS
 from appliance.fuse_proto.decode import (
     PLANS,
     Plan,
@@ -17,7 +17,7 @@ from appliance.fuse_proto.operations import Request
 from tests.fakes import fuse_client
 
 NAMES = (b"first", b"second\xff")
-HEADER = _wire.IN_HEADER_SIZE
+HEADER = _fuse_wire.IN_HEADER_SIZE
 
 
 def arguments(plan: Plan) -> bytes:
@@ -53,8 +53,8 @@ def test_body_is_decoded_whole_and_with_junk_behind_and_refused_when_cut(plan: P
 
 @pytest.mark.parametrize("size", range(16, 64))
 def test_fields_that_an_older_init_lacks_read_zero(size: int) -> None:
-    body = _wire.pack_init_in(fuse_client.INIT_6_1)
-    plan = PLANS[_wire.Opcode.INIT]
+    body = _fuse_wire.pack_init_in(fuse_client.INIT_6_1)
+    plan = PLANS[_fuse_wire.Opcode.INIT]
     decoded = decode(plan, body + b"\xff" * 64, HEADER + size)
     assert decoded.args[:4] == fuse_client.INIT_6_1[:4]
     assert decoded.args.flags2 == (0 if size == 16 else 0xB)
@@ -62,7 +62,7 @@ def test_fields_that_an_older_init_lacks_read_zero(size: int) -> None:
 
 def test_setxattr_ends_its_structure_after_eight_bytes() -> None:
     data = memoryview(fuse_client.setxattr(3, b"user.a", b"value"))
-    plan = PLANS[_wire.Opcode.SETXATTR]
+    plan = PLANS[_fuse_wire.Opcode.SETXATTR]
     decoded = decode_body_untrusted(plan, decode_header_untrusted(data), data, len(data))
     assert decoded.names == (b"user.a",)
     assert decoded.args.size == 5

@@ -2,7 +2,7 @@ from errno import EIO, ENAMETOOLONG, ENOENT, ENOSYS, ENOTTY, ERANGE, EROFS
 
 import pytest
 
-from appliance.fuse_proto._wire import Opcode
+from appliance.fuse_proto._fuse_wire import Opcode
 from appliance.fuse_proto.encode import Reply, body_size
 from appliance.fuse_proto.opcodes import OPS, Answer
 from appliance.fuse_proto.operations import Body, FileSlice, Operations, Request

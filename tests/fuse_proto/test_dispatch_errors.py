@@ -5,7 +5,7 @@ from errno import EIO, ENOENT
 import pytest
 
 from appliance.errors import CorruptBlobError
-from appliance.fuse_proto._wire import Opcode
+from appliance.fuse_proto._fuse_wire import Opcode
 from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
 from appliance.fuse_proto.operations import Body, NotReady, Operations, Request
 from tests.fakes import fuse_client

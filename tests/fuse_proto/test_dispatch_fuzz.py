@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.fuse_proto._wire import IN_HEADER_SIZE, Opcode
+from appliance.fuse_proto._fuse_wire import IN_HEADER_SIZE, Opcode
 from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
 from appliance.fuse_proto.encode import body_size
 from appliance.fuse_proto.format import format_reply, format_request_untrusted

@@ -2,8 +2,8 @@ from errno import EIO, EPROTO
 
 import pytest
 
-from appliance.fuse_proto import _wire
-from appliance.fuse_proto._wire import InitIn, Opcode
+from appliance.fuse_proto import _fuse_wire
+from appliance.fuse_proto._fuse_wire import InitIn, Opcode
 from appliance.fuse_proto.opcodes import OPS
 from tests.fakes import fuse_client
 from tests.fuse_proto.rig import HANDLED, OneFile, Rig
@@ -27,7 +27,7 @@ def test_before_init_everything_else_is_eio() -> None:
 @pytest.mark.parametrize("size", [16, 64, 72])
 def test_init_of_any_known_size_starts_the_session(size: int) -> None:
     rig = Rig(OneFile(), is_initialised=False)
-    body = _wire.pack_init_in(fuse_client.INIT_6_1).ljust(72, b"\0")[:size]
+    body = _fuse_wire.pack_init_in(fuse_client.INIT_6_1).ljust(72, b"\0")[:size]
     answer = rig.answer(fuse_client.request(Opcode.INIT, 0, body))
     reply = fuse_client.parse_init(answer.body)
     assert (reply.major, reply.minor, reply.max_pages) == (7, 38, 256)

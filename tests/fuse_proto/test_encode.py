@@ -1,7 +1,7 @@
 import pytest
 
-from appliance.fuse_proto import _wire
-from appliance.fuse_proto._wire import Attr, EntryOut
+from appliance.fuse_proto import _fuse_wire
+from appliance.fuse_proto._fuse_wire import Attr, EntryOut
 from appliance.fuse_proto.encode import (
     FOREVER_S,
     NO_ENTRY,
@@ -29,7 +29,7 @@ def test_records_are_padded_to_eight_bytes(size: int) -> None:
     assert len(plus) == direntplus_size(size)
     assert len(plain) % 8 == len(plus) % 8 == 0
     assert size + 24 <= len(plain) < size + 24 + 8
-    assert plus == _wire.pack_entry_out(ENTRY) + plain
+    assert plus == _fuse_wire.pack_entry_out(ENTRY) + plain
 
 
 def test_listings_parse_back() -> None:

@@ -1,7 +1,7 @@
 from errno import EROFS
 
-from appliance.fuse_proto import _wire
-from appliance.fuse_proto._wire import Opcode
+from appliance.fuse_proto import _fuse_wire
+from appliance.fuse_proto._fuse_wire import Opcode
 from appliance.fuse_proto.encode import NO_ENTRY, Reply
 from appliance.fuse_proto.format import format_reply, format_request_untrusted
 from appliance.fuse_proto.operations import FileSlice
@@ -36,7 +36,7 @@ def test_broken_requests_have_a_line_too() -> None:
 
 
 def test_reply_line_shows_structures_sizes_and_errno_names() -> None:
-    entry = _wire.pack_entry_out(NO_ENTRY._replace(nodeid=42))
+    entry = _fuse_wire.pack_entry_out(NO_ENTRY._replace(nodeid=42))
     line = format_reply(Reply(8, 0, entry), Opcode.LOOKUP)
     assert line.startswith("LOOKUP unique=8 -> EntryOut(nodeid=42,")
     assert format_reply(Reply(8, EROFS, b""), Opcode.MKDIR) == "MKDIR unique=8 -> EROFS"
@@ -48,7 +48,9 @@ def test_reply_line_shows_structures_sizes_and_errno_names() -> None:
 
 
 def test_reply_of_two_structures_shows_both() -> None:
-    body = _wire.pack_entry_out(NO_ENTRY) + _wire.pack_open_out(_wire.OpenOut(6, 0, 0))
+    body = _fuse_wire.pack_entry_out(NO_ENTRY) + _fuse_wire.pack_open_out(
+        _fuse_wire.OpenOut(6, 0, 0)
+    )
     line = format_reply(Reply(8, 0, body), Opcode.CREATE)
     assert "EntryOut(nodeid=0," in line
     assert "OpenOut(fh=6," in line

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.fuse_proto._wire import InitFlag, InitIn
+from appliance.fuse_proto._fuse_wire import InitFlag, InitIn
 from appliance.fuse_proto.init import (
     DEVICE_FLAGS,
     MAX_PAGES,

@@ -1,6 +1,6 @@
 from errno import EIO, ENOSYS, ENOTTY, EROFS
 
-from appliance.fuse_proto._wire import CODECS, Opcode
+from appliance.fuse_proto._fuse_wire import CODECS, Opcode
 from appliance.fuse_proto.opcodes import DATA, OPS, Answer
 from appliance.fuse_proto.operations import Operations
 

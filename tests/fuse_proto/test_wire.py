@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance import wiregen
-from appliance.fuse_proto import _wire, wire_table
-from appliance.fuse_proto._wire import InitFlag, Opcode
-from appliance.wiregen import Layout
+from appliance.fuse_proto import _fuse_wire
+from appliance.fuse_proto._fuse_wire import InitFlag, Opcode
+from tools import fuse_table, wiregen
+from tools.wiregen import Layout
 
-LAYOUTS = wiregen.parse_layouts(wire_table.STRUCTS)
+LAYOUTS = wiregen.parse_layouts(fuse_table.STRUCTS)
 
 
 def values(layout: Layout) -> st.SearchStrategy[object]:
@@ -22,13 +22,13 @@ def values(layout: Layout) -> st.SearchStrategy[object]:
         else:
             half = 1 << 8 * item.size - 1
             parts.append(st.integers(-half, half - 1))
-    return st.builds(getattr(_wire, layout.row.name), *parts)
+    return st.builds(getattr(_fuse_wire, layout.row.name), *parts)
 
 
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
 @given(data=st.data())
 def test_every_structure_survives_packing(name: str, data: st.DataObject) -> None:
-    size, unpack, pack = _wire.CODECS[name]
+    size, unpack, pack = _fuse_wire.CODECS[name]
     value = data.draw(values(LAYOUTS[name]))
     packed = pack(value)
     assert len(packed) == size
@@ -63,7 +63,7 @@ def test_sizes_are_the_protocols() -> None:
         "StatxOut": 288,
         "CopyFileRangeOut": 8,
     }
-    assert {name: _wire.CODECS[name].size for name in sizes} == sizes
+    assert {name: _fuse_wire.CODECS[name].size for name in sizes} == sizes
 
 
 def test_statx_fields_lie_where_the_kernel_has_them() -> None:

@@ -2,11 +2,11 @@
 
 import struct
 
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, SymlinkNode
+from appliance.castore.directory import Directory, DirectoryNode, FileNode, SymlinkNode
 from appliance.fuse_proto.encode import NO_ENTRY, pack_direntplus
 from appliance.images import layout
+from appliance.images.entries import fnv1a, pack_record
 from appliance.images.layout import Kind
-from appliance.images.records import fnv1a, pack_record
 
 
 def kind_of(node: DirectoryNode | FileNode | SymlinkNode) -> Kind:

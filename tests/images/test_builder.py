@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, SymlinkNode
+from appliance.castore.directory import Directory, DirectoryNode, FileNode, SymlinkNode
 from appliance.errors import DirectoryError
 from appliance.images import builder, layout
 from appliance.images.layout import Image, Kind

@@ -17,8 +17,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from appliance.importer.importer import import_paths
-from appliance.importer.listing import open_root
-from appliance.importer.walk import Step, walk
+from appliance.importer.walk import Step, open_root, walk
 
 _ROUNDS = 4
 

@@ -8,7 +8,7 @@ from blake3 import blake3
 
 from appliance.importer.file_reader import FRAME_EXTRA_MAX, FileReader, Reading
 from appliance.importer.records import HASH_RECORD, HashKind, HashRecord
-from appliance.nar.writer import NarWriter
+from appliance.nix.nar import NarWriter
 from appliance.store.schema import INLINE, INLINE_MAX
 
 RING_SIZE = 4 << 20

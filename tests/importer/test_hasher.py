@@ -8,10 +8,9 @@ from typing import NamedTuple
 import pytest
 from blake3 import blake3
 
-from appliance.importer.hasher import PIECE_MAX, HasherLoop
-from appliance.importer.links import Links
-from appliance.importer.listing import open_root
+from appliance.importer.hasher import PIECE_MAX, HasherLoop, Links
 from appliance.importer.records import HASH_RECORD, HashKind, HashRecord, pack_root_request
+from appliance.importer.walk import open_root
 
 RING_SIZE = 32 << 20
 BLOCK = 4096

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from appliance.castore.nodes import DirectoryNode, FileNode, SymlinkNode
-from appliance.castore.path_info import PathInfo
+from appliance.castore.directory import DirectoryNode, FileNode, SymlinkNode
 from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import ImportTreeError
 from appliance.importer.hasher_pool import HasherPool
 from appliance.importer.importer import import_paths
-from appliance.rpc.open_services import open_services
-from appliance.store.nar_render import render_nar
-from appliance.store.service_uri import LmdbAddress, ServiceAddresses
+from appliance.nix.path_info import PathInfo
+from appliance.services.addresses import LmdbAddress, ServiceAddresses
+from appliance.services.nar_render import render_nar
+from appliance.services.open_services import open_services
 from appliance.store.store import Store
 from tests.importer.trees import (
     DEADLINE_S,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from appliance.castore.nodes import DirectoryNode
+from appliance.castore.directory import DirectoryNode
 from appliance.errors import ImportTreeError
 from appliance.importer.importer import import_paths
-from appliance.nar.writer import NarWriter
+from appliance.nix.nar import NarWriter
 from appliance.store.store import Store
 from tests.fakes.peak_memory import measure_memory
 from tests.importer.trees import Silent, import_command, make_sparse, nix_path, small_disk

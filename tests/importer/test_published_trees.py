@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
-from appliance.castore.path_info import PathInfo
+from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.importer.importer import import_paths
+from appliance.nix.path_info import PathInfo
 from appliance.store.store import Store
 from tests.importer.trees import Silent
 from tests.store.audit import audit, content

@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode
+from appliance.castore.directory import Directory, DirectoryNode, FileNode
 from appliance.store.batch import Batch
 from appliance.store.store import Store
 from tests.fakes.mounted import Mounted

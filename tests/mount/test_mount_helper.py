@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.cli_mount import EXIT_FAILURE, EXIT_USAGE, is_mount_call, parse_mount_call
+from appliance.cli.mount_commands import EXIT_FAILURE, EXIT_USAGE, is_mount_call, parse_mount_call
 from appliance.errors import ConfigError
 from tests.fakes.appliance_process import DEADLINE_S, import_tree
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance.castore.nodes import Node
-from appliance.castore.path_info import encode_nar_addressed
-from appliance.castore.store_path import StorePath
+from appliance.castore.directory import Node
+from appliance.nix.path_info import encode_nar_addressed
+from appliance.nix.store_path import StorePath
 from appliance.store.batch import Batch
 from appliance.store.store import Store
 from tests.fakes.mounted import Mounted

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import DirectoryNode, FileNode, SymlinkNode
+from appliance.castore.directory import DirectoryNode, FileNode, SymlinkNode
 from appliance.store.batch import Batch
 from appliance.store.store import Store
 from tests.fakes.mounted import Mounted

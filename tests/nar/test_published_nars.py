@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from appliance.nar import wire
+from appliance.nix import nar
 from tests.nar.test_reader import events_of, read, write
 
 PUBLISHED: dict[str, tuple[object, int, str]] = {
@@ -63,14 +63,14 @@ def test_published_archive_is_written_and_read(tree: object, size: int, sha256: 
 @pytest.mark.parametrize(
     ("tokens", "size"),
     [
-        (wire.HEADER, 56),
-        (wire.REGULAR, 32),
-        (wire.EXECUTABLE, 64),
-        (wire.SYMLINK, 32),
-        (wire.DIRECTORY, 24),
-        (wire.ENTRY, 48),
-        (wire.NODE, 48),
-        (wire.CLOSE, 16),
+        (nar.HEADER, 56),
+        (nar.REGULAR, 32),
+        (nar.EXECUTABLE, 64),
+        (nar.SYMLINK, 32),
+        (nar.DIRECTORY, 24),
+        (nar.ENTRY, 48),
+        (nar.NODE, 48),
+        (nar.CLOSE, 16),
     ],
 )
 def test_tokens_have_the_published_sizes(tokens: bytes, size: int) -> None:

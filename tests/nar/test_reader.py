@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import NarError
-from appliance.nar import wire
-from appliance.nar.reader import (
+from appliance.nix import nar
+from appliance.nix.nar import (
     ContentRead,
     DirectoryEndRead,
     DirectoryRead,
@@ -17,10 +17,10 @@ from appliance.nar.reader import (
     Event,
     FileRead,
     NarTruncatedError,
+    NarWriter,
     SymlinkRead,
     read_nar,
 )
-from appliance.nar.writer import NarWriter
 
 NAMES = st.binary(min_size=1, max_size=20).filter(
     lambda name: not {0, ord("/")} & set(name) and name not in {b".", b".."}
@@ -130,36 +130,36 @@ def test_tree_of_any_depth_is_read() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_give_a_tree_or_a_nar_error(data: bytes) -> None:
-    for prefix in (b"", wire.HEADER, wire.HEADER + wire.DIRECTORY):
+    for prefix in (b"", nar.HEADER, nar.HEADER + nar.DIRECTORY):
         with pytest.raises(NarError):
             read(prefix + data + b"\xff")
 
 
-DIRECTORY = wire.HEADER + wire.DIRECTORY
-FILE = wire.REGULAR + wire.string(b"x") + wire.CLOSE
+DIRECTORY = nar.HEADER + nar.DIRECTORY
+FILE = nar.REGULAR + nar.string(b"x") + nar.CLOSE
 BROKEN = {
-    "name empty": DIRECTORY + wire.ENTRY + wire.string(b"") + wire.NODE + FILE,
-    "name .": DIRECTORY + wire.ENTRY + wire.string(b".") + wire.NODE + FILE,
-    "name ..": DIRECTORY + wire.ENTRY + wire.string(b"..") + wire.NODE + FILE,
-    "name with slash": DIRECTORY + wire.ENTRY + wire.string(b"a/b") + wire.NODE + FILE,
-    "name with NUL": DIRECTORY + wire.ENTRY + wire.string(b"a\0b") + wire.NODE + FILE,
-    "name too long": DIRECTORY + wire.ENTRY + wire.string(b"x" * 256) + wire.NODE + FILE,
+    "name empty": DIRECTORY + nar.ENTRY + nar.string(b"") + nar.NODE + FILE,
+    "name .": DIRECTORY + nar.ENTRY + nar.string(b".") + nar.NODE + FILE,
+    "name ..": DIRECTORY + nar.ENTRY + nar.string(b"..") + nar.NODE + FILE,
+    "name with slash": DIRECTORY + nar.ENTRY + nar.string(b"a/b") + nar.NODE + FILE,
+    "name with NUL": DIRECTORY + nar.ENTRY + nar.string(b"a\0b") + nar.NODE + FILE,
+    "name too long": DIRECTORY + nar.ENTRY + nar.string(b"x" * 256) + nar.NODE + FILE,
     "names equal": DIRECTORY
-    + 2 * (wire.ENTRY + wire.string(b"a") + wire.NODE + FILE + wire.CLOSE),
+    + 2 * (nar.ENTRY + nar.string(b"a") + nar.NODE + FILE + nar.CLOSE),
     "names descending": DIRECTORY
-    + wire.ENTRY + wire.string(b"b") + wire.NODE + FILE + wire.CLOSE
-    + wire.ENTRY + wire.string(b"a") + wire.NODE + FILE + wire.CLOSE,
-    "target empty": wire.HEADER + wire.SYMLINK + wire.string(b"") + wire.CLOSE,
-    "target with NUL": wire.HEADER + wire.SYMLINK + wire.string(b"a\0") + wire.CLOSE,
-    "target too long": wire.HEADER + wire.SYMLINK + wire.string(b"x" * 4096) + wire.CLOSE,
-    "executable not empty": wire.HEADER
-    + wire.string(b"regular") + wire.string(b"executable") + wire.string(b"1")
-    + wire.string(b"contents") + wire.string(b"") + wire.CLOSE,
-    "padding not zero": wire.HEADER
-    + wire.REGULAR + wire.length(1) + b"x" + b"\0" * 6 + b"\1" + wire.CLOSE,
-    "unknown type": wire.HEADER + wire.string(b"fifo") + wire.CLOSE,
-    "huge token": wire.HEADER + wire.length(1 << 63),
-    "another magic": wire.string(b"nix-archive-2") + wire.string(b"("),
+    + nar.ENTRY + nar.string(b"b") + nar.NODE + FILE + nar.CLOSE
+    + nar.ENTRY + nar.string(b"a") + nar.NODE + FILE + nar.CLOSE,
+    "target empty": nar.HEADER + nar.SYMLINK + nar.string(b"") + nar.CLOSE,
+    "target with NUL": nar.HEADER + nar.SYMLINK + nar.string(b"a\0") + nar.CLOSE,
+    "target too long": nar.HEADER + nar.SYMLINK + nar.string(b"x" * 4096) + nar.CLOSE,
+    "executable not empty": nar.HEADER
+    + nar.string(b"regular") + nar.string(b"executable") + nar.string(b"1")
+    + nar.string(b"contents") + nar.string(b"") + nar.CLOSE,
+    "padding not zero": nar.HEADER
+    + nar.REGULAR + nar.length(1) + b"x" + b"\0" * 6 + b"\1" + nar.CLOSE,
+    "unknown type": nar.HEADER + nar.string(b"fifo") + nar.CLOSE,
+    "huge token": nar.HEADER + nar.length(1 << 63),
+    "another magic": nar.string(b"nix-archive-2") + nar.string(b"("),
 }  # fmt: skip
 
 

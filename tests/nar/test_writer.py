@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import NarError
-from appliance.nar.writer import Buffer, NarWriter
+from appliance.nix.nar import Buffer, NarWriter
 
 PIECE = 1000
 

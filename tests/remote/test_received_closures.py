@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance.castore.nodes import Directory, DirectoryNode
+from appliance.castore.directory import Directory, DirectoryNode
 from appliance.errors import ContentMissingError, CorruptBlobError, StoreError
-from appliance.store.services import Services
+from appliance.services.base import Services
 from tests.contracts.rig import Rig, closure, parent_of
 from tests.fakes.scripted_services import ScriptedServices
 

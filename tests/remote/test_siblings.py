@@ -3,9 +3,9 @@
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode
+from appliance.castore.directory import Directory, DirectoryNode, FileNode
+from appliance.resolve.prefetch import SmallFiles
 from appliance.store.schema import INLINE_MAX
-from appliance.supervisor.siblings import SmallFiles
 
 MUCH = 1 << 30
 

@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode
-from appliance.castore.path_info import encode_nar_addressed
-from appliance.castore.store_path import nar_path
+from appliance.castore.directory import Directory, DirectoryNode, FileNode
 from appliance.errors import ApplianceError
-from appliance.rpc.open_services import open_services
-from appliance.store.service_uri import ServiceAddresses, parse_service_uri
-from appliance.store.services import Services
+from appliance.nix.path_info import encode_nar_addressed
+from appliance.nix.store_path import nar_path
+from appliance.services.addresses import ServiceAddresses, parse_service_uri
+from appliance.services.base import Services
+from appliance.services.open_services import open_services
 from tests.contracts.rig import fresh_bytes, put_blob, put_closure
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.prepared_commands import Command, Ended, PreparedCommands

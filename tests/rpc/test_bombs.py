@@ -9,12 +9,12 @@ from typing import NamedTuple
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, node_to_message
-from appliance.castore.store_path import StorePath
+from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node, node_to_message
 from appliance.errors import StoreError
+from appliance.nix.store_path import StorePath
 from appliance.protos import pathinfo_pb2
-from appliance.store.nar_extent import BYTES_MAX, ENTRIES_MAX, extent_of
-from appliance.store.services import Services
+from appliance.services.base import Services
+from appliance.services.nar_extent import BYTES_MAX, ENTRIES_MAX, extent_of
 from tests.contracts.rig import Rig, parent_of, put_blob, put_closure
 from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import FileNode
-from appliance.castore.path_info import read_path_info
-from appliance.store.services import Services
+from appliance.castore.directory import FileNode
+from appliance.nix.path_info import read_path_info
+from appliance.services.base import Services
 from tests.contracts.rig import Rig
 from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess

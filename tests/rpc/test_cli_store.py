@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from appliance.castore.nodes import DirectoryNode
-from appliance.castore.store_path import nar_path
+from appliance.castore.directory import DirectoryNode
+from appliance.nix.store_path import nar_path
 from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess
 from tests.store.audit import audit

@@ -10,14 +10,14 @@ import grpc
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, FileNode
+from appliance.castore.directory import Directory, FileNode
 from appliance.errors import ServiceLimitError, ServiceUnavailableError, StoreFullError
-from appliance.rpc.client import Peer, Sending
-from appliance.rpc.incoming import Context
-from appliance.rpc.loop_thread import LoopThread
-from appliance.rpc.methods import MESSAGE_MAX
-from appliance.store.service_uri import GrpcAddress, unix_target
-from appliance.store.services import Services
+from appliance.rpc.calls import Context
+from appliance.services.addresses import GrpcAddress, unix_target
+from appliance.services.base import Services
+from appliance.services.grpc_client import Peer, Sending
+from appliance.services.grpc_messages import MESSAGE_MAX
+from appliance.services.loop_thread import LoopThread
 from tests.contracts.rig import Rig, put_blob
 from tests.fakes.daemon_process import DaemonProcess
 from tests.importer.trees import small_disk
@@ -25,7 +25,7 @@ from tests.importer.trees import small_disk
 pytestmark = pytest.mark.slow
 
 if TYPE_CHECKING:
-    from appliance.rpc.handlers import Handler
+    from appliance.rpc.calls import Handler
 
 REFUSAL = "the quota of this month is used up"
 

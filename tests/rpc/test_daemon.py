@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.protos import castore_rpc_pb2
-from appliance.store.service_uri import GrpcAddress, parse_service_uri, unix_target
+from appliance.services.addresses import GrpcAddress, parse_service_uri, unix_target
 from tests.contracts.rig import fresh_bytes
 from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event
 from tests.fakes.daemon_process import DaemonProcess

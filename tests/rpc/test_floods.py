@@ -13,8 +13,8 @@ import pytest
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.log import BURST
 from appliance.protos import castore_rpc_pb2, pathinfo_rpc_pb2
-from appliance.rpc.chunk import encode_chunk
-from appliance.rpc.handlers import CALLS_MAX, WATCHES_MAX
+from appliance.rpc.calls import CALLS_MAX, WATCHES_MAX
+from appliance.services.grpc_messages import encode_chunk
 from appliance.store import schema
 from appliance.store.store import Store
 from tests.contracts.rig import fresh_bytes

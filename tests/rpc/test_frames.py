@@ -18,7 +18,7 @@ from h2.settings import SettingCodes
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.protos import castore_pb2, castore_rpc_pb2
-from appliance.rpc.chunk import encode_chunk
+from appliance.services.grpc_messages import encode_chunk
 from tests.contracts.rig import fresh_bytes, fresh_leaf
 from tests.fakes.daemon_process import DaemonProcess
 from tests.rpc.wire import FAMILIES, run

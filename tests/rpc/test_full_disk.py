@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, FileNode
+from appliance.castore.directory import Directory, FileNode
 from appliance.protos import castore_rpc_pb2
 from tests.contracts.rig import fresh_bytes
 from tests.fakes.daemon_process import DaemonProcess

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.castore.digest import EMPTY_DIGEST
-from appliance.castore.nodes import Directory, SymlinkNode, node_to_message
-from appliance.castore.path_info import encode_nar_addressed
-from appliance.castore.store_path import nar_path
+from appliance.castore.directory import Directory, SymlinkNode, node_to_message
+from appliance.nix.path_info import encode_nar_addressed
+from appliance.nix.store_path import nar_path
 from appliance.protos import castore_rpc_pb2, pathinfo_rpc_pb2
 from tests.contracts.rig import fresh_leaf, parent_of
 from tests.fakes.daemon_process import DaemonProcess

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from appliance.castore.narinfo import parse_narinfo
-from appliance.castore.nodes import SymlinkNode, node_to_message
-from appliance.castore.signing_keys import PublicKey
-from appliance.castore.store_path import StorePath
+from appliance.castore.directory import SymlinkNode, node_to_message
+from appliance.nix.narinfo import parse_narinfo
+from appliance.nix.signing import PublicKey
+from appliance.nix.store_path import StorePath
 from appliance.protos import pathinfo_pb2
 from appliance.store.batch import Batch
 from appliance.store.store import Store

@@ -10,13 +10,13 @@ import grpc
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
-from appliance.castore.path_info import encode_nar_addressed, read_path_info
-from appliance.castore.store_path import StorePath, nar_path
+from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.errors import AlreadyExistsError, InvalidRequestError
+from appliance.nix.path_info import encode_nar_addressed, read_path_info
+from appliance.nix.store_path import StorePath, nar_path
 from appliance.protos import pathinfo_pb2
+from appliance.services.base import NarInfo, Services
 from appliance.store.batch import Batch
-from appliance.store.services import NarInfo, Services
 from appliance.store.store import Store
 from tests.contracts.rig import Rig, put_blob, put_closure
 from tests.fakes.appliance_process import APPLIANCE, import_tree

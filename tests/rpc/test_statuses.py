@@ -6,7 +6,13 @@ import grpc
 import pytest
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, SymlinkNode, node_to_message
+from appliance.castore.directory import (
+    Directory,
+    DirectoryNode,
+    FileNode,
+    SymlinkNode,
+    node_to_message,
+)
 from appliance.castore.size_dialect import SizeDialect
 from appliance.protos import castore_pb2, castore_rpc_pb2, pathinfo_pb2, pathinfo_rpc_pb2
 from tests.contracts.rig import fresh_bytes, fresh_leaf, parent_of

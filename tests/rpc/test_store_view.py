@@ -7,8 +7,7 @@ from typing import TypeVar
 import pytest
 
 from appliance.castore.digest import EMPTY_DIGEST
-from appliance.castore.nix_hash import NixHash
-from appliance.castore.nodes import (
+from appliance.castore.directory import (
     Directory,
     DirectoryNode,
     FileNode,
@@ -16,13 +15,14 @@ from appliance.castore.nodes import (
     SymlinkNode,
     node_to_message,
 )
-from appliance.castore.path_info import encode_nar_addressed
-from appliance.castore.store_path import StorePath
 from appliance.errors import ConfigError, StoreError
+from appliance.nix.hashes import NixHash
+from appliance.nix.path_info import encode_nar_addressed
+from appliance.nix.store_path import StorePath
 from appliance.protos import pathinfo_pb2
-from appliance.rpc.open_services import open_services
-from appliance.rpc.store_view import StoreView, path_info_json
-from appliance.store.service_uri import MemoryAddress, ServiceAddresses
+from appliance.services.addresses import MemoryAddress, ServiceAddresses
+from appliance.services.open_services import open_services
+from appliance.services.store_view import StoreView, path_info_json
 from tests.castore.test_narinfo import libcxx
 from tests.contracts.rig import put_closure
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from appliance.rpc.loop_thread import LoopThread
-from appliance.rpc.open_services import open_services
 from appliance.rpc.server import Server
-from appliance.store.service_uri import MemoryAddress, ServiceAddresses
+from appliance.services.addresses import MemoryAddress, ServiceAddresses
+from appliance.services.loop_thread import LoopThread
+from appliance.services.open_services import open_services
 from tests.fakes.appliance_process import APPLIANCE
 
 pytestmark = pytest.mark.slow

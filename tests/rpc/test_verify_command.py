@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 import pytest
 
-from appliance.castore import nixbase32
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import DirectoryNode
-from appliance.castore.path_info import read_path_info
-from appliance.castore.store_path import StorePath
+from appliance.castore.directory import DirectoryNode
+from appliance.nix.path_info import read_path_info
+from appliance.nix.store_path import StorePath, encode_base32
 from appliance.protos import pathinfo_pb2
 from appliance.store import schema
 from appliance.store.store import Store
@@ -60,7 +59,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Imported:
         check=True,
         timeout=60,
     ).stdout
-    nar_sha256 = nixbase32.encode(hashlib.sha256(nar).digest())
+    nar_sha256 = encode_base32(hashlib.sha256(nar).digest())
     return Imported(directory / "store", path, nar_sha256, f"/nix/store/{intact}")
 
 

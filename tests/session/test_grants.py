@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import DirectoryNode, FileNode, Node, SymlinkNode
+from appliance.castore.directory import DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.errors import StoreError
 from appliance.images.layout import Kind, name_of
 from appliance.session import grants as module

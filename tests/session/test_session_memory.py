@@ -5,7 +5,7 @@ import resource
 import pytest
 
 from appliance.engine import inflight_size
-from appliance.fuse_proto._wire import Opcode
+from appliance.fuse_proto._fuse_wire import Opcode
 from appliance.session.session_memory import (
     COUNTERS_PER_QUEUE,
     InflightMemory,

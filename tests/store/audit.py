@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node
-from appliance.castore.path_info import PathInfo, read_path_info
+from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node
 from appliance.castore.size_dialect import SizeDialect
+from appliance.db.environment import ReadTransaction
+from appliance.nix.path_info import PathInfo, read_path_info
 from appliance.store import schema
-from appliance.store.lmdb_env import ReadTransaction
 from appliance.store.store import BlobFile, Store
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from appliance.errors import StoreError
-from appliance.store.ahead import RUNNING_MAX, Ahead, Work
+from appliance.services.fetch import RUNNING_MAX, Ahead, Work
 
 DEADLINE_S = 30
 

@@ -10,11 +10,11 @@ import pytest
 
 from appliance.castore.digest import Digest
 from appliance.errors import ContentMissingError, CorruptBlobError, ServiceUnavailableError
+from appliance.services.base import BlobReader
+from appliance.services.fetch import FETCHES_MAX, BlobFetcher
+from appliance.services.memory_services import MemoryBlobService
 from appliance.store.blob_cache import BlobCache, TooLargeError, charge_of
-from appliance.store.blob_fetcher import FETCHES_MAX, BlobFetcher
-from appliance.store.memory import MemoryBlobService
 from appliance.store.schema import INLINE_MAX
-from appliance.store.services import BlobReader
 from appliance.store.store import BlobFile
 
 MAX_BYTES = 1 << 20

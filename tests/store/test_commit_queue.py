@@ -8,8 +8,8 @@ import pytest
 from appliance.castore.digest import Digest
 from appliance.errors import StoreError
 from appliance.store.batch import Batch
-from appliance.store.commit_queue import CommitQueue
 from appliance.store.store import Store
+from appliance.store.writer import CommitQueue
 from tests.store.audit import audit
 
 

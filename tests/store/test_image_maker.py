@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, DirectoryNode
+from appliance.castore.directory import Directory, DirectoryNode
 from appliance.store import schema
 from appliance.store.batch import Batch
 from appliance.store.image_maker import make_images

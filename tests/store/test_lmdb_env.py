@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from appliance.db.environment import Environment, WriteTransaction
 from appliance.errors import SchemaVersionError, StoreError, StoreFullError
-from appliance.store.lmdb_env import Environment, WriteTransaction
 
 DEADLINE_S = 60
 DATABASES = (b"one", b"two")

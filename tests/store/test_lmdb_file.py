@@ -13,9 +13,9 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from appliance.db.data_file import check_data
+from appliance.db.environment import Environment
 from appliance.errors import StoreError, StoreFullError
-from appliance.store.lmdb_env import Environment
-from appliance.store.lmdb_file import check_data
 from tests.fakes.appliance_process import APPLIANCE, import_tree
 from tests.store.test_lmdb_env import opened, put, small_disk
 

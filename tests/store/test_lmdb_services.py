@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, FileNode
+from appliance.castore.directory import Directory, FileNode
 from appliance.errors import ServiceLimitError, StoreFullError
-from appliance.store.async_store import AsyncStore
-from appliance.store.lmdb_blobs import LmdbBlobService
-from appliance.store.lmdb_directories import LmdbDirectoryService
+from appliance.services.base import DirectoryPutter
+from appliance.services.lmdb_blobs import LmdbBlobService
+from appliance.services.lmdb_directories import LmdbDirectoryService
 from appliance.store.schema import INLINE_MAX
-from appliance.store.services import DirectoryPutter
+from appliance.store.writer import AsyncStore
 from tests.contracts.rig import put_blob, read_blob
 from tests.store.test_lmdb_env import small_disk
 

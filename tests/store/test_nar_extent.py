@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
-from appliance.store.memory import MemoryBlobService, MemoryDirectoryService
-from appliance.store.nar_extent import extent_of
-from appliance.store.nar_render import nar_info
+from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node, SymlinkNode
+from appliance.services.memory_services import MemoryBlobService, MemoryDirectoryService
+from appliance.services.nar_extent import extent_of
+from appliance.services.nar_render import nar_info
 
 NAMES = st.binary(min_size=1, max_size=20).filter(
     lambda name: name not in {b".", b".."} and not {0, ord("/")} & set(name)

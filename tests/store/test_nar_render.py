@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import pytest
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.nodes import Directory, DirectoryNode, FileNode, Node, SymlinkNode
+from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.castore.size_dialect import SizeDialect
-from appliance.store.memory import MemoryBlobService, MemoryDirectoryService
-from appliance.store.nar_render import (
+from appliance.services.memory_services import MemoryBlobService, MemoryDirectoryService
+from appliance.services.nar_render import (
     BlobNotFoundError,
     BlobTooLongError,
     BlobTooShortError,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from appliance.db.data_file import check_pid
 from appliance.errors import PidInUseError
-from appliance.store.lmdb_file import check_pid
 from tests.fakes.appliance_process import (
     APPLIANCE,
     DEADLINE_S,

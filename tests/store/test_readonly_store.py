@@ -11,13 +11,13 @@ from typing import NamedTuple
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.castore.nodes import SymlinkNode
-from appliance.castore.path_info import encode_nar_addressed
-from appliance.castore.store_path import nar_path
+from appliance.castore.directory import SymlinkNode
+from appliance.db.environment import Environment
 from appliance.errors import ReadOnlyStoreError, StoreError
+from appliance.nix.path_info import encode_nar_addressed
+from appliance.nix.store_path import nar_path
 from appliance.store import schema
 from appliance.store.batch import Batch
-from appliance.store.lmdb_env import Environment
 from appliance.store.store import Store
 from tests.contracts.rig import Rig
 from tests.fakes.appliance_process import APPLIANCE, ApplianceProcess, FakeGuest, import_tree

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import ConfigError
-from appliance.store.service_uri import (
+from appliance.services.addresses import (
     GrpcAddress,
     LmdbAddress,
     MemoryAddress,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.nodes import Directory, FileNode
+from appliance.castore.directory import Directory, FileNode
 from appliance.errors import SchemaVersionError, StoreError, StoreFullError
 from appliance.store import schema
 from appliance.store.batch import Batch

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.castore.content_address import ContentAddress
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.nix_hash import NixHash
-from appliance.castore.nodes import (
+from appliance.castore.directory import (
     Directory,
     DirectoryNode,
     FileNode,
@@ -21,20 +19,22 @@ from appliance.castore.nodes import (
     SymlinkNode,
     node_to_message,
 )
-from appliance.castore.path_info import read_path_info
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
-from appliance.castore.store_path import StorePath, text_path
 from appliance.errors import CorruptBlobError, ServiceUnavailableError
-from appliance.nar import wire
-from appliance.nar.writer import NarWriter
+from appliance.nix import nar
+from appliance.nix.content_address import ContentAddress
+from appliance.nix.hashes import NixHash
+from appliance.nix.nar import NarWriter
+from appliance.nix.path_info import read_path_info
+from appliance.nix.store_path import StorePath, text_path
 from appliance.protos import pathinfo_pb2
-from appliance.store.memory import (
+from appliance.services.base import Services
+from appliance.services.memory_services import (
     MemoryBlobService,
     MemoryDirectoryService,
     MemoryPathInfoService,
 )
-from appliance.store.services import Services
-from appliance.store.verify import (
+from appliance.services.verify import (
     ContentAddressMismatchError,
     ContentMismatchError,
     InvalidPathError,
@@ -360,13 +360,13 @@ def made_content_addressed(root: Path, content: str) -> tuple[Path, dict[str, st
     path = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-self"
     export = b"".join(
         [
-            wire.length(1),
+            nar.length(1),
             nar_of_file(content.replace("SELF", path).encode()),
-            wire.length(0x4558494E),
-            wire.string(path.encode()),
-            wire.length(1),
-            wire.string(path.encode()),
-            wire.string(b""),
+            nar.length(0x4558494E),
+            nar.string(path.encode()),
+            nar.length(1),
+            nar.string(path.encode()),
+            nar.string(b""),
             bytes(16),
         ]
     )

@@ -15,14 +15,14 @@ import pytest
 
 from appliance.engine import FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC
 from appliance.errors import VhostError
+from appliance.resolve.local import LocalResolver
 from appliance.store.store import Store
-from appliance.supervisor import queue_worker
+from appliance.supervisor import ring_worker
 from appliance.supervisor.device import Device
 from appliance.supervisor.forker import Forker
-from appliance.supervisor.kept_worker import KeptWorker, WorkerSettings
-from appliance.supervisor.local_resolver import LocalResolver
-from appliance.supervisor.services import Services
-from appliance.vhost._wire import Region
+from appliance.supervisor.runtime import Runtime
+from appliance.supervisor.worker_process import KeptWorker, WorkerSettings
+from appliance.vhost._vhost_wire import Region
 from appliance.vhost.backend import VringConfig
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import DEADLINE_S
@@ -49,7 +49,7 @@ async def a_device(directory: Path, memory: GuestMemory) -> AsyncIterator[Device
     )
     forker = Forker()
     resolver = LocalResolver(store)
-    services = Services(forker, resolver, settings, is_by_content=False)
+    services = Runtime(forker, resolver, settings, is_by_content=False)
     device = Device("a device", 3, NUM, services)
     try:
         for region in memory.regions:
@@ -125,7 +125,7 @@ def test_a_ring_whose_stop_failed_is_not_served_again(
 ) -> None:
     async def test(device: Device, ring: DriverRing) -> None:
         await device.start_ring(QUEUE, ring_config(ring))
-        monkeypatch.setattr(queue_worker, "_ANSWER_DEADLINE_S", 0.5)
+        monkeypatch.setattr(ring_worker, "_ANSWER_DEADLINE_S", 0.5)
         ask(ring)
         await until(lambda: ring.used_idx == 1)
         stop_workers(device)
@@ -164,12 +164,12 @@ def test_a_successor_that_was_slow_to_start_is_not_the_last(
 ) -> None:
     async def test(device: Device, ring: DriverRing) -> None:
         await device.start_ring(QUEUE, ring_config(ring))
-        before = queue_worker._ANSWER_DEADLINE_S
-        monkeypatch.setattr(queue_worker, "_ANSWER_DEADLINE_S", 0.0)
+        before = ring_worker._ANSWER_DEADLINE_S
+        monkeypatch.setattr(ring_worker, "_ANSWER_DEADLINE_S", 0.0)
         (worker,) = device.workers()
         os.kill(int(str(worker["pid"])), signal.SIGKILL)  # no successor is quick enough
         await until(lambda: worker_restarts(device) >= 2)
-        monkeypatch.setattr(queue_worker, "_ANSWER_DEADLINE_S", before)
+        monkeypatch.setattr(ring_worker, "_ANSWER_DEADLINE_S", before)
         ask(ring)
         await until(lambda: ring.used_idx == 1)
 

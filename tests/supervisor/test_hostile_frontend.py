@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from appliance.vhost._wire import (
+from appliance.vhost._vhost_wire import (
     Header,
     HeaderFlag,
     Inflight,

@@ -12,8 +12,14 @@ from typing import Final
 
 import pytest
 
-from appliance.fuse_proto import _wire
-from appliance.fuse_proto._wire import CODECS, IN_HEADER_SIZE, OUT_HEADER_SIZE, InHeader, Opcode
+from appliance.fuse_proto import _fuse_wire
+from appliance.fuse_proto._fuse_wire import (
+    CODECS,
+    IN_HEADER_SIZE,
+    OUT_HEADER_SIZE,
+    InHeader,
+    Opcode,
+)
 from appliance.fuse_proto.opcodes import OPS, Answer, Op
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
@@ -152,8 +158,8 @@ def whole_request(op: Op) -> bytes:
 
 
 def with_len(request: bytes, length: int) -> bytes:
-    header = _wire.unpack_in_header(request)._replace(len=length)
-    return _wire.pack_in_header(header) + request[IN_HEADER_SIZE:]
+    header = _fuse_wire.unpack_in_header(request)._replace(len=length)
+    return _fuse_wire.pack_in_header(header) + request[IN_HEADER_SIZE:]
 
 
 def needed_bytes(op: Op) -> int:
@@ -214,7 +220,7 @@ def test_a_reply_that_does_not_fit_is_eio_or_shorter(guest: HostileGuest, top: i
     small = guest.lookup(top, b"small")
     lookup, read, readlink, readdir = guest.exchange(
         [
-            (fuse_client.lookup(top, b"small"), OUT_HEADER_SIZE + _wire.ENTRY_OUT_SIZE - 1),
+            (fuse_client.lookup(top, b"small"), OUT_HEADER_SIZE + _fuse_wire.ENTRY_OUT_SIZE - 1),
             (fuse_client.read(small, 0, 100), OUT_HEADER_SIZE + 5),
             (fuse_client.readlink(guest.lookup(top, b"link")), OUT_HEADER_SIZE + 4),
             (fuse_client.readdir(top, 0, 1 << 20), OUT_HEADER_SIZE + 8),
@@ -397,7 +403,7 @@ def test_random_bytes_as_requests_all_come_back(guest: HostileGuest) -> None:
             total_extlen=rng.getrandbits(16),
         )
         body = rng.randbytes(rng.randrange(200))
-        requests.append((_wire.pack_in_header(header) + body, rng.choice([0, 16, 100, ROOM])))
+        requests.append((_fuse_wire.pack_in_header(header) + body, rng.choice([0, 16, 100, ROOM])))
     assert len(guest.exchange(requests)) == 2000
     guest.mount()
     assert guest.ask(fuse_client.getattr_(ROOT)).error == 0

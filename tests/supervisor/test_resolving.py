@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from appliance.images.layout import name_of
+from appliance.resolve.base import SessionResolving
+from appliance.resolve.local import LocalResolver
 from appliance.session.grants import Grants, GrantTable
 from appliance.session.wants import RootListWanted, RootNameWanted
 from appliance.store.store import Store
-from appliance.supervisor.local_resolver import LocalResolver
-from appliance.supervisor.resolving import SessionResolving
 from tests.fs.guest import File, basename, put
 
 NUM_NAMES = 2000

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import ConfigError
-from appliance.sockets import set_socket_group
-from appliance.supervisor.sockets import Listener, listen
+from appliance.supervisor.listeners import Listener, listen
+from appliance.system.listening import set_socket_group
 from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, ApplianceProcess
 from tests.mount.test_mount_command import NOBODY
 

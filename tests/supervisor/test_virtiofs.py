@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.vhost._wire import Region
+from appliance.vhost._vhost_wire import Region
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import (
     APPLIANCE,

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 from appliance.engine import inflight_size
 from appliance.errors import VhostError
-from appliance.vhost._wire import (
+from appliance.vhost._vhost_wire import (
     Header,
     HeaderFlag,
     MemReg,

@@ -12,10 +12,9 @@ import pytest
 import uvloop
 
 from appliance.errors import VhostError
-from appliance.vhost._wire import Region, Request
-from appliance.vhost.conversation import converse
+from appliance.vhost._vhost_wire import Region, Request
 from appliance.vhost.fs_device import DeviceProperties
-from appliance.vhost.session import Session
+from appliance.vhost.session import Session, converse
 from appliance.vhost.transport import Connection
 from tests.fakes.driver import DriverRing, GuestMemory
 from tests.fakes.frontend import BackendGoneError, FrontEnd, OutOfMessagesError, RefusedError

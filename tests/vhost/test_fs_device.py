@@ -3,7 +3,7 @@
 import pytest
 
 from appliance.errors import ConfigError
-from appliance.vhost._wire import ProtocolFeature
+from appliance.vhost._vhost_wire import ProtocolFeature
 from appliance.vhost.fs_device import DeviceProperties, encode_tag
 
 

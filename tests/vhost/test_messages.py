@@ -5,8 +5,8 @@ import os
 import pytest
 
 from appliance.errors import VhostError
-from appliance.vhost import _wire, wire_table
-from appliance.vhost._wire import (
+from appliance.vhost._vhost_wire import (
+    CODECS,
     Config,
     Header,
     Inflight,
@@ -20,23 +20,22 @@ from appliance.vhost._wire import (
 )
 from appliance.vhost.messages import (
     MAX_PAYLOAD,
-    REQUESTS,
+    ROWS,
     Reply,
     decode_header_untrusted,
     encode_reply,
 )
+from appliance.vhost.requests import MAX_FDS, REQUESTS, RequestRow, Tail
 from appliance.vhost.session import Session
-from appliance.wiregen import snake_case
 from tests.vhost.session_rig import mem_table, message, state, word
 
-SERVED = [row for row in wire_table.REQUESTS if row.refused is None]
+SERVED = [row for row in REQUESTS if row.refused is None]
 
 
-def fixed_size(row: wire_table.Req) -> int:
+def fixed_size(row: RequestRow) -> int:
     if row.payload is None:
         return 0
-    size: int = getattr(_wire, f"{snake_case(row.payload.name)}_size".upper())
-    return size
+    return CODECS[row.payload].size
 
 
 @pytest.mark.parametrize("flags", [0, 2, 3, 4, 5, 0xD, 0x11, 0x80000001, 8])
@@ -59,10 +58,10 @@ def test_replies_have_exactly_version_and_reply_set() -> None:
 
 @pytest.mark.parametrize("row", SERVED, ids=lambda row: row.name)
 @pytest.mark.parametrize("change", [-1, 1])
-def test_a_payload_of_another_size_ends_the_connection(row: wire_table.Req, change: int) -> None:
+def test_a_payload_of_another_size_ends_the_connection(row: RequestRow, change: int) -> None:
     size = fixed_size(row) + change
-    if size < 0 or (row.tail is wire_table.Tail.REGIONS and change > 0):
-        size = fixed_size(row) + 1 if row.tail is wire_table.Tail.NONE else 0
+    if size < 0 or (row.tail is Tail.REGIONS and change > 0):
+        size = fixed_size(row) + 1 if row.tail is Tail.NONE else 0
     with pytest.raises(VhostError, match=row.name):
         message(row.number, bytes(size), num_fds=2)
 
@@ -111,10 +110,10 @@ def test_every_served_request_has_a_handler_and_no_other_has() -> None:
 
 
 def test_the_table_is_consistent() -> None:
-    assert len(REQUESTS) == len(wire_table.REQUESTS)
-    for row in wire_table.REQUESTS:
+    assert len(ROWS) == len(REQUESTS)
+    for row in REQUESTS:
         assert row.needs is None or row.needs in ProtocolFeature.__members__
-        assert row.fds[0] <= row.fds[1] <= wire_table.MAX_FDS
+        assert row.fds[0] <= row.fds[1] <= MAX_FDS
         assert row.failure is None or row.reply != "ack"
-    inflight = REQUESTS[Request.GET_INFLIGHT_FD]
+    inflight = ROWS[Request.GET_INFLIGHT_FD]
     assert inflight.failure == pack_inflight(Inflight(0, 0, 0, 0))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import VhostError
-from appliance.vhost._wire import (
+from appliance.vhost._vhost_wire import (
     Header,
     Inflight,
     MemReg,
@@ -21,9 +21,8 @@ from appliance.vhost._wire import (
     pack_mem_reg,
     pack_vring_addr,
 )
-from appliance.vhost.conversation import converse
 from appliance.vhost.fs_device import DeviceProperties
-from appliance.vhost.session import Session
+from appliance.vhost.session import Session, converse
 from appliance.vhost.transport import Connection
 from tests.vhost.session_rig import (
     REGION,

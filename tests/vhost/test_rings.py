@@ -6,7 +6,7 @@ import os
 import pytest
 
 from appliance.errors import VhostError
-from appliance.vhost._wire import (
+from appliance.vhost._vhost_wire import (
     Inflight,
     Request,
     VirtioFeature,

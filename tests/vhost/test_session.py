@@ -6,7 +6,7 @@ import pytest
 
 from appliance.engine import inflight_size
 from appliance.errors import VhostError
-from appliance.vhost._wire import (
+from appliance.vhost._vhost_wire import (
     Config,
     Inflight,
     MemReg,
@@ -20,7 +20,7 @@ from appliance.vhost._wire import (
     unpack_inflight,
     unpack_word,
 )
-from appliance.vhost.wire_table import MAX_FDS, REQUESTS, Req
+from appliance.vhost.requests import MAX_FDS, REQUESTS, RequestRow
 from tests.vhost.session_rig import (
     GUEST_FEATURES,
     NO_FD,
@@ -142,7 +142,9 @@ def test_unknown_requests_fail_if_asked_and_are_ignored_otherwise(request_: int)
 @pytest.mark.parametrize(
     "row", [row for row in REQUESTS if row.refused is not None], ids=lambda row: row.name
 )
-def test_requests_of_other_devices_are_refused_and_their_descriptors_closed(row: Req) -> None:
+def test_requests_of_other_devices_are_refused_and_their_descriptors_closed(
+    row: RequestRow,
+) -> None:
     with Rig() as rig:
         if row.reply == "ack":
             assert rig.handle(row.number, bytes(16), 2) is None

@@ -12,10 +12,10 @@ import pytest
 import uvloop
 
 from appliance.errors import VhostError
-from appliance.vhost._wire import Header, Request, pack_header
+from appliance.vhost._vhost_wire import Header, Request, pack_header
 from appliance.vhost.messages import MAX_PAYLOAD, Message, Reply, encode_reply
+from appliance.vhost.requests import MAX_FDS
 from appliance.vhost.transport import Connection
-from appliance.vhost.wire_table import MAX_FDS
 from tests.vhost.session_rig import mem_table, num_open_fds, state, word
 
 T = TypeVar("T")

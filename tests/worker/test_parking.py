@@ -2,7 +2,7 @@
 
 from appliance.fuse_proto.operations import NotReady
 from appliance.session.wants import DirectoryWanted, RootListWanted, Want
-from appliance.worker.parking import Parking
+from appliance.worker.pending import Parking
 
 DIRECTORY = DirectoryWanted(bytes(32))
 

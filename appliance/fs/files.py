@@ -1,0 +1,194 @@
+"""Contents of files, as the store has them: views of its map, or files held open for a while."""
+
+import logging
+import os
+import resource
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from errno import EIO
+from typing import Final, NamedTuple
+
+from appliance.castore.digest import Digest
+from appliance.db.environment import ReadTransaction
+from appliance.fuse_proto.operations import NotReady
+from appliance.session.wants import BlobWanted
+from appliance.store.store import BlobFile, Store
+
+_LOG = logging.getLogger(__name__)
+
+OPEN_MAX: Final = 64
+# What a worker has open beside them; and those that gave way count until the end of a batch.
+_OTHERS_OPEN: Final = 32
+
+
+class OpenBlob(NamedTuple):
+    """A blob file of `size` bytes, opened; `fd` is the `Blobs`', and open until `close_evicted`."""
+
+    fd: int
+    size: int
+    digest: bytes
+
+
+class Blobs:
+    """The blobs of one store, with up to `OPEN_MAX` of the files used last held open."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._open: OrderedDict[bytes, OpenBlob] = OrderedDict()
+        limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._open_max = min(OPEN_MAX, max(1, (limit - _OTHERS_OPEN) // 2))
+        self._evicted: list[int] = []
+
+    def content(self, txn: ReadTransaction, digest: bytes, size: int) -> memoryview | OpenBlob:
+        """Return the content of a blob, of which a Directory says that it has `size` bytes.
+
+        Raises:
+            OSError: EIO, the store does not have that many bytes of it.
+        """
+        opened = self._opened(digest, size)
+        if opened is not None:
+            return opened
+        blob = self._store.blob(txn, digest)
+        if blob is None:
+            raise self._broken(digest, "is not in the store")
+        if isinstance(blob, BlobFile):
+            return self._open_file(digest, blob, size)
+        if len(blob) < size:
+            raise self._broken(digest, f"has {len(blob)} bytes, not {size}")
+        return blob
+
+    def close_evicted(self) -> None:
+        """Close the files that gave way to others since the last call."""
+        for fd in self._evicted:
+            os.close(fd)
+        self._evicted.clear()
+
+    def close(self) -> None:
+        """Close all files."""
+        self._evicted += [blob.fd for blob in self._open.values()]
+        self._open.clear()
+        self.close_evicted()
+
+    def _opened(self, digest: bytes, size: int) -> OpenBlob | None:
+        # Directories may state different sizes for one blob.
+        blob = self._open.get(digest)
+        if blob is None or blob.size < size:
+            return None
+        self._open.move_to_end(digest)
+        return blob
+
+    def _open_file(self, digest: bytes, blob: BlobFile, size: int) -> OpenBlob:
+        try:
+            fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise self._broken(digest, f"cannot be opened: {exc.strerror}") from exc
+        found_size = os.fstat(fd).st_size
+        if found_size < size:
+            os.close(fd)
+            raise self._broken(digest, f"has a file of {found_size} bytes, not {size}")
+        return self._hold(OpenBlob(fd, found_size, digest))
+
+    def _hold(self, opened: OpenBlob) -> OpenBlob:
+        replaced = self._open.pop(opened.digest, None)
+        if replaced is not None:
+            self._evicted.append(replaced.fd)
+        self._open[opened.digest] = opened
+        if len(self._open) > self._open_max:
+            _digest, oldest = self._open.popitem(last=False)
+            self._evicted.append(oldest.fd)
+        return opened
+
+    def _broken(self, digest: bytes, reason: str) -> OSError:
+        _LOG.error("blob %s %s", Digest(digest), reason)
+        return OSError(EIO, f"blob {Digest(digest)} {reason}")
+
+
+# ---- Contents of files from a cache: what it lacks is wanted, and what is used is told.
+
+# How coarsely the cache is told: which entries were used, not when or how often.
+_TELL_EVERY_S: Final = 1.0
+_TELL_MAX: Final = 512
+
+
+class RemoteParts(NamedTuple):
+    """What a handler does not find in its store, but the resolver somewhere else.
+
+    `used` takes the keys of cache entries (see `blob_cache`) that were read.
+    """
+
+    has_blobs: bool
+    has_directories: bool
+    has_root: bool
+    used: Callable[[list[bytes]], None]
+
+
+ALL_LOCAL: Final = RemoteParts(
+    has_blobs=False, has_directories=False, has_root=False, used=lambda _keys: None
+)
+
+
+class Usage:
+    """Tells `tell` of cache entries that were used, many at a time."""
+
+    def __init__(self, tell: Callable[[list[bytes]], None]) -> None:
+        self._tell = tell
+        self._used: set[bytes] = set()
+        self._told_s = 0.0
+
+    def note(self, key: bytes) -> None:
+        """Note that an entry was used."""
+        self._used.add(key)
+        now_s = time.monotonic()
+        if len(self._used) >= _TELL_MAX or now_s - self._told_s >= _TELL_EVERY_S:
+            self._told_s = now_s
+            self._tell(list(self._used))
+            self._used.clear()
+
+
+class CachedBlobs(Blobs):
+    """The blobs of a cache.
+
+    A file that is open may be read on after it was evicted; whenever something was missing, which
+    is when others are evicted, those files are closed, to free their space.
+    """
+
+    def __init__(self, store: Store, usage: Usage) -> None:
+        super().__init__(store)
+        self._usage = usage
+
+    def content(self, txn: ReadTransaction, digest: bytes, size: int) -> memoryview | OpenBlob:
+        """See `Blobs.content`.
+
+        Raises:
+            NotReady: the cache does not have it, or not as it should be.
+            OSError: EIO, the cache cannot be read.
+        """
+        found: memoryview | OpenBlob | None = self._opened(digest, size)
+        if found is None:
+            blob = self._store.blob(txn, digest)
+            found = self._try_open(digest, blob, size) if isinstance(blob, BlobFile) else blob
+        if found is None or (isinstance(found, memoryview) and len(found) < size):
+            self._close_unlinked()
+            raise NotReady(BlobWanted(digest, size))
+        self._usage.note(digest)
+        return found
+
+    def _try_open(self, digest: bytes, blob: BlobFile, size: int) -> OpenBlob | None:
+        # It may have been evicted since the snapshot was taken.
+        try:
+            fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise self._broken(digest, f"cannot be opened: {exc.strerror}") from exc
+        if os.fstat(fd).st_size == blob.size >= size:
+            return self._hold(OpenBlob(fd, blob.size, digest))
+        os.close(fd)
+        return None
+
+    def _close_unlinked(self) -> None:
+        for digest, blob in list(self._open.items()):
+            if os.fstat(blob.fd).st_nlink == 0:
+                del self._open[digest]
+                self._evicted.append(blob.fd)

@@ -1,0 +1,84 @@
+"""Backing files of a mount with passthrough: one id per inode while it is open.
+
+The kernel refuses an open whose backing file differs from that of another open of the same inode,
+and one that mixes passthrough with caching. So every open is counted here, before it is answered,
+until its RELEASE. A worker killed between the two may leave a count too high: then one id stays
+until the mount ends.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from appliance.fuse_proto._fuse_wire import BackingMap, pack_backing_map
+from appliance.session.wants import BackingWanted, BlobWanted
+
+_LOG = logging.getLogger(__name__)
+
+# linux/fuse.h: FUSE_DEV_IOC_BACKING_OPEN and _CLOSE: type 229, numbers 1 and 2, 16 and 4 bytes.
+_IOC_BACKING_OPEN: Final = 0x4010E501
+_IOC_BACKING_CLOSE: Final = 0x4004E502
+# Each keeps a file open in the kernel.
+BACKINGS_MAX: Final = 8192
+
+
+@dataclass(slots=True)
+class _Backing:
+    id: "asyncio.Task[int]"
+    opens: int = 0
+
+
+class Backings:
+    """The ids registered with the mount of `device_fd` (lent).
+
+    Args:
+        device_fd: any descriptor of the mount.
+        open_content: returns a descriptor of the file of a blob of that digest and size, or None.
+    """
+
+    def __init__(
+        self, device_fd: int, open_content: Callable[[BlobWanted], Awaitable[int | None]]
+    ) -> None:
+        self._device_fd = device_fd
+        self._open_content = open_content
+        self._by_nodeid: dict[int, _Backing] = {}
+
+    async def take(self, want: BackingWanted) -> int:
+        """Count an open of a nodeid; return its backing id, or 0: it has none."""
+        backing = self._by_nodeid.get(want.nodeid)
+        if backing is None:
+            task = asyncio.create_task(self._register(BlobWanted(want.digest, want.size)))
+            backing = self._by_nodeid[want.nodeid] = _Backing(task)
+        backing.opens += 1
+        return await asyncio.shield(backing.id)
+
+    def release(self, nodeid: int) -> None:
+        """Count the end of an open; the last one closes the id."""
+        backing = self._by_nodeid.get(nodeid)
+        if backing is None:
+            return  # it was opened without asking here
+        backing.opens -= 1
+        if backing.opens == 0:
+            del self._by_nodeid[nodeid]
+            backing_id = backing.id.result()
+            if backing_id:
+                fcntl.ioctl(self._device_fd, _IOC_BACKING_CLOSE, backing_id.to_bytes(4, "little"))
+
+    async def _register(self, blob: BlobWanted) -> int:
+        if len(self._by_nodeid) > BACKINGS_MAX:
+            return 0
+        fd = await self._open_content(blob)
+        if fd is None:
+            return 0
+        try:
+            request = pack_backing_map(BackingMap(fd, 0))
+            return int(fcntl.ioctl(self._device_fd, _IOC_BACKING_OPEN, bytearray(request)))
+        except OSError as exc:
+            _LOG.debug("no backing file for blob %s: %s", blob.digest.hex(), exc.strerror)
+            return 0
+        finally:
+            os.close(fd)

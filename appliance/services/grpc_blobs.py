@@ -1,0 +1,174 @@
+"""The blob service of another process.
+
+castore_rpc.proto: BlobService.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from blake3 import blake3
+from google.protobuf.message import DecodeError
+
+from appliance.castore.digest import Digest
+from appliance.errors import (
+    ContentMissingError,
+    DirectoryError,
+    InvalidRequestError,
+    StoreError,
+    WrongDigestError,
+)
+from appliance.protos import castore_rpc_pb2 as pb
+from appliance.services.base import BlobChunk, BlobReader, BlobWriter, Buffer
+from appliance.services.grpc_client import Peer, Sending, StreamCall
+from appliance.services.grpc_messages import CONTENT_MAX, decode_chunk_untrusted, encode_chunk
+
+# Small writes are gathered, as each message costs the same.
+_SEND_MIN: Final = 1 << 18
+
+
+class GrpcBlobService:
+    """Blobs of a server."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    async def has(self, digest: Digest) -> bool:
+        """Whether the blob is there."""
+        return await self.stat(digest) is not None
+
+    async def stat(self, digest: Digest) -> Sequence[BlobChunk] | None:
+        """Return the chunks that the server says make up the blob."""
+        family = await self._peer.castore_family()
+        request = pb.StatBlobRequest(digest=digest, send_chunks=True).SerializeToString()
+        answer = await self._peer.find(f"{family.blobs()}/Stat", request)
+        if answer is None:
+            return None
+        try:
+            response = pb.StatBlobResponse.FromString(answer)
+            return [BlobChunk(Digest(chunk.digest), chunk.size) for chunk in response.chunks]
+        except (DecodeError, DirectoryError) as exc:
+            raise StoreError(f"{self._peer.name}: blob {digest}: a malformed answer") from exc
+
+    async def open_read(self, digest: Digest) -> BlobReader | None:
+        """Open the blob at its start."""
+        family = await self._peer.castore_family()
+        reader = _GrpcBlobReader(self._peer, f"{family.blobs()}/Read", digest)
+        try:
+            await reader.receive()
+        except ContentMissingError:
+            return None
+        return reader
+
+    async def open_write(self) -> BlobWriter:
+        """Begin a new blob."""
+        family = await self._peer.castore_family()
+        return _GrpcBlobWriter(self._peer, f"{family.blobs()}/Put")
+
+
+class _GrpcBlobReader:
+    """Reads the one stream that there is; for what lies behind, it begins anew."""
+
+    def __init__(self, peer: Peer, method: str, digest: Digest) -> None:
+        self._peer = peer
+        self._method = method
+        self._request = pb.ReadBlobRequest(digest=digest).SerializeToString()
+        self._digest = digest
+        self._offset = 0
+        self._call: StreamCall | None = None
+        self._restart()
+
+    def _restart(self) -> None:
+        self._hasher = blake3()
+        # The last message, and where in the blob it begins.
+        self._received = memoryview(b"")
+        self._received_at = 0
+        self._has_ended = False
+
+    async def receive(self) -> None:
+        """Receive the next message."""
+        with self._peer.translating():
+            if self._call is None:
+                self._call = self._peer.stream(self._method, self._request)
+            message = await self._peer.next_message(self._call)
+        if message is None:
+            self._has_ended = True
+            actual = Digest(self._hasher.digest())
+            if actual != self._digest:
+                raise WrongDigestError(f"{self._peer.name}: blob", self._digest, actual)
+            return
+        try:
+            data = decode_chunk_untrusted(message)
+        except InvalidRequestError as exc:
+            raise StoreError(f"{self._peer.name}: blob {self._digest}: {exc}") from exc
+        self._hasher.update(data)
+        self._received_at += len(self._received)
+        self._received = memoryview(data)
+
+    async def read(self, size: int) -> bytes:
+        parts: list[Buffer] = []
+        left = size
+        while left and (part := await self._part(left)):
+            parts.append(part)
+            left -= len(part)
+            self._offset += len(part)
+        return b"".join(parts)
+
+    async def seek(self, offset: int) -> None:
+        self._offset = offset
+        if offset < self._received_at:
+            await self.close()
+            self._restart()
+
+    async def close(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+    async def _part(self, size: int) -> Buffer:
+        while self._received_at + len(self._received) <= self._offset:
+            if self._has_ended:
+                return b""
+            await self.receive()
+        start = self._offset - self._received_at
+        return self._received[start : start + size]
+
+
+class _GrpcBlobWriter:
+    def __init__(self, peer: Peer, method: str) -> None:
+        self._peer = peer
+        self._sending = Sending(peer, method)
+        self._hasher = blake3()
+        self._unsent = bytearray()
+
+    async def write(self, data: Buffer) -> None:
+        self._hasher.update(data)
+        view = memoryview(data)
+        if not self._unsent and len(view) >= _SEND_MIN:
+            for start in range(0, len(view), CONTENT_MAX):
+                await self._sending.send(encode_chunk(view[start : start + CONTENT_MAX]))
+            return
+        for start in range(0, len(view), _SEND_MIN):
+            self._unsent += view[start : start + _SEND_MIN]
+            if len(self._unsent) >= _SEND_MIN:
+                await self._flush()
+
+    async def close(self) -> Digest:
+        await self._flush()
+        answer = await self._sending.finish()
+        digest = Digest(self._hasher.digest())
+        try:
+            kept = pb.PutBlobResponse.FromString(answer).digest
+        except DecodeError as exc:
+            raise StoreError(f"{self._peer.name}: blob {digest}: a malformed answer") from exc
+        if kept != digest:
+            raise StoreError(f"{self._peer.name}: blob {digest} was kept as {kept.hex()}")
+        return digest
+
+    async def abort(self) -> None:
+        self._sending.cancel()
+
+    async def _flush(self) -> None:
+        if self._unsent:
+            message = encode_chunk(self._unsent)
+            self._unsent.clear()
+            await self._sending.send(message)

@@ -1,0 +1,132 @@
+"""The one place where errors become gRPC statuses, and statuses errors."""
+
+import logging
+from typing import Final, NamedTuple
+
+import grpc
+
+from appliance.errors import (
+    AlreadyExistsError,
+    ApplianceError,
+    ContentMissingError,
+    InvalidRequestError,
+    NarError,
+    ProtocolError,
+    ReadOnlyStoreError,
+    ServiceLimitError,
+    ServiceUnavailableError,
+    SnapshotLostError,
+    StoreError,
+    StoreFullError,
+)
+from appliance.services.nar_extent import TooLargeError
+
+_LOG = logging.getLogger(__name__)
+
+# gRPC says RESOURCE_EXHAUSTED for limits of its own; of ours, it is told apart by these metadata.
+_REASON_KEY: Final = "appliance-reason"
+_DISK_FULL: Final = "disk-full"
+_DISK_FULL_METADATA: Final = ((_REASON_KEY, _DISK_FULL),)
+
+# The text travels in a header, and those are limited.
+_TEXT_MAX: Final = 1000
+
+_UNAVAILABLE: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+    }
+)
+
+# The first that fits; what precedes its text.
+_STATUSES: Final[tuple[tuple[type[ApplianceError], grpc.StatusCode, str], ...]] = (
+    (TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
+    (NarError, grpc.StatusCode.INTERNAL, "failed to render the NAR: "),
+    (ProtocolError, grpc.StatusCode.INVALID_ARGUMENT, "invalid request: "),
+    (ContentMissingError, grpc.StatusCode.NOT_FOUND, ""),
+    (AlreadyExistsError, grpc.StatusCode.ALREADY_EXISTS, ""),
+    (ReadOnlyStoreError, grpc.StatusCode.FAILED_PRECONDITION, "storage error: "),
+    (SnapshotLostError, grpc.StatusCode.UNAVAILABLE, "storage error: "),
+    (StoreFullError, grpc.StatusCode.RESOURCE_EXHAUSTED, "storage error: "),
+    (ServiceLimitError, grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
+    (ServiceUnavailableError, grpc.StatusCode.UNAVAILABLE, ""),
+    (StoreError, grpc.StatusCode.DATA_LOSS, "storage error: "),
+)
+
+
+class Status(NamedTuple):
+    """What a call is answered with."""
+
+    code: grpc.StatusCode
+    text: str
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+class StatusError(Exception):
+    """A handler answers with this status."""
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def not_found(text: str) -> StatusError:
+    """Return the answer that something is not there."""
+    return StatusError(grpc.StatusCode.NOT_FOUND, text)
+
+
+def status_of(exc: Exception) -> Status:
+    """Return the status to answer with; what the peer cannot help is logged."""
+    code, text = _status_of(exc)
+    if code in {grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS}:
+        _LOG.error("%s", text, exc_info=None if isinstance(exc, ApplianceError) else exc)
+    elif code in {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}:
+        _LOG.warning("%s", text)
+    metadata = _DISK_FULL_METADATA if isinstance(exc, StoreFullError) else ()
+    return Status(code, text[:_TEXT_MAX], metadata)
+
+
+def _status_of(exc: Exception) -> tuple[grpc.StatusCode, str]:
+    if isinstance(exc, StatusError):
+        return exc.code, str(exc)
+    for kind, code, prefix in _STATUSES:
+        if isinstance(exc, kind):
+            return code, f"{prefix}{exc}"
+    return grpc.StatusCode.INTERNAL, "internal error"
+
+
+def error_of(exc: grpc.RpcError, peer: str) -> ApplianceError:
+    """Return the error to raise for a call that `peer` did not answer as hoped."""
+    code, text = _code_and_text(exc)
+    message = f"{peer}: {text or code.name}"
+    match code:
+        case grpc.StatusCode.NOT_FOUND:
+            return ContentMissingError(message)
+        case grpc.StatusCode.INVALID_ARGUMENT:
+            return InvalidRequestError(message)
+        case grpc.StatusCode.ALREADY_EXISTS:
+            return AlreadyExistsError(message)
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            # A message too large, too many calls, or a full disk: who does not say is quoted.
+            return (StoreFullError if _is_disk_full(exc) else ServiceLimitError)(message)
+        case _ if code in _UNAVAILABLE:
+            return ServiceUnavailableError(message)
+        case _:
+            return StoreError(f"{message} ({code.name})")
+
+
+def is_status(exc: grpc.RpcError, code: grpc.StatusCode) -> bool:
+    """Whether a call ended with `code`."""
+    return _code_and_text(exc)[0] == code
+
+
+def _code_and_text(exc: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
+    if isinstance(exc, grpc.aio.AioRpcError):
+        return exc.code(), exc.details() or ""
+    return grpc.StatusCode.UNKNOWN, str(exc)
+
+
+def _is_disk_full(exc: grpc.RpcError) -> bool:
+    metadata = exc.trailing_metadata() if isinstance(exc, grpc.aio.AioRpcError) else ()
+    return (_REASON_KEY, _DISK_FULL) in {(key, value) for key, value in metadata or ()}

@@ -1,0 +1,214 @@
+"""The blob service of a store in LMDB."""
+
+import errno
+import os
+from collections.abc import Sequence
+from io import FileIO
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from blake3 import blake3
+
+from appliance.castore.digest import Digest
+from appliance.errors import CorruptBlobError, ServiceLimitError, StoreError
+from appliance.services.base import BlobChunk, BlobReader, BlobWriter, Buffer
+from appliance.store.batch import Batch
+from appliance.store.disk_errors import disk_error
+from appliance.store.schema import INLINE_MAX
+from appliance.store.store import BlobFile
+from appliance.store.writer import AsyncStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Less than this is hashed and written faster than another thread can be asked to.
+_THREAD_MIN: Final = 32 * 1024
+# Descriptors, of this process or of all.
+_TOO_MANY_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE})
+
+
+class LmdbBlobService:
+    """Blobs of an open store; one whose file is gone or of another size is absent."""
+
+    def __init__(self, shared: AsyncStore) -> None:
+        self._shared = shared
+
+    async def has(self, digest: Digest) -> bool:
+        """Whether the blob is there."""
+        return await self._shared.run(lambda: self._has(digest))
+
+    async def stat(self, digest: Digest) -> Sequence[BlobChunk] | None:
+        """Return no chunks, or None."""
+        return () if await self.has(digest) else None
+
+    async def open_read(self, digest: Digest) -> BlobReader | None:
+        """Open the blob at its start."""
+        found = await self._shared.run(lambda: self._open(digest))
+        return ContentReader(found) if isinstance(found, bytes) else found
+
+    async def size_of(self, digest: Digest) -> int | None:
+        """See `path_info_checks.KnowsSizes`."""
+        return await self._shared.run(lambda: self._size_of(digest))
+
+    async def open_write(self) -> BlobWriter:
+        """Begin a new blob."""
+        return _LmdbBlobWriter(self._shared)
+
+    def _has(self, digest: Digest) -> bool:
+        store = self._shared.store
+        try:
+            with store.read() as txn:
+                return store.has_blob(txn, digest)
+        except OSError as exc:
+            raise disk_error(exc, store.path) from exc
+
+    def _size_of(self, digest: Digest) -> int | None:
+        store = self._shared.store
+        with store.read() as txn:
+            blob = store.blob(txn, digest)
+            return blob.size if isinstance(blob, BlobFile) else None if blob is None else len(blob)
+
+    # The reader owns its file from the start: who is cancelled meanwhile never gets to see it.
+    def _open(self, digest: Digest) -> "bytes | _FileReader | None":
+        store = self._shared.store
+        with store.read() as txn:
+            found = store.blob(txn, digest)
+            if isinstance(found, memoryview):
+                return bytes(found)
+        if found is None:
+            return None
+        try:
+            file = found.path.open("rb", buffering=0)
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            kind = ServiceLimitError if exc.errno in _TOO_MANY_ERRNOS else StoreError
+            raise kind(f"blob {digest}: {found.path}: {exc.strerror}") from exc
+        if os.fstat(file.fileno()).st_size != found.size:
+            file.close()
+            return None
+        return _FileReader(self._shared, digest, file, found.size)
+
+
+class ContentReader:
+    """Reads a blob that is in memory."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._offset = 0
+
+    async def read(self, size: int) -> bytes:
+        """Return the next bytes."""
+        data = self._content[self._offset : self._offset + size]
+        self._offset += len(data)
+        return data
+
+    async def seek(self, offset: int) -> None:
+        """Go on at `offset`."""
+        self._offset = offset
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
+class _FileReader:
+    def __init__(self, shared: AsyncStore, digest: Digest, file: FileIO, size: int) -> None:
+        self._shared = shared
+        self._digest = digest
+        self._file = file
+        self._size = size
+        self._offset = 0
+
+    async def read(self, size: int) -> bytes:
+        wanted = max(0, min(size, self._size - self._offset))
+        if wanted == 0:
+            return b""
+        data = await self._shared.run(lambda: self._read(wanted))
+        self._offset += len(data)
+        return data
+
+    async def seek(self, offset: int) -> None:
+        self._offset = offset
+
+    async def close(self) -> None:
+        self._file.close()
+
+    def _read(self, size: int) -> bytes:
+        # The system may give less than asked for at a time.
+        parts = []
+        left = size
+        while left:
+            try:
+                part = os.pread(self._file.fileno(), left, self._offset + size - left)
+            except OSError as exc:
+                raise StoreError(f"blob {self._digest}: {exc.strerror}") from exc
+            if not part:
+                raise CorruptBlobError(f"blob {self._digest}: its file is too short")
+            parts.append(part)
+            left -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def __del__(self) -> None:
+        self._file.close()
+
+
+class _LmdbBlobWriter:
+    """Keeps the content in memory while it may be inline, then in a temporary file."""
+
+    def __init__(self, shared: AsyncStore) -> None:
+        self._shared = shared
+        self._hasher = blake3()
+        self._inline = bytearray()
+        self._size = 0
+        self._path: Path | None = None
+        self._file: BinaryIO | None = None
+
+    async def write(self, data: Buffer) -> None:
+        if len(data) < _THREAD_MIN:
+            self._write(data)
+        else:
+            await self._shared.run(lambda: self._write(data))
+
+    async def close(self) -> Digest:
+        digest = Digest(self._hasher.digest())
+        batch = Batch()
+        if self._path is None:
+            batch.add_blob(digest, self._inline)
+        else:
+            self._close_file()
+            batch.add_file(digest, self._path, self._size)
+            self._path = None  # the batch's from now on
+        await self._shared.commit(batch)
+        return digest
+
+    async def abort(self) -> None:
+        self._close_file()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            self._path = None
+
+    def _write(self, data: Buffer) -> None:
+        self._hasher.update(data)
+        self._size += len(data)
+        if self._file is None and self._size <= INLINE_MAX:
+            self._inline += data
+            return
+        try:
+            if self._file is None:
+                self._path = self._shared.new_temp_path()
+                self._file = self._path.open("xb", buffering=0)
+                _write_all(self._file, self._inline)
+                self._inline.clear()
+            _write_all(self._file, data)
+        except OSError as exc:
+            raise disk_error(exc, self._path or self._shared.store.path) from exc
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _write_all(file: BinaryIO, data: Buffer) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]

@@ -1,0 +1,197 @@
+"""Services that keep everything in memory, for as long as they live."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+
+from appliance.castore.closure import ClosureChecker, TopologicalOrder
+from appliance.castore.digest import EMPTY_DIGEST, Digest
+from appliance.castore.directory import Directory, DirectoryNode, Node
+from appliance.errors import ContentMissingError, StoreError
+from appliance.nix.path_info import read_path_info
+from appliance.nix.path_info_rules import accepted, check_claims, nar_key
+from appliance.services.base import (
+    BlobChunk,
+    BlobReader,
+    BlobService,
+    BlobWriter,
+    Buffer,
+    DirectoryPutter,
+    DirectoryService,
+    NarInfo,
+)
+from appliance.services.lmdb_blobs import ContentReader
+from appliance.services.lmdb_directories import put_one
+from appliance.services.nar_render import nar_info
+from appliance.services.path_info_checks import check_stated_size
+
+
+class MemoryBlobService:
+    """Blobs in a dictionary."""
+
+    def __init__(self) -> None:
+        self._blobs = {EMPTY_DIGEST: b""}
+
+    async def has(self, digest: Digest) -> bool:
+        """Whether the blob is there."""
+        return digest in self._blobs
+
+    async def stat(self, digest: Digest) -> Sequence[BlobChunk] | None:
+        """Return no chunks, or None."""
+        return () if digest in self._blobs else None
+
+    async def size_of(self, digest: Digest) -> int | None:
+        """See `path_info_checks.KnowsSizes`."""
+        content = self._blobs.get(digest)
+        return None if content is None else len(content)
+
+    async def open_read(self, digest: Digest) -> BlobReader | None:
+        """Open the blob at its start."""
+        content = self._blobs.get(digest)
+        return None if content is None else ContentReader(content)
+
+    async def open_write(self) -> BlobWriter:
+        """Begin a new blob."""
+        return _MemoryBlobWriter(self._blobs)
+
+
+class _MemoryBlobWriter:
+    def __init__(self, blobs: dict[Digest, bytes]) -> None:
+        self._blobs = blobs
+        self._content = bytearray()
+
+    async def write(self, data: Buffer) -> None:
+        self._content += data
+
+    async def close(self) -> Digest:
+        digest = Digest.of(self._content)
+        self._blobs[digest] = bytes(self._content)
+        return digest
+
+    async def abort(self) -> None:
+        self._content.clear()
+
+
+class MemoryDirectoryService:
+    """Directories in a dictionary."""
+
+    def __init__(self) -> None:
+        self._directories = {EMPTY_DIGEST: Directory()}
+
+    async def get(self, digest: Digest) -> Directory | None:
+        """Return one directory."""
+        return self._directories.get(digest)
+
+    async def get_recursive(self, digest: Digest) -> AsyncIterator[Directory]:
+        """Yield the directory and all below it, parents first; nothing when it is missing."""
+        if digest not in self._directories:
+            return
+        order = TopologicalOrder(digest)
+        while (undiscovered := order.next_undiscovered()) is not None:
+            order.discover(self._present(undiscovered))
+        while (ready := order.next_ready()) is not None:
+            directory = self._present(ready)
+            order.release(directory)
+            yield directory
+
+    async def put(self, directory: Directory) -> Digest:
+        """Put a directory without subdirectories."""
+        return await put_one(self, directory)
+
+    def put_multiple_start(self) -> DirectoryPutter:
+        """Begin a closure."""
+        return _MemoryDirectoryPutter(self._directories)
+
+    def _present(self, digest: Digest) -> Directory:
+        directory = self._directories.get(digest)
+        if directory is None:
+            raise ContentMissingError(f"directory {digest} is not in the store")
+        return directory
+
+
+class _MemoryDirectoryPutter:
+    def __init__(self, directories: dict[Digest, Directory]) -> None:
+        self._directories = directories
+        self._checker = ClosureChecker()
+        self._new: dict[Digest, Directory] = {}
+
+    async def put(self, directory: Directory) -> None:
+        if self._checker.add(directory):
+            self._new[directory.digest()] = directory
+
+    async def close(self) -> Digest:
+        root = self._checker.finish()
+        self._directories.update(self._new)
+        return root
+
+    async def abort(self) -> None:
+        self._new.clear()
+
+
+class MemoryPathInfoService:
+    """PathInfos in a dictionary, whose contents are in the services given.
+
+    With `may_replace`, what is put takes the place of what it does not agree with.
+    """
+
+    def __init__(
+        self, blobs: BlobService, directories: DirectoryService, *, may_replace: bool = False
+    ) -> None:
+        self._may_replace = may_replace
+        self._blobs = blobs
+        self._directories = directories
+        self._path_infos: dict[bytes, bytes] = {}
+        self._nar_infos: dict[Digest, NarInfo] = {}
+
+    async def get(self, path_digest: bytes) -> bytes | None:
+        """Return the PathInfo of a store path."""
+        return self._path_infos.get(path_digest)
+
+    async def put(self, path_info: bytes) -> bytes:
+        """See `PathInfoService.put`."""
+        info = check_claims(path_info)
+        await check_stated_size(info, self._blobs, self._directories)
+        digest = info.path.digest
+        known = _KnownContents(self._nar_infos)
+        if digest in self._path_infos:
+            for node in (read_path_info(self._path_infos[digest]).node, info.node):
+                await known.read(node, self._directories)
+        # Not one await between what is kept now and what will be.
+        kept = accepted(
+            self._path_infos.get(digest), path_info, known, may_replace=self._may_replace
+        )
+        self._path_infos[digest] = kept
+        return kept
+
+    async def list(self) -> AsyncIterator[bytes]:
+        """Yield all PathInfos there are at the first step."""
+        for path_info in [*self._path_infos.values()]:
+            yield path_info
+
+    async def calculate_nar(self, node: Node) -> NarInfo:
+        """Return size and digest of the NAR of `node`, remembered from the first time on."""
+        key = nar_key(node)
+        info = self._nar_infos.get(key)
+        if info is None:
+            info = await nar_info(node, self._blobs, self._directories)
+            self._nar_infos[key] = info
+        return info
+
+
+class _KnownContents:
+    """See `path_info_rules.Known`; with the directories that were read before."""
+
+    def __init__(self, nar_infos: Mapping[Digest, NarInfo]) -> None:
+        self._nar_infos = nar_infos
+        self._directories: dict[Digest, Directory] = {}
+
+    async def read(self, node: Node, directories: DirectoryService) -> None:
+        if isinstance(node, DirectoryNode) and node.digest not in self._directories:
+            with suppress(StoreError):  # what cannot be had cannot be compared
+                async for directory in directories.get_recursive(node.digest):
+                    self._directories[directory.digest()] = directory
+
+    def nar_of(self, key: Digest) -> NarInfo | None:
+        return self._nar_infos.get(key)
+
+    def directory_of(self, digest: Digest) -> Directory | None:
+        return self._directories.get(digest)

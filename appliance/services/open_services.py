@@ -1,0 +1,153 @@
+"""Services by their addresses."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from appliance.services.addresses import (
+    GrpcAddress,
+    LmdbAddress,
+    ServiceAddress,
+    ServiceAddresses,
+)
+from appliance.services.base import BlobService, DirectoryService, PathInfoService, Services
+from appliance.services.grpc_blobs import GrpcBlobService
+from appliance.services.grpc_client import Peer
+from appliance.services.grpc_directories import GrpcDirectoryService
+from appliance.services.grpc_path_infos import GrpcPathInfoService
+from appliance.services.lmdb_blobs import LmdbBlobService
+from appliance.services.lmdb_directories import LmdbDirectoryService
+from appliance.services.lmdb_path_infos import LmdbPathInfoService
+from appliance.services.memory_services import (
+    MemoryBlobService,
+    MemoryDirectoryService,
+    MemoryPathInfoService,
+)
+from appliance.store.writer import AsyncStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+import ctypes
+from typing import Final
+
+
+@asynccontextmanager
+async def open_services(
+    addresses: ServiceAddresses,
+    *,
+    is_readonly: bool = False,
+    stores: "Mapping[Path, AsyncStore] | None" = None,
+    may_replace_paths: bool = False,
+) -> AsyncIterator[Services]:
+    """Open the services; a store in LMDB is created when missing, unless for reading only.
+
+    One that this process may not write to is opened for reading only, and refuses what is put.
+    Peers are connected to when they are first needed. `stores` are those that this process has open
+    already, by their resolved paths; they stay open. With `may_replace_paths`, what is put takes
+    the place of what it does not agree with, in services of this process.
+
+    Raises:
+        StoreError: a store cannot be opened.
+    """
+    keep_message_memory()
+    async with AsyncExitStack() as stack:
+        opener = _Opener(stack, is_readonly=is_readonly, stores=stores or {})
+        blobs = opener.blobs(addresses.blobs)
+        directories = opener.directories(addresses.directories)
+        path_infos = opener.path_infos(
+            addresses.path_infos, blobs, directories, may_replace=may_replace_paths
+        )
+        yield Services(blobs, directories, path_infos)
+
+
+class _Opener:
+    """Opens each store and each connection once: a process may not open an environment twice."""
+
+    def __init__(
+        self, stack: AsyncExitStack, *, is_readonly: bool, stores: "Mapping[Path, AsyncStore]"
+    ) -> None:
+        self._stack = stack
+        self._is_readonly = is_readonly
+        self._stores: dict[Path, AsyncStore] = dict(stores)
+        self._peers: dict[GrpcAddress, Peer] = {}
+
+    def blobs(self, address: ServiceAddress) -> BlobService:
+        match address:
+            case LmdbAddress():
+                return LmdbBlobService(self._store(address))
+            case GrpcAddress():
+                return GrpcBlobService(self._peer(address))
+            case _:
+                return MemoryBlobService()
+
+    def directories(self, address: ServiceAddress) -> DirectoryService:
+        match address:
+            case LmdbAddress():
+                return LmdbDirectoryService(self._store(address))
+            case GrpcAddress():
+                return GrpcDirectoryService(self._peer(address))
+            case _:
+                return MemoryDirectoryService()
+
+    def path_infos(
+        self,
+        address: ServiceAddress,
+        blobs: BlobService,
+        directories: DirectoryService,
+        *,
+        may_replace: bool,
+    ) -> PathInfoService:
+        match address:
+            case LmdbAddress():
+                store = self._store(address)
+                return LmdbPathInfoService(store, blobs, directories, may_replace=may_replace)
+            case GrpcAddress():
+                return GrpcPathInfoService(self._peer(address))
+            case _:
+                return MemoryPathInfoService(blobs, directories, may_replace=may_replace)
+
+    def _store(self, address: LmdbAddress) -> AsyncStore:
+        path = address.path.resolve()
+        if path not in self._stores:
+            store = AsyncStore.open(
+                path,
+                is_readonly=self._is_readonly,
+                create=not self._is_readonly,
+                or_readonly=True,
+            )
+            self._stack.callback(store.close)
+            self._stores[path] = store
+        return self._stores[path]
+
+    def _peer(self, address: GrpcAddress) -> Peer:
+        if address not in self._peers:
+            peer = Peer(address)
+            self._stack.push_async_callback(peer.close)
+            self._peers[address] = peer
+        return self._peers[address]
+
+
+# ---- How the allocator keeps the memory of messages.
+
+# Of malloc.h.
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
+
+# Above a message of content.
+_MMAP_THRESHOLD: Final = 4 << 20
+_TRIM_THRESHOLD: Final = 16 << 20
+_NUM_ARENAS: Final = 2
+
+
+def keep_message_memory() -> None:
+    """Have malloc keep what a message took for the next one; may be called again.
+
+    Unasked, glibc gives each message's memory back to the system and faults it in again for the
+    next: a 1 GiB blob took 500,000 page faults, and half as long again. What is kept is bounded.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # others than glibc lack it
+        libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+        libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+        libc.mallopt(_M_ARENA_MAX, _NUM_ARENAS)

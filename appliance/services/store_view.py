@@ -1,0 +1,225 @@
+"""Store paths as a person looks at them: what is in them, and what is known of them."""
+
+import os
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final, TypeAlias
+
+from appliance.castore.directory import DirectoryNode, FileNode, Node, SymlinkNode
+from appliance.castore.names import display
+from appliance.errors import ConfigError, StoreError
+from appliance.nix.content_address import ContentAddress
+from appliance.nix.hashes import NixHash
+from appliance.nix.narinfo import deriver_of
+from appliance.nix.path_info import read_path_info
+from appliance.nix.signing import Signature
+from appliance.nix.store_path import STORE_DIR, StorePath, StorePathError
+from appliance.protos import pathinfo_pb2
+from appliance.services.base import Services
+from appliance.services.nar_extent import ENTRIES_MAX, TooLargeError, extent_of
+from appliance.services.nar_render import DirectoryNotFoundError, file_content, render_nar
+
+# What is printed as JSON is in memory before, and nested as deep as it is.
+_JSON_ENTRIES_MAX: Final = 1 << 21
+_JSON_DEPTH_MAX: Final = 400
+
+Json: TypeAlias = "dict[str, str | int | bool | Json]"
+
+
+class StoreView:
+    """Reads services."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def find(self, path: str) -> Node:
+        """Return the node at a store path, or below one; symlinks are not followed.
+
+        Raises:
+            ConfigError: it is not a store path.
+            StoreError: there is no such path.
+        """
+        store_path, names = parse_path(path)
+        encoded = await self._services.path_infos.get(store_path.digest)
+        if encoded is None:
+            raise StoreError(f"path {store_path.absolute()} is not valid")
+        info = read_path_info(encoded)
+        if info.path != store_path:
+            raise StoreError(f"path {store_path.absolute()} is not valid")
+        node: Node = info.node
+        for name in names:
+            child = await self._child(node, name)
+            if child is None:
+                raise StoreError(f"path {_shown(path)} does not exist")
+            node = child
+        return node
+
+    def nar(self, node: Node) -> AsyncGenerator[bytes, None]:
+        """Yield the NAR of a node."""
+        return render_nar(node, self._services.blobs, self._services.directories)
+
+    def content(self, node: Node, path: str) -> AsyncGenerator[bytes, None]:
+        """Yield the content of a file; it is right if this comes to its end.
+
+        Raises:
+            StoreError: it is not a file, or its content is not there or wrong.
+            NarError: its content is not as long as its node says.
+        """
+        if not isinstance(node, FileNode):
+            raise StoreError(f"path {_shown(path)} is not a regular file")
+        return file_content(node, self._services.blobs)
+
+    async def walk(
+        self, node: Node, *, is_recursive: bool
+    ) -> AsyncGenerator[tuple[str, Node], None]:
+        """Yield what a directory contains, with paths relative to it; a file by its own name.
+
+        Raises:
+            TooLargeError: there is too much of it.
+        """
+        if is_recursive:
+            await self._check_extent(node)
+        if not isinstance(node, DirectoryNode):
+            yield _text(node.name), node
+            return
+        left = [(".", child) for child in reversed(await self._children(node))]
+        num_entries = 0
+        while left:
+            num_entries += 1
+            if num_entries > ENTRIES_MAX:  # of which not all could be counted before
+                raise TooLargeError(f"up to {ENTRIES_MAX} entries are listed")
+            parent, child = left.pop()
+            path = f"{parent}/{_text(child.name)}"
+            yield path, child
+            if is_recursive and isinstance(child, DirectoryNode):
+                left.extend((path, below) for below in reversed(await self._children(child)))
+
+    async def tree(self, node: Node, *, is_recursive: bool) -> Json:
+        """Return what a node is, as `nix store ls --json` prints it.
+
+        Raises:
+            TooLargeError: there is too much of it, or it is too deep.
+        """
+        if is_recursive:
+            await self._check_extent(node, _JSON_ENTRIES_MAX)
+        return await self._tree(node, is_recursive=is_recursive, depth=0)
+
+    async def _tree(self, node: Node, *, is_recursive: bool, depth: int) -> Json:
+        if depth > _JSON_DEPTH_MAX:
+            raise TooLargeError(f"more than {_JSON_DEPTH_MAX} directories, each in the last")
+        match node:
+            case SymlinkNode():
+                return {"type": "symlink", "target": _text(node.target)}
+            case FileNode():
+                shown: Json = {"type": "regular", "size": node.size}
+                if node.executable:
+                    shown["executable"] = True
+                return shown
+        entries: Json = {}
+        for child in await self._children(node):
+            is_shown = is_recursive or not isinstance(child, DirectoryNode)
+            entries[_text(child.name)] = (
+                await self._tree(child, is_recursive=True, depth=depth + 1)
+                if is_shown
+                else {"type": "directory"}
+            )
+        return {"type": "directory", "entries": entries}
+
+    async def path_infos(
+        self, paths: Sequence[str]
+    ) -> list[tuple[str, pathinfo_pb2.PathInfo | None]]:
+        """Return absolute paths with what is known of them; of all paths, when none is given."""
+        found: list[tuple[str, pathinfo_pb2.PathInfo | None]] = []
+        if not paths:
+            async for encoded in self._services.path_infos.list():
+                name = read_path_info(encoded).path.absolute()
+                found.append((name, pathinfo_pb2.PathInfo.FromString(encoded)))
+            return sorted(found, key=lambda item: item[0])
+        for text in paths:
+            path, _names = parse_path(text)
+            known = await self._services.path_infos.get(path.digest)
+            is_valid = known is not None and read_path_info(known).path == path
+            info = pathinfo_pb2.PathInfo.FromString(known) if known and is_valid else None
+            found.append((path.absolute(), info))
+        return found
+
+    async def _check_extent(self, node: Node, entries_max: int = ENTRIES_MAX) -> None:
+        extent = await extent_of(node, self._services.directories)
+        if extent is not None and extent.num_entries > entries_max:
+            raise TooLargeError(
+                f"{extent.num_entries} entries are below {_text(node.name)}; "
+                f"up to {entries_max} are listed"
+            )
+
+    async def _child(self, node: Node, name: bytes) -> Node | None:
+        if not isinstance(node, DirectoryNode):
+            return None
+        return next((child for child in await self._children(node) if child.name == name), None)
+
+    async def _children(self, node: DirectoryNode) -> list[Node]:
+        directory = await self._services.directories.get(node.digest)
+        if directory is None:
+            raise DirectoryNotFoundError(node.digest, node.name)
+        return list(directory.nodes())
+
+
+def describe(name: str, node: Node, *, is_long: bool) -> str:
+    """Return the line that lists a node; the long one as `nix store ls -l` has it."""
+    if not is_long:
+        return name
+    match node:
+        case DirectoryNode():
+            return f"dr-xr-xr-x {0:>20} {name}"
+        case SymlinkNode():
+            return f"lrwxrwxrwx {0:>20} {name} -> {_text(node.target)}"
+        case FileNode():
+            mode = "-r-xr-xr-x" if node.executable else "-r--r--r--"
+            return f"{mode} {node.size:>20} {name}"
+
+
+def path_info_json(message: pathinfo_pb2.PathInfo) -> "dict[str, object]":
+    """Return what is known of a path, as `nix path-info --json` prints it."""
+    narinfo = message.narinfo
+    deriver = deriver_of(narinfo)
+    return {
+        "ca": _ca_text(narinfo) if narinfo.HasField("ca") else None,
+        "deriver": None if deriver is None else deriver.absolute(),
+        "narHash": NixHash("sha256", narinfo.nar_sha256).sri() if narinfo.nar_sha256 else None,
+        "narSize": narinfo.nar_size,
+        "references": [f"{STORE_DIR}/{name}" for name in narinfo.reference_names],
+        "signatures": [
+            str(Signature(signature.name, signature.data)) for signature in narinfo.signatures
+        ],
+    }
+
+
+def _ca_text(narinfo: pathinfo_pb2.NARInfo) -> str:
+    address = ContentAddress.of_message(narinfo)
+    return f"unknown:{narinfo.ca.type}" if address is None else str(address)
+
+
+def parse_path(path: str) -> tuple[StorePath, list[bytes]]:
+    """Return the store path that begins `path`, absolute or not, and the names below it.
+
+    Raises:
+        ConfigError: it is not a store path.
+    """
+    relative = _text(os.fsencode(path)).removeprefix(f"{STORE_DIR}/")
+    basename, *names = relative.split("/")
+    try:
+        store_path = StorePath.parse(basename)
+    except StorePathError as exc:
+        raise ConfigError(f"{_shown(path)}: not a store path: {exc}") from exc
+    return store_path, [_name(text) for text in names if text not in {"", "."}]
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _name(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _shown(path: str) -> str:
+    # A path of the command line, decoded as the locale has it.
+    return display(os.fsencode(path))

@@ -1,0 +1,118 @@
+"""A worker on a clone of a mount's /dev/fuse descriptor, as the supervisor sees it."""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from appliance.fuse_proto._fuse_wire import InitFlag
+from appliance.protos import control_pb2 as pb
+from appliance.session.wants import BackingWanted, unpack_want
+from appliance.supervisor.link import Link, LinkClosedError
+from appliance.supervisor.runtime import Runtime
+from appliance.supervisor.worker_process import (
+    START_ATTEMPTS,
+    KeptWorker,
+    WorkerFailedError,
+    WorkerSettings,
+)
+
+if TYPE_CHECKING:
+    from appliance.supervisor.mount import Mount
+
+_LOG = logging.getLogger(__name__)
+# A mount that is in use outlives its place in the tree; its workers are killed then.
+_END_DEADLINE_S: Final = 0.2
+
+
+class MountWorker:
+    """The worker on one clone; the `Duty` of its process."""
+
+    def __init__(
+        self, slot: int, mount: "Mount", settings: WorkerSettings, runtime: Runtime
+    ) -> None:
+        self._slot = slot
+        self._mount = mount
+        self._settings = settings
+        self._fd = mount.mountpoint.clone()
+        label = f"{mount.label} worker {slot}"
+        self._kept = KeptWorker(label, runtime.forker, mount.session, self)
+
+    @property
+    def pid(self) -> int:
+        return self._kept.pid
+
+    @property
+    def restarts(self) -> int:
+        return self._kept.restarts
+
+    @property
+    def is_alive(self) -> bool:
+        return self._kept.link is not None
+
+    async def close(self) -> None:
+        # The worker waits in read(2), not on its channel: it ends by itself only with the mount.
+        self._kept.begin_close()
+        await self._kept.end(_END_DEADLINE_S)
+        os.close(self._fd)
+
+    async def start(self, attempts: int | None = START_ATTEMPTS) -> None:
+        try:
+            await self._kept.persist(self._kept.ensure_alive, attempts=attempts)
+        except WorkerFailedError as exc:
+            self._mount.fail(str(exc))
+        except LinkClosedError:
+            return  # closing
+
+    # Duty.
+
+    def configuration(self) -> tuple[pb.Configure, Sequence[int]]:
+        configure = self._settings.configure(
+            self._slot, pb.Device(passthrough=self._mount.has_passthrough)
+        )
+        return configure, [*self._mount.session.fds, self._fd]
+
+    async def instruct(self, link: Link) -> None:
+        """Nothing: the descriptor is all it needs."""
+
+    async def resume(self) -> None:
+        is_served = self._mount.session.memory.is_initialised
+        if self.restarts >= START_ATTEMPTS and not is_served:
+            self._mount.fail(f"{START_ATTEMPTS} workers died at their start")
+            return
+        if self.restarts:
+            self._recover_requests()
+        await self.start(None if is_served else START_ATTEMPTS)
+
+    def heard(self, envelope: pb.Envelope) -> None:
+        match envelope.WhichOneof("body"):
+            case "device_ended":
+                self._kept.begin_close()
+                self._mount.ended.set()
+            case "resolve":
+                self._kept.spawn_task(self._grant(envelope, self._kept.link))
+            case "released":
+                self._mount.backings.release(envelope.released.nodeid)
+
+    async def _grant(self, envelope: pb.Envelope, link: Link | None) -> None:
+        want = unpack_want(envelope.resolve)
+        assert isinstance(want, BackingWanted)  # noqa: S101 - KeptWorker takes the others
+        backing_id = await self._mount.backings.take(want)
+        if link is not None:
+            resolved = pb.Resolved(backing_id=backing_id)
+            link.post(pb.Envelope(id=envelope.id, resolved=resolved))
+
+    def _recover_requests(self) -> None:
+        # Nobody but the dead worker could answer what was read from its clone.
+        mountpoint = self._mount.mountpoint
+        try:
+            if self._mount.session.memory.flags & InitFlag.HAS_RESEND:
+                mountpoint.resend()
+                return
+            # Before Linux 6.9: closing the clone fails its requests, rather than leave them.
+            replacement = mountpoint.clone()
+        except OSError as exc:
+            _LOG.error("%s: %s", self._mount.label, exc.strerror)
+            return
+        os.close(self._fd)
+        self._fd = replacement

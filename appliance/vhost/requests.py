@@ -1,0 +1,106 @@
+"""The requests of a vhost-user front-end, and when each is legal.
+
+Structures are named as in `_vhost_wire.CODECS`.
+
+Spec: vhost-user: Front-end message types.
+"""
+
+from enum import Enum
+from typing import Final, NamedTuple
+
+
+class Tail(Enum):
+    """What follows the fixed part of a payload."""
+
+    NONE = "nothing"
+    REGIONS = "num_regions x Region, and perhaps unused slots"
+    CONFIG = "size bytes"
+
+
+class RequestRow(NamedTuple):
+    """One front-end request, and when it is legal.
+
+    A request with an own reply is answered by that, whether or not NEED_REPLY is set; every other
+    one by a u64, 0 for success, if NEED_REPLY is set.
+    """
+
+    number: int
+    name: str
+    payload: str | None = None  # name of a structure, as `reply`
+    tail: Tail = Tail.NONE
+    fds: tuple[int, int] = (0, 0)  # fewest and most
+    needs: str | None = None  # member of ProtocolFeature
+    reply: str = "ack"  # or "other": one that this device never sends
+    failure: bytes | None = None  # an own reply that tells failure; without one the connection ends
+    refused: str | None = None  # why this device never serves it; its payload is skipped unread
+
+
+# As many descriptors as one message may carry: regions of a SET_MEM_TABLE.
+MAX_FDS: Final = 32
+
+_NET: Final = "only for network devices"
+_CRYPTO: Final = "only for crypto devices"
+_POSTCOPY: Final = "post-copy migration is not offered"
+_STATUS: Final = "device status is not offered"
+_LOG: Final = "dirty page logging is not offered"
+_STATE: Final = "device state transfer is not offered"
+
+REQUESTS: Final = (
+    RequestRow(1, "GET_FEATURES", reply="Word"),
+    RequestRow(2, "SET_FEATURES", "Word"),
+    RequestRow(3, "SET_OWNER"),
+    RequestRow(4, "RESET_OWNER"),
+    RequestRow(5, "SET_MEM_TABLE", "MemTable", Tail.REGIONS, fds=(0, MAX_FDS)),
+    RequestRow(6, "SET_LOG_BASE", refused=_LOG),
+    RequestRow(7, "SET_LOG_FD", refused=_LOG),
+    RequestRow(8, "SET_VRING_NUM", "VringState"),
+    RequestRow(9, "SET_VRING_ADDR", "VringAddr"),
+    RequestRow(10, "SET_VRING_BASE", "VringState"),
+    RequestRow(11, "GET_VRING_BASE", "VringState", reply="VringState"),
+    RequestRow(12, "SET_VRING_KICK", "Word", fds=(0, 1)),
+    RequestRow(13, "SET_VRING_CALL", "Word", fds=(0, 1)),
+    RequestRow(14, "SET_VRING_ERR", "Word", fds=(0, 1)),
+    RequestRow(15, "GET_PROTOCOL_FEATURES", reply="Word"),
+    RequestRow(16, "SET_PROTOCOL_FEATURES", "Word"),
+    RequestRow(17, "GET_QUEUE_NUM", needs="MQ", reply="Word"),
+    RequestRow(18, "SET_VRING_ENABLE", "VringState"),
+    RequestRow(19, "SEND_RARP", refused=_NET),
+    RequestRow(20, "NET_SET_MTU", refused=_NET),
+    RequestRow(21, "SET_BACKEND_REQ_FD", fds=(1, 1), needs="BACKEND_REQ"),
+    RequestRow(22, "IOTLB_MSG", reply="Word", refused="there is no IOMMU support"),
+    RequestRow(23, "SET_VRING_ENDIAN", refused="only for legacy devices"),
+    RequestRow(
+        24, "GET_CONFIG", "Config", Tail.CONFIG, needs="CONFIG", reply="Config", failure=b""
+    ),
+    RequestRow(25, "SET_CONFIG", "Config", Tail.CONFIG, needs="CONFIG"),
+    RequestRow(26, "CREATE_CRYPTO_SESSION", reply="Word", refused=_CRYPTO),
+    RequestRow(27, "CLOSE_CRYPTO_SESSION", refused=_CRYPTO),
+    RequestRow(28, "POSTCOPY_ADVISE", reply="other", refused=_POSTCOPY),
+    RequestRow(29, "POSTCOPY_LISTEN", refused=_POSTCOPY),
+    RequestRow(30, "POSTCOPY_END", reply="Word", refused=_POSTCOPY),
+    RequestRow(
+        31,
+        "GET_INFLIGHT_FD",
+        "Inflight",
+        needs="INFLIGHT_SHMFD",
+        reply="Inflight",
+        failure=bytes(24),  # an mmap_size of 0: there is no buffer
+    ),
+    RequestRow(32, "SET_INFLIGHT_FD", "Inflight", fds=(1, 1), needs="INFLIGHT_SHMFD"),
+    RequestRow(33, "GPU_SET_SOCKET", refused="only for GPU devices"),
+    RequestRow(34, "RESET_DEVICE", needs="RESET_DEVICE"),
+    RequestRow(35, "VRING_KICK", refused="in-band notifications are not offered"),
+    RequestRow(36, "GET_MAX_MEM_SLOTS", needs="CONFIGURE_MEM_SLOTS", reply="Word"),
+    RequestRow(37, "ADD_MEM_REG", "MemReg", fds=(1, 1), needs="CONFIGURE_MEM_SLOTS"),
+    # Some front-ends attach the region's descriptor here too.
+    RequestRow(38, "REM_MEM_REG", "MemReg", fds=(0, 1), needs="CONFIGURE_MEM_SLOTS"),
+    RequestRow(39, "SET_STATUS", refused=_STATUS),
+    RequestRow(40, "GET_STATUS", reply="Word", refused=_STATUS),
+    RequestRow(41, "GET_SHARED_OBJECT", reply="other", refused="there are no shared objects"),
+    RequestRow(42, "SET_DEVICE_STATE_FD", reply="Word", refused=_STATE),
+    RequestRow(43, "CHECK_DEVICE_STATE", reply="Word", refused=_STATE),
+    RequestRow(44, "GET_SHMEM_CONFIG", reply="other", refused="there is no shared memory region"),
+    RequestRow(
+        45, "GET_VRING_BASE_SKIP_DRAIN", reply="VringState", refused="rings are always drained"
+    ),
+)

@@ -1,0 +1,99 @@
+"""vhost-user on the wire: every structure, flag and request once.
+
+A message is a header, then `size` payload bytes; descriptors travel with the header's first byte:
+
+    request u32 | flags u32 | size u32 | payload
+
+Integers are in host order; a reply carries the number of its request and flags of exactly 0x5.
+
+Spec: vhost-user: Message Specification, Front-end message types, Protocol features.
+"""
+
+from typing import Final
+
+from appliance.vhost.requests import REQUESTS
+from tools.wiregen import Enum, Flags, Struct
+
+OUTPUT: Final = "appliance/vhost/_vhost_wire.py"
+C_HEADER: Final = None  # the kernel ships none for vhost-user
+
+# --- Structures ---
+
+_HEADER: Final = Struct("Header", "VhostUserHeader", "request:I flags:I size:I")
+_WORD: Final = Struct("Word", "u64", "value:Q")
+_VRING_STATE: Final = Struct("VringState", "vhost_vring_state", "ring:I num:I")
+_VRING_ADDR: Final = Struct(
+    "VringAddr",
+    "vhost_vring_addr",
+    "ring:I flags:I desc:Q used:Q avail:Q log_guest_addr:Q",
+)
+_REGION: Final = Struct("Region", "VhostUserMemoryRegion", "gpa:Q size:Q user_addr:Q mmap_offset:Q")
+_MEM_TABLE: Final = Struct("MemTable", "VhostUserMemory", "num_regions:I 4x")
+_MEM_REG: Final = Struct("MemReg", "VhostUserMemRegMsg", "8x region:Region")
+_CONFIG: Final = Struct("Config", "VhostUserConfig", "offset:I size:I flags:I")
+_INFLIGHT: Final = Struct(
+    "Inflight", "VhostUserInflight", "mmap_size:Q mmap_offset:Q num_queues:H queue_size:H 4x"
+)
+# VIRTIO 1.3, 5.11.4 (File System Device: configuration layout).
+_FS_CONFIG: Final = Struct("FsConfig", "virtio_fs_config", "tag:36s num_request_queues:I")
+
+STRUCTS: Final = (
+    _HEADER,
+    _WORD,
+    _VRING_STATE,
+    _VRING_ADDR,
+    _REGION,
+    _MEM_TABLE,
+    _MEM_REG,
+    _CONFIG,
+    _INFLIGHT,
+    _FS_CONFIG,
+)
+
+# --- Numbers ---
+
+ENUMS: Final = (
+    Enum("Request", {row.name: row.number for row in REQUESTS}),
+    Flags("HeaderFlag", {"VERSION_1": 0x1, "REPLY": 0x4, "NEED_REPLY": 0x8}),
+    # The vring of SET_VRING_KICK, _CALL and _ERR is in the low byte.
+    Flags("VringFd", {"NONE": 0x100}),
+    Flags(
+        "VirtioFeature",
+        {
+            "LOG_ALL": 1 << 26,
+            "INDIRECT_DESC": 1 << 28,
+            "EVENT_IDX": 1 << 29,
+            "PROTOCOL_FEATURES": 1 << 30,  # vhost-user's own; the guest never sees it
+            "VERSION_1": 1 << 32,
+        },
+    ),
+    Flags(
+        "ProtocolFeature",
+        {
+            "MQ": 1 << 0,
+            "LOG_SHMFD": 1 << 1,
+            "RARP": 1 << 2,
+            "REPLY_ACK": 1 << 3,
+            "NET_MTU": 1 << 4,
+            "BACKEND_REQ": 1 << 5,
+            "CROSS_ENDIAN": 1 << 6,
+            "CRYPTO_SESSION": 1 << 7,
+            "PAGEFAULT": 1 << 8,
+            "CONFIG": 1 << 9,
+            "BACKEND_SEND_FD": 1 << 10,
+            "HOST_NOTIFIER": 1 << 11,
+            "INFLIGHT_SHMFD": 1 << 12,
+            "RESET_DEVICE": 1 << 13,
+            "INBAND_NOTIFICATIONS": 1 << 14,
+            "CONFIGURE_MEM_SLOTS": 1 << 15,
+            "STATUS": 1 << 16,
+            "XEN_MMAP": 1 << 17,
+            "SHARED_OBJECT": 1 << 18,
+            "DEVICE_STATE": 1 << 19,
+            "GET_VRING_BASE_INFLIGHT": 1 << 20,
+            "GPA_ADDRESSES": 1 << 21,
+            "SHMEM": 1 << 22,
+            "GET_VRING_BASE_SKIP_DRAIN": 1 << 23,
+        },
+    ),
+)

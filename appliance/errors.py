@@ -5,6 +5,12 @@ other exception. Errors are translated in one place per edge: `fuse_proto.dispat
 (exit status), `rpc.status` (gRPC status).
 """
 
+import errno
+import os
+from typing import Final
+
+FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
 
 class ApplianceError(Exception):
     """Base of every error this package raises on purpose; its text is meant for a person."""
@@ -111,3 +117,9 @@ class ImportTreeError(ApplianceError):
 
 class MountError(ApplianceError):
     """A mount point cannot be used; the text names it and why."""
+
+
+def disk_error(exc: OSError, path: str | os.PathLike[str]) -> StoreError:
+    """Return the error of the store for `exc`, which names `path` unless it names a file itself."""
+    kind = StoreFullError if exc.errno in FULL_ERRNOS else StoreError
+    return kind(f"{exc.filename or path}: {exc.strerror}")

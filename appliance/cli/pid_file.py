@@ -28,7 +28,6 @@ _PASSED_ON: Final = frozenset(
         signal.SIGUSR2,
     }
 )
-_PR_SET_PDEATHSIG: Final = 1
 _SIGNAL_STATUS: Final = 128
 
 
@@ -73,11 +72,9 @@ def _start_child(environments: Sequence[Path]) -> int | None:
 
 
 def _become_command(parent: int) -> None:
-    import ctypes  # only here: it takes long to load
+    from appliance.system import libc  # takes long to load, and only this needs it
 
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
+    libc.signal_on_parent_death(signal.SIGTERM, parent)
     if os.environ.get("LISTEN_PID") == str(parent):  # sd_listen_fds(3)
         os.environ["LISTEN_PID"] = str(os.getpid())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_PASSED_ON, signal.SIGCHLD})

@@ -24,8 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from appliance.errors import PidInUseError, StoreError
-from appliance.store.disk_errors import FULL_ERRNOS, disk_error
+from appliance.errors import FULL_ERRNOS, PidInUseError, StoreError, disk_error
 
 _PAGE_HEADER: Final = struct.Struct("=QHHHH")
 _META: Final = struct.Struct("=16xIIQQI36xQ48xQQ")
@@ -161,18 +160,15 @@ def _mounts() -> Iterator[list[str]]:
 
 
 def _allocate(fd: int, name: Path, size: int) -> None:
-    # Not posix_fallocate(3): where the file system cannot do it, that writes what it has read
-    # before, under the hands of processes that have the file mapped.
-    import ctypes  # noqa: PLC0415 - takes as long to load as all the rest
+    from appliance.system import libc  # noqa: PLC0415 - takes as long to load as all the rest
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
-        return
-    code = ctypes.get_errno()
-    if code in FULL_ERRNOS:
-        raise disk_error(OSError(code, os.strerror(code), os.fspath(name)), name)
-    if code not in {errno.EOPNOTSUPP, errno.ENOSYS}:
-        raise OSError(code, os.strerror(code), os.fspath(name))
+    try:
+        libc.fallocate(fd, size)
+    except OSError as exc:
+        if exc.errno in FULL_ERRNOS:
+            raise disk_error(OSError(exc.errno, exc.strerror, os.fspath(name)), name) from exc
+        if exc.errno not in {errno.EOPNOTSUPP, errno.ENOSYS}:
+            raise OSError(exc.errno, exc.strerror, os.fspath(name)) from exc
 
 
 def _read_meta(fd: int, name: Path) -> _Meta:

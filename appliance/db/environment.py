@@ -35,6 +35,7 @@ from appliance.db.data_file import (
     is_written_by_nobody,
 )
 from appliance.errors import (
+    FULL_ERRNOS,
     PidInUseError,
     ReadOnlyStoreError,
     SchemaVersionError,
@@ -42,7 +43,6 @@ from appliance.errors import (
     StoreError,
     StoreFullError,
 )
-from appliance.store.disk_errors import FULL_ERRNOS
 from appliance.store.schema import DIRECTORY_MODE
 
 T = TypeVar("T")

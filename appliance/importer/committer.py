@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, Protocol
 
 from appliance.castore.digest import Digest
 from appliance.castore.size_dialect import SizeDialect
-from appliance.errors import ApplianceError, StoreError, StoreFullError
+from appliance.errors import ApplianceError, StoreError, StoreFullError, disk_error
 from appliance.importer.hasher_pool import Hasher
 from appliance.importer.importer import Progress
 from appliance.importer.records import (
@@ -27,7 +27,6 @@ from appliance.importer.stream import read_objects
 from appliance.nix.store_path import StorePath
 from appliance.services.addresses import ServiceAddresses
 from appliance.store.batch import Batch
-from appliance.store.disk_errors import disk_error
 from appliance.store.schema import INLINE_MAX
 from appliance.store.store import Store
 

@@ -19,8 +19,7 @@ from appliance.importer.committer import PathEnd
 from appliance.nix.path_info import read_path_info
 from appliance.services.addresses import ServiceAddresses
 from appliance.services.base import Buffer, Services
-from appliance.services.loop_thread import LoopThread
-from appliance.services.open_services import open_services
+from appliance.services.open_services import LoopThread, open_services
 from appliance.store import schema
 from appliance.store.batch import Batch, StagedFile
 

@@ -1,24 +1,20 @@
 """Large files: the holes of the one that is read, and of the one that is staged in its place."""
 
-import ctypes
 import errno
 import os
 import stat
 from pathlib import Path
 from typing import Final
 
-from appliance.errors import StoreError
+from appliance.errors import FULL_ERRNOS, StoreError
 from appliance.importer.beneath import write_sparse
 from appliance.importer.records import HashKind
-from appliance.store.disk_errors import FULL_ERRNOS
 from appliance.store.temp_directory import sweep
+from appliance.system import libc
 
 # What `st_blocks` counts.
 _BLOCK_SIZE: Final = 512
 _CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-_SYNC_FILE_RANGE_WRITE: Final = 2
-_WHOLE: Final = ctypes.c_int64(0)
-_LIBC: Final = ctypes.CDLL(None)
 
 
 class StagingError(Exception):
@@ -68,7 +64,7 @@ class StagedFile:
         except OSError as exc:
             raise StagingError(self._path, exc) from exc
         # The commit will wait for the disk, which can begin now. A hint: failures show there.
-        _LIBC.sync_file_range(self._fd, _WHOLE, _WHOLE, _SYNC_FILE_RANGE_WRITE)
+        libc.start_writeback(self._fd)
 
     def remove(self) -> None:
         """Remove the file."""

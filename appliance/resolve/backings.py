@@ -7,7 +7,6 @@ until the mount ends.
 """
 
 import asyncio
-import fcntl
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -16,12 +15,10 @@ from typing import Final
 
 from appliance.fuse_proto._fuse_wire import BackingMap, pack_backing_map
 from appliance.session.wants import BackingWanted, BlobWanted
+from appliance.system import libc
 
 _LOG = logging.getLogger(__name__)
 
-# linux/fuse.h: FUSE_DEV_IOC_BACKING_OPEN and _CLOSE: type 229, numbers 1 and 2, 16 and 4 bytes.
-_IOC_BACKING_OPEN: Final = 0x4010E501
-_IOC_BACKING_CLOSE: Final = 0x4004E502
 # Each keeps a file open in the kernel.
 BACKINGS_MAX: Final = 8192
 
@@ -66,7 +63,7 @@ class Backings:
             del self._by_nodeid[nodeid]
             backing_id = backing.id.result()
             if backing_id:
-                fcntl.ioctl(self._device_fd, _IOC_BACKING_CLOSE, backing_id.to_bytes(4, "little"))
+                libc.close_fuse_backing(self._device_fd, backing_id)
 
     async def _register(self, blob: BlobWanted) -> int:
         if len(self._by_nodeid) > BACKINGS_MAX:
@@ -75,8 +72,7 @@ class Backings:
         if fd is None:
             return 0
         try:
-            request = pack_backing_map(BackingMap(fd, 0))
-            return int(fcntl.ioctl(self._device_fd, _IOC_BACKING_OPEN, bytearray(request)))
+            return libc.open_fuse_backing(self._device_fd, pack_backing_map(BackingMap(fd, 0)))
         except OSError as exc:
             _LOG.debug("no backing file for blob %s: %s", blob.digest.hex(), exc.strerror)
             return 0

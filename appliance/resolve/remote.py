@@ -25,8 +25,7 @@ from appliance.resolve.prefetch import SmallFiles
 from appliance.services.addresses import LmdbAddress, ServiceAddresses
 from appliance.services.base import Services
 from appliance.services.fetch import Ahead, BlobFetcher
-from appliance.services.loop_thread import LoopThread
-from appliance.services.open_services import open_services
+from appliance.services.open_services import LoopThread, open_services
 from appliance.session.wants import BlobWanted
 from appliance.store.blob_cache import BlobCache
 from appliance.store.store import Store

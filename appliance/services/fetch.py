@@ -34,11 +34,11 @@ from appliance.errors import (
     CorruptBlobError,
     ServiceUnavailableError,
     StoreError,
+    disk_error,
 )
 from appliance.services.base import BlobReader, BlobService
 from appliance.store.batch import Batch
 from appliance.store.blob_cache import BlobCache
-from appliance.store.disk_errors import disk_error
 from appliance.store.schema import INLINE_MAX
 
 T = TypeVar("T")

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from blake3 import blake3
 
 from appliance.castore.digest import Digest
-from appliance.errors import CorruptBlobError, ServiceLimitError, StoreError
+from appliance.errors import CorruptBlobError, ServiceLimitError, StoreError, disk_error
 from appliance.services.base import BlobChunk, BlobReader, BlobWriter, Buffer
 from appliance.store.batch import Batch
-from appliance.store.disk_errors import disk_error
 from appliance.store.schema import INLINE_MAX
 from appliance.store.store import BlobFile
 from appliance.store.writer import AsyncStore

@@ -15,10 +15,10 @@ from appliance.errors import (
     DirectoryError,
     InvalidRequestError,
     WrongDigestError,
+    disk_error,
 )
 from appliance.services.base import DirectoryPutter, DirectoryService
 from appliance.store.batch import Batch
-from appliance.store.disk_errors import disk_error
 from appliance.store.writer import AsyncStore
 
 # What one visit to a reading thread brings along.

@@ -1,8 +1,10 @@
 """Services by their addresses."""
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from appliance.services.addresses import (
     GrpcAddress,
@@ -24,11 +26,17 @@ from appliance.services.memory_services import (
     MemoryPathInfoService,
 )
 from appliance.store.writer import AsyncStore
+from appliance.system import libc
 
 if TYPE_CHECKING:
     from pathlib import Path
-import ctypes
-from typing import Final
+
+T = TypeVar("T")
+
+# Above a message of content.
+_MMAP_THRESHOLD: Final = 4 << 20
+_TRIM_THRESHOLD: Final = 16 << 20
+_NUM_ARENAS: Final = 2
 
 
 @asynccontextmanager
@@ -127,27 +135,42 @@ class _Opener:
         return self._peers[address]
 
 
-# ---- How the allocator keeps the memory of messages.
-
-# Of malloc.h.
-_M_TRIM_THRESHOLD: Final = -1
-_M_MMAP_THRESHOLD: Final = -3
-_M_ARENA_MAX: Final = -8
-
-# Above a message of content.
-_MMAP_THRESHOLD: Final = 4 << 20
-_TRIM_THRESHOLD: Final = 16 << 20
-_NUM_ARENAS: Final = 2
-
-
 def keep_message_memory() -> None:
-    """Have malloc keep what a message took for the next one; may be called again.
+    """Have malloc keep what a message took for the next one; this may be called again.
 
-    Unasked, glibc gives each message's memory back to the system and faults it in again for the
-    next: a 1 GiB blob took 500,000 page faults, and half as long again. What is kept is bounded.
+    By default glibc returns each message's memory to the system and faults it in again for the
+    next: a blob of 1 GiB took 500,000 page faults, and half as long again. What is kept is bounded.
     """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # others than glibc lack it
-        libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
-        libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
-        libc.mallopt(_M_ARENA_MAX, _NUM_ARENAS)
+    libc.tune_malloc(
+        mmap_threshold=_MMAP_THRESHOLD, trim_threshold=_TRIM_THRESHOLD, num_arenas=_NUM_ARENAS
+    )
+
+
+class LoopThread:
+    """A thread that runs an event loop, for programs that have another loop, or none.
+
+    gRPC needs the loop of asyncio itself, and network traffic must not hold up front-ends.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    async def run(self, work: Coroutine[None, None, T]) -> T:
+        """Run `work` on that loop and wait for it on this one."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    def run_and_wait(self, work: Coroutine[None, None, T]) -> T:
+        """Run `work` on that loop and block this thread until it is done."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Run `work` on that loop; it handles its errors itself."""
+        asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def close(self) -> None:
+        """End the loop and the thread; nothing may run any more."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

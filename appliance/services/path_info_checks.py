@@ -1,10 +1,10 @@
 """A PathInfo against contents: what is known at once, and all there is."""
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from appliance.castore.digest import Digest
-from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node
+from appliance.castore.directory import DirectoryNode, FileNode, Node
 from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import StoreError
 from appliance.nix.path_info import PathInfo, read_path_info
@@ -17,29 +17,6 @@ from appliance.services.base import (
     Services,
 )
 from appliance.services.verify import Verifier, VerifyError
-
-if TYPE_CHECKING:
-    from appliance.db.environment import WriteTransaction
-    from appliance.store.store import Store
-
-
-class KnownContents:
-    """What is in `store`; see `path_info_rules.Known`."""
-
-    def __init__(self, store: "Store", txn: "WriteTransaction") -> None:
-        self._store = store
-        self._txn = txn
-
-    def nar_of(self, key: Digest) -> tuple[int, bytes] | None:
-        """See `Known.nar_of`."""
-        return self._store.nar_info(self._txn, key)
-
-    def directory_of(self, digest: Digest) -> Directory | None:
-        """See `Known.directory_of`."""
-        encoded = self._store.directory(self._txn, digest)
-        if encoded is None or Digest.of(encoded) != digest:
-            return None
-        return Directory.from_bytes(encoded)
 
 
 @runtime_checkable

@@ -1,16 +1,15 @@
 """The store: reading it in any number of processes, committing to it in one at a time."""
 
-import ctypes
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import lmdb
 
-from appliance.castore.digest import EMPTY_DIGEST
+from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.db.environment import (
     Environment,
     NotWritableError,
@@ -23,11 +22,15 @@ from appliance.errors import (
     PathInfoError,
     SchemaVersionError,
     StoreError,
+    disk_error,
 )
 from appliance.store import schema, temp_directory
 from appliance.store.batch import Batch, StagedFile
-from appliance.store.disk_errors import disk_error
 from appliance.store.image_table import ImageTable
+from appliance.system import libc
+
+if TYPE_CHECKING:
+    from appliance.castore.directory import Directory
 
 Transaction = lmdb.Transaction
 
@@ -283,7 +286,9 @@ class Store:
             self._place(files[digest].path, digest)
             placed.add(digest)
         if missing and self._is_durable:
-            _sync_filesystem(self._blobs_path)
+            # The data of all files, their names and their directories become durable at once: the
+            # file system commits its journal once, where a sync per file would commit it per file.
+            libc.syncfs(self._blobs_path)
 
     def _place(self, path: str, digest: bytes) -> None:
         name = digest.hex()
@@ -342,9 +347,8 @@ class Store:
             return stated  # nothing is known that it could contradict
         # Loaded here: an import into a new store has no need of what reads PathInfos.
         from appliance.nix.path_info_rules import accepted  # noqa: PLC0415 - see above
-        from appliance.services.path_info_checks import KnownContents  # noqa: PLC0415 - see above
 
-        known = KnownContents(self, txn)
+        known = _KnownContents(self, txn)
         return accepted(old, stated, known, may_replace=batch.may_replace_paths)
 
     def _check_version(self) -> None:
@@ -363,6 +367,27 @@ class Store:
         txn.put(schema.ID_KEY, os.urandom(schema.ID_SIZE), db=self._meta, overwrite=False)
 
 
+class _KnownContents:
+    """What is in `store`; see `path_info_rules.Known`."""
+
+    def __init__(self, store: Store, txn: WriteTransaction) -> None:
+        self._store = store
+        self._txn = txn
+
+    def nar_of(self, key: Digest) -> tuple[int, bytes] | None:
+        """See `Known.nar_of`."""
+        return self._store.nar_info(self._txn, key)
+
+    def directory_of(self, digest: Digest) -> "Directory | None":
+        """See `Known.directory_of`."""
+        from appliance.castore.directory import Directory  # noqa: PLC0415 - as above
+
+        encoded = self._store.directory(self._txn, digest)
+        if encoded is None or Digest.of(encoded) != digest:
+            return None
+        return Directory.from_bytes(encoded)
+
+
 def _put_objects(
     txn: WriteTransaction,
     database: lmdb._Database,
@@ -374,16 +399,3 @@ def _put_objects(
         for digest, value in objects:
             if txn.get(digest, db=database) != value:
                 txn.put(digest, value, db=database)
-
-
-def _sync_filesystem(path: Path) -> None:
-    # One syncfs makes the data of all files, their names and their directories durable: the file
-    # system commits its journal once, where a sync per file would commit it once per file.
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if libc.syncfs(fd) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), os.fspath(path))
-    finally:
-        os.close(fd)

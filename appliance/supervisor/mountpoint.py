@@ -1,16 +1,13 @@
 """Where a mount goes: the checks, mount(2) or fusermount3, and the descriptors of the device."""
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import logging
 import os
 import re
 import socket
 import stat
 import subprocess
-import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -21,27 +18,12 @@ from appliance.fuse_proto._fuse_wire import (
     OutHeader,
     pack_out_header,
 )
+from appliance.system import libc
 
 _LOG = logging.getLogger(__name__)
 
 FS_TYPE: Final = "fuse.appliance"
 _DEVICE: Final = "/dev/fuse"
-# linux/mount.h, linux/fs.h
-_MS_RDONLY: Final = 1
-_MS_NOSUID: Final = 2
-_MS_NODEV: Final = 4
-_MS_NOEXEC: Final = 8
-_MS_REMOUNT: Final = 32
-_MNT_DETACH: Final = 2
-# linux/fuse.h: FUSE_DEV_IOC_CLONE, _IOR(229, 0, uint32_t)
-_IOC_CLONE: Final = 0x8004E500
-# linux/stat.h, linux/fcntl.h
-_AT_FDCWD: Final = -100
-_AT_STATX_FORCE_SYNC: Final = 0x2000
-_STATX_TYPE: Final = 1
-_STATX_MODE: Final = 2
-_STATX_BYTES: Final = 256
-_STATX_MODE_AT: Final = 28
 _READ_AHEAD_KIB: Final = 1024
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 _FUSERMOUNT: Final = "fusermount3"
@@ -155,7 +137,7 @@ class Mountpoint:
         """Return a new descriptor of the mount, with requests in progress of its own."""
         fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
         try:
-            fcntl.ioctl(fd, _IOC_CLONE, self.fd.to_bytes(4, "little"))
+            libc.clone_fuse_device(fd, self.fd)
         except OSError:
             os.close(fd)
             raise
@@ -179,7 +161,7 @@ class Mountpoint:
     def _take_away(self) -> None:
         if self._is_root:
             with contextlib.suppress(OSError):  # somebody was faster
-                _detach(self.path)
+                libc.detach_mount(self.path)
             return
         command = [_FUSERMOUNT, "-u", "-q", "-z", "--", os.fspath(self.path)]
         with contextlib.suppress(FileNotFoundError):  # it was there when it mounted, if it did
@@ -196,7 +178,7 @@ class Mountpoint:
     def _mode(self) -> int | None:
         """Return the mode of what is there; None if it is a mount whose server is gone."""
         try:
-            return _mode_now(self.path)
+            return libc.mode_now(self.path)
         except OSError as exc:
             if exc.errno == errno.ENOTCONN:
                 return None
@@ -218,18 +200,12 @@ class Mountpoint:
         except OSError as exc:
             raise MountError(f"{_DEVICE}: {exc.strerror}") from exc
         data = f"fd={fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},{options}"
-        flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC * self._flags.is_noexec
-        libc = ctypes.CDLL(None, use_errno=True)
-        path = os.fsencode(self.path)
-        if (
-            libc.mount(
-                os.fsencode(self._flags.source), path, FS_TYPE.encode(), flags, data.encode()
-            )
-            != 0
-        ):
-            code = ctypes.get_errno()
+        flags = _mount_flags(is_noexec=self._flags.is_noexec)
+        try:
+            libc.mount(self._flags.source, self.path, FS_TYPE, flags, data)
+        except OSError as exc:
             os.close(fd)
-            raise MountError(f"mount point {self.path}: {os.strerror(code)}")
+            raise MountError(f"mount point {self.path}: {exc.strerror}") from exc
         return fd
 
     def _fusermount(self, options: str) -> int:
@@ -268,34 +244,14 @@ def remount(path: Path, *, is_noexec: bool) -> None:
     Raises:
         MountError: the kernel refused.
     """
-    flags = _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC * is_noexec
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(None, os.fsencode(path), None, flags, None) != 0:
-        raise MountError(f"mount point {path}: {os.strerror(ctypes.get_errno())}")
+    try:
+        libc.remount(path, _mount_flags(is_noexec=is_noexec))
+    except OSError as exc:
+        raise MountError(f"mount point {path}: {exc.strerror}") from exc
 
 
-def _detach(path: Path) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(path), _MNT_DETACH) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), os.fspath(path))
-
-
-def _mode_now(path: Path) -> int:
-    """Return the mode of what is at `path`, as its file system has it now.
-
-    A dead mount may answer stat(2) for long, from what the kernel remembers.
-
-    Raises:
-        OSError: as of stat(2).
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = ctypes.create_string_buffer(_STATX_BYTES)
-    name = os.fsencode(path)
-    if libc.statx(_AT_FDCWD, name, _AT_STATX_FORCE_SYNC, _STATX_TYPE | _STATX_MODE, result) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), os.fspath(path))
-    return int.from_bytes(result.raw[_STATX_MODE_AT : _STATX_MODE_AT + 2], sys.byteorder)
+def _mount_flags(*, is_noexec: bool) -> int:
+    return libc.MS_RDONLY | libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC * is_noexec
 
 
 def connection_of(fd: int) -> str:

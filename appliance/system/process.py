@@ -1,11 +1,12 @@
-"""Child processes of an import."""
+"""Child processes that run a function of this program."""
 
-import ctypes
 import gc
 import os
 import signal
 from collections.abc import Callable
 from typing import NoReturn
+
+from appliance.system import libc
 
 
 class Child:
@@ -35,7 +36,7 @@ class Child:
 def _run(work: Callable[[], None], parent_pid: int) -> NoReturn:
     status = 1
     try:
-        die_with_parent(parent_pid)
+        libc.signal_on_parent_death(signal.SIGKILL, parent_pid)
         # Ctrl-C reaches the whole foreground group; the parent decides what it means.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         # Nothing here makes cycles, but much is allocated.
@@ -48,20 +49,3 @@ def _run(work: Callable[[], None], parent_pid: int) -> NoReturn:
         traceback.print_exc()
     finally:
         os._exit(status)
-
-
-# ---- Process attributes that the standard library does not reach.
-
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Ask the kernel to kill this process when its parent `parent_pid` ends.
-
-    Ends the process at once if the parent has gone before the request took effect.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent_pid:
-        os._exit(1)

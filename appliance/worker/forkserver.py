@@ -21,7 +21,7 @@ from appliance.errors import ApplianceError
 from appliance.log import configure_logging, set_log_source
 from appliance.protos.control_pb2 import Envelope, Exited, Spawned
 from appliance.session import channel
-from appliance.system.process import die_with_parent
+from appliance.system.libc import signal_on_parent_death
 from appliance.worker import startup as worker
 
 _LOG = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class ForkServer:
             os.close(verdict)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            die_with_parent(parent)
+            signal_on_parent_death(signal.SIGKILL, parent)
             set_log_source(label)
             self._sock.close()
             os.close(self._wake_read)
@@ -137,7 +137,7 @@ def main() -> None:
     """Run the fork server on the channel whose fd number is the first argument."""
     fd, parent = map(int, sys.argv[1:3])
     log_level, log_form, store_path = sys.argv[3:]
-    die_with_parent(parent)
+    signal_on_parent_death(signal.SIGKILL, parent)
     # The terminal's ^C or end and a service manager's SIGTERM reach the whole process group; the
     # supervisor alone decides, and closing its channels is how it tells.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -28,12 +28,12 @@ from appliance.rpc.directory_handlers import DirectoryHandlers
 from appliance.rpc.path_info_handlers import PathInfoHandlers
 from appliance.services.grpc_messages import SNIX, Family, decode_chunk_untrusted, encode_chunk
 from appliance.services.grpc_status import status_of
-from appliance.services.loop_thread import LoopThread
 from appliance.services.memory_services import (
     MemoryBlobService,
     MemoryDirectoryService,
     MemoryPathInfoService,
 )
+from appliance.services.open_services import LoopThread
 
 # Rust's `http` takes no percent sign in it, which RFC 3986 would allow.
 _AUTHORITY: Final = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?")

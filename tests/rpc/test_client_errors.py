@@ -17,7 +17,7 @@ from appliance.services.addresses import GrpcAddress, unix_target
 from appliance.services.base import Services
 from appliance.services.grpc_client import Peer, Sending
 from appliance.services.grpc_messages import MESSAGE_MAX
-from appliance.services.loop_thread import LoopThread
+from appliance.services.open_services import LoopThread
 from tests.contracts.rig import Rig, put_blob
 from tests.fakes.daemon_process import DaemonProcess
 from tests.importer.trees import small_disk

@@ -11,8 +11,7 @@ import pytest
 
 from appliance.rpc.server import Server
 from appliance.services.addresses import MemoryAddress, ServiceAddresses
-from appliance.services.loop_thread import LoopThread
-from appliance.services.open_services import open_services
+from appliance.services.open_services import LoopThread, open_services
 from tests.fakes.appliance_process import APPLIANCE
 
 pytestmark = pytest.mark.slow

@@ -40,7 +40,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format
 
 lint: $(INSTALLED)
-	$(BIN)/python -m pytest -m lint tests/test_linters.py tests/test_generated.py tests/appliance/test_c_build.py
+	$(BIN)/python -m pytest -m lint tests/test_linters.py tests/test_generated.py tests/test_c_build.py
 
 check: packages-test $(INSTALLED)
 	$(BIN)/python -m pytest $(PARALLEL) -m 'lint or not (slow or vm)' $(ARGS)

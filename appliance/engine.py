@@ -57,7 +57,7 @@ _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 _from_buffer = ffi.from_buffer
 
 
-class Region(NamedTuple):
+class MappedRegion(NamedTuple):
     """A piece of guest memory, in bytes (vhost-user: memory region description)."""
 
     gpa: int
@@ -72,7 +72,7 @@ class Region(NamedTuple):
         )
 
 
-def _check_range(region: Region, name: str, start: int) -> None:
+def _check_range(region: MappedRegion, name: str, start: int) -> None:
     if not 0 <= start <= _U64_MAX or region.size > _U64_MAX - start:
         raise VhostError(f"{region}: {name} plus size does not fit in 64 bits")
 
@@ -91,14 +91,14 @@ class GuestMap:
 
     def __init__(self) -> None:
         self._map = ffi.new("struct eng_map *")
-        self._regions: list[Region] = []
+        self._regions: list[MappedRegion] = []
 
     @property
-    def regions(self) -> tuple[Region, ...]:
+    def regions(self) -> tuple[MappedRegion, ...]:
         """What is mapped, in the order of addition."""
         return tuple(self._regions)
 
-    def add(self, fd: int, region: Region) -> None:
+    def add(self, fd: int, region: MappedRegion) -> None:
         """Map a region of the file `fd`; the caller keeps and closes `fd`.
 
         The front-end is trusted not to shrink the file while it is mapped: access would be SIGBUS.
@@ -117,7 +117,7 @@ class GuestMap:
             raise VhostError(f"{region}: cannot map it: {os.strerror(errno)}")
         self._regions.append(region)
 
-    def _check(self, region: Region) -> None:
+    def _check(self, region: MappedRegion) -> None:
         if not 0 < region.size <= _U64_MAX:
             raise VhostError(f"{region}: the size must be above 0 and fit in 64 bits")
         _check_range(region, "gpa", region.gpa)
@@ -133,7 +133,7 @@ class GuestMap:
             ):
                 raise VhostError(f"{region}: overlaps {other}")
 
-    def remove(self, region: Region) -> None:
+    def remove(self, region: MappedRegion) -> None:
         """Unmap a region.
 
         Raises:
@@ -319,7 +319,7 @@ class Ring:
         return self._requests[self._starts[slot] : self._ends[slot]]
 
     def head(self, slot: int) -> int:
-        """Return the chain's head index: its name for `load()` and `complete_head()`."""
+        """Return the chain's head index: its name for `load()`."""
         return self._heads[slot]
 
     def readable_len(self, slot: int) -> int:
@@ -361,10 +361,6 @@ class Ring:
         status = lib.eng_ring_complete(self._ring, slot, length)
         if status:
             self._raise(-status)
-
-    def complete_head(self, head: int, length: int) -> None:
-        """Return a popped chain that may be in no slot any more."""
-        self._check(lib.eng_ring_complete_head(self._ring, head, length))
 
     @property
     def is_signal_due(self) -> bool:

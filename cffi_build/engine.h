@@ -128,7 +128,6 @@ int eng_ring_translate(struct eng_ring *ring);
 int eng_ring_pop(struct eng_ring *ring, uint32_t limit);
 int eng_ring_load(struct eng_ring *ring, uint16_t head);
 int eng_ring_complete(struct eng_ring *ring, uint32_t slot, uint32_t length);
-int eng_ring_complete_head(struct eng_ring *ring, uint16_t head, uint32_t length);
 /* 1: chains arrived meanwhile, do not sleep. */
 int eng_ring_arm(struct eng_ring *ring);
 int eng_ring_break(struct eng_ring *ring, int code, uint32_t head, uint64_t value);

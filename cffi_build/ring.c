@@ -286,18 +286,11 @@ static int ring_wants_signal(struct eng_ring *ring)
 	return (uint16_t)(ring->used_idx - event - 1) < (uint16_t)(ring->used_idx - old);
 }
 
-int eng_ring_complete_head(struct eng_ring *ring, uint16_t head, uint32_t length)
+static void return_chain(struct eng_ring *ring, uint16_t head, uint32_t length)
 {
 	struct eng_inflight *area = ring->inflight;
 	struct vring_used_elem *element;
-	int status = eng_ring_usable(ring);
 
-	if (status)
-		return status;
-	if (head >= ring->num)
-		return -ENG_ESLOT;
-	if (!ring->in_flight)
-		return -ENG_EIDLE;
 	ring->in_flight--;
 	area->desc[head].next = eng_load_relaxed(&area->last_batch_head);
 	eng_store_release(&area->last_batch_head, head);
@@ -311,18 +304,24 @@ int eng_ring_complete_head(struct eng_ring *ring, uint16_t head, uint32_t length
 	eng_fence();
 	if (ring_wants_signal(ring))
 		ring->is_signal_due = 1;
-	return 0;
 }
 
 int eng_ring_complete(struct eng_ring *ring, uint32_t slot, uint32_t length)
 {
+	int status = eng_ring_usable(ring);
+
+	if (status)
+		return status;
 	if (slot >= ring->slots_num || ring->is_done[slot])
 		return -ENG_ESLOT;
 	if (length > ring->writable_len[slot])
 		return -ENG_EBOUNDS;
+	if (!ring->in_flight)
+		return -ENG_EIDLE;
 	/* From here on the buffers are the guest's again: no write may follow. */
 	ring->is_done[slot] = 1;
-	return eng_ring_complete_head(ring, (uint16_t)ring->head[slot], length);
+	return_chain(ring, (uint16_t)ring->head[slot], length);
+	return 0;
 }
 
 int eng_ring_arm(struct eng_ring *ring)

@@ -1,6 +1,7 @@
 """The structures and numbers of the FUSE wire, after linux/fuse.h 7.45.
 
-`tools.wiregen` turns the rows into `_fuse_wire.py` and into assertions against the installed header.
+`tools.wiregen` turns the rows into `_fuse_wire.py` and into assertions against the installed
+header.
 Fields the kernel calls padding, dummy, unused or spare are padding here too.
 """
 

@@ -53,7 +53,7 @@ STRUCTS: Final = (
 # --- Numbers ---
 
 ENUMS: Final = (
-    Enum("Request", {row.name: row.number for row in REQUESTS}),
+    Enum("RequestNumber", {row.name: row.number for row in REQUESTS}),
     Flags("HeaderFlag", {"VERSION_1": 0x1, "REPLY": 0x4, "NEED_REPLY": 0x8}),
     # The vring of SET_VRING_KICK, _CALL and _ERR is in the low byte.
     Flags("VringFd", {"NONE": 0x100}),

@@ -2,12 +2,14 @@
 
 `fuse_table.py` and `vhost_table.py` declare each structure and number of a protocol once, as rows
 of the types below; this program writes the Python codecs and, for tables with a C header,
-compile-time assertions that hold the table to that header. `python -m tools.wiregen` writes; `--check`
-writes nothing, prints a diff and exits 1 if anything is stale.
+compile-time assertions that hold the table to that header.
 
-A table module exposes `STRUCTS` (a sequence of `Struct`, nested ones before their users), `ENUMS`
-(a sequence of `Enum` and `Flags`), `OUTPUT` (the codec's path in the tree) and `C_HEADER` (such as "linux/fuse.h", or None when there is no
-header to check against).
+`python -m tools.wiregen`, run from the top of the checkout, writes; with `--check` it writes
+nothing, prints a diff and exits 1 if anything is stale.
+
+A table module has `STRUCTS` (a sequence of `Struct`, nested ones before their users), `ENUMS` (a
+sequence of `Enum` and `Flags`), `OUTPUT` (the path of the codec in the checkout) and `C_HEADER`
+(such as "linux/fuse.h", or None when there is no header to check against).
 
 For `Struct("ReadIn", ...)` the generated module holds `class ReadIn(NamedTuple)`, `READ_IN` (its
 `struct.Struct`), `READ_IN_SIZE` (bytes), `unpack_read_in(buf, offset=0)` and `pack_read_in(value)`.

@@ -19,7 +19,7 @@ from vmharness.served import Served, serve
 from vmharness.tree import TreeDigest
 
 from appliance.services.addresses import ServiceAddresses, parse_service_uri
-from appliance.services.base import Services
+from appliance.services.contracts import Services
 from appliance.services.open_services import open_services
 from tests.contracts.rig import (
     closure,

@@ -143,7 +143,7 @@ def _children(directory: Directory) -> set[Digest]:
     return {node.digest for node in directory.directories}
 
 
-# ---- Whether two trees have the same content, though their directories count their sizes otherwise.
+# --- Trees that are equal but for the sizes in their directories ---
 
 
 def is_same_tree(

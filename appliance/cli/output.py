@@ -10,7 +10,7 @@ from appliance.cli.terminal import writing_output
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from appliance.services.base import Services
+    from appliance.services.contracts import Services
 
 
 def with_services(

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from appliance.cli.terminal import ProgressLine
     from appliance.nix.store_path import StorePath
     from appliance.services.addresses import ServiceAddresses
-    from appliance.services.base import Services
+    from appliance.services.contracts import Services
     from appliance.services.repair import Repairer, Source
-    from appliance.services.verify import Progress, Verifier, VerifyError
+    from appliance.services.verify import Verifier, VerifyError, VerifyProgress
     from appliance.store.writer import AsyncStore
 
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
@@ -271,7 +271,7 @@ class _Run:
             print(f"appliance: {problem}", file=sys.stderr)
 
 
-async def _show_progress(line: "ProgressLine", progress: "Progress") -> None:
+async def _show_progress(line: "ProgressLine", progress: "VerifyProgress") -> None:
     import asyncio
 
     while True:

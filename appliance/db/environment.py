@@ -43,7 +43,6 @@ from appliance.errors import (
     StoreError,
     StoreFullError,
 )
-from appliance.store.schema import DIRECTORY_MODE
 
 T = TypeVar("T")
 
@@ -51,6 +50,9 @@ T = TypeVar("T")
 ReadTransaction: TypeAlias = "lmdb.Transaction[memoryview]"
 WriteTransaction: TypeAlias = "lmdb.Transaction[bytes]"
 
+# A store holds copies of what perhaps only its importer can read, so only its owner and a group may
+# enter its directory. What is inside is open to whoever comes in.
+DIRECTORY_MODE: Final = 0o750
 _MAX_READERS: Final = 4096
 # Less than this left on the file system, and an EIO of LMDB is taken for a full disk.
 _FULL_BELOW_BYTES: Final = 1 << 20

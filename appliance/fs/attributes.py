@@ -62,7 +62,7 @@ def _attributes(generation: int) -> Attr:
     )
 
 
-# ---- STATFS: the figures of the file system that holds the store, asked at most once a second.
+# --- STATFS: the figures of the file system that holds the store, asked at most once a second.
 
 _VALID_S: Final = 1.0
 
@@ -105,7 +105,7 @@ class Statfs:
         )
 
 
-# ---- Extended attributes: the castore digest of a file or directory, under two names.
+# --- Extended attributes: the castore digest of a file or directory, under two names.
 #
 # Two implementations of the store protocol show it, each under a name and in a notation of its own;
 # here both do. The value is text without a NUL. The attributes are not listed.

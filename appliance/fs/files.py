@@ -104,7 +104,7 @@ class Blobs:
         return OSError(EIO, f"blob {Digest(digest)} {reason}")
 
 
-# ---- Contents of files from a cache: what it lacks is wanted, and what is used is told.
+# --- Contents of files from a cache: what it lacks is wanted, and what is used is told.
 
 # How coarsely the cache is told: which entries were used, not when or how often.
 _TELL_EVERY_S: Final = 1.0

@@ -41,11 +41,6 @@ def dirent_size(name_size: int) -> int:
     return _padded(_fuse_wire.DIRENT_SIZE + name_size)
 
 
-def direntplus_size(name_size: int) -> int:
-    """Return the size of a READDIRPLUS record in bytes, with its padding."""
-    return _padded(_fuse_wire.DIRENTPLUS_SIZE + name_size)
-
-
 def pack_dirent(ino: int, off: int, kind: int, name: bytes) -> bytes:
     """Return one READDIR record.
 

@@ -1,14 +1,10 @@
-"""One readable line per request and reply, for logs and test failures. Guest bytes are escaped."""
+"""One readable line for a request, for logs and test failures. Guest bytes are escaped."""
 
-import errno
 from typing import Final
 
 from appliance.errors import FuseDecodeError
-from appliance.fuse_proto._fuse_wire import CODECS, IN_HEADER_SIZE, InHeader
+from appliance.fuse_proto._fuse_wire import IN_HEADER_SIZE, InHeader
 from appliance.fuse_proto.decode import PLANS, decode_body_untrusted, decode_header_untrusted
-from appliance.fuse_proto.encode import Reply, body_size
-from appliance.fuse_proto.opcodes import DATA
-from appliance.fuse_proto.operations import FileSlice
 
 SHOWN_MAX: Final = 80
 
@@ -24,24 +20,6 @@ def format_request_untrusted(request: memoryview) -> str:
         f"{name}={getattr(header, name)}" for name in ("unique", "nodeid", "uid", "gid", "pid")
     ]
     return " ".join(words + _body_words(header, request))
-
-
-def format_reply(reply: Reply, opcode: int) -> str:
-    """Return one line for the reply to a request with `opcode`."""
-    start = f"{opcode_name(opcode)} unique={reply.unique} ->"
-    if reply.error:
-        return f"{start} {errno.errorcode.get(reply.error, reply.error)}"
-    body = reply.body
-    if isinstance(body, FileSlice):
-        return f"{start} {body}"
-    plan = PLANS.get(opcode)
-    structs = plan.op.reply.split() if plan else []
-    sizes = [CODECS[name].size for name in structs if name != DATA]
-    if not sizes or sum(sizes) != body_size(body):
-        return f"{start} {body_size(body)} bytes"
-    offsets = [sum(sizes[:number]) for number in range(len(sizes))]
-    values = [str(CODECS[name].unpack(body, at)) for name, at in zip(structs, offsets, strict=True)]
-    return " ".join([start, *values])
 
 
 def opcode_name(opcode: int) -> str:

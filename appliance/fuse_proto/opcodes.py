@@ -24,7 +24,7 @@ class Op(NamedTuple):
 
     `answer` is an `Answer`, or the positive errno every such request is answered with (0: success
     and no body), for which its body is not looked at. `args` and `reply` name structures of
-    `_fuse_wire`, in order and space-separated where there are several; `DATA` stands for bare bytes.
+    `_fuse_wire`, in order and separated by spaces; `DATA` stands for bare bytes.
     `compat` is the shortest argument structure accepted, 0 for a whole one: fields not sent read
     as zero. Where names follow, such a structure is never longer than that.
     """
@@ -36,7 +36,6 @@ class Op(NamedTuple):
     names: int = 0
     reply: str = ""
     compat: int = 0
-    has_payload: bool = False
     is_early: bool = False
     min_minor: int = 0
 
@@ -56,12 +55,12 @@ OPS: Final = (
     Op(13, "LINK", EROFS, "LinkIn", names=1, reply="EntryOut"),
     Op(14, "OPEN", Answer.OPERATIONS, "OpenIn", reply="OpenOut"),
     Op(15, "READ", Answer.OPERATIONS, "ReadIn", reply=DATA),
-    Op(16, "WRITE", EROFS, "WriteIn", reply="WriteOut", has_payload=True),
+    Op(16, "WRITE", EROFS, "WriteIn", reply="WriteOut"),
     Op(17, "STATFS", Answer.OPERATIONS, reply="StatfsOut"),
     Op(18, "RELEASE", Answer.OPERATIONS, "ReleaseIn"),
     Op(20, "FSYNC", ENOSYS, "FsyncIn"),
     # Never the 16-byte structure: SETXATTR_EXT is not negotiated.
-    Op(21, "SETXATTR", EROFS, "SetxattrIn", names=1, compat=8, has_payload=True),
+    Op(21, "SETXATTR", EROFS, "SetxattrIn", names=1, compat=8),
     Op(22, "GETXATTR", Answer.OPERATIONS, "GetxattrIn", names=1, reply=DATA),
     Op(23, "LISTXATTR", Answer.OPERATIONS, "GetxattrIn", reply=DATA),
     Op(24, "REMOVEXATTR", EROFS, names=1),
@@ -80,17 +79,17 @@ OPS: Final = (
     Op(36, "INTERRUPT", Answer.NOTHING, "InterruptIn", is_early=True),
     Op(37, "BMAP", ENOSYS, "BmapIn", reply="BmapOut"),
     Op(38, "DESTROY", Answer.SESSION, is_early=True),
-    Op(39, "IOCTL", ENOTTY, "IoctlIn", reply="IoctlOut", has_payload=True),
+    Op(39, "IOCTL", ENOTTY, "IoctlIn", reply="IoctlOut"),
     Op(40, "POLL", ENOSYS, "PollIn", reply="PollOut"),
-    Op(41, "NOTIFY_REPLY", Answer.NOTHING, "NotifyRetrieveIn", has_payload=True, is_early=True),
-    Op(42, "BATCH_FORGET", Answer.NOTHING, "BatchForgetIn", has_payload=True, is_early=True),
+    Op(41, "NOTIFY_REPLY", Answer.NOTHING, "NotifyRetrieveIn", is_early=True),
+    Op(42, "BATCH_FORGET", Answer.NOTHING, "BatchForgetIn", is_early=True),
     Op(43, "FALLOCATE", EROFS, "FallocateIn"),
     Op(44, "READDIRPLUS", Answer.OPERATIONS, "ReadIn", reply=DATA),
     Op(45, "RENAME2", EROFS, "Rename2In", names=2),
     Op(46, "LSEEK", Answer.OPERATIONS, "LseekIn", reply="LseekOut"),
     Op(47, "COPY_FILE_RANGE", EROFS, "CopyFileRangeIn", reply="WriteOut"),
     Op(48, "SETUPMAPPING", ENOSYS, "SetupmappingIn", min_minor=31),
-    Op(49, "REMOVEMAPPING", ENOSYS, "RemovemappingIn", has_payload=True, min_minor=31),
+    Op(49, "REMOVEMAPPING", ENOSYS, "RemovemappingIn", min_minor=31),
     Op(50, "SYNCFS", ENOSYS, "SyncfsIn", min_minor=34),
     Op(51, "TMPFILE", EROFS, "CreateIn", names=1, reply="EntryOut OpenOut", min_minor=37),
     Op(52, "STATX", Answer.OPERATIONS, "StatxIn", reply="StatxOut", min_minor=39),

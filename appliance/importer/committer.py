@@ -211,7 +211,7 @@ def _write(path: str, content: memoryview) -> None:
         raise disk_error(exc, path) from exc
 
 
-# ---- The committing process: what the tree process sends goes to the store.
+# --- The committing process: what the tree process sends goes to the store.
 
 
 class ImportRun:

@@ -24,7 +24,7 @@ from appliance.importer.records import (
     unpack_root_request,
 )
 from appliance.importer.roots import CHANGED, Identity, identity_of, open_directory, reason
-from appliance.importer.staging import Holes, StagedFile, StagingError
+from appliance.importer.staging import Holes, StagingError, StagingFile
 from appliance.store.schema import INLINE, INLINE_MAX
 
 # The largest piece of a file in the ring at once.
@@ -144,9 +144,9 @@ class HasherLoop:
             record = record._replace(kind=exc.kind, size=len(message), frame_size=0)
         HASH_RECORD.pack_into(packed, 0, *record)
 
-    def _create_staged(self) -> StagedFile:
+    def _create_staged(self) -> StagingFile:
         self._num_staged += 1
-        return StagedFile(self._staging, self._num_staged)
+        return StagingFile(self._staging, self._num_staged)
 
     def _serve(self, request: bytes, directory: bytes) -> None:
         """Serve a request that is not for the reader."""
@@ -216,7 +216,7 @@ class HasherLoop:
             staged.close()
 
     def _put_pieces(
-        self, fd: int, before: os.stat_result, staged: StagedFile | None, digest: bytes
+        self, fd: int, before: os.stat_result, staged: StagingFile | None, digest: bytes
     ) -> bytes:
         """Read a file piece by piece, and put them; return the digest.
 
@@ -352,7 +352,7 @@ def _check_unchanged(fd: int, before: os.stat_result) -> None:
         raise ImportTreeError(CHANGED)
 
 
-# ---- Files with several names: the content of a large one is hashed and staged once.
+# --- Files with several names: the content of a large one is hashed and staged once.
 
 # What is remembered takes some 300 bytes a file; more files are forgotten, and hashed again.
 _FILES_MAX: Final = 1 << 14

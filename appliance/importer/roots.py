@@ -72,7 +72,7 @@ def reason(error: OSError) -> str:
     return CHANGED if error.errno in _CHANGED_ERRNOS else os.strerror(error.errno or 0)
 
 
-# ---- Which of the paths to import are the same, or lie in one another.
+# --- Which of the paths to import are the same, or lie in one another ---
 
 
 class Overlaps:
@@ -126,7 +126,7 @@ def _downwards(path: bytes) -> Iterator[bytes]:
         end = path.find(b"/", end + 1)
 
 
-# ---- What an import must not read: the store that it writes, and all that contains it.
+# --- What an import must not read: the store that it writes, and all that contains it.
 
 _FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 

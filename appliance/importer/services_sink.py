@@ -18,7 +18,7 @@ from appliance.errors import (
 from appliance.importer.committer import PathEnd
 from appliance.nix.path_info import read_path_info
 from appliance.services.addresses import ServiceAddresses
-from appliance.services.base import Buffer, Services
+from appliance.services.contracts import Buffer, Services
 from appliance.services.open_services import LoopThread, open_services
 from appliance.store import schema
 from appliance.store.batch import Batch, StagedFile

@@ -25,7 +25,7 @@ class StagingError(Exception):
         self.kind = HashKind.FULL if cause.errno in FULL_ERRNOS else HashKind.FAILED
 
 
-class StagedFile:
+class StagingFile:
     """A file that is being staged; runs of zeros are holes in it.
 
     Args:
@@ -102,7 +102,7 @@ class Holes:
             return start
 
 
-# ---- Where the hashing processes put the content of large files.
+# --- Where the hashing processes put the content of large files ---
 
 
 def staged_path(directory: str, number: int) -> str:

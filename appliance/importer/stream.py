@@ -91,7 +91,7 @@ def _join(parts: list[bytes]) -> bytes:
     return whole
 
 
-# ---- What the trees of one import share: whence content comes, and where objects go.
+# --- What the trees of one import share: whence content comes, and where objects go.
 
 _GATHERED_MAX: Final = 1 << 16
 _PROGRESS_INTERVAL_S: Final = 0.1

@@ -23,7 +23,7 @@ from appliance.errors import ImportTreeError, StoreError, StoreFullError
 from appliance.importer.records import HashKind, HashTuple, ObjectKind, pack_path_info
 from appliance.importer.roots import CHANGED
 from appliance.importer.stream import Feed
-from appliance.importer.walk import Ahead, Step, too_large
+from appliance.importer.walk import Step, WalkAhead, too_large
 from appliance.nix.nar import Buffer, NarWriter
 from appliance.nix.path_info import encode_nar_addressed
 from appliance.nix.store_path import nar_path
@@ -58,7 +58,7 @@ class TreeImport:
     """
 
     def __init__(
-        self, ahead: Ahead, feed: Feed, dialect: SizeDialect, parts: Collection[bytes]
+        self, ahead: WalkAhead, feed: Feed, dialect: SizeDialect, parts: Collection[bytes]
     ) -> None:
         self._ahead = ahead
         self._feed = feed
@@ -213,7 +213,7 @@ def _refuse(kind: int, reason: str) -> NoReturn:
 
 
 def import_tree(
-    ahead: Ahead, feed: Feed, dialect: SizeDialect, parts: Collection[bytes] = ()
+    ahead: WalkAhead, feed: Feed, dialect: SizeDialect, parts: Collection[bytes] = ()
 ) -> dict[bytes, Tree]:
     """Import a tree; return what it and the wanted parts of it came to, by their paths in it.
 
@@ -236,7 +236,7 @@ def path_info_of(tree: Tree, name: str) -> bytes:
     return pack_path_info(path, path_info)
 
 
-# ---- The NAR of a tree, and those of parts of it, digested at the same time.
+# --- The NAR of a tree, and those of parts of it, digested at the same time.
 
 
 class Digested(NamedTuple):

@@ -101,11 +101,11 @@ class _Trees:
 
     def _trees(self, path: bytes, parts: Collection[bytes]) -> "dict[bytes, Tree]":
         # Loaded here, beside what the hashing processes load.
-        from appliance.importer.walk import Ahead, open_root  # noqa: PLC0415 - see above
+        from appliance.importer.walk import WalkAhead, open_root  # noqa: PLC0415 - see above
 
         with closing(open_root(path)) as root:
             try:
-                ahead = Ahead(root, self._feed.pool, self._excluded)
+                ahead = WalkAhead(root, self._feed.pool, self._excluded)
                 ahead.walk_on()
                 # Loaded when the hashing processes have work.
                 from appliance.importer.tree import import_tree  # noqa: PLC0415 - see above

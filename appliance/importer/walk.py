@@ -165,7 +165,7 @@ class _Listing:
         return self._root.describe(b"%b/%b" % (self._path, name) if self._path else name)
 
 
-# ---- Walking a tree in the order of its NAR, without recursion and without following symlinks.
+# --- Walking a tree in the order of its NAR, without recursion and without following symlinks.
 
 
 class Step(IntEnum):
@@ -223,13 +223,13 @@ def walk(root: OpenRoot, excluded: Mapping[Identity, str] = NOTHING) -> Iterator
             stack.pop()
 
 
-# ---- The walk of a tree, so far ahead of its import that the hashing processes have work.
+# --- The walk of a tree, so far ahead of its import that the hashing processes have work.
 
 # Steps of the walk taken ahead of the one in hand, files or not.
 _AHEAD_MAX: Final = 4096
 
 
-class Ahead:
+class WalkAhead:
     """Walks the tree `root`, and asks `pool` for its files in the order of the walk.
 
     Args:

@@ -1,1 +1,4 @@
-"""The NAR format, and the base-32 alphabet of Nix. No I/O."""
+"""What Nix defines: NARs, store paths, hashes, PathInfos, NarInfos, signatures.
+
+No input or output happens here; trees are castore's, and where a path is stored is the services'.
+"""

@@ -71,10 +71,10 @@ def _decode_unpadded(text: str, size: int) -> bytes:
     return base64.b64decode(text.rstrip("=") + "=" * (-size % 3), validate=True)
 
 
-# ---- Hashes for content addresses, also of what refers to its own path, as Nix has them.
+# --- Hashes for content addresses, also of what refers to its own path, as Nix has them.
 #
-# The digest part of a path cannot follow from itself, so in the content it counts as zeros. Older Nix
-# (2.8 does) hashes its places too, after all content: for each, `|` and the offset in decimal.
+# The digest part of a path cannot follow from itself, so in the content it counts as zeros. Older
+# Nix (2.8 does) hashes its places too, after all content: for each, `|` and the offset in decimal.
 
 
 class ContentHash:

@@ -51,10 +51,10 @@ CLOSE: Final = _run(b")")
 CLOSE_ENTRY: Final = CLOSE + CLOSE
 
 
-# ---- A strict, streaming NAR reader.
+# --- A strict, streaming NAR reader ---
 #
-# Every token must be there byte for byte, padding must be zero, names and targets must be valid, and
-# the entries of a directory strictly ascending by name. What follows the archive is not read.
+# Every token must be there byte for byte, padding must be zero, names and targets must be valid,
+# and the entries of a directory strictly ascending by name. What follows the archive is not read.
 
 _LENGTH_SIZE: Final = 8
 _PIECE_SIZE: Final = 1 << 18
@@ -238,7 +238,7 @@ class _Source:
         return NarError(f"NAR, before offset {self._offset}: {reason}")
 
 
-# ---- A streaming NAR writer.
+# --- A streaming NAR writer ---
 
 Buffer = bytes | bytearray | memoryview
 

@@ -77,7 +77,7 @@ def format_named(name: str, data: bytes) -> str:
     return f"{name}:{base64.b64encode(data).decode()}"
 
 
-# ---- Ed25519 keys of Nix: what is signed is the fingerprint of a path.
+# --- Ed25519 keys of Nix: what is signed is the fingerprint of a path ---
 #
 # public key: NAME `:` base 64 of the key (32 bytes)
 # secret key: NAME `:` base 64 of the seed and the public key (64 bytes)

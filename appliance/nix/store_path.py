@@ -69,7 +69,7 @@ class MissingDashError(StorePathError):
     """No dash between digest and name."""
 
 
-class InvalidNameError(StorePathError):
+class InvalidCharacterError(StorePathError):
     """The name has a character that is not allowed."""
 
 
@@ -135,7 +135,9 @@ def check_name(name: str) -> str:
     if not 1 <= len(name) <= NAME_MAX:
         raise InvalidLengthError(f"{name!r}: a name has 1 to {NAME_MAX} characters")
     if bad := _BAD_CHARACTER.search(name):
-        raise InvalidNameError(f"{name!r}: character {bad[0]!r} at {bad.start()} is not allowed")
+        raise InvalidCharacterError(
+            f"{name!r}: character {bad[0]!r} at {bad.start()} is not allowed"
+        )
     return name
 
 
@@ -149,7 +151,7 @@ def check_new_name(name: str) -> str:
     """
     check_name(name)
     if name.split("-", 1)[0] in {".", ".."}:
-        raise InvalidNameError(f"{name!r}: begins with a part that is . or ..")
+        raise InvalidCharacterError(f"{name!r}: begins with a part that is . or ..")
     return name
 
 

@@ -15,7 +15,7 @@ from appliance.castore.directory import DirectoryNode, Node
 from appliance.errors import CorruptBlobError, PathInfoError, StoreError
 from appliance.nix.path_info import read_path_info
 from appliance.nix.store_path import StorePath, StorePathError
-from appliance.resolve.base import RootListing, SingleFlight
+from appliance.resolve.resolver import RootListing, SingleFlight
 from appliance.session.wants import BlobWanted
 from appliance.store.image_maker import make_images
 from appliance.store.store import BlobFile, Store

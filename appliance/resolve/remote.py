@@ -19,12 +19,12 @@ from typing import Final, TypeVar
 from appliance.castore.digest import Digest
 from appliance.castore.directory import Directory, Node
 from appliance.errors import ContentMissingError, ServiceUnavailableError, StoreError
-from appliance.resolve.base import RootListing, SingleFlight
 from appliance.resolve.local import listed_node, open_blob, path_digest, root_node
 from appliance.resolve.prefetch import SmallFiles
+from appliance.resolve.resolver import RootListing, SingleFlight
 from appliance.services.addresses import LmdbAddress, ServiceAddresses
-from appliance.services.base import Services
-from appliance.services.fetch import Ahead, BlobFetcher
+from appliance.services.contracts import Services
+from appliance.services.fetch import BackgroundWork, BlobFetcher
 from appliance.services.open_services import LoopThread, open_services
 from appliance.session.wants import BlobWanted
 from appliance.store.blob_cache import BlobCache
@@ -77,7 +77,7 @@ class RemoteResolver:
         self._cache = cache
         self._fetcher = fetcher
         self._thread = ThreadPoolExecutor(1, "images")
-        self._ahead = Ahead()
+        self._ahead = BackgroundWork()
         self._directories: SingleFlight[Digest, Directory] = SingleFlight()
         self._listings: SingleFlight[None, None] = SingleFlight()
         self._added: set[Digest] = set()
@@ -243,7 +243,7 @@ class RemoteResolver:
             self._cache.put_path_info(path_digest, encoded)
 
 
-# ---- Services other than one local store: a thread with an event loop of its own talks to them.
+# --- Services other than one local store: a thread with an event loop of its own talks to them.
 #
 # What the network brings, and its hashing, must not keep the front-ends waiting.
 

@@ -1,1 +1,4 @@
-"""The services over gRPC: the daemon, and clients of such daemons."""
+"""The daemon: the services of this host, offered over gRPC.
+
+Clients of such daemons are services like any other and live in `appliance.services`.
+"""

@@ -8,7 +8,7 @@ from typing import Final
 
 from appliance.protos import castore_rpc_pb2 as pb
 from appliance.rpc.calls import Edge, Handler, decode_untrusted, digest_untrusted
-from appliance.services.base import BlobService
+from appliance.services.contracts import BlobService
 from appliance.services.grpc_messages import CONTENT_MAX, decode_chunk_untrusted, encode_chunk
 from appliance.services.grpc_status import not_found
 

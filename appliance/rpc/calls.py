@@ -198,11 +198,11 @@ async def _abort(context: Context, status: Status) -> NoReturn:
     await context.abort(*status)
 
 
-# ---- The messages of one call, received one at a time and when there is room for them.
+# --- The messages of one call, received one at a time and when there is room for them.
 #
 # A message may be `MESSAGE_MAX` long, and there is no choosing who sends it: so messages have a
-# limited number of places. A call takes one for each message, from before it is received until it is
-# dealt with. Calls without one wait, and what is sent to them stays with their clients.
+# limited number of places. A call takes one for each message, from before it is received until it
+# is dealt with. Calls without one wait, and what is sent to them stays with their clients.
 
 _NUM_PLACES: Final = 8
 # A call to which no message comes for so long loses its place, and receives all the same: nobody

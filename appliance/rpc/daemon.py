@@ -22,7 +22,7 @@ from appliance.rpc.listen import (
 )
 from appliance.rpc.server import Server
 from appliance.services.addresses import ServiceAddresses, unix_target
-from appliance.services.base import Services
+from appliance.services.contracts import Services
 from appliance.services.open_services import open_services
 from appliance.services.path_info_checks import CheckedPathInfoService
 from appliance.system.listening import (

@@ -14,7 +14,7 @@ from appliance.castore.directory import Directory
 from appliance.errors import ContentMissingError, InvalidRequestError
 from appliance.protos import castore_rpc_pb2 as pb
 from appliance.rpc.calls import Edge, Handler, decode_untrusted, digest_untrusted
-from appliance.services.base import DirectoryService
+from appliance.services.contracts import DirectoryService
 from appliance.services.grpc_status import StatusError, not_found
 
 # Larger messages are decoded in another thread.

@@ -116,10 +116,11 @@ def _inherited(text: str, name: str | None, environ: Mapping[str, str]) -> list[
     return named
 
 
-# ---- Connections to inherited sockets, handed on to the server.
+# --- Connections to inherited sockets, handed on to the server ---
 #
 # gRPC for Python cannot serve a socket that it did not open; so it also listens on a socket in a
-# directory that nobody else may enter, and each connection accepted here is joined to one made there.
+# directory that nobody else may enter, and each connection accepted here is joined to one made
+# there.
 
 _LOG = logging.getLogger(__name__)
 

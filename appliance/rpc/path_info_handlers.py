@@ -13,7 +13,7 @@ from appliance.nix.store_path import DIGEST_SIZE
 from appliance.protos import castore_pb2
 from appliance.protos import pathinfo_rpc_pb2 as pb
 from appliance.rpc.calls import Edge, Handler, decode_untrusted
-from appliance.services.base import PathInfoService
+from appliance.services.contracts import PathInfoService
 from appliance.services.grpc_status import StatusError, not_found
 
 

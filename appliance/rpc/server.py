@@ -20,7 +20,7 @@ from appliance.rpc.blob_handlers import BlobHandlers
 from appliance.rpc.calls import CALLS_MAX, WATCHES_MAX, Edge, Handler, decode_untrusted
 from appliance.rpc.directory_handlers import DirectoryHandlers
 from appliance.rpc.path_info_handlers import PathInfoHandlers
-from appliance.services.base import Services
+from appliance.services.contracts import Services
 from appliance.services.grpc_messages import CHANNEL_OPTIONS, FAMILIES, Family
 from appliance.services.grpc_status import not_found
 
@@ -175,7 +175,7 @@ async def _works(question: Coroutine[object, object, object]) -> bool:
     return True
 
 
-# ---- grpc.health.v1: whether each service works, for those who ask once and those who watch.
+# --- grpc.health.v1: whether each service works, for those who ask once and those who watch.
 #
 # The library's own servicer sends to one watcher after another: one that does not read holds up the
 # others, and the end of the server.

@@ -36,7 +36,7 @@ from appliance.errors import (
     StoreError,
     disk_error,
 )
-from appliance.services.base import BlobReader, BlobService
+from appliance.services.contracts import BlobReader, BlobService
 from appliance.store.batch import Batch
 from appliance.store.blob_cache import BlobCache
 from appliance.store.schema import INLINE_MAX
@@ -89,7 +89,7 @@ class BlobFetcher:
         self._grace_s = grace_s
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "cache")
         self._places = asyncio.Semaphore(FETCHES_MAX)
-        self._ahead = Ahead()
+        self._ahead = BackgroundWork()
         self._fetches: dict[Digest, _Fetch] = {}
         # What is waited for, and what has been until just now: it is not evicted.
         self._kept: Counter[bytes] = Counter()
@@ -344,7 +344,7 @@ def _check(digest: Digest, size: int, received: int, hasher: blake3) -> None:
         raise CorruptBlobError(f"blob {digest}: the content has another digest")
 
 
-# ---- Work that nobody waits for yet, done beside what somebody waits for and never before it.
+# --- Work that nobody waits for yet, done beside what somebody waits for and never before it.
 
 Work: TypeAlias = Callable[[], Coroutine[None, None, object]]
 
@@ -358,7 +358,7 @@ _WAITING_MAX: Final = 256
 _YIELD_S: Final = 0.05
 
 
-class Ahead:
+class BackgroundWork:
     """Runs work on one event loop in the order it came, each key once at a time.
 
     Work that fails says so nowhere: who needs it asks for it again and hears why.

@@ -18,7 +18,7 @@ from appliance.errors import (
     WrongDigestError,
 )
 from appliance.protos import castore_rpc_pb2 as pb
-from appliance.services.base import BlobChunk, BlobReader, BlobWriter, Buffer
+from appliance.services.contracts import BlobChunk, BlobReader, BlobWriter, Buffer
 from appliance.services.grpc_client import Peer, Sending, StreamCall
 from appliance.services.grpc_messages import CONTENT_MAX, decode_chunk_untrusted, encode_chunk
 

@@ -17,7 +17,7 @@ from appliance.errors import (
     WrongDigestError,
 )
 from appliance.protos import castore_rpc_pb2 as pb
-from appliance.services.base import DirectoryPutter
+from appliance.services.contracts import DirectoryPutter
 from appliance.services.grpc_client import Peer, Sending
 from appliance.services.lmdb_directories import put_one
 

@@ -47,7 +47,7 @@ CHANNEL_OPTIONS: Final[Sequence[tuple[str, int]]] = (
 )
 
 
-# ---- BlobChunk messages, without a copy more than needed.
+# --- BlobChunk messages, without a copy more than needed ---
 #
 # castore_rpc.proto: BlobChunk.
 

@@ -12,7 +12,7 @@ from appliance.castore.directory import Node, node_to_message
 from appliance.errors import CorruptBlobError, PathInfoError, StoreError
 from appliance.nix.path_info import read_path_info
 from appliance.protos import pathinfo_rpc_pb2 as pb
-from appliance.services.base import NarInfo
+from appliance.services.contracts import NarInfo
 from appliance.services.grpc_client import Peer
 
 # The server reads all content below the node; or may, before it keeps a path.

@@ -19,7 +19,7 @@ from appliance.errors import (
     StoreError,
     StoreFullError,
 )
-from appliance.services.nar_extent import TooLargeError
+from appliance.services.nar_extent import NarTooLargeError
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _UNAVAILABLE: Final = frozenset(
 
 # The first that fits; what precedes its text.
 _STATUSES: Final[tuple[tuple[type[ApplianceError], grpc.StatusCode, str], ...]] = (
-    (TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
+    (NarTooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
     (NarError, grpc.StatusCode.INTERNAL, "failed to render the NAR: "),
     (ProtocolError, grpc.StatusCode.INVALID_ARGUMENT, "invalid request: "),
     (ContentMissingError, grpc.StatusCode.NOT_FOUND, ""),

@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from appliance.castore.digest import Digest
 from appliance.errors import CorruptBlobError, ServiceLimitError, StoreError, disk_error
-from appliance.services.base import BlobChunk, BlobReader, BlobWriter, Buffer
+from appliance.services.contracts import BlobChunk, BlobReader, BlobWriter, Buffer
 from appliance.store.batch import Batch
 from appliance.store.schema import INLINE_MAX
 from appliance.store.store import BlobFile

@@ -17,7 +17,7 @@ from appliance.errors import (
     WrongDigestError,
     disk_error,
 )
-from appliance.services.base import DirectoryPutter, DirectoryService
+from appliance.services.contracts import DirectoryPutter, DirectoryService
 from appliance.store.batch import Batch
 from appliance.store.writer import AsyncStore
 

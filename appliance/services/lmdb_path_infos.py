@@ -8,7 +8,7 @@ from appliance.castore.directory import Node
 from appliance.errors import CorruptBlobError, PathInfoError
 from appliance.nix.path_info import read_path_info
 from appliance.nix.path_info_rules import check_claims, nar_key
-from appliance.services.base import BlobService, DirectoryService, NarInfo
+from appliance.services.contracts import BlobService, DirectoryService, NarInfo
 from appliance.services.nar_render import nar_info
 from appliance.services.path_info_checks import check_stated_size
 from appliance.store.batch import Batch

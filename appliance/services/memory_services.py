@@ -9,7 +9,7 @@ from appliance.castore.directory import Directory, DirectoryNode, Node
 from appliance.errors import ContentMissingError, StoreError
 from appliance.nix.path_info import read_path_info
 from appliance.nix.path_info_rules import accepted, check_claims, nar_key
-from appliance.services.base import (
+from appliance.services.contracts import (
     BlobChunk,
     BlobReader,
     BlobService,

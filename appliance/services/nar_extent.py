@@ -12,7 +12,7 @@ from appliance.castore.digest import Digest
 from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.errors import NarError, StoreError
 from appliance.nix import nar
-from appliance.services.base import DirectoryService
+from appliance.services.contracts import DirectoryService
 
 # Minutes of work, and more files than anybody has in one store path.
 ENTRIES_MAX: Final = 1 << 24
@@ -25,7 +25,7 @@ _ENTRY: Final = len(nar.ENTRY) + len(nar.NODE) + len(nar.CLOSE_ENTRY)
 _ROOT: Final = len(nar.HEADER) + len(nar.CLOSE)
 
 
-class TooLargeError(NarError):
+class NarTooLargeError(NarError):
     """A tree has more entries than are ever worked on, or its NAR more bytes."""
 
 
@@ -40,14 +40,14 @@ class Extent(NamedTuple):
         """Check that it is not too large.
 
         Raises:
-            TooLargeError: it is.
+            NarTooLargeError: it is.
         """
         if self.num_entries > ENTRIES_MAX:
-            raise TooLargeError(
+            raise NarTooLargeError(
                 f"{what} has {self.num_entries} entries; up to {ENTRIES_MAX} are worked on"
             )
         if self.nar_size > BYTES_MAX:
-            raise TooLargeError(
+            raise NarTooLargeError(
                 f"{what} has a NAR of {self.nar_size} bytes; up to {BYTES_MAX} are worked on"
             )
 

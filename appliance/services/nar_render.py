@@ -13,8 +13,8 @@ from appliance.castore.digest import Digest
 from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.errors import ContentMissingError, NarError, WrongDigestError
 from appliance.nix.nar import Buffer, NarWriter
-from appliance.services.base import BlobService, DirectoryService, NarInfo
-from appliance.services.nar_extent import ENTRIES_MAX, TooLargeError, extent_of
+from appliance.services.contracts import BlobService, DirectoryService, NarInfo
+from appliance.services.nar_extent import ENTRIES_MAX, NarTooLargeError, extent_of
 
 PIECE_SIZE: Final = 1 << 18
 _RECENT_ENTRIES_MAX: Final = 1 << 14
@@ -158,7 +158,7 @@ async def render_nar(
         BlobNotFoundError, DirectoryNotFoundError: content is not there.
         BlobTooShortError, BlobTooLongError: a blob is not as long as its node says.
         WrongDigestError: a blob is something else; some of it was yielded by then.
-        TooLargeError: there is too much of it.
+        NarTooLargeError: there is too much of it.
     """
     extent = await extent_of(node, directories)
     if extent is not None:
@@ -172,7 +172,7 @@ async def render(node: Node, contents: Contents) -> AsyncGenerator[bytes, None]:
     """Yield the NAR of `node` in pieces, or what it would be if `contents` are short of some.
 
     Raises:
-        TooLargeError: there is too much of it.
+        NarTooLargeError: there is too much of it.
     """
     pieces = _Pieces()
     num_entries = 0
@@ -195,7 +195,7 @@ async def render(node: Node, contents: Contents) -> AsyncGenerator[bytes, None]:
         following = _next_node(writer, parents)
         num_entries += 1
         if num_entries > ENTRIES_MAX:
-            raise TooLargeError(f"more than {ENTRIES_MAX} entries")
+            raise NarTooLargeError(f"more than {ENTRIES_MAX} entries")
         if pieces.size >= PIECE_SIZE:
             yield pieces.take()
     writer.finish()

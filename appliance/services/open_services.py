@@ -12,7 +12,7 @@ from appliance.services.addresses import (
     ServiceAddress,
     ServiceAddresses,
 )
-from appliance.services.base import BlobService, DirectoryService, PathInfoService, Services
+from appliance.services.contracts import BlobService, DirectoryService, PathInfoService, Services
 from appliance.services.grpc_blobs import GrpcBlobService
 from appliance.services.grpc_client import Peer
 from appliance.services.grpc_directories import GrpcDirectoryService

@@ -9,7 +9,7 @@ from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import StoreError
 from appliance.nix.path_info import PathInfo, read_path_info
 from appliance.nix.path_info_rules import ContradictionError, check_size
-from appliance.services.base import (
+from appliance.services.contracts import (
     BlobService,
     DirectoryService,
     NarInfo,

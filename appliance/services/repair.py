@@ -16,7 +16,7 @@ from appliance.castore.digest import Digest
 from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import DirectoryError
-from appliance.services.base import Services
+from appliance.services.contracts import Services
 from appliance.services.lmdb_blobs import LmdbBlobService
 from appliance.store.batch import Batch
 from appliance.store.damage import drop_blob, drop_directory, restore_blob

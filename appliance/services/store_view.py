@@ -14,8 +14,8 @@ from appliance.nix.path_info import read_path_info
 from appliance.nix.signing import Signature
 from appliance.nix.store_path import STORE_DIR, StorePath, StorePathError
 from appliance.protos import pathinfo_pb2
-from appliance.services.base import Services
-from appliance.services.nar_extent import ENTRIES_MAX, TooLargeError, extent_of
+from appliance.services.contracts import Services
+from appliance.services.nar_extent import ENTRIES_MAX, NarTooLargeError, extent_of
 from appliance.services.nar_render import DirectoryNotFoundError, file_content, render_nar
 
 # What is printed as JSON is in memory before, and nested as deep as it is.
@@ -74,7 +74,7 @@ class StoreView:
         """Yield what a directory contains, with paths relative to it; a file by its own name.
 
         Raises:
-            TooLargeError: there is too much of it.
+            NarTooLargeError: there is too much of it.
         """
         if is_recursive:
             await self._check_extent(node)
@@ -86,7 +86,7 @@ class StoreView:
         while left:
             num_entries += 1
             if num_entries > ENTRIES_MAX:  # of which not all could be counted before
-                raise TooLargeError(f"up to {ENTRIES_MAX} entries are listed")
+                raise NarTooLargeError(f"up to {ENTRIES_MAX} entries are listed")
             parent, child = left.pop()
             path = f"{parent}/{_text(child.name)}"
             yield path, child
@@ -97,7 +97,7 @@ class StoreView:
         """Return what a node is, as `nix store ls --json` prints it.
 
         Raises:
-            TooLargeError: there is too much of it, or it is too deep.
+            NarTooLargeError: there is too much of it, or it is too deep.
         """
         if is_recursive:
             await self._check_extent(node, _JSON_ENTRIES_MAX)
@@ -105,7 +105,7 @@ class StoreView:
 
     async def _tree(self, node: Node, *, is_recursive: bool, depth: int) -> Json:
         if depth > _JSON_DEPTH_MAX:
-            raise TooLargeError(f"more than {_JSON_DEPTH_MAX} directories, each in the last")
+            raise NarTooLargeError(f"more than {_JSON_DEPTH_MAX} directories, each in the last")
         match node:
             case SymlinkNode():
                 return {"type": "symlink", "target": _text(node.target)}
@@ -145,7 +145,7 @@ class StoreView:
     async def _check_extent(self, node: Node, entries_max: int = ENTRIES_MAX) -> None:
         extent = await extent_of(node, self._services.directories)
         if extent is not None and extent.num_entries > entries_max:
-            raise TooLargeError(
+            raise NarTooLargeError(
                 f"{extent.num_entries} entries are below {_text(node.name)}; "
                 f"up to {entries_max} are listed"
             )

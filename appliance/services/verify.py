@@ -26,8 +26,8 @@ from appliance.nix.path_info import PathInfo, read_path_info
 from appliance.nix.path_info_rules import path_of_address
 from appliance.nix.store_path import STORE_DIR, InvalidReferenceError, StorePath, encode_base32
 from appliance.protos import pathinfo_pb2
-from appliance.services.base import Services
-from appliance.services.nar_extent import TooLargeError, extent_of
+from appliance.services.contracts import Services
+from appliance.services.nar_extent import NarTooLargeError, extent_of
 from appliance.services.nar_render import PIECE_SIZE, RecentDirectories, render
 
 
@@ -56,7 +56,7 @@ class UnreadableError(VerifyError):
 class UnworkableError(VerifyError):
     """There is too much in a path for a NAR of it to be made."""
 
-    def __init__(self, path: StorePath, cause: TooLargeError) -> None:
+    def __init__(self, path: StorePath, cause: NarTooLargeError) -> None:
         super().__init__(f"{path.absolute()}: {cause}")
 
 
@@ -96,7 +96,7 @@ Report = Callable[[VerifyError], None]
 _NOTHING: Final = "nothing"
 
 
-class Progress:
+class VerifyProgress:
     """What was read so far, and of which file last."""
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class Verifier:
     def __init__(self, services: Services, report: Report) -> None:
         self.num_paths = 0
         self.num_failed = 0
-        self.progress = Progress()
+        self.progress = VerifyProgress()
         # Of those there are; each has at least one error reported.
         self.failed: list[StorePath] = []
         # Of which the content is not there, or not what its digest says.
@@ -251,7 +251,7 @@ class Verifier:
             return True
         try:
             extent.check("the tree")
-        except TooLargeError as exc:
+        except NarTooLargeError as exc:
             self._report(UnworkableError(info.path, exc))
             await contents.check_once(info.node)
             return False
@@ -307,7 +307,7 @@ class _CheckedContents:
         self,
         services: Services,
         report: Report,
-        progress: Progress,
+        progress: VerifyProgress,
         damaged: dict[Digest, DirectoryNode | FileNode],
     ) -> None:
         self.are_complete = True

@@ -59,7 +59,7 @@ _SHARED_PAGE_MAX: Final = 2000
 _OVERHEAD: Final = 128
 
 
-class TooLargeError(StoreError):
+class BlobTooLargeError(StoreError):
     """A blob is larger than the whole cache."""
 
 
@@ -153,9 +153,9 @@ class BlobCache:
                 yield digest
 
     def check_size(self, digest: Digest, size: int) -> None:
-        """Raise TooLargeError if a blob would take more than the whole cache."""
+        """Raise BlobTooLargeError if a blob would take more than the whole cache."""
         if charge_of(size) > self.max_bytes:
-            raise TooLargeError(
+            raise BlobTooLargeError(
                 f"blob {digest}: {size} bytes are more than the whole cache may take, "
                 f"{self.max_bytes}"
             )
@@ -166,7 +166,7 @@ class BlobCache:
         Returns False, and does nothing, if that takes one of those in `keep`.
 
         Raises:
-            TooLargeError: it would take more than all.
+            BlobTooLargeError: it would take more than all.
             StoreError: LMDB failed.
         """
         self.check_size(digest, size)
@@ -210,13 +210,13 @@ class BlobCache:
 
         Raises:
             DirectoryError: it is none.
-            TooLargeError: the image would take more than the whole cache.
+            BlobTooLargeError: the image would take more than the whole cache.
             StoreError: LMDB failed.
         """
         pieces = dict(builder.pieces(encoded))
         charge = sum(charge_of(len(piece)) for piece in pieces.values())
         if charge > self.max_bytes:
-            raise TooLargeError(
+            raise BlobTooLargeError(
                 f"directory {digest}: its image of {charge} bytes is more than the whole cache may "
                 f"take, {self.max_bytes}"
             )

@@ -93,7 +93,7 @@ class ImageTable:
             return self.piece(txn, digest) is not None
 
 
-# ---- Images made in a worker: of a store that cannot be written and was filled without them.
+# --- Images made in a worker: of a store that cannot be written and was filled without them.
 
 _BYTES_MAX: Final = 4 << 20
 

@@ -46,9 +46,6 @@ ID_SIZE: Final = 16
 INLINE: Final = 0
 IN_FILE: Final = 1
 
-# Of the directory of a store: what only its importer can read becomes readable for whoever can read
-# the store, so that is nobody but its owner and a group. What is in it is open to who comes in.
-DIRECTORY_MODE: Final = 0o750
 BLOBS_DIRECTORY: Final = "blobs"
 TEMP_DIRECTORY: Final = "tmp"
 

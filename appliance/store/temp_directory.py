@@ -9,8 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from appliance.db.environment import DIRECTORY_MODE
 from appliance.errors import disk_error
-from appliance.store.schema import DIRECTORY_MODE, TEMP_DIRECTORY
+from appliance.store.schema import TEMP_DIRECTORY
 
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 

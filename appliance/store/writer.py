@@ -94,7 +94,7 @@ class CommitQueue:
             return group
 
 
-# ---- A store used from an event loop: reading in a few threads, committing in one.
+# --- A store used from an event loop: reading in a few threads, committing in one.
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from appliance.fuse_proto._fuse_wire import Opcode
-from appliance.resolve.base import Resolver, SessionResolving
 from appliance.resolve.local import LocalResolver
+from appliance.resolve.resolver import Resolver, SessionResolving
 from appliance.services.addresses import ServiceAddresses
 from appliance.session.grants import GrantTable
 from appliance.session.session_memory import COUNTERS_PER_QUEUE, SessionMemory

@@ -101,11 +101,6 @@ class KeptWorker:
         self._back_off_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def is_closing(self) -> bool:
-        """Whether `close` was called."""
-        return self._is_closing
-
     async def persist(self, step: Callable[[], Awaitable[T]], *, attempts: int | None = None) -> T:
         """Return what `step` returns, however many workers that takes, or `attempts` at most.
 

@@ -12,7 +12,7 @@ if sys.byteorder != "little":
     raise ImportError("the wire is in host order: only little-endian hosts will do")
 
 
-class Request(IntEnum):
+class RequestNumber(IntEnum):
     GET_FEATURES = 1
     SET_FEATURES = 2
     SET_OWNER = 3

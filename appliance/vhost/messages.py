@@ -1,4 +1,4 @@
-"""Header, payload and descriptors <-> Message and Reply, without I/O.
+"""Header, payload and descriptors <-> Message and MessageReply, without I/O.
 
 Checked here is only what a message can be checked for on its own: the header's flags, the payload's
 size. What breaks these rules ends the connection, because the stream can no longer be trusted; all
@@ -35,7 +35,7 @@ _REQUEST_FLAGS: Final = (HeaderFlag.VERSION_1, HeaderFlag.VERSION_1 | HeaderFlag
 _REPLY_FLAGS: Final = HeaderFlag.VERSION_1 | HeaderFlag.REPLY  # front-ends compare for equality
 
 
-class Reply(NamedTuple):
+class MessageReply(NamedTuple):
     """One message to the front-end; `fds` are lent until it is sent."""
 
     request: int
@@ -113,14 +113,14 @@ def decode_untrusted(header: Header, payload: bytes, fds: ReceivedFds) -> Messag
     return Message(header, payload, fds)
 
 
-def encode_reply(reply: Reply) -> bytes:
+def encode_reply(reply: MessageReply) -> bytes:
     """Return header and payload of `reply`."""
     return pack_header(Header(reply.request, _REPLY_FLAGS, len(reply.payload))) + reply.payload
 
 
-def ack(message: Message, *, is_ok: bool) -> Reply:
+def ack(message: Message, *, is_ok: bool) -> MessageReply:
     """Return the answer to a request that has no own reply."""
-    return Reply(message.number, pack_word(Word(0 if is_ok else 1)))
+    return MessageReply(message.number, pack_word(Word(0 if is_ok else 1)))
 
 
 def _check_size_untrusted(row: RequestRow, payload: bytes) -> None:

@@ -27,7 +27,7 @@ from appliance.vhost._vhost_wire import (
     REGION_SIZE,
     Inflight,
     ProtocolFeature,
-    Request,
+    RequestNumber,
     VirtioFeature,
     VringFd,
     VringState,
@@ -48,7 +48,7 @@ from appliance.vhost.backend import Backend
 from appliance.vhost.fds import FdHolder
 from appliance.vhost.fs_device import DeviceProperties, is_queue_size
 from appliance.vhost.guest_memory import MAX_REGIONS, RegionTable
-from appliance.vhost.messages import Message, Reply, ack
+from appliance.vhost.messages import Message, MessageReply, ack
 from appliance.vhost.rings import Rings
 from appliance.vhost.transport import Connection
 
@@ -73,7 +73,7 @@ class Session:
         self._protocol_features: int | None = None
         self._backend_channel = FdHolder()  # held for as long as the front-end listens there
 
-    async def handle(self, message: Message) -> Reply | None:
+    async def handle(self, message: Message) -> MessageReply | None:
         """Carry out `message`, close what is left of it, and return the reply that is due.
 
         Raises:
@@ -82,7 +82,7 @@ class Session:
         _LOG.debug("received %s", message)
         try:
             self._check_untrusted(message)
-            reply = await self._HANDLERS[Request(message.number)](self, message)
+            reply = await self._HANDLERS[RequestNumber(message.number)](self, message)
         except VhostError as exc:
             return _refuse(message, VhostError(f"{message.name}: {exc}"))
         finally:
@@ -117,7 +117,7 @@ class Session:
 
     # --- Negotiation ---
 
-    async def _get_features(self, message: Message) -> Reply:
+    async def _get_features(self, message: Message) -> MessageReply:
         return _word(message, self._device.virtio_features)
 
     async def _set_features(self, message: Message) -> None:
@@ -128,7 +128,7 @@ class Session:
         if not features & VirtioFeature.PROTOCOL_FEATURES:
             await self._rings.enable_all()
 
-    async def _get_protocol_features(self, message: Message) -> Reply:
+    async def _get_protocol_features(self, message: Message) -> MessageReply:
         return _word(message, self._device.protocol_features)
 
     async def _set_protocol_features(self, message: Message) -> None:
@@ -136,7 +136,7 @@ class Session:
         _check_subset_untrusted(features, self._device.protocol_features)
         self._protocol_features = features
 
-    async def _get_queue_num(self, message: Message) -> Reply:
+    async def _get_queue_num(self, message: Message) -> MessageReply:
         return _word(message, self._device.num_queues)
 
     async def _set_owner(self, message: Message) -> None:
@@ -154,11 +154,11 @@ class Session:
     async def _set_backend_req_fd(self, message: Message) -> None:
         self._backend_channel.replace(message.take_fd(0))
 
-    async def _get_config(self, message: Message) -> Reply:
+    async def _get_config(self, message: Message) -> MessageReply:
         config = unpack_config(message.payload)
         # The header is returned as it came: crosvm sets flags that others leave clear.
         content = self._device.read_config(config.offset, config.size)
-        return Reply(message.number, message.payload[:CONFIG_SIZE] + content)
+        return MessageReply(message.number, message.payload[:CONFIG_SIZE] + content)
 
     async def _set_config(self, message: Message) -> None:
         config = unpack_config(message.payload)
@@ -166,7 +166,7 @@ class Session:
 
     # --- Memory ---
 
-    async def _get_max_mem_slots(self, message: Message) -> Reply:
+    async def _get_max_mem_slots(self, message: Message) -> MessageReply:
         return _word(message, MAX_REGIONS)
 
     async def _set_mem_table(self, message: Message) -> None:
@@ -208,10 +208,10 @@ class Session:
     async def _set_vring_base(self, message: Message) -> None:
         self._rings.set_base_untrusted(unpack_vring_state(message.payload))
 
-    async def _get_vring_base(self, message: Message) -> Reply:
+    async def _get_vring_base(self, message: Message) -> MessageReply:
         index = unpack_vring_state(message.payload).ring
         base = await self._rings.take_base_untrusted(index)
-        return Reply(message.number, pack_vring_state(VringState(index, base)))
+        return MessageReply(message.number, pack_vring_state(VringState(index, base)))
 
     async def _set_vring_enable(self, message: Message) -> None:
         if self._features is not None and not self._features & VirtioFeature.PROTOCOL_FEATURES:
@@ -245,12 +245,12 @@ class Session:
 
     # --- Inflight buffer ---
 
-    async def _get_inflight_fd(self, message: Message) -> Reply:
+    async def _get_inflight_fd(self, message: Message) -> MessageReply:
         wanted = unpack_inflight(message.payload)
         self._check_inflight_untrusted(wanted)
         fd, size, offset = await self._backend.inflight(wanted.num_queues, wanted.queue_size)
         inflight = wanted._replace(mmap_size=size, mmap_offset=offset)
-        return Reply(message.number, pack_inflight(inflight), (fd,))
+        return MessageReply(message.number, pack_inflight(inflight), (fd,))
 
     async def _set_inflight_fd(self, message: Message) -> None:
         inflight = unpack_inflight(message.payload)
@@ -273,38 +273,38 @@ class Session:
             )
 
     _HANDLERS: ClassVar[
-        Mapping[Request, Callable[["Session", Message], Awaitable[Reply | None]]]
+        Mapping[RequestNumber, Callable[["Session", Message], Awaitable[MessageReply | None]]]
     ] = {
-        Request.GET_FEATURES: _get_features,
-        Request.SET_FEATURES: _set_features,
-        Request.SET_OWNER: _set_owner,
-        Request.SET_BACKEND_REQ_FD: _set_backend_req_fd,
-        Request.RESET_OWNER: _reset_owner,
-        Request.SET_MEM_TABLE: _set_mem_table,
-        Request.SET_VRING_NUM: _set_vring_num,
-        Request.SET_VRING_ADDR: _set_vring_addr,
-        Request.SET_VRING_BASE: _set_vring_base,
-        Request.GET_VRING_BASE: _get_vring_base,
-        Request.SET_VRING_KICK: _set_vring_kick,
-        Request.SET_VRING_CALL: _set_vring_call,
-        Request.SET_VRING_ERR: _set_vring_err,
-        Request.GET_PROTOCOL_FEATURES: _get_protocol_features,
-        Request.SET_PROTOCOL_FEATURES: _set_protocol_features,
-        Request.GET_QUEUE_NUM: _get_queue_num,
-        Request.SET_VRING_ENABLE: _set_vring_enable,
-        Request.GET_CONFIG: _get_config,
-        Request.SET_CONFIG: _set_config,
-        Request.GET_INFLIGHT_FD: _get_inflight_fd,
-        Request.SET_INFLIGHT_FD: _set_inflight_fd,
-        Request.RESET_DEVICE: _reset_device,
-        Request.GET_MAX_MEM_SLOTS: _get_max_mem_slots,
-        Request.ADD_MEM_REG: _add_mem_reg,
-        Request.REM_MEM_REG: _rem_mem_reg,
+        RequestNumber.GET_FEATURES: _get_features,
+        RequestNumber.SET_FEATURES: _set_features,
+        RequestNumber.SET_OWNER: _set_owner,
+        RequestNumber.SET_BACKEND_REQ_FD: _set_backend_req_fd,
+        RequestNumber.RESET_OWNER: _reset_owner,
+        RequestNumber.SET_MEM_TABLE: _set_mem_table,
+        RequestNumber.SET_VRING_NUM: _set_vring_num,
+        RequestNumber.SET_VRING_ADDR: _set_vring_addr,
+        RequestNumber.SET_VRING_BASE: _set_vring_base,
+        RequestNumber.GET_VRING_BASE: _get_vring_base,
+        RequestNumber.SET_VRING_KICK: _set_vring_kick,
+        RequestNumber.SET_VRING_CALL: _set_vring_call,
+        RequestNumber.SET_VRING_ERR: _set_vring_err,
+        RequestNumber.GET_PROTOCOL_FEATURES: _get_protocol_features,
+        RequestNumber.SET_PROTOCOL_FEATURES: _set_protocol_features,
+        RequestNumber.GET_QUEUE_NUM: _get_queue_num,
+        RequestNumber.SET_VRING_ENABLE: _set_vring_enable,
+        RequestNumber.GET_CONFIG: _get_config,
+        RequestNumber.SET_CONFIG: _set_config,
+        RequestNumber.GET_INFLIGHT_FD: _get_inflight_fd,
+        RequestNumber.SET_INFLIGHT_FD: _set_inflight_fd,
+        RequestNumber.RESET_DEVICE: _reset_device,
+        RequestNumber.GET_MAX_MEM_SLOTS: _get_max_mem_slots,
+        RequestNumber.ADD_MEM_REG: _add_mem_reg,
+        RequestNumber.REM_MEM_REG: _rem_mem_reg,
     }
 
 
-def _word(message: Message, value: int) -> Reply:
-    return Reply(message.number, pack_word(Word(value)))
+def _word(message: Message, value: int) -> MessageReply:
+    return MessageReply(message.number, pack_word(Word(value)))
 
 
 def _check_subset_untrusted(features: int, offered: int) -> None:
@@ -314,12 +314,12 @@ def _check_subset_untrusted(features: int, offered: int) -> None:
         raise VhostError(f"features 0x{unknown:x} were not offered")
 
 
-def _refuse(message: Message, error: VhostError) -> Reply | None:
+def _refuse(message: Message, error: VhostError) -> MessageReply | None:
     # The rule that the module's header states.
     row = message.row
     reply = None
     if row is not None and row.failure is not None:
-        reply = Reply(message.number, row.failure)
+        reply = MessageReply(message.number, row.failure)
     elif row is not None and row.reply != "ack":
         raise error
     elif message.needs_reply:
@@ -330,7 +330,7 @@ def _refuse(message: Message, error: VhostError) -> Reply | None:
     return reply
 
 
-# ---- One front-end from its connection to its end.
+# --- One front-end from its connection to its end ---
 
 
 async def converse(connection: Connection, session: Session) -> None:

@@ -13,7 +13,7 @@ from appliance.vhost._vhost_wire import HEADER_SIZE
 from appliance.vhost.fds import ReceivedFds
 from appliance.vhost.messages import (
     Message,
-    Reply,
+    MessageReply,
     decode_header_untrusted,
     decode_untrusted,
     encode_reply,
@@ -51,7 +51,7 @@ class Connection:
             fds.close()
         return message
 
-    async def send(self, reply: Reply) -> None:
+    async def send(self, reply: MessageReply) -> None:
         """Send `reply`; its descriptors stay the caller's.
 
         Raises:

@@ -31,7 +31,7 @@ class DeviceEndedError(Exception):
     """The mount is gone."""
 
 
-class Device:
+class FuseDevice:
     """One clone of a mount's /dev/fuse descriptor (lent), with the buffers to use it."""
 
     def __init__(self, fd: int) -> None:

@@ -14,7 +14,7 @@ from appliance.fuse_proto.operations import NotReady
 from appliance.protos import control_pb2 as pb
 from appliance.session import channel
 from appliance.session.wants import BackingWanted, Want
-from appliance.worker.device_delivery import Device, DeviceEndedError
+from appliance.worker.device_delivery import DeviceEndedError, FuseDevice
 from appliance.worker.pending import Asking, Parking
 
 
@@ -33,7 +33,7 @@ class DeviceWorker:
         self._device_fd = device_fd
         self._handler = handler
         self._asking = Asking(sock)
-        self._server = DeviceServer(Device(device_fd), dispatcher, handler, self._asking.ask)
+        self._server = DeviceServer(FuseDevice(device_fd), dispatcher, handler, self._asking.ask)
         self._poller = select.epoll()
         self._poller.register(sock, select.EPOLLIN)
         self._poller.register(device_fd, select.EPOLLIN)
@@ -84,10 +84,10 @@ class DeviceWorker:
         return True
 
 
-# ---- Serving one clone of a mount's /dev/fuse descriptor: read, answer, park what must wait.
+# --- Serving one clone of a mount's /dev/fuse descriptor: read, answer, park what must wait.
 #
-# A request whose answer is not there yet is parked as a copy of its bytes. Should this process
-# be killed, the kernel still has every request that was not answered: the supervisor, which holds the
+# A request whose answer is not there yet is parked as a copy of its bytes. Should this process be
+# killed, the kernel still has every request that was not answered: the supervisor, which holds the
 # descriptor too, has them sent again (FUSE_NOTIFY_RESEND), or fails them where the kernel cannot.
 
 
@@ -98,7 +98,11 @@ class DeviceServer:
     """
 
     def __init__(
-        self, device: Device, dispatcher: Dispatcher, handler: Handler, ask: Callable[[Want], None]
+        self,
+        device: FuseDevice,
+        dispatcher: Dispatcher,
+        handler: Handler,
+        ask: Callable[[Want], None],
     ) -> None:
         self._device = device
         self._dispatcher = dispatcher

@@ -63,7 +63,7 @@ class Parking(Generic[T]):
         return list(self._parked)
 
 
-# ---- Asking the supervisor's resolver over the control channel.
+# --- Asking the supervisor's resolver over the control channel ---
 
 
 class Asking:

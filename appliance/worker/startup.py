@@ -13,7 +13,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from appliance.engine import GuestMap, Region, Ring, RingLayout, signal_fd
+from appliance.engine import GuestMap, MappedRegion, Ring, RingLayout, signal_fd
 from appliance.errors import ApplianceError, RingError
 from appliance.fs.files import RemoteParts
 from appliance.fs.handler import Handler
@@ -91,8 +91,8 @@ class Worker:
         self._dispatcher = dispatcher
         self._handler = handler
         self._memory = GuestMap()
-        self._regions: list[Region] = []
-        self._incoming: list[tuple[Region, int]] = []
+        self._regions: list[MappedRegion] = []
+        self._incoming: list[tuple[MappedRegion, int]] = []
         self._server: QueueServer | None = None
         self._ring_fds: dict[str, int] = {}
         self._stop_id: int | None = None
@@ -203,7 +203,7 @@ class Worker:
 
     def _set_memory(self, envelope: pb.Envelope, fds: list[int]) -> None:
         self._incoming += [
-            (Region(r.gpa, r.size, r.user_addr, r.mmap_offset), fd)
+            (MappedRegion(r.gpa, r.size, r.user_addr, r.mmap_offset), fd)
             for r, fd in zip(envelope.set_memory.regions, fds, strict=True)
         ]
         if not envelope.set_memory.last:

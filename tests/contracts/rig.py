@@ -10,7 +10,7 @@ from appliance.castore.digest import Digest
 from appliance.castore.directory import Directory, DirectoryNode, FileNode
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.services.addresses import ServiceAddresses, parse_service_uri
-from appliance.services.base import BlobService, DirectoryService, Services
+from appliance.services.contracts import BlobService, DirectoryService, Services
 from appliance.services.open_services import open_services
 
 T = TypeVar("T")

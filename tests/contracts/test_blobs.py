@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.services.base import Services
+from appliance.services.contracts import Services
 from tests.contracts.rig import Rig, fresh_bytes, put_blob, read_blob
 
 SIZES = (1, 4096, 65536, 65537, 1 << 20, (5 << 20) + 3)

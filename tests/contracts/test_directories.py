@@ -6,7 +6,7 @@ from appliance.castore.digest import EMPTY_DIGEST
 from appliance.castore.directory import Directory, DirectoryNode
 from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import ProtocolError
-from appliance.services.base import Services
+from appliance.services.contracts import Services
 from tests.contracts.rig import Rig, closure, fresh_leaf, parent_of, put_closure
 
 A = Directory()

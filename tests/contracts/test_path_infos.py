@@ -23,7 +23,7 @@ from appliance.errors import (
 from appliance.nix.path_info import encode_nar_addressed, read_path_info
 from appliance.nix.store_path import StorePath, nar_path
 from appliance.protos import castore_pb2, pathinfo_pb2
-from appliance.services.base import NarInfo, Services
+from appliance.services.contracts import NarInfo, Services
 from tests.contracts.rig import Rig, fresh_bytes, fresh_leaf, put_blob, put_closure
 
 

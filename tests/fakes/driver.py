@@ -15,7 +15,13 @@ from struct import Struct
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from appliance.engine import FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC, GuestMap, Region, RingLayout
+from appliance.engine import (
+    FEATURE_EVENT_IDX,
+    FEATURE_INDIRECT_DESC,
+    GuestMap,
+    MappedRegion,
+    RingLayout,
+)
 
 DESC: Final = Struct("<QIHH")
 """addr, len, flags, next."""
@@ -58,10 +64,10 @@ class GuestMemory:
         *,
         user_base: int = 0x7F12_3400_0000,
     ) -> None:
-        placed: list[Region] = []
+        placed: list[MappedRegion] = []
         offset = PAGE
         for gpa, size in regions:
-            placed.append(Region(gpa, size, user_base + offset, offset))
+            placed.append(MappedRegion(gpa, size, user_base + offset, offset))
             offset += size + PAGE
         self.regions = tuple(placed)
         self.size = offset
@@ -97,7 +103,7 @@ class GuestMemory:
         for region in self.regions:
             guest_map.add(self.fd, region)
 
-    def region_of(self, gpa: int) -> Region:
+    def region_of(self, gpa: int) -> MappedRegion:
         for region in self.regions:
             if 0 <= gpa - region.gpa < region.size:
                 return region

@@ -21,7 +21,7 @@ from appliance.vhost._vhost_wire import (
     MemReg,
     MemTable,
     Region,
-    Request,
+    RequestNumber,
     VringAddr,
     VringFd,
     VringState,
@@ -155,97 +155,99 @@ class FrontEnd:
     # Negotiation and device.
 
     def get_features(self) -> int:
-        return self._ask_word(Request.GET_FEATURES)
+        return self._ask_word(RequestNumber.GET_FEATURES)
 
     def set_features(self, features: int) -> None:
-        self.act(Request.SET_FEATURES, pack_word(Word(features)))
+        self.act(RequestNumber.SET_FEATURES, pack_word(Word(features)))
 
     def get_protocol_features(self) -> int:
-        return self._ask_word(Request.GET_PROTOCOL_FEATURES)
+        return self._ask_word(RequestNumber.GET_PROTOCOL_FEATURES)
 
     def set_protocol_features(self, features: int) -> None:
-        self.act(Request.SET_PROTOCOL_FEATURES, pack_word(Word(features)))
+        self.act(RequestNumber.SET_PROTOCOL_FEATURES, pack_word(Word(features)))
 
     def set_owner(self) -> None:
-        self.act(Request.SET_OWNER)
+        self.act(RequestNumber.SET_OWNER)
 
     def reset_owner(self) -> None:
-        self.act(Request.RESET_OWNER)
+        self.act(RequestNumber.RESET_OWNER)
 
     def reset_device(self) -> None:
-        self.act(Request.RESET_DEVICE)
+        self.act(RequestNumber.RESET_DEVICE)
 
     def get_queue_num(self) -> int:
-        return self._ask_word(Request.GET_QUEUE_NUM)
+        return self._ask_word(RequestNumber.GET_QUEUE_NUM)
 
     def get_config(self, offset: int, size: int, *, flags: int = 0) -> bytes:
         asked = pack_config(Config(offset, size, flags)) + bytes(size)
-        reply = self.ask(Request.GET_CONFIG, asked, size=len(asked))
+        reply = self.ask(RequestNumber.GET_CONFIG, asked, size=len(asked))
         assert reply[:CONFIG_SIZE] == asked[:CONFIG_SIZE]
         return reply[CONFIG_SIZE:]
 
     def set_config(self, offset: int, data: bytes, *, flags: int = 0) -> None:
-        self.act(Request.SET_CONFIG, pack_config(Config(offset, len(data), flags)) + data)
+        self.act(RequestNumber.SET_CONFIG, pack_config(Config(offset, len(data), flags)) + data)
 
     # Memory.
 
     def get_max_mem_slots(self) -> int:
-        return self._ask_word(Request.GET_MAX_MEM_SLOTS)
+        return self._ask_word(RequestNumber.GET_MAX_MEM_SLOTS)
 
     def set_mem_table(self, memory: GuestMemory, *, num_slots: int = 0) -> None:
         """Send every region; unused slots fill the payload up to `num_slots`."""
         regions = [Region._make(region) for region in memory.regions]
         slots = regions + [Region(0, 0, 0, 0)] * (num_slots - len(regions))
         payload = pack_mem_table(MemTable(len(regions))) + b"".join(map(pack_region, slots))
-        self.act(Request.SET_MEM_TABLE, payload, [memory.fd] * len(regions))
+        self.act(RequestNumber.SET_MEM_TABLE, payload, [memory.fd] * len(regions))
 
     def add_mem_reg(self, region: Region, fd: int) -> None:
-        self.act(Request.ADD_MEM_REG, pack_mem_reg(MemReg(region)), [fd])
+        self.act(RequestNumber.ADD_MEM_REG, pack_mem_reg(MemReg(region)), [fd])
 
     def rem_mem_reg(self, region: Region) -> None:
-        self.act(Request.REM_MEM_REG, pack_mem_reg(MemReg(region)))
+        self.act(RequestNumber.REM_MEM_REG, pack_mem_reg(MemReg(region)))
 
     # Rings.
 
     def set_vring_num(self, ring: int, num: int) -> None:
-        self._act_on_ring(Request.SET_VRING_NUM, ring, num)
+        self._act_on_ring(RequestNumber.SET_VRING_NUM, ring, num)
 
     def set_vring_base(self, ring: int, base: int) -> None:
-        self._act_on_ring(Request.SET_VRING_BASE, ring, base)
+        self._act_on_ring(RequestNumber.SET_VRING_BASE, ring, base)
 
     def set_vring_enable(self, ring: int, num: int) -> None:
-        self._act_on_ring(Request.SET_VRING_ENABLE, ring, num)
+        self._act_on_ring(RequestNumber.SET_VRING_ENABLE, ring, num)
 
     def set_vring_addr(self, ring: int, driver: DriverRing, *, log_guest_addr: int = 0) -> None:
         layout = driver.layout()
         addr = VringAddr(ring, 0, layout.desc, layout.used, layout.avail, log_guest_addr)
-        self.act(Request.SET_VRING_ADDR, pack_vring_addr(addr))
+        self.act(RequestNumber.SET_VRING_ADDR, pack_vring_addr(addr))
 
     def get_vring_base(self, ring: int) -> int:
         asked = pack_vring_state(VringState(ring, 0))
-        reply = unpack_vring_state(self.ask(Request.GET_VRING_BASE, asked, size=VRING_STATE_SIZE))
+        reply = unpack_vring_state(
+            self.ask(RequestNumber.GET_VRING_BASE, asked, size=VRING_STATE_SIZE)
+        )
         assert reply.ring == ring
         return reply.num
 
     def set_vring_kick(self, ring: int, fd: int | None) -> None:
-        self._act_with_ring_fd(Request.SET_VRING_KICK, ring, fd)
+        self._act_with_ring_fd(RequestNumber.SET_VRING_KICK, ring, fd)
 
     def set_vring_call(self, ring: int, fd: int | None) -> None:
-        self._act_with_ring_fd(Request.SET_VRING_CALL, ring, fd)
+        self._act_with_ring_fd(RequestNumber.SET_VRING_CALL, ring, fd)
 
     def set_vring_err(self, ring: int, fd: int | None) -> None:
-        self._act_with_ring_fd(Request.SET_VRING_ERR, ring, fd)
+        self._act_with_ring_fd(RequestNumber.SET_VRING_ERR, ring, fd)
 
     # Inflight buffer.
 
     def get_inflight_fd(self, num_queues: int, queue_size: int) -> tuple[Inflight, int]:
         """Return the buffer's description and its descriptor, which the caller owns."""
         asked = pack_inflight(Inflight(0, 0, num_queues, queue_size))
-        self.send(Request.GET_INFLIGHT_FD, asked, flags=self.ask_flags)
-        reply, (fd,) = self.receive(Request.GET_INFLIGHT_FD, INFLIGHT_SIZE)
+        self.send(RequestNumber.GET_INFLIGHT_FD, asked, flags=self.ask_flags)
+        reply, (fd,) = self.receive(RequestNumber.GET_INFLIGHT_FD, INFLIGHT_SIZE)
         inflight = unpack_inflight(reply)
         assert inflight[2:] == (num_queues, queue_size)
         return inflight, fd
 
     def set_inflight_fd(self, inflight: Inflight, fd: int) -> None:
-        self.act(Request.SET_INFLIGHT_FD, pack_inflight(inflight), [fd])
+        self.act(RequestNumber.SET_INFLIGHT_FD, pack_inflight(inflight), [fd])

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from appliance.castore.digest import Digest
 from appliance.castore.directory import Directory, DirectoryNode, FileNode
 from appliance.services.addresses import ServiceAddresses, parse_service_uri
-from appliance.services.base import Services
+from appliance.services.contracts import Services
 from appliance.services.open_services import open_services
 from tests.fakes.daemon_process import memory_bytes
 

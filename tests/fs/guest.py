@@ -14,8 +14,8 @@ from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
 from appliance.fuse_proto.operations import NotReady
 from appliance.nix.path_info import encode_nar_addressed
 from appliance.nix.store_path import StorePath, nar_path
-from appliance.resolve.base import SessionResolving
 from appliance.resolve.local import LocalResolver
+from appliance.resolve.resolver import SessionResolving
 from appliance.session.grants import Grants, GrantTable
 from appliance.session.wants import Want
 from appliance.store.batch import Batch

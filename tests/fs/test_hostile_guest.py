@@ -14,8 +14,8 @@ import pytest
 from appliance.fs.handler import Handler
 from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
 from appliance.fuse_proto.operations import NotReady
-from appliance.resolve.base import SessionResolving
 from appliance.resolve.local import LocalResolver
+from appliance.resolve.resolver import SessionResolving
 from appliance.session.grants import Grants, GrantTable
 from appliance.store.store import Store
 from tests.fakes import fuse_client

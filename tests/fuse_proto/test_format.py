@@ -1,10 +1,5 @@
-from errno import EROFS
-
-from appliance.fuse_proto import _fuse_wire
 from appliance.fuse_proto._fuse_wire import Opcode
-from appliance.fuse_proto.encode import NO_ENTRY, Reply
-from appliance.fuse_proto.format import format_reply, format_request_untrusted
-from appliance.fuse_proto.operations import FileSlice
+from appliance.fuse_proto.format import format_request_untrusted
 from tests.fakes import fuse_client
 
 
@@ -33,24 +28,3 @@ def test_broken_requests_have_a_line_too() -> None:
     assert shown(fuse_client.request(54, 1, b"?!")).startswith("opcode 54 unique=1 nodeid=1")
     data = fuse_client.request(Opcode.STATFS, 1)
     assert "len=40 of 44" in shown(data + b"junk")
-
-
-def test_reply_line_shows_structures_sizes_and_errno_names() -> None:
-    entry = _fuse_wire.pack_entry_out(NO_ENTRY._replace(nodeid=42))
-    line = format_reply(Reply(8, 0, entry), Opcode.LOOKUP)
-    assert line.startswith("LOOKUP unique=8 -> EntryOut(nodeid=42,")
-    assert format_reply(Reply(8, EROFS, b""), Opcode.MKDIR) == "MKDIR unique=8 -> EROFS"
-    assert format_reply(Reply(8, 0, b"abc"), Opcode.READ) == "READ unique=8 -> 3 bytes"
-    assert format_reply(Reply(8, 0, FileSlice(3, 4, 5)), Opcode.READ) == (
-        "READ unique=8 -> FileSlice(fd=3, offset=4, size=5)"
-    )
-    assert format_reply(Reply(8, 511, b""), 99) == "opcode 99 unique=8 -> 511"
-
-
-def test_reply_of_two_structures_shows_both() -> None:
-    body = _fuse_wire.pack_entry_out(NO_ENTRY) + _fuse_wire.pack_open_out(
-        _fuse_wire.OpenOut(6, 0, 0)
-    )
-    line = format_reply(Reply(8, 0, body), Opcode.CREATE)
-    assert "EntryOut(nodeid=0," in line
-    assert "OpenOut(fh=6," in line

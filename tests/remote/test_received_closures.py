@@ -7,7 +7,7 @@ import pytest
 
 from appliance.castore.directory import Directory, DirectoryNode
 from appliance.errors import ContentMissingError, CorruptBlobError, StoreError
-from appliance.services.base import Services
+from appliance.services.contracts import Services
 from tests.contracts.rig import Rig, closure, parent_of
 from tests.fakes.scripted_services import ScriptedServices
 

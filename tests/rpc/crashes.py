@@ -15,7 +15,7 @@ from appliance.errors import ApplianceError
 from appliance.nix.path_info import encode_nar_addressed
 from appliance.nix.store_path import nar_path
 from appliance.services.addresses import ServiceAddresses, parse_service_uri
-from appliance.services.base import Services
+from appliance.services.contracts import Services
 from appliance.services.open_services import open_services
 from tests.contracts.rig import fresh_bytes, put_blob, put_closure
 from tests.fakes.daemon_process import DaemonProcess

@@ -13,7 +13,7 @@ from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node
 from appliance.errors import StoreError
 from appliance.nix.store_path import StorePath
 from appliance.protos import pathinfo_pb2
-from appliance.services.base import Services
+from appliance.services.contracts import Services
 from appliance.services.nar_extent import BYTES_MAX, ENTRIES_MAX, extent_of
 from tests.contracts.rig import Rig, parent_of, put_blob, put_closure
 from tests.fakes.appliance_process import APPLIANCE

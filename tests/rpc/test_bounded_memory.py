@@ -8,7 +8,7 @@ import pytest
 from appliance.castore.digest import Digest
 from appliance.castore.directory import FileNode
 from appliance.nix.path_info import read_path_info
-from appliance.services.base import Services
+from appliance.services.contracts import Services
 from tests.contracts.rig import Rig
 from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess

@@ -14,7 +14,7 @@ from appliance.castore.directory import Directory, FileNode
 from appliance.errors import ServiceLimitError, ServiceUnavailableError, StoreFullError
 from appliance.rpc.calls import Context
 from appliance.services.addresses import GrpcAddress, unix_target
-from appliance.services.base import Services
+from appliance.services.contracts import Services
 from appliance.services.grpc_client import Peer, Sending
 from appliance.services.grpc_messages import MESSAGE_MAX
 from appliance.services.open_services import LoopThread

@@ -15,7 +15,7 @@ from appliance.errors import AlreadyExistsError, InvalidRequestError
 from appliance.nix.path_info import encode_nar_addressed, read_path_info
 from appliance.nix.store_path import StorePath, nar_path
 from appliance.protos import pathinfo_pb2
-from appliance.services.base import NarInfo, Services
+from appliance.services.contracts import NarInfo, Services
 from appliance.store.batch import Batch
 from appliance.store.store import Store
 from tests.contracts.rig import Rig, put_blob, put_closure

@@ -10,10 +10,10 @@ import pytest
 
 from appliance.castore.digest import Digest
 from appliance.errors import ContentMissingError, CorruptBlobError, ServiceUnavailableError
-from appliance.services.base import BlobReader
+from appliance.services.contracts import BlobReader
 from appliance.services.fetch import FETCHES_MAX, BlobFetcher
 from appliance.services.memory_services import MemoryBlobService
-from appliance.store.blob_cache import BlobCache, TooLargeError, charge_of
+from appliance.store.blob_cache import BlobCache, BlobTooLargeError, charge_of
 from appliance.store.schema import INLINE_MAX
 from appliance.store.store import BlobFile
 
@@ -137,7 +137,7 @@ def test_a_blob_larger_than_the_cache_is_refused(cache: BlobCache) -> None:
             kept = await blobs.put(b"kept")
             await fetcher.fetch(kept, 4)
             digest = await blobs.put(os.urandom(MAX_BYTES + 1))
-            with pytest.raises(TooLargeError, match="more than the whole cache"):
+            with pytest.raises(BlobTooLargeError, match="more than the whole cache"):
                 await fetcher.fetch(digest, MAX_BYTES + 1)
             assert content_in(cache, kept) == b"kept"
 

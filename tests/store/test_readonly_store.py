@@ -20,10 +20,10 @@ from appliance.store import schema
 from appliance.store.batch import Batch
 from appliance.store.store import Store
 from tests.contracts.rig import Rig
+from tests.db.test_environment import opened, put
 from tests.fakes.appliance_process import APPLIANCE, ApplianceProcess, FakeGuest, import_tree
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.mounted import Mounted
-from tests.store.test_lmdb_env import opened, put
 
 BIG = b"big" * 100_000
 # A user who may do with files what anybody may, but goes by the name of root.

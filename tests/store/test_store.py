@@ -12,8 +12,8 @@ from appliance.errors import SchemaVersionError, StoreError, StoreFullError
 from appliance.store import schema
 from appliance.store.batch import Batch
 from appliance.store.store import BlobFile, Store
+from tests.db.test_environment import small_disk
 from tests.store.audit import content
-from tests.store.test_lmdb_env import small_disk
 
 LARGE = os.urandom(schema.INLINE_MAX + 1)
 

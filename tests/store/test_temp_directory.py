@@ -11,7 +11,7 @@ import pytest
 
 from appliance.errors import StoreFullError
 from appliance.store.temp_directory import TempDirectory, sweep
-from tests.store.test_lmdb_env import small_disk
+from tests.db.test_environment import small_disk
 
 DEADLINE_S = 60
 HOLDER = """

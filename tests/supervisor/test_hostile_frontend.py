@@ -16,7 +16,7 @@ from appliance.vhost._vhost_wire import (
     HeaderFlag,
     Inflight,
     Region,
-    Request,
+    RequestNumber,
     pack_header,
 )
 from tests.fakes import fuse_client
@@ -363,7 +363,7 @@ def test_requests_without_a_reader_of_replies_block_nobody_else(
 ) -> None:
     with contextlib.closing(appliance.connect(0)) as front_end:
         front_end.sock.settimeout(0)
-        message = pack_header(Header(Request.GET_FEATURES, HeaderFlag.VERSION_1, 0))
+        message = pack_header(Header(RequestNumber.GET_FEATURES, HeaderFlag.VERSION_1, 0))
         with pytest.raises(BlockingIOError):
             send_without_end(front_end.sock, message * 100)
         for _ in range(20):

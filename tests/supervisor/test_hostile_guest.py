@@ -151,9 +151,13 @@ def test_requests_popped_before_the_break_are_answered_or_left_alone(
 # --- FUSE in good chains ---
 
 
+# Requests that carry bytes behind their arguments and names.
+WITH_PAYLOAD = {"WRITE", "SETXATTR", "IOCTL", "NOTIFY_REPLY", "BATCH_FORGET", "REMOVEMAPPING"}
+
+
 def whole_request(op: Op) -> bytes:
     args = CODECS[op.args].size if op.args else 0
-    body = bytes(args) + b"n\0" * op.names + b"p" * 8 * op.has_payload
+    body = bytes(args) + b"n\0" * op.names + b"p" * 8 * (op.name in WITH_PAYLOAD)
     return fuse_client.request(op.number, ROOT, body, unique=op.number)
 
 

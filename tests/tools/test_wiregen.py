@@ -22,7 +22,7 @@ NESTED = (
 
 
 def table(structs: tuple[Struct, ...], enums: tuple[Enum, ...] = ()) -> Table:
-    return Table("some.table", Path("_wire.py"), structs, enums, "linux/fuse.h")
+    return Table("some.table", Path("_scratch_wire.py"), structs, enums, "linux/fuse.h")
 
 
 def load(source: str, path: Path) -> ModuleType:
@@ -41,7 +41,15 @@ def compile_c(source: str) -> subprocess.CompletedProcess[str]:
 
 
 def ruff(source: str, *arguments: str) -> str:
-    command = [sys.executable, "-m", "ruff", *arguments, "--stdin-filename", "_wire.py", "-"]
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        *arguments,
+        "--stdin-filename",
+        "_scratch_wire.py",
+        "-",
+    ]
     done = subprocess.run(
         command, input=source, capture_output=True, text=True, check=False, cwd=TREE
     )
@@ -104,11 +112,11 @@ def test_generated_code_is_formatted_and_clean() -> None:
 def test_generated_module_without_enums_imports_none(tmp_path: Path) -> None:
     source = wiregen.render_python(table(NESTED))
     assert "enum" not in source
-    assert load(source, tmp_path / "_wire.py").INNER_SIZE == 8
+    assert load(source, tmp_path / "_scratch_wire.py").INNER_SIZE == 8
 
 
 def test_nested_structures_pack_in_place_and_padding_is_zero(tmp_path: Path) -> None:
-    wire = load(wiregen.render_python(table(NESTED)), tmp_path / "_wire.py")
+    wire = load(wiregen.render_python(table(NESTED)), tmp_path / "_scratch_wire.py")
     outer = wire.Outer(1, wire.Inner(2, -3), b"abcd", wire.Inner(4, 5), 6)
     data = wire.pack_outer(outer)
     assert data == (b"\1\0\0\0\0\0\0\0\2\0\0\0\xfd\xff\xff\xffabcd\4\0\0\0\5\0\0\0\6" + bytes(7))
@@ -122,12 +130,12 @@ def test_nested_structures_pack_in_place_and_padding_is_zero(tmp_path: Path) -> 
 
 
 def test_padding_is_not_read(tmp_path: Path) -> None:
-    wire = load(wiregen.render_python(table(NESTED)), tmp_path / "_wire.py")
+    wire = load(wiregen.render_python(table(NESTED)), tmp_path / "_scratch_wire.py")
     assert wire.unpack_inner(b"\2\0\xee\xee\5\0\0\0") == wire.Inner(2, 5)
 
 
 def test_short_buffers_and_large_numbers_raise(tmp_path: Path) -> None:
-    wire = load(wiregen.render_python(table(NESTED)), tmp_path / "_wire.py")
+    wire = load(wiregen.render_python(table(NESTED)), tmp_path / "_scratch_wire.py")
     with pytest.raises(struct.error):
         wire.unpack_outer(bytes(wire.OUTER_SIZE - 1))
     with pytest.raises(struct.error):

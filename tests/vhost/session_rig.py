@@ -14,7 +14,7 @@ from appliance.vhost._vhost_wire import (
     MemReg,
     MemTable,
     Region,
-    Request,
+    RequestNumber,
     VringAddr,
     VringFd,
     VringState,
@@ -33,7 +33,7 @@ from appliance.vhost.fds import ReceivedFds
 from appliance.vhost.fs_device import DeviceProperties
 from appliance.vhost.messages import (
     Message,
-    Reply,
+    MessageReply,
     decode_header_untrusted,
     decode_untrusted,
 )
@@ -192,7 +192,7 @@ class Rig:
 
     def handle(
         self, request: int, payload: bytes = b"", num_fds: int = 0, *, need_reply: bool = False
-    ) -> Reply | None:
+    ) -> MessageReply | None:
         flags = HeaderFlag.VERSION_1 | (HeaderFlag.NEED_REPLY if need_reply else 0)
         return run_now(self.session.handle(message(request, payload, num_fds, flags)))
 
@@ -212,21 +212,21 @@ class Rig:
     # Whole steps of a set-up.
 
     def negotiate(self, features: int = GUEST_FEATURES) -> None:
-        self.do(Request.SET_FEATURES, word(features))
+        self.do(RequestNumber.SET_FEATURES, word(features))
 
     def add_memory(self, region: Region = REGION) -> None:
-        self.do(Request.ADD_MEM_REG, pack_mem_reg(MemReg(region)), 1)
+        self.do(RequestNumber.ADD_MEM_REG, pack_mem_reg(MemReg(region)), 1)
 
     def describe_ring(self, ring: int, *, num: int = 256, base: int = 0) -> None:
-        self.do(Request.SET_VRING_NUM, state(ring, num))
-        self.do(Request.SET_VRING_BASE, state(ring, base))
-        self.do(Request.SET_VRING_ADDR, ring_addr(ring))
+        self.do(RequestNumber.SET_VRING_NUM, state(ring, num))
+        self.do(RequestNumber.SET_VRING_BASE, state(ring, base))
+        self.do(RequestNumber.SET_VRING_ADDR, ring_addr(ring))
 
     def kick_ring(self, ring: int) -> None:
-        self.do(Request.SET_VRING_KICK, word(ring), 1)
+        self.do(RequestNumber.SET_VRING_KICK, word(ring), 1)
 
     def enable_ring(self, ring: int, num: int = 1) -> None:
-        self.do(Request.SET_VRING_ENABLE, state(ring, num))
+        self.do(RequestNumber.SET_VRING_ENABLE, state(ring, num))
 
     def run_ring(self, ring: int, *, num: int = 256, base: int = 0) -> VringConfig:
         self.describe_ring(ring, num=num, base=base)

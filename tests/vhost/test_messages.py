@@ -12,7 +12,7 @@ from appliance.vhost._vhost_wire import (
     Inflight,
     ProtocolFeature,
     Region,
-    Request,
+    RequestNumber,
     pack_config,
     pack_header,
     pack_inflight,
@@ -21,7 +21,7 @@ from appliance.vhost._vhost_wire import (
 from appliance.vhost.messages import (
     MAX_PAYLOAD,
     ROWS,
-    Reply,
+    MessageReply,
     decode_header_untrusted,
     encode_reply,
 )
@@ -51,7 +51,7 @@ def test_payloads_are_capped() -> None:
 
 
 def test_replies_have_exactly_version_and_reply_set() -> None:
-    data = encode_reply(Reply(Request.GET_FEATURES, word(7)))
+    data = encode_reply(MessageReply(RequestNumber.GET_FEATURES, word(7)))
     assert unpack_header(data) == Header(1, 0x5, 8)
     assert data[12:] == word(7)
 
@@ -69,15 +69,15 @@ def test_a_payload_of_another_size_ends_the_connection(row: RequestRow, change: 
 def test_a_memory_table_may_have_slots_to_spare_but_none_too_few() -> None:
     region = Region(0, 4096, 0, 0)
     assert len(mem_table([region], junk=bytes(32))) == 72
-    message(Request.SET_MEM_TABLE, mem_table([region], junk=bytes(32))).close()
-    message(Request.SET_MEM_TABLE, mem_table([region])).close()
+    message(RequestNumber.SET_MEM_TABLE, mem_table([region], junk=bytes(32))).close()
+    message(RequestNumber.SET_MEM_TABLE, mem_table([region])).close()
     for length in range(len(mem_table([region]))):
         with pytest.raises(VhostError, match="SET_MEM_TABLE"):
-            message(Request.SET_MEM_TABLE, mem_table([region])[:length])
+            message(RequestNumber.SET_MEM_TABLE, mem_table([region])[:length])
 
 
-@pytest.mark.parametrize("request_", [Request.GET_CONFIG, Request.SET_CONFIG])
-def test_config_messages_carry_as_many_bytes_as_they_say(request_: Request) -> None:
+@pytest.mark.parametrize("request_", [RequestNumber.GET_CONFIG, RequestNumber.SET_CONFIG])
+def test_config_messages_carry_as_many_bytes_as_they_say(request_: RequestNumber) -> None:
     message(request_, pack_config(Config(0, 36, 0)) + bytes(36)).close()
     for length in (0, 35, 37):
         with pytest.raises(VhostError, match="CONFIG"):
@@ -85,19 +85,19 @@ def test_config_messages_carry_as_many_bytes_as_they_say(request_: Request) -> N
 
 
 def test_unknown_and_refused_requests_may_carry_anything() -> None:
-    for request in (0, 46, 2**32 - 1, Request.SEND_RARP, Request.GPU_SET_SOCKET):
+    for request in (0, 46, 2**32 - 1, RequestNumber.SEND_RARP, RequestNumber.GPU_SET_SOCKET):
         message(request, bytes(100), num_fds=3).close()
 
 
 def test_messages_are_shown_with_name_values_and_descriptors() -> None:
-    with message(Request.SET_VRING_NUM, state(1, 256), num_fds=1, flags=0x9) as shown:
+    with message(RequestNumber.SET_VRING_NUM, state(1, 256), num_fds=1, flags=0x9) as shown:
         assert str(shown) == "SET_VRING_NUM VringState(ring=1, num=256) 1 fds need_reply"
     with message(77, b"abc") as shown:
         assert str(shown) == "request 77 3 bytes"
 
 
 def test_a_taken_descriptor_is_not_taken_or_closed_again() -> None:
-    with message(Request.SET_VRING_CALL, word(0), num_fds=1) as received:
+    with message(RequestNumber.SET_VRING_CALL, word(0), num_fds=1) as received:
         fd = received.take_fd(0)
         for index in (0, 1):
             with pytest.raises(LookupError):
@@ -115,5 +115,5 @@ def test_the_table_is_consistent() -> None:
         assert row.needs is None or row.needs in ProtocolFeature.__members__
         assert row.fds[0] <= row.fds[1] <= MAX_FDS
         assert row.failure is None or row.reply != "ack"
-    inflight = ROWS[Request.GET_INFLIGHT_FD]
+    inflight = ROWS[RequestNumber.GET_INFLIGHT_FD]
     assert inflight.failure == pack_inflight(Inflight(0, 0, 0, 0))

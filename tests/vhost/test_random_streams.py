@@ -14,7 +14,7 @@ from appliance.vhost._vhost_wire import (
     Inflight,
     MemReg,
     Region,
-    Request,
+    RequestNumber,
     VringAddr,
     pack_header,
     pack_inflight,
@@ -44,7 +44,9 @@ NUMS = st.sampled_from([0, 1, 1, 3, 128, 256, 65535, 65536])
 U64 = st.integers(0, 2**64 - 1)
 
 
-def steps(requests: list[Request], payloads: st.SearchStrategy[bytes]) -> st.SearchStrategy[Step]:
+def steps(
+    requests: list[RequestNumber], payloads: st.SearchStrategy[bytes]
+) -> st.SearchStrategy[Step]:
     return st.tuples(st.sampled_from(requests), payloads, st.integers(0, 2))
 
 
@@ -55,19 +57,19 @@ REGIONS = st.one_of(
 STEPS = st.one_of(
     steps(
         [
-            Request.SET_VRING_NUM,
-            Request.SET_VRING_BASE,
-            Request.GET_VRING_BASE,
-            Request.SET_VRING_ENABLE,
+            RequestNumber.SET_VRING_NUM,
+            RequestNumber.SET_VRING_BASE,
+            RequestNumber.GET_VRING_BASE,
+            RequestNumber.SET_VRING_ENABLE,
         ],
         st.builds(state, RINGS, NUMS),
     ),
     steps(
-        [Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR],
+        [RequestNumber.SET_VRING_KICK, RequestNumber.SET_VRING_CALL, RequestNumber.SET_VRING_ERR],
         st.builds(word, st.sampled_from([0, 0, 0, 1, 1, 2, 0x100, 0x101, 0x200, 2**64 - 1])),
     ),
     steps(
-        [Request.SET_VRING_ADDR],
+        [RequestNumber.SET_VRING_ADDR],
         st.one_of(
             st.builds(ring_addr, st.sampled_from([0, 1, 2])),
             st.builds(
@@ -80,12 +82,12 @@ STEPS = st.one_of(
         ),
     ),
     steps(
-        [Request.ADD_MEM_REG, Request.REM_MEM_REG],
+        [RequestNumber.ADD_MEM_REG, RequestNumber.REM_MEM_REG],
         st.builds(lambda region: pack_mem_reg(MemReg(region)), REGIONS),
     ),
-    steps([Request.SET_MEM_TABLE], st.builds(mem_table, st.lists(REGIONS, max_size=3))),
+    steps([RequestNumber.SET_MEM_TABLE], st.builds(mem_table, st.lists(REGIONS, max_size=3))),
     steps(
-        [Request.GET_INFLIGHT_FD, Request.SET_INFLIGHT_FD],
+        [RequestNumber.GET_INFLIGHT_FD, RequestNumber.SET_INFLIGHT_FD],
         st.builds(
             lambda queues, num: pack_inflight(Inflight(1 << 20, 0, queues, num)),
             st.integers(0, 3),
@@ -93,12 +95,15 @@ STEPS = st.one_of(
         ),
     ),
     steps(
-        [Request.SET_FEATURES, Request.SET_PROTOCOL_FEATURES],
+        [RequestNumber.SET_FEATURES, RequestNumber.SET_PROTOCOL_FEATURES],
         st.builds(
             word, st.one_of(U64, st.sampled_from([0, 1 << 32, 0x1_7000_0000, 0xB209, 0xB009]))
         ),
     ),
-    steps([Request.RESET_DEVICE, Request.RESET_OWNER, Request.GET_FEATURES], st.just(b"")),
+    steps(
+        [RequestNumber.RESET_DEVICE, RequestNumber.RESET_OWNER, RequestNumber.GET_FEATURES],
+        st.just(b""),
+    ),
     st.tuples(st.integers(0, 50), st.binary(max_size=80), st.integers(0, 3)),
 )
 REFUSALS = st.sets(

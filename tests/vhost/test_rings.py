@@ -8,7 +8,7 @@ import pytest
 from appliance.errors import VhostError
 from appliance.vhost._vhost_wire import (
     Inflight,
-    Request,
+    RequestNumber,
     VirtioFeature,
     VringAddr,
     pack_inflight,
@@ -29,7 +29,7 @@ def _rig() -> Rig:
 
 
 def base_of(rig: Rig, ring: int) -> int:
-    reply = rig.handle(Request.GET_VRING_BASE, state(ring, 0))
+    reply = rig.handle(RequestNumber.GET_VRING_BASE, state(ring, 0))
     assert reply is not None
     assert reply.payload[:4] == ring.to_bytes(4, "little")
     return int.from_bytes(reply.payload[4:], "little")
@@ -37,8 +37,8 @@ def base_of(rig: Rig, ring: int) -> int:
 
 def test_a_ring_runs_with_what_it_was_given(rig: Rig) -> None:
     with rig:
-        rig.do(Request.SET_VRING_CALL, word(1), 1)
-        rig.do(Request.SET_VRING_ERR, word(1), 1)
+        rig.do(RequestNumber.SET_VRING_CALL, word(1), 1)
+        rig.do(RequestNumber.SET_VRING_ERR, word(1), 1)
         running = rig.run_ring(1, num=128, base=0xFFFF)
         start = REGION.user_addr + 0x8000
         assert running[:6] == (
@@ -57,26 +57,26 @@ def test_a_ring_runs_with_what_it_was_given(rig: Rig) -> None:
 def test_an_err_descriptor_for_a_running_ring_restarts_it_where_it_was(rig: Rig) -> None:
     with rig:
         rig.run_ring(1, base=7)
-        rig.do(Request.SET_VRING_ERR, word(1), 1)
+        rig.do(RequestNumber.SET_VRING_ERR, word(1), 1)
         running = rig.backend.running[1]
         assert running.base == 7 + rig.backend.reached
         assert running.err_fd is not None
         os.fstat(running.err_fd)
-        rig.do(Request.SET_VRING_ERR, word(1 | NO_FD))
+        rig.do(RequestNumber.SET_VRING_ERR, word(1 | NO_FD))
         assert rig.backend.running[1].err_fd is None
         rig.enable_ring(1, 0)
-        rig.do(Request.SET_VRING_ERR, word(1), 1)
+        rig.do(RequestNumber.SET_VRING_ERR, word(1), 1)
         assert not rig.backend.running
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations("nbake")))
 def test_the_order_of_messages_does_not_matter(rig: Rig, order: tuple[str, ...]) -> None:
     sends = {
-        "n": (Request.SET_VRING_NUM, state(1, 256), 0),
-        "b": (Request.SET_VRING_BASE, state(1, 7), 0),
-        "a": (Request.SET_VRING_ADDR, ring_addr(1), 0),
-        "k": (Request.SET_VRING_KICK, word(1), 1),
-        "e": (Request.SET_VRING_ENABLE, state(1, 1), 0),
+        "n": (RequestNumber.SET_VRING_NUM, state(1, 256), 0),
+        "b": (RequestNumber.SET_VRING_BASE, state(1, 7), 0),
+        "a": (RequestNumber.SET_VRING_ADDR, ring_addr(1), 0),
+        "k": (RequestNumber.SET_VRING_KICK, word(1), 1),
+        "e": (RequestNumber.SET_VRING_ENABLE, state(1, 1), 0),
     }
     # Kicked and enabled before it has a size and addresses, there is nothing to start.
     is_complete = max(order.index("n"), order.index("a")) < max(order.index("k"), order.index("e"))
@@ -123,7 +123,7 @@ def test_a_pause_goes_on_where_the_ring_was(rig: Rig) -> None:
 
 def test_get_vring_base_stops_the_ring_and_drops_its_descriptors(rig: Rig) -> None:
     with rig:
-        rig.do(Request.SET_VRING_CALL, word(0), 1)
+        rig.do(RequestNumber.SET_VRING_CALL, word(0), 1)
         rig.run_ring(0, base=10)
         assert base_of(rig, 0) == 13
         assert rig.backend.running == {}
@@ -138,7 +138,7 @@ def test_get_vring_base_stops_the_ring_and_drops_its_descriptors(rig: Rig) -> No
 def test_get_vring_base_of_a_ring_that_never_ran_is_the_base_it_was_given(rig: Rig) -> None:
     with rig:
         assert base_of(rig, 2) == 0
-        rig.do(Request.SET_VRING_BASE, state(2, 99))
+        rig.do(RequestNumber.SET_VRING_BASE, state(2, 99))
         assert base_of(rig, 2) == 99
         assert rig.backend.calls == []
 
@@ -163,9 +163,9 @@ def test_addresses_restart_a_running_ring_only_if_they_change(rig: Rig) -> None:
     with rig:
         rig.run_ring(0)
         rig.backend.calls.clear()
-        rig.do(Request.SET_VRING_ADDR, ring_addr(0, flags=1))
+        rig.do(RequestNumber.SET_VRING_ADDR, ring_addr(0, flags=1))
         assert rig.backend.calls == []
-        rig.do(Request.SET_VRING_ADDR, ring_addr(0, shift=0x1000))
+        rig.do(RequestNumber.SET_VRING_ADDR, ring_addr(0, shift=0x1000))
         assert rig.backend.calls == [("stop_ring", 0), ("start_ring", 0)]
         assert rig.backend.running[0].desc == REGION.user_addr + 0x1000
 
@@ -173,24 +173,24 @@ def test_addresses_restart_a_running_ring_only_if_they_change(rig: Rig) -> None:
 def test_size_and_base_of_a_running_ring_do_not_change(rig: Rig) -> None:
     with rig:
         rig.run_ring(0, num=256)
-        assert rig.is_acked(Request.SET_VRING_NUM, state(0, 256))
-        assert not rig.is_acked(Request.SET_VRING_NUM, state(0, 128))
-        assert not rig.is_acked(Request.SET_VRING_BASE, state(0, 0))
+        assert rig.is_acked(RequestNumber.SET_VRING_NUM, state(0, 256))
+        assert not rig.is_acked(RequestNumber.SET_VRING_NUM, state(0, 128))
+        assert not rig.is_acked(RequestNumber.SET_VRING_BASE, state(0, 0))
         rig.enable_ring(0, 0)
-        assert rig.is_acked(Request.SET_VRING_NUM, state(0, 128))
-        assert rig.is_acked(Request.SET_VRING_BASE, state(0, 0))
+        assert rig.is_acked(RequestNumber.SET_VRING_NUM, state(0, 128))
+        assert rig.is_acked(RequestNumber.SET_VRING_BASE, state(0, 0))
 
 
 def test_the_call_descriptor_changes_at_any_time(rig: Rig) -> None:
     with rig:
         for _ in range(3):
-            rig.do(Request.SET_VRING_CALL, word(0), 1)
+            rig.do(RequestNumber.SET_VRING_CALL, word(0), 1)
         assert rig.backend.calls == []
         before = rig.run_ring(0).call_fd
-        rig.do(Request.SET_VRING_CALL, word(0), 1)
+        rig.do(RequestNumber.SET_VRING_CALL, word(0), 1)
         after = rig.backend.running[0].call_fd
         assert after not in {None, before}
-        rig.do(Request.SET_VRING_CALL, word(NO_FD))
+        rig.do(RequestNumber.SET_VRING_CALL, word(NO_FD))
         assert rig.backend.running[0].call_fd is None
         assert rig.backend.calls == [("start_ring", 0), ("set_call", 0), ("set_call", 0)]
 
@@ -199,7 +199,7 @@ def test_a_call_descriptor_that_the_backend_refuses_is_no_leak(rig: Rig) -> None
     with rig:
         rig.run_ring(0)
         rig.backend.refuses = {"set_call"}
-        assert not rig.is_acked(Request.SET_VRING_CALL, word(0), 1)
+        assert not rig.is_acked(RequestNumber.SET_VRING_CALL, word(0), 1)
 
 
 def test_a_ring_that_does_not_start_is_tried_again(rig: Rig) -> None:
@@ -207,9 +207,9 @@ def test_a_ring_that_does_not_start_is_tried_again(rig: Rig) -> None:
         rig.describe_ring(0)
         rig.kick_ring(0)
         rig.backend.refuses = {"start_ring"}
-        assert not rig.is_acked(Request.SET_VRING_ENABLE, state(0, 1))
+        assert not rig.is_acked(RequestNumber.SET_VRING_ENABLE, state(0, 1))
         rig.backend.refuses.clear()
-        assert rig.is_acked(Request.SET_VRING_ENABLE, state(0, 1))
+        assert rig.is_acked(RequestNumber.SET_VRING_ENABLE, state(0, 1))
         assert list(rig.backend.running) == [0]
 
 
@@ -223,14 +223,14 @@ def test_without_protocol_features_every_ring_is_enabled() -> None:
         rig.negotiate(GUEST_FEATURES & ~PROTOCOL_FEATURES)
         rig.kick_ring(0)
         assert sorted(rig.backend.running) == [0, 1]
-        assert not rig.is_acked(Request.SET_VRING_ENABLE, state(0, 0))
+        assert not rig.is_acked(RequestNumber.SET_VRING_ENABLE, state(0, 0))
 
 
 def test_a_blank_session_bears_the_stop_of_a_vmm_that_reconnected() -> None:
     with Rig() as rig:
         rig.enable_ring(0, 0)
         assert base_of(rig, 0) == 0
-        rig.do(Request.SET_VRING_CALL, word(0), 1)
+        rig.do(RequestNumber.SET_VRING_CALL, word(0), 1)
 
 
 def test_features_that_change_restart_running_rings(rig: Rig) -> None:
@@ -244,15 +244,15 @@ def test_features_that_change_restart_running_rings(rig: Rig) -> None:
         assert not rig.backend.running[0].features & VirtioFeature.EVENT_IDX
 
 
-@pytest.mark.parametrize("request_", [Request.RESET_DEVICE, Request.RESET_OWNER])
-def test_resets_disable_every_ring_and_keep_the_rest(rig: Rig, request_: Request) -> None:
+@pytest.mark.parametrize("request_", [RequestNumber.RESET_DEVICE, RequestNumber.RESET_OWNER])
+def test_resets_disable_every_ring_and_keep_the_rest(rig: Rig, request_: RequestNumber) -> None:
     with rig:
         rig.run_ring(0)
         rig.run_ring(2)
         rig.backend.calls.clear()
         rig.do(request_)
         stops = [("stop_ring", 0), ("stop_ring", 2)]
-        is_device = request_ is Request.RESET_DEVICE
+        is_device = request_ is RequestNumber.RESET_DEVICE
         assert rig.backend.calls == ([*stops, ("reset",)] if is_device else stops)
         assert list(rig.backend.regions) == [REGION]
         rig.enable_ring(0)
@@ -273,10 +273,12 @@ def test_each_part_of_a_ring_lies_in_memory_with_its_event_field(
         rig.describe_ring(0, num=256)
         rig.kick_ring(0)
         for user_addr in (last + step, start - step, 2**64 - step):
-            rig.do(Request.SET_VRING_ADDR, pack_vring_addr(addr._replace(**{part: user_addr})))
-            assert not rig.is_acked(Request.SET_VRING_ENABLE, state(0, 1))
+            rig.do(
+                RequestNumber.SET_VRING_ADDR, pack_vring_addr(addr._replace(**{part: user_addr}))
+            )
+            assert not rig.is_acked(RequestNumber.SET_VRING_ENABLE, state(0, 1))
             rig.enable_ring(0, 0)
-        rig.do(Request.SET_VRING_ADDR, pack_vring_addr(addr._replace(**{part: last})))
+        rig.do(RequestNumber.SET_VRING_ADDR, pack_vring_addr(addr._replace(**{part: last})))
         rig.enable_ring(0)
         assert list(rig.backend.running) == [0]
 
@@ -286,7 +288,7 @@ def test_rings_survive_a_new_memory_table(rig: Rig) -> None:
         rig.run_ring(0)
         rig.backend.calls.clear()
         moved = REGION._replace(mmap_offset=0x2000)
-        rig.do(Request.REM_MEM_REG, bytes(8) + _region_bytes())
+        rig.do(RequestNumber.REM_MEM_REG, bytes(8) + _region_bytes())
         rig.add_memory(moved)
         assert [call[0] for call in rig.backend.calls] == ["remove_region", "add_region"]
         assert list(rig.backend.running) == [0]
@@ -299,7 +301,7 @@ def _region_bytes() -> bytes:
 def test_a_given_inflight_buffer_counts_for_the_next_start_only(rig: Rig) -> None:
     with rig:
         payload = pack_inflight(Inflight(1 << 20, 0, 2, 256))
-        rig.do(Request.SET_INFLIGHT_FD, payload, 1)
+        rig.do(RequestNumber.SET_INFLIGHT_FD, payload, 1)
         assert not rig.run_ring(0).fresh
         assert not rig.run_ring(1).fresh
         assert rig.run_ring(2).fresh  # the buffer has no area for it
@@ -307,42 +309,42 @@ def test_a_given_inflight_buffer_counts_for_the_next_start_only(rig: Rig) -> Non
         rig.kick_ring(0)
         assert rig.backend.running[0].fresh
         base_of(rig, 0)
-        rig.do(Request.SET_INFLIGHT_FD, payload, 1)
+        rig.do(RequestNumber.SET_INFLIGHT_FD, payload, 1)
         rig.kick_ring(0)
         assert not rig.backend.running[0].fresh
 
 
 def test_a_ring_larger_than_its_inflight_area_does_not_start(rig: Rig) -> None:
     with rig:
-        rig.do(Request.SET_INFLIGHT_FD, pack_inflight(Inflight(1 << 20, 0, 2, 128)), 1)
+        rig.do(RequestNumber.SET_INFLIGHT_FD, pack_inflight(Inflight(1 << 20, 0, 2, 128)), 1)
         rig.describe_ring(0, num=256)
         rig.kick_ring(0)
-        assert not rig.is_acked(Request.SET_VRING_ENABLE, state(0, 1))
+        assert not rig.is_acked(RequestNumber.SET_VRING_ENABLE, state(0, 1))
 
 
 @pytest.mark.parametrize(
     ("request_", "payload", "num_fds"),
     [
-        (Request.SET_VRING_NUM, state(3, 256), 0),
-        (Request.SET_VRING_ADDR, ring_addr(3), 0),
-        (Request.SET_VRING_BASE, state(2**32 - 1, 0), 0),
-        (Request.SET_VRING_ENABLE, state(3, 0), 0),
-        (Request.SET_VRING_KICK, word(3), 1),
-        (Request.SET_VRING_KICK, word(255), 1),
-        (Request.SET_VRING_CALL, word(3), 1),
-        (Request.SET_VRING_CALL, word(3 | NO_FD), 0),
-        (Request.SET_VRING_ERR, word(3), 1),
-        (Request.SET_VRING_NUM, state(0, 0), 0),
-        (Request.SET_VRING_NUM, state(0, 100), 0),
-        (Request.SET_VRING_NUM, state(0, 2048), 0),
-        (Request.SET_VRING_BASE, state(0, 65536), 0),
-        (Request.SET_VRING_ENABLE, state(0, 2), 0),
-        (Request.SET_VRING_ADDR, ring_addr(0, shift=8), 0),
-        (Request.SET_VRING_ADDR, ring_addr(0, shift=1), 0),
+        (RequestNumber.SET_VRING_NUM, state(3, 256), 0),
+        (RequestNumber.SET_VRING_ADDR, ring_addr(3), 0),
+        (RequestNumber.SET_VRING_BASE, state(2**32 - 1, 0), 0),
+        (RequestNumber.SET_VRING_ENABLE, state(3, 0), 0),
+        (RequestNumber.SET_VRING_KICK, word(3), 1),
+        (RequestNumber.SET_VRING_KICK, word(255), 1),
+        (RequestNumber.SET_VRING_CALL, word(3), 1),
+        (RequestNumber.SET_VRING_CALL, word(3 | NO_FD), 0),
+        (RequestNumber.SET_VRING_ERR, word(3), 1),
+        (RequestNumber.SET_VRING_NUM, state(0, 0), 0),
+        (RequestNumber.SET_VRING_NUM, state(0, 100), 0),
+        (RequestNumber.SET_VRING_NUM, state(0, 2048), 0),
+        (RequestNumber.SET_VRING_BASE, state(0, 65536), 0),
+        (RequestNumber.SET_VRING_ENABLE, state(0, 2), 0),
+        (RequestNumber.SET_VRING_ADDR, ring_addr(0, shift=8), 0),
+        (RequestNumber.SET_VRING_ADDR, ring_addr(0, shift=1), 0),
     ],
 )
 def test_values_out_of_range_are_refused(
-    rig: Rig, request_: Request, payload: bytes, num_fds: int
+    rig: Rig, request_: RequestNumber, payload: bytes, num_fds: int
 ) -> None:
     with rig:
         assert not rig.is_acked(request_, payload, num_fds)
@@ -354,4 +356,4 @@ def test_values_out_of_range_are_refused(
 def test_the_base_of_a_ring_that_is_not_there_ends_the_connection(rig: Rig) -> None:
     # An ack would be taken for the state of ring 1: it has the size of this request's own reply.
     with rig, pytest.raises(VhostError, match="ring 3 of 3"):
-        rig.handle(Request.GET_VRING_BASE, state(3, 0), need_reply=True)
+        rig.handle(RequestNumber.GET_VRING_BASE, state(3, 0), need_reply=True)

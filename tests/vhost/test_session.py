@@ -12,7 +12,7 @@ from appliance.vhost._vhost_wire import (
     MemReg,
     ProtocolFeature,
     Region,
-    Request,
+    RequestNumber,
     VirtioFeature,
     pack_config,
     pack_inflight,
@@ -50,10 +50,10 @@ def config(offset: int, size: int, flags: int = 0) -> bytes:
 def test_what_is_offered_is_what_the_device_serves() -> None:
     with Rig(num_queues=5) as rig:
         for request, value in (
-            (Request.GET_FEATURES, rig.device.virtio_features),
-            (Request.GET_PROTOCOL_FEATURES, rig.device.protocol_features),
-            (Request.GET_QUEUE_NUM, 5),
-            (Request.GET_MAX_MEM_SLOTS, 509),
+            (RequestNumber.GET_FEATURES, rig.device.virtio_features),
+            (RequestNumber.GET_PROTOCOL_FEATURES, rig.device.protocol_features),
+            (RequestNumber.GET_QUEUE_NUM, 5),
+            (RequestNumber.GET_MAX_MEM_SLOTS, 509),
         ):
             reply = rig.handle(request)
             assert reply == (request, word(value), ())
@@ -62,41 +62,44 @@ def test_what_is_offered_is_what_the_device_serves() -> None:
 @pytest.mark.parametrize("bit", [26, 27, 31, 33, 34, 35, 63])
 def test_virtio_features_that_were_not_offered_are_refused(bit: int) -> None:
     with Rig() as rig:
-        assert not rig.is_acked(Request.SET_FEATURES, word(GUEST_FEATURES | 1 << bit))
-        assert rig.is_acked(Request.SET_FEATURES, word(GUEST_FEATURES))
+        assert not rig.is_acked(RequestNumber.SET_FEATURES, word(GUEST_FEATURES | 1 << bit))
+        assert rig.is_acked(RequestNumber.SET_FEATURES, word(GUEST_FEATURES))
 
 
 @pytest.mark.parametrize("bit", [1, 8, 10, 14, 16, 19, 63])
 def test_protocol_features_that_were_not_offered_are_refused(bit: int) -> None:
     with Rig() as rig:
-        assert not rig.is_acked(Request.SET_PROTOCOL_FEATURES, word(1 | 1 << bit))
+        assert not rig.is_acked(RequestNumber.SET_PROTOCOL_FEATURES, word(1 | 1 << bit))
 
 
 def test_a_need_reply_is_honoured_before_and_with_the_negotiation_of_acks() -> None:
     with Rig() as rig:
-        assert rig.is_acked(Request.SET_OWNER)
-        assert rig.is_acked(Request.SET_PROTOCOL_FEATURES, word(ProtocolFeature.REPLY_ACK))
-        assert rig.is_acked(Request.SET_OWNER)
+        assert rig.is_acked(RequestNumber.SET_OWNER)
+        assert rig.is_acked(RequestNumber.SET_PROTOCOL_FEATURES, word(ProtocolFeature.REPLY_ACK))
+        assert rig.is_acked(RequestNumber.SET_OWNER)
 
 
 def test_requests_with_an_own_reply_are_answered_once_by_that() -> None:
     with Rig() as rig:
-        for request in (Request.GET_FEATURES, Request.GET_PROTOCOL_FEATURES):
+        for request in (RequestNumber.GET_FEATURES, RequestNumber.GET_PROTOCOL_FEATURES):
             assert rig.handle(request, need_reply=True) == rig.handle(request)
 
 
 FEATURE_REQUESTS = {
-    "MQ": [(Request.GET_QUEUE_NUM, b"", 0)],
-    "CONFIG": [(Request.SET_CONFIG, config(0, 4), 0), (Request.GET_CONFIG, config(0, 4), 0)],
-    "CONFIGURE_MEM_SLOTS": [
-        (Request.GET_MAX_MEM_SLOTS, b"", 0),
-        (Request.ADD_MEM_REG, add(REGION), 1),
-        (Request.REM_MEM_REG, add(REGION), 1),
+    "MQ": [(RequestNumber.GET_QUEUE_NUM, b"", 0)],
+    "CONFIG": [
+        (RequestNumber.SET_CONFIG, config(0, 4), 0),
+        (RequestNumber.GET_CONFIG, config(0, 4), 0),
     ],
-    "RESET_DEVICE": [(Request.RESET_DEVICE, b"", 0)],
+    "CONFIGURE_MEM_SLOTS": [
+        (RequestNumber.GET_MAX_MEM_SLOTS, b"", 0),
+        (RequestNumber.ADD_MEM_REG, add(REGION), 1),
+        (RequestNumber.REM_MEM_REG, add(REGION), 1),
+    ],
+    "RESET_DEVICE": [(RequestNumber.RESET_DEVICE, b"", 0)],
     "INFLIGHT_SHMFD": [
-        (Request.GET_INFLIGHT_FD, pack_inflight(Inflight(0, 0, 2, 64)), 0),
-        (Request.SET_INFLIGHT_FD, pack_inflight(Inflight(0x1000, 0, 2, 64)), 1),
+        (RequestNumber.GET_INFLIGHT_FD, pack_inflight(Inflight(0, 0, 2, 64)), 0),
+        (RequestNumber.SET_INFLIGHT_FD, pack_inflight(Inflight(0x1000, 0, 2, 64)), 1),
     ],
 }
 
@@ -108,7 +111,7 @@ def test_requests_of_a_feature_that_was_not_negotiated_fail(feature: str) -> Non
         assert row.needs == feature
         with Rig() as rig:
             others = rig.device.protocol_features & ~ProtocolFeature[feature]
-            rig.do(Request.SET_PROTOCOL_FEATURES, word(others))
+            rig.do(RequestNumber.SET_PROTOCOL_FEATURES, word(others))
             if row.failure is not None:
                 assert rig.handle(request, payload, num_fds) == (request, row.failure, ())
             else:
@@ -121,12 +124,16 @@ def test_requests_of_a_feature_that_was_not_negotiated_fail(feature: str) -> Non
 
 def test_without_negotiation_on_this_connection_offered_features_may_be_used() -> None:
     with Rig() as rig:
-        assert rig.is_acked(Request.ADD_MEM_REG, add(REGION), 1)
+        assert rig.is_acked(RequestNumber.ADD_MEM_REG, add(REGION), 1)
 
 
 def test_without_a_tag_config_fails_even_so() -> None:
     with Rig(tag=None) as rig:
-        assert rig.handle(Request.GET_CONFIG, config(0, 4)) == (Request.GET_CONFIG, b"", ())
+        assert rig.handle(RequestNumber.GET_CONFIG, config(0, 4)) == (
+            RequestNumber.GET_CONFIG,
+            b"",
+            (),
+        )
 
 
 # --- What cannot be served ---
@@ -157,37 +164,37 @@ def test_requests_of_other_devices_are_refused_and_their_descriptors_closed(
 @pytest.mark.parametrize(
     ("request_", "payload", "num_fds"),
     [
-        (Request.SET_FEATURES, word(GUEST_FEATURES), 1),
-        (Request.SET_OWNER, b"", 1),
-        (Request.RESET_OWNER, b"", 2),
-        (Request.SET_MEM_TABLE, mem_table([REGION]), 0),
-        (Request.SET_MEM_TABLE, mem_table([REGION]), 2),
-        (Request.SET_MEM_TABLE, mem_table([]), 1),
-        (Request.SET_VRING_NUM, state(0, 256), 1),
-        (Request.SET_VRING_ADDR, ring_addr(0), 1),
-        (Request.SET_VRING_BASE, state(0, 0), 1),
-        (Request.SET_VRING_KICK, word(0), 0),
-        (Request.SET_VRING_KICK, word(0), 2),
-        (Request.SET_VRING_KICK, word(NO_FD), 0),
-        (Request.SET_VRING_KICK, word(NO_FD), 1),
-        (Request.SET_VRING_CALL, word(0), 0),
-        (Request.SET_VRING_CALL, word(NO_FD), 1),
-        (Request.SET_VRING_ERR, word(0), 0),
-        (Request.SET_VRING_ERR, word(0x200), 1),
-        (Request.SET_PROTOCOL_FEATURES, word(1), 1),
-        (Request.SET_VRING_ENABLE, state(0, 1), 1),
-        (Request.SET_CONFIG, config(0, 4), 0),
-        (Request.SET_CONFIG, config(0, 4, 1), 0),
-        (Request.SET_INFLIGHT_FD, pack_inflight(Inflight(0x2000, 0, 2, 64)), 0),
-        (Request.SET_INFLIGHT_FD, pack_inflight(Inflight(0x2000, 0, 2, 64)), 2),
-        (Request.RESET_DEVICE, b"", 1),
-        (Request.ADD_MEM_REG, add(REGION), 0),
-        (Request.ADD_MEM_REG, add(REGION), 2),
-        (Request.REM_MEM_REG, add(REGION), 2),
+        (RequestNumber.SET_FEATURES, word(GUEST_FEATURES), 1),
+        (RequestNumber.SET_OWNER, b"", 1),
+        (RequestNumber.RESET_OWNER, b"", 2),
+        (RequestNumber.SET_MEM_TABLE, mem_table([REGION]), 0),
+        (RequestNumber.SET_MEM_TABLE, mem_table([REGION]), 2),
+        (RequestNumber.SET_MEM_TABLE, mem_table([]), 1),
+        (RequestNumber.SET_VRING_NUM, state(0, 256), 1),
+        (RequestNumber.SET_VRING_ADDR, ring_addr(0), 1),
+        (RequestNumber.SET_VRING_BASE, state(0, 0), 1),
+        (RequestNumber.SET_VRING_KICK, word(0), 0),
+        (RequestNumber.SET_VRING_KICK, word(0), 2),
+        (RequestNumber.SET_VRING_KICK, word(NO_FD), 0),
+        (RequestNumber.SET_VRING_KICK, word(NO_FD), 1),
+        (RequestNumber.SET_VRING_CALL, word(0), 0),
+        (RequestNumber.SET_VRING_CALL, word(NO_FD), 1),
+        (RequestNumber.SET_VRING_ERR, word(0), 0),
+        (RequestNumber.SET_VRING_ERR, word(0x200), 1),
+        (RequestNumber.SET_PROTOCOL_FEATURES, word(1), 1),
+        (RequestNumber.SET_VRING_ENABLE, state(0, 1), 1),
+        (RequestNumber.SET_CONFIG, config(0, 4), 0),
+        (RequestNumber.SET_CONFIG, config(0, 4, 1), 0),
+        (RequestNumber.SET_INFLIGHT_FD, pack_inflight(Inflight(0x2000, 0, 2, 64)), 0),
+        (RequestNumber.SET_INFLIGHT_FD, pack_inflight(Inflight(0x2000, 0, 2, 64)), 2),
+        (RequestNumber.RESET_DEVICE, b"", 1),
+        (RequestNumber.ADD_MEM_REG, add(REGION), 0),
+        (RequestNumber.ADD_MEM_REG, add(REGION), 2),
+        (RequestNumber.REM_MEM_REG, add(REGION), 2),
     ],
 )
 def test_a_failure_is_acked_if_asked_and_ends_the_connection_otherwise(
-    request_: Request, payload: bytes, num_fds: int, caplog: pytest.LogCaptureFixture
+    request_: RequestNumber, payload: bytes, num_fds: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Rig() as rig, caplog.at_level(logging.WARNING):
         assert not rig.is_acked(request_, payload, num_fds)
@@ -201,21 +208,21 @@ def test_a_failure_is_acked_if_asked_and_ends_the_connection_otherwise(
 
 def test_getters_with_descriptors_end_the_connection() -> None:
     with Rig() as rig, pytest.raises(VhostError, match="GET_FEATURES"):
-        rig.handle(Request.GET_FEATURES, num_fds=1)
+        rig.handle(RequestNumber.GET_FEATURES, num_fds=1)
 
 
 def test_what_the_backend_refuses_is_refused() -> None:
     with Rig() as rig:
         rig.backend.refuses = {"add_region", "set_regions", "reset", "inflight", "set_inflight"}
         inflight = pack_inflight(Inflight(0x2000, 0, 2, 64))
-        assert not rig.is_acked(Request.ADD_MEM_REG, add(REGION), 1)
-        assert not rig.is_acked(Request.SET_MEM_TABLE, mem_table([REGION]), 1)
-        assert not rig.is_acked(Request.RESET_DEVICE)
-        assert not rig.is_acked(Request.SET_INFLIGHT_FD, inflight, 1)
-        assert rig.handle(Request.GET_INFLIGHT_FD, inflight) == (31, bytes(24), ())
+        assert not rig.is_acked(RequestNumber.ADD_MEM_REG, add(REGION), 1)
+        assert not rig.is_acked(RequestNumber.SET_MEM_TABLE, mem_table([REGION]), 1)
+        assert not rig.is_acked(RequestNumber.RESET_DEVICE)
+        assert not rig.is_acked(RequestNumber.SET_INFLIGHT_FD, inflight, 1)
+        assert rig.handle(RequestNumber.GET_INFLIGHT_FD, inflight) == (31, bytes(24), ())
         rig.backend.refuses.clear()
         # Nothing of it was kept: the same region is no overlap.
-        assert rig.is_acked(Request.ADD_MEM_REG, add(REGION), 1)
+        assert rig.is_acked(RequestNumber.ADD_MEM_REG, add(REGION), 1)
 
 
 # --- Configuration space ---
@@ -225,7 +232,7 @@ def test_config_is_read_in_the_size_and_with_the_header_that_was_asked() -> None
     with Rig() as rig:
         for size in (*range(1, 41), 256):
             asked = config(0, size, flags=1)
-            reply = rig.handle(Request.GET_CONFIG, asked)
+            reply = rig.handle(RequestNumber.GET_CONFIG, asked)
             assert reply is not None
             assert reply.payload == asked[:12] + rig.device.read_config(0, size)
 
@@ -236,18 +243,18 @@ def test_config_is_read_in_the_size_and_with_the_header_that_was_asked() -> None
 def test_a_memory_table_replaces_every_region() -> None:
     with Rig() as rig:
         rig.add_memory()
-        rig.do(Request.SET_MEM_TABLE, mem_table([OTHER, REGION], junk=bytes(32)), 2)
+        rig.do(RequestNumber.SET_MEM_TABLE, mem_table([OTHER, REGION], junk=bytes(32)), 2)
         assert list(rig.backend.regions) == [OTHER, REGION]
-        rig.do(Request.SET_MEM_TABLE, mem_table([]))
+        rig.do(RequestNumber.SET_MEM_TABLE, mem_table([]))
         assert rig.backend.regions == {}
-        rig.do(Request.SET_MEM_TABLE, mem_table([REGION]), 1)
+        rig.do(RequestNumber.SET_MEM_TABLE, mem_table([REGION]), 1)
 
 
 def test_a_memory_table_that_overlaps_itself_changes_nothing() -> None:
     with Rig() as rig:
         rig.add_memory(OTHER)
         assert not rig.is_acked(
-            Request.SET_MEM_TABLE, mem_table([REGION, REGION._replace(gpa=0x900000)]), 2
+            RequestNumber.SET_MEM_TABLE, mem_table([REGION, REGION._replace(gpa=0x900000)]), 2
         )
         assert list(rig.backend.regions) == [OTHER]
 
@@ -255,19 +262,19 @@ def test_a_memory_table_that_overlaps_itself_changes_nothing() -> None:
 def test_a_memory_table_may_fill_a_message() -> None:
     regions = [Region(i << 20, 1 << 20, (1 << 40) + (i << 20), i << 20) for i in range(MAX_FDS)]
     with Rig() as rig:
-        rig.do(Request.SET_MEM_TABLE, mem_table(regions), MAX_FDS)
+        rig.do(RequestNumber.SET_MEM_TABLE, mem_table(regions), MAX_FDS)
         assert list(rig.backend.regions) == regions
         more = mem_table([*regions, Region(1 << 30, 4096, 1 << 50, 0)])
-        assert not rig.is_acked(Request.SET_MEM_TABLE, more, MAX_FDS)
+        assert not rig.is_acked(RequestNumber.SET_MEM_TABLE, more, MAX_FDS)
 
 
 def test_regions_come_and_go_one_by_one() -> None:
     with Rig() as rig:
         rig.add_memory(REGION)
         rig.add_memory(OTHER)
-        assert not rig.is_acked(Request.ADD_MEM_REG, add(OTHER), 1)
-        rig.do(Request.REM_MEM_REG, add(REGION._replace(mmap_offset=0)), 1)
-        assert not rig.is_acked(Request.REM_MEM_REG, add(REGION))
+        assert not rig.is_acked(RequestNumber.ADD_MEM_REG, add(OTHER), 1)
+        rig.do(RequestNumber.REM_MEM_REG, add(REGION._replace(mmap_offset=0)), 1)
+        assert not rig.is_acked(RequestNumber.REM_MEM_REG, add(REGION))
         assert list(rig.backend.regions) == [OTHER]
         assert ("remove_region", REGION) in rig.backend.calls
 
@@ -278,7 +285,7 @@ def test_regions_come_and_go_one_by_one() -> None:
 def test_an_inflight_buffer_is_the_backends_and_is_lent_to_the_reply() -> None:
     with Rig() as rig:
         asked = pack_inflight(Inflight(99, 99, 2, 128))
-        reply = rig.handle(Request.GET_INFLIGHT_FD, asked, need_reply=True)
+        reply = rig.handle(RequestNumber.GET_INFLIGHT_FD, asked, need_reply=True)
         assert reply is not None
         size = 2 * inflight_size(128)
         assert unpack_inflight(reply.payload) == Inflight(size, 0, 2, 128)
@@ -302,8 +309,8 @@ def test_an_inflight_area_has_a_header_and_an_entry_per_descriptor() -> None:
 def test_an_inflight_buffer_for_impossible_queues_is_refused(inflight: Inflight) -> None:
     with Rig() as rig:
         payload = pack_inflight(inflight)
-        assert rig.handle(Request.GET_INFLIGHT_FD, payload) == (31, bytes(24), ())
-        assert not rig.is_acked(Request.SET_INFLIGHT_FD, payload, 1)
+        assert rig.handle(RequestNumber.GET_INFLIGHT_FD, payload) == (31, bytes(24), ())
+        assert not rig.is_acked(RequestNumber.SET_INFLIGHT_FD, payload, 1)
         assert rig.backend.calls == []
 
 
@@ -311,8 +318,8 @@ def test_an_inflight_buffer_must_hold_an_area_for_each_queue() -> None:
     with Rig() as rig:
         size = 2 * inflight_size(128)
         small = pack_inflight(Inflight(size - 1, 0, 2, 128))
-        assert not rig.is_acked(Request.SET_INFLIGHT_FD, small, 1)
-        rig.do(Request.SET_INFLIGHT_FD, pack_inflight(Inflight(size, 4096, 2, 128)), 1)
+        assert not rig.is_acked(RequestNumber.SET_INFLIGHT_FD, small, 1)
+        rig.do(RequestNumber.SET_INFLIGHT_FD, pack_inflight(Inflight(size, 4096, 2, 128)), 1)
         assert rig.backend.calls == [("set_inflight", size, 4096, 2, 128)]
 
 
@@ -321,7 +328,7 @@ def test_close_ends_the_backend_and_closes_every_descriptor() -> None:
         rig.negotiate()
         rig.add_memory()
         rig.run_ring(0)
-        rig.do(Request.SET_VRING_ERR, word(1), 1)
+        rig.do(RequestNumber.SET_VRING_ERR, word(1), 1)
     assert rig.backend.is_closed
     assert rig.backend.regions == {}
 
@@ -331,7 +338,7 @@ def test_descriptors_are_closed_even_if_the_backend_cannot_close() -> None:
         pass
 
     rig = Rig()
-    rig.do(Request.SET_VRING_CALL, word(0), 1)
+    rig.do(RequestNumber.SET_VRING_CALL, word(0), 1)
 
     async def close() -> None:
         raise BrokenError
@@ -351,7 +358,7 @@ def test_features_are_shown_without_the_bit_that_guests_never_see() -> None:
 
 def test_every_message_is_one_debug_line(caplog: pytest.LogCaptureFixture) -> None:
     with Rig() as rig, caplog.at_level(logging.DEBUG):
-        reply = rig.handle(Request.GET_FEATURES, need_reply=True)
+        reply = rig.handle(RequestNumber.GET_FEATURES, need_reply=True)
         assert reply is not None
         assert unpack_word(reply.payload).value == rig.device.virtio_features
     assert [record.getMessage() for record in caplog.records] == [

@@ -12,8 +12,8 @@ import pytest
 import uvloop
 
 from appliance.errors import VhostError
-from appliance.vhost._vhost_wire import Header, Request, pack_header
-from appliance.vhost.messages import MAX_PAYLOAD, Message, Reply, encode_reply
+from appliance.vhost._vhost_wire import Header, RequestNumber, pack_header
+from appliance.vhost.messages import MAX_PAYLOAD, Message, MessageReply, encode_reply
 from appliance.vhost.requests import MAX_FDS
 from appliance.vhost.transport import Connection
 from tests.vhost.session_rig import mem_table, num_open_fds, state, word
@@ -23,8 +23,8 @@ Run = Callable[[Callable[[], Awaitable[T]]], T]
 
 DEADLINE_S = 10
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-NUM = pack_header(Header(Request.SET_VRING_NUM, 1, 8)) + state(1, 256)
-CALL = pack_header(Header(Request.SET_VRING_CALL, 1, 8)) + word(0)
+NUM = pack_header(Header(RequestNumber.SET_VRING_NUM, 1, 8)) + state(1, 256)
+CALL = pack_header(Header(RequestNumber.SET_VRING_CALL, 1, 8)) + word(0)
 
 
 @pytest.fixture(name="run", params=LOOPS)
@@ -59,8 +59,8 @@ def test_a_message_arrives_whole(run: Run[None], pair: Pair) -> None:
         second = await connection.receive()
         assert first is not None
         assert second is not None
-        assert (first.number, first.payload) == (Request.SET_VRING_NUM, state(1, 256))
-        assert (second.number, second.payload) == (Request.SET_VRING_CALL, word(0))
+        assert (first.number, first.payload) == (RequestNumber.SET_VRING_NUM, state(1, 256))
+        assert (second.number, second.payload) == (RequestNumber.SET_VRING_CALL, word(0))
 
     run(receive)
 
@@ -90,7 +90,7 @@ def test_received_descriptors_are_the_senders_and_close_on_exec(run: Run[None], 
 
     async def receive() -> None:
         sent = [os.memfd_create(f"sent-{i}") for i in range(MAX_FDS)]
-        header = pack_header(Header(Request.SET_MEM_TABLE, 1, 8))
+        header = pack_header(Header(RequestNumber.SET_MEM_TABLE, 1, 8))
         socket.send_fds(peer, [header + mem_table([])], sent)
         message = await connection.receive()
         assert message is not None
@@ -161,7 +161,7 @@ def test_a_reset_by_the_peer_is_an_end(run: Run[None], pair: Pair) -> None:
 
     async def receive() -> None:
         # Closing with unread data resets the connection.
-        await connection.send(Reply(Request.GET_FEATURES, word(1)))
+        await connection.send(MessageReply(RequestNumber.GET_FEATURES, word(1)))
         peer.close()
         assert await connection.receive() is None
 
@@ -227,7 +227,7 @@ def test_a_reply_carries_descriptors_and_keeps_them_open(run: Run[None], pair: P
 
     async def send() -> None:
         fd = os.memfd_create("lent")
-        reply = Reply(Request.GET_INFLIGHT_FD, bytes(24), (fd,))
+        reply = MessageReply(RequestNumber.GET_INFLIGHT_FD, bytes(24), (fd,))
         await connection.send(reply)
         data, (received,), _flags, _address = socket.recv_fds(peer, 100, 4)
         assert data == encode_reply(reply)
@@ -242,7 +242,7 @@ def test_a_reply_waits_for_room_and_arrives_whole(run: Run[None], pair: Pair) ->
     connection, peer = pair
 
     async def send() -> None:
-        reply = Reply(Request.GET_CONFIG, bytes(range(256)) * 16)
+        reply = MessageReply(RequestNumber.GET_CONFIG, bytes(range(256)) * 16)
         expected = encode_reply(reply) * 200
         sending = asyncio.create_task(_send_often(connection, reply, 200))
         received = b""
@@ -256,7 +256,7 @@ def test_a_reply_waits_for_room_and_arrives_whole(run: Run[None], pair: Pair) ->
     run(send)
 
 
-async def _send_often(connection: Connection, reply: Reply, times: int) -> None:
+async def _send_often(connection: Connection, reply: MessageReply, times: int) -> None:
     for _ in range(times):
         await connection.send(reply)
 
@@ -267,6 +267,6 @@ def test_a_reply_to_nobody_is_an_error(run: Run[None], pair: Pair) -> None:
     async def send() -> None:
         peer.close()
         with pytest.raises(VhostError, match="gone"):
-            await connection.send(Reply(Request.GET_FEATURES, word(1)))
+            await connection.send(MessageReply(RequestNumber.GET_FEATURES, word(1)))
 
     run(send)

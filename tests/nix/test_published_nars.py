@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from appliance.nix import nar
-from tests.nar.test_reader import events_of, read, write
+from tests.nix.test_reader import events_of, read, write
 
 PUBLISHED: dict[str, tuple[object, int, str]] = {
     "symlink": (

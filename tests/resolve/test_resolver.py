@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from appliance.images.layout import name_of
-from appliance.resolve.base import SessionResolving
 from appliance.resolve.local import LocalResolver
+from appliance.resolve.resolver import SessionResolving
 from appliance.session.grants import Grants, GrantTable
 from appliance.session.wants import RootListWanted, RootNameWanted
 from appliance.store.store import Store

@@ -23,8 +23,8 @@ from appliance.protos import pathinfo_pb2
 from appliance.services.addresses import MemoryAddress, ServiceAddresses
 from appliance.services.open_services import open_services
 from appliance.services.store_view import StoreView, path_info_json
-from tests.castore.test_narinfo import libcxx
 from tests.contracts.rig import put_closure
+from tests.nix.test_narinfo import libcxx
 
 T = TypeVar("T")
 

@@ -16,8 +16,8 @@ import pytest
 from appliance.db.data_file import check_data
 from appliance.db.environment import Environment
 from appliance.errors import StoreError, StoreFullError
+from tests.db.test_environment import opened, put, small_disk
 from tests.fakes.appliance_process import APPLIANCE, import_tree
-from tests.store.test_lmdb_env import opened, put, small_disk
 
 DEADLINE_S = 60
 

@@ -28,7 +28,7 @@ from appliance.nix.nar import NarWriter
 from appliance.nix.path_info import read_path_info
 from appliance.nix.store_path import StorePath, text_path
 from appliance.protos import pathinfo_pb2
-from appliance.services.base import Services
+from appliance.services.contracts import Services
 from appliance.services.memory_services import (
     MemoryBlobService,
     MemoryDirectoryService,

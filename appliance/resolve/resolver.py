@@ -136,7 +136,7 @@ class SessionResolving:
             _LOG.error("a path is left out of the root's listing: %s", exc.strerror)
 
 
-# ---- One place where equal work is done once, however many wait for it.
+# --- One place where equal work is done once, however many wait for it ---
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")

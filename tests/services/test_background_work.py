@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from appliance.errors import StoreError
-from appliance.services.fetch import RUNNING_MAX, Ahead, Work
+from appliance.services.fetch import RUNNING_MAX, BackgroundWork, Work
 
 DEADLINE_S = 30
 
@@ -37,9 +37,9 @@ async def turns(num: int = 100) -> None:
         await asyncio.sleep(0)
 
 
-def run(work: Callable[[Ahead, Recorder], Awaitable[None]]) -> None:
+def run(work: Callable[[BackgroundWork, Recorder], Awaitable[None]]) -> None:
     async def main() -> None:
-        ahead = Ahead()
+        ahead = BackgroundWork()
         async with asyncio.timeout(DEADLINE_S):
             try:
                 await work(ahead, Recorder())
@@ -50,7 +50,7 @@ def run(work: Callable[[Ahead, Recorder], Awaitable[None]]) -> None:
 
 
 def test_work_is_begun_in_order_and_so_many_at_a_time() -> None:
-    async def work(ahead: Ahead, recorder: Recorder) -> None:
+    async def work(ahead: BackgroundWork, recorder: Recorder) -> None:
         num = 3 * RUNNING_MAX
         ahead.want(recorder.work(number) for number in range(num))
         await turns()
@@ -63,7 +63,7 @@ def test_work_is_begun_in_order_and_so_many_at_a_time() -> None:
 
 
 def test_the_same_is_not_done_twice() -> None:
-    async def work(ahead: Ahead, recorder: Recorder) -> None:
+    async def work(ahead: BackgroundWork, recorder: Recorder) -> None:
         with ahead.urgent():
             for _ in range(3):
                 ahead.want([recorder.work(1), recorder.work(2)])
@@ -76,7 +76,7 @@ def test_the_same_is_not_done_twice() -> None:
 
 
 def test_of_too_much_the_oldest_is_left_out() -> None:
-    async def work(ahead: Ahead, recorder: Recorder) -> None:
+    async def work(ahead: BackgroundWork, recorder: Recorder) -> None:
         with ahead.urgent():
             ahead.want(recorder.work(number) for number in range(1000))
         recorder.may_end.set()
@@ -88,7 +88,7 @@ def test_of_too_much_the_oldest_is_left_out() -> None:
 
 
 def test_nothing_is_begun_beside_what_is_urgent_for_a_while() -> None:
-    async def work(ahead: Ahead, recorder: Recorder) -> None:
+    async def work(ahead: BackgroundWork, recorder: Recorder) -> None:
         recorder.may_end.set()
         with ahead.urgent():
             ahead.want([recorder.work(1)])
@@ -103,7 +103,7 @@ def test_nothing_is_begun_beside_what_is_urgent_for_a_while() -> None:
 
 
 def test_what_fails_does_not_keep_the_rest_from_being_done() -> None:
-    async def work(ahead: Ahead, recorder: Recorder) -> None:
+    async def work(ahead: BackgroundWork, recorder: Recorder) -> None:
         async def fail() -> None:
             raise StoreError("broken")
 

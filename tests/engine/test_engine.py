@@ -288,7 +288,6 @@ def test_misuse_is_a_value_error_and_breaks_nothing(
         lambda: ring.complete(0, 17),
         lambda: ring.complete(1, 0),
         lambda: ring.load(16),
-        lambda: ring.complete_head(16, 0),
     ):
         before = rig.memory.image()
         with pytest.raises(ValueError, match=r"chain|bytes"):
@@ -299,8 +298,9 @@ def test_misuse_is_a_value_error_and_breaks_nothing(
         ring.complete(0, 16)
     with pytest.raises(ValueError, match="completed already"):
         ring.write(0, 0, b"late")
+    ring.load(0)
     with pytest.raises(ValueError, match="nothing is in flight"):
-        ring.complete_head(0, 0)
+        ring.complete(0, 0)
 
 
 def test_a_parked_chain_is_loaded_again(rig: Rig) -> None:
@@ -315,7 +315,7 @@ def test_a_parked_chain_is_loaded_again(rig: Rig) -> None:
     assert bytes(rig.ring.request(0)) == b"slow"
     assert rig.ring.head(0) == parked
     rig.ring.write(0, 0, b"done")
-    rig.ring.complete_head(parked, 4)
+    rig.ring.complete(0, 4)
     assert [used.data for used in rig.driver.collect(2)] == [b"fast", b"done"]
     assert rig.heads_in_flight() == []
 

@@ -12,6 +12,7 @@ import pytest
 
 from appliance.db.data_file import check_pid
 from appliance.errors import PidInUseError
+from tests.db.test_environment import opened
 from tests.fakes.appliance_process import (
     APPLIANCE,
     DEADLINE_S,
@@ -20,7 +21,6 @@ from tests.fakes.appliance_process import (
     import_tree,
 )
 from tests.fakes.daemon_process import DaemonProcess
-from tests.store.test_lmdb_env import opened
 
 pytestmark = pytest.mark.slow
 

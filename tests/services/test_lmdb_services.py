@@ -12,13 +12,13 @@ import pytest
 from appliance.castore.digest import Digest
 from appliance.castore.directory import Directory, FileNode
 from appliance.errors import ServiceLimitError, StoreFullError
-from appliance.services.base import DirectoryPutter
+from appliance.services.contracts import DirectoryPutter
 from appliance.services.lmdb_blobs import LmdbBlobService
 from appliance.services.lmdb_directories import LmdbDirectoryService
 from appliance.store.schema import INLINE_MAX
 from appliance.store.writer import AsyncStore
 from tests.contracts.rig import put_blob, read_blob
-from tests.store.test_lmdb_env import small_disk
+from tests.db.test_environment import small_disk
 
 
 def run(path: Path, work: Callable[[AsyncStore], Awaitable[None]]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from appliance import engine
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 C_DIR = ROOT / "cffi_build"
 LIB = vars(engine)["lib"]
 SOURCES = [C_DIR / name for name in ("ring.c", "map.c", "copy.c")]

@@ -126,7 +126,7 @@ def test_a_broken_rule_is_named_and_breaks_the_ring(
         with pytest.raises(RingError, match=f"^ring is stopped: {text}"):
             rig.ring.arm()
         with pytest.raises(RingError, match=f"^ring is stopped: {text}"):
-            rig.ring.complete_head(0, 0)
+            rig.ring.complete(0, 0)
         assert rig.memory.image() == before
         assert rig.driver.calls() == 0
 
@@ -170,7 +170,7 @@ def test_nothing_is_completed_after_a_fault() -> None:
         with pytest.raises(RingError, match="ring is stopped"):
             rig.ring.write(0, 0, b"x")
         with pytest.raises(RingError, match="ring is stopped"):
-            rig.ring.complete_head(good, 0)
+            rig.ring.complete(0, 0)
         assert rig.driver.used_idx == 0
         assert rig.heads_in_flight() == [good, 9], "both are on record all the same"
 

@@ -21,7 +21,7 @@ from appliance.nix.content_address import ContentAddress
 from appliance.nix.path_info import encode_nar_addressed, read_path_info
 from appliance.nix.store_path import StorePath, decode_base32, encode_base32, nar_path
 from appliance.protos import castore_pb2, pathinfo_pb2
-from appliance.services.base import Services
+from appliance.services.contracts import Services
 from appliance.services.memory_services import (
     MemoryBlobService,
     MemoryDirectoryService,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.engine import GuestMap, Region
+from appliance.engine import GuestMap, MappedRegion
 from appliance.errors import RingError, VhostError
 from tests.fakes.driver import PAGE, GuestMemory
 from tests.fakes.engine_rig import Rig
@@ -35,24 +35,24 @@ def mapped_lines(fd: int) -> int:
 @pytest.mark.parametrize(
     ("region", "rule"),
     [
-        (Region(0, 0, 0, 0), "above 0"),
-        (Region(U64 - PAGE, PAGE, 0, 0), "gpa plus size"),
-        (Region(0, PAGE, U64 - PAGE, 0), "user_addr plus size"),
-        (Region(0, PAGE, 0, U64 - PAGE), "mmap_offset plus size"),
-        (Region(0, U64 - 1, 1, 0), "user_addr plus size"),
-        (Region(0, PAGE, 0, 512), "not a multiple of 0x1000"),
-        (Region(0x90000, 17 * PAGE, 0x90000, 0), "the file ends at 0x10000, before 0x11000"),
-        (Region(0, PAGE, 0, 16 * PAGE), "the file ends at 0x10000"),
-        (Region(0x1FFF, PAGE, 0x90000, 0), "overlaps region gpa=0x2000 size=0x2000"),
-        (Region(0x3FFF, 1, 0x90000, 0), "overlaps region gpa=0x2000"),
-        (Region(0x90000, PAGE, 0x73000, 0), "overlaps region gpa=0x2000"),
-        (Region(0, 16 * PAGE, 0x100000, 0), "overlaps region gpa=0x2000"),
+        (MappedRegion(0, 0, 0, 0), "above 0"),
+        (MappedRegion(U64 - PAGE, PAGE, 0, 0), "gpa plus size"),
+        (MappedRegion(0, PAGE, U64 - PAGE, 0), "user_addr plus size"),
+        (MappedRegion(0, PAGE, 0, U64 - PAGE), "mmap_offset plus size"),
+        (MappedRegion(0, U64 - 1, 1, 0), "user_addr plus size"),
+        (MappedRegion(0, PAGE, 0, 512), "not a multiple of 0x1000"),
+        (MappedRegion(0x90000, 17 * PAGE, 0x90000, 0), "the file ends at 0x10000, before 0x11000"),
+        (MappedRegion(0, PAGE, 0, 16 * PAGE), "the file ends at 0x10000"),
+        (MappedRegion(0x1FFF, PAGE, 0x90000, 0), "overlaps region gpa=0x2000 size=0x2000"),
+        (MappedRegion(0x3FFF, 1, 0x90000, 0), "overlaps region gpa=0x2000"),
+        (MappedRegion(0x90000, PAGE, 0x73000, 0), "overlaps region gpa=0x2000"),
+        (MappedRegion(0, 16 * PAGE, 0x100000, 0), "overlaps region gpa=0x2000"),
     ],
 )
 def test_a_bad_region_is_refused_by_name(
-    guest_map: GuestMap, memfd: int, region: Region, rule: str
+    guest_map: GuestMap, memfd: int, region: MappedRegion, rule: str
 ) -> None:
-    first = Region(0x2000, 0x2000, 0x72000, PAGE)
+    first = MappedRegion(0x2000, 0x2000, 0x72000, PAGE)
     guest_map.add(memfd, first)
     with pytest.raises(VhostError, match=rule) as caught:
         guest_map.add(memfd, region)
@@ -65,7 +65,7 @@ def test_a_file_that_cannot_be_mapped_is_a_vhost_error(guest_map: GuestMap) -> N
     reading, writing = os.pipe()
     try:
         with pytest.raises(VhostError, match="cannot map it"):
-            guest_map.add(reading, Region(0, PAGE, 0, 0))
+            guest_map.add(reading, MappedRegion(0, PAGE, 0, 0))
     finally:
         os.close(reading)
         os.close(writing)
@@ -74,11 +74,11 @@ def test_a_file_that_cannot_be_mapped_is_a_vhost_error(guest_map: GuestMap) -> N
 def test_509_regions_fit_and_one_more_does_not(guest_map: GuestMap, memfd: int) -> None:
     # Descending and interleaved: the map sorts.
     order = [*range(508, -1, -2), *range(1, 509, 2)]
-    regions = [Region(i * 2 * PAGE, PAGE, i * 2 * PAGE, 0) for i in order]
+    regions = [MappedRegion(i * 2 * PAGE, PAGE, i * 2 * PAGE, 0) for i in order]
     for region in regions:
         guest_map.add(memfd, region)
     with pytest.raises(VhostError, match="509 regions are mapped already"):
-        guest_map.add(memfd, Region(U64 >> 1, PAGE, U64 >> 1, 0))
+        guest_map.add(memfd, MappedRegion(U64 >> 1, PAGE, U64 >> 1, 0))
     assert guest_map.regions == tuple(regions)
     assert mapped_lines(memfd) == 509
     for region in regions[::3]:
@@ -89,14 +89,14 @@ def test_509_regions_fit_and_one_more_does_not(guest_map: GuestMap, memfd: int) 
 
 
 def test_an_unknown_region_cannot_be_removed(guest_map: GuestMap, memfd: int) -> None:
-    region = Region(0, PAGE, 0, 0)
+    region = MappedRegion(0, PAGE, 0, 0)
     guest_map.add(memfd, region)
     with pytest.raises(VhostError, match=r"size=0x2000 .* not mapped"):
         guest_map.remove(region._replace(size=2 * PAGE))
 
 
 def test_guest_memory_stays_out_of_core_dumps(guest_map: GuestMap, memfd: int) -> None:
-    guest_map.add(memfd, Region(0, PAGE, 0, 0))
+    guest_map.add(memfd, MappedRegion(0, PAGE, 0, 0))
     inode = f" {os.fstat(memfd).st_ino} "
     _, _, behind = Path("/proc/self/smaps").read_text(encoding="utf-8").partition(inode)
     flags = next(line for line in behind.splitlines() if line.startswith("VmFlags:"))
@@ -126,7 +126,7 @@ def test_a_ring_must_be_translated_after_an_unmapping() -> None:
             rig.ring.pop,
             rig.ring.arm,
             lambda: rig.ring.write(0, 0, b"x"),
-            lambda: rig.ring.complete_head(0, 0),
+            lambda: rig.ring.complete(0, 0),
             lambda: rig.ring.load(0),
         ):
             with pytest.raises(ValueError, match="translate"):

@@ -78,7 +78,7 @@ class Handler(Operations):
         usage = Usage(remote.used)
         self._blobs = CachedBlobs(store, usage) if remote.has_blobs else Blobs(store)
         self._image_usage = usage if remote.has_directories else None
-        self._made_images = MadeImages(store) if makes_images else None
+        self._made_images = MadeImages(store.directory) if makes_images else None
         self._has_remote_root = remote.has_root
         self._places = Places(grants, self._image)
         self._num_revoked = grants.num_revoked

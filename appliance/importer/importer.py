@@ -15,7 +15,8 @@ from appliance.castore.names import display
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.errors import ApplianceError, ImportTreeError
 from appliance.importer.hasher_pool import Hasher
-from appliance.importer.roots import Identity, Root, excluded_directories, identity_of, own_places
+from appliance.importer.own_places import excluded_directories, own_places
+from appliance.importer.roots import Identity, Root, identity_of
 from appliance.importer.staging import user_staging_directory
 from appliance.importer.tree_process import start_tree_process
 from appliance.nix.store_path import STORE_DIR, StorePathError, check_new_name

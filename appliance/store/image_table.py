@@ -6,7 +6,7 @@ first in transactions of their own, before the one that makes the Directory visi
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -15,7 +15,6 @@ from appliance.db.environment import Environment, ReadTransaction, WriteTransact
 from appliance.errors import DirectoryError, StoreError
 from appliance.images import builder, layout
 from appliance.store.schema import IMAGES, image_key
-from appliance.store.store import Store
 
 _EMPTY_IMAGE: Final = memoryview(bytes(builder.build(b"")))
 # A Directory whose image has several pieces is not encoded in less: 8 bytes an entry at the least.
@@ -93,16 +92,20 @@ class ImageTable:
             return self.piece(txn, digest) is not None
 
 
-# --- Images made in a worker: of a store that cannot be written and was filled without them.
+# --- Images that a worker makes, of a store that nobody here can write and that has none ---
 
 _BYTES_MAX: Final = 4 << 20
 
 
 class MadeImages:
-    """The images made last, of the Directories in `store`; up to 4 MiB, or one that is larger."""
+    """The images made last, up to 4 MiB of them, or one that is larger.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    Args:
+        directory: returns the encoding of a Directory, or None if it is not there.
+    """
+
+    def __init__(self, directory: Callable[[ReadTransaction, bytes], bytes | None]) -> None:
+        self._directory = directory
         self._made: OrderedDict[bytes, dict[int, bytearray]] = OrderedDict()
         self._num_bytes = 0
 
@@ -119,7 +122,7 @@ class MadeImages:
         return memoryview(pieces[piece])
 
     def _make(self, txn: ReadTransaction, digest: bytes) -> dict[int, bytearray]:
-        encoded = self._store.directory(txn, digest)
+        encoded = self._directory(txn, digest)
         if encoded is None:
             raise StoreError("it is not in the store")
         pieces = self._made[digest] = dict(builder.pieces(encoded))

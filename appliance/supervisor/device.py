@@ -7,7 +7,7 @@ import stat
 
 from appliance.errors import VhostError
 from appliance.session.session_memory import InflightMemory
-from appliance.supervisor.ring_worker import QueueWorker
+from appliance.supervisor.ring_worker import RingWorker
 from appliance.supervisor.runtime import Runtime
 from appliance.vhost.backend import VringConfig
 from appliance.vhost.guest_memory import Region
@@ -42,7 +42,7 @@ class Device:
             raise
         # Where each ring that runs has its record: a buffer that comes later is for later starts.
         self._recording: dict[int, InflightMemory] = {}
-        self._workers: dict[int, QueueWorker] = {}
+        self._workers: dict[int, RingWorker] = {}
 
     # What a person asks about.
 
@@ -120,11 +120,10 @@ class Device:
             inflight.clear(index)
         worker = self._workers.get(index)
         if worker is None:
-            worker = self._workers[index] = QueueWorker(
+            worker = self._workers[index] = RingWorker(
                 index,
                 self.label,
-                self._runtime.forker,
-                self._runtime.worker_settings,
+                self._runtime,
                 self._session,
                 self._regions,
             )

@@ -18,7 +18,6 @@ from appliance.services.addresses import LmdbAddress
 from appliance.supervisor.mount_worker import MountWorker
 from appliance.supervisor.mountpoint import MountFlags, Mountpoint
 from appliance.supervisor.runtime import Runtime, RuntimeConfig, running
-from appliance.supervisor.worker_process import WorkerSettings
 from appliance.system.listening import notify, told_to_stop
 
 _LOG = logging.getLogger(__name__)
@@ -45,7 +44,6 @@ class Mount:
         self,
         mountpoint: Mountpoint,
         num_workers: int,
-        settings: WorkerSettings,
         runtime: Runtime,
         *,
         has_passthrough: bool,
@@ -58,7 +56,7 @@ class Mount:
         self.failure = ""
         self.mountpoint = mountpoint
         self.session = runtime.new_session(num_workers)
-        self._workers = [MountWorker(slot, self, settings, runtime) for slot in range(num_workers)]
+        self._workers = [MountWorker(slot, self, runtime) for slot in range(num_workers)]
 
     def requests(self) -> dict[str, int]:
         """Return how often each opcode was answered."""
@@ -145,7 +143,6 @@ class Mounter:
             mount = self._mount = Mount(
                 mountpoint,
                 config.num_workers,
-                runtime.worker_settings,
                 runtime,
                 has_passthrough=config.has_passthrough,
             )

@@ -14,7 +14,6 @@ from appliance.supervisor.worker_process import (
     START_ATTEMPTS,
     KeptWorker,
     WorkerFailedError,
-    WorkerSettings,
 )
 
 if TYPE_CHECKING:
@@ -28,35 +27,38 @@ _END_DEADLINE_S: Final = 0.2
 class MountWorker:
     """The worker on one clone; the `Duty` of its process."""
 
-    def __init__(
-        self, slot: int, mount: "Mount", settings: WorkerSettings, runtime: Runtime
-    ) -> None:
+    def __init__(self, slot: int, mount: "Mount", runtime: Runtime) -> None:
         self._slot = slot
         self._mount = mount
-        self._settings = settings
+        self._runtime = runtime
         self._fd = mount.mountpoint.clone()
         label = f"{mount.label} worker {slot}"
         self._kept = KeptWorker(label, runtime.forker, mount.session, self)
 
     @property
     def pid(self) -> int:
+        """The process id of the last worker started, 0 if there was none."""
         return self._kept.pid
 
     @property
     def restarts(self) -> int:
+        """How often a worker of this clone died."""
         return self._kept.restarts
 
     @property
     def is_alive(self) -> bool:
+        """Whether there is a process, as far as is known."""
         return self._kept.link is not None
 
     async def close(self) -> None:
+        """End the worker and close the clone; the mount must be gone by then."""
         # The worker waits in read(2), not on its channel: it ends by itself only with the mount.
         self._kept.begin_close()
         await self._kept.end(_END_DEADLINE_S)
         os.close(self._fd)
 
     async def start(self, attempts: int | None = START_ATTEMPTS) -> None:
+        """Return when a worker serves the clone; the mount fails if none lives long enough."""
         try:
             await self._kept.persist(self._kept.ensure_alive, attempts=attempts)
         except WorkerFailedError as exc:
@@ -67,7 +69,8 @@ class MountWorker:
     # Duty.
 
     def configuration(self) -> tuple[pb.Configure, Sequence[int]]:
-        configure = self._settings.configure(
+        """See `Duty`."""
+        configure = self._runtime.configure_for(
             self._slot, pb.Device(passthrough=self._mount.has_passthrough)
         )
         return configure, [*self._mount.session.fds, self._fd]
@@ -76,6 +79,7 @@ class MountWorker:
         """Nothing: the descriptor is all it needs."""
 
     async def resume(self) -> None:
+        """See `Duty`."""
         is_served = self._mount.session.memory.is_initialised
         if self.restarts >= START_ATTEMPTS and not is_served:
             self._mount.fail(f"{START_ATTEMPTS} workers died at their start")
@@ -85,6 +89,7 @@ class MountWorker:
         await self.start(None if is_served else START_ATTEMPTS)
 
     def heard(self, envelope: pb.Envelope) -> None:
+        """See `Duty`."""
         match envelope.WhichOneof("body"):
             case "device_ended":
                 self._kept.begin_close()

@@ -8,14 +8,13 @@ from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
 from appliance.session.channel import MAX_FDS
 from appliance.session.session_memory import InflightMemory
-from appliance.supervisor.forker import Forker
 from appliance.supervisor.link import Link, LinkClosedError
-from appliance.supervisor.runtime import ServedSession
+from appliance.supervisor.runtime import Runtime
+from appliance.supervisor.served_session import ServedSession
 from appliance.supervisor.worker_process import (
     START_ATTEMPTS,
     KeptWorker,
     WorkerFailedError,
-    WorkerSettings,
 )
 from appliance.vhost.backend import VringConfig
 from appliance.vhost.guest_memory import Region
@@ -29,7 +28,7 @@ class _WorkerStuckError(VhostError):
     """The worker did not answer in time and was killed: a successor will start."""
 
 
-class QueueWorker:
+class RingWorker:
     """The worker of one queue of one device; the `Duty` of its process.
 
     The worker may die at any time. Every operation here starts it if need be, tells it everything
@@ -40,17 +39,16 @@ class QueueWorker:
         self,
         queue: int,
         label: str,
-        forker: Forker,
-        settings: WorkerSettings,
+        runtime: Runtime,
         session: ServedSession,
         regions: dict[Region, int],
     ) -> None:
         self.queue = queue
         self._label = f"{label} queue {queue}"
-        self._settings = settings
+        self._runtime = runtime
         self._session = session
         self._regions = regions
-        self._kept = KeptWorker(self._label, forker, session, self)
+        self._kept = KeptWorker(self._label, runtime.forker, session, self)
         self._ring: tuple[VringConfig, InflightMemory] | None = None
         self._lock = asyncio.Lock()
         self._last_avail = 0
@@ -133,7 +131,7 @@ class QueueWorker:
 
     def configuration(self) -> tuple[pb.Configure, Sequence[int]]:
         """See `Duty`."""
-        return self._settings.configure(self.queue), self._session.fds
+        return self._runtime.configure_for(self.queue), self._session.fds
 
     async def instruct(self, link: Link) -> None:
         """See `Duty`; may raise VhostError: the worker could not map guest memory."""

@@ -1,68 +1,19 @@
 """What every supervisor runs beside what it serves: envs, resolver, fork server, status."""
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.fuse_proto._fuse_wire import Opcode
+from appliance.protos import control_pb2 as pb
 from appliance.resolve.local import LocalResolver
-from appliance.resolve.resolver import Resolver, SessionResolving
+from appliance.resolve.resolver import Resolver
 from appliance.services.addresses import ServiceAddresses
-from appliance.session.grants import GrantTable
-from appliance.session.session_memory import COUNTERS_PER_QUEUE, SessionMemory
-from appliance.session.wants import Want
 from appliance.store.store import Store
 from appliance.supervisor.forker import Forker
+from appliance.supervisor.served_session import ServedSession
 from appliance.supervisor.status import StatusServer
-from appliance.supervisor.worker_process import WorkerSettings
-
-
-class ServedSession:
-    """INIT's outcome, counters and grants of a front-end or mount; owns their memory.
-
-    Raises:
-        OSError: there is no memory or descriptor for it.
-    """
-
-    def __init__(self, num_queues: int, resolver: Resolver, *, is_by_content: bool) -> None:
-        self.memory = SessionMemory.create(num_queues)
-        try:
-            self.grants = GrantTable(is_by_content=is_by_content)
-        except OSError:
-            self.memory.close()
-            raise
-        self._resolver = resolver
-        self._resolving = SessionResolving(resolver, self.grants)
-
-    @property
-    def fds(self) -> Sequence[int]:
-        """The descriptors (lent) that a worker of this session is given first."""
-        return self.memory.fd, self.grants.fd
-
-    async def resolve(self, want: Want) -> int:
-        """See `SessionResolving.resolve`."""
-        return await self._resolving.resolve(want)
-
-    def cache_used(self, keys: Sequence[bytes]) -> None:
-        """See `Resolver.used`."""
-        self._resolver.used(keys)
-
-    async def reap_readers(self) -> None:
-        """See `Resolver.reap_readers`."""
-        await self._resolver.reap_readers()
-
-    def requests(self) -> dict[str, int]:
-        """Return how often each opcode was answered since the session began."""
-        totals = self.memory.totals()
-        counts = {op.name: totals[op] for op in Opcode if op < COUNTERS_PER_QUEUE and totals[op]}
-        return counts | {"UNKNOWN": totals[0]} if totals[0] else counts
-
-    def close(self) -> None:
-        """Close the memory; the workers must have ended."""
-        self.memory.close()
-        self.grants.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,21 +29,6 @@ class RuntimeConfig:
     log_level: str
     log_json: bool
 
-    def worker_settings(
-        self, store: Store, *, has_cache: bool, has_remote_root: bool
-    ) -> WorkerSettings:
-        """Return what workers are told of this, which read in `store`."""
-        return WorkerSettings(
-            store_path=str(store.path),
-            is_root_listable=self.is_root_listable,
-            has_remote_blobs=has_cache,
-            has_remote_directories=has_cache,
-            has_remote_root=has_remote_root,
-            makes_images=not store.is_writable,
-            log_level=self.log_level,
-            log_json=self.log_json,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
@@ -100,8 +36,15 @@ class Runtime:
 
     forker: Forker
     resolver: Resolver
-    worker_settings: WorkerSettings
+    configure: pb.Configure
+    """The first message to every worker, less what is one worker's own."""
     is_by_content: bool
+
+    def configure_for(self, slot: int, device: pb.Device | None = None) -> pb.Configure:
+        """Return the first message to a worker: of queue `slot`, or of that clone of a mount."""
+        configure = pb.Configure(queue=slot, device=device)
+        configure.MergeFrom(self.configure)
+        return configure
 
     def new_session(self, num_queues: int) -> ServedSession:
         """Return a blank session for a front-end or mount, which owns it.
@@ -127,7 +70,7 @@ async def running(
             store = Store.open(local_path, create=True, or_readonly=True)
             stack.callback(store.close)
             resolver: Resolver = LocalResolver(store)
-            settings = config.worker_settings(store, has_cache=False, has_remote_root=False)
+            has_cache, has_remote_root = False, False
         else:
             # Loaded here, as one local store has no need of gRPC.
             from appliance.resolve.remote import open_remote  # noqa: PLC0415 - see above
@@ -135,15 +78,21 @@ async def running(
             resolver = remote = await stack.enter_async_context(
                 open_remote(config.services, config.state_dir, config.blob_cache_bytes)
             )
-            settings = config.worker_settings(
-                remote.store, has_cache=remote.has_cache, has_remote_root=True
-            )
+            store, has_cache, has_remote_root = remote.store, remote.has_cache, True
         stack.push_async_callback(resolver.close)
-        forker = Forker(
-            config.log_level, log_json=config.log_json, store_path=Path(settings.store_path)
-        )
+        forker = Forker(config.log_level, log_json=config.log_json, store_path=store.path)
         stack.push_async_callback(forker.close)
         status = StatusServer(config.state_dir, report)
         await status.start()
         stack.push_async_callback(status.close)
-        yield Runtime(forker, resolver, settings, config.is_by_content)
+        configure = pb.Configure(
+            store_path=str(store.path),
+            list_root=config.is_root_listable,
+            has_remote_blobs=has_cache,
+            has_remote_directories=has_cache,
+            has_remote_root=has_remote_root,
+            makes_images=not store.is_writable,
+            log_level=config.log_level,
+            log_json=config.log_json,
+        )
+        yield Runtime(forker, resolver, configure, config.is_by_content)

@@ -8,7 +8,6 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 from appliance.errors import ApplianceError
@@ -16,7 +15,7 @@ from appliance.protos import control_pb2 as pb
 from appliance.session.wants import unpack_want
 from appliance.supervisor.forker import CannotSpawnError, Forker, WorkerExit, next_back_off_s
 from appliance.supervisor.link import Link, LinkClosedError
-from appliance.supervisor.runtime import ServedSession
+from appliance.supervisor.served_session import ServedSession
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -27,35 +26,6 @@ _STABLE_S: Final = 5.0
 _END_DEADLINE_S: Final = 5.0
 # For work that somebody waits for.
 START_ATTEMPTS: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
-    """What every worker of a supervisor is told first."""
-
-    store_path: str
-    is_root_listable: bool
-    has_remote_blobs: bool
-    has_remote_directories: bool
-    has_remote_root: bool
-    makes_images: bool
-    log_level: str
-    log_json: bool
-
-    def configure(self, slot: int, device: pb.Device | None = None) -> pb.Configure:
-        """Return the first message to a worker of queue or slot `slot`."""
-        return pb.Configure(
-            store_path=self.store_path,
-            list_root=self.is_root_listable,
-            has_remote_blobs=self.has_remote_blobs,
-            has_remote_directories=self.has_remote_directories,
-            has_remote_root=self.has_remote_root,
-            makes_images=self.makes_images,
-            log_level=self.log_level,
-            log_json=self.log_json,
-            queue=slot,
-            device=device,
-        )
 
 
 class WorkerFailedError(ApplianceError):

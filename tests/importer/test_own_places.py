@@ -10,7 +10,8 @@ import pytest
 
 from appliance.errors import ImportTreeError
 from appliance.importer.importer import import_paths
-from appliance.importer.roots import excluded_directories, identity_of, own_places
+from appliance.importer.own_places import excluded_directories, own_places
+from appliance.importer.roots import identity_of
 from appliance.services.addresses import ServiceAddresses, parse_service_uri
 from tests.importer.trees import Silent
 from tests.store.audit import audit

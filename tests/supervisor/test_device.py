@@ -15,13 +15,14 @@ import pytest
 
 from appliance.engine import FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC
 from appliance.errors import VhostError
+from appliance.protos import control_pb2 as pb
 from appliance.resolve.local import LocalResolver
 from appliance.store.store import Store
 from appliance.supervisor import ring_worker
 from appliance.supervisor.device import Device
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.runtime import Runtime
-from appliance.supervisor.worker_process import KeptWorker, WorkerSettings
+from appliance.supervisor.worker_process import KeptWorker
 from appliance.vhost._vhost_wire import Region
 from appliance.vhost.backend import VringConfig
 from tests.fakes import fuse_client
@@ -37,20 +38,11 @@ NUM: Final = 16
 @contextlib.asynccontextmanager
 async def a_device(directory: Path, memory: GuestMemory) -> AsyncIterator[Device]:
     store = Store.open(directory / "store", create=True)
-    settings = WorkerSettings(
-        store_path=os.fspath(directory / "store"),
-        is_root_listable=False,
-        has_remote_blobs=False,
-        has_remote_directories=False,
-        has_remote_root=False,
-        makes_images=False,
-        log_level="INFO",
-        log_json=False,
-    )
+    configure = pb.Configure(store_path=os.fspath(directory / "store"), log_level="INFO")
     forker = Forker()
     resolver = LocalResolver(store)
-    services = Runtime(forker, resolver, settings, is_by_content=False)
-    device = Device("a device", 3, NUM, services)
+    runtime = Runtime(forker, resolver, configure, is_by_content=False)
+    device = Device("a device", 3, NUM, runtime)
     try:
         for region in memory.regions:
             await device.add_region(Region._make(region), os.dup(memory.fd))

@@ -1,0 +1,55 @@
+"""What outlives the workers of one session, on the supervisor's side: memory, grants, answers."""
+
+from collections.abc import Sequence
+
+from appliance.fuse_proto._fuse_wire import Opcode
+from appliance.resolve.resolver import Resolver, SessionResolving
+from appliance.session.grants import GrantTable
+from appliance.session.session_memory import COUNTERS_PER_QUEUE, SessionMemory
+from appliance.session.wants import Want
+
+
+class ServedSession:
+    """INIT's outcome, counters and grants of a front-end or mount; owns their memory.
+
+    Raises:
+        OSError: there is no memory or descriptor for it.
+    """
+
+    def __init__(self, num_queues: int, resolver: Resolver, *, is_by_content: bool) -> None:
+        self.memory = SessionMemory.create(num_queues)
+        try:
+            self.grants = GrantTable(is_by_content=is_by_content)
+        except OSError:
+            self.memory.close()
+            raise
+        self._resolver = resolver
+        self._resolving = SessionResolving(resolver, self.grants)
+
+    @property
+    def fds(self) -> Sequence[int]:
+        """The descriptors (lent) that a worker of this session is given first."""
+        return self.memory.fd, self.grants.fd
+
+    async def resolve(self, want: Want) -> int:
+        """See `SessionResolving.resolve`."""
+        return await self._resolving.resolve(want)
+
+    def cache_used(self, keys: Sequence[bytes]) -> None:
+        """See `Resolver.used`."""
+        self._resolver.used(keys)
+
+    async def reap_readers(self) -> None:
+        """See `Resolver.reap_readers`."""
+        await self._resolver.reap_readers()
+
+    def requests(self) -> dict[str, int]:
+        """Return how often each opcode was answered since the session began."""
+        totals = self.memory.totals()
+        counts = {op.name: totals[op] for op in Opcode if op < COUNTERS_PER_QUEUE and totals[op]}
+        return counts | {"UNKNOWN": totals[0]} if totals[0] else counts
+
+    def close(self) -> None:
+        """Close the memory; the workers must have ended."""
+        self.memory.close()
+        self.grants.close()

@@ -29,7 +29,7 @@ class CannotSpawnError(LinkClosedError):
     """There is no descriptor, or no process, for a worker now; the text says which."""
 
 
-class WorkerProcess(NamedTuple):
+class StartedWorker(NamedTuple):
     """A worker that was just started; the socket is the receiver's."""
 
     pid: int
@@ -65,7 +65,7 @@ class Forker:
         self._back_off_s = 0.0
         self._has_spawned = False
 
-    async def spawn(self, label: str = "") -> WorkerProcess:
+    async def spawn(self, label: str = "") -> StartedWorker:
         """Start a worker, whose log lines are said to come from `label`.
 
         Raises:
@@ -92,7 +92,7 @@ class Forker:
                 ours.close()
                 raise
         self._has_spawned = True
-        return WorkerProcess(reply.spawned.pid, ours, self._exit_of(reply.spawned.pid))
+        return StartedWorker(reply.spawned.pid, ours, self._exit_of(reply.spawned.pid))
 
     async def warm_up(self) -> None:
         """Return when the fork server has imported all that workers need, and spawns them."""

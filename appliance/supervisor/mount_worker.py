@@ -12,8 +12,8 @@ from appliance.supervisor.link import Link, LinkClosedError
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.worker_process import (
     START_ATTEMPTS,
-    KeptWorker,
     WorkerFailedError,
+    WorkerProcess,
 )
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _END_DEADLINE_S: Final = 0.2
 
 
 class MountWorker:
-    """The worker on one clone; the `Duty` of its process."""
+    """Serves one clone with a worker of its own; the `WorkerOwner` of that process."""
 
     def __init__(self, slot: int, mount: "Mount", runtime: Runtime) -> None:
         self._slot = slot
@@ -33,75 +33,75 @@ class MountWorker:
         self._runtime = runtime
         self._fd = mount.mountpoint.clone()
         label = f"{mount.label} worker {slot}"
-        self._kept = KeptWorker(label, runtime.forker, mount.session, self)
+        self._process = WorkerProcess(label, runtime.forker, mount.session, self)
 
     @property
     def pid(self) -> int:
         """The process id of the last worker started, 0 if there was none."""
-        return self._kept.pid
+        return self._process.pid
 
     @property
     def restarts(self) -> int:
         """How often a worker of this clone died."""
-        return self._kept.restarts
+        return self._process.restarts
 
     @property
     def is_alive(self) -> bool:
         """Whether there is a process, as far as is known."""
-        return self._kept.link is not None
+        return self._process.link is not None
 
     async def close(self) -> None:
         """End the worker and close the clone; the mount must be gone by then."""
         # The worker waits in read(2), not on its channel: it ends by itself only with the mount.
-        self._kept.begin_close()
-        await self._kept.end(_END_DEADLINE_S)
+        await self._process.close(_END_DEADLINE_S)
         os.close(self._fd)
 
-    async def start(self, attempts: int | None = START_ATTEMPTS) -> None:
-        """Return when a worker serves the clone; the mount fails if none lives long enough."""
+    async def start(self) -> None:
+        """Return when a worker has its clone; the mount fails if none lives long enough."""
         try:
-            await self._kept.persist(self._kept.ensure_alive, attempts=attempts)
+            await self._process.do(self._nothing_more, attempts=START_ATTEMPTS)
         except WorkerFailedError as exc:
             self._mount.fail(str(exc))
         except LinkClosedError:
             return  # closing
 
-    # Duty.
+    # --- WorkerOwner ---
 
     def configuration(self) -> tuple[pb.Configure, Sequence[int]]:
-        """See `Duty`."""
+        """See `WorkerOwner`."""
         configure = self._runtime.configure_for(
             self._slot, pb.Device(passthrough=self._mount.has_passthrough)
         )
         return configure, [*self._mount.session.fds, self._fd]
 
-    async def instruct(self, link: Link) -> None:
-        """Nothing: the descriptor is all it needs."""
+    async def bring_up(self, link: Link) -> None:
+        """See `WorkerOwner`; the descriptor is all that this worker needs."""
 
-    async def resume(self) -> None:
-        """See `Duty`."""
-        is_served = self._mount.session.memory.is_initialised
-        if self.restarts >= START_ATTEMPTS and not is_served:
+    def died(self) -> None:
+        """See `WorkerOwner`."""
+        if self.restarts >= START_ATTEMPTS and not self._mount.session.memory.is_initialised:
             self._mount.fail(f"{START_ATTEMPTS} workers died at their start")
+            self._process.begin_close()
             return
-        if self.restarts:
-            self._recover_requests()
-        await self.start(None if is_served else START_ATTEMPTS)
+        self._recover_requests()
 
-    def heard(self, envelope: pb.Envelope) -> None:
-        """See `Duty`."""
+    def received(self, envelope: pb.Envelope) -> None:
+        """See `WorkerOwner`."""
         match envelope.WhichOneof("body"):
             case "device_ended":
-                self._kept.begin_close()
+                self._process.begin_close()
                 self._mount.ended.set()
             case "resolve":
-                self._kept.spawn_task(self._grant(envelope, self._kept.link))
+                self._process.spawn_task(self._grant(envelope, self._process.link))
             case "released":
                 self._mount.backings.release(envelope.released.nodeid)
 
+    async def _nothing_more(self, link: Link) -> None:
+        """Do nothing: a worker that lives has what it needs."""
+
     async def _grant(self, envelope: pb.Envelope, link: Link | None) -> None:
         want = unpack_want(envelope.resolve)
-        assert isinstance(want, BackingWanted)  # noqa: S101 - KeptWorker takes the others
+        assert isinstance(want, BackingWanted)  # noqa: S101 - WorkerProcess takes the others
         backing_id = await self._mount.backings.take(want)
         if link is not None:
             resolved = pb.Resolved(backing_id=backing_id)

@@ -1,4 +1,4 @@
-"""One virtqueue's worker: what it must serve is told to every successor."""
+"""The worker of one virtqueue: its ring and its memory, told to every successor."""
 
 import asyncio
 import logging
@@ -8,13 +8,13 @@ from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
 from appliance.session.channel import MAX_FDS
 from appliance.session.session_memory import InflightMemory
-from appliance.supervisor.link import Link, LinkClosedError
+from appliance.supervisor.link import Link
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.served_session import ServedSession
 from appliance.supervisor.worker_process import (
     START_ATTEMPTS,
-    KeptWorker,
     WorkerFailedError,
+    WorkerProcess,
 )
 from appliance.vhost.backend import VringConfig
 from appliance.vhost.guest_memory import Region
@@ -29,10 +29,9 @@ class _WorkerStuckError(VhostError):
 
 
 class RingWorker:
-    """The worker of one queue of one device; the `Duty` of its process.
+    """Serves one queue of one device with a worker of its own; the `WorkerOwner` of that process.
 
-    The worker may die at any time. Every operation here starts it if need be, tells it everything
-    it must know, and does not return before the living worker has done what was asked.
+    Every operation returns when the living worker has done what was asked.
     """
 
     def __init__(
@@ -48,57 +47,54 @@ class RingWorker:
         self._runtime = runtime
         self._session = session
         self._regions = regions
-        self._kept = KeptWorker(self._label, runtime.forker, session, self)
+        self._process = WorkerProcess(self._label, runtime.forker, session, self)
+        # What the guest has started, with descriptors and memory that are lent.
         self._ring: tuple[VringConfig, InflightMemory] | None = None
-        self._lock = asyncio.Lock()
-        self._last_avail = 0
-        # The worker that serves the ring, by its channel.
+        # The channel to the worker that serves it; its successor does not yet.
         self._serving: Link | None = None
+        self._last_avail = 0
 
     @property
     def pid(self) -> int:
         """The process id of the last worker started, 0 if there was none."""
-        return self._kept.pid
+        return self._process.pid
 
     @property
     def restarts(self) -> int:
         """How often the worker died."""
-        return self._kept.restarts
+        return self._process.restarts
 
     @property
     def is_alive(self) -> bool:
         """Whether there is a process, as far as is known."""
-        return self._kept.link is not None
+        return self._process.link is not None
 
     async def start_ring(self, config: VringConfig, inflight: InflightMemory) -> None:
-        """Start serving the ring; fds and memory are lent for as long as it runs.
+        """Start serving the ring; descriptors and memory are lent for as long as it runs.
 
         Raises:
-            VhostError: the worker could not map the ring or guest memory.
+            VhostError: the worker could not map the ring or guest memory, or no worker lives.
         """
-        async with self._lock:
-            self._ring = (config, inflight)
-            self._serving = None  # whatever it serves: the last ring may have broken as it began
-            try:
-                # A front-end waits: it is told, rather than left to hang, if no worker lives.
-                await self._kept.persist(self._ensure_serving, attempts=START_ATTEMPTS)
-            except WorkerFailedError as exc:
-                self._ring = None
-                raise VhostError(str(exc)) from exc
-            except VhostError:
-                self._ring = None
-                raise
+        self._ring = (config, inflight)
+        self._serving = None  # the last ring may have broken in this worker
+        try:
+            await self._process.do(self._serve_ring, attempts=START_ATTEMPTS)
+        except WorkerFailedError as exc:
+            self._ring = None
+            raise VhostError(str(exc)) from exc
+        except VhostError:
+            self._ring = None
+            raise
 
     async def stop_ring(self) -> int:
         """Return the next avail index, once everything popped has been returned to the guest."""
-        async with self._lock:
-            if self._ring is not None:
-                try:
-                    self._last_avail = await self._kept.persist(self._stop)
-                finally:
-                    # Even if it failed: what was lent is not to be served from any more.
-                    self._ring = None
-            return self._last_avail
+        if self._ring is not None:
+            try:
+                await self._process.do(self._stop)
+            finally:
+                # Even if it failed: what was lent must not be served any more.
+                self._ring = None
+        return self._last_avail
 
     async def update_memory(self) -> None:
         """Return when the worker uses the device's present memory table.
@@ -106,84 +102,76 @@ class RingWorker:
         Raises:
             VhostError: the worker could not map it.
         """
-        async with self._lock:
-            if self._kept.link is not None:
-                await self._kept.persist(self._update_memory)
+        if self._process.link is not None:
+            await self._process.do(self._send_memory)
 
     async def set_call(self, fd: int | None) -> None:
         """Make the worker signal `fd` (lent) from now on."""
-        async with self._lock:
-            if self._ring is None:
-                return
-            config, inflight = self._ring
-            self._ring = (config._replace(call_fd=fd), inflight)
-            link = self._kept.link
-            if link is not None and self._serving is link:
-                link.post(pb.Envelope(set_call=pb.SetCall()), [] if fd is None else [fd])
+        if self._ring is None:
+            return
+        config, inflight = self._ring
+        self._ring = (config._replace(call_fd=fd), inflight)
+        await self._process.do(self._send_call)
 
     async def close(self) -> None:
         """End the worker; when this returns it can touch guest memory no more."""
-        self._kept.begin_close()  # whoever awaits the worker now fails and lets go of the lock
-        async with self._lock:
-            await self._kept.end()
+        await self._process.close()
 
-    # Duty.
+    # --- WorkerOwner ---
 
     def configuration(self) -> tuple[pb.Configure, Sequence[int]]:
-        """See `Duty`."""
+        """See `WorkerOwner`."""
         return self._runtime.configure_for(self.queue), self._session.fds
 
-    async def instruct(self, link: Link) -> None:
-        """See `Duty`; may raise VhostError: the worker could not map guest memory."""
-        await self._send_memory(link)
+    async def bring_up(self, link: Link) -> None:
+        """See `WorkerOwner`."""
+        try:
+            await self._send_memory(link)
+            await self._serve_ring(link)
+        except _WorkerStuckError:
+            raise  # its successor may be quicker
+        except VhostError:
+            self._ring = None
+            raise
 
-    async def resume(self) -> None:
-        """See `Duty`."""
-        async with self._lock:
-            try:
-                await self._kept.persist(self._ensure_serving)
-            except LinkClosedError:
-                return  # closing
-            except _WorkerStuckError as exc:
-                _LOG.error("%s: %s", self._label, exc)  # its end brings the next here
-            except VhostError as exc:
-                _LOG.error("%s: %s", self._label, exc)
-                self._ring = None
+    def died(self) -> None:
+        """See `WorkerOwner`."""
 
-    def heard(self, envelope: pb.Envelope) -> None:
-        """See `Duty`."""
+    def received(self, envelope: pb.Envelope) -> None:
+        """See `WorkerOwner`."""
         if envelope.HasField("ring_broken"):
             _LOG.error("%s: %s", self._label, envelope.ring_broken.reason)
             self._last_avail = envelope.ring_broken.last_avail
             self._ring = None
             self._serving = None
 
-    # Steps. Each may raise LinkClosedError when the worker dies in the middle; persist starts over.
+    # --- Steps: each may be repeated with a successor ---
 
     async def _ask(self, link: Link, envelope: pb.Envelope, fds: Sequence[int] = ()) -> pb.Envelope:
         try:
             async with asyncio.timeout(_ANSWER_DEADLINE_S):
                 return await link.request(envelope, fds)
         except TimeoutError as exc:
-            # Only a descriptor of the front-end can block a worker, a full pipe for its calls say.
-            self._kept.kill()
+            # Only a descriptor of the front-end can block a worker: a full pipe for calls, say.
+            self._process.kill()
             raise _WorkerStuckError(f"the worker was stuck for {_ANSWER_DEADLINE_S:.0f} s") from exc
 
-    async def _ensure_serving(self) -> Link:
-        link = await self._kept.ensure_alive()
+    async def _serve_ring(self, link: Link) -> None:
         if self._ring is not None and self._serving is not link:
             await self._send_start(link, *self._ring)
             self._serving = link
-        return link
 
-    async def _stop(self) -> int:
-        link = await self._ensure_serving()
+    async def _stop(self, link: Link) -> None:
+        if self._ring is None:
+            return  # it broke meanwhile, and said how far it came
         reply = await self._ask(link, pb.Envelope(stop_ring=pb.StopRing()))
         self._serving = None
-        return reply.ring_stopped.last_avail
+        self._last_avail = reply.ring_stopped.last_avail
 
-    async def _update_memory(self) -> None:
-        await self._send_memory(await self._kept.ensure_alive())
+    async def _send_call(self, link: Link) -> None:
+        if self._ring is not None and self._serving is link:
+            fd = self._ring[0].call_fd
+            link.post(pb.Envelope(set_call=pb.SetCall()), [] if fd is None else [fd])
 
     async def _send_memory(self, link: Link) -> None:
         table = list(self._regions.items())

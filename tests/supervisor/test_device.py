@@ -22,7 +22,7 @@ from appliance.supervisor import ring_worker
 from appliance.supervisor.device import Device
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.runtime import Runtime
-from appliance.supervisor.worker_process import KeptWorker
+from appliance.supervisor.worker_process import WorkerProcess
 from appliance.vhost._vhost_wire import Region
 from appliance.vhost.backend import VringConfig
 from tests.fakes import fuse_client
@@ -133,7 +133,7 @@ def test_a_ring_whose_stop_failed_is_not_served_again(
 def test_workers_that_are_stuck_are_ended_side_by_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(KeptWorker.end, "__defaults__", (4.0,))
+    monkeypatch.setattr(WorkerProcess.close, "__defaults__", (4.0,))
 
     async def main() -> None:
         start_s = 0.0
@@ -189,15 +189,13 @@ def test_memory_that_cannot_be_mapped_is_refused_and_forgotten(tmp_path: Path) -
     run(tmp_path, test)
 
 
-def kept_workers(device: Device) -> list[KeptWorker]:
-    return [worker._kept for worker in device._workers.values()]
+def processes(device: Device) -> list[WorkerProcess]:
+    return [worker._process for worker in device._workers.values()]
 
 
 async def all_restarted(device: Device, restarts: int) -> None:
     """Return when each worker has died so often, and its successor serves."""
-    await until(
-        lambda: all(kept.restarts == restarts and kept.link for kept in kept_workers(device))
-    )
+    await until(lambda: all(kept.restarts == restarts and kept.link for kept in processes(device)))
     for queue in device._workers:
         await device.set_call(queue, None)  # waits for what the start may have to do
 
@@ -207,12 +205,12 @@ def test_fork_servers_killed_in_a_row_make_no_worker_wait(tmp_path: Path) -> Non
         for queue in range(3):
             await device.start_ring(queue, ring_config(ring))
         for kill in range(1, 5):
-            process = kept_workers(device)[0]._forker._process
+            process = processes(device)[0]._forker._process
             assert process is not None
             process.kill()
             await all_restarted(device, kill)
-            assert [kept._back_off_s for kept in kept_workers(device)] == [0, 0, 0]
-        assert kept_workers(device)[0]._forker._back_off_s == 0
+            assert [kept._back_off_s for kept in processes(device)] == [0, 0, 0]
+        assert processes(device)[0]._forker._back_off_s == 0
 
     run(tmp_path, test)
 
@@ -220,7 +218,7 @@ def test_fork_servers_killed_in_a_row_make_no_worker_wait(tmp_path: Path) -> Non
 def test_a_worker_that_dies_at_its_start_waits_from_the_second_time_on(tmp_path: Path) -> None:
     async def test(device: Device, ring: DriverRing) -> None:
         await device.start_ring(QUEUE, ring_config(ring))
-        (kept,) = kept_workers(device)
+        (kept,) = processes(device)
         waits = []
         for kill in range(1, 5):
             kept.kill()

@@ -1,4 +1,10 @@
-"""The worker of a mount: one clone of its /dev/fuse descriptor, and the control channel."""
+"""Serving one clone of a mount's /dev/fuse descriptor: read, answer, set aside what must wait.
+
+`DeviceLoop` waits for requests and for the supervisor's answers. `DeviceServer` answers. A request
+whose answer is not there yet is set aside as a copy of its bytes. If this process is killed, the
+kernel still has every request that was not answered: the supervisor, which holds the descriptor
+too, has them sent again (FUSE_NOTIFY_RESEND), or fails them where the kernel cannot do that.
+"""
 
 import contextlib
 import os
@@ -18,7 +24,7 @@ from appliance.worker.device_delivery import DeviceEndedError, FuseDevice
 from appliance.worker.pending import Asking, Parking
 
 
-class DeviceWorker:
+class DeviceLoop:
     """Serves `device_fd` (owned) until the mount is gone or the supervisor closes `sock`.
 
     Nothing comes over the channel but answers of the resolver. So while none is due, the worker
@@ -82,13 +88,6 @@ class DeviceWorker:
         if want is not None:
             self._server.resolved(want, envelope.resolved.errno)
         return True
-
-
-# --- Serving one clone of a mount's /dev/fuse descriptor: read, answer, park what must wait.
-#
-# A request whose answer is not there yet is parked as a copy of its bytes. Should this process be
-# killed, the kernel still has every request that was not answered: the supervisor, which holds the
-# descriptor too, has them sent again (FUSE_NOTIFY_RESEND), or fails them where the kernel cannot.
 
 
 class DeviceServer:

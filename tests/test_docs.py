@@ -11,8 +11,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("*/*.md")])
 # What a document may call a file by: from the top, or from the package that most of it is about.
 ROOTS = (PROJECT, PROJECT / "appliance")
-NAMED = re.compile(r"`(?!appliance/PACKAGE)([\w.*-]+(?:/[\w.*-]+)+\.(?:py|c|h|md|toml|proto|service|socket|txt|sh))`")
-# Directories in which a document may leave out the part that the sentence before has named.
+NAMED = re.compile(
+    r"`(?!appliance/PACKAGE)([\w.*-]+(?:/[\w.*-]+)+\.(?:py|c|h|md|toml|proto|service|socket|txt|sh))`"
+)
+# Files of the kernel, and those that a build makes.
 NOT_OURS = ("include/", "fs/fuse/", "linux/", "build/")
 
 

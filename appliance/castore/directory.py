@@ -67,9 +67,11 @@ class Directory:
             uniqueness of its name (`duplicate-name`).
     """
 
-    __slots__ = ("_encoded", "directories", "files", "symlinks")
+    __slots__ = ("_digest", "_encoded", "directories", "files", "symlinks")
 
-    _encoded: bytes | None  # once known
+    # Each is computed when first asked for.
+    _encoded: bytes | None
+    _digest: Digest | None
     directories: tuple[DirectoryNode, ...]
     files: tuple[FileNode, ...]
     symlinks: tuple[SymlinkNode, ...]
@@ -82,6 +84,7 @@ class Directory:
     ) -> None:
         seen: set[bytes] = set()
         self._encoded = None
+        self._digest = None
         self.directories = _checked(directories, seen)
         self.files = _checked(files, seen)
         self.symlinks = _checked(symlinks, seen)
@@ -141,7 +144,9 @@ class Directory:
 
     def digest(self) -> Digest:
         """Return the digest of the canonical encoding."""
-        return Digest.of(self.to_bytes())
+        if self._digest is None:
+            self._digest = Digest.of(self.to_bytes())
+        return self._digest
 
     def size(self, dialect: SizeDialect = DEFAULT_DIALECT) -> int:
         """Return the `size` that a node for this directory must have.

@@ -239,6 +239,12 @@ def test_bad_name_is_reported_before_a_bad_digest() -> None:
         Directory.from_bytes(message.SerializeToString())
 
 
+def test_digest_is_computed_once() -> None:
+    directory = Directory.from_bytes(WITH_KEEP.to_bytes())
+    assert directory.digest() == Digest.of(WITH_KEEP.to_bytes())
+    assert directory.digest() is directory.digest()
+
+
 def test_unknown_fields_do_not_reach_the_encoding() -> None:
     unknown = bytes.fromhex("ca3e0161")
     assert Directory.from_bytes(WITH_KEEP.to_bytes() + unknown) == WITH_KEEP

@@ -134,7 +134,7 @@ def _check_claims(info: PathInfo, message: pathinfo_pb2.PathInfo) -> None:
     if len(narinfo.signatures) > SIGNATURES_MAX:
         raise PathInfoError(
             f"path {info.path.absolute()}: {len(narinfo.signatures)} signatures, "
-            f"expected at most {SIGNATURES_MAX}",
+            f"the limit is {SIGNATURES_MAX}",
             rule="too-many-signatures",
         )
     address = ContentAddress.of_message(narinfo)

@@ -49,11 +49,11 @@ class Extent(NamedTuple):
         """
         if self.num_entries > ENTRIES_MAX:
             raise NarTooLargeError(
-                f"{what} has {self.num_entries} entries, expected at most {ENTRIES_MAX}"
+                f"{what} has {self.num_entries} entries, the limit is {ENTRIES_MAX}"
             )
         if self.nar_size > BYTES_MAX:
             raise NarTooLargeError(
-                f"NAR of {what} has {self.nar_size} bytes, expected at most {BYTES_MAX}"
+                f"NAR of {what} has {self.nar_size} bytes, the limit is {BYTES_MAX}"
             )
 
 

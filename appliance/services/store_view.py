@@ -152,8 +152,7 @@ class StoreView:
         extent = await extent_of(node, self._services.directories)
         if extent is not None and extent.num_entries > entries_max:
             raise NarTooLargeError(
-                f"{_text(node.name)} has {extent.num_entries} entries, "
-                f"expected at most {entries_max}"
+                f"{_text(node.name)} has {extent.num_entries} entries, the limit is {entries_max}"
             )
 
     async def _child(self, node: Node, name: bytes) -> Node | None:

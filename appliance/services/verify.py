@@ -299,9 +299,10 @@ class Verifier:
 class _CheckedContents:
     """Contents for `render` that are checked while a NAR is made of them.
 
-    An error is reported, not raised, and less content is given in place of what is wrong;
-    `are_complete` is False from then on. A directory that states a wrong size is reported, but its
-    contents are complete. `hash`, if set, is fed with the content of files.
+    Errors are reported, not raised; `are_complete` is False from then on. In place of a directory
+    that is missing or wrong, an empty one is given; a blob that is missing or wrong may end early
+    or have wrong bytes. A wrong size of a directory is reported too, but the contents count as
+    complete. `hash`, if set, is fed with the content of files.
     """
 
     def __init__(
@@ -393,6 +394,11 @@ class _CheckedContents:
 
     @contextmanager
     def _checking(self, node: DirectoryNode | FileNode) -> Iterator[str]:
+        """Report an error of the body instead of raising it; yield the place for its text.
+
+        Execution goes on after the body. Only a service that cannot be reached ends the
+        verification.
+        """
         where = f"{STORE_DIR}/{display(b'/'.join((*self._open_directories, node.name)))}"
         error: VerifyError
         try:

@@ -1,4 +1,4 @@
-"""Content addresses as text, and as a PathInfo has them."""
+"""Content addresses, as text and in a PathInfo."""
 
 from collections.abc import Sequence
 
@@ -82,12 +82,12 @@ def test_every_kind_of_a_path_info_has_a_text_and_is_that(kind: str) -> None:
 
 
 def test_no_content_address_and_one_of_a_later_kind_are_none() -> None:
-    # Field 6 of the second: a CA whose kind is 99.
+    # The second has field 6: a CA of kind 99.
     for encoded in (b"", b"\x32\x02\x08\x63"):
         assert ContentAddress.of_message(pathinfo_pb2.NARInfo.FromString(encoded)) is None
 
 
-# Of the texts "bar" and, further down, the path that it has.
+# The SHA-256 of the text "bar", and its path when it is called foo.
 BAR_SHA256 = "fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9"
 FOO = "vxjiwkjkn7x4079qvh1jkl5pn05j2aw0-foo"
 

@@ -1,4 +1,4 @@
-"""Digests in the texts that Nix writes."""
+"""Hashes in the forms that Nix writes."""
 
 import hashlib
 
@@ -14,7 +14,7 @@ SHA256 = {
     "sha256-pc6cFV7Qk5dhRkbJcX/HzZSxAj17drYY1Ank/v1unTk=": (
         "a5ce9c155ed09397614646c9717fc7cd94b1023d7b76b618d409e4fefd6e9d39"
     ),
-    # Without its padding.
+    # Without padding.
     "sha256-fgIr3TyFGDAXP5+qoAaiMKDg/a1MlT6Fv/S/DaA24S8": (
         "7e022bdd3c851830173f9faaa006a230a0e0fdad4c953e85bff4bf0da036e12f"
     ),
@@ -29,7 +29,7 @@ SHA256 = {
         "8a46c4eee4911eb842b1b2f144a9376be45a43d1da6b7af8cffa43a942177587"
     ),
 }
-# Of each algorithm: base 16, base 64, base 32.
+# The same digest in base 16, base 64 and base 32, for each algorithm.
 FORMS = {
     "md5": (
         "c4874a8897440b393d862d8fd459073f",

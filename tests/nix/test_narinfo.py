@@ -1,4 +1,4 @@
-"""Narinfos: what a public cache serves, what no cache may serve, and what we make of a PathInfo."""
+"""Narinfos: those of a public cache, invalid ones, and those that we make from a PathInfo."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ CURL_REFERENCES = (
     "j5jxw3iy7bbz4a57fh9g2xm2gxmyal8h-zlib-1.2.12",
     "yxvjs9drzsphm9pcf42a4byzj1kb9m7k-openssl-1.1.1n",
 )
-# As the public cache serves them; digikam without its line on compression.
+# As the public cache serves them, except that digikam lacks its Compression line.
 SERVED = {path.stem: path.read_text() for path in Path(__file__).parent.glob("narinfos/*.narinfo")}
 CURL, DIGIKAM, GCC, PERL, TEXLIVE = (SERVED[name] for name in sorted(SERVED))
 

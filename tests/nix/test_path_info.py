@@ -1,4 +1,4 @@
-"""PathInfos: what is valid, and which rule refuses what is not."""
+"""PathInfos: which are valid, and which rule refuses the others."""
 
 from collections.abc import Callable
 

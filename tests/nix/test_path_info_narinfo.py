@@ -1,4 +1,4 @@
-"""What newer implementations add to a NARInfo, and its rules."""
+"""The fields that newer implementations add to a NARInfo, and their rules."""
 
 import pytest
 
@@ -66,7 +66,7 @@ def test_content_address_has_the_size_of_its_algorithm(
 
 
 def test_content_address_of_a_later_kind_is_let_through() -> None:
-    # Field 6 of the NARInfo: a CA whose kind is 99.
+    # Field 6 of the NARInfo: a CA of kind 99.
     narinfo = pathinfo_pb2.NARInfo.FromString(b"\x32\x02\x08\x63")
 
     assert narinfo.ca.type not in HASH.values()

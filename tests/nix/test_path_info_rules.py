@@ -1,4 +1,4 @@
-"""What is kept of two PathInfos of one path, and what is refused."""
+"""Two PathInfos of one path: what a store keeps, and what it refuses."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -110,7 +110,7 @@ def test_same_again_is_the_one_that_is_there() -> None:
 
 @pytest.mark.parametrize("new", [bare(), full()])
 def test_what_says_no_more_changes_nothing(new: Message) -> None:
-    # Whatever it is encoded like: the bytes that are there stay.
+    # The bytes kept stay as they are, even if they are not the canonical encoding.
     old = full().SerializeToString() + bytes([0xF8, 0x06, 0x01])
     assert accepted(old, new.SerializeToString(), NOTHING) is old
 
@@ -183,7 +183,7 @@ def test_another_node_is_refused_or_replaces_when_it_may(node: Node) -> None:
 
 
 def trees(dialect: SizeDialect, leaf: bytes = b"leaf") -> tuple[DirectoryNode, list[Directory]]:
-    """Return a root and all its directories: one of them in two places, two levels deep."""
+    """Return a root and its directories, two levels deep; one of them occurs in two places."""
     inner = Directory(files=[FileNode(leaf, FILE.digest, 7, executable=False)])
     middle = Directory([DirectoryNode(b"in", inner.digest(), inner.size(dialect))])
     outer = Directory(
@@ -203,7 +203,7 @@ def test_same_content_counted_in_the_other_way_is_the_same() -> None:
     assert found.node == new.node
     assert found.narinfo.signatures == old.narinfo.signatures
 
-    # What is not there cannot be compared.
+    # Directories that the store does not have cannot be compared.
     for known in (NOTHING, Contents(*old_directories), Contents(*old_directories[:1], *both_of())):
         with pytest.raises(AlreadyExistsError):
             accepted(old.SerializeToString(), new.SerializeToString(), known)
@@ -307,5 +307,5 @@ def test_signatures_are_limited() -> None:
         sign(old, f"many-{number}", 0)
     check_claims(old.SerializeToString())
     sign(new, "one more", 0)
-    with refused(PathInfoError, "too-many-signatures", match=f"at most {SIGNATURES_MAX}"):
+    with refused(PathInfoError, "too-many-signatures", match=f"the limit is {SIGNATURES_MAX}"):
         kept(old, new)

@@ -1,4 +1,4 @@
-"""Reading NARs: what the writer writes comes back; every other archive is refused."""
+"""Reading NARs: the reader accepts what the writer writes, and refuses every other archive."""
 
 import io
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Signatures and keys: published ones, and texts that are none."""
+"""Signatures and keys: published ones, and texts that are neither."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from appliance.errors import PathInfoError
 from appliance.nix.signing import PublicKey, SecretKey, Signature
 from tests.refusal import refused
 
-# Published, so never to be used.
+# These keys are published: never use them.
 SECRETS = {
     "do.not.use:sGPzxuK5WvWPraytx+6sjtaff866sYlfvErE6x0hFEhy5eqe7OVZ8ZMqZ/ME/HaRdKGNGvJkyGKXYTaeA6lR"
     "3A==": "do.not.use:cuXqnuzlWfGTKmfzBPx2kXShjRryZMhil2E2ngOpUdw=",

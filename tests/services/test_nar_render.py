@@ -1,4 +1,4 @@
-"""NARs of stored content: the published vectors, and what is wrong with content that fails."""
+"""Rendering NARs of stored content: the published vectors, and the errors."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Paths that are what is said of them, and what is reported of those that are not."""
+"""Verification: intact paths, and the errors reported for the others."""
 
 import asyncio
 import hashlib
@@ -78,7 +78,7 @@ class Stock:
         ca: str = "",
         references: Sequence[StorePath] = (),
     ) -> pathinfo_pb2.PathInfo:
-        """Return a PathInfo on whose record nothing is but what is given."""
+        """Return a PathInfo that states only what is given."""
         message = pathinfo_pb2.PathInfo(
             node=node_to_message(node._replace(name=path.basename().encode()))
         )
@@ -89,12 +89,12 @@ class Stock:
         return message
 
     def problems(self, *messages: pathinfo_pb2.PathInfo) -> list[VerifyError]:
-        """Put the paths, verify all there are, and return what is reported."""
+        """Put the paths, verify all of them, and return the errors reported."""
         found: list[VerifyError] = []
 
         async def work() -> None:
             for message in messages:
-                # Past `put`, which refuses what contradicts itself.
+                # Bypass `put`, which refuses a PathInfo that contradicts itself.
                 encoded = message.SerializeToString()
                 path_digest = read_path_info(encoded).path.digest
                 self.path_infos._path_infos[path_digest] = encoded
@@ -341,14 +341,14 @@ def test_flat_content_is_that_of_a_plain_file(root: str, method: str) -> None:
 def test_content_address_of_a_later_kind_is_let_go_by() -> None:
     stock = Stock()
     message = stock.path(stock.file(HELLO))
-    # Field 6 of the NARInfo: a CA whose kind is 99.
+    # Field 6 of the NARInfo: a CA of kind 99.
     message.narinfo.MergeFromString(b"\x32\x02\x08\x63")
 
     assert stock.problems(message) == []
 
 
 def made_content_addressed(root: Path, content: str) -> tuple[Path, dict[str, str | int]]:
-    """Have Nix make a path with its own path in it content-addressed; return where and what."""
+    """Let Nix make a self-referential path content-addressed; return its file and its record."""
     path = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-self"
     export = b"".join(
         [

@@ -120,7 +120,7 @@ def check_name(name: str) -> str:
     """
     if not 1 <= len(name) <= NAME_MAX:
         raise StorePathError(
-            f"{name!r}: name has {len(name)} characters, expected 1 to {NAME_MAX}",
+            f"{name!r}: has {len(name)} characters, expected 1 to {NAME_MAX}",
             rule="invalid-length",
         )
     if bad := _BAD_CHARACTER.search(name):

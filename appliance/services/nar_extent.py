@@ -53,7 +53,7 @@ class Extent(NamedTuple):
             )
         if self.nar_size > BYTES_MAX:
             raise NarTooLargeError(
-                f"NAR of {what} has {self.nar_size} bytes, the limit is {BYTES_MAX}"
+                f"{what} has a NAR of {self.nar_size} bytes, the limit is {BYTES_MAX}"
             )
 
 

@@ -80,7 +80,7 @@ def test_an_empty_argument_is_not_taken_for_the_working_directory_or_the_default
     [
         ("--name 'sp ace'", "--name 'sp ace': character ' ' at 2 is not allowed"),
         ("--name .-x", "--name '.-x': begins with a part that is . or .."),
-        ("--name ''", "--name '': a name has 1 to 211 characters"),
+        ("--name ''", "--name '': has 0 characters, expected 1 to 211"),
         ("/ --name x", "--name x: goes with one PATH only"),
     ],
 )

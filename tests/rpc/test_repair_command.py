@@ -1,4 +1,4 @@
-"""Damaged stores are whole again: by another import, by `verify --repair`, by a new cache."""
+"""Damaged stores are repaired: by another import, by `verify --repair`, by a new cache."""
 
 import hashlib
 import os
@@ -108,7 +108,7 @@ def forget_directories(made: Made) -> None:
     rewrite(made, schema.DIRECTORIES, lambda _value: None)
 
 
-# Those that an import meets by itself, as it compares what it has in hand; a file it does not read.
+# Damage that an import notices by itself, because it compares; it does not read stored files.
 SEEN = [remove, cut, garble_small_blobs, garble_directories, forget_blobs, forget_directories]
 ALL = [*SEEN, flip]
 

@@ -144,7 +144,7 @@ def test_a_dead_mount_that_cannot_be_taken_away_is_told_of(store: Path, mountpoi
     try:
         powerless = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
         done = run_to_its_end(store, mountpoint, prefix=powerless)
-        expected = f"appliance: mount point {mountpoint}: its dead mount cannot be taken away"
+        expected = f"appliance: mount point {mountpoint}: the dead mount cannot be unmounted"
         assert (done.returncode, done.stderr.splitlines()[1:]) == (1, [expected])
     finally:
         subprocess.run(["umount", "-l", mountpoint], check=True)
@@ -189,7 +189,7 @@ def test_a_mount_without_a_worker_gives_up(store: Path, mountpoint: Path, tmp_pa
     assert done.returncode == 1
     (last,) = the_reasons(done)
     assert last.startswith(f"appliance: mount point {mountpoint}: ")
-    assert last.endswith("5 workers died at their start")
+    assert last.endswith("5 workers died at startup")
 
 
 def stat_error(path: Path) -> int | None:
@@ -215,7 +215,9 @@ def test_a_dead_mount_of_another_program_is_left_alone(
         other.wait(DEADLINE_S)
         done = run_to_its_end(store, mountpoint)
         assert done.returncode == 1
-        assert done.stderr.endswith("a dead mount of type fuse.squashfuse, not ours\n")
+        assert done.stderr.endswith(
+            "a dead mount of type fuse.squashfuse, only fuse.appliance is replaced\n"
+        )
         assert is_mounted(mountpoint)
     finally:
         subprocess.run(["umount", "-l", mountpoint], check=True)

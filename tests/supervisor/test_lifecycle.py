@@ -218,7 +218,7 @@ def refusals(directory: Path) -> Sequence[tuple[list[str], int, str]]:
     socket_path = os.fspath(directory / "fs.sock")
     store = f"--store=lmdb://{directory}/store"
     return [
-        ([store, "/tmp/" + "x" * 120], 2, "longer than 107 bytes"),
+        ([store, "/tmp/" + "x" * 120], 2, "has 125 bytes, at most 107 are allowed"),
         ([store, os.fspath(file)], 2, "exists and is not a socket"),
         ([store, os.fspath(directory / "no" / "such" / "fs.sock")], 2, "No such file"),
         ([store], 2, "needs a SOCKET"),

@@ -99,6 +99,6 @@ def test_nobody_can_shrink_our_memory_under_a_mapping() -> None:
 def test_a_buffer_too_small_for_its_queues_is_refused() -> None:
     fd = os.memfd_create("small")
     os.ftruncate(fd, 64)
-    with pytest.raises(ValueError, match="greater than file size"):
+    with pytest.raises(ValueError, match="the file has 64 bytes, expected at least"):
         InflightMemory(fd, offset=0, num_queues=2, queue_size=1024)
     os.close(fd)

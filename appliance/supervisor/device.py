@@ -9,8 +9,8 @@ from appliance.errors import VhostError
 from appliance.session.session_memory import InflightMemory
 from appliance.supervisor.ring_worker import RingWorker
 from appliance.supervisor.runtime import Runtime
+from appliance.vhost._vhost_wire import Region
 from appliance.vhost.backend import VringConfig
-from appliance.vhost.guest_memory import Region
 
 # The FUSE minor version that a resumed session is assumed to have negotiated: the oldest one that
 # this program serves.

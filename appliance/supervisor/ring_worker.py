@@ -19,8 +19,8 @@ from appliance.supervisor.worker_process import (
     WorkerFailedError,
     WorkerProcess,
 )
+from appliance.vhost._vhost_wire import Region
 from appliance.vhost.backend import VringConfig
-from appliance.vhost.guest_memory import Region
 
 _LOG = logging.getLogger(__name__)
 # How long a worker may take to answer. This is more than it may take to drain its ring.

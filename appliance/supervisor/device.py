@@ -54,7 +54,7 @@ class Device:
         # The inflight buffer of each running ring. It may differ from `_inflight`, because a new
         # buffer is used only by rings that start after it came.
         self._recording: dict[int, InflightMemory] = {}
-        self._workers: dict[int, RingWorker] = {}
+        self._ring_workers: dict[int, RingWorker] = {}
 
     # --- Status ---
 
@@ -65,9 +65,9 @@ class Device:
     def workers(self) -> list[dict[str, object]]:
         """Return the pid, queues and number of restarts of each living worker, for `status`."""
         return [
-            {"pid": worker.pid, "queues": [queue], "restarts": worker.restarts}
-            for queue, worker in sorted(self._workers.items())
-            if worker.is_alive
+            {"pid": ring_worker.pid, "queues": [queue], "restarts": ring_worker.restarts}
+            for queue, ring_worker in sorted(self._ring_workers.items())
+            if ring_worker.is_alive
         ]
 
     # --- Guest memory ---
@@ -112,11 +112,11 @@ class Device:
             raise
 
     async def _set_memory(self, regions: dict[Region, int]) -> None:
-        # Changed in place, because every `RingWorker` holds this dictionary.
+        # Changed in place, because every RingWorker holds this dictionary.
         self._regions.clear()
         self._regions.update(regions)
-        for worker in self._workers.values():
-            await worker.update_memory()
+        for ring_worker in self._ring_workers.values():
+            await ring_worker.update_memory()
 
     # --- Rings ---
 
@@ -134,9 +134,9 @@ class Device:
             )
         if config.fresh:
             inflight.clear(index)
-        worker = self._workers.get(index)
-        if worker is None:
-            worker = self._workers[index] = RingWorker(
+        ring_worker = self._ring_workers.get(index)
+        if ring_worker is None:
+            ring_worker = self._ring_workers[index] = RingWorker(
                 index,
                 self.label,
                 self._runtime,
@@ -145,7 +145,7 @@ class Device:
             )
         self._recording[index] = inflight
         try:
-            await worker.start_ring(config, inflight)
+            await ring_worker.start_ring(config, inflight)
         except VhostError:
             self._end_recording(index)
             raise
@@ -153,13 +153,13 @@ class Device:
     async def stop_ring(self, index: int) -> int:
         """Drain ring `index` and return the avail index that it reached."""
         try:
-            return await self._workers[index].stop_ring()
+            return await self._ring_workers[index].stop_ring()
         finally:
             self._end_recording(index)
 
     async def set_call(self, index: int, fd: int | None) -> None:
         """Signal completions of ring `index` through `fd` (lent)."""
-        await self._workers[index].set_call(fd)
+        await self._ring_workers[index].set_call(fd)
 
     # --- Session ---
 
@@ -210,8 +210,8 @@ class Device:
     async def close(self) -> None:
         """End the workers, then close guest memory, the session and the inflight buffers."""
         # Concurrently, because each worker may take as long as the deadline for its end.
-        await asyncio.gather(*(worker.close() for worker in self._workers.values()))
-        self._workers.clear()
+        await asyncio.gather(*(ring_worker.close() for ring_worker in self._ring_workers.values()))
+        self._ring_workers.clear()
         for fd in self._regions.values():
             os.close(fd)
         self._regions.clear()

@@ -56,7 +56,7 @@ class Mount:
         self.failure = ""
         self.mountpoint = mountpoint
         self.session = runtime.new_session(num_workers)
-        self._workers = [MountWorker(slot, self, runtime) for slot in range(num_workers)]
+        self._mount_workers = [MountWorker(slot, self, runtime) for slot in range(num_workers)]
 
     def requests(self) -> dict[str, int]:
         """Return how many requests of each opcode were answered, by the opcode's name."""
@@ -65,14 +65,14 @@ class Mount:
     def workers(self) -> list[dict[str, object]]:
         """Return the pid, slot and number of restarts of each living worker, for `status`."""
         return [
-            {"pid": worker.pid, "queues": [slot], "restarts": worker.restarts}
-            for slot, worker in enumerate(self._workers)
-            if worker.is_alive
+            {"pid": mount_worker.pid, "queues": [slot], "restarts": mount_worker.restarts}
+            for slot, mount_worker in enumerate(self._mount_workers)
+            if mount_worker.is_alive
         ]
 
     async def start(self) -> None:
         """Start every worker; if one cannot be started, the mount fails (see `fail`)."""
-        await asyncio.gather(*(worker.start() for worker in self._workers))
+        await asyncio.gather(*(mount_worker.start() for mount_worker in self._mount_workers))
 
     def fail(self, reason: str) -> None:
         """Give the mount up because it could not be served when it was started."""
@@ -81,7 +81,7 @@ class Mount:
 
     async def close(self) -> None:
         """End the workers and close the session; a mount that is still in the tree is then dead."""
-        await asyncio.gather(*(worker.close() for worker in self._workers))
+        await asyncio.gather(*(mount_worker.close() for mount_worker in self._mount_workers))
         self.session.close()
 
 

@@ -190,13 +190,13 @@ def test_memory_that_cannot_be_mapped_is_refused_and_forgotten(tmp_path: Path) -
 
 
 def processes(device: Device) -> list[WorkerProcess]:
-    return [worker._process for worker in device._workers.values()]
+    return [ring_worker._process for ring_worker in device._ring_workers.values()]
 
 
 async def all_restarted(device: Device, restarts: int) -> None:
     """Return when each worker has died so often, and its successor serves."""
     await until(lambda: all(kept.restarts == restarts and kept.link for kept in processes(device)))
-    for queue in device._workers:
+    for queue in device._ring_workers:
         await device.set_call(queue, None)  # waits for what the start may have to do
 
 

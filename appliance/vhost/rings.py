@@ -169,7 +169,7 @@ class Rings:
 
     def _ring_untrusted(self, index: int) -> Vring:
         if index >= len(self._rings):
-            raise VhostError(f"ring {index} of {len(self._rings)}")
+            raise VhostError(f"ring {index}, expected 0 to {len(self._rings) - 1}")
         return self._rings[index]
 
     async def _settle(self, ring: Vring) -> None:

@@ -33,7 +33,7 @@ def test_memory_that_cannot_be_mapped_leaves_no_descriptor() -> None:
     os.close(lowest_free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 1, hard))
     try:
-        for _ in range(2):  # the second finds the one descriptor free again
+        for _ in range(2):  # the second time, the only free descriptor is free again
             with pytest.raises(OSError, match="Too many open files"):
                 SessionMemory.create(1)
             assert os.dup(0) == lowest_free

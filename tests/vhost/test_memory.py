@@ -1,4 +1,4 @@
-"""Which regions may stand in one table."""
+"""Which regions may be in one table."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The control channel: one Envelope per SOCK_SEQPACKET message, with descriptors beside it.
+"""The control channel: one Envelope per SOCK_SEQPACKET message, with file descriptors attached.
 
 Both ends belong to this program. A message that cannot be parsed is therefore a bug rather than bad
 input, and is not handled.

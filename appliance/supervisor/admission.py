@@ -102,7 +102,7 @@ def _limit() -> int:
 class WaitingFrontEnds:
     """Front-ends that wait for the one served on their socket to leave, at most one per socket.
 
-    The connections are lent: whoever accepted them closes them.
+    The connections are lent: the caller of `add` closes them.
     """
 
     def __init__(self) -> None:

@@ -156,6 +156,7 @@ class Mounter:
         ready = asyncio.create_task(_come_up(mount))
         ends = [asyncio.create_task(stop.wait()), asyncio.create_task(mount.ended.wait())]
         try:
+            # Until the mount answers or cannot be served, a signal comes, or the mount ends.
             await asyncio.wait([ready, *ends], return_when=asyncio.FIRST_COMPLETED)
             if ready.done() and not ready.exception():
                 flags = mount.session.memory.flags
@@ -172,6 +173,8 @@ class Mounter:
             for task in (ready, *ends):
                 task.cancel()
             error, *_ = await asyncio.gather(ready, *ends, return_exceptions=True)
+        # The error of `ready` is the reason only if nothing else has ended the mount, because an
+        # unmount makes the probe fail, too.
         reason = mount.failure or error
         if reason and (mount.failure or not (stop.is_set() or mount.ended.is_set())):
             raise MountError(f"mount point {mount.label}: {reason}")

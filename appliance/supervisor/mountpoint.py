@@ -49,7 +49,7 @@ class MountFlags(NamedTuple):
     source: str
     """What lists of mounts show as the source."""
     allows_other: bool
-    """Whether users other than the one who mounts have access."""
+    """Whether other users than the one that mounted it have access."""
     is_noexec: bool
     """Whether programs cannot be executed from the mount."""
 

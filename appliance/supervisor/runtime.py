@@ -1,4 +1,4 @@
-"""What every supervisor runs beside its front-ends or mount: resolver, fork server, status."""
+"""What every supervisor runs next to its front-ends or mount: resolver, fork server, status."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
@@ -33,7 +33,7 @@ class RuntimeConfig:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What `running` provides to whoever serves a front-end or a mount."""
+    """What `running` provides to the code that serves front-ends or a mount."""
 
     forker: Forker
     resolver: Resolver

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import socket
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -26,11 +25,12 @@ from appliance.services.contracts import Services
 from appliance.services.open_services import open_services
 from appliance.services.path_info_checks import CheckedPathInfoService
 from appliance.system.listening import (
+    announce_ready,
+    announce_stopping,
     claim_socket_path,
-    notify,
     raise_descriptor_limit,
     socket_mode,
-    told_to_stop,
+    stop_event,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def serve(config: DaemonConfig) -> None:
 
 
 async def _serve(config: DaemonConfig) -> None:
-    stopping = told_to_stop()
+    stopping = stop_event()
     opening = open_services(config.services, may_replace_paths=config.may_replace_paths)
     async with opening as services:
         listeners = _Listeners(Server(_served(services, config)))
@@ -73,10 +73,10 @@ async def _serve(config: DaemonConfig) -> None:
             for address in config.listen:
                 listeners.add(address)
             await listeners.start()
-            _say_ready(listeners.labels)
+            announce_ready(f"serving on {', '.join(listeners.labels)}")
             await stopping.wait()
         finally:
-            notify("STOPPING=1")
+            announce_stopping()
             await listeners.stop()
 
 
@@ -149,9 +149,3 @@ def _check_free(family: int, address: tuple[str, int] | str, where: str) -> None
             probe.bind(address)
         except OSError as exc:
             raise ConfigError(f"cannot listen on {where}: {exc.strerror or exc}") from exc
-
-
-def _say_ready(labels: Sequence[str]) -> None:
-    sys.stderr.write(f"READY: serving on {', '.join(labels)}\n")
-    sys.stderr.flush()
-    notify("READY=1")

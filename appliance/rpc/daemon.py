@@ -21,7 +21,7 @@ from appliance.rpc.listen import (
     inherited_socket,
 )
 from appliance.rpc.server import Server
-from appliance.services.addresses import ServiceAddresses, unix_target
+from appliance.services.addresses import GrpcAddress, ServiceAddresses, unix_target
 from appliance.services.contracts import Services
 from appliance.services.open_services import open_services
 from appliance.services.path_info_checks import CheckedPathInfoService
@@ -68,7 +68,9 @@ async def _serve(config: DaemonConfig) -> None:
     stopping = told_to_stop()
     opening = open_services(config.services, may_replace_paths=config.may_replace_paths)
     async with opening as services:
-        listeners = _Listeners(Server(_served(services, config)))
+        is_relay = isinstance(config.services.blobs, GrpcAddress)
+        server = Server(_served(services, config), verifies_blobs=is_relay)
+        listeners = _Listeners(server)
         try:
             for address in config.listen:
                 listeners.add(address)

@@ -48,10 +48,14 @@ _DESCRIPTORS: Final = (pathinfo_rpc_pb2.DESCRIPTOR, snix_store_pb2.DESCRIPTOR)
 
 
 class Server:
-    """Serves `services`; made and used on one event loop."""
+    """Serves `services`; created and used on one event loop.
 
-    def __init__(self, services: Services) -> None:
+    With `verifies_blobs`, blobs are verified before they are sent (see `BlobHandlers`).
+    """
+
+    def __init__(self, services: Services, *, verifies_blobs: bool = False) -> None:
         self._services = services
+        self._blobs = BlobHandlers(services.blobs, verifies=verifies_blobs)
         self._edge = Edge()
         self._server = grpc.aio.server(
             options=_SERVER_OPTIONS, maximum_concurrent_rpcs=_ALL_CALLS_MAX
@@ -100,7 +104,7 @@ class Server:
 
     def _add_family(self, family: Family) -> None:
         handlers: Mapping[str, Mapping[str, Handler]] = {
-            family.blobs(): BlobHandlers(self._services.blobs).methods(self._edge),
+            family.blobs(): self._blobs.methods(self._edge),
             family.directories(): DirectoryHandlers(self._services.directories).methods(self._edge),
             family.path_infos(): PathInfoHandlers(self._services.path_infos).methods(self._edge),
         }

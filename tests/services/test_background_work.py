@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from appliance.errors import StoreError
-from appliance.services.fetch import RUNNING_MAX, BackgroundWork, Work
+from appliance.services.tasks import RUNNING_MAX, BackgroundWork, Work
 
 DEADLINE_S = 30
 

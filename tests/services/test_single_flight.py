@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from appliance.resolve.resolver import SingleFlight
+from appliance.services.tasks import SingleFlight
 
 
 def test_those_who_come_meanwhile_share_one_run_and_its_failure() -> None:

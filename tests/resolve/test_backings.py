@@ -23,7 +23,8 @@ def test_content_that_cannot_be_had_has_no_backing_file(error: Exception) -> Non
     async def main() -> None:
         backings = Backings(-1, fail)
         for _ in range(2):
-            assert await asyncio.gather(backings.take(WANT), backings.take(WANT)) == [0, 0]
+            taken = await asyncio.gather(backings.take(WANT), backings.take(WANT))
+            assert [*taken] == [0, 0]
             backings.release(WANT.nodeid)
             backings.release(WANT.nodeid)
 

@@ -71,7 +71,8 @@ class GrpcDirectoryService:
                 yield directory
         if received and expected:
             raise ContentMissingError(
-                f"{self._peer.name}: directory {digest}: {len(expected)} directories below it are missing from the answer"
+                f"{self._peer.name}: directory {digest}: "
+                f"{len(expected)} directories below it are missing from the answer"
             )
 
     async def put(self, directory: Directory) -> Digest:

@@ -14,7 +14,6 @@ from appliance.errors import InvalidRequestError
 from appliance.protos import castore_rpc_pb2 as pb
 from appliance.services.contracts import Buffer
 
-
 # Bytes in one message received. A directory of 50,000 entries takes that much. Other servers stop
 # at 4 MiB, so content is sent in pieces of less than that.
 MESSAGE_MAX: Final = 16 << 20

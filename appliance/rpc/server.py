@@ -34,11 +34,11 @@ _PROBE_INTERVAL_S: Final = 5.0
 _PROBE_TIMEOUT_S: Final = 5.0
 # How long the last calls may take to reach their handlers after the server stopped accepting.
 _SETTLE_S: Final = 0.1
-# Calls on one connection, so that one client does not take all the room. gRPC counts a call for some
-# time after its end and refuses a call beyond the limit, so this is far more than a client needs.
+# Calls on one connection, so that one client does not take all the room. gRPC counts a call for
+# some time after its end and refuses one beyond the limit, so this is far more than a client needs.
 _STREAMS_MAX: Final = CALLS_MAX // 2
-# All calls, including those that are refused or have not sent their request yet. gRPC itself refuses
-# more.
+# All calls, including those that are refused or have not sent their request yet. More of them are
+# refused by gRPC itself.
 _ALL_CALLS_MAX: Final = 2 * (CALLS_MAX + WATCHES_MAX)
 # The newer name of the reflection service.
 _REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
@@ -117,8 +117,8 @@ class Server:
         await stopping
 
     async def _wait_idle(self) -> None:
-        # Calls to the services end by themselves, watches of health do not. The last calls may still
-        # be on their way to their handlers.
+        # Calls to the services end by themselves, watches of health do not. The last calls may be on
+        # their way to their handlers still.
         await asyncio.sleep(_SETTLE_S)
         await self._edge.wait_idle()
 
@@ -258,7 +258,7 @@ class Health:
 def _service_untrusted(request: bytes) -> str:
     if len(request) > _REQUEST_MAX:
         raise InvalidRequestError(
-            f"health request has {len(request)} bytes, at most {_REQUEST_MAX} are taken"
+            f"health request has {len(request)} bytes, expected at most {_REQUEST_MAX}"
         )
     service: str = decode_untrusted(pb.HealthCheckRequest, request).service
     return service

@@ -77,13 +77,12 @@ class _Siblings:
 # for the next file only after it has the last one. Fetching the next files while the first one is
 # on its way hides those round trips.
 #
-# What is guessed: blobs that fit into a record of the cache (`INLINE_MAX` bytes). Larger blobs cost
-# bandwidth rather than round trips, and a wrong guess would be expensive. Empty ones need no fetch.
+# What is guessed: blobs that fit into a record of the cache (`INLINE_MAX` bytes), for which a wrong
+# guess costs little. Empty ones need no fetch.
 #
 # From what: from the order of names in the Directories that were loaded, and from misses. A miss is
 # a file that a worker wants because the cache lacks it. The guess is that the reader goes through
-# the directory in the order of names, as `tar`, `cp -r`, `grep -r` and most programs do that load
-# all modules of a package. Reads that the cache answers are not seen here, and need not be.
+# the directory in the order of names. Reads that the cache answers are not seen here.
 #
 # How far ahead: 8 files after the first miss in a directory; 16, 32 and then 64 after each further
 # one. Every file is named once: a miss of a file that is being fetched already moves the window on
@@ -93,16 +92,17 @@ class _Siblings:
 # the first subdirectory, else to the next one beside it, else to the next one beside a parent.
 # They inherit the number of misses, so a walk through many small directories keeps its pace.
 #
-# What bounds it: 64 files for each miss, and `bytes_max` bytes in all of them (at most a sixteenth
-# of the cache, so that a guess cannot evict what is in use); 64 directories visited and 64 levels
-# climbed, as equal directories in several places make the walk go round; 65,536 things remembered,
-# the least recently used directory forgotten first.
+# What bounds it: 64 files for each miss, and `bytes_max` bytes in all of them (at most 1 MiB and a
+# sixteenth of the cache, so that guesses evict little); 64 directories visited and 64 levels
+# climbed, as equal directories in several places make the walk go round; 65,536 directories and
+# files remembered, the least recently used directory forgotten first.
 #
-# Why it delays nobody: what is named is `BackgroundWork` of the fetcher. It begins after the fetch
-# of the missed file has begun, pauses while fetches that a guest waits for begin and run (for 50 ms
-# each, as slower ones wait for their peer), and at most 16 run at a time. It takes none of the
-# places of other fetches, gives up if the cache has no room, and its errors are dropped. A guest
-# that wants a file which is being fetched ahead waits for that fetch instead of a second one.
+# Why it never delays what somebody waits for: the files are fetched as `BackgroundWork` of the
+# fetcher. That begins after the fetch of the missed file. It starts nothing while a fetch is under
+# way that a guest waits for (during the first 50 ms of that fetch: a slower one waits for its peer
+# and not for this process), and runs at most 16 fetches at a time. These take none of the places of
+# other fetches, give up if the cache has no room, and drop their errors. A guest that wants a file
+# which is being fetched ahead waits for that fetch; there is no second one.
 
 
 class SmallFiles:

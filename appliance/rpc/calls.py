@@ -42,7 +42,7 @@ _NUM_PLACES: Final = 8
 # messages take their time. Clients that send small ones, or have been slow before, get less.
 _PATIENCE_S: Final = 1.0
 _SHORT_PATIENCE_S: Final = 0.1
-# Bytes from which on a message is a large one.
+# Messages of at least this many bytes count as large.
 _LARGE_MIN: Final = 2 * CONTENT_MAX
 # How long the rest of a refused stream is received: in all, and while nothing arrives.
 _DRAIN_S: Final = 30.0

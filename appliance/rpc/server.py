@@ -117,8 +117,8 @@ class Server:
         await stopping
 
     async def _wait_idle(self) -> None:
-        # Calls to the services end by themselves, watches of health do not. The last calls may be on
-        # their way to their handlers still.
+        # Calls to the services end by themselves, watches of health do not. The last calls may not
+        # have reached their handlers yet.
         await asyncio.sleep(_SETTLE_S)
         await self._edge.wait_idle()
 

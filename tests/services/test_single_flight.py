@@ -7,7 +7,7 @@ import pytest
 from appliance.services.tasks import SingleFlight
 
 
-def test_those_who_come_meanwhile_share_one_run_and_its_failure() -> None:
+def test_equal_work_under_way_is_shared_and_so_is_its_failure() -> None:
     async def main() -> None:
         flights: SingleFlight[str, int] = SingleFlight()
         runs: list[str] = []

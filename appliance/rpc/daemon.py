@@ -79,8 +79,8 @@ async def _serve(config: DaemonConfig) -> None:
     stopping = told_to_stop()
     opening = open_services(config.services, may_replace_paths=config.may_replace_paths)
     async with opening as services:
-        # Clients verify what this host has in its store, but not every client does. What another
-        # peer sends is verified before it is passed on.
+        # Clients verify what comes from a store of this host (see `BlobReader`). What comes from
+        # another peer is verified before it is passed on.
         is_of_peer = isinstance(config.services.blobs, GrpcAddress)
         server = Server(_served(services, config), verifies_blobs=is_of_peer)
         listeners = _Listeners(server)

@@ -97,6 +97,7 @@ class ContentLoader:
         self._thread = ThreadPoolExecutor(1, "images")
         self._ahead = BackgroundWork()
         self._directories: SingleFlight[Digest, Directory] = SingleFlight()
+        self._paths: SingleFlight[bytes, Node] = SingleFlight()
         self._listings: SingleFlight[None, None] = SingleFlight()
         self._added: set[Digest] = set()
         self._next_directory: dict[Digest, Digest] = {}
@@ -108,21 +109,7 @@ class ContentLoader:
 
     async def find_path(self, name: bytes) -> Node:
         """Return the root node of the store path with this base name; ENOENT if there is none."""
-        digest = path_digest(name)
-        known = await self._run(lambda: self._known_path_info(digest))
-        if known is not None:
-            return root_node(name, known)
-        if self._absent_until_s.get(name, 0.0) > time.monotonic():
-            raise OSError(ENOENT, f"{name!r} was not there a moment ago")
-        encoded = await self._get(
-            self._services.path_infos.get(digest), f"path {name.decode('latin-1')}"
-        )
-        if encoded is None:
-            self._note_absent(name)
-            raise OSError(ENOENT, f"{name!r} is not there")
-        node = root_node(name, encoded)
-        await self._run(lambda: self._keep_path_info(digest, encoded))
-        return node
+        return await self._paths.do(name, partial(self._find_path, name))
 
     async def list_paths(self) -> RootListing:
         """Return all paths, from a listing that is a few seconds old at most if possible."""
@@ -166,6 +153,7 @@ class ContentLoader:
         """Cancel what is under way and end the thread; `services` and `fetcher` stay open."""
         await self._ahead.close()
         await self._directories.close()
+        await self._paths.close()
         await self._listings.close()
         self._thread.shutdown()
 
@@ -211,6 +199,23 @@ class ContentLoader:
         return directory
 
     # --- The root ---
+
+    async def _find_path(self, name: bytes) -> Node:
+        digest = path_digest(name)
+        known = await self._run(lambda: self._known_path_info(digest))
+        if known is not None:
+            return root_node(name, known)
+        if self._absent_until_s.get(name, 0.0) > time.monotonic():
+            raise OSError(ENOENT, f"{name!r} was not there a moment ago")
+        encoded = await self._get(
+            self._services.path_infos.get(digest), f"path {name.decode('latin-1')}"
+        )
+        if encoded is None:
+            self._note_absent(name)
+            raise OSError(ENOENT, f"{name!r} is not there")
+        node = root_node(name, encoded)
+        await self._run(lambda: self._keep_path_info(digest, encoded))
+        return node
 
     def _note_absent(self, name: bytes) -> None:
         self._absent_until_s[name] = time.monotonic() + _ABSENT_S

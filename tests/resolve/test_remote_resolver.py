@@ -7,9 +7,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from appliance.castore.digest import EMPTY_DIGEST
-from appliance.resolve.remote import RemoteResolver, open_remote
+from appliance.resolve.remote import ContentLoader, RemoteResolver, open_remote
 from appliance.resolve.resolver import SessionGrants
 from appliance.services.addresses import MemoryAddress, ServiceAddresses
+from appliance.services.contracts import Services
+from appliance.services.memory_services import (
+    MemoryBlobService,
+    MemoryDirectoryService,
+    MemoryPathInfoService,
+)
 from appliance.session.grants import GrantTable
 from appliance.session.wants import (
     BackingWanted,
@@ -19,6 +25,7 @@ from appliance.session.wants import (
     RootNameWanted,
     Want,
 )
+from appliance.store.store import Store
 from tests.fs.guest import basename
 
 ADDRESSES = ServiceAddresses(MemoryAddress(), MemoryAddress(), MemoryAddress())
@@ -56,3 +63,33 @@ def test_every_want_is_answered_with_an_errno(tmp_path: Path) -> None:
                 assert await resolver.resolve(want, session) == answer, want
 
     asyncio.run(main())
+
+
+class CountedPathInfos(MemoryPathInfoService):
+    def __init__(self) -> None:
+        super().__init__(MemoryBlobService(), MemoryDirectoryService())
+        self.num_asked = 0
+
+    async def get(self, path_digest: bytes) -> bytes | None:
+        self.num_asked += 1
+        await asyncio.sleep(0.05)
+        return await super().get(path_digest)
+
+
+def test_equal_names_wanted_at_once_are_one_request(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store", create=True)
+    path_infos = CountedPathInfos()
+    services = Services(MemoryBlobService(), MemoryDirectoryService(), path_infos)
+
+    async def main() -> None:
+        loader = ContentLoader(services, store, None, None)
+        names = [basename("one"), basename("other")] * 5
+        finding = [loader.find_path(name) for name in names]
+        found = await asyncio.gather(*finding, return_exceptions=True)
+        errnos = {error.errno for error in found if isinstance(error, OSError)}
+        assert (len(found), errnos) == (10, {errno.ENOENT})
+        await loader.close()
+
+    asyncio.run(main())
+    store.close()
+    assert path_infos.num_asked == 2

@@ -96,7 +96,7 @@ def default_state_dir(services: ServiceAddresses, environ: Mapping[str, str] = o
             return beside
     import hashlib
 
-    name = hashlib.sha256(repr(services).encode()).hexdigest()[:16]
+    name = hashlib.sha256(services.canonical().encode()).hexdigest()[:16]
     return default_store(environ).with_name(f"remote-{name}.state")
 
 

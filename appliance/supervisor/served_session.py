@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from appliance.fuse_proto._fuse_wire import Opcode
-from appliance.resolve.resolver import Resolver, SessionResolving
+from appliance.resolve.resolver import Resolver, SessionGrants
 from appliance.session.grants import GrantTable
 from appliance.session.session_memory import COUNTERS_PER_QUEUE, SessionMemory
 from appliance.session.wants import Want
@@ -24,7 +24,7 @@ class ServedSession:
             self.memory.close()
             raise
         self._resolver = resolver
-        self._resolving = SessionResolving(resolver, self.grants)
+        self._session_grants = SessionGrants(self.grants)
 
     @property
     def fds(self) -> Sequence[int]:
@@ -32,8 +32,8 @@ class ServedSession:
         return self.memory.fd, self.grants.fd
 
     async def resolve(self, want: Want) -> int:
-        """See `SessionResolving.resolve`."""
-        return await self._resolving.resolve(want)
+        """See `Resolver.resolve`."""
+        return await self._resolver.resolve(want, self._session_grants)
 
     def cache_used(self, keys: Sequence[bytes]) -> None:
         """See `Resolver.used`."""

@@ -26,7 +26,7 @@ from appliance.errors import ApplianceError, ConfigError
 EXIT_USAGE: Final = 1
 EXIT_FAILURE: Final = 32
 
-_SWITCHES: Final = frozenset({"list_root", "allow_other", "passthrough", "noexec", "json"})
+_SWITCHES: Final = frozenset({"list_root", "allow_other", "passthrough", "noexec"})
 _VALUED: Final = frozenset(
     {
         "store",
@@ -39,6 +39,7 @@ _VALUED: Final = frozenset(
         "inodes",
         "fsname",
         "log_level",
+        "log_format",
     }
 )
 # Those of mount(8), of fuse(8), and what the kernel lists of a mount, which a remount brings along.

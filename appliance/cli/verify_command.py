@@ -1,4 +1,4 @@
-"""`appliance verify`: what is stored is read and checked, what is wrong is marked, and repaired."""
+"""`appliance verify`: read and check what is stored, and mark or repair what is damaged."""
 
 import argparse
 import sys
@@ -6,7 +6,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance.cli.options import service_addresses, state_dir
+from appliance.cli.options import (
+    add_json_option,
+    add_log_options,
+    add_service_options,
+    add_state_option,
+    service_addresses,
+    state_dir,
+)
 from appliance.cli.output import print_json, write_line
 from appliance.cli.terminal import progress_line
 from appliance.errors import ConfigError, ReadOnlyStoreError, StoreError
@@ -28,35 +35,39 @@ _PROGRESS_INTERVAL_S: Final = 0.1
 _CACHE_DIRECTORY: Final = "cache"
 
 
-def add_verify(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
+def add_verify(commands: "Subparsers") -> None:
     """Add the command."""
     command = commands.add_parser(
         "verify",
-        parents=parents,
-        help="read all that is in store paths, of all when none is given, and say what is not as "
-        "it should be: contents, NARs, content addresses; what is damaged in a store of this "
-        "machine is marked, and replaced when it is put again",
-    )
-    command.add_argument("paths", nargs="*", metavar="PATH")
-    command.add_argument(
-        "--closure", action="store_true", help="verify what the paths refer to, too"
+        usage="%(prog)s [OPTION]... [PATH]...",
+        help="read and check the contents of store paths, and repair them",
+        description="Read all contents of each PATH, or of all store paths if no PATH is given, "
+        "and report each content, NAR and content address that is wrong. What is damaged in a "
+        "store on this machine is marked, and is replaced when it is put again.",
     )
     command.add_argument(
-        "--repair", action="store_true", help="put again what is damaged, and verify that"
+        "paths", nargs="*", metavar="PATH", help="a store path, with or without /nix/store/"
     )
     command.add_argument(
+        "--closure", action="store_true", help="also verify all store paths that PATHs refer to"
+    )
+    add_json_option(command)
+    add_state_option(command, "if no PATH is given, also verify the cache of remote blobs in DIR")
+    repair = command.add_argument_group("repair")
+    repair.add_argument(
+        "--repair",
+        action="store_true",
+        help="replace what is damaged, and verify the replacement",
+    )
+    repair.add_argument(
         "--from",
         dest="source",
         metavar="URI|TREE",
-        help="where --repair has contents from: the address of another store, or a directory "
+        help="take contents for --repair from the store at the address URI, or from a directory "
         "with the same files",
     )
-    command.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        help="where the cache of blobs from elsewhere is, which is verified if no PATH is given "
-        "(default: beside the store; or APPLIANCE_STATE_DIR)",
-    )
+    add_service_options(command)
+    add_log_options(command)
     command.set_defaults(run=_run_verify)
 
 
@@ -66,7 +77,7 @@ def _run_verify(options: argparse.Namespace) -> None:
     from appliance.services.store_view import parse_path
 
     if options.source is not None and not options.repair:
-        raise ConfigError("--from: says where --repair has contents from")
+        raise ConfigError("--from: expected --repair, too")
     paths = [parse_path(text)[0] for text in options.paths]
     addresses = service_addresses(options)
     source = None if options.source is None else _source_of(options.source)

@@ -45,7 +45,13 @@ class PathEnd(NamedTuple):
 
 
 class Sink(Protocol):
-    """What takes in an import: a store, or services."""
+    """Where an import goes: a local store, or services."""
+
+    def new_batch(self) -> Batch:
+        """Return an empty batch for `commit`; its `add_blob` copies contents into the sink's form.
+
+        So contents are copied once, and the caller need not know how a store keeps them.
+        """
 
     def commit(self, batch: Batch) -> Iterator[PathEnd]:
         """Make everything in `batch` durable; takes over its files in any case.
@@ -71,8 +77,8 @@ class Committer:
         self._sink = sink
         self._hashers = hashers
         # Of the paths that are complete, and of the one in hand.
-        self._complete = Batch()
-        self._current = Batch()
+        self._complete = sink.new_batch()
+        self._current = sink.new_batch()
         # Blobs in `_complete` and in the commits before.
         self._known: set[bytes] = set()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
@@ -109,8 +115,8 @@ class Committer:
                 _write(path, ring[offset : offset + size])
                 current.add_file(digest, path, file_size)
             else:
-                # The record for the store begins one byte before the content.
-                current.add_blob_record(digest, bytes(ring[offset - 1 : offset + size]))
+                # Copied out of the ring once, into the form that the sink keeps it in.
+                current.add_blob(digest, ring[offset : offset + size])
         hasher.give_back(all_used)
 
     def add_directory(self, digest: bytes, encoded: bytes) -> None:
@@ -129,7 +135,7 @@ class Committer:
         What a commit took along already stays: whole blobs and directories that no path has.
         """
         self._current.discard()
-        self._current = Batch()
+        self._current = self._sink.new_batch()
 
     def commit_if_large(self) -> Iterator[StorePath]:
         """Begin a commit if it is time, and yield the paths that became durable meanwhile."""
@@ -161,7 +167,7 @@ class Committer:
 
     def _begin_commit(self) -> None:
         self._keep_current()
-        batch, self._complete = self._complete, Batch()
+        batch, self._complete = self._complete, self._sink.new_batch()
         self._commit = self._executor.submit(self._run_commit, batch)
 
     def _run_commit(self, batch: Batch) -> None:
@@ -199,7 +205,7 @@ class Committer:
     def _keep_current(self) -> None:
         self._known |= self._current.blobs.keys() | self._current.files.keys()
         self._complete.merge(self._current)
-        self._current = Batch()
+        self._current = self._sink.new_batch()
 
 
 def _write(path: str, content: memoryview) -> None:
@@ -283,6 +289,10 @@ class ImportRun:
 class _LocalSink:
     def __init__(self, store: Store) -> None:
         self._store = store
+
+    def new_batch(self) -> Batch:
+        """See `Sink.new_batch`: its blobs are records of the store."""
+        return Batch()
 
     def commit(self, batch: Batch) -> Iterator[PathEnd]:
         """See `Sink.commit`: all paths in one transaction, or none."""

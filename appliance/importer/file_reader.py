@@ -43,9 +43,6 @@ class Reading(NamedTuple):
 class FileReader:
     """Reads files whole, each framed as an entry of a NAR, and hashes them.
 
-    The last byte of a frame before the content is that of a length, 0, the prefix of a blob's
-    record in the store (`schema.INLINE`).
-
     Args:
         ring: shared memory, writable.
         file_max: bytes of the largest file that it reads.

@@ -25,7 +25,7 @@ from appliance.importer.records import (
 )
 from appliance.importer.roots import CHANGED, Identity, identity_of, open_directory, reason
 from appliance.importer.staging import Holes, StagingError, StagingFile
-from appliance.store.schema import INLINE, INLINE_MAX
+from appliance.store.schema import INLINE_MAX
 
 # The largest piece of a file in the ring at once.
 PIECE_MAX: Final = 1 << 20
@@ -36,7 +36,6 @@ _CONTENT_MAX: Final = 1 << 20
 # Room for a small file; what is larger asks for more.
 _ROOM_MIN: Final = INLINE_MAX + FRAME_EXTRA_MAX
 _ROOM_MAX: Final = PIECE_MAX + FRAME_EXTRA_MAX
-_INLINE_PREFIX: Final = bytes([INLINE])
 _MESSAGE_MAX: Final = 1 << 16
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _NO_STAGED: Final = 0
@@ -195,7 +194,7 @@ class HasherLoop:
         if size > INLINE_MAX:
             self._read_large(fd, before)
             return
-        start, content = self._reserve_piece(size, _INLINE_PREFIX)
+        start, content = self._reserve_piece(size)
         _fill(fd, 0, content, size)
         _check_unchanged(fd, before)
         digest = blake3(content[:size]).digest()
@@ -254,15 +253,13 @@ class HasherLoop:
         self._put(HashKind.LAST, before, start, size, number, digest)
         return digest
 
-    def _reserve_piece(self, size: int, prefix: bytes = b"") -> tuple[int, memoryview]:
-        """Find room for a piece, behind `prefix`; return where in the ring, and the room.
+    def _reserve_piece(self, size: int) -> tuple[int, memoryview]:
+        """Find room for a piece; return its offset in the ring, and the room.
 
-        That is one byte more: it shows the end of a file without another read.
+        The room is one byte larger than the piece, so that reading a file into it shows that the
+        file has ended without another read.
         """
-        start = self._reserve(len(prefix) + size + 1)
-        self._ring[start : start + len(prefix)] = prefix
-        start += len(prefix)
-        self._skipped += len(prefix)
+        start = self._reserve(size + 1)
         return start, self._ring[start : start + size + 1]
 
     def _reserve(self, size: int) -> int:

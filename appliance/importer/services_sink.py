@@ -20,7 +20,6 @@ from appliance.nix.path_info import read_path_info
 from appliance.services.addresses import ServiceAddresses
 from appliance.services.contracts import Buffer, Services
 from appliance.services.open_services import LoopThread, open_services
-from appliance.store import schema
 from appliance.store.batch import Batch, StagedFile
 
 # Small blobs are all latency, large ones all memory.
@@ -53,6 +52,15 @@ def open_sink(addresses: ServiceAddresses, dialect: SizeDialect) -> Iterator["Se
         thread.close()
 
 
+class ContentBatch(Batch):
+    """A batch whose `blobs` are contents, where those of its base class are records of a store."""
+
+    def add_blob(self, digest: bytes, content: bytes | bytearray | memoryview) -> None:
+        """Add a blob; the content is copied."""
+        self.blobs[digest] = bytes(content)
+        self.size_bytes += len(content)
+
+
 class ServicesSink:
     """Takes in batches; the `Sink` of a `Committer`.
 
@@ -70,6 +78,10 @@ class ServicesSink:
         self._asking = _Asking()
         self._task: asyncio.Task[None] | None = None
         self._is_interrupted = False
+
+    def new_batch(self) -> ContentBatch:
+        """See `Sink.new_batch`."""
+        return ContentBatch()
 
     def commit(self, batch: Batch) -> Iterator[PathEnd]:
         """See `Sink.commit`."""
@@ -130,10 +142,10 @@ class ServicesSink:
         small = asyncio.Semaphore(_SMALL_UPLOADS_MAX)
         large = asyncio.Semaphore(_LARGE_UPLOADS_MAX)
 
-        async def put_small(digest: bytes, record: bytes | memoryview) -> None:
+        async def put_small(digest: bytes, content: bytes | memoryview) -> None:
             async with small:
                 if not self._asking.is_worthwhile() or not await self._has(Digest(digest)):
-                    await self._put_blob(Digest(digest), [schema.inline_content(record)])
+                    await self._put_blob(Digest(digest), [content])
 
         async def put_large(digest: bytes, file: StagedFile) -> None:
             async with large:
@@ -142,8 +154,8 @@ class ServicesSink:
 
         try:
             async with asyncio.TaskGroup() as group:
-                for digest, record in batch.blobs.items():
-                    group.create_task(put_small(digest, record))
+                for digest, content in batch.blobs.items():
+                    group.create_task(put_small(digest, content))
                 for digest, file in batch.files.items():
                     group.create_task(put_large(digest, file))
         except ExceptionGroup as exc:

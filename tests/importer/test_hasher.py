@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 from blake3 import blake3
 
-from appliance.importer.hasher import PIECE_MAX, HasherLoop, Links
+from appliance.importer.hasher import PIECE_MAX, HardLinks, HasherLoop
 from appliance.importer.records import HASH_RECORD, HashKind, HashRecord, pack_root_request
 from appliance.importer.walk import open_root
 
@@ -92,7 +92,7 @@ def test_a_file_that_changed_since_is_another_one(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"one")
     (tmp_path / "link").hardlink_to(path)
-    links = Links()
+    links = HardLinks()
     links.remember(path.stat(), b"digest")
     assert links.digest((tmp_path / "link").stat()) == b"digest"
     path.chmod(0o755)
@@ -104,7 +104,7 @@ def test_no_more_than_so_many_files_are_remembered(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"")
     (tmp_path / "link").hardlink_to(path)
-    links = Links()
+    links = HardLinks()
     fields = list(path.stat())
     for inode in range(100_000):
         fields[1] = inode

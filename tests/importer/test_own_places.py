@@ -107,5 +107,5 @@ def test_on_the_way_to_services_large_files_are_not_imported_from_where_they_wai
     assert above.startswith("contains the store ")
     waiting = tmp_path / f"appliance-import-{os.geteuid()}"
     assert excluded[identity_of(waiting.stat())] == (
-        f"is where this import keeps large files for a while, {waiting}"
+        f"is the staging directory of this import, {waiting}"
     )

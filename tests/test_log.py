@@ -123,7 +123,7 @@ def test_any_number_of_sources_has_a_bounded_number_of_lines(lines: Lines) -> No
             complain(number)
     handler = logging.getLogger().handlers[0]
     assert isinstance(handler, log._LimitedHandler)
-    assert len(handler._untold) <= log._UNTOLD_MAX
+    assert len(handler._unreported) <= log._UNREPORTED_MAX
     assert len(lines()) <= CAPACITY * BURST
 
 

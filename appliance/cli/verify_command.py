@@ -101,7 +101,15 @@ def _source_of(text: str) -> "ServiceAddresses | Path":
 
 
 class _Run:
-    """One run of the command."""
+    """One run of the command.
+
+    Args:
+        addresses: the services to verify.
+        paths: the store paths to verify; empty for all.
+        line: shows the progress.
+        is_json: whether problems are printed as JSON, all at the end.
+        takes_closures: whether to verify the references of the paths, too.
+    """
 
     def __init__(
         self,
@@ -129,10 +137,15 @@ class _Run:
         *,
         is_repairing: bool,
     ) -> None:
-        """Verify; mark what is damaged, or repair it.
+        """Verify, mark what is damaged, and repair it if `is_repairing`.
+
+        Args:
+            source: where a repair takes contents from, beside the services themselves.
+            cache: directory of the cache of remote blobs to verify, if any.
+            is_repairing: whether to repair.
 
         Raises:
-            StoreError: something is wrong.
+            StoreError: something is damaged, and was not repaired.
         """
         from appliance.services.open_services import open_services
 
@@ -144,7 +157,7 @@ class _Run:
             repairer = await self._repairer(stores, source)
             first = last = await self._verify(services, self._paths)
             await repairer.mark(last.damaged.values())
-            # What is below a directory is seen, and repaired, when the directory is.
+            # What is below a damaged directory is found only once the directory is repaired.
             while is_repairing and await self._repair(repairer, last):
                 last = await self._verify(services, last.failed)
                 await repairer.mark(last.damaged.values())
@@ -181,7 +194,9 @@ class _Run:
                 stores[path] = AsyncStore.open(path, or_readonly=True)
                 self._stack.callback(stores[path].close)
                 if is_repairing and not stores[path].store.is_writable:
-                    raise ReadOnlyStoreError(f"{path}: --repair: this user may not write to it")
+                    raise ReadOnlyStoreError(
+                        f"{path}: --repair: this user may not write to the store"
+                    )
         return stores
 
     async def _repairer(
@@ -239,10 +254,10 @@ class _Run:
 
         for path, opened in stores.items():
             for digest in wrong_images(opened.store):
-                problem = f"{path}: image of directory {digest}: is not the one made of it"
+                problem = f"{path}: image of directory {digest}: does not match the directory"
                 if opened.store.is_writable:
                     drop_image(opened.store, digest)
-                    problem += ", and was dropped"
+                    problem += ", and was removed"
                 self._say(problem)
                 if is_repairing:
                     self._num_repaired += 1
@@ -256,12 +271,12 @@ class _Run:
         if not has_cache(path):
             return
         try:
-            cache = BlobCache(path, sys.maxsize)  # which evicts nothing
+            cache = BlobCache(path, sys.maxsize)  # so that nothing is evicted
         except NotWritableError:
             return
         try:
             for digest in cache.drop_damaged():
-                self._say(f"{path}: blob {digest}: the content had another digest, and was dropped")
+                self._say(f"{path}: blob {digest}: the content had another digest, and was removed")
                 if is_repairing:
                     self._num_repaired += 1
                 else:
@@ -273,7 +288,7 @@ class _Run:
         self._say(str(error))
 
     def _say(self, problem: str) -> None:
-        # What could not be repaired is met again when that is verified.
+        # A problem that could not be repaired is found again when the repair is verified.
         if problem in self._problems:
             return
         self._problems.append(problem)

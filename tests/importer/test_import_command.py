@@ -81,7 +81,7 @@ def test_an_empty_argument_is_not_taken_for_the_working_directory_or_the_default
         ("--name 'sp ace'", "--name 'sp ace': character ' ' at 2 is not allowed"),
         ("--name .-x", "--name '.-x': begins with a part that is . or .."),
         ("--name ''", "--name '': a name has 1 to 211 characters"),
-        ("/ --name x", "--name x: goes with one PATH only"),
+        ("/ --name x", "--name x: there are 2 PATHs, expected one"),
     ],
 )
 def test_a_name_that_no_store_path_has_is_bad_usage(

@@ -151,7 +151,7 @@ def test_the_limit_is_that_of_the_encoding_to_the_byte(
         size = len(store.directory(txn, info.node.digest) or b"")
     store.close()
     for limit in (size, size - 1):
-        monkeypatch.setattr("appliance.importer.listing.ENCODED_MAX", limit)
+        monkeypatch.setattr("appliance.importer.walk.ENCODED_MAX", limit)
         monkeypatch.setattr("appliance.importer.tree.ENCODED_MAX", limit)
         monkeypatch.setattr("appliance.importer.tree.PEER_ENCODED_MAX", 0)
         if limit == size:

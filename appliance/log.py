@@ -18,7 +18,9 @@ import mmap
 import os
 import sys
 import time
+from contextlib import suppress
 from contextvars import ContextVar
+from io import TextIOWrapper
 from typing import Final, NamedTuple
 
 # Lines of one kind that are written in a minute, and that minute in nanoseconds.
@@ -251,6 +253,11 @@ def configure_logging(level: str, *, is_json: bool) -> None:
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     is_limited = level != logging.getLevelName(logging.DEBUG)
+    if isinstance(sys.stderr, TextIOWrapper):
+        # Names are UTF-8, whatever the locale says. If the stream has an error, the next write has
+        # it, too.
+        with suppress(OSError):
+            sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
     handler = _LimitedHandler(_shared_table()) if is_limited else _SourceHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if is_json else _PlainFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -29,12 +29,7 @@ from appliance.cli.options import (
 )
 from appliance.cli.output import print_json
 from appliance.cli.pid_file import leave_shared_pid
-from appliance.cli.serve_commands import (
-    add_mount,
-    add_virtiofs,
-    path_argument,
-    run_mount,
-)
+from appliance.cli.serve_commands import add_mount, add_virtiofs, path_argument, run_mount
 from appliance.cli.store_commands import COMMANDS as STORE_COMMANDS
 from appliance.cli.terminal import (
     drop_output,
@@ -73,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         drop_output()
         sys.exit(_EXIT_FAILURE)
     except OSError as exc:
-        # The system is out of descriptors, processes or memory.
+        # An error of this machine that nothing else has explained; it may be out of descriptors or
+        # processes.
         import logging
 
         logging.getLogger(__name__).debug("where it happened:", exc_info=exc)
@@ -198,7 +194,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     for add in [adders[command]] if command in adders else adders.values():
         add(commands)
     if command in adders:
-        parser.prog += f" {command}"  # whose --help errors refer to
+        parser.prog += f" {command}"  # errors refer to the --help of this program name
     return parser
 
 

@@ -1,7 +1,7 @@
 """Options that several commands share, and what they and the environment say about services.
 
-An option takes precedence over its environment variable. An empty variable counts as unset; an
-empty option is an error.
+An option takes precedence over its environment variable, and both of a service over those of the
+store. An empty variable counts as unset; an empty option is an error.
 """
 
 import argparse
@@ -32,8 +32,8 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
     store.add_argument(
         "--store",
         metavar="URI",
-        help="use the store at this address (default: APPLIANCE_STORE, or else a directory: "
-        "/var/lib/appliance/store for root, XDG_STATE_HOME/appliance/store for others)",
+        help="use the store at this address (default: APPLIANCE_STORE, or else the directory "
+        "/var/lib/appliance/store for root, ~/.local/state/appliance/store for others)",
     )
     services = parser.add_argument_group("services (each overrides --store)")
     for kind in _KINDS:
@@ -73,7 +73,7 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
 
 
 def is_json_log(options: argparse.Namespace) -> bool:
-    """Return whether the log is to be written as JSON."""
+    """Return whether `options` ask for a log in JSON."""
     return bool(options.log_format == "json")
 
 

@@ -59,7 +59,7 @@ class StagingFile:
         self._size += len(data)
 
     def skip(self, size: int) -> None:
-        """Append `size` zeros as a hole, under the rule for sizes that `write` has."""
+        """Append `size` zeros as a hole; the rule for sizes is that of `write`."""
         self._size += size
 
     def finish(self) -> None:
@@ -116,7 +116,7 @@ class Holes:
             return start
 
 
-# --- Places ---
+# --- Where files are staged ---
 
 
 def staged_path(directory: str, number: int) -> str:

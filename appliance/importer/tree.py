@@ -1,4 +1,4 @@
-"""Importing one tree: its steps and its files become the digest of a NAR, and Directories.
+"""Imports one tree: computes the digest of its NAR, and makes its Directories.
 
 `import_tree` follows the walk of a tree, receives its files from the hashing processes, and puts
 Directories into the `Feed`. A part of the tree that is to be imported as a store path of its own is

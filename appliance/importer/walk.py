@@ -1,4 +1,4 @@
-"""Walking a tree in the order of its NAR, ahead of the import.
+"""Walks a tree in the order of its NAR, ahead of the import.
 
 `list_directory` lists one directory, sorted. `walk` yields a tree as a sequence of steps, without
 recursion and without following symlinks. `LookaheadWalk` takes the steps of a walk before they are

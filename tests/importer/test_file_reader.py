@@ -17,7 +17,7 @@ SIZES = (0, 1, 7, 8, 9, 4095, INLINE_MAX, INLINE_MAX + 1, FILE_MAX)
 
 
 class Rig:
-    """A ring full of ones, and a reader into it of files below `root`."""
+    """A ring filled with 0xFF, and a reader of files below `root` that writes to it."""
 
     def __init__(self, root: Path) -> None:
         self.root = os.open(root, os.O_PATH)
@@ -164,7 +164,7 @@ def test_a_directory_that_is_not_below_the_root_has_no_files(
     assert (bytes(reading.records), reading.is_refused) == (b"", True)
 
 
-@pytest.mark.parametrize("path", ["version", "self/mem"])  # tells no size; cannot be read
+@pytest.mark.parametrize("path", ["version", "self/mem"])  # has no size; cannot be read
 def test_what_cannot_be_read_as_it_should_be_is_left_alone(path: str) -> None:
     rig = Rig(Path("/proc"))
     directory, _, name = path.rpartition("/")

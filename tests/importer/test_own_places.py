@@ -1,4 +1,4 @@
-"""The store that an import writes is not among what it reads."""
+"""An import does not read the store that it writes."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def refusal(store: Path, path: Path) -> str:
 
 @contextmanager
 def bound(directory: Path, at: Path) -> Iterator[Path]:
-    """Mount `directory` at another place too."""
+    """Bind-mount `directory` at another place, too."""
     at.mkdir(parents=True)
     subprocess.run(["mount", "--bind", directory, at], check=True)
     try:

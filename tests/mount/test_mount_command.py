@@ -1,4 +1,4 @@
-"""`appliance mount` as a program: how it begins, ends, and what it survives."""
+"""`appliance mount` as a program: how it starts and ends, and what it survives."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from tests.fakes.mounted import Mounted, is_mounted
 pytestmark = pytest.mark.slow
 
 NOBODY = 65534
-# The interpreter may be where only root can look.
+# The interpreter may be in a directory that only root can search.
 AS_NOBODY = (
     "setpriv",
     f"--reuid={NOBODY}",
@@ -120,7 +120,7 @@ def test_a_mount_whose_server_was_killed_is_replaced(
 
 @pytest.mark.parametrize("needed", ["store", "state"])
 def test_a_mount_that_would_cover_its_own_store_is_refused(tmp_path: Path, needed: str) -> None:
-    # Whoever looked at it would wait for ever, out of reach of any signal.
+    # A process that accesses it would wait forever and could not be killed.
     (tmp_path / "mnt").mkdir()
     inside, outside = tmp_path / "mnt" / needed, tmp_path / "elsewhere"
     store, state = (inside, outside) if needed == "store" else (outside, inside)
@@ -134,7 +134,7 @@ def leave_dead_mount(store: Path, mountpoint: Path) -> None:
     mounted = Mounted(store, mountpoint)
     mounted.process.kill()
     mounted.process.wait(DEADLINE_S)
-    for _ in every_event(DEADLINE_S):  # its workers follow it
+    for _ in every_event(DEADLINE_S):  # its workers end after it
         if stat_error(mountpoint) == errno.ENOTCONN:
             break
 
@@ -154,7 +154,7 @@ def test_a_dead_mount_that_cannot_be_taken_away_is_told_of(store: Path, mountpoi
 def test_a_mount_that_cannot_be_served_is_taken_away_again(
     store: Path, mountpoint: Path, num_fds: int
 ) -> None:
-    # There is no room for a descriptor for each worker, or for its channel.
+    # The limit leaves no descriptor for each worker, or for its channel.
     prefix = ("prlimit", f"--nofile={num_fds}")
     done = run_to_its_end(store, "--threads=36", mountpoint, prefix=prefix)
     assert not is_mounted(mountpoint)
@@ -165,17 +165,17 @@ def test_a_mount_that_cannot_be_served_is_taken_away_again(
 
 
 def the_reasons(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """Return what is no log line, of which some may be told of at the end only."""
+    """Return the error messages, without the lines of the log."""
     return [line for line in done.stderr.splitlines() if line.startswith("appliance: ")]
 
 
 def run_from(directory: Path) -> tuple[str, ...]:
-    """Return how to run the copy of the program in `directory`, wherever it is run."""
+    """Return the command for the copy of the program in `directory`, from any directory."""
     return ("env", "PYTHONSAFEPATH=1", f"PYTHONPATH={directory}")
 
 
 def broken_fork_server(directory: Path) -> tuple[str, ...]:
-    """Return how to run a copy of the program in which no worker can be started."""
+    """Return the command for a copy of the program whose workers cannot start."""
     shutil.copytree(Path(appliance.__file__).parent, directory / "appliance")
     (directory / "appliance" / "worker" / "forkserver.py").write_text("raise SystemExit(3)")
     return run_from(directory)
@@ -239,7 +239,7 @@ def test_a_path_imported_later_appears(store: Path, mountpoint: Path, tmp_path: 
         (tmp_path / "later").write_text("later")
         (later,) = import_tree(store, tmp_path / "later")
         assert (mountpoint / later).read_text() == "later"
-        for _ in every_event(DEADLINE_S):  # the root's listing may be kept for a second
+        for _ in every_event(DEADLINE_S):  # the listing of the root may be cached for a second
             if names_in(mountpoint) == before | {later}:
                 break
         assert names_in(mountpoint) == before | {later}
@@ -262,7 +262,7 @@ def test_other_users_get_in_where_they_are_allowed(
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    # Not below pytest's directory, which is for one user only.
+    # Not below the directory of pytest, which other users cannot search.
     with tempfile.TemporaryDirectory() as name:
         path = Path(name)
         path.chmod(0o777)
@@ -273,7 +273,7 @@ def open_directory() -> Iterator[Path]:
 
 @pytest.fixture
 def device_for_all() -> Iterator[None]:
-    # As Debian's udev has it; containers often keep it to root.
+    # As set by Debian's udev; in containers, only root may often open it.
     device = Path("/dev/fuse")
     mode = device.stat().st_mode
     device.chmod(0o666)
@@ -342,11 +342,11 @@ def test_killing_workers_loses_no_request(store: Path, name: str, mountpoint: Pa
 def test_a_request_that_a_killed_worker_had_parked_is_answered(
     name: str, store: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
-    # A state directory of its own: nothing is indexed yet, so the worker has to ask.
+    # With a new state directory, nothing is cached, so the worker has to ask.
     with Mounted(store, mountpoint, "--threads=1", f"--state-dir={tmp_path}/state") as mounted:
         supervisor = mounted.process.pid
         (pid,) = workers_of(supervisor)
-        os.kill(supervisor, signal.SIGSTOP)  # and with it the resolver
+        os.kill(supervisor, signal.SIGSTOP)  # which stops the resolver, too
         try:
             command: list[str | Path] = ["cat", mountpoint / name / "dir1" / "file"]
             reader = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -391,7 +391,7 @@ def test_killing_the_fork_server_is_survived(
 
 
 def test_the_mount_may_cover_the_program_itself(tmp_path: Path) -> None:
-    # As a mount on /nix/store covers the interpreter that was started from there.
+    # Like a mount on /nix/store that covers the interpreter that runs it.
     work = tmp_path / "work"
     shutil.copytree(Path(appliance.__file__).parent, work / "appliance")
     (work / "file").write_text("covered")

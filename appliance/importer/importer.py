@@ -7,7 +7,7 @@ Theory of operation. Three kinds of processes are connected by pipes and rings o
     tree process         walks the trees, requests their files in the order of the walk, computes
                          the SHA-256 of the NARs, makes Directories and PathInfos
     committing process   the caller of `import_paths`; collects blobs, Directories and PathInfos in
-                         batches, which a thread of it commits to the sink
+                         batches, which one of its threads commits to the sink
 
 A hashing process reads paths of files from its pipe. It puts each file into its ring in the form
 that the file has in the NAR (large files in pieces of 1 MiB), and sends a record of where that is

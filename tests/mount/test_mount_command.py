@@ -59,7 +59,7 @@ def run_to_its_end(
 def test_a_signal_unmounts_and_ends_with_status_0(
     store: Path, name: str, mountpoint: Path, signum: signal.Signals
 ) -> None:
-    mounted = Mounted(store, mountpoint, "--foreground")
+    mounted = Mounted(store, mountpoint)
     assert (mountpoint / name / "large").read_bytes() == LARGE
     assert f"READY: mounted on {mountpoint}\n" in mounted.log()
     mounted.process.send_signal(signum)

@@ -230,7 +230,7 @@ def test_wrong_image_of_a_directory_is_dropped(damaged: Made) -> None:
     done = run("verify", "--store", damaged.uri, status=1)
     *told, summary = done.stderr.decode().splitlines()
     assert len(told) == 3
-    assert all(line.endswith(": is not the one made of it, and was dropped") for line in told)
+    assert all(line.endswith(": does not match the directory, and was removed") for line in told)
     assert summary.endswith("failures: 3")
     assert run("verify", "--store", damaged.uri).stderr == b""
 

@@ -83,7 +83,7 @@ def test_what_was_dropped_is_told_at_the_end(appliance: ApplianceProcess) -> Non
 
 
 def test_the_fork_server_is_told_how_to_log(store: tuple[Path, bytes], tmp_path: Path) -> None:
-    options = ("--num-request-queues=1", "--json", "--log-level=warning")
+    options = ("--num-request-queues=1", "--log-format=json", "--log-level=warning")
     with (
         ApplianceProcess(store[0], tmp_path, *options) as appliance,
         FakeGuest(appliance.connect()) as guest,

@@ -312,7 +312,8 @@ def test_a_second_front_end_waits_for_the_first_to_leave(
     waiting = appliance.connect()
     (at_socket,) = next(found for _ in every_event(DEADLINE_S) if (found := appliance.waiting()))
     assert at_socket == {"socket": str(appliance.sockets[0]), "pid": os.getpid()}
-    line = f"{appliance.sockets[0]}: process {os.getpid()} waits for the one served to leave"
+    state = "waits for the connected front-end to disconnect"
+    line = f"{appliance.sockets[0]}: process {os.getpid()} {state}"
     assert line in appliance.status_text().splitlines()
     first.close()
     with FakeGuest(waiting) as second:

@@ -81,7 +81,7 @@ def rewrite(made: Made, database: bytes, change: Callable[[bytes], bytes | None]
     store = Store.open(made.store)
     handle = store.env.newer_database(database)
     assert handle is not None
-    with store.read() as txn:
+    with store.env.read() as txn:
         objects = [(bytes(k), bytes(v)) for k, v in txn.cursor(db=handle)]
     for key, value in objects:
         new = change(value)

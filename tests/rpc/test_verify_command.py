@@ -118,8 +118,8 @@ def overwrite_a_blob(store: Store, _path: StorePath) -> None:
 
 
 def root_of(store: Store, path: StorePath) -> DirectoryNode:
-    with store.read() as txn:
-        encoded = store.path_info(txn, path.digest)
+    with store.snapshot() as snapshot:
+        encoded = snapshot.path_info(path.digest)
     assert encoded is not None
     node = read_path_info(encoded).node
     assert isinstance(node, DirectoryNode)
@@ -135,8 +135,8 @@ def overwrite_the_root(store: Store, path: StorePath) -> None:
 def rewrite(
     store: Store, path: StorePath, change: Callable[[pathinfo_pb2.PathInfo], object]
 ) -> None:
-    with store.read() as txn:
-        message = pathinfo_pb2.PathInfo.FromString(store.path_info(txn, path.digest) or b"")
+    with store.snapshot() as snapshot:
+        message = pathinfo_pb2.PathInfo.FromString(snapshot.path_info(path.digest) or b"")
     change(message)
     path_infos = store.env.database(schema.PATH_INFOS)
     store.env.write(lambda txn: txn.put(path.digest, message.SerializeToString(), db=path_infos))

@@ -14,8 +14,8 @@ from appliance.services.contracts import BlobReader
 from appliance.services.fetch import FETCHES_MAX, BlobFetcher
 from appliance.services.memory_services import MemoryBlobService
 from appliance.store.blob_cache import BlobCache, BlobTooLargeError, charge_of
+from appliance.store.blob_files import BlobFile
 from appliance.store.schema import INLINE_MAX
-from appliance.store.store import BlobFile
 
 MAX_BYTES = 1 << 20
 SMALL = 10_000
@@ -72,8 +72,8 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
 
 
 def content_in(cache: BlobCache, digest: Digest) -> bytes | None:
-    with cache.store.read() as txn:
-        blob = cache.store.blob(txn, digest)
+    with cache.store.snapshot() as snapshot:
+        blob = snapshot.blob(digest)
         if isinstance(blob, BlobFile):
             return blob.path.read_bytes()
         return None if blob is None else bytes(blob)

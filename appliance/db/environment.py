@@ -146,16 +146,14 @@ class Environment:
         """Whether `lock.mdb` is used; any other reader in this process must do the same."""
         return self._is_locked
 
-    @contextmanager
-    def read(self) -> Iterator[ReadTransaction]:
+    def read(self) -> AbstractContextManager[ReadTransaction]:
         """Open a read transaction; its values are views of the map that die with it.
 
         Raises:
             SnapshotLostError: it was read without a lock, and what came of it is not to be used.
             StoreError: LMDB failed, at the beginning or inside the block.
         """
-        with self.read_through(_itself) as txn:
-            yield txn
+        return _Reading(self, _itself)
 
     def read_through(self, view: Callable[[ReadTransaction], V]) -> AbstractContextManager[V]:
         """Open a read transaction as `read` does, and yield the `view` of it."""
@@ -406,7 +404,9 @@ class _Gate:
     """Lets transactions of any number of threads in, or a resize alone."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        # Entered by itself: what a condition adds to it costs as much as beginning a transaction.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._num_inside = 0
         self._is_closed = False
         self._of_thread = threading.local()
@@ -417,7 +417,7 @@ class _Gate:
 
     def enter(self) -> None:
         self.check_outside()
-        with self._changed:
+        with self._lock:
             if self._is_closed:
                 self._changed.wait_for(lambda: not self._is_closed)
             self._num_inside += 1
@@ -425,20 +425,20 @@ class _Gate:
 
     def leave(self) -> None:
         self._of_thread.is_inside = False
-        with self._changed:
+        with self._lock:
             self._num_inside -= 1
             if self._is_closed:
                 self._changed.notify_all()
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: not self._is_closed)
             self._is_closed = True
             self._changed.wait_for(lambda: self._num_inside == 0)
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._is_closed = False
                 self._changed.notify_all()

@@ -81,7 +81,7 @@ class Blobs:
 
     def _open_file(self, digest: bytes, blob: BlobFile, size: int) -> OpenBlob:
         try:
-            fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = self._store.open_blob(blob)
         except OSError as exc:
             raise self._broken(digest, f"cannot be opened: {exc.strerror}") from exc
         found_size = os.fstat(fd).st_size
@@ -178,7 +178,7 @@ class CachedBlobs(Blobs):
     def _try_open(self, digest: bytes, blob: BlobFile, size: int) -> OpenBlob | None:
         # It may have been evicted since the snapshot was taken.
         try:
-            fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = self._store.open_blob(blob)
         except FileNotFoundError:
             return None
         except OSError as exc:

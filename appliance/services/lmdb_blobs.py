@@ -74,16 +74,16 @@ class LmdbBlobService:
         if found is None:
             return None
         try:
-            file = found.path.open("rb", buffering=0)
+            fd = self._shared.store.open_blob(found)
         except FileNotFoundError:
             return None
         except OSError as exc:
             kind = ServiceLimitError if exc.errno in _TOO_MANY_ERRNOS else StoreError
-            raise kind(f"blob {digest}: {found.path}: {exc.strerror}") from exc
-        if os.fstat(file.fileno()).st_size != found.size:
-            file.close()
+            raise kind(f"blob {digest}: {exc.filename}: {exc.strerror}") from exc
+        if os.fstat(fd).st_size != found.size:
+            os.close(fd)
             return None
-        return _FileReader(self._shared, digest, file, found.size)
+        return _FileReader(self._shared, digest, FileIO(fd), found.size)
 
 
 class ContentReader:

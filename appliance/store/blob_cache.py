@@ -134,7 +134,7 @@ class BlobCache:
             if not isinstance(blob, BlobFile):
                 return len(blob)
         with suppress(OSError):
-            if blob.path.stat().st_size == blob.size:
+            if self.store.files.status(digest).st_size == blob.size:
                 return blob.size
         self.drop(digest)
         return None
@@ -333,7 +333,7 @@ class BlobCache:
             elif charge > INLINE_MAX:
                 self._remove_blob(txn, digest)
             else:
-                txn.delete(digest, db=self._blobs)
+                self.store.remove_blob(txn, digest)
         return True
 
     def _put_entry(self, txn: WriteTransaction, digest: bytes, time_ns: int, charge: int) -> None:
@@ -350,7 +350,7 @@ class BlobCache:
 
     def _remove_blob(self, txn: WriteTransaction, digest: bytes) -> None:
         # Of a process killed before its record was there, there is a file all the same.
-        txn.delete(digest, db=self._blobs)
+        self.store.remove_blob(txn, digest)
         txn.put(digest, b"", db=self._ends)
 
     def _charged(self, txn: WriteTransaction) -> int:
@@ -367,8 +367,7 @@ class BlobCache:
         def work(txn: WriteTransaction) -> None:
             ended = list(txn.cursor(self._ends).iternext(keys=True, values=False))
             for digest in ended:
-                if txn.get(digest, None, self._blobs) is None:
-                    self.store.blob_path(digest).unlink(missing_ok=True)
+                self.store.remove_stray_file(txn, digest)
                 txn.delete(digest, db=self._ends)
 
         self.store.env.write(work)

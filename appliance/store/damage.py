@@ -4,6 +4,7 @@ An object is looked at again before it goes, as what was read may have been repl
 file is looked at outside of the write transaction, which must not take as long as reading it does.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
@@ -57,7 +58,7 @@ def drop_blob(store: Store, digest: Digest) -> bool:
             return False
         if not is_file and Digest.of(schema.inline_content(record)) == digest:
             return False
-        return txn.delete(digest, db=blobs)
+        return store.remove_blob(txn, digest)
 
     return store.env.write(work)
 
@@ -160,17 +161,21 @@ def _is_image_right(snapshot: Snapshot, digest: bytes, encoded: bytes) -> bool:
 def _look(store: Store, digest: Digest) -> _Seen:
     # What cannot be read, as on a bad sector, is as good as wrong.
     identity = _identity(store, digest)
-    with suppress(OSError), store.blob_path(digest).open("rb", buffering=0) as file:
-        hasher = blake3()
-        while piece := file.read(_PIECE_SIZE):
-            hasher.update(piece)
+    with suppress(OSError):
+        fd = store.files.open(digest)
+        try:
+            hasher = blake3()
+            while piece := os.read(fd, _PIECE_SIZE):
+                hasher.update(piece)
+        finally:
+            os.close(fd)
         return _Seen(hasher.digest(), identity)
     return _Seen(None, identity)
 
 
 def _identity(store: Store, digest: Digest) -> tuple[int, ...] | None:
     try:
-        status = store.blob_path(digest).stat()
+        status = store.files.status(digest)
     except OSError:
         return None
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

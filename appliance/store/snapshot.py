@@ -1,7 +1,6 @@
 """Reading a store: what it holds at one moment, whatever is committed meanwhile."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 import lmdb
@@ -10,7 +9,7 @@ from appliance.castore.digest import EMPTY_DIGEST
 from appliance.db.environment import Environment, ReadTransaction, WriteTransaction
 from appliance.images import builder
 from appliance.store import schema
-from appliance.store.blob_files import BlobFile
+from appliance.store.blob_files import BlobFile, BlobFiles
 
 _EMPTY: Final = memoryview(b"")
 _EMPTY_IMAGE: Final = memoryview(bytes(builder.build(b"")))
@@ -52,17 +51,17 @@ class Snapshot:
 
     Args:
         tables: of the store.
-        blobs_path: of the store.
+        files: of the store.
         txn: stays the caller's, who ends it.
     """
 
-    __slots__ = ("_blobs_path", "_tables", "_txn")
+    __slots__ = ("_files", "_tables", "_txn")
 
     def __init__(
-        self, tables: Tables, blobs_path: Path, txn: "ReadTransaction | WriteTransaction"
+        self, tables: Tables, files: BlobFiles, txn: "ReadTransaction | WriteTransaction"
     ) -> None:
         self._tables = tables
-        self._blobs_path = blobs_path
+        self._files = files
         self._txn = txn
 
     # --- Blobs, Directories and their images ---
@@ -74,8 +73,7 @@ class Snapshot:
             return _EMPTY if digest == EMPTY_DIGEST else None
         if value[0] == schema.INLINE:
             return memoryview(value)[1:]
-        name = digest.hex()
-        return BlobFile(self._blobs_path / name[:2] / name, schema.unpack_file_record(value))
+        return BlobFile(digest, schema.unpack_file_record(value))
 
     def has_blob(self, digest: bytes, size: int | None = None) -> bool:
         """Whether a blob is there, of `size` bytes if that is known, as it is on record.
@@ -85,7 +83,7 @@ class Snapshot:
         """
         blob = self.blob(digest)
         if isinstance(blob, BlobFile):
-            return size in {None, blob.size} and blob.is_whole()
+            return size in {None, blob.size} and self._files.is_whole(blob)
         return blob is not None and size in {None, len(blob)}
 
     def blob_digests(self) -> Iterator[bytes]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +25,9 @@ from appliance.errors import (
 )
 from appliance.store import schema, temp_directory
 from appliance.store.batch import Batch, StagedFile
+from appliance.store.blob_files import BlobFile, BlobFiles
 from appliance.store.image_table import ImageTable
 from appliance.store.snapshot import Snapshot, Tables
-from appliance.system import libc
 
 if TYPE_CHECKING:
     from appliance.castore.directory import Directory
@@ -36,11 +36,13 @@ if TYPE_CHECKING:
 class Store:
     """One open store. The rules of `lmdb_env.Environment` are its rules."""
 
-    def __init__(self, path: Path, env: Environment, *, is_durable: bool = True) -> None:
+    def __init__(
+        self, path: Path, env: Environment, files: BlobFiles, *, is_durable: bool = True
+    ) -> None:
         self.path = path
         self._is_durable = is_durable
         self.env = env
-        self._blobs_path = path / schema.BLOBS_DIRECTORY
+        self.files = files
         self._tables = Tables.of(env)
         self.images = ImageTable(env)
 
@@ -91,17 +93,18 @@ class Store:
             if not or_readonly or not (path / "data.mdb").exists():
                 raise
             env = opened(is_readonly=True)
-        try:
-            store = cls(path, env, is_durable=is_durable)
-            store._check_version()
-            if store.is_writable:
-                temp_directory.sweep(path)
-        except OSError as exc:
-            env.close()
-            raise StoreError(f"{exc.filename or path}: {exc.strerror}") from exc
-        except BaseException:
-            env.close()
-            raise
+        with ExitStack() as opened_parts:
+            opened_parts.callback(env.close)
+            try:
+                files = BlobFiles(path)
+                opened_parts.callback(files.close)
+                store = cls(path, env, files, is_durable=is_durable)
+                store._check_version()
+                if store.is_writable:
+                    temp_directory.sweep(path)
+            except OSError as exc:
+                raise StoreError(f"{exc.filename or path}: {exc.strerror}") from exc
+            opened_parts.pop_all()
         return store
 
     @property
@@ -117,10 +120,14 @@ class Store:
         """
         return self.env.read_through(self._view)
 
-    def blob_path(self, digest: bytes) -> Path:
-        """Return where the blob is if it is kept in a file."""
-        name = digest.hex()
-        return self._blobs_path / name[:2] / name
+    def open_blob(self, blob: BlobFile) -> int:
+        """Open the file of a blob and return a descriptor, which becomes the caller's.
+
+        Raises:
+            FileNotFoundError: it is gone, as an evicted blob of a cache.
+            OSError: it cannot be opened.
+        """
+        return self.files.open(blob.digest)
 
     def commit(self, batch: Batch) -> None:
         """Make everything in `batch` durable and visible, or nothing of it.
@@ -178,7 +185,30 @@ class Store:
 
     def close(self) -> None:
         """Close; no transaction may be open."""
+        self.files.close()
         self.env.close()
+
+    # --- In a write transaction of this package ---
+
+    def remove_blob(self, txn: WriteTransaction, digest: bytes) -> bool:
+        """Take a blob off the record, and return whether it was there.
+
+        Its file stays, for `remove_stray_file` or for the next put of the same blob: until `txn`
+        is committed, others may open the file by its record.
+        """
+        return txn.delete(digest, db=self._tables.blobs)
+
+    def remove_stray_file(self, txn: WriteTransaction, digest: bytes) -> None:
+        """Remove the file of a blob unless the blob is on record; files still open stay readable.
+
+        Only under the write lock: another process may have put the blob meanwhile, or may be about
+        to.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        if txn.get(digest, db=self._tables.blobs) is None:
+            self.files.remove(digest)
 
     def _place_files(
         self, txn: WriteTransaction, files: dict[bytes, StagedFile], placed: set[bytes]
@@ -193,29 +223,17 @@ class Store:
             if digest not in placed and not view.has_blob(digest, file.size)
         ]
         for digest in missing:
-            self._place(files[digest].path, digest)
+            self.files.place(digest, files[digest].path)
             placed.add(digest)
         if missing and self._is_durable:
-            # The data of all files, their names and their directories become durable at once: the
-            # file system commits its journal once, where a sync per file would commit it per file.
-            libc.syncfs(self._blobs_path)
-
-    def _place(self, path: str, digest: bytes) -> None:
-        name = digest.hex()
-        directory = f"{self._blobs_path}/{name[:2]}"
-        try:
-            os.rename(path, f"{directory}/{name}")  # noqa: PTH104 -- no Path is made for a file
-        except FileNotFoundError:
-            os.makedirs(directory, mode=0o755, exist_ok=True)  # noqa: PTH103 -- as above
-            os.rename(path, f"{directory}/{name}")  # noqa: PTH104 -- as above
+            self.files.sync()
 
     def _withdraw(self, placed: set[bytes]) -> None:
         # A file without a record would take its space for ever. Under the write lock again: another
         # process may have put the blob meanwhile.
         def work(txn: WriteTransaction) -> None:
             for digest in placed:
-                if txn.get(digest, db=self._tables.blobs) is None:
-                    self.blob_path(digest).unlink(missing_ok=True)
+                self.remove_stray_file(txn, digest)
 
         if placed:
             with suppress(StoreError, OSError):  # what failed the commit is told
@@ -272,7 +290,7 @@ class Store:
             )
 
     def _view(self, txn: "ReadTransaction | WriteTransaction") -> Snapshot:
-        return Snapshot(self._tables, self._blobs_path, txn)
+        return Snapshot(self._tables, self.files, txn)
 
     def _stamp(self, txn: WriteTransaction) -> None:
         version = schema.pack_number(schema.VERSION)

@@ -56,7 +56,7 @@ def test_file_is_the_digest_of_its_content(tmp_path: Path) -> None:
     assert info.nar_size == 128
     store = Store.open(tmp_path / "store", is_readonly=True)
     with store.snapshot() as snapshot:
-        assert content(snapshot, HELLO_DIGEST) == HELLO
+        assert content(store, snapshot, HELLO_DIGEST) == HELLO
     store.close()
 
 

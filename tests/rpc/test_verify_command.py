@@ -22,6 +22,7 @@ from appliance.store import schema
 from appliance.store.store import Store
 from tests.fakes.appliance_process import APPLIANCE, import_tree
 from tests.fakes.daemon_process import DaemonProcess
+from tests.store.audit import blob_path
 
 pytestmark = pytest.mark.slow
 
@@ -93,17 +94,17 @@ def damage_store(path: Path, store_path: str, damage: Damage) -> None:
 
 
 def flip_a_byte(store: Store, _path: StorePath) -> None:
-    with store.blob_path(Digest.of(BIG)).open("r+b") as file:
+    with blob_path(store, Digest.of(BIG)).open("r+b") as file:
         file.seek(200_000)
         file.write(b"!")
 
 
 def cut_a_file(store: Store, _path: StorePath) -> None:
-    os.truncate(store.blob_path(Digest.of(BIG)), 200_000)
+    os.truncate(blob_path(store, Digest.of(BIG)), 200_000)
 
 
 def remove_a_file(store: Store, _path: StorePath) -> None:
-    store.blob_path(Digest.of(BIG)).unlink()
+    blob_path(store, Digest.of(BIG)).unlink()
 
 
 def forget_a_blob(store: Store, _path: StorePath) -> None:

@@ -1,5 +1,6 @@
 """Checking all that a store shows against what it says of itself."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,12 +21,24 @@ class Audit(NamedTuple):
     path_infos: list[PathInfo]
 
 
-def content(snapshot: Snapshot, digest: bytes) -> bytes:
+def blob_path(store: Store, digest: bytes) -> Path:
+    """Return where the file of a blob is."""
+    name = digest.hex()
+    return store.path / "blobs" / name[:2] / name
+
+
+def read_file(store: Store, blob: BlobFile) -> bytes:
+    """Return the content of a blob file."""
+    with os.fdopen(store.open_blob(blob), "rb") as file:
+        return file.read()
+
+
+def content(store: Store, snapshot: Snapshot, digest: bytes) -> bytes:
     """Return the content of a blob, which must be there."""
     blob = snapshot.blob(digest)
     assert blob is not None, f"blob {digest.hex()} is absent"
     if isinstance(blob, BlobFile):
-        found = blob.path.read_bytes()
+        found = read_file(store, blob)
         assert len(found) == blob.size
         return found
     return bytes(blob)
@@ -39,7 +52,7 @@ def audit(path: Path, *, is_readonly: bool = False) -> Audit:
         with store.snapshot() as snapshot:
             blobs = list(snapshot.blob_digests())
             for digest in blobs:
-                assert Digest.of(content(snapshot, digest)) == digest
+                assert Digest.of(content(store, snapshot, digest)) == digest
             directories = [digest for digest, _ in snapshot.directories()]
             for digest in directories:
                 _check_directory(snapshot, digest)

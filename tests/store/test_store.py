@@ -14,7 +14,7 @@ from appliance.store.batch import Batch
 from appliance.store.blob_files import BlobFile
 from appliance.store.store import Store
 from tests.db.test_environment import small_disk
-from tests.store.audit import content
+from tests.store.audit import blob_path, content, read_file
 
 LARGE = os.urandom(schema.INLINE_MAX + 1)
 
@@ -69,10 +69,10 @@ def test_large_blob_comes_back_as_a_file_of_its_own(store: Store) -> None:
     assert not staged.exists()
     with store.snapshot() as snapshot:
         found = snapshot.blob(digest)
+    assert found == BlobFile(digest, len(LARGE))
+    assert read_file(store, found) == LARGE
     name = digest.hex()
-    path = store.path / "blobs" / name[:2] / name
-    assert found == BlobFile(path, len(LARGE))
-    assert path.read_bytes() == LARGE
+    assert (store.path / "blobs" / name[:2] / name).read_bytes() == LARGE
 
 
 def test_large_blob_that_is_there_is_not_replaced(store: Store) -> None:
@@ -82,22 +82,22 @@ def test_large_blob_that_is_there_is_not_replaced(store: Store) -> None:
         batch = Batch()
         batch.add_file(digest, stage(store, LARGE), len(LARGE))
         store.commit(batch)
-        inodes.add(store.blob_path(digest).stat().st_ino)
+        inodes.add(blob_path(store, digest).stat().st_ino)
         assert not (store.path / "staged").exists()
     assert len(inodes) == 1
 
 
 def test_torn_file_without_a_record_is_replaced(store: Store) -> None:
     digest = Digest.of(LARGE)
-    store.blob_path(digest).parent.mkdir(parents=True)
-    store.blob_path(digest).write_bytes(LARGE[:100])
+    blob_path(store, digest).parent.mkdir(parents=True)
+    blob_path(store, digest).write_bytes(LARGE[:100])
     with store.snapshot() as snapshot:
         assert snapshot.blob(digest) is None
     batch = Batch()
     batch.add_file(digest, stage(store, LARGE), len(LARGE))
     store.commit(batch)
     with store.snapshot() as snapshot:
-        assert content(snapshot, digest) == LARGE
+        assert content(store, snapshot, digest) == LARGE
 
 
 def test_absent_objects_are_none_but_the_empty_ones_are_always_there(store: Store) -> None:
@@ -105,7 +105,7 @@ def test_absent_objects_are_none_but_the_empty_ones_are_always_there(store: Stor
         assert snapshot.blob(bytes(32)) is None
         assert snapshot.directory(bytes(32)) is None
         assert snapshot.path_info(bytes(20)) is None
-        assert content(snapshot, EMPTY_DIGEST) == b""
+        assert content(store, snapshot, EMPTY_DIGEST) == b""
         assert snapshot.directory(EMPTY_DIGEST) == b""
 
 
@@ -160,7 +160,7 @@ def test_store_grows_from_a_tiny_map(tmp_path: Path) -> None:
     for start in range(0, 500, 50):
         store.commit(batch_of(*blobs[start : start + 50]))
     with store.snapshot() as snapshot:
-        assert all(content(snapshot, Digest.of(blob)) == blob for blob in blobs)
+        assert all(content(store, snapshot, Digest.of(blob)) == blob for blob in blobs)
     store.close()
 
 
@@ -170,7 +170,7 @@ def test_large_blob_survives_a_commit_that_had_to_grow_the_map(tmp_path: Path) -
     batch.add_file(Digest.of(LARGE), stage(store, LARGE), len(LARGE))
     store.commit(batch)
     with store.snapshot() as snapshot:
-        assert content(snapshot, Digest.of(LARGE)) == LARGE
+        assert content(store, snapshot, Digest.of(LARGE)) == LARGE
     store.close()
 
 
@@ -182,7 +182,7 @@ def test_reopened_store_has_what_was_committed(tmp_path: Path) -> None:
     for is_readonly in (True, False):
         again = Store.open(path, is_readonly=is_readonly)
         with again.snapshot() as snapshot:
-            assert content(snapshot, Digest.of(b"kept")) == b"kept"
+            assert content(again, snapshot, Digest.of(b"kept")) == b"kept"
         again.close()
 
 
@@ -214,10 +214,10 @@ def test_full_disk_leaves_neither_records_nor_files(tmp_path: Path) -> None:
         with pytest.raises(StoreFullError):
             store.commit(batch)
         assert not (store.path / "staged").exists()
-        assert not store.blob_path(Digest.of(LARGE)).exists()
+        assert not blob_path(store, Digest.of(LARGE)).exists()
         with store.snapshot() as snapshot:
             assert snapshot.blob(Digest.of(LARGE)) is None
             assert all(snapshot.blob(digest) is None for digest in batch.blobs)
-            assert content(snapshot, Digest.of(b"before")) == b"before"
+            assert content(store, snapshot, Digest.of(b"before")) == b"before"
         store.commit(batch_of(b"after"))
         store.close()

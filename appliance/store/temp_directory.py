@@ -1,7 +1,7 @@
 """A process's temporary files below a store; if it is killed, a later process sweeps them.
 
-Each process has a directory of its own, with a flock that it holds for as long as it lives: a
-directory that can be locked belongs to nobody any more.
+Each process has its own directory, and holds a flock on it for as long as it lives. So a directory
+that another process can lock is abandoned.
 """
 
 import fcntl

@@ -245,8 +245,8 @@ class Handler(Operations):
         yield from DOTS[cookie:]
         if not self._is_root_listable:
             return
-        # Only a new listing waits for the root to be brought up to date. Paths that are added during
-        # a listing appear at its end, or in the next one.
+        # Only a new listing waits for the root to be brought up to date. A path that is added
+        # during a listing appears at its end, or in the next one.
         if cookie == 0 and self._is_root_stale():
             raise NotReady(RootListWanted())
         yield from self._grants.listing(max(cookie - LINKS, 0))

@@ -1,4 +1,4 @@
-"""Stores without images, as earlier releases left them: they are made once, or for the moment."""
+"""Stores of earlier releases, without images: these are made and stored, or made in memory."""
 
 from pathlib import Path
 

@@ -89,7 +89,7 @@ class Handler(Operations):
         self._statfs = Statfs(store.path)
         self._batch = _Batch(self)
         self._snapshot: Snapshot | None = None
-        self._open = ExitStack()
+        self._snapshot_exit = ExitStack()
 
     def batch(self) -> AbstractContextManager[None]:
         """Open a batch; the bodies that operations return are valid until the end of the block."""
@@ -106,7 +106,7 @@ class Handler(Operations):
         self._images.clear()
         if self._snapshot is not None:
             self._snapshot = None
-            self._open.close()
+            self._snapshot_exit.close()
         self._blobs.close_evicted()
 
     def close(self) -> None:
@@ -285,7 +285,7 @@ class Handler(Operations):
         # Opened by the first request of a batch that needs it, and closed by `end`.
         snapshot = self._snapshot
         if snapshot is None:
-            snapshot = self._snapshot = self._open.enter_context(self._store.snapshot())
+            snapshot = self._snapshot = self._snapshot_exit.enter_context(self._store.snapshot())
         return snapshot
 
     def _image(self, digest: bytes, piece: int) -> Image:

@@ -21,7 +21,6 @@ transaction, under the write lock and only if there is still no record, as anoth
 put the blob again.
 """
 
-import struct
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -37,25 +36,19 @@ from appliance.errors import StoreError
 from appliance.images import builder
 from appliance.store.batch import Batch
 from appliance.store.blob_files import BlobFile
+from appliance.store.cache_ledger import ENTRIES, USES, CacheLedger
 from appliance.store.damage import is_blob_right
 from appliance.store.schema import (
     BLOBS,
     INLINE_MAX,
     PATH_INFOS,
     pack_inline,
-    pack_number,
-    unpack_number,
 )
 from appliance.store.store import Store
 from appliance.store.temp_directory import TempDirectory
 
 _SCHEMA: Final = 2
-_CACHE: Final = b"cache"
-_USE: Final = b"cache_use"
 _END: Final = b"cache_end"
-_CHARGED_KEY: Final = b"charged"
-_ENTRY: Final = struct.Struct("<QQ")
-_TIME: Final = struct.Struct(">Q")
 
 # What an object costs: LMDB gives larger values whole pages of their own, and packs smaller ones
 # into shared pages with some overhead each.
@@ -110,11 +103,10 @@ class BlobCache:
             directory_of_boot(path, _SCHEMA),
             create=True,
             is_durable=False,
-            more_databases=(_CACHE, _USE, _END),
+            more_databases=(ENTRIES, USES, _END),
         )
         env = self.store.env
-        self._entries = env.database(_CACHE)
-        self._uses = env.database(_USE)
+        self._ledger = CacheLedger(env)
         self._ends = env.database(_END)
         self._blobs = env.database(BLOBS)
         self._path_infos = env.database(PATH_INFOS)
@@ -282,7 +274,7 @@ class BlobCache:
 
         def work(txn: WriteTransaction) -> None:
             # Another process may have evicted the reservation in the meantime.
-            is_charged = txn.get(digest, None, self._entries) is not None
+            is_charged = self._ledger.charge(txn, digest) is not None
             if not is_charged and not self._charge(txn, digest, charge, ()):
                 self._remove_blob(txn, digest)
 
@@ -293,7 +285,7 @@ class BlobCache:
         """Remove a blob, or the reservation for one."""
 
         def work(txn: WriteTransaction) -> None:
-            self._remove_entry(txn, digest)
+            self._ledger.remove(txn, digest)
             self._remove_blob(txn, digest)
 
         self.store.env.write(work)
@@ -304,19 +296,15 @@ class BlobCache:
         now_ns = time.monotonic_ns()
 
         def work(txn: WriteTransaction) -> None:
-            for digest in keys:
-                value = txn.get(digest, db=self._entries)
-                if value is not None and digest != _CHARGED_KEY:
-                    used_ns, charge = _ENTRY.unpack(value)
-                    txn.delete(_TIME.pack(used_ns) + digest, db=self._uses)
-                    self._put_entry(txn, digest, now_ns, charge)
+            for key in keys:
+                self._ledger.touch(txn, key, now_ns)
 
         self.store.env.write(work)
 
     def charged_bytes(self) -> int:
         """Return the sum of all charges in bytes, which never exceeds `max_bytes`."""
         with self.store.env.read() as txn:
-            return unpack_number(txn.get(_CHARGED_KEY, db=self._entries))
+            return self._ledger.total(txn)
 
     def close(self) -> None:
         """Close the cache; no transaction may be open."""
@@ -326,66 +314,36 @@ class BlobCache:
     # --- In a write transaction ---
 
     def _charge(
-        self, txn: WriteTransaction, digest: bytes, charge: int, keep: Collection[bytes]
+        self, txn: WriteTransaction, key: bytes, charge: int, keep: Collection[bytes]
     ) -> bool:
-        value = txn.get(digest, None, self._entries)
-        had_charge = 0 if value is None else _ENTRY.unpack(value)[1]
-        if not self._evict(txn, charge - had_charge, {*keep, digest}):
+        had_charge = self._ledger.charge(txn, key) or 0
+        if not self._evict(txn, charge - had_charge, {*keep, key}):
             return False
-        self._remove_entry(txn, digest)
-        self._put_entry(txn, digest, time.monotonic_ns(), charge)
-        self._add_charge(txn, charge)
+        self._ledger.put(txn, key, charge)
         return True
 
     def _evict(self, txn: WriteTransaction, wanted: int, keep: Collection[bytes]) -> bool:
-        excess = self._charged(txn) + wanted - self.max_bytes
-        victims: list[tuple[bytes, int]] = []
-        if excess > 0:
-            for key in txn.cursor(self._uses).iternext(keys=True, values=False):
-                digest = key[_TIME.size :]
-                if digest in keep:
-                    continue
-                _used_ns, charge = _ENTRY.unpack(txn.get(digest, b"", self._entries))
-                victims.append((digest, charge))
-                excess -= charge
-                if excess <= 0:
-                    break
-        if excess > 0:
+        excess = self._ledger.total(txn) + wanted - self.max_bytes
+        victims = self._ledger.least_used(txn, excess, keep)
+        if victims is None:
             return False
-        for digest, charge in victims:
-            self._remove_entry(txn, digest)
-            if len(digest) > DIGEST_SIZE:
-                self.store.images.remove(txn, digest[1:])
-            elif len(digest) < DIGEST_SIZE:
-                txn.delete(digest[1:], db=self._path_infos)
+        for key, charge in victims:
+            self._ledger.remove(txn, key)
+            # The length tells the kinds of keys apart; see the top of this module.
+            if len(key) > DIGEST_SIZE:
+                self.store.images.remove(txn, key[1:])
+            elif len(key) < DIGEST_SIZE:
+                txn.delete(key[1:], db=self._path_infos)
             elif charge > INLINE_MAX:
-                self._remove_blob(txn, digest)
+                self._remove_blob(txn, key)
             else:
-                self.store.remove_blob(txn, digest)
+                self.store.remove_blob(txn, key)
         return True
-
-    def _put_entry(self, txn: WriteTransaction, digest: bytes, time_ns: int, charge: int) -> None:
-        txn.put(digest, _ENTRY.pack(time_ns, charge), db=self._entries)
-        txn.put(_TIME.pack(time_ns) + digest, b"", db=self._uses)
-
-    def _remove_entry(self, txn: WriteTransaction, digest: bytes) -> None:
-        value = txn.get(digest, None, self._entries)
-        if value is not None:
-            used_ns, charge = _ENTRY.unpack(value)
-            txn.delete(digest, db=self._entries)
-            txn.delete(_TIME.pack(used_ns) + digest, db=self._uses)
-            self._add_charge(txn, -charge)
 
     def _remove_blob(self, txn: WriteTransaction, digest: bytes) -> None:
         # Also without a record: a process killed before it put the record may have left a file.
         self.store.remove_blob(txn, digest)
         txn.put(digest, b"", db=self._ends)
-
-    def _charged(self, txn: WriteTransaction) -> int:
-        return unpack_number(txn.get(_CHARGED_KEY, None, self._entries))
-
-    def _add_charge(self, txn: WriteTransaction, charge: int) -> None:
-        txn.put(_CHARGED_KEY, pack_number(self._charged(txn) + charge), db=self._entries)
 
     def _remove_files(self) -> None:
         with self.store.env.read() as txn:

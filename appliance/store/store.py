@@ -105,18 +105,23 @@ class Store:
             if not or_readonly or not (path / "data.mdb").exists():
                 raise
             env = opened(is_readonly=True)
-        with ExitStack() as opened_parts:
-            opened_parts.callback(env.close)
-            try:
-                files = BlobFiles(path)
-                opened_parts.callback(files.close)
-                store = cls(path, env, files, is_durable=is_durable)
-                store._check_version()
-                if store.is_writable:
-                    temp_directory.sweep(path)
-            except OSError as exc:
-                raise StoreError(f"{exc.filename or path}: {exc.strerror}") from exc
-            opened_parts.pop_all()
+        try:
+            return cls._assembled(path, env, is_durable=is_durable)
+        except OSError as exc:
+            raise StoreError(f"{exc.filename or path}: {exc.strerror}") from exc
+
+    @classmethod
+    def _assembled(cls, path: Path, env: Environment, *, is_durable: bool) -> "Store":
+        # Takes `env` over: it is closed if anything fails.
+        with ExitStack() as opened:
+            opened.callback(env.close)
+            files = BlobFiles(path)
+            opened.callback(files.close)
+            store = cls(path, env, files, is_durable=is_durable)
+            store._check_version()
+            if store.is_writable:
+                temp_directory.sweep(path)
+            opened.pop_all()
         return store
 
     @property

@@ -50,13 +50,9 @@ def signal_on_parent_death(number: int, parent_pid: int) -> None:
         os._exit(1)
 
 
-def syncfs(path: str | os.PathLike[str]) -> None:
-    """Write everything in the file system that holds the directory `path` to disk (syncfs(2))."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _check(_LIBC.syncfs(fd), path)
-    finally:
-        os.close(fd)
+def syncfs(fd: int) -> None:
+    """Write everything in the file system that `fd` is on to disk (syncfs(2))."""
+    _check(_LIBC.syncfs(fd), "")
 
 
 def fallocate(fd: int, size: int) -> None:

@@ -39,6 +39,7 @@ _VALUED: Final = frozenset(
         "threads",
         "inodes",
         "fsname",
+        "sandbox",
         "log_level",
         "log_format",
     }

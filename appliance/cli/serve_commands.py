@@ -144,6 +144,14 @@ def _add_view_options(command: argparse.ArgumentParser, list_root_help: str) -> 
 
 
 def _add_common_options(command: argparse.ArgumentParser) -> None:
+    security = command.add_argument_group("security")
+    security.add_argument(
+        "--sandbox",
+        choices=("on", "none"),
+        default="on",
+        help="lock worker processes down before they serve, as far as the kernel and the rights of "
+        "this process allow, or not at all (default: on)",
+    )
     state = command.add_argument_group("state directory")
     add_state_option(state, "keep the cache of remote blobs and the control sockets in DIR")
     state.add_argument(
@@ -176,6 +184,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         state_dir=state_dir(options, services),
         is_root_listable=options.list_root,
         is_by_content=options.inodes == "content",
+        is_sandboxed=options.sandbox == "on",
         tag=encode_tag(options.tag) if options.tag is not None else None,
         num_request_queues=_in_range(
             "--num-request-queues", num_request_queues, MAX_REQUEST_QUEUES
@@ -210,6 +219,7 @@ def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | N
             state_dir=state_dir(options, services),
             is_root_listable=options.list_root,
             is_by_content=options.inodes == "content",
+            is_sandboxed=options.sandbox == "on",
             log_level=options.log_level,
             log_json=is_json_log(options),
             path=options.dest,

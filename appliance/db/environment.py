@@ -109,6 +109,7 @@ class Environment:
         self._is_readonly = is_readonly
         self._gate = TransactionGate()
         self._writing = threading.Lock()
+        self._is_open = False
         try:
             if not is_readonly:
                 path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
@@ -131,6 +132,7 @@ class Environment:
                 max_spare_txns=1,
                 lock=self._is_locked,
             )
+            self._is_open = True
         except (lmdb.Error, OSError) as exc:
             self._raise_translated(exc)
         try:
@@ -326,11 +328,17 @@ class Environment:
         # LMDB unmaps the old map before it maps the new one. If that failed, no map would be left;
         # so it is tested first whether there is room for the new one.
         present = self.map_size_bytes()
-        least = _with_slack((self._path / "data.mdb").stat().st_size)
+        least = _with_slack(self._used_bytes())
         for size in (wanted_bytes, max(least, present + present // 8)):
             if size > present and _is_free(size - present + _MAP_SLACK_BYTES):
                 return size
         raise self._no_address_space(max(least, present))
+
+    def _used_bytes(self) -> int:
+        # A worker that has given up its user can no longer look at the file by its path.
+        if not self._is_open:
+            return check_data(self._path)
+        return (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
 
     def _no_address_space(self, size_bytes: int) -> StoreError:
         return StoreError(
@@ -341,11 +349,13 @@ class Environment:
     def _raise_translated(self, exc: lmdb.Error | OSError) -> NoReturn:
         code = exc.code if isinstance(exc, lmdb.Error) else exc.errno
         if code == errno.ENOMEM and _is_address_space_limited():
-            raise self._no_address_space(check_data(self._path)) from exc
+            raise self._no_address_space(self._used_bytes()) from exc
         if code == errno.EAGAIN:
             # After `check_pid`, a process with the same id in another PID namespace took the lock.
             raise PidInUseError(str(self._path / "lock.mdb"), os.getpid()) from exc
-        if code in FULL_ERRNOS or (code == errno.EIO and self._is_disk_full()):
+        if code in FULL_ERRNOS or (
+            code == errno.EIO and not self._is_readonly and self._is_disk_full()
+        ):
             raise StoreFullError(f"{self._path}: the disk is full") from exc
         reason = os.strerror(code) if code and code > 0 else str(exc)
         where = exc.filename if isinstance(exc, OSError) and exc.filename else self._path

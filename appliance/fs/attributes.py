@@ -13,8 +13,8 @@ listed (see `Handler.listxattr`).
 import os
 import time
 from base64 import b64encode
+from collections.abc import Callable
 from errno import ENODATA, ERANGE
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from appliance.castore.names import NAME_MAX
@@ -102,10 +102,13 @@ def _attributes(generation: int) -> Attr:
 
 
 class Statfs:
-    """The reply to STATFS for the file system of `path`."""
+    """The reply to STATFS for a file system whose figures `figures` returns.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    It may raise an OSError, and must need no path: a worker cannot search the store's directory.
+    """
+
+    def __init__(self, figures: Callable[[], os.statvfs_result]) -> None:
+        self._figures = figures
         self._reply = b""
         self._valid_until_s = 0.0
 
@@ -113,7 +116,7 @@ class Statfs:
         """Return the packed reply, which may be a second old.
 
         Raises:
-            OSError: statvfs(3) failed.
+            OSError: the figures are not available.
         """
         now_s = time.monotonic()
         if not self._reply or now_s >= self._valid_until_s:
@@ -122,7 +125,7 @@ class Statfs:
         return self._reply
 
     def _ask(self) -> bytes:
-        stat = os.statvfs(self._path)
+        stat = self._figures()
         return pack_statfs_out(
             StatfsOut(
                 Kstatfs(

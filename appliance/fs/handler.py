@@ -86,7 +86,7 @@ class Handler(Operations):
         self._images: dict[tuple[bytes, int], Image] = {}
         self._root_attr_out = b""
         self._root_attr_generation = -1
-        self._statfs = Statfs(store.path)
+        self._statfs = Statfs(store.files.statvfs)
         self._batch = _Batch(self)
         self._snapshot: Snapshot | None = None
         self._snapshot_exit = ExitStack()

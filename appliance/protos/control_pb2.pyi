@@ -195,6 +195,7 @@ class Configure(_message.Message):
     HAS_REMOTE_DIRECTORIES_FIELD_NUMBER: _builtins.int
     HAS_REMOTE_ROOT_FIELD_NUMBER: _builtins.int
     MAKES_IMAGES_FIELD_NUMBER: _builtins.int
+    SANDBOX_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     store_path: _builtins.str
     list_root: _builtins.bool
@@ -211,6 +212,10 @@ class Configure(_message.Message):
     makes_images: _builtins.bool
     """Images that the store lacks are made by the worker: nobody can put them into the store."""
     @_builtins.property
+    def sandbox(self) -> Global___Sandbox:
+        """Set: the worker locks itself down before it serves."""
+
+    @_builtins.property
     def device(self) -> Global___Device:
         """Set: this worker serves a clone of a mount's /dev/fuse descriptor, and no virtqueue."""
 
@@ -226,15 +231,40 @@ class Configure(_message.Message):
         has_remote_directories: _builtins.bool = ...,
         has_remote_root: _builtins.bool = ...,
         makes_images: _builtins.bool = ...,
+        sandbox: Global___Sandbox | None = ...,
         device: Global___Device | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "sandbox", b"sandbox"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "has_remote_blobs", b"has_remote_blobs", "has_remote_directories", b"has_remote_directories", "has_remote_root", b"has_remote_root", "list_root", b"list_root", "log_json", b"log_json", "log_level", b"log_level", "makes_images", b"makes_images", "queue", b"queue", "store_path", b"store_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "has_remote_blobs", b"has_remote_blobs", "has_remote_directories", b"has_remote_directories", "has_remote_root", b"has_remote_root", "list_root", b"list_root", "log_json", b"log_json", "log_level", b"log_level", "makes_images", b"makes_images", "queue", b"queue", "sandbox", b"sandbox", "store_path", b"store_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Configure: _TypeAlias = Configure  # noqa: Y015
+
+@_typing.final
+class Sandbox(_message.Message):
+    """The user that a worker becomes, if its supervisor is privileged."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    GID_FIELD_NUMBER: _builtins.int
+    uid: _builtins.int
+    gid: _builtins.int
+    def __init__(
+        self,
+        *,
+        uid: _builtins.int = ...,
+        gid: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gid", b"gid", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sandbox: _TypeAlias = Sandbox  # noqa: Y015
 
 @_typing.final
 class Device(_message.Message):

@@ -2,8 +2,12 @@
 
 All files are reached through a descriptor of the store's directory, opened once. So they are still
 found after that directory was moved, and another directory in its old place is never mistaken for
-it. The descriptor is not one of `blobs/`: the first commit of a large blob makes that directory,
-and a reader may have opened the store before.
+it. The descriptor is not one of `blobs/`: in a store that somebody else writes to, the first commit
+of a large blob makes that directory, and a reader may have opened the store before.
+
+A process that gives up its user goes by a descriptor of `blobs/` instead (`enter_blobs`), because
+only the owner and the group of a store may search its directory. Everything below `blobs/` can be
+read by everybody who gets that far, whatever the umask of the process that put it there.
 """
 
 import os
@@ -17,7 +21,12 @@ from appliance.system import libc
 _STORE_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC
+_PATH_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _DIRECTORY_MODE: Final = 0o755
+_FILE_MODE: Final = 0o444
+_PREFIX_SIZE: Final = len(BLOBS_DIRECTORY) + 1
+_OTHERS_SEARCH: Final = 0o001
+_OTHERS_READ: Final = 0o004
 
 
 class BlobFile(NamedTuple):
@@ -43,6 +52,7 @@ class BlobFiles:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._store_fd = os.open(path, _STORE_FLAGS)
+        self._blobs_fd: int | None = None
 
     def open(self, digest: bytes) -> int:
         """Open the file of a blob and return a descriptor, which the caller owns.
@@ -53,6 +63,8 @@ class BlobFiles:
         """
         name = _name(digest)
         try:
+            if self._blobs_fd is not None:
+                return os.open(name[_PREFIX_SIZE:], _FILE_FLAGS, dir_fd=self._blobs_fd)
             return os.open(name, _FILE_FLAGS, dir_fd=self._store_fd)
         except OSError as exc:
             raise self._located(exc, name) from exc
@@ -89,6 +101,7 @@ class BlobFiles:
             OSError: the file was not moved.
         """
         name = _name(digest)
+        os.chmod(path, _FILE_MODE)  # noqa: PTH101 -- no Path is made for a file
         try:
             os.rename(path, name, dst_dir_fd=self._store_fd)
         except FileNotFoundError:
@@ -125,13 +138,72 @@ class BlobFiles:
         finally:
             os.close(fd)
 
+    def statvfs(self) -> os.statvfs_result:
+        """Return the figures of the file system that the store is on.
+
+        Raises:
+            OSError: fstatvfs(3) failed.
+        """
+        return os.statvfs(self._store_fd)
+
     def close(self) -> None:
         """Close the descriptor of the store; those of opened files are their owners' to close."""
         os.close(self._store_fd)
+        if self._blobs_fd is not None:
+            os.close(self._blobs_fd)
+
+    # --- Readers that give up their user ---
+
+    def make_directory(self) -> None:
+        """Make `blobs/` if it is missing, so that readers can enter it.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        self._make_directory(BLOBS_DIRECTORY)
+
+    def enter_blobs(self) -> int:
+        """Find files through a descriptor of `blobs/` from now on, and return it (lent).
+
+        If there is no such directory, nothing changes, and the descriptor is that of the store.
+
+        Raises:
+            OSError: the directory cannot be opened.
+        """
+        if self._blobs_fd is None:
+            try:
+                self._blobs_fd = os.open(BLOBS_DIRECTORY, _PATH_FLAGS, dir_fd=self._store_fd)
+            except FileNotFoundError:
+                return self._store_fd
+        return self._blobs_fd
+
+    def private_to(self) -> tuple[int, int] | None:
+        """Return the uid and gid of the owner if other users cannot read the files, else None.
+
+        Earlier releases applied the umask to the modes. They are examined for each directory and
+        for one file in it.
+
+        Raises:
+            OSError: a directory cannot be examined.
+        """
+        try:
+            fd = os.open(BLOBS_DIRECTORY, _DIRECTORY_FLAGS, dir_fd=self._store_fd)
+        except FileNotFoundError:
+            return None
+        try:
+            status = os.fstat(fd)
+            is_public = status.st_mode & _OTHERS_SEARCH and all(
+                _is_public(name, fd)
+                for name in os.listdir(fd)  # noqa: PTH208 -- as above
+            )
+        finally:
+            os.close(fd)
+        return None if is_public else (status.st_uid, status.st_gid)
 
     def _make_directory(self, name: str) -> None:
         try:
             os.mkdir(name, _DIRECTORY_MODE, dir_fd=self._store_fd)
+            os.chmod(name, _DIRECTORY_MODE, dir_fd=self._store_fd)
         except FileExistsError:
             return
         except OSError as exc:
@@ -140,6 +212,18 @@ class BlobFiles:
     def _located(self, exc: OSError, name: str) -> OSError:
         # OSError picks the subclass by errno, so only the name differs from `exc`.
         return OSError(exc.errno, exc.strerror, str(self._path / name))
+
+
+def _is_public(name: str, blobs_fd: int) -> bool:
+    fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=blobs_fd)
+    try:
+        if not os.fstat(fd).st_mode & _OTHERS_SEARCH:
+            return False
+        with os.scandir(fd) as files:
+            file = next(files, None)
+            return file is None or bool(file.stat().st_mode & _OTHERS_READ)
+    finally:
+        os.close(fd)
 
 
 def _name(digest: bytes) -> str:

@@ -121,6 +121,8 @@ class Store:
             store._check_version()
             if store.is_writable:
                 temp_directory.sweep(path)
+                with suppress(OSError):  # of a full disk: the first large blob makes it
+                    files.make_directory()
             opened.pop_all()
         return store
 

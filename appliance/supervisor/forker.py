@@ -59,12 +59,23 @@ class Forker:
         log_json: whether they log JSON lines.
         store_path: an LMDB environment. No worker gets a process id that LMDB would take for
             another process in that environment.
+        is_sandboxed: whether the fork server and its workers have namespaces of their own.
     """
 
     def __init__(
-        self, log_level: str = "INFO", *, log_json: bool = False, store_path: Path | None = None
+        self,
+        log_level: str = "INFO",
+        *,
+        log_json: bool = False,
+        store_path: Path | None = None,
+        is_sandboxed: bool = True,
     ) -> None:
-        self._words = (log_level, "json" if log_json else "plain", store_path or "")
+        self._words = (
+            log_level,
+            "json" if log_json else "plain",
+            store_path or "",
+            "on" if is_sandboxed else "none",
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._link: Link | None = None
         self._exits: dict[int, asyncio.Future[WorkerExit]] = {}

@@ -1,10 +1,12 @@
 """What every supervisor runs next to its front-ends or mount: resolver, fork server, status."""
 
 import contextlib
+import logging
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from appliance.protos import control_pb2 as pb
 from appliance.resolve.local import LocalResolver
@@ -14,6 +16,10 @@ from appliance.store.store import Store
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.served_session import ServedSession
 from appliance.supervisor.status import StatusServer
+
+_LOG = logging.getLogger(__name__)
+# The user and group of workers whose supervisor is root: they own no file.
+_NOBODY: Final = 65534
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +33,8 @@ class RuntimeConfig:
     is_root_listable: bool
     is_by_content: bool
     """Whether files with equal content have the same st_ino."""
+    is_sandboxed: bool
+    """Whether workers are locked down before they serve."""
     log_level: str
     log_json: bool
 
@@ -93,7 +101,12 @@ async def running(
             )
             store, has_cache, has_remote_root = remote.store, remote.has_cache, True
         stack.push_async_callback(resolver.close)
-        forker = Forker(config.log_level, log_json=config.log_json, store_path=store.path)
+        forker = Forker(
+            config.log_level,
+            log_json=config.log_json,
+            store_path=store.path,
+            is_sandboxed=config.is_sandboxed,
+        )
         stack.push_async_callback(forker.close)
         status = StatusServer(config.state_dir, report)
         await status.start()
@@ -107,5 +120,18 @@ async def running(
             makes_images=not store.is_writable,
             log_level=config.log_level,
             log_json=config.log_json,
+            sandbox=_sandbox(store) if config.is_sandboxed else None,
         )
         yield Runtime(forker, resolver, configure, config.is_by_content)
+
+
+def _sandbox(store: Store) -> pb.Sandbox:
+    owner = store.files.private_to() if os.geteuid() == 0 else None
+    if owner is None:
+        return pb.Sandbox(uid=_NOBODY, gid=_NOBODY)
+    _LOG.warning(
+        "%s: not all files in blobs/ are readable for other users, so workers run as their owner; "
+        "`chmod -R a+rX` there corrects that",
+        store.path,
+    )
+    return pb.Sandbox(uid=owner[0], gid=owner[1])

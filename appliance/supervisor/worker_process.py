@@ -280,6 +280,11 @@ class WorkerProcess:
         ended = await started.exit
         status = ended.status
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        if status == -signal.SIGSYS:
+            how = (
+                "was killed by SIGSYS, for a system call that its sandbox forbids (the audit log "
+                f"of the kernel, if it keeps one, has the number: type=1326 ... pid={self.pid})"
+            )
         _LOG.warning("%s: worker %d %s; starting another", self._label, self.pid, how)
         self._owner.died()
         if time.monotonic() - self._started_s > _STABLE_S:

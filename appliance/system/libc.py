@@ -8,6 +8,7 @@ imports this module late.
 import ctypes
 import fcntl
 import os
+import struct
 import sys
 from typing import Final
 
@@ -17,7 +18,27 @@ MS_NODEV: Final = 1 << 2
 MS_NOEXEC: Final = 1 << 3
 MS_REMOUNT: Final = 1 << 5
 
+# linux/sched.h.
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWNET: Final = 0x40000000
+
+# linux/capability.h.
+CAP_KILL: Final = 5
+CAP_SETGID: Final = 6
+CAP_SETUID: Final = 7
+CAP_SYS_ADMIN: Final = 21
+
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_SECCOMP: Final = 22
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_SECCOMP_MODE_FILTER: Final = 2
+# linux/capability.h: version 3 has two sets of 32 capabilities, each as effective, permitted and
+# inheritable.
+_CAPABILITY_HEADER: Final = struct.pack("=Ii", 0x20080522, 0)
+_CAPABILITY_SETS: Final = struct.Struct("=6I")
 _MNT_DETACH: Final = 2
 _SYNC_FILE_RANGE_WRITE: Final = 2
 # From malloc.h.
@@ -48,6 +69,59 @@ def signal_on_parent_death(number: int, parent_pid: int) -> None:
     _check(_LIBC.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent_pid:
         os._exit(1)
+
+
+def set_no_new_privileges() -> None:
+    """Let no program that this process executes gain privileges (prctl(2))."""
+    _check(_LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
+
+
+def forbid_dumps() -> None:
+    """Let no other process of this user inspect this one, and write no core dump (prctl(2))."""
+    _check(_LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl(PR_SET_DUMPABLE)")
+
+
+def unshare(flags: int) -> None:
+    """Move this process to new namespaces; `flags` combines `CLONE_` constants (unshare(2))."""
+    _check(_LIBC.unshare(flags), "unshare")
+
+
+def effective_capabilities() -> int:
+    """Return the effective capabilities of this process as a set of bits (capget(2))."""
+    sets = ctypes.create_string_buffer(_CAPABILITY_SETS.size)
+    _check(_LIBC.capget(ctypes.create_string_buffer(_CAPABILITY_HEADER), sets), "capget")
+    low, _, _, high, _, _ = _CAPABILITY_SETS.unpack(sets.raw)
+    return int(low | high << 32)
+
+
+def drop_capabilities() -> None:
+    """Give up all capabilities (capset(2))."""
+    header = ctypes.create_string_buffer(_CAPABILITY_HEADER)
+    _check(_LIBC.capset(header, _CAPABILITY_SETS.pack(0, 0, 0, 0, 0, 0)), "capset")
+
+
+def set_seccomp_filter(program: bytes) -> None:
+    """Filter the system calls of this process by `program`, an array of struct sock_filter.
+
+    It cannot be removed. Privileges or `set_no_new_privileges` are needed (prctl(2)).
+    """
+    # struct sock_fprog. prctl rather than seccomp(2), which filters of service managers may refuse.
+    code = ctypes.create_string_buffer(program, len(program))
+    fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
+    _check(_LIBC.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, fprog, 0, 0), "prctl(PR_SET_SECCOMP)")
+
+
+def system_call(number: int, *arguments: int | bytes | None) -> int:
+    """Make a system call that the C library has no function for (syscall(2)).
+
+    Args:
+        number: the number of the system call on this machine.
+        *arguments: numbers, and structures as bytes.
+    """
+    values = (ctypes.c_long(each) if isinstance(each, int) else each for each in arguments)
+    result = int(_LIBC.syscall(ctypes.c_long(number), *values))
+    _check(min(result, 0), "")
+    return result
 
 
 def syncfs(fd: int) -> None:

@@ -1,4 +1,4 @@
-"""The fork server: `python -m appliance.worker.forkserver FD PARENT_PID LOG_LEVEL FORM STORE`.
+"""The fork server: `python -m appliance.worker.forkserver FD PARENT LEVEL FORM STORE SANDBOX`.
 
 It has imported everything that a worker needs and holds no thread, no event loop and no LMDB env,
 so a fork of it is safe at any time and shares its memory. It forks a worker for each Spawn message,
@@ -23,6 +23,7 @@ from appliance.protos.control_pb2 import Envelope, Exited, Spawned
 from appliance.session import channel
 from appliance.system.libc import signal_on_parent_death
 from appliance.worker import startup as worker
+from appliance.worker.sandbox import UNCONFINED, Surroundings, enter_namespaces, rehearse
 
 _LOG = logging.getLogger(__name__)
 _PID_ATTEMPTS: Final = 256
@@ -31,9 +32,12 @@ _PID_ATTEMPTS: Final = 256
 class ForkServer:
     """Forks workers on request; owns its end of the channel to the supervisor."""
 
-    def __init__(self, sock: socket.socket, store_path: Path | None) -> None:
+    def __init__(
+        self, sock: socket.socket, store_path: Path | None, surroundings: Surroundings
+    ) -> None:
         self._sock = sock
         self._store_path = store_path
+        self._surroundings = surroundings
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> None:
@@ -111,7 +115,7 @@ class ForkServer:
             os.close(self._wake_write)
             # Its channel may be closed while it is about to answer.
             with contextlib.suppress(BrokenPipeError):
-                worker.main(socket.socket(fileno=worker_fd))
+                worker.main(socket.socket(fileno=worker_fd), self._surroundings)
             status = 0
         except ApplianceError as exc:
             _LOG.error("worker failed: %s", exc)
@@ -136,7 +140,9 @@ class ForkServer:
 def main() -> None:
     """Run the fork server on the channel whose fd number is the first argument."""
     fd, parent = map(int, sys.argv[1:3])
-    log_level, log_form, store_path = sys.argv[3:]
+    log_level, log_form, store_path, sandbox = sys.argv[3:]
+    surroundings = enter_namespaces() if sandbox == "on" else UNCONFINED
+    rehearse()
     signal_on_parent_death(signal.SIGKILL, parent)
     # The terminal's ^C or end and a service manager's SIGTERM reach the whole process group; the
     # supervisor alone decides, and closing its channels is how it tells.
@@ -147,7 +153,7 @@ def main() -> None:
     sock.set_inheritable(False)
     # The supervisor may go away between two messages.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        ForkServer(sock, Path(store_path) if store_path else None).run()
+        ForkServer(sock, Path(store_path) if store_path else None, surroundings).run()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 A worker holds nothing that its guest could miss. What it is told (memory table, ring, INIT's
 outcome), the supervisor keeps and tells a successor again; what it has popped is in the inflight
 record. So it can be killed at any instruction.
+
+Everything that it needs is open before it reads what a guest wrote; it then locks itself down
+(`sandbox`).
 """
 
 import logging
@@ -23,6 +26,7 @@ from appliance.session.session_memory import SessionMemory
 from appliance.store.store import Store
 from appliance.worker.device_loop import DeviceLoop
 from appliance.worker.ring_loop import RingLoop
+from appliance.worker.sandbox import MOUNT_RULES, RING_RULES, Surroundings, lock_down
 
 _LOG = logging.getLogger(__name__)
 # How long a ring that must stop waits for the resolver before parked requests get EIO.
@@ -30,8 +34,13 @@ _DRAIN_DEADLINE_S = 10.0
 _EVENTFD_BYTES = 8
 
 
-def main(sock: socket.socket) -> None:
-    """Serve one queue or device until the supervisor closes `sock`, which this function owns."""
+def main(sock: socket.socket, surroundings: Surroundings) -> None:
+    """Serve one queue or device until the supervisor closes `sock`.
+
+    Args:
+        sock: the worker's end of its channel, which this function owns.
+        surroundings: what the worker has from its fork server.
+    """
     message = channel.receive(sock)
     if message is None:
         return
@@ -68,7 +77,11 @@ def main(sock: socket.socket) -> None:
         makes_images=config.makes_images,
     )
     dispatcher = Dispatcher(handler, session, counters, wanted_flags=wanted_flags)
+    loop: DeviceLoop | RingLoop
     if device_fds:
-        DeviceLoop(sock, device_fds[0], dispatcher, handler).run()
+        loop, rules = DeviceLoop(sock, device_fds[0], dispatcher, handler), MOUNT_RULES
     else:
-        RingLoop(sock, config.queue, dispatcher, handler).run()
+        loop, rules = RingLoop(sock, config.queue, dispatcher, handler), RING_RULES
+    if config.HasField("sandbox"):
+        lock_down(config.sandbox, surroundings, store.files, rules)
+    loop.run()

@@ -44,6 +44,7 @@ class ApplianceProcess:
         *options: str,
         sockets: Sequence[str] = ("fs.sock",),
         prefix: Sequence[str] = (),
+        program: Sequence[str] = APPLIANCE,
     ) -> None:
         self.store = Path(store)
         self.uri = uri_of(store)
@@ -54,7 +55,7 @@ class ApplianceProcess:
             self.process = subprocess.Popen(
                 [
                     *prefix,
-                    *APPLIANCE,
+                    *program,
                     "virtiofs",
                     "--store",
                     self.uri,

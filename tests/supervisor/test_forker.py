@@ -85,7 +85,7 @@ def test_a_fork_that_fails_does_not_end_the_fork_server() -> None:
             server = subprocess.Popen(
                 [
                     *(sys.executable, "-P", "-c", SERVER_THAT_CANNOT_FORK),
-                    *(str(theirs.fileno()), str(os.getpid()), "WARNING", "json", ""),
+                    *(str(theirs.fileno()), str(os.getpid()), "WARNING", "json", "", "on"),
                 ],
                 pass_fds=[theirs.fileno()],
                 stderr=subprocess.PIPE,

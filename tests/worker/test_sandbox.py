@@ -1,0 +1,192 @@
+"""What code that has taken a worker over can do, and that others are served on."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.fakes import fuse_client
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree
+from tests.fakes.hostile_guest import LARGE, ROOT, make_tree
+from tests.fakes.probed import NO_FILTER, PROBE, Probes
+
+pytestmark = pytest.mark.slow
+
+NOBODY = 65534
+# With a capability, because the interpreter may be in a directory that only root can search.
+AS_NOBODY = (
+    "setpriv",
+    f"--reuid={NOBODY}",
+    f"--regid={NOBODY}",
+    "--clear-groups",
+    "--inh-caps=+dac_read_search",
+    "--ambient-caps=+dac_read_search",
+)
+READ_ONLY, READ_WRITE = "os.O_RDONLY", "os.O_RDWR"
+
+
+class Victim:
+    """A supervisor with a guest whose workers are left alone, and probes for those of another."""
+
+    def __init__(
+        self,
+        store: tuple[Path, bytes],
+        directory: Path,
+        *options: str,
+        variables: tuple[str, ...] = (),
+        prefix: tuple[str, ...] = (),
+    ) -> None:
+        self.store, self.name = store
+        program = ("env", f"{PROBE}={directory / 'probe'}", *variables, *prefix)
+        self.appliance = ApplianceProcess(
+            self.store,
+            directory,
+            "--num-request-queues=1",
+            "--log-level=debug",
+            *options,
+            sockets=("quiet.sock", "probed.sock"),
+            prefix=program,
+            program=(sys.executable, "-m", "tests.fakes.probed"),
+        )
+        self.probes = Probes(directory, self.appliance.log)
+        self.quiet = FakeGuest(self.appliance.connect(0))
+        self.quiet.mount()
+        self.sibling = self.appliance.status()[0]["workers"][0]["pid"]
+
+    def close(self) -> None:
+        self.quiet.close()
+        self.appliance.stop()
+
+    def outcomes(self, actions: dict[str, str]) -> dict[str, str]:
+        """Try `actions`, expressions by name, one after another in one worker."""
+        self.probes.put(
+            "\n".join(f"attempt({name!r}, lambda: {each})" for name, each in actions.items())
+        )
+        with FakeGuest(self.appliance.connect(1)) as guest:
+            found = self.probes.outcomes()
+            guest.mount()
+            large = guest.lookup(guest.lookup(ROOT, self.name), b"large")
+            assert guest.ask(fuse_client.read(large, 0, 4000)).body == LARGE[:4000]
+        assert self.quiet.lookup(ROOT, self.name)  # a sibling serves on, too
+        return found
+
+    def opening(self, path: Path | str, flags: str = READ_ONLY) -> str:
+        return f"os.open({str(path)!r}, {flags})"
+
+    def reading(self) -> dict[str, str]:
+        """Attempts to read that fail with an error even in a worker without a filter."""
+        data = f"{self.store}/data.mdb"
+        return {
+            "a file of the host": self.opening("/etc/passwd"),
+            "a secret of the host": self.opening("/etc/shadow"),
+            "the database": self.opening(data),
+            "the database by its descriptor": f"os.open('/proc/self/fd/%d' % open_files.get("
+            f"{data!r}, 0), {READ_ONLY})",
+            "the lock file": self.opening(f"{self.store}/lock.mdb"),
+            "a program": self.opening(sys.executable),
+            "memory of a sibling": self.opening(f"/proc/{self.sibling}/mem"),
+            "environment of a sibling": self.opening(f"/proc/{self.sibling}/environ"),
+        }
+
+    def acting(self) -> dict[str, str]:
+        """Attempts at what no worker has to do."""
+        data = f"{self.store}/data.mdb"
+        by_descriptor = f"'/proc/self/fd/%d' % open_files.get({data!r}, 0)"
+        connect = "socket.socket({}).connect({!r})"
+        return {
+            "write the database": self.opening(data, READ_WRITE),
+            "write it by its descriptor": f"os.open({by_descriptor}, {READ_WRITE})",
+            "write a file": self.opening("/tmp/written-by-a-worker", "os.O_WRONLY | os.O_CREAT"),
+            "connect by TCP": connect.format("socket.AF_INET", ("127.0.0.1", 9)),
+            "bind TCP": "socket.socket().bind(('127.0.0.1', 0))",
+            "connect to the supervisor": connect.format(
+                "socket.AF_UNIX", str(self.appliance.sockets[0])
+            ),
+            "inspect a sibling": f"call('ptrace', 0x4206, {self.sibling}, None, None)",
+            "signal a sibling": f"os.kill({self.sibling}, 0)",
+            "signal the supervisor": f"os.kill({self.appliance.process.pid}, 0)",
+            "execute": "os.execv('/bin/true', ['true'])",
+            "mount": "call('mount', b'none', b'/mnt', b'tmpfs', 0, None)",
+            "become root": "os.setresuid(0, 0, 0)",
+        }
+
+
+DEADLY_ONLY: Final = {
+    "fork": "os.fork()",
+    "map memory to execute": "mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)",
+    "make memory executable": "call('mprotect', ctypes.c_void_p(0x1000), 4096, 5)",
+    "set up asynchronous signals": "fcntl.fcntl(0, fcntl.F_SETOWN, 1)",
+    "type into the terminal": "fcntl.ioctl(2, 0x5412, b'x')",
+    "make a socket": "socket.socket(socket.AF_UNIX)",
+    "make a user namespace": "call('unshare', 0x10000000)",
+    "limit the supervisor": "call('prlimit', 1, 7, None, None)",
+    "signal itself by number": "call('syscall', 234, 1, 1, 0)",
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    path = tmp_path_factory.mktemp("store") / "store"
+    (name,) = import_tree(path, make_tree(tmp_path_factory.mktemp("tree")))
+    return path, name.encode()
+
+
+@pytest.fixture(scope="module")
+def victim(store: tuple[Path, bytes], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    victim = Victim(store, tmp_path_factory.mktemp("run"))
+    yield victim
+    victim.close()
+
+
+def test_a_worker_opens_only_blobs(victim: Victim, store: tuple[Path, bytes]) -> None:
+    found = victim.outcomes(victim.reading())
+    assert found == dict.fromkeys(victim.reading(), "EACCES")
+    blob = next(path for path in (store[0] / "blobs").rglob("*") if path.is_file())
+    below = str(blob.relative_to(store[0] / "blobs"))
+    code = f"os.open({below!r}, os.O_RDONLY, dir_fd=open_files['blobs'])"
+    assert victim.outcomes({"a blob": code}) == {"a blob": "done"}
+
+
+def test_what_a_worker_need_not_do_is_deadly_to_itself_alone(victim: Victim) -> None:
+    for name, action in (victim.acting() | DEADLY_ONLY).items():
+        assert victim.outcomes({name: action}) == {name: "deadly"}
+    assert "Traceback" not in victim.appliance.log()
+
+
+def test_the_log_says_once_how_workers_are_locked_down(victim: Victim) -> None:
+    lines = [line for line in victim.appliance.log().splitlines() if "locked down" in line]
+    assert len(lines) == 1
+    assert ("another user" in lines[0]) == (os.geteuid() == 0)
+
+
+def test_without_the_filter_the_other_layers_refuse(
+    store: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    victim = Victim(store, tmp_path, variables=(f"{NO_FILTER}=1",))
+    try:
+        attempts = victim.reading() | victim.acting()
+        found = victim.outcomes(attempts)
+    finally:
+        victim.close()
+    assert found.keys() == attempts.keys()
+    refused = {"EACCES", "EPERM"}
+    # Outside of its network namespace there is nothing to connect to; and the socket of another
+    # user's supervisor has a path that cannot be searched.
+    assert {name: how for name, how in found.items() if how not in refused} == {}
+
+
+def test_without_a_sandbox_nothing_is_refused(store: tuple[Path, bytes], tmp_path: Path) -> None:
+    victim = Victim(store, tmp_path, "--sandbox=none")
+    attempts = victim.reading() | victim.acting()
+    for name in ("execute", "mount", "connect by TCP", "write it by its descriptor"):
+        del attempts[name]
+    try:
+        found = victim.outcomes(attempts)
+        assert "locked down" not in victim.appliance.log()
+    finally:
+        victim.close()
+        Path("/tmp/written-by-a-worker").unlink(missing_ok=True)
+    assert found == dict.fromkeys(attempts, "done")

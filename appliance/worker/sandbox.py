@@ -60,6 +60,7 @@ _COMMON: Final[tuple[seccomp.Rule, ...]] = (
     "write",
     "pread64",
     "preadv",
+    "preadv2",  # what os.preadv uses where the kernel has it
     "close",
     "fstat",
     "newfstatat",

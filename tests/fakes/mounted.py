@@ -21,7 +21,12 @@ class Mounted:
     """
 
     def __init__(
-        self, store: Path | str, path: Path, *options: str, prefix: Sequence[str] = ()
+        self,
+        store: Path | str,
+        path: Path,
+        *options: str,
+        prefix: Sequence[str] = (),
+        program: Sequence[str] = APPLIANCE,
     ) -> None:
         self.store = store
         self.uri = uri_of(store)
@@ -38,7 +43,7 @@ class Mounted:
                     self.process = subprocess.Popen(
                         [
                             *prefix,
-                            *APPLIANCE,
+                            *program,
                             "mount",
                             "--store",
                             self.uri,

@@ -75,3 +75,28 @@ def test_the_mode_of_a_store_that_exists_is_left_alone(store: Path) -> None:
     store.chmod(0o755)
     Store.open(store, create=True).close()
     assert stat.S_IMODE(store.stat().st_mode) == 0o755
+
+
+def test_a_strict_umask_does_not_hide_blobs_from_who_can_enter_the_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 100_000)
+    umask = os.umask(0o077)
+    try:
+        list(import_paths(tmp_path / "store", [tmp_path / "file"], progress=Silent()))
+    finally:
+        os.umask(umask)
+    blobs = tmp_path / "store" / "blobs"
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (blobs, *sorted(blobs.rglob("*")))]
+    assert modes == [0o755, 0o755, 0o444]
+
+
+def test_files_are_private_if_a_directory_or_a_file_is(store: Path) -> None:
+    opened = Store.open(store, is_readonly=True)
+    assert opened.files.private_to() is None
+    (below,) = (store / "blobs").iterdir()
+    (blob,) = below.iterdir()
+    for path, private, public in ((blob, 0o400, 0o444), (below, 0o750, 0o755)):
+        path.chmod(private)
+        assert opened.files.private_to() == (os.getuid(), os.getgid())
+        path.chmod(public)
+    assert opened.files.private_to() is None
+    opened.close()

@@ -1,6 +1,7 @@
 """What code that has taken a worker over can do, and that others are served on."""
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,8 @@ AS_NOBODY = (
     "--inh-caps=+dac_read_search",
     "--ambient-caps=+dac_read_search",
 )
+# As systemd/appliance-virtiofs@.service starts it.
+AS_POWERLESS_ROOT = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 READ_ONLY, READ_WRITE = "os.O_RDONLY", "os.O_RDWR"
 
 
@@ -162,6 +165,44 @@ def test_the_log_says_once_how_workers_are_locked_down(victim: Victim) -> None:
     assert ("another user" in lines[0]) == (os.geteuid() == 0)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "obstacle"),
+    [
+        (AS_NOBODY, "own namespaces (needs CAP_SYS_ADMIN)"),
+        (AS_POWERLESS_ROOT, "another user (needs CAP_SETUID, CAP_SETGID and CAP_KILL)"),
+    ],
+    ids=["nobody", "root without capabilities"],
+)
+def test_a_supervisor_with_fewer_rights_locks_workers_down_too(
+    store: tuple[Path, bytes], tmp_path: Path, prefix: tuple[str, ...], obstacle: str
+) -> None:
+    os.chown(tmp_path, NOBODY if prefix == AS_NOBODY else 0, -1)
+    victim = Victim(store, tmp_path, f"--state-dir={tmp_path}/state", prefix=prefix)
+    try:
+        assert victim.outcomes(victim.reading()) == dict.fromkeys(victim.reading(), "EACCES")
+        for name in ("write the database", "inspect a sibling", "connect by TCP", "execute"):
+            assert victim.outcomes({name: victim.acting()[name]}) == {name: "deadly"}
+        (line,) = (line for line in victim.appliance.log().splitlines() if "locked down" in line)
+        assert obstacle in line.partition("not possible here: ")[2]
+    finally:
+        victim.close()
+
+
+def test_files_that_only_their_owner_can_read_are_served_all_the_same(
+    store: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    copied = tmp_path / "store"
+    shutil.copytree(store[0], copied)
+    (copied / "blobs").chmod(0o700)
+    victim = Victim((copied, store[1]), tmp_path)
+    try:
+        attempts = {"a secret of the host": victim.opening("/etc/shadow")}
+        assert victim.outcomes(attempts) == dict.fromkeys(attempts, "EACCES")
+        assert "workers run as their owner" in victim.appliance.log()
+    finally:
+        victim.close()
+
+
 def test_without_the_filter_the_other_layers_refuse(
     store: tuple[Path, bytes], tmp_path: Path
 ) -> None:
@@ -173,8 +214,6 @@ def test_without_the_filter_the_other_layers_refuse(
         victim.close()
     assert found.keys() == attempts.keys()
     refused = {"EACCES", "EPERM"}
-    # Outside of its network namespace there is nothing to connect to; and the socket of another
-    # user's supervisor has a path that cannot be searched.
     assert {name: how for name, how in found.items() if how not in refused} == {}
 
 

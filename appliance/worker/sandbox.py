@@ -58,6 +58,7 @@ _FCNTL_COMMANDS: Final = (
 _COMMON: Final[tuple[seccomp.Rule, ...]] = (
     "read",
     "write",
+    "writev",  # replies to /dev/fuse, and the C library's last words before abort(3)
     "pread64",
     "preadv",
     "preadv2",  # what os.preadv uses where the kernel has it
@@ -106,9 +107,9 @@ _COMMON: Final[tuple[seccomp.Rule, ...]] = (
     seccomp.AnyOf("prlimit64", 0, (0,)),
 )
 RING_RULES: Final = _COMMON
-# Requests of /dev/fuse come by readv(2), and replies go by writev(2). Passing files through to the
-# kernel takes ioctl(2) on that descriptor, which is left to the supervisor.
-MOUNT_RULES: Final = (*_COMMON, "readv", "writev", "lseek")
+# Requests of /dev/fuse come by readv(2); and holes of files are looked for. Passing files through
+# to the kernel takes ioctl(2) on that descriptor, which is left to the supervisor.
+MOUNT_RULES: Final = (*_COMMON, "readv", "lseek")
 
 # Shared by all workers of a fork server: whether one of them has logged how it is locked down.
 _has_reported: Final = mmap.mmap(-1, 1)

@@ -1,5 +1,6 @@
 """Filters of system calls: their numbers, and what they let through."""
 
+import errno
 import fcntl
 import itertools
 import mmap
@@ -78,6 +79,17 @@ def test_bits_of_an_argument_are_refused() -> None:
     readable, both = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_EXEC
     assert end_of(lambda: mmap.mmap(-1, 4096, prot=readable), rule) == 0
     assert end_of(lambda: mmap.mmap(-1, 4096, prot=both), rule) == -signal.SIGSYS
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM])
+def test_a_kernel_or_a_filter_without_landlock_is_no_error(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(libc, "system_call", refuse)
+    assert landlock.abi() == 0
 
 
 def test_each_version_of_landlock_takes_more_away() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,6 +158,16 @@ def test_what_a_worker_need_not_do_is_deadly_to_itself_alone(victim: Victim) -> 
     for name, action in (victim.acting() | DEADLY_ONLY).items():
         assert victim.outcomes({name: action}) == {name: "deadly"}
     assert "Traceback" not in victim.appliance.log()
+
+
+def test_an_assertion_in_c_code_is_still_seen_as_one(victim: Victim) -> None:
+    start = len(victim.appliance.log())
+    victim.probes.put("os.abort()")
+    with FakeGuest(victim.appliance.connect(1)) as guest:
+        guest.mount()
+    log = victim.appliance.log()[start:]
+    assert f"was killed by signal {int(signal.SIGABRT)}" in log
+    assert "SIGSYS" not in log
 
 
 def test_the_log_says_once_how_workers_are_locked_down(victim: Victim) -> None:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
 
 _COMMANDS: Final = ("import", "virtiofs", "mount", "status", *STORE_COMMANDS)
-_PRINTS_JSON: Final = frozenset({"status", "path-info", "ls", "verify"})
+_PRINTS_JSON: Final = frozenset({"status", "path-info", "ls", "verify", "copy"})
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
 
@@ -175,7 +175,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     common.add_argument(
         "--json",
         action="store_true",
-        help="log as JSON; status, path-info, ls and verify: print JSON",
+        help="log as JSON; status, path-info, ls, verify and copy: print JSON",
     )
     state = _Parser(add_help=False)
     state.add_argument(

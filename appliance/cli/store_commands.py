@@ -6,8 +6,10 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance.cli.copy_command import add_copy
 from appliance.cli.options import service_addresses
 from appliance.cli.output import print_json, with_services, write, write_line
+from appliance.cli.registration_command import add_registration
 from appliance.cli.verify_command import add_verify
 from appliance.errors import ConfigError, PathInfoError, StoreError
 
@@ -210,9 +212,11 @@ def _with_view(options: argparse.Namespace, work: "Callable[[StoreView], Awaitab
 
 # What adds each command to the command line, given the parsers of its common options.
 COMMANDS: "Final[dict[str, Callable[[Subparsers, Sequence[argparse.ArgumentParser]], None]]]" = {
+    "copy": add_copy,
     "daemon": _add_daemon,
     "nar": _add_nar,
     "path-info": _add_path_info,
+    "registration": add_registration,
     "verify": add_verify,
     "ls": _add_ls,
     "cat": _add_cat,

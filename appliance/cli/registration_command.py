@@ -1,0 +1,60 @@
+"""`appliance registration`: what makes Nix in a guest know the paths that it is served."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from appliance.cli.output import with_services, write_line
+from appliance.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from appliance.services.contracts import Services
+
+    Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
+
+
+def add_registration(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "registration",
+        parents=parents,
+        help="print what `nix-store --load-db` takes of store paths, as closureInfo has it",
+    )
+    command.add_argument("paths", nargs="+", metavar="PATH")
+    command.add_argument(
+        "-r", "--recursive", action="store_true", help="print what the paths refer to as well"
+    )
+    printed = command.add_mutually_exclusive_group()
+    printed.add_argument(
+        "--store-paths", action="store_true", help="print the paths alone, one a line"
+    )
+    printed.add_argument(
+        "--total-nar-size",
+        action="store_true",
+        help="print the size of all NARs together, in bytes",
+    )
+    command.set_defaults(run=_run_registration)
+
+
+def _run_registration(options: argparse.Namespace) -> None:
+    from appliance.services.registration import registered
+    from appliance.services.store_view import parse_path
+
+    paths = []
+    for text in options.paths:
+        path, names = parse_path(text)
+        if names:
+            raise ConfigError(f"{text}: lies in a store path; only whole ones are registered")
+        paths.append(path)
+
+    async def work(services: "Services") -> None:
+        found = await registered(services, paths, is_recursive=options.recursive)
+        if options.total_nar_size:
+            write_line(str(sum(one.narinfo.nar_size for one in found)))
+            return
+        for one in found:
+            for line in [one.path.absolute()] if options.store_paths else one.lines():
+                write_line(line)
+
+    with_services(options, work)

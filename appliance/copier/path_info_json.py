@@ -1,0 +1,147 @@
+"""Lists of store paths in JSON, as Nix writes them.
+
+nix path-info --json      up to 2.18: [{"path": ..., ...}], later {PATH: {...}}, and in the newest
+                          form {"info": {BASENAME: {...}}, ...}
+exportReferencesGraph     structured attributes of a derivation: {"exportReferencesGraph":
+                          {KEY: [...]}, KEY: [{"path": ..., ...}], ...}
+
+Of a path they have: narHash (SHA-256 in any form), narSize, references, deriver, signatures, and ca
+as text, or as an object with method and hash. Hashes and signatures may be objects as well.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, TypeAlias
+
+from appliance.copier.claims import claim_of
+from appliance.errors import PathInfoError
+from appliance.nix.content_address import ContentAddress, Method
+from appliance.nix.hashes import NixHash
+from appliance.nix.narinfo import NarInfoFile
+from appliance.nix.signing import Signature
+from appliance.nix.store_path import StorePath
+
+Claims: TypeAlias = dict[StorePath, NarInfoFile]
+
+_METHODS: Final = {"nar": Method.NAR, "flat": Method.FLAT, "text": Method.TEXT}
+
+
+def parse_path_infos(text: str | bytes) -> Claims:
+    """Read a list of any form.
+
+    Raises:
+        PathInfoError: it is of none, or an entry breaks a rule; the text names the path.
+    """
+    try:
+        document = json.loads(text)
+    except ValueError as exc:
+        raise PathInfoError(f"not JSON: {exc}") from exc
+    claims: Claims = {}
+    for path, info in _entries(document):
+        try:
+            parsed = _path(path)
+            claims[parsed] = _claim(parsed, info)
+        except PathInfoError as exc:
+            raise PathInfoError(f"{path}: {exc}") from exc
+    return claims
+
+
+def _entries(document: object) -> Iterator[tuple[str, object]]:
+    match document:
+        case list():
+            yield from _listed(document)
+        case {"exportReferencesGraph": dict(graphs), **attributes}:
+            for key in graphs:
+                yield from _listed(attributes.get(key))
+        case {"info": dict(infos)}:
+            yield from infos.items()
+        case {"closure": list(graph)}:
+            yield from _listed(graph)
+        case dict():
+            yield from document.items()
+        case _:
+            raise PathInfoError("neither a list of store paths nor an object with some")
+
+
+def _listed(infos: object) -> Iterator[tuple[str, object]]:
+    if not isinstance(infos, list):
+        raise PathInfoError("a graph is not a list of store paths")
+    for info in infos:
+        match info:
+            case {"path": str(path)}:
+                yield path, info
+            case _:
+                raise PathInfoError(f"{json.dumps(info)[:100]}: an entry without a path")
+
+
+def _path(text: str) -> StorePath:
+    # The newest form leaves out the store directory.
+    return StorePath.parse(text) if "/" not in text else StorePath.parse_absolute(text)
+
+
+def _claim(path: StorePath, info: object) -> NarInfoFile:
+    match info:
+        case None | {"valid": False}:
+            raise PathInfoError("is not valid in its store")
+        case {"narHash": nar_hash, "narSize": int(nar_size), **more}:
+            pass
+        case _:
+            raise PathInfoError("narHash or narSize is missing")
+    deriver = more.get("deriver")
+    return claim_of(
+        path,
+        nar_hash=_hash(nar_hash),
+        nar_size=nar_size,
+        references=map(_reference, _list(more, "references")),
+        deriver=_path(deriver) if isinstance(deriver, str) and deriver else None,
+        signatures=map(_signature, _list(more, "signatures")),
+        ca=_content_address(more.get("ca")),
+    )
+
+
+def _list(info: Mapping[Any, object], key: str) -> list[object]:
+    found = info.get(key)
+    if found is None:
+        return []
+    if not isinstance(found, list):
+        raise PathInfoError(f"{key} is not a list")
+    return found
+
+
+def _reference(value: object) -> StorePath:
+    if not isinstance(value, str):
+        raise PathInfoError(f"reference {value!r} is not text")
+    return _path(value)
+
+
+def _hash(value: object) -> NixHash:
+    match value:
+        case str():
+            return NixHash.parse(value)
+        case {"algorithm": str(algorithm), "hash": str(digest)}:
+            # Base 64, 32 or 16: with a colon its length tells which.
+            return NixHash.parse(f"{algorithm}:{digest}")
+        case _:
+            raise PathInfoError(f"hash {value!r} is not one")
+
+
+def _signature(value: object) -> Signature:
+    match value:
+        case str():
+            return Signature.parse(value)
+        case {"keyName": str(name), "sig": str(data)}:
+            return Signature.parse(f"{name}:{data}")
+        case _:
+            raise PathInfoError(f"signature {value!r} is not one")
+
+
+def _content_address(value: object) -> ContentAddress | None:
+    match value:
+        case None | "":
+            return None
+        case str():
+            return ContentAddress.parse(value)
+        case {"method": str(method), "hash": digest} if method in _METHODS:
+            return ContentAddress(_METHODS[method], _hash(digest))
+        case _:
+            raise PathInfoError(f"content address {value!r} is of an unknown kind")

@@ -1,0 +1,54 @@
+"""What an import refuses because `appliance copy` is what takes it: paths in a Nix store.
+
+An import gives a tree the name that follows from its content, without references. A store path has
+a name already, and its references, which an import would lose.
+"""
+
+import os
+from pathlib import Path
+from typing import Final
+
+from appliance.castore.names import display
+from appliance.errors import ImportTreeError, PathInfoError
+from appliance.nix.store_path import STORE_DIR, StorePath
+
+# A store may lie below another root than `/`.
+_STORE: Final = f"{STORE_DIR}/"
+
+
+def refuse_store_path(path: bytes) -> None:
+    """Refuse a path that is or lies in a store path, or a symlink that leads into one.
+
+    Raises:
+        ImportTreeError: it does; the text says what to do instead.
+    """
+    given = Path(os.fsdecode(path))
+    # The store's directory may itself be behind a symlink.
+    for place in (given.absolute(), given.parent.resolve() / given.name):
+        store_path, is_whole = _store_path_of(place)
+        if store_path is not None:
+            what = "is a store path" if is_whole else "lies in a store path"
+            raise _refusal(path, what, store_path)
+    if given.is_symlink():
+        store_path, _is_whole = _store_path_of(given.resolve())
+        if store_path is not None:
+            raise _refusal(path, "is a symlink into a Nix store", store_path)
+
+
+def _refusal(path: bytes, what: str, store_path: StorePath) -> ImportTreeError:
+    return ImportTreeError(
+        f"{display(path)}: {what}, and an import would lose its name and references; "
+        f"use: appliance copy {store_path.absolute()}"
+    )
+
+
+def _store_path_of(place: Path) -> tuple[StorePath | None, bool]:
+    """Return the store path that `place` is or lies in, and whether it is the whole of it."""
+    _above, store, rest = str(place).partition(_STORE)
+    name, _slash, below = rest.partition("/")
+    if not store or ".." in place.parts:
+        return None, False
+    try:
+        return StorePath.parse(name), not below
+    except PathInfoError:
+        return None, False

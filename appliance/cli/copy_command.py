@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
 
+# In place of the name of a file.
+STANDARD_INPUT: Final = "-"
+
 _ATTRIBUTES_VARIABLE: Final = "NIX_ATTRS_JSON_FILE"
-_STANDARD_INPUT: Final = "-"
 _MEGABYTE: Final = 1_000_000
 
 
@@ -116,7 +118,8 @@ def _run_copy(options: argparse.Namespace) -> None:
     run = _Copy(options, source)
     if options.export is not None:
         _check_alone(options, "--import")
-        run.run(run.imported)
+        with input_file(options.export, "--import") as file:
+            run.run(lambda target: run.imported(target, file))
         return
     claims = _listed_claims(options)
     if claims is not None:
@@ -185,19 +188,16 @@ class _Copy:
         )
         yield from copy.run(paths)
 
-    def imported(self, target: "CopyTarget") -> "Iterator[CopyOutcome]":
+    def imported(self, target: "CopyTarget", file: BinaryIO) -> "Iterator[CopyOutcome]":
         """Copy an export of nix-store."""
         from appliance.copier.copier import PathCommitter
         from appliance.copier.export_stream import import_export
 
-        with _opened(self._options.export, "--import") as file:
+        def read(size: int) -> bytes:
+            self._show_counts()
+            return file.read(size)
 
-            def read(size: int) -> bytes:
-                self._show_now_and_then()
-                data: bytes = file.read(size)
-                return data
-
-            yield from import_export(read, target, PathCommitter(target, self._progress))
+        yield from import_export(read, target, PathCommitter(target, self._progress))
 
     def _open_source(self, target: "CopyTarget", claims: "Claims | None") -> "CopySource":
         from appliance.copier.nix_store import ListedPaths, NixStore, NixStorePlace
@@ -268,7 +268,7 @@ class _Copy:
             path=f"{num_done}/{num_all} {progress.path}",
         )
 
-    def _show_now_and_then(self) -> None:
+    def _show_counts(self) -> None:
         self._line.update(
             num_files=self._progress.num_files, num_bytes=self._progress.num_bytes, path=""
         )
@@ -323,7 +323,7 @@ def _listed_claims(options: argparse.Namespace) -> "Claims | None":
             return None
     if not isinstance(parse_source(options.source), NixStorePlace):
         raise ConfigError(f"{name}: a list of paths goes with --from local or local?root=DIR only")
-    with _opened(name, option) as file:
+    with input_file(name, option) as file:
         text = file.read()
     try:
         return parse_path_infos(text)
@@ -334,11 +334,23 @@ def _listed_claims(options: argparse.Namespace) -> "Claims | None":
 def _attributes_file(options: argparse.Namespace) -> str | None:
     if not options.paths and not options.stdin:
         return os.environ.get(_ATTRIBUTES_VARIABLE) or None
-    if len(options.paths) == 1 and not options.stdin:
-        path = Path(options.paths[0])
-        if path.is_file() and not path.is_symlink() and path.suffix == ".json":
-            return str(path)
+    if len(options.paths) == 1 and not options.stdin and _is_plain_file(options.paths[0]):
+        return str(options.paths[0])
     return None
+
+
+def _is_plain_file(text: str) -> bool:
+    """Whether `text` is a file that neither is a store path nor lies in one."""
+    from appliance.nix.store_path import STORE_DIR, StorePath
+
+    path = Path(text)
+    if not path.is_file() or path.is_symlink() or f"{STORE_DIR}/" in str(path.resolve()):
+        return False
+    try:
+        StorePath.parse(text)
+    except PathInfoError:
+        return True
+    return False
 
 
 def _given_paths(options: argparse.Namespace, source: "SourceAddress") -> "list[StorePath]":
@@ -364,8 +376,13 @@ def _store_path(text: str, source: "SourceAddress") -> "StorePath":
 
 
 @contextmanager
-def _opened(name: str, option: str) -> "Iterator[BinaryIO]":
-    if name == _STANDARD_INPUT:
+def input_file(name: str, option: str) -> "Iterator[BinaryIO]":
+    """Open a file for reading inside the block, or standard input if the name is `-`.
+
+    Raises:
+        ConfigError: it cannot be opened; the text names `option` too.
+    """
+    if name == STANDARD_INPUT:
         yield sys.stdin.buffer
         return
     try:

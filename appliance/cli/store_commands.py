@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.cli.copy_command import add_copy
+from appliance.cli.import_nar_command import add_import_nar
 from appliance.cli.options import service_addresses
 from appliance.cli.output import print_json, with_services, write, write_line
 from appliance.cli.registration_command import add_registration
@@ -213,6 +214,7 @@ def _with_view(options: argparse.Namespace, work: "Callable[[StoreView], Awaitab
 # What adds each command to the command line, given the parsers of its common options.
 COMMANDS: "Final[dict[str, Callable[[Subparsers, Sequence[argparse.ArgumentParser]], None]]]" = {
     "copy": add_copy,
+    "import-nar": add_import_nar,
     "daemon": _add_daemon,
     "nar": _add_nar,
     "path-info": _add_path_info,

@@ -199,5 +199,6 @@ class BinaryCache:
 def _check_url(url: str, cache: str) -> None:
     # It comes from the cache and goes into paths of files.
     path = PurePosixPath(url)
-    if path.is_absolute() or ".." in path.parts or urlsplit(url).scheme or "\0" in url:
-        raise PathInfoError(f"{cache}: the URL {url!r} of a NAR leads out of the cache")
+    is_plain = all("!" <= character <= "~" for character in url)
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or not is_plain:
+        raise PathInfoError(f"{cache}: the URL {url!r} of a NAR is not a path in the cache")

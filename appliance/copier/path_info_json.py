@@ -34,7 +34,7 @@ def parse_path_infos(text: str | bytes) -> Claims:
     """
     try:
         document = json.loads(text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise PathInfoError(f"not JSON: {exc}") from exc
     claims: Claims = {}
     for path, info in _entries(document):

@@ -15,7 +15,7 @@ from appliance.cli.terminal import progress_line
 from appliance.errors import ApplianceError, ConfigError, PathInfoError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from appliance.cli.terminal import ProgressLine
     from appliance.copier.binary_cache import BinaryCache
@@ -137,6 +137,7 @@ class _Copy:
 
         self._options = options
         self._source = source
+        self._keys = self._trusted_keys()
         self._progress: CopyProgress = CopyProgress()
         self._stores: dict[Path, AsyncStore] = {}
         self._refused: list[str] = []
@@ -144,7 +145,7 @@ class _Copy:
         self._stack = ExitStack()
         self._line: ProgressLine
 
-    def run(self, outcomes: "Callable[[CopyTarget], Iterator[CopyOutcome]]") -> None:
+    def run(self, outcomes: "Callable[[CopyTarget], Generator[CopyOutcome, None, None]]") -> None:
         """Open the target, copy what `outcomes` does, and print what became of each path.
 
         Raises:
@@ -161,8 +162,10 @@ class _Copy:
             addresses = service_addresses(self._options)
             target = stack.enter_context(open_target(addresses, dialect, self._stores))
             try:
-                for outcome in outcomes(target):
-                    self._take(outcome)
+                # Closed before the target, which the threads of a copy still use.
+                with closing(outcomes(target)) as found:
+                    for outcome in found:
+                        self._take(outcome)
             except (ConfigError, BrokenPipeError):
                 raise
             except ApplianceError as exc:
@@ -173,7 +176,7 @@ class _Copy:
 
     def copied(
         self, target: "CopyTarget", paths: "Sequence[StorePath]", claims: "Claims | None"
-    ) -> "Iterator[CopyOutcome]":
+    ) -> "Generator[CopyOutcome, None, None]":
         """Copy `paths`; with `claims`, what is known of them is there."""
         from appliance.copier.copier import ClosureCopy
 
@@ -188,7 +191,9 @@ class _Copy:
         )
         yield from copy.run(paths)
 
-    def imported(self, target: "CopyTarget", file: BinaryIO) -> "Iterator[CopyOutcome]":
+    def imported(
+        self, target: "CopyTarget", file: BinaryIO
+    ) -> "Generator[CopyOutcome, None, None]":
         """Copy an export of nix-store."""
         from appliance.copier.copier import PathCommitter
         from appliance.copier.export_stream import import_export
@@ -223,15 +228,16 @@ class _Copy:
 
         if not source.needs_signatures or self._options.no_check_sigs:
             return trust_all
-        return TrustedKeys(self._trusted_keys())
+        return TrustedKeys(self._keys)
 
     def _trusted_keys(self) -> "list[PublicKey]":
         from appliance.copier.source_address import CacheAddress
         from appliance.nix.signing import PublicKey
 
+        if not isinstance(self._source, CacheAddress) or self._options.no_check_sigs:
+            return []
         texts = [text for given in self._options.trusted_public_keys for text in given.split()]
-        if isinstance(self._source, CacheAddress):
-            texts += self._source.keys
+        texts += self._source.keys
         try:
             return [PublicKey.parse(text) for text in texts]
         except PathInfoError as exc:

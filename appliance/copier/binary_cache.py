@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator
 from contextlib import closing
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -198,7 +198,7 @@ class BinaryCache:
 
 def _check_url(url: str, cache: str) -> None:
     # It comes from the cache and goes into paths of files.
-    path = PurePosixPath(url)
+    parts = url.split("/")
     is_plain = all("!" <= character <= "~" for character in url)
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or not is_plain:
+    if not {"", ".", ".."}.isdisjoint(parts) or ":" in parts[0] or not is_plain:
         raise PathInfoError(f"{cache}: the URL {url!r} of a NAR is not a path in the cache")

@@ -9,7 +9,7 @@ when one that it refers to was.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, contextmanager
 from enum import Enum
 from graphlib import CycleError, TopologicalSorter
 from typing import Final, NamedTuple
@@ -28,6 +28,21 @@ from appliance.store.batch import Batch
 
 _WAIT_S: Final = 0.1
 _NUM_LOOKUPS: Final = 16
+
+
+@contextmanager
+def _threads(number: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    executor = ThreadPoolExecutor(number, name)
+    try:
+        yield executor
+    except KeyboardInterrupt:
+        # The process ends now, whatever its threads wait for.
+        executor.shutdown(wait=False, cancel_futures=True)
+        raise
+    except BaseException:
+        executor.shutdown(cancel_futures=True)
+        raise
+    executor.shutdown()
 
 
 class CopyStatus(Enum):
@@ -95,8 +110,7 @@ class ClosureCopy:
         Raises:
             ApplianceError: the target fails in a way that concerns all paths.
         """
-        executor = ThreadPoolExecutor(self._source.num_readers, "copy")
-        try:
+        with _threads(self._source.num_readers, "copy") as executor, self._stopping():
             claims: dict[StorePath, NarInfoFile] = {}
             for looked in self._look_up(paths):
                 if looked.reason:
@@ -117,12 +131,19 @@ class ClosureCopy:
                 while not wait([job], _WAIT_S).done:
                     self._when_waiting(index, len(self._jobs))
                 yield job.result()
-        finally:
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Have what is under way end soon if the block is left before its end."""
+        try:
+            yield
+        except BaseException:
             self._progress.is_stopped = True
-            executor.shutdown(cancel_futures=True)
+            self._target.interrupt()
+            raise
 
     def _look_up(self, paths: Iterable[StorePath]) -> Iterator[_Looked]:
-        with ThreadPoolExecutor(_NUM_LOOKUPS, "look-up") as executor:
+        with _threads(_NUM_LOOKUPS, "look-up") as executor:
             level = list(dict.fromkeys(paths))
             seen = set(level)
             while level:

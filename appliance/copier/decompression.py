@@ -10,6 +10,8 @@ import zstandard
 
 from appliance.errors import NarError
 
+_PIECE_SIZE: Final = 1 << 18
+
 
 class ByteSource(Protocol):
     """What bytes are read from."""
@@ -57,6 +59,8 @@ class Decompressed:
             raise NarError(f"NAR: compressed with {compression!r}; {known} are known")
         self._compression = compression
         self._source = decompressor(raw)
+        # Most of what a NAR is read in are tokens of a few bytes.
+        self._left = memoryview(b"")
 
     def read(self, size: int) -> bytes:
         """Return at most `size` of the next bytes, and none at the end only.
@@ -65,8 +69,14 @@ class Decompressed:
             NarError: what is compressed is damaged, or ends too early.
             OSError: the compressed bytes cannot be read.
         """
+        if not self._left:
+            self._left = memoryview(self._read())
+        data, self._left = bytes(self._left[:size]), self._left[size:]
+        return data
+
+    def _read(self) -> bytes:
         try:
-            return self._source.read(size)
+            return self._source.read(_PIECE_SIZE)
         except _ERRORS as exc:
             raise NarError(f"NAR, compressed with {self._compression}: {exc}") from exc
         except OSError as exc:

@@ -3,8 +3,10 @@
 ValidPaths    path, hash (sha256:HEX), deriver, narSize, sigs (separated by spaces), ca
 Refs          referrer and reference, both ids of ValidPaths
 
-The database is in WAL mode. Whoever may not write to its directory can read it only while Nix has
-it open, or as an immutable file, which this does when no log is left to read.
+The database is in WAL mode. While there is a log beside it, some process of Nix has it open, and
+it is read as SQLite does that. Without a log it is read as an immutable file: nothing is written
+beside it then, and a user who may not write there can read it. After each query the file is checked
+for a change, which makes for another try.
 """
 
 import os
@@ -12,7 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from appliance.copier.claims import claim_of
@@ -27,6 +29,7 @@ from appliance.nix.store_path import STORE_DIR, StorePath
 
 _BUSY_TIMEOUT_S: Final = 10.0
 _NUM_READERS: Final = 2
+_TRIES: Final = 5
 
 _PATH: Final = "SELECT id, hash, deriver, narSize, sigs, ca FROM ValidPaths WHERE path = ?"
 _REFERENCES: Final = (
@@ -84,7 +87,7 @@ class NixStore(StoreDirectory):
         super().__init__(place.directory)
         self._path = place.database
         self._lock = threading.Lock()
-        # Of a file that counts as immutable: what would tell that it is not.
+        # Of a file that counts as immutable: what tells that it is not.
         self._status: tuple[int, int] | None = None
         try:
             self._connection = self._open()
@@ -95,22 +98,17 @@ class NixStore(StoreDirectory):
         """See `CopySource.claim`."""
         try:
             with self._lock:
-                row = self._connection.execute(_PATH, (path.absolute(),)).fetchone()
-                if row is None:
-                    return None
-                references = [
-                    StorePath.parse_absolute(reference)
-                    for (reference,) in self._connection.execute(_REFERENCES, (row[0],))
-                ]
-                self._check_unchanged()
+                row, references = self._rows(path)
         except (sqlite3.Error, OSError) as exc:
             raise StoreError(f"{self._path}: {exc}") from exc
+        if row is None:
+            return None
         _id, nar_hash, deriver, nar_size, signatures, ca = row
         return claim_of(
             path,
             nar_hash=NixHash.parse(nar_hash),
             nar_size=nar_size or 0,
-            references=references,
+            references=map(StorePath.parse_absolute, references),
             deriver=StorePath.parse_absolute(deriver) if deriver else None,
             signatures=map(Signature.parse, (signatures or "").split()),
             ca=ContentAddress.parse(ca) if ca else None,
@@ -120,16 +118,33 @@ class NixStore(StoreDirectory):
         """Close the database."""
         self._connection.close()
 
+    def _rows(self, path: StorePath) -> tuple[tuple[Any, ...] | None, list[str]]:
+        for _try in range(_TRIES):
+            try:
+                row = self._connection.execute(_PATH, (path.absolute(),)).fetchone()
+                found = self._connection.execute(_REFERENCES, row[:1]) if row else ()
+                references = [reference for (reference,) in found]
+            except sqlite3.DatabaseError:
+                if not self._has_changed():
+                    raise
+            else:
+                if not self._has_changed():
+                    return row, references
+            self._connection.close()
+            self._connection = self._open()
+        raise StoreError(f"{self._path}: changed again and again while it was read")
+
     def _open(self) -> sqlite3.Connection:
-        try:
-            connection = self._connect("mode=ro")
-        except sqlite3.OperationalError:
-            log = self._path.with_name(f"{self._path.name}-wal")
-            if not self._path.exists() or (log.exists() and log.stat().st_size):
-                raise
-            self._status = self._current_status()
-            connection = self._connect("mode=ro&immutable=1")
-        return connection
+        log = self._path.with_name(f"{self._path.name}-wal")
+        self._status = None
+        if log.exists():
+            try:
+                return self._connect("mode=ro")
+            except sqlite3.OperationalError:
+                if log.exists() and log.stat().st_size:
+                    raise
+        self._status = self._current_status()
+        return self._connect("mode=ro&immutable=1")
 
     def _connect(self, options: str) -> sqlite3.Connection:
         uri = f"file:{quote(os.fsencode(self._path))}?{options}"
@@ -145,9 +160,8 @@ class NixStore(StoreDirectory):
             raise
         return connection
 
-    def _check_unchanged(self) -> None:
-        if self._status is not None and self._status != self._current_status():
-            raise StoreError(f"{self._path}: changed while it was read")
+    def _has_changed(self) -> bool:
+        return self._status is not None and self._status != self._current_status()
 
     def _current_status(self) -> tuple[int, int]:
         status = self._path.stat()

@@ -70,6 +70,11 @@ class CopyTarget:
                 if end.refusal is not None:
                     raise end.refusal
 
+    def interrupt(self) -> None:
+        """Have a commit under way end soon, with any error, if it may take for ever."""
+        if self._store is None:
+            self._sink.interrupt()
+
 
 @contextmanager
 def open_target(

@@ -120,6 +120,8 @@ def test_a_damaged_nar(store: CopiedStore, closure: NixClosure, cache: Cache, da
         ("NarSize", "many", "NarSize"),
         ("StorePath", f"/nix/store/{'0' * 32}-lib-1.0", "it is that of"),
         ("URL", "../nar", "is not a path in the cache"),
+        ("URL", ".", "is not a path in the cache"),
+        ("URL", "nar/a b", "is not a path in the cache"),
         ("URL", "/etc/passwd", "is not a path in the cache"),
         ("URL", "file:///etc/passwd", "is not a path in the cache"),
         ("Compression", "br", "compressed with 'br'"),
@@ -350,6 +352,7 @@ def test_a_key_that_is_none(store: CopiedStore, closure: NixClosure, cache: Cach
     words = ["--from", cache.uri, "--trusted-public-keys", "nonsense", closure.tops[0]]
     ran = store.run("copy", *words, status=2)
     assert "--trusted-public-keys: public key" in ran.errors
+    assert not Path(store.uri.removeprefix("lmdb://")).exists()
 
 
 def test_outcomes_as_json(store: CopiedStore, closure: NixClosure) -> None:

@@ -31,7 +31,7 @@ from appliance.nix.store_path import STORE_DIR, StorePath, encode_base32
 _TIMEOUT_S: Final = 30.0
 _RETRY_AFTER_S: Final = (0.2, 1.0)
 _TEXT_MAX: Final = 1 << 20
-_READERS_MAX: Final = 4
+_NUM_READERS: Final = 8
 # How caches say that a file is not there; those of object stores say that it is forbidden.
 _MISSING: Final = frozenset({403, 404, 410})
 _WORTH_ANOTHER_TRY: Final = frozenset({408, 429, 500, 502, 503, 504})
@@ -132,7 +132,7 @@ class BinaryCache:
         StoreError: it is no cache, or one of another store directory.
     """
 
-    num_readers = _READERS_MAX
+    num_readers = _NUM_READERS
     needs_signatures = True
 
     def __init__(self, files: CacheFiles, text: str) -> None:

@@ -34,8 +34,8 @@ from appliance.nix.nar import (
 from appliance.store.batch import Batch
 from appliance.store.schema import INLINE_MAX
 
-# Small blobs held in memory for one tree.
-_SPILL_BYTES: Final = 32 << 20
+# Small blobs held in memory for one tree; several are read at a time.
+_SPILL_BYTES: Final = 16 << 20
 
 
 class CopyStoppedError(ApplianceError):

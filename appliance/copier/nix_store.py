@@ -28,7 +28,8 @@ from appliance.nix.signing import Signature
 from appliance.nix.store_path import STORE_DIR, StorePath
 
 _BUSY_TIMEOUT_S: Final = 10.0
-_NUM_READERS: Final = 2
+# More than there are processors: the commits of those at work are made together.
+_NUM_READERS: Final = 8
 _TRIES: Final = 5
 
 _PATH: Final = "SELECT id, hash, deriver, narSize, sigs, ca FROM ValidPaths WHERE path = ?"

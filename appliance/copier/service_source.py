@@ -14,7 +14,7 @@ from appliance.services.contracts import Services
 from appliance.services.nar_render import render_nar
 from appliance.services.open_services import LoopThread
 
-_NUM_READERS: Final = 4
+_NUM_READERS: Final = 8
 
 
 class ServiceClosures:

@@ -75,7 +75,12 @@ class Nix(NamedTuple):
 
     def path_infos(self, *paths: str) -> dict[str, dict[str, Any]]:
         """Return what `nix path-info --json` says, by path."""
-        found = json.loads(self.run("nix", "path-info", "--json", *paths))
+        found = []
+        derivations = [path for path in paths if path.endswith(".drv")]
+        others = [path for path in paths if not path.endswith(".drv")]
+        for some, options in ((others, []), (derivations, ["--derivation"])):
+            if some:
+                found += json.loads(self.run("nix", "path-info", "--json", *options, *some))
         return {info["path"]: info for info in found}
 
     def dump(self, path: str) -> bytes:

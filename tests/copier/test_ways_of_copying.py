@@ -2,6 +2,8 @@
 
 import http.server
 import json
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.copier.conftest import CopiedStore
-from tests.copier.nix_closure import NixClosure
+from tests.copier.nix_closure import Nix, NixClosure
+from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess
 
 pytestmark = pytest.mark.slow
@@ -22,6 +25,47 @@ def test_from_the_database_of_nix(closure: NixClosure, store: CopiedStore) -> No
     ran = store.run("copy", "--from", closure.nix.uri, "-r", *closure.tops)
     assert sorted(ran.lines) == sorted(closure.closure)
     store.check_equals(closure, closure.closure)
+
+
+def test_nar_is_what_nix_dumps(closure: NixClosure, store: CopiedStore) -> None:
+    store.run("copy", "--from", closure.nix.uri, "-r", closure.tops[0])
+    for path in closure.built:
+        command = [*APPLIANCE, "nar", "--store", store.uri, path]
+        nar = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+        assert nar == closure.nix.dump(path)
+
+
+def test_derivations_and_what_they_need(closure: NixClosure, store: CopiedStore) -> None:
+    deriver = closure.nix.text("nix-store", "--query", "--deriver", closure.tops[0])
+    store.run("copy", "--from", closure.nix.uri, "-r", deriver)
+    paths = closure.nix.text("nix-store", "--query", "--requisites", deriver).split()
+    assert any(path.endswith("-lib-1.0.drv") for path in paths)
+    store.check_equals(closure, paths)
+
+
+def test_a_path_that_is_a_symlink(closure: NixClosure, store: CopiedStore, tmp_path: Path) -> None:
+    nix = Nix(tmp_path / "root")
+    shutil.copytree(closure.nix.root, nix.root, symlinks=True)
+    (tmp_path / "link").symlink_to("no where")
+    path = nix.text("nix-store", "--add", tmp_path / "link")
+    store.run("copy", "--from", nix.uri, path)
+    store.check_equals(closure._replace(nix=nix), [path])
+
+
+def test_what_directories_count(closure: NixClosure, store: CopiedStore) -> None:
+    documented = CopiedStore(f"{store.uri}-documented")
+    words = ["--from", closure.nix.uri, "-r", closure.tops[0]]
+    documented.run("copy", "--directory-sizes", "documented", *words)
+    documented.check_equals(closure, closure.built)
+    # The same paths, of nodes that count in another way.
+    assert store.run("copy", "--from", documented.uri, "-r", closure.tops[0]).lines
+    store.check_equals(closure, closure.built)
+
+
+def test_an_import_names_the_command(closure: NixClosure, store: CopiedStore) -> None:
+    path = closure.tops[0]
+    ran = store.run("import", closure.nix.directory / Path(path).name, status=1)
+    assert ran.errors.endswith(f"use: appliance copy {path}\n")
 
 
 def test_what_refers_to_a_path_comes_after_it(closure: NixClosure, store: CopiedStore) -> None:

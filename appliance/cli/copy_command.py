@@ -1,4 +1,4 @@
-"""`appliance copy`: store paths with all that is known of them, from Nix or from other services."""
+"""`appliance copy`: copies store paths, with their metadata, from Nix or from other services."""
 
 import argparse
 import os
@@ -59,12 +59,12 @@ def add_copy(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]
         "-r",
         "--recursive",
         action="store_true",
-        help="copy what the paths refer to as well; otherwise that has to be there already",
+        help="copy the closures of the paths; otherwise their references must be there already",
     )
     command.add_argument(
         "--path-info-json",
         metavar="FILE",
-        help="copy the paths in the output of `nix path-info --json`, or - for standard input; "
+        help="copy the paths listed by `nix path-info --json` in FILE, or - for standard input; "
         "their trees are read from the directory of the Nix store",
     )
     command.add_argument(
@@ -81,19 +81,20 @@ def add_copy(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]
         action="append",
         default=[],
         metavar="KEYS",
-        help="keys by which paths of a binary cache have to be signed, NAME:BASE64, separated by "
-        "spaces; may be repeated",
+        help="public keys, NAME:BASE64, separated by spaces; each path of a binary cache must be "
+        "signed by one of them or have a content address; may be repeated",
     )
     command.add_argument(
-        "--no-check-sigs", action="store_true", help="take paths of a cache without a signature"
+        "--no-check-sigs", action="store_true", help="accept paths from a cache without a signature"
     )
     add_dialect_option(command)
     command.add_argument(
         "paths",
         nargs="*",
         metavar="PATH",
-        help="a store path, a symlink into a store, or a file of structured attributes with an "
-        f"exportReferencesGraph, which {_ATTRIBUTES_VARIABLE} can name as well",
+        help="a store path, a symlink into a store, or a file with the structured attributes of a "
+        "derivation that has an exportReferencesGraph (without any PATH: the file in "
+        f"{_ATTRIBUTES_VARIABLE})",
     )
     command.set_defaults(run=_run_copy)
 
@@ -146,10 +147,10 @@ class _Copy:
         self._line: ProgressLine
 
     def run(self, outcomes: "Callable[[CopyTarget], Generator[CopyOutcome, None, None]]") -> None:
-        """Open the target, copy what `outcomes` does, and print what became of each path.
+        """Open the target, consume `outcomes`, and print the result for each path.
 
         Raises:
-            StoreError: some paths were refused, one line for each, or the copy ended early.
+            StoreError: some paths were refused: one line for each; or the copy ended early.
         """
         from appliance.copier.copier import failure_text
         from appliance.copier.target import open_target
@@ -162,7 +163,7 @@ class _Copy:
             addresses = service_addresses(self._options)
             target = stack.enter_context(open_target(addresses, dialect, self._stores))
             try:
-                # Closed before the target, which the threads of a copy still use.
+                # Closed before the target, because the threads of the copy use that.
                 with closing(outcomes(target)) as found:
                     for outcome in found:
                         self._take(outcome)
@@ -177,7 +178,7 @@ class _Copy:
     def copied(
         self, target: "CopyTarget", paths: "Sequence[StorePath]", claims: "Claims | None"
     ) -> "Generator[CopyOutcome, None, None]":
-        """Copy `paths`; with `claims`, what is known of them is there."""
+        """Copy `paths`; `claims` describes them, if given, and the source has their trees."""
         from appliance.copier.copier import ClosureCopy
 
         source = self._open_source(target, claims)
@@ -194,7 +195,7 @@ class _Copy:
     def imported(
         self, target: "CopyTarget", file: BinaryIO
     ) -> "Generator[CopyOutcome, None, None]":
-        """Copy an export of nix-store."""
+        """Copy the output of `nix-store --export` in `file`."""
         from appliance.copier.copier import PathCommitter
         from appliance.copier.export_stream import import_export
 
@@ -299,7 +300,7 @@ def _cache(address: "CacheAddress") -> "BinaryCache":
     return BinaryCache(files, address.base)
 
 
-# --- What is to be copied ---
+# --- The paths to copy ---
 
 
 def _check_alone(options: argparse.Namespace, option: str) -> None:
@@ -311,11 +312,11 @@ def _check_alone(options: argparse.Namespace, option: str) -> None:
     }
     given = [name for name, value in others.items() if value and name != option]
     if given:
-        raise ConfigError(f"{option}: does not go with {given[0]}")
+        raise ConfigError(f"{option}: cannot be combined with {given[0]}")
 
 
 def _listed_claims(options: argparse.Namespace) -> "Claims | None":
-    """Return the paths of a list in JSON, if one was given in any way."""
+    """Return the claims of a list in JSON, or None if there is no such list."""
     from appliance.copier.nix_store import NixStorePlace
     from appliance.copier.path_info_json import parse_path_infos
     from appliance.copier.source_address import parse_source
@@ -328,7 +329,7 @@ def _listed_claims(options: argparse.Namespace) -> "Claims | None":
         if name is None:
             return None
     if not isinstance(parse_source(options.source), NixStorePlace):
-        raise ConfigError(f"{name}: a list of paths goes with --from local or local?root=DIR only")
+        raise ConfigError(f"{name}: a list of paths needs --from local or local?root=DIR")
     with input_file(name, option) as file:
         text = file.read()
     try:
@@ -346,7 +347,7 @@ def _attributes_file(options: argparse.Namespace) -> str | None:
 
 
 def _is_plain_file(text: str) -> bool:
-    """Whether `text` is a file that neither is a store path nor lies in one."""
+    """Whether `text` names a file that is not in a store."""
     from appliance.nix.store_path import STORE_DIR, StorePath
 
     path = Path(text)
@@ -364,12 +365,12 @@ def _given_paths(options: argparse.Namespace, source: "SourceAddress") -> "list[
     if options.stdin:
         texts += [line for line in map(str.strip, sys.stdin) if line]
     elif not texts:
-        raise ConfigError("no PATH is given (see appliance copy --help)")
+        raise ConfigError("no PATH was given (see appliance copy --help)")
     return [_store_path(text, source) for text in texts]
 
 
 def _store_path(text: str, source: "SourceAddress") -> "StorePath":
-    """Return the store path that `text` is, lies in, or leads into as a symlink."""
+    """Return the store path that `text` names, is below, or points into as a symlink."""
     from appliance.copier.nix_store import NixStorePlace, logical_path
     from appliance.nix.store_path import STORE_DIR
     from appliance.services.store_view import parse_path

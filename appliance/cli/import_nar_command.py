@@ -1,4 +1,4 @@
-"""`appliance import-nar`: a NAR becomes a store path, as its tree would by `import`."""
+"""`appliance import-nar`: imports a NAR as `import` would import its tree."""
 
 import argparse
 from pathlib import Path
@@ -24,7 +24,7 @@ def add_import_nar(commands: "Subparsers", parents: "Sequence[argparse.ArgumentP
     )
     command.add_argument("file", metavar="FILE", help="the NAR, or - for standard input")
     command.add_argument(
-        "--name", help="name of the store path (default: that of FILE, without .nar)"
+        "--name", help="name of the store path (default: the name of FILE, without .nar)"
     )
     add_dialect_option(command)
     command.set_defaults(run=_run_import_nar)
@@ -38,7 +38,7 @@ def _run_import_nar(options: argparse.Namespace) -> None:
     from appliance.nix.store_path import check_new_name
 
     if options.name is None and options.file == STANDARD_INPUT:
-        raise ConfigError("--name: is needed for what comes from standard input")
+        raise ConfigError("--name: is required for standard input")
     try:
         name = check_new_name(options.name or Path(options.file).name.removesuffix(".nar"))
     except PathInfoError as exc:

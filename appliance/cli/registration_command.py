@@ -1,4 +1,4 @@
-"""`appliance registration`: what makes Nix in a guest know the paths that it is served."""
+"""`appliance registration`: makes a Nix in a guest know the paths that it sees."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -19,20 +19,20 @@ def add_registration(commands: "Subparsers", parents: "Sequence[argparse.Argumen
     command = commands.add_parser(
         "registration",
         parents=parents,
-        help="print what `nix-store --load-db` takes of store paths, as closureInfo has it",
+        help="print store paths as input for `nix-store --load-db`, as closureInfo writes it",
     )
     command.add_argument("paths", nargs="+", metavar="PATH")
     command.add_argument(
-        "-r", "--recursive", action="store_true", help="print what the paths refer to as well"
+        "-r", "--recursive", action="store_true", help="print the closures of the paths"
     )
     printed = command.add_mutually_exclusive_group()
     printed.add_argument(
-        "--store-paths", action="store_true", help="print the paths alone, one a line"
+        "--store-paths", action="store_true", help="print only the paths, one per line"
     )
     printed.add_argument(
         "--total-nar-size",
         action="store_true",
-        help="print the size of all NARs together, in bytes",
+        help="print only the total size of the NARs in bytes",
     )
     command.set_defaults(run=_run_registration)
 
@@ -45,7 +45,9 @@ def _run_registration(options: argparse.Namespace) -> None:
     for text in options.paths:
         path, names = parse_path(text)
         if names:
-            raise ConfigError(f"{text}: lies in a store path; only whole ones are registered")
+            raise ConfigError(
+                f"{text}: is below a store path; only whole store paths can be registered"
+            )
         paths.append(path)
 
     async def work(services: "Services") -> None:

@@ -1,5 +1,5 @@
-"""Store paths with all that is known of them, from a Nix store, a binary cache or other services.
+"""Copying store paths, with their references and signatures, from Nix or from other services.
 
-Sources say what they know of a path and give its tree; what lives here checks both and commits.
-What becomes of file trees that are no store paths yet is in `importer/`.
+The sources live here, and what checks their claims and trees and commits them. Trees that are not
+store paths yet never come here; `importer/` gives them names.
 """

@@ -1,8 +1,8 @@
 """Binary caches of Nix, in a directory or behind HTTP.
 
-nix-cache-info    StoreDir: /nix/store, among other lines
-DIGEST.narinfo    what is known of a path, see `nix/narinfo.py`
-nar/...           the NAR, compressed or not, by the URL that the narinfo has
+nix-cache-info    has the line `StoreDir: /nix/store`, among others
+DIGEST.narinfo    describes a path, see `nix/narinfo.py`
+nar/...           a NAR, possibly compressed; the narinfo has its URL, relative to the cache
 """
 
 import http.client
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 from urllib.parse import urlsplit
 
+from appliance.castore.names import display
 from appliance.copier.claims import sorted_references
 from appliance.copier.decompression import Decompressed
 from appliance.errors import (
@@ -32,7 +33,7 @@ _TIMEOUT_S: Final = 30.0
 _RETRY_AFTER_S: Final = (0.2, 1.0)
 _TEXT_MAX: Final = 1 << 20
 _NUM_READERS: Final = 8
-# How caches say that a file is not there; those of object stores say that it is forbidden.
+# Statuses for a missing file; object stores answer 403 to users who may not list.
 _MISSING: Final = frozenset({403, 404, 410})
 _WORTH_ANOTHER_TRY: Final = frozenset({408, 429, 500, 502, 503, 504})
 _SCHEMES: Final = ("http", "https")
@@ -71,15 +72,15 @@ class HttpCacheFiles:
     """Files below an address.
 
     Raises:
-        ConfigError: it is no address of HTTP.
+        ConfigError: the address is not one of HTTP.
     """
 
     def __init__(self, base: str) -> None:
         parts = urlsplit(base)
         if parts.scheme not in _SCHEMES or not parts.hostname:
-            raise ConfigError(f"{base}: not the address of a cache")
+            raise ConfigError(f"{base}: not the address of an HTTP server")
         self._base = base.rstrip("/")
-        # No handler for files: a server may send us elsewhere, but not into our own file system.
+        # Without a handler for file: URLs, as a redirect must not lead to local files.
         self._opener = urllib.request.OpenerDirector()
         for handler in (
             urllib.request.ProxyHandler(),
@@ -113,7 +114,7 @@ class HttpCacheFiles:
             if exc.code in _MISSING:
                 return None
             kind = ServiceUnavailableError if exc.code in _WORTH_ANOTHER_TRY else StoreError
-            raise kind(f"{url}: {exc.code} {exc.reason}") from exc
+            raise kind(f"{url}: {exc.code} {display(exc.reason.encode())}") from exc
         except urllib.error.URLError as exc:
             raise ServiceUnavailableError(f"{url}: {exc.reason}") from exc
         except (OSError, http.client.HTTPException) as exc:
@@ -126,10 +127,10 @@ class BinaryCache:
 
     Args:
         files: its files.
-        text: what to call it in messages.
+        text: its name in messages.
 
     Raises:
-        StoreError: it is no cache, or one of another store directory.
+        StoreError: it is not a cache, or is for another store directory.
     """
 
     num_readers = _NUM_READERS
@@ -144,7 +145,9 @@ class BinaryCache:
         for line in info.splitlines():
             name, _, value = line.partition(":")
             if name == "StoreDir" and value.strip() != STORE_DIR:
-                raise StoreError(f"{text}: a cache of {value.strip()}, not of {STORE_DIR}")
+                raise StoreError(
+                    f"{text}: its store directory is {value.strip()!r}, expected {STORE_DIR}"
+                )
 
     def claim(self, path: StorePath) -> NarInfoFile | None:
         """See `CopySource.claim`."""
@@ -158,8 +161,8 @@ class BinaryCache:
             raise PathInfoError(f"{self._text}/{name}: {exc}") from exc
         if claim.path != path:
             raise PathInfoError(
-                f"{self._text}/{name}: it is that of {claim.path.absolute()}, "
-                f"not of {path.absolute()}"
+                f"{self._text}/{name}: describes {claim.path.absolute()}, "
+                f"expected {path.absolute()}"
             )
         _check_url(claim.url, self._text)
         return claim._replace(references=sorted_references(claim.references))
@@ -168,7 +171,7 @@ class BinaryCache:
         """See `CopySource.events`."""
         raw = self._files.open(claim.url)
         if raw is None:
-            raise ContentMissingError(f"{self._text}/{claim.url}: is not there")
+            raise ContentMissingError(f"{self._text}/{claim.url}: does not exist")
         with closing(raw):
             decompressed = Decompressed(raw, claim.compression)
             yield from read_nar(self._reading(claim.url, decompressed.read))
@@ -189,7 +192,7 @@ class BinaryCache:
         with closing(file):
             data = self._reading(name, file.read)(_TEXT_MAX + 1)
         if len(data) > _TEXT_MAX:
-            raise StoreError(f"{self._text}/{name}: has more than {_TEXT_MAX} bytes")
+            raise StoreError(f"{self._text}/{name}: is larger than {_TEXT_MAX} bytes")
         try:
             return data.decode()
         except UnicodeDecodeError as exc:
@@ -197,7 +200,7 @@ class BinaryCache:
 
 
 def _check_url(url: str, cache: str) -> None:
-    # It comes from the cache and goes into paths of files.
+    # It must not lead out of the cache's directory, or to another server.
     parts = url.split("/")
     is_plain = all("!" <= character <= "~" for character in url)
     if not {"", ".", ".."}.isdisjoint(parts) or ":" in parts[0] or not is_plain:

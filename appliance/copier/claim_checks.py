@@ -1,4 +1,4 @@
-"""Whether what a source says of a path may be believed, and whether its content agrees."""
+"""Checks of claims: whether they are trusted, and whether the content agrees with them."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -17,15 +17,15 @@ CheckClaim = Callable[[NarInfoFile], None]
 
 
 class UntrustedClaimError(StoreError):
-    """No trusted key has signed what is said of a path."""
+    """No trusted key has signed the claim about a path."""
 
 
 def trust_all(_claim: NarInfoFile) -> None:
-    """Believe what a source says: this machine's own store, or one that the user vouches for."""
+    """Accept every claim: for stores of this machine, and where the user asked for it."""
 
 
 class TrustedKeys:
-    """Believes what one of the keys has signed, and content addresses, which the content proves."""
+    """Accepts claims signed by one of the keys, and content addresses, which the content proves."""
 
     def __init__(self, keys: Sequence["PublicKey"]) -> None:
         self._keys: Final = tuple(keys)
@@ -34,7 +34,7 @@ class TrustedKeys:
         """Check one claim.
 
         Raises:
-            UntrustedClaimError: nothing vouches for it.
+            UntrustedClaimError: it has neither a trusted signature nor a content address.
         """
         if claim.ca is not None:
             return
@@ -58,7 +58,7 @@ class AddressCheck:
     """Checks the content of a path against its content address, if it has one.
 
     Args:
-        claim: has been checked for agreeing with itself.
+        claim: the claim about the path; `check_claims` checks its path against the address.
     """
 
     def __init__(self, claim: NarInfoFile) -> None:
@@ -76,7 +76,7 @@ class AddressCheck:
             self.flat_hash = hasher
 
     def check(self, content: Content) -> None:
-        """Check what was read.
+        """Check the content that was read.
 
         Raises:
             PathInfoError: it has another content address.
@@ -90,19 +90,19 @@ class AddressCheck:
         if address.method is not Method.NAR and not is_plain:
             raise PathInfoError(
                 f"path {self._path.absolute()}: its content address is {address}, "
-                "but it is something else than a file that is not executable"
+                "which is for a file that is not executable, but it is something else"
             )
         digests = hasher.digests()
         if address.hash.digest not in digests:
             actual = address._replace(hash=address.hash._replace(digest=digests[0]))
             raise PathInfoError(
                 f"path {self._path.absolute()}: its content address is {address}, "
-                f"but the content has {actual}"
+                f"but its content has the address {actual}"
             )
 
 
 def check_nar(claim: NarInfoFile, content: Content) -> None:
-    """Check what was read against the size and hash of the NAR that the claim states.
+    """Check the content that was read against the size and hash of the NAR in the claim.
 
     Raises:
         PathInfoError: they differ.

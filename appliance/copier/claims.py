@@ -1,7 +1,7 @@
-"""What a source says of a store path, and the PathInfo that follows once its content was read.
+"""Claims: what a source states about a store path, and the PathInfo that is made of it.
 
-A claim is a `NarInfoFile`, whatever the source is; its references are sorted, as Nix has them when
-it signs and verifies. Only a binary cache fills in what concerns the NAR as it is kept there.
+A claim is a `NarInfoFile` for every kind of source. Its references are sorted, because Nix sorts
+them to sign and verify. Only a binary cache sets `url`, `compression` and the fields of the file.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ _UNKNOWN_HASH: Final = NixHash("sha256", bytes(32))
 
 
 class Content(NamedTuple):
-    """What a tree came to when it was read; the node has no name."""
+    """The result of reading a tree; the node has no name."""
 
     node: Node
     nar_size: int
@@ -39,13 +39,15 @@ def claim_of(
     signatures: Iterable[Signature] = (),
     ca: ContentAddress | None = None,
 ) -> NarInfoFile:
-    """Return a claim of a source that is not a binary cache.
+    """Return the claim of a source that is not a binary cache.
 
     Raises:
         PathInfoError: the hash is not a SHA-256, or the deriver is not a derivation.
     """
     if nar_hash.algorithm != "sha256":
-        raise PathInfoError(f"path {path.absolute()}: the hash of its NAR is a {nar_hash}")
+        raise PathInfoError(
+            f"path {path.absolute()}: the hash of its NAR is {nar_hash}, expected a SHA-256"
+        )
     if deriver is not None and not deriver.name.endswith(_DERIVATION):
         raise PathInfoError(
             f"path {path.absolute()}: its deriver {deriver.absolute()} "
@@ -67,11 +69,13 @@ def claim_of_message(path: StorePath, message: pathinfo_pb2.PathInfo) -> NarInfo
     """Return the claim of a valid PathInfo of `path`.
 
     Raises:
-        PathInfoError: it does not say enough: digest and size of the NAR, names of references.
+        PathInfoError: the hash of the NAR or the names of the references are missing.
     """
     narinfo = message.narinfo
     if not narinfo.nar_sha256 or len(narinfo.reference_names) != len(message.references):
-        raise PathInfoError(f"path {path.absolute()}: its NAR or references are not on record")
+        raise PathInfoError(
+            f"path {path.absolute()}: the store knows no NAR hash, or no names of references"
+        )
     return claim_of(
         path,
         nar_hash=NixHash("sha256", narinfo.nar_sha256),
@@ -115,5 +119,5 @@ def sorted_references(references: Iterable[StorePath]) -> tuple[StorePath, ...]:
 
 
 def has_known_nar(claim: NarInfoFile) -> bool:
-    """Whether the claim says what the NAR is; an export of nix-store does not."""
+    """Whether the claim states hash and size of the NAR; those of `nix-store --export` do not."""
     return claim.nar_hash is not _UNKNOWN_HASH

@@ -1,10 +1,10 @@
-"""Copying store paths: leaves first, each checked, none twice.
+"""Copies store paths: leaves first, each one checked, and none that the target has already.
 
-The closure is looked up first, breadth first and several paths at a time. Then every path that is
-not there yet is a job of its own, in an order in which what a path refers to comes before it. A few
-threads take the jobs: each reads a tree into a batch, checks it, waits for the jobs of what the
-path refers to, and commits. Those jobs began earlier, so the wait has an end. A path is refused
-when one that it refers to was.
+First the closure is looked up, breadth first, several paths at a time. Then every missing path is
+a job, ordered so that the references of a path come before it. A few threads take the jobs: each
+reads a tree into a batch, checks it, waits for the jobs of the path's references, and commits.
+Those jobs have started earlier, so no thread waits for a job that cannot start. If a reference was
+refused, so is the path.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,7 +36,7 @@ def _threads(number: int, name: str) -> Iterator[ThreadPoolExecutor]:
     try:
         yield executor
     except KeyboardInterrupt:
-        # The process ends now, whatever its threads wait for.
+        # Do not wait for threads that may wait for a server: the process ends now.
         executor.shutdown(wait=False, cancel_futures=True)
         raise
     except BaseException:
@@ -46,7 +46,7 @@ def _threads(number: int, name: str) -> Iterator[ThreadPoolExecutor]:
 
 
 class CopyStatus(Enum):
-    """What became of a path."""
+    """The result for one path, in a word."""
 
     COPIED = "copied"
     PRESENT = "present"
@@ -54,7 +54,7 @@ class CopyStatus(Enum):
 
 
 class CopyOutcome(NamedTuple):
-    """What became of a path; `reason` says why it was refused."""
+    """The result for one path; `reason` says why it was refused."""
 
     path: StorePath
     status: CopyStatus
@@ -64,7 +64,7 @@ class CopyOutcome(NamedTuple):
 
 
 class _Looked(NamedTuple):
-    """What was found of a path: that it is there, a claim, or why there is none."""
+    """The result of a look-up: a claim, a reason why there is none, or neither if present."""
 
     path: StorePath
     claim: NarInfoFile | None = None
@@ -76,12 +76,13 @@ class ClosureCopy:
     """One copy of some paths.
 
     Args:
-        source: what to copy from.
-        target: what to copy into.
-        check: raises for a claim that may not be believed.
-        is_recursive: copy what the paths refer to as well.
-        progress: what is counted in.
-        when_waiting: called ten times a second while trees are read.
+        source: where to copy from.
+        target: where to copy to.
+        check: raises an error for a claim that is not trusted.
+        is_recursive: copy the references of the paths as well, and theirs.
+        progress: counts files and bytes.
+        when_waiting: called ten times a second while trees are read, with the numbers of paths
+            done and of all paths to copy.
     """
 
     def __init__(
@@ -105,10 +106,10 @@ class ClosureCopy:
         self._refused: dict[StorePath, str] = {}
 
     def run(self, paths: Iterable[StorePath]) -> Iterator[CopyOutcome]:
-        """Copy, and yield what became of each path, as soon as it is durable.
+        """Copy, and yield the result for each path; a copied path is durable by then.
 
         Raises:
-            ApplianceError: the target fails in a way that concerns all paths.
+            ApplianceError: the target fails in a way that affects all paths.
         """
         with _threads(self._source.num_readers, "copy") as executor, self._stopping():
             claims: dict[StorePath, NarInfoFile] = {}
@@ -121,7 +122,7 @@ class ClosureCopy:
                 else:
                     claims[looked.path] = looked.claim
             for path in _cyclic(claims):
-                reason = f"path {path.absolute()}: what it refers to refers back to it"
+                reason = f"path {path.absolute()}: its references lead back to it"
                 self._refused[path] = reason
                 del claims[path]
                 yield CopyOutcome(path, CopyStatus.REFUSED, reason=reason)
@@ -134,7 +135,7 @@ class ClosureCopy:
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:
-        """Have what is under way end soon if the block is left before its end."""
+        """Stop the jobs that are running if the block ends early."""
         try:
             yield
         except BaseException:
@@ -173,7 +174,7 @@ class ClosureCopy:
         path = claim.path
         if self._progress.is_stopped:
             return CopyOutcome(path, CopyStatus.REFUSED, reason="stopped")
-        # What is known to be missing by now spares the reading.
+        # If a reference is known to be missing already, there is no need to read the tree.
         reason = self._obstacle(claim, may_wait=False)
         if reason:
             return CopyOutcome(path, CopyStatus.REFUSED, reason=reason)
@@ -196,7 +197,7 @@ class ClosureCopy:
         return self._committer.commit(read)
 
     def _obstacle(self, claim: NarInfoFile, *, may_wait: bool) -> str:
-        """Return why the path cannot be put for what it refers to, or nothing."""
+        """Return a message if a reference keeps the path from being put, or nothing."""
         for reference in claim.references:
             if reference == claim.path:
                 continue
@@ -215,7 +216,7 @@ class ClosureCopy:
 
 
 class ReadPath(NamedTuple):
-    """A path whose tree was read and checked, and is to be committed."""
+    """A path whose tree was read and checked, ready to be committed."""
 
     path: StorePath
     content: Content
@@ -223,7 +224,7 @@ class ReadPath(NamedTuple):
 
 
 class PathCommitter:
-    """Reads single trees, checks them, and commits them."""
+    """Reads, checks and commits one path at a time."""
 
     def __init__(self, target: CopyTarget, progress: CopyProgress) -> None:
         self._target = target
@@ -233,7 +234,7 @@ class PathCommitter:
         """Read a tree and check it against `claim`; the caller commits or discards the batch.
 
         Raises:
-            ApplianceError: the tree is not what the claim says, or it cannot be read or staged.
+            ApplianceError: the tree does not agree with the claim, or cannot be read or staged.
         """
         address = AddressCheck(claim)
         ingest = self.ingest(
@@ -250,7 +251,7 @@ class PathCommitter:
     def ingest(
         self, *, nar_limit: int | None = None, address: AddressCheck | None = None
     ) -> TreeIngest:
-        """Return what takes one tree for this target."""
+        """Return a `TreeIngest` for one tree."""
         return TreeIngest(
             self._target.staging,
             self._target.dialect,
@@ -268,10 +269,10 @@ class PathCommitter:
         ingest: TreeIngest,
         address: AddressCheck | None = None,
     ) -> ReadPath:
-        """Add the PathInfo to what was read, when it agrees with itself.
+        """Check the PathInfo and add it to the batch of the tree.
 
         Raises:
-            PathInfoError: it does not, or the content does not have its content address.
+            PathInfoError: it contradicts itself, or its content address that of the content.
         """
         encoded = path_info_of_claim(claim, content)
         check_claims(encoded)
@@ -281,10 +282,10 @@ class PathCommitter:
         return ReadPath(claim.path, content, ingest.batch)
 
     def commit(self, read: ReadPath) -> CopyOutcome:
-        """Commit a path; the batch is used up.
+        """Commit a path; takes over the batch in any case.
 
         Raises:
-            StoreFullError, ServiceUnavailableError: no other path would fare better.
+            StoreFullError, ServiceUnavailableError: the target takes no other path either.
         """
         path, content, batch = read
         try:
@@ -297,7 +298,7 @@ class PathCommitter:
 
 
 def missing_reference(path: StorePath, reference: StorePath) -> str:
-    """Say that a path was not copied for what it refers to."""
+    """Return the message for a path that was refused because of a reference."""
     return f"path {path.absolute()}: refers to {reference.absolute()}, which is not in the store"
 
 
@@ -320,7 +321,7 @@ def _leaves_first(claims: Mapping[StorePath, NarInfoFile]) -> Iterator[StorePath
 
 
 def _cyclic(claims: Mapping[StorePath, NarInfoFile]) -> set[StorePath]:
-    """Return paths without which no path would refer to itself by way of others."""
+    """Return the paths on cycles of references; a path may refer to itself."""
     found: set[StorePath] = set()
     graph = {path: _dependencies(path, claims) for path in claims}
     while True:
@@ -339,7 +340,7 @@ def _cyclic(claims: Mapping[StorePath, NarInfoFile]) -> set[StorePath]:
 
 
 def failure_text(refused: Iterable[str], cause: ApplianceError | None) -> StoreError:
-    """Return the error of a copy: one line for each refused path, and what ended it."""
+    """Return the error of a whole copy: one line per refused path, then the one for `cause`."""
     lines = list(refused)
     if cause is not None:
         lines.append(str(cause))

@@ -1,4 +1,4 @@
-"""NARs as binary caches keep them: compressed in one of several ways, or not."""
+"""Decompression of NARs from binary caches, with bounded memory."""
 
 import bz2
 import gzip
@@ -14,7 +14,7 @@ _PIECE_SIZE: Final = 1 << 18
 
 
 class ByteSource(Protocol):
-    """What bytes are read from."""
+    """A stream of bytes."""
 
     def read(self, size: int = -1, /) -> bytes:
         """Return at most `size` of the next bytes, and none at the end only."""
@@ -28,7 +28,7 @@ def _gzip(raw: BinaryIO) -> ByteSource:
     return gzip.GzipFile(fileobj=raw)
 
 
-# By the names that narinfos have for them.
+# By their names in narinfos.
 _DECOMPRESSORS: Final[dict[str, Callable[[BinaryIO], ByteSource]]] = {
     "none": lambda raw: raw,
     "": lambda raw: raw,
@@ -42,11 +42,11 @@ _ERRORS: Final = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zstandard.ZstdErro
 
 
 class Decompressed:
-    """Bytes as they were before they were compressed.
+    """The decompressed bytes of a stream.
 
     Args:
         raw: the compressed bytes; it stays the caller's.
-        compression: the name that a narinfo has for it.
+        compression: its name in a narinfo.
 
     Raises:
         NarError: the compression is unknown.
@@ -56,17 +56,17 @@ class Decompressed:
         decompressor = _DECOMPRESSORS.get(compression)
         if decompressor is None:
             known = ", ".join(name for name in _DECOMPRESSORS if name)
-            raise NarError(f"NAR: compressed with {compression!r}; {known} are known")
+            raise NarError(f"NAR: unknown compression {compression!r}; known are {known}")
         self._compression = compression
         self._source = decompressor(raw)
-        # Most of what a NAR is read in are tokens of a few bytes.
+        # A buffer, because most tokens of a NAR have a few bytes.
         self._left = memoryview(b"")
 
     def read(self, size: int) -> bytes:
         """Return at most `size` of the next bytes, and none at the end only.
 
         Raises:
-            NarError: what is compressed is damaged, or ends too early.
+            NarError: the compressed bytes are damaged, or end too early.
             OSError: the compressed bytes cannot be read.
         """
         if not self._left:
@@ -80,7 +80,7 @@ class Decompressed:
         except _ERRORS as exc:
             raise NarError(f"NAR, compressed with {self._compression}: {exc}") from exc
         except OSError as exc:
-            # bz2 has no error of its own; those of the system have a number.
+            # bz2 raises plain OSErrors for damaged data; those of the system have an errno.
             if exc.errno is None and type(exc) is OSError:
                 raise NarError(f"NAR, compressed with {self._compression}: {exc}") from exc
             raise

@@ -2,10 +2,10 @@
 
     export = { u64 1, NAR, u64 "NIXE", path, references, deriver, signature } u64 0
     path, deriver: strings; references: u64 number, strings; strings and padding as in a NAR
-    signature: u64 0, or u64 1 and a string, which no Nix has written or read since 2.0
+    signature: u64 0, or u64 1 and a string that is ignored
 
-What is known of a path follows its content. There is no hash of the NAR, so wrong content is found
-only if it is no NAR, and no content address.
+The path follows its content. An export has neither NAR hashes nor content addresses, so damage to
+the content of a file cannot be noticed.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -33,16 +33,16 @@ _STRING_MAX: Final = 1 << 16
 def import_export(
     read: Callable[[int], bytes], target: CopyTarget, committer: PathCommitter
 ) -> Iterator[CopyOutcome]:
-    """Copy an export, and yield what became of each path.
+    """Copy an export, and yield the result for each path.
 
     Args:
         read: returns at most so many of the next bytes, and none at the end only.
-        target: what to copy into.
+        target: where to copy to.
         committer: commits to `target`.
 
     Raises:
-        NarError: the export is damaged, or ends too early; what was yielded before is there.
-        StoreError: the target fails in a way that concerns all paths.
+        NarError: the export is damaged, or ends too early; what was yielded before is durable.
+        StoreError: the target fails in a way that affects all paths.
     """
     source = _ExportReader(read)
     while source.has_next():
@@ -79,7 +79,9 @@ class _ExportReader:
         """Whether another path follows, whose NAR begins here."""
         number = self._number()
         if number > 1:
-            raise NarError(f"not an export of nix-store: {number} where 0 or 1 is required")
+            raise NarError(
+                f"not an export of nix-store: found the number {number}, expected 0 or 1"
+            )
         return number == 1
 
     def events(self) -> Generator[Event, None, None]:
@@ -90,7 +92,7 @@ class _ExportReader:
         """Return what is known of the path whose tree was read."""
         magic = self._number()
         if magic != _MAGIC:
-            raise NarError(f"export of nix-store: {magic:#x} follows a NAR, not NIXE")
+            raise NarError(f"export of nix-store: found {magic:#x} after a NAR, expected NIXE")
         path = self._path()
         count = self._number()
         if count > _REFERENCES_MAX:
@@ -118,10 +120,12 @@ class _ExportReader:
     def _text(self, maximum: int) -> str:
         size = self._number()
         if size > maximum:
-            raise NarError(f"export of nix-store: a string of {size} bytes")
+            raise NarError(
+                f"export of nix-store: a string has {size} bytes, at most {maximum} are allowed"
+            )
         data = self._exactly(size)
         if any(self._exactly(-size % 8)):
-            raise NarError("export of nix-store: padding that is not zero")
+            raise NarError("export of nix-store: padding is not zero")
         return data.decode("ascii", "backslashreplace")
 
     def _number(self) -> int:

@@ -1,7 +1,7 @@
 """A tree of the file system, as the events of its NAR.
 
-It is read by the rules of an import: everything below the root is opened from one descriptor, and
-no symlink is followed.
+The rules are those of an import: everything below the root is opened from one descriptor, and no
+symlink is followed.
 """
 
 import os
@@ -24,7 +24,7 @@ from appliance.nix.nar import (
 )
 
 _PIECE_SIZE: Final = 1 << 18
-# What was listed as a file may be a FIFO by now, which must not block.
+# A file may have been replaced by a FIFO since it was listed; opening that must not block.
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 
 
@@ -32,7 +32,7 @@ def tree_events(path: bytes) -> Generator[Event, None, None]:
     """Yield the tree at `path`, which may be a file or symlink too.
 
     Raises:
-        ImportTreeError: something in it cannot be read, or is neither file, directory nor symlink.
+        ImportTreeError: an entry cannot be read, or is neither file, directory nor symlink.
     """
     root = open_root(path)
     try:

@@ -1,7 +1,7 @@
-"""One tree on its way into the store: its events become blobs, Directories, and the NAR's digest.
+"""Turns the events of one tree into blobs, Directories, and the digest of the NAR.
 
-Nothing becomes visible before the caller commits `batch`, except that the small blobs of a very
-large tree are committed before: nothing refers to them until then.
+Nothing refers to the tree before the caller commits `batch`. Of a tree with more than 16 MiB in
+small files, the blobs are committed ahead, to bound memory.
 """
 
 import hashlib
@@ -34,16 +34,16 @@ from appliance.nix.nar import (
 from appliance.store.batch import Batch
 from appliance.store.schema import INLINE_MAX
 
-# Small blobs held in memory for one tree; several are read at a time.
+# Bytes of small blobs held in memory for one tree. Several trees are read at the same time.
 _SPILL_BYTES: Final = 16 << 20
 
 
 class CopyStoppedError(ApplianceError):
-    """The copy ends for another reason, and this tree with it."""
+    """Reading this tree ended because the whole copy is ending."""
 
 
 class CopyProgress:
-    """What all trees of a copy have come to so far; numbers from several threads, for a person."""
+    """Totals of a copy so far, for display: several threads add to them without a lock."""
 
     def __init__(self) -> None:
         self.num_files = 0
@@ -53,7 +53,7 @@ class CopyProgress:
 
 
 class Staging:
-    """Where large blobs are written before they are committed: a directory of this process."""
+    """A directory of this process where large blobs are written before they are committed."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -73,13 +73,13 @@ class TreeIngest:
     """Takes the events of one tree.
 
     Args:
-        staging: where large blobs go.
+        staging: where large blobs are written.
         dialect: how Directories count their entries.
         spill: commits a batch of blobs that nothing refers to yet.
-        progress: what is counted in.
-        nar_limit: the NAR may have this many bytes; None if that is not known.
-        nar_hash: takes the NAR too, for a content address.
-        flat_hash: takes the content of the file that the tree is, for a content address.
+        progress: counts files and bytes, and says when to stop.
+        nar_limit: maximum size of the NAR in bytes; None if it is not known.
+        nar_hash: is fed the NAR, to check a content address.
+        flat_hash: is fed the content of the files, to check a content address.
     """
 
     def __init__(
@@ -115,10 +115,10 @@ class TreeIngest:
         """Take a whole tree.
 
         Raises:
-            NarError: its NAR is larger than it may be.
+            NarError: the NAR is larger than `nar_limit`.
             DirectoryError: a directory is too large to be served.
             StoreError: a large blob cannot be staged.
-            CopyStoppedError: the progress says so.
+            CopyStoppedError: `progress.is_stopped` was set.
         """
         for event in events:
             self._take(event)
@@ -128,7 +128,7 @@ class TreeIngest:
         return Content(self._root, size, self._nar_sha256.digest(), self._num_files)
 
     def discard(self) -> None:
-        """Forget the tree; does nothing to what was committed."""
+        """Remove staged files that were not committed."""
         if self._file is not None:
             self._file.discard()
         self.batch.discard()
@@ -156,7 +156,7 @@ class TreeIngest:
 
     def _begin_file(self, size: int, *, executable: bool) -> None:
         if self._progress.is_stopped:
-            raise CopyStoppedError("stopped")
+            raise CopyStoppedError("the copy was stopped")
         if self._nar_limit is not None and size > self._nar_limit:
             raise self._too_long()
         self._file = _FileIngest(self._staging, size, executable=executable)
@@ -173,7 +173,7 @@ class TreeIngest:
         self._progress.num_bytes += len(data)
         if not file.is_small:
             if self._progress.is_stopped:
-                raise CopyStoppedError("stopped")
+                raise CopyStoppedError("the copy was stopped")
             self._writer.content(data)
         if self._flat_hash is not None:
             self._flat_hash.update(bytes(data))
@@ -231,11 +231,11 @@ class TreeIngest:
             self._address_hash.update(bytes(data))
 
     def _too_long(self) -> NarError:
-        return NarError(f"the NAR has more than the {self._nar_limit} bytes stated")
+        return NarError(f"the NAR has more than the stated {self._nar_limit} bytes")
 
 
 class _FileIngest:
-    """One file: in memory while it may be inline, else in a staged file."""
+    """One file: kept in memory if it is small enough to be inline, else in a staged file."""
 
     def __init__(self, staging: Staging, size: int, *, executable: bool) -> None:
         self.size = size
@@ -268,7 +268,7 @@ class _FileIngest:
             raise disk_error(exc, self._path) from exc
 
     def put(self, batch: Batch) -> Digest:
-        """Add the whole file to `batch`, which owns what was staged from now on."""
+        """Add the complete file to `batch`, which then owns the staged file."""
         if self.is_small:
             digest = Digest.of(self.inline)
             if digest not in batch:
@@ -284,7 +284,7 @@ class _FileIngest:
         return digest
 
     def discard(self) -> None:
-        """Remove what was staged, unless a batch has it."""
+        """Remove the staged file, unless a batch owns it."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -1,4 +1,4 @@
-"""A NAR becomes a store path that is addressed by its content, as its tree would by an import."""
+"""Imports a NAR as a content-addressed store path, as an import of its tree would."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from appliance.nix.store_path import nar_path
 
 
 def import_nar(read: Callable[[int], bytes], name: str, committer: PathCommitter) -> CopyOutcome:
-    """Import one NAR, which has to be all there is to read, as the store path named `name`.
+    """Import the NAR that makes up the whole input as the store path named `name`.
 
     Args:
         read: returns at most so many of the next bytes, and none at the end only.
@@ -20,14 +20,14 @@ def import_nar(read: Callable[[int], bytes], name: str, committer: PathCommitter
         committer: commits to the target.
 
     Raises:
-        NarError: it is not a NAR, or more follows it.
+        NarError: it is not a NAR, or more bytes follow it.
         StoreError: the target fails.
     """
     ingest = committer.ingest()
     try:
         content = ingest.take_all(read_nar(read))
         if read(1):
-            raise NarError(f"the NAR has {content.nar_size} bytes, but more follow")
+            raise NarError(f"more bytes follow the NAR of {content.nar_size} bytes")
         nar_hash = NixHash("sha256", content.nar_sha256)
         claim = claim_of(
             nar_path(content.nar_sha256, name),

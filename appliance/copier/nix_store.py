@@ -1,12 +1,12 @@
-"""The Nix store of this machine, or one below another root: its database, read-only, and its trees.
+"""The Nix store of this machine, or of another root: its database, read-only, and its trees.
 
 ValidPaths    path, hash (sha256:HEX), deriver, narSize, sigs (separated by spaces), ca
 Refs          referrer and reference, both ids of ValidPaths
 
-The database is in WAL mode. While there is a log beside it, some process of Nix has it open, and
-it is read as SQLite does that. Without a log it is read as an immutable file: nothing is written
-beside it then, and a user who may not write there can read it. After each query the file is checked
-for a change, which makes for another try.
+The database is in WAL mode. If there is a log beside it, a Nix process has it open, and SQLite
+reads it in the ordinary way. Without a log it is opened as an immutable file: then SQLite writes
+nothing beside it, and users without the right to write there can read it. After each query the file
+is checked for changes; if there are any, it is opened anew and asked again.
 """
 
 import os
@@ -28,7 +28,7 @@ from appliance.nix.signing import Signature
 from appliance.nix.store_path import STORE_DIR, StorePath
 
 _BUSY_TIMEOUT_S: Final = 10.0
-# More than there are processors: the commits of those at work are made together.
+# More than there are processors, because the store merges commits that come at the same time.
 _NUM_READERS: Final = 8
 _TRIES: Final = 5
 
@@ -39,20 +39,20 @@ _REFERENCES: Final = (
 
 
 class NixStorePlace(NamedTuple):
-    """Where a Nix store is: the directory of its trees, and its database."""
+    """Where a Nix store is: the directory with its trees, and its database."""
 
     directory: Path
     database: Path
 
     @classmethod
     def below(cls, root: Path) -> "NixStorePlace":
-        """Return where Nix has them below a root, which is `/` by default."""
+        """Return where Nix keeps them below a root directory."""
         nix = root / "nix"
         return cls(nix / "store", nix / "var" / "nix" / "db" / "db.sqlite")
 
 
 class StoreDirectory:
-    """Trees in the directory of a Nix store."""
+    """The trees in the directory of a Nix store."""
 
     num_readers = _NUM_READERS
     needs_signatures = False
@@ -66,7 +66,7 @@ class StoreDirectory:
 
 
 class ListedPaths(StoreDirectory):
-    """Paths of a list that says what is known of them, and their trees in a store's directory."""
+    """Paths whose claims are given, and whose trees are in the directory of a Nix store."""
 
     def __init__(self, directory: Path, claims: Mapping[StorePath, NarInfoFile]) -> None:
         super().__init__(directory)
@@ -78,7 +78,7 @@ class ListedPaths(StoreDirectory):
 
 
 class NixStore(StoreDirectory):
-    """A Nix store by its database.
+    """A Nix store, read by its database.
 
     Raises:
         StoreError: the database cannot be opened.
@@ -88,7 +88,7 @@ class NixStore(StoreDirectory):
         super().__init__(place.directory)
         self._path = place.database
         self._lock = threading.Lock()
-        # Of a file that counts as immutable: what tells that it is not.
+        # Size and mtime of a file that was opened as immutable, to notice changes.
         self._status: tuple[int, int] | None = None
         try:
             self._connection = self._open()
@@ -133,7 +133,7 @@ class NixStore(StoreDirectory):
                     return row, references
             self._connection.close()
             self._connection = self._open()
-        raise StoreError(f"{self._path}: changed again and again while it was read")
+        raise StoreError(f"{self._path}: changed {_TRIES} times while it was read")
 
     def _open(self) -> sqlite3.Connection:
         log = self._path.with_name(f"{self._path.name}-wal")
@@ -153,7 +153,7 @@ class NixStore(StoreDirectory):
             uri, uri=True, check_same_thread=False, timeout=_BUSY_TIMEOUT_S, isolation_level=None
         )
         try:
-            # One snapshot for all that is asked.
+            # All queries read one snapshot.
             connection.execute("BEGIN")
             connection.execute("SELECT id FROM ValidPaths LIMIT 1").fetchone()
         except BaseException:
@@ -170,6 +170,6 @@ class NixStore(StoreDirectory):
 
 
 def logical_path(path: str, directory: Path) -> str:
-    """Return `path` as the store calls it, if it lies in the directory of a store."""
+    """Return a path below a store's `directory` as one below /nix/store; others unchanged."""
     prefix = f"{directory}/"
     return f"{STORE_DIR}/{path.removeprefix(prefix)}" if path.startswith(prefix) else path

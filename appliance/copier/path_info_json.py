@@ -1,18 +1,19 @@
-"""Lists of store paths in JSON, as Nix writes them.
+"""Lists of store paths in JSON, in the forms that Nix writes.
 
-nix path-info --json      up to 2.18: [{"path": ..., ...}], later {PATH: {...}}, and in the newest
-                          form {"info": {BASENAME: {...}}, ...}
+nix path-info --json      [{"path": ..., ...}] (2.8), {PATH: {...}} (2.34), or in the newest form
+                          {"info": {BASENAME: {...}}, ...}
 exportReferencesGraph     structured attributes of a derivation: {"exportReferencesGraph":
                           {KEY: [...]}, KEY: [{"path": ..., ...}], ...}
 
-Of a path they have: narHash (SHA-256 in any form), narSize, references, deriver, signatures, and ca
-as text, or as an object with method and hash. Hashes and signatures may be objects as well.
+Used are narHash (SHA-256 in any form), narSize, references, deriver, signatures, and ca as text or
+as an object with method and hash. Hashes and signatures may be objects as well.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
+from appliance.castore.names import display
 from appliance.copier.claims import claim_of
 from appliance.errors import PathInfoError
 from appliance.nix.content_address import ContentAddress, Method
@@ -30,7 +31,7 @@ def parse_path_infos(text: str | bytes) -> Claims:
     """Read a list of any form.
 
     Raises:
-        PathInfoError: it is of none, or an entry breaks a rule; the text names the path.
+        PathInfoError: the form is unknown, or an entry breaks a rule; the text names the path.
     """
     try:
         document = json.loads(text)
@@ -42,7 +43,7 @@ def parse_path_infos(text: str | bytes) -> Claims:
             parsed = _path(path)
             claims[parsed] = _claim(parsed, info)
         except PathInfoError as exc:
-            raise PathInfoError(f"{path}: {exc}") from exc
+            raise PathInfoError(f"{display(path.encode('utf-8', 'replace'))}: {exc}") from exc
     return claims
 
 
@@ -60,29 +61,31 @@ def _entries(document: object) -> Iterator[tuple[str, object]]:
         case dict():
             yield from document.items()
         case _:
-            raise PathInfoError("neither a list of store paths nor an object with some")
+            raise PathInfoError("neither a list nor an object of store paths")
 
 
 def _listed(infos: object) -> Iterator[tuple[str, object]]:
     if not isinstance(infos, list):
-        raise PathInfoError("a graph is not a list of store paths")
+        raise PathInfoError(
+            "exportReferencesGraph names an attribute that is not a list of store paths"
+        )
     for info in infos:
         match info:
             case {"path": str(path)}:
                 yield path, info
             case _:
-                raise PathInfoError(f"{json.dumps(info)[:100]}: an entry without a path")
+                raise PathInfoError(f"{json.dumps(info)[:100]}: the entry has no path")
 
 
 def _path(text: str) -> StorePath:
-    # The newest form leaves out the store directory.
+    # The newest form has base names.
     return StorePath.parse(text) if "/" not in text else StorePath.parse_absolute(text)
 
 
 def _claim(path: StorePath, info: object) -> NarInfoFile:
     match info:
         case None | {"valid": False}:
-            raise PathInfoError("is not valid in its store")
+            raise PathInfoError("is not valid in its own store")
         case {"narHash": nar_hash, "narSize": int(nar_size), **more}:
             pass
         case _:
@@ -110,7 +113,7 @@ def _list(info: Mapping[Any, object], key: str) -> list[object]:
 
 def _reference(value: object) -> StorePath:
     if not isinstance(value, str):
-        raise PathInfoError(f"reference {value!r} is not text")
+        raise PathInfoError(f"reference {value!r} is not a string")
     return _path(value)
 
 
@@ -119,10 +122,10 @@ def _hash(value: object) -> NixHash:
         case str():
             return NixHash.parse(value)
         case {"algorithm": str(algorithm), "hash": str(digest)}:
-            # Base 64, 32 or 16: with a colon its length tells which.
+            # With a colon, the length decides between base 64, 32 and 16.
             return NixHash.parse(f"{algorithm}:{digest}")
         case _:
-            raise PathInfoError(f"hash {value!r} is not one")
+            raise PathInfoError(f"{value!r} is not a hash")
 
 
 def _signature(value: object) -> Signature:
@@ -132,7 +135,7 @@ def _signature(value: object) -> Signature:
         case {"keyName": str(name), "sig": str(data)}:
             return Signature.parse(f"{name}:{data}")
         case _:
-            raise PathInfoError(f"signature {value!r} is not one")
+            raise PathInfoError(f"{value!r} is not a signature")
 
 
 def _content_address(value: object) -> ContentAddress | None:
@@ -144,4 +147,4 @@ def _content_address(value: object) -> ContentAddress | None:
         case {"method": str(method), "hash": digest} if method in _METHODS:
             return ContentAddress(_METHODS[method], _hash(digest))
         case _:
-            raise PathInfoError(f"content address {value!r} is of an unknown kind")
+            raise PathInfoError(f"{value!r} is not a known kind of content address")

@@ -1,4 +1,4 @@
-"""Store paths of other services: of another store, or behind a daemon."""
+"""Store paths from other services: another store of this machine, or a daemon."""
 
 from collections.abc import AsyncGenerator, Generator
 from typing import Final
@@ -38,7 +38,7 @@ class ServiceClosures:
         """See `CopySource.events`."""
         encoded = self._thread.run_and_wait(self._services.path_infos.get(claim.path.digest))
         if encoded is None:
-            raise ContentMissingError(f"path {claim.path.absolute()}: is gone from its store")
+            raise ContentMissingError(f"path {claim.path.absolute()}: was removed from the source")
         node = read_path_info(encoded).node
         pieces = render_nar(node, self._services.blobs, self._services.directories)
         source = _Pieces(self._thread, pieces)
@@ -49,7 +49,7 @@ class ServiceClosures:
 
 
 class _Pieces:
-    """Pieces that are made on another loop, read here."""
+    """Reads, from this thread, pieces that are made on the loop of another one."""
 
     def __init__(self, thread: LoopThread, pieces: AsyncGenerator[bytes, None]) -> None:
         self._thread = thread
@@ -67,7 +67,7 @@ class _Pieces:
         return data
 
     def close(self) -> None:
-        """Give up what the pieces are made of."""
+        """Close the generator of the pieces."""
         self._thread.run_and_wait(self._close())
 
     async def _next(self) -> bytes | None:

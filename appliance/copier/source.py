@@ -1,6 +1,6 @@
-"""What store paths are copied from.
+"""The interface of a source of store paths.
 
-Methods may be called from several threads at a time.
+Its methods may be called from several threads at the same time.
 """
 
 from collections.abc import Generator
@@ -12,23 +12,23 @@ from appliance.nix.store_path import StorePath
 
 
 class CopySource(Protocol):
-    """Has store paths: what is known of each, and its tree."""
+    """Provides store paths: a claim about each, and its tree."""
 
-    # How many trees may be read at a time.
+    # How many trees may be read at the same time.
     num_readers: int
-    # Whether what it says has to be signed by a trusted key.
+    # Whether its claims must be signed by a trusted key.
     needs_signatures: bool
 
     def claim(self, path: StorePath) -> NarInfoFile | None:
-        """Return what is known of `path`, or None if it is not there.
+        """Return the claim about `path`, or None if the source does not have the path.
 
         Raises:
-            ApplianceError: it cannot be found out, or breaks a rule.
+            ApplianceError: the source cannot be read, or the claim breaks a rule.
         """
 
     def events(self, claim: NarInfoFile) -> Generator[Event, None, None]:
         """Yield the tree of a path, as `read_nar` does; the caller closes the generator.
 
         Raises:
-            ApplianceError: it cannot be read, or breaks a rule.
+            ApplianceError: the tree cannot be read, or breaks a rule.
         """

@@ -1,13 +1,13 @@
-"""Where store paths are copied from, as text and parsed.
+"""Addresses of sources of store paths.
 
 local, auto, daemon             the Nix store of this machine
-local?root=DIR, /DIR            the one below another root
-local?real=DIR&state=DIR        its trees, and the directory that has db/db.sqlite
+local?root=DIR, /DIR            the Nix store below another root
+local?real=DIR&state=DIR        a Nix store by the directory of its trees and that of db/db.sqlite
 file:///DIR                     a binary cache in a directory
 http://HOST/..., https://...    a binary cache
 lmdb:, grpc+unix: and others    services, see `services/addresses.py`
 
-Caches take trusted-public-keys=KEY..., as Nix has it, or trusted_public_keys[]=KEY.
+Caches take the parameter trusted-public-keys=KEYS, as in Nix, or trusted_public_keys[]=KEY.
 """
 
 from collections.abc import Iterator
@@ -22,18 +22,18 @@ from appliance.services.addresses import ServiceAddresses, parse_service_uri
 _LOCAL: Final = frozenset({"local", "auto", "daemon", "local://"})
 _CACHE_SCHEMES: Final = frozenset({"file", "http", "https"})
 _KEY_OPTIONS: Final = frozenset({"trusted-public-keys", "trusted_public_keys[]"})
-# What Nix takes there for its own use.
+# Parameters of Nix that do not matter here.
 _IGNORED_OPTIONS: Final = frozenset({"priority", "want-mass-query"})
 
 
 class CacheAddress(NamedTuple):
-    """A binary cache, and the public keys that its address names."""
+    """A binary cache, and the public keys given in its address."""
 
     base: str
     keys: tuple[str, ...] = ()
 
     def directory(self) -> Path | None:
-        """Return the directory that it is in, unless it is behind HTTP."""
+        """Return the directory of the cache, or None if it is behind HTTP."""
         scheme, _, rest = self.base.partition("://")
         return Path(unquote(rest)) if scheme == "file" else None
 
@@ -70,7 +70,9 @@ def _nix_store(text: str, query: str) -> NixStorePlace:
     options = dict(_options(query))
     unknown = options.keys() - {"root", "real", "state"}
     if unknown:
-        raise ConfigError(f"{text}: {min(unknown)}: root, real and state are known")
+        raise ConfigError(
+            f"{text}: unknown parameter {min(unknown)!r}; known are root, real and state"
+        )
     for name, value in options.items():
         if not value.startswith("/"):
             raise ConfigError(f"{text}: {name} is not an absolute path")
@@ -88,7 +90,7 @@ def _cache(text: str, base: str, query: str) -> CacheAddress:
         if name in _KEY_OPTIONS:
             keys += value.split()
         elif name not in _IGNORED_OPTIONS:
-            raise ConfigError(f"{text}: {name}: of a cache, trusted-public-keys is known")
+            raise ConfigError(f"{text}: unknown parameter {name!r}; known is trusted-public-keys")
     address = CacheAddress(base, tuple(keys))
     directory = address.directory()
     if directory is not None and not directory.is_absolute():
@@ -97,7 +99,7 @@ def _cache(text: str, base: str, query: str) -> CacheAddress:
 
 
 def _options(query: str) -> Iterator[tuple[str, str]]:
-    # A plus sign stands for itself: keys have some.
+    # Base 64 in keys has plus signs, which must not become spaces.
     for option in query.split("&") if query else ():
         name, _, value = option.partition("=")
         yield unquote(name), unquote(value)

@@ -1,4 +1,4 @@
-"""What store paths are copied into: a store of this machine, or services."""
+"""The target of a copy: a store of this machine, or services."""
 
 import threading
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from appliance.store.writer import AsyncStore
 
 
 class CopyTarget:
-    """Takes batches; its methods may be called from several threads at a time."""
+    """Commits batches; its methods may be called from several threads at the same time."""
 
     def __init__(
         self,
@@ -42,10 +42,10 @@ class CopyTarget:
         self._sink_lock = threading.Lock()
 
     def known(self, path: StorePath) -> pathinfo_pb2.PathInfo | None:
-        """Return what is known of `path`, if it is there.
+        """Return the PathInfo of `path`, or None if the target does not have the path.
 
         Raises:
-            StoreError: that cannot be found out.
+            StoreError: the target fails.
         """
         encoded = self.thread.run_and_wait(self._services.path_infos.get(path.digest))
         if encoded is None or read_path_info(encoded).path != path:
@@ -55,11 +55,11 @@ class CopyTarget:
     def commit(self, batch: Batch) -> None:
         """Make all of `batch` durable and visible; takes over its files in any case.
 
-        Its Directories are those of its one path, complete, and that path has been checked.
+        It has blobs only, or one path, checked before, with all its Directories.
 
         Raises:
             AlreadyExistsError, PathInfoError: the path is refused.
-            StoreFullError, ServiceUnavailableError: no other path would fare better.
+            StoreFullError, ServiceUnavailableError: the target takes no other path either.
             StoreError: it cannot be put.
         """
         if self._store is not None:
@@ -71,7 +71,7 @@ class CopyTarget:
                     raise end.refusal
 
     def interrupt(self) -> None:
-        """Have a commit under way end soon, with any error, if it may take for ever."""
+        """Cancel a commit to remote services, which then fails with some error."""
         if self._store is None:
             self._sink.interrupt()
 
@@ -82,7 +82,7 @@ def open_target(
 ) -> Iterator[CopyTarget]:
     """Open the services for writing, in a thread of their own.
 
-    A store that is opened here is added to `stores`: it may be the source, too.
+    A store that is opened here is added to `stores`, because it may be the source as well.
 
     Raises:
         StoreError: a local one cannot be opened.
@@ -97,7 +97,7 @@ def open_target(
             store = AsyncStore.open(store_path, create=True, or_readonly=True)
             stack.callback(store.close)
             if not store.store.is_writable:
-                raise ReadOnlyStoreError(f"{store_path}: this user may not write to it")
+                raise ReadOnlyStoreError(f"{store_path}: cannot be written by this user")
             stores[store_path] = store
         services = open_in_thread(thread, addresses, stores, stack, is_readonly=False)
         yield CopyTarget(thread, services, store, Staging(temp.path), dialect)
@@ -124,5 +124,5 @@ def open_in_thread(
 
 
 def references_of(message: pathinfo_pb2.PathInfo) -> list[StorePath]:
-    """Return what a valid PathInfo refers to; nothing if it has no names of its references."""
+    """Return the references of a valid PathInfo; none if it lacks their names."""
     return [StorePath.parse(name) for name in message.narinfo.reference_names]

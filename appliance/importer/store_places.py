@@ -1,7 +1,7 @@
-"""What an import refuses because `appliance copy` is what takes it: paths in a Nix store.
+"""Keeps paths in a Nix store from being imported.
 
-An import gives a tree the name that follows from its content, without references. A store path has
-a name already, and its references, which an import would lose.
+An import names a tree by its content and gives it no references, so a store path would lose both
+its name and its references. `appliance copy` keeps them.
 """
 
 import os
@@ -12,7 +12,7 @@ from appliance.castore.names import display
 from appliance.errors import ImportTreeError, PathInfoError
 from appliance.nix.store_path import STORE_DIR, StorePath
 
-# A store may lie below another root than `/`.
+# Looked for anywhere in a path, because a store may be below another root than `/`.
 _STORE: Final = f"{STORE_DIR}/"
 
 
@@ -20,10 +20,10 @@ def refuse_store_path(path: bytes) -> None:
     """Refuse a path that is or lies in a store path, or a symlink that leads into one.
 
     Raises:
-        ImportTreeError: it does; the text says what to do instead.
+        ImportTreeError: the path is one of these; the text names the command to use.
     """
     given = Path(os.fsdecode(path))
-    # The store's directory may itself be behind a symlink.
+    # Both as given and resolved, because the store's directory may be behind a symlink.
     for place in (given.absolute(), given.parent.resolve() / given.name):
         store_path, is_whole = _store_path_of(place)
         if store_path is not None:

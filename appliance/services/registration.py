@@ -1,7 +1,7 @@
-"""Registrations: what `nix-store --load-db` takes, as closureInfo of nixpkgs has it.
+"""Registrations: the input of `nix-store --load-db`, as closureInfo in nixpkgs writes it.
 
-Of each path, one a line: the path, the hash of its NAR, the size of that, the deriver or an empty
-line, the number of references, and those.
+Each path has these lines: the path, the hash of its NAR, the size of the NAR in bytes, the deriver
+or an empty line, the number of references, and one line per reference.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ from appliance.services.contracts import Services
 
 
 class Registered(NamedTuple):
-    """A path with what Nix registers of it."""
+    """A path, and what Nix registers about it."""
 
     path: StorePath
     narinfo: NarInfoFile
@@ -36,11 +36,11 @@ class Registered(NamedTuple):
 async def registered(
     services: Services, paths: Iterable[StorePath], *, is_recursive: bool
 ) -> Sequence[Registered]:
-    """Return `paths`, and what they refer to if `is_recursive`, by ascending path.
+    """Return `paths`, with their closure if `is_recursive`, in ascending order.
 
     Raises:
-        StoreError: some are not there: one line for each.
-        PathInfoError: of one is not enough known.
+        StoreError: some are not in the store: one line for each.
+        PathInfoError: the store does not know the NAR hash or the references of a path.
     """
     found: dict[StorePath, Registered] = {}
     missing: list[str] = []
@@ -51,7 +51,7 @@ async def registered(
         path, referrer = left.pop()
         encoded = await services.path_infos.get(path.digest)
         if encoded is None or read_path_info(encoded).path != path:
-            why = f", to which {referrer.absolute()} refers," if referrer else ""
+            why = f", a reference of {referrer.absolute()}," if referrer else ""
             missing.append(f"path {path.absolute()}{why} is not valid")
             continue
         narinfo = narinfo_of(pathinfo_pb2.PathInfo.FromString(encoded))

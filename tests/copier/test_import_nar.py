@@ -54,7 +54,7 @@ def test_what_is_no_nar(store: CopiedStore, tree: Path) -> None:
 def test_a_name_that_is_none(store: CopiedStore) -> None:
     ran = store.run("import-nar", "-", "--name", "a b", status=2)
     assert "--name 'a b'" in ran.errors
-    assert "--name: is needed" in store.run("import-nar", "-", status=2).errors
+    assert "--name: is required" in store.run("import-nar", "-", status=2).errors
 
 
 def test_the_name_is_that_of_the_file(store: CopiedStore, tree: Path) -> None:

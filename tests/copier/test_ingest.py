@@ -155,9 +155,9 @@ def test_something_else_than_files_is_refused(tree: Path, taking: Taking) -> Non
 
 def test_a_nar_that_is_longer_than_stated(taking: Taking) -> None:
     nar = nar_of(write_tree)
-    with pytest.raises(NarError, match=rf"more than the {len(nar) - 8} bytes stated"):
+    with pytest.raises(NarError, match=rf"more than the stated {len(nar) - 8} bytes"):
         taking.take(read_nar(io.BytesIO(nar).read), len(nar) - 8)
-    with pytest.raises(NarError, match="more than the 1000 bytes stated"):
+    with pytest.raises(NarError, match="more than the stated 1000 bytes"):
         taking.take(read_nar(io.BytesIO(nar).read), 1000)
     _content, ingest = taking.take(read_nar(io.BytesIO(nar).read), len(nar))
     ingest.discard()

@@ -56,7 +56,7 @@ def test_a_path_that_is_missing(copied: CopiedStore, closure: NixClosure) -> Non
 
 def test_something_in_a_path(copied: CopiedStore, closure: NixClosure) -> None:
     ran = copied.run("registration", f"{closure.named('app-2.0')}/bin", status=2)
-    assert "lies in a store path" in ran.errors
+    assert "is below a store path" in ran.errors
 
 
 def test_a_path_that_was_imported(store: CopiedStore, tmp_path: Path) -> None:

@@ -24,15 +24,20 @@ def refuse_store_path(path: bytes) -> None:
     """
     given = Path(os.fsdecode(path))
     # Both as given and resolved, because the store's directory may be behind a symlink.
-    for place in (given.absolute(), given.parent.resolve() / given.name):
+    for place in (given.absolute(), _resolved(given.parent) / given.name):
         store_path, is_whole = _store_path_of(place)
         if store_path is not None:
             what = "is a store path" if is_whole else "lies in a store path"
             raise _refusal(path, what, store_path)
     if given.is_symlink():
-        store_path, _is_whole = _store_path_of(given.resolve())
+        store_path, _is_whole = _store_path_of(_resolved(given))
         if store_path is not None:
             raise _refusal(path, "is a symlink into a Nix store", store_path)
+
+
+def _resolved(path: Path) -> Path:
+    # Unlike Path.resolve, this takes symlinks that lead to themselves.
+    return Path(os.path.realpath(path))
 
 
 def _refusal(path: bytes, what: str, store_path: StorePath) -> ImportTreeError:

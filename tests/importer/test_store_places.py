@@ -70,7 +70,8 @@ def test_what_is_in_no_store_is_left_to_the_import(root: Path) -> None:
     (root / "link").symlink_to("elsewhere")
     (root / "nix/store/.links").mkdir()
     (root / NAME).mkdir()
+    (root / "loop").symlink_to("loop")
     within = root / "nix/store" / NAME
-    for path in ("link", NAME, "missing", "nix", "nix/store", "nix/store/.links"):
+    for path in ("link", "loop", "loop/x", NAME, "missing", "nix", "nix/store", "nix/store/.links"):
         refuse_store_path(os.fsencode(root / path))
     refuse_store_path(os.fsencode(f"{within}/../../../{NAME}"))

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
-from appliance.cli.options import service_addresses
+from appliance.cli.options import (
+    add_json_option,
+    add_log_options,
+    add_service_options,
+    service_addresses,
+)
 from appliance.cli.output import print_json, write_line
 from appliance.cli.terminal import progress_line
 from appliance.errors import ApplianceError, ConfigError, PathInfoError
@@ -38,56 +43,17 @@ _ATTRIBUTES_VARIABLE: Final = "NIX_ATTRS_JSON_FILE"
 _MEGABYTE: Final = 1_000_000
 
 
-def add_copy(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
+def add_copy(commands: "Subparsers") -> None:
     """Add the command."""
     command = commands.add_parser(
         "copy",
-        parents=parents,
-        help="copy store paths into the store, with their names, references, derivers, content "
-        "addresses and signatures",
+        usage="%(prog)s [OPTION]... [PATH]...",
+        help="copy store paths from Nix, a binary cache or another store",
+        description="Copy each PATH into the store, with its name, references, deriver, content "
+        "address and signatures, and print it once it is durable. Paths that the store has "
+        "already are skipped. A path that cannot be copied does not keep others from being "
+        "copied, unless they refer to it.",
     )
-    command.add_argument(
-        "--from",
-        dest="source",
-        metavar="URI",
-        default="local",
-        help="where to copy from: local (the Nix store of this machine, by its database), "
-        "local?root=DIR, file:///CACHE, http(s)://CACHE?trusted-public-keys=KEY, or the address "
-        "of another store (default: local)",
-    )
-    command.add_argument(
-        "-r",
-        "--recursive",
-        action="store_true",
-        help="copy the closures of the paths; otherwise their references must be there already",
-    )
-    command.add_argument(
-        "--path-info-json",
-        metavar="FILE",
-        help="copy the paths listed by `nix path-info --json` in FILE, or - for standard input; "
-        "their trees are read from the directory of the Nix store",
-    )
-    command.add_argument(
-        "--stdin", action="store_true", help="read store paths from standard input, one a line"
-    )
-    command.add_argument(
-        "--import",
-        dest="export",
-        metavar="FILE",
-        help="copy the output of `nix-store --export`, or - for standard input",
-    )
-    command.add_argument(
-        "--trusted-public-keys",
-        action="append",
-        default=[],
-        metavar="KEYS",
-        help="public keys, NAME:BASE64, separated by spaces; each path of a binary cache must be "
-        "signed by one of them or have a content address; may be repeated",
-    )
-    command.add_argument(
-        "--no-check-sigs", action="store_true", help="accept paths from a cache without a signature"
-    )
-    add_dialect_option(command)
     command.add_argument(
         "paths",
         nargs="*",
@@ -96,7 +62,59 @@ def add_copy(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]
         "derivation that has an exportReferencesGraph (without any PATH: the file in "
         f"{_ATTRIBUTES_VARIABLE})",
     )
+    command.add_argument(
+        "-r",
+        "--recursive",
+        action="store_true",
+        help="copy the closures of the paths; otherwise their references must be there already",
+    )
+    command.add_argument(
+        "--stdin", action="store_true", help="also read store paths from standard input, one a line"
+    )
+    command.add_argument(
+        "--path-info-json",
+        metavar="FILE",
+        help="copy the paths listed by `nix path-info --json` in FILE, or - for standard input; "
+        "their trees are read from the directory of the Nix store",
+    )
+    command.add_argument(
+        "--import",
+        dest="export",
+        metavar="FILE",
+        help="copy the output of `nix-store --export` in FILE, or - for standard input",
+    )
+    add_dialect_option(command)
+    add_json_option(command)
+    _add_source_options(command)
+    add_service_options(command)
+    add_log_options(command)
     command.set_defaults(run=_run_copy)
+
+
+def _add_source_options(command: argparse.ArgumentParser) -> None:
+    source = command.add_argument_group("source")
+    source.add_argument(
+        "--from",
+        dest="source",
+        metavar="SOURCE",
+        default="local",
+        help="copy from: local (the Nix store of this machine, by its database), local?root=DIR "
+        "(the one below DIR), file:///DIR or http(s)://HOST (a binary cache, optionally with "
+        "?trusted-public-keys=KEYS), or the URI of another store (default: local)",
+    )
+    source.add_argument(
+        "--trusted-public-keys",
+        action="append",
+        default=[],
+        metavar="KEYS",
+        help="public keys, NAME:BASE64, separated by spaces; each path of a binary cache must be "
+        "signed by one of them or have a content address; may be repeated",
+    )
+    source.add_argument(
+        "--no-check-sigs",
+        action="store_true",
+        help="accept paths from a binary cache without a signature",
+    )
 
 
 def add_dialect_option(command: argparse.ArgumentParser) -> None:
@@ -105,7 +123,8 @@ def add_dialect_option(command: argparse.ArgumentParser) -> None:
         "--directory-sizes",
         choices=[dialect.option() for dialect in SizeDialect],
         default=DEFAULT_DIALECT.option(),
-        help="how directories count their entries; see import (default: doubled)",
+        help="how to count the entries below a directory, see `appliance import --help` "
+        "(default: doubled)",
     )
 
 

@@ -6,27 +6,31 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.castore.size_dialect import SizeDialect
 from appliance.cli.copy_command import STANDARD_INPUT, add_dialect_option, input_file
-from appliance.cli.options import service_addresses
+from appliance.cli.options import add_log_options, add_service_options, service_addresses
 from appliance.cli.output import write_line
 from appliance.cli.terminal import progress_line
 from appliance.errors import ConfigError, PathInfoError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
 
 
-def add_import_nar(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
+def add_import_nar(commands: "Subparsers") -> None:
     """Add the command."""
     command = commands.add_parser(
-        "import-nar", parents=parents, help="put the tree in a NAR into the store"
+        "import-nar",
+        usage="%(prog)s [OPTION]... FILE",
+        help="import the tree in a NAR",
+        description="Import the NAR in FILE and print its store path, which is the same as if "
+        "`appliance import` had imported the tree.",
     )
     command.add_argument("file", metavar="FILE", help="the NAR, or - for standard input")
     command.add_argument(
         "--name", help="name of the store path (default: the name of FILE, without .nar)"
     )
     add_dialect_option(command)
+    add_service_options(command)
+    add_log_options(command)
     command.set_defaults(run=_run_import_nar)
 
 

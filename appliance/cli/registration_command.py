@@ -3,25 +3,26 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from appliance.cli.options import add_log_options, add_service_options
 from appliance.cli.output import with_services, write_line
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from appliance.services.contracts import Services
 
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
 
 
-def add_registration(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
+def add_registration(commands: "Subparsers") -> None:
     """Add the command."""
     command = commands.add_parser(
         "registration",
-        parents=parents,
-        help="print store paths as input for `nix-store --load-db`, as closureInfo writes it",
+        usage="%(prog)s [OPTION]... PATH...",
+        help="print store paths as input for `nix-store --load-db`",
+        description="Print what `nix-store --load-db` reads to register each PATH, in the form of "
+        "the file `registration` of closureInfo in nixpkgs.",
     )
-    command.add_argument("paths", nargs="+", metavar="PATH")
+    command.add_argument("paths", nargs="+", metavar="PATH", help="a store path")
     command.add_argument(
         "-r", "--recursive", action="store_true", help="print the closures of the paths"
     )
@@ -32,8 +33,10 @@ def add_registration(commands: "Subparsers", parents: "Sequence[argparse.Argumen
     printed.add_argument(
         "--total-nar-size",
         action="store_true",
-        help="print only the total size of the NARs in bytes",
+        help="print only the total size of the NARs, in bytes",
     )
+    add_service_options(command)
+    add_log_options(command)
     command.set_defaults(run=_run_registration)
 
 

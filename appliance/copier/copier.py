@@ -253,9 +253,7 @@ class PathCommitter:
     ) -> TreeIngest:
         """Return a `TreeIngest` for one tree."""
         return TreeIngest(
-            self._target.staging,
-            self._target.dialect,
-            self._target.commit,
+            self._target,
             self._progress,
             nar_limit=nar_limit,
             nar_hash=None if address is None else address.nar_hash,

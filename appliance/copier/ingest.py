@@ -7,9 +7,9 @@ small files, the blobs are committed ahead, to bound memory.
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from blake3 import blake3
 
@@ -64,6 +64,19 @@ class Staging:
         return self._directory / f"copied-{next(self._numbers)}"
 
 
+class IngestTarget(Protocol):
+    """Where trees go; see `CopyTarget`."""
+
+    staging: Staging
+    dialect: SizeDialect
+
+    def new_batch(self) -> Batch:
+        """Return an empty batch for `commit`."""
+
+    def commit(self, batch: Batch) -> None:
+        """Commit a batch; takes over its files in any case."""
+
+
 class _OpenDirectory(NamedTuple):
     name: bytes
     encoder: DirectoryEncoder
@@ -73,9 +86,7 @@ class TreeIngest:
     """Takes the events of one tree.
 
     Args:
-        staging: where large blobs are written.
-        dialect: how Directories count their entries.
-        spill: commits a batch of blobs that nothing refers to yet.
+        target: stages large blobs, and commits blobs ahead.
         progress: counts files and bytes, and says when to stop.
         nar_limit: maximum size of the NAR in bytes; None if it is not known.
         nar_hash: is fed the NAR, to check a content address.
@@ -84,19 +95,15 @@ class TreeIngest:
 
     def __init__(
         self,
-        staging: Staging,
-        dialect: SizeDialect,
-        spill: Callable[[Batch], None],
+        target: IngestTarget,
         progress: CopyProgress,
         *,
         nar_limit: int | None = None,
         nar_hash: ContentHash | None = None,
         flat_hash: ContentHash | None = None,
     ) -> None:
-        self.batch = Batch()
-        self._staging = staging
-        self._dialect = dialect
-        self._spill = spill
+        self.batch = target.new_batch()
+        self._target = target
         self._progress = progress
         self._nar_limit = nar_limit
         self._address_hash = nar_hash
@@ -159,7 +166,7 @@ class TreeIngest:
             raise CopyStoppedError("the copy was stopped")
         if self._nar_limit is not None and size > self._nar_limit:
             raise self._too_long()
-        self._file = _FileIngest(self._staging, size, executable=executable)
+        self._file = _FileIngest(self._target.staging, size, executable=executable)
         if not self._file.is_small:
             self._writer.regular(size, executable=executable)
         if size == 0:
@@ -198,11 +205,11 @@ class TreeIngest:
                 self._spill_blobs()
 
     def _spill_blobs(self) -> None:
-        blobs = Batch()
+        blobs = self._target.new_batch()
         blobs.blobs, self.batch.blobs = self.batch.blobs, {}
         blobs.files, self.batch.files = self.batch.files, {}
         blobs.size_bytes, self._inline_bytes = self._inline_bytes, 0
-        self._spill(blobs)
+        self._target.commit(blobs)
 
     def _end_directory(self) -> None:
         self._writer.end_directory()
@@ -216,7 +223,7 @@ class TreeIngest:
         digest = Digest.of(encoded)
         if digest != EMPTY_DIGEST:
             self.batch.add_directory(digest, encoded)
-        size = encoder.size(self._dialect)
+        size = encoder.size(self._target.dialect)
         if self._open:
             self._open[-1].encoder.add_directory(name, digest, size)
         else:

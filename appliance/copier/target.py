@@ -34,8 +34,8 @@ class CopyTarget:
         dialect: SizeDialect,
     ) -> None:
         self.thread: Final = thread
-        self.staging: Final = staging
-        self.dialect: Final = dialect
+        self.staging = staging
+        self.dialect = dialect
         self._services = services
         self._store = store
         self._sink = ServicesSink(thread, services, dialect)
@@ -52,10 +52,15 @@ class CopyTarget:
             return None
         return pathinfo_pb2.PathInfo.FromString(encoded)
 
+    def new_batch(self) -> Batch:
+        """Return an empty batch for `commit`."""
+        return self._sink.new_batch() if self._store is None else Batch()
+
     def commit(self, batch: Batch) -> None:
         """Make all of `batch` durable and visible; takes over its files in any case.
 
-        It has blobs only, or one path, checked before, with all its Directories.
+        The batch is one of `new_batch`. It has blobs only, or one checked path with all its
+        Directories.
 
         Raises:
             AlreadyExistsError, PathInfoError: the path is refused.

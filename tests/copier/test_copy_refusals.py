@@ -92,7 +92,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda nar: nar.write_bytes(nar.read_bytes().replace(b"lib\n", b"bad\n")),
         "the hash of its NAR is stated as",
     ),
-    "cut": (lambda nar: nar.write_bytes(nar.read_bytes()[:1000]), "the NAR ends at offset 1000"),
+    "cut": (lambda nar: nar.write_bytes(nar.read_bytes()[:1000]), "ends at offset 1000"),
     "longer": (
         lambda nar: nar.write_bytes(nar.read_bytes().replace(b"\x04\0\0\0\0\0\0\0lib\n", b"")),
         "NAR",

@@ -6,7 +6,6 @@ import os
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,10 +17,8 @@ from appliance.copier.file_tree import tree_events
 from appliance.copier.ingest import CopyProgress, CopyStoppedError, Staging, TreeIngest
 from appliance.errors import ApplianceError, ImportTreeError, NarError
 from appliance.nix.nar import Event, NarWriter, read_nar
+from appliance.store.batch import Batch
 from appliance.store.schema import INLINE_MAX
-
-if TYPE_CHECKING:
-    from appliance.store.batch import Batch
 
 LARGE = bytes(range(256)) * 1024
 
@@ -48,14 +45,19 @@ class Taking:
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
         self.directory = directory
-        self._staging = Staging(directory)
+        self.staging = Staging(directory)
+        self.dialect = SizeDialect.DOUBLED
         self.spilled: list[Batch] = []
         self.progress = CopyProgress()
 
+    def new_batch(self) -> Batch:
+        return Batch()
+
+    def commit(self, batch: Batch) -> None:
+        self.spilled.append(batch)
+
     def ingest(self, nar_limit: int | None = None) -> TreeIngest:
-        spill = self.spilled.append
-        dialect = SizeDialect.DOUBLED
-        return TreeIngest(self._staging, dialect, spill, self.progress, nar_limit=nar_limit)
+        return TreeIngest(self, self.progress, nar_limit=nar_limit)
 
     def take(
         self, events: Iterable[Event], nar_limit: int | None = None

@@ -205,13 +205,13 @@ class ClosureCopy:
             if job is not None:
                 if not may_wait and not job.done():
                     continue
-                is_there = job.result().status is not CopyStatus.REFUSED
-            else:
-                is_there = reference not in self._refused and (
-                    self._target.known(reference) is not None
-                )
-            if not is_there:
+                if job.result().status is CopyStatus.REFUSED:
+                    return missing_reference(claim.path, reference)
+            elif reference in self._refused:
                 return missing_reference(claim.path, reference)
+            elif self._target.known(reference) is None:
+                hint = "; copy that path first, or copy closures with -r"
+                return missing_reference(claim.path, reference) + hint
         return ""
 
 

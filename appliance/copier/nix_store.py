@@ -93,7 +93,9 @@ class NixStore(StoreDirectory):
         try:
             self._connection = self._open()
         except (sqlite3.Error, OSError) as exc:
-            raise StoreError(f"{self._path}: cannot be read as the database of Nix: {exc}") from exc
+            raise StoreError(
+                f"{self._path}: cannot be read as the database of Nix: {_reason(exc)}"
+            ) from exc
 
     def claim(self, path: StorePath) -> NarInfoFile | None:
         """See `CopySource.claim`."""
@@ -101,7 +103,7 @@ class NixStore(StoreDirectory):
             with self._lock:
                 row, references = self._rows(path)
         except (sqlite3.Error, OSError) as exc:
-            raise StoreError(f"{self._path}: {exc}") from exc
+            raise StoreError(f"{self._path}: {_reason(exc)}") from exc
         if row is None:
             return None
         _id, nar_hash, deriver, nar_size, signatures, ca = row
@@ -167,6 +169,10 @@ class NixStore(StoreDirectory):
     def _current_status(self) -> tuple[int, int]:
         status = self._path.stat()
         return status.st_size, status.st_mtime_ns
+
+
+def _reason(exc: Exception) -> object:
+    return exc.strerror if isinstance(exc, OSError) else exc
 
 
 def logical_path(path: str, directory: Path) -> str:

@@ -181,7 +181,8 @@ def test_a_reference_that_the_cache_does_not_have(
 def test_a_reference_that_is_not_copied(store: CopiedStore, closure: NixClosure) -> None:
     app, lib = closure.named("app-2.0"), closure.named("lib-1.0")
     ran = store.run("copy", "--from", closure.nix.uri, app, status=1)
-    assert f"{app}: refers to {lib}, which is not in the store" in ran.errors
+    missing = f"{app}: refers to {lib}, which is not in the store"
+    assert f"{missing}; copy that path first, or copy closures with -r" in ran.errors
     store.check_is_empty()
     assert store.run("copy", "--from", closure.nix.uri, lib).lines == [lib]
     assert store.run("copy", "--from", closure.nix.uri, app).lines == [app]
@@ -242,7 +243,8 @@ def test_a_tree_that_is_gone(store: CopiedStore, own: NixClosure) -> None:
 def test_a_database_that_is_none(store: CopiedStore, tmp_path: Path) -> None:
     nix = Nix(tmp_path / "other")
     ran = store.run("copy", "--from", nix.uri, f"{'0' * 32}-a", status=1)
-    assert "db.sqlite: cannot be read as the database of Nix" in ran.errors
+    reason = "cannot be read as the database of Nix: No such file or directory"
+    assert f"db.sqlite: {reason}\n" in ran.errors
     database = nix.root / "nix/var/nix/db/db.sqlite"
     database.parent.mkdir(parents=True)
     database.write_text("text\n" * 1000)

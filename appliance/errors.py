@@ -119,6 +119,10 @@ class MountError(ApplianceError):
     """A mount point cannot be used; the text names it and why."""
 
 
+class BenchError(ApplianceError):
+    """A measurement cannot be made: the back-end is gone, silent or wrong; the text says how."""
+
+
 def disk_error(exc: OSError, path: str | os.PathLike[str]) -> StoreError:
     """Return the error of the store for `exc`, which names `path` unless it names a file itself."""
     kind = StoreFullError if exc.errno in FULL_ERRNOS else StoreError

@@ -1,6 +1,6 @@
 # The typed face of the C extension: mirrors cffi_build/bench.h, as far as generator.py uses it.
 
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from typing import Literal, Protocol, overload
 
 class CData:
@@ -16,7 +16,7 @@ class Figures(CData):
     kicks: int
     waits: int
     odd_lengths: int
-    buckets: Sequence[int]
+    buckets: MutableSequence[int]
 
 class Request(CData):
     at: int

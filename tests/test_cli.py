@@ -20,7 +20,7 @@ def long_options(parser: argparse.ArgumentParser) -> set[str]:
 def test_options_are_never_abbreviated(command: str) -> None:
     parser = commands()[command]
     options = long_options(parser)
-    assert "--store" in options
+    assert "--json" in options
     for option in options:
         for word in {option[:-1], f"{option[:-1]}=1"} - options:
             _, unknown = parser.parse_known_args([word, "argument"])

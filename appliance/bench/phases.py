@@ -212,7 +212,7 @@ class GuestPhases:
     def _lookups(self) -> list[PreparedRequest]:
         named = [entry for entry in self._entries if entry.parent and entry.path]
         if not named:
-            raise NotMeasurableError("the tree is empty")
+            raise NotMeasurableError("nothing is in the tree, or its root cannot be listed")
         return [
             PreparedRequest(
                 fuse_requests.lookup(entry.parent, entry.name),

@@ -69,11 +69,11 @@ class Report:
         }
 
     def _head(self) -> list[str]:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in _kinds(self.entries).items())
-        how = [f"FUSE {self.protocol}", f"{self.num_queues} request queue(s)"]
+        kinds = ", ".join(f"{kind}: {count:,}" for kind, count in _kinds(self.entries).items())
+        how = [f"FUSE {self.protocol}", f"request queues: {self.num_queues}"]
         lines = [
             ", ".join([self.target, *(how if self.protocol else [])]),
-            f"walked in {self.walk_s:.3f} s: {kinds}",
+            f"walked in {self.walk_s:.3f} s; {kinds}",
         ]
         return [*lines, *([f"everything is as in {self.verified}"] if self.verified else [])]
 
@@ -138,4 +138,4 @@ def _kinds(entries: Sequence[Entry]) -> Counter[str]:
             return "symlinks"
         return "files" if entry.is_file else "other"
 
-    return Counter(kind(entry) for entry in entries)
+    return Counter(sorted(kind(entry) for entry in entries))

@@ -53,6 +53,7 @@ bench: packages-test $(INSTALLED)
 	@status=0; \
 	$(BIN)/python vm-tests/bench.py $(ARGS) || status=1; \
 	$(BIN)/python -m tests.bench_walk $(if $(BEFORE),--before "$(BEFORE)") || status=1; \
+	PYTHONPATH=vm-tests $(BIN)/python -m tests.bench_back_ends || status=1; \
 	$(BIN)/python -m tests.bench_neighbour || status=1; \
 	$(BIN)/python -m tests.mount.bench || status=1; \
 	$(BIN)/python -m tests.bench_rpc || status=1; \

@@ -1,22 +1,15 @@
 """A tree, and the back-ends that serve it: ours, and the C virtiofsd of Debian where it can run."""
 
-import os
 import random
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
-from tests.fakes.appliance_process import (
-    DEADLINE_S,
-    ApplianceProcess,
-    every_event,
-    import_tree,
-)
-
-VIRTIOFSD: Final = Path("/usr/lib/qemu/virtiofsd")
+from tests.fakes.appliance_process import ApplianceProcess, import_tree
+from tests.fakes.virtiofsds import UnavailableError, c_command, running
 
 
 class Served(NamedTuple):
@@ -62,26 +55,13 @@ def ours(store: tuple[Path, str], tmp_path: Path) -> Iterator[Served]:
 @pytest.fixture
 def virtiofsd(tree: Path, tmp_path: Path) -> Iterator[Served]:
     """Serve the tree with the C virtiofsd."""
-    if not VIRTIOFSD.exists() or os.geteuid() != 0:
-        pytest.skip(f"{VIRTIOFSD} is not there, or this is not root")
     socket_path = tmp_path / "virtiofsd.sock"
-    process = subprocess.Popen(
-        [
-            *("setpriv", "--pdeathsig", "KILL", "--"),
-            *(VIRTIOFSD, f"--socket-path={socket_path}"),
-            *("-o", f"source={tree},cache=always,sandbox=chroot,log_level=err"),
-        ],
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
     try:
-        for _ in every_event(DEADLINE_S):
-            if socket_path.exists():
-                break
-        yield Served(socket_path, "", process)
-    finally:
-        process.kill()
-        process.wait()
+        command = c_command(socket_path, tree)
+        with running(command, socket_path) as process:
+            yield Served(socket_path, "", process)
+    except UnavailableError as exc:
+        pytest.skip(str(exc))
 
 
 @pytest.fixture(params=["ours", "virtiofsd"])

@@ -7,6 +7,7 @@ release the interpreter lock, so one thread can drive each virtqueue.
 
 import errno
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -28,6 +29,7 @@ ROOM_MAX: Final = 1 << 20
 _DESC_SIZE: Final = 16
 _USED_ELEM_SIZE: Final = 8
 _RING_SLACK: Final = 4 * PAGE  # page 0, and what lies between the three areas
+_CLOSE_TIMEOUT_S: Final = 5.0
 _LIST_BUFFER: Final = 32 << 10  # what the C library gives getdents64(2)
 
 # By code; the fields are those of a failed run.
@@ -191,6 +193,8 @@ class GeneratorRing:
         self._memory = memory
         self._file = ffi.from_buffer("uint8_t[]", memory.file, require_writable=True)
         self._slots = ffi.new("struct bench_slot[]", num_slots)
+        # Held while C uses the memory and the descriptors.
+        self._busy = threading.Lock()
         self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.call_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         ring = self._ring = ffi.new("struct bench_ring *")
@@ -207,7 +211,15 @@ class GeneratorRing:
         return self._file + self._memory.offset(gpa)
 
     def close(self) -> None:
-        """Close the eventfds, and let go of the memory."""
+        """Close the eventfds, and let go of the memory.
+
+        A run in another thread must end first. It does when the connection to the back-end ends.
+
+        Raises:
+            TimeoutError: it does not end; everything stays as it is.
+        """
+        if not self._busy.acquire(timeout=_CLOSE_TIMEOUT_S):
+            raise TimeoutError("a run has not ended")
         os.close(self.kick_fd)
         os.close(self.call_fd)
         del self._file, self._ring
@@ -274,7 +286,8 @@ class GeneratorRing:
         ring.depth, ring.count = depth, count
         ring.duration_ns, ring.stall_ns = int(seconds * NS_PER_S), int(stall_s * NS_PER_S)
         ring.figures = figures.c
-        code = -lib.bench_ring_run(ring)
+        with self._busy:
+            code = -lib.bench_ring_run(ring)
         if code:
             raise self._error(code, requests, stall_s)
 

@@ -142,7 +142,7 @@ def _on_mount(options: argparse.Namespace, ops: "Sequence[str]") -> "Report":
     from appliance.bench.report import Report
     from appliance.bench.tree_walk import MountedTree
 
-    tree = MountedTree(options.mount / options.path)
+    tree = MountedTree(options.mount / options.path.strip("/"))
     with naming_errors("walk"):
         work = partial(_walked, tree, options.verify)
         entries, walk_s = within(_WALK_TIMEOUT_S, f"walk of {tree.root}", work)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Callable
@@ -160,6 +161,16 @@ def test_a_back_end_that_is_killed_is_noticed(served: Served) -> None:
     (line,) = errors.splitlines()
     assert line.startswith("appliance: LOOKUP nodeid=")
     assert "the back-end closed the connection before it answered" in line
+
+
+def test_an_interrupt_ends_it_at_once(ours: Served) -> None:
+    command = [*APPLIANCE, "bench", str(ours.socket), f"--path={ours.start}", "--seconds=60"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        wait_until_busy(ours)
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=DEADLINE_S)
+    assert (running.returncode, errors) == (-signal.SIGINT, "")
+    on(ours, SECONDS, "--ops=getattr")
 
 
 def wait_until_busy(served: Served) -> None:

@@ -1,9 +1,10 @@
 """Our back-end beside others: PYTHONPATH=vm-tests python -m tests.bench_back_ends [--seconds S]
 
-One fake guest on each back-end, all with the same tree and at the same time. Each op is measured on
-one after the other, in rounds whose order changes, and what is printed are medians: of requests per
-second, of CPU time for each request, and of the ratio to a peer within a round, with its range. The
-machine is rarely quiet, so only ratios say something. Status 1 names the targets not reached.
+One fake guest on each back-end, all with the same tree and at the same time. In each round an op is
+measured on one after the other, in short slices whose order changes. What is printed are medians of
+all rounds: requests per second, CPU time for each request, and the ratios to a peer within a round.
+The machine is rarely quiet, so only ratios say something, and those of CPU time the most.
+Status 1 names the targets that are not reached.
 """
 
 import argparse
@@ -14,9 +15,9 @@ import statistics
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from appliance.bench.back_end_cpu import BackEndCpu
 from appliance.bench.bench_guest import BenchGuest
@@ -27,6 +28,7 @@ from tests.fakes.appliance_process import DEADLINE_S, ApplianceProcess, import_t
 from tests.fakes.virtiofsds import UnavailableError, c_command, running, rust_command
 
 ROUNDS: Final = 5
+NUM_SLICES: Final = 5
 DEPTHS: Final = (16, 1)
 OURS: Final = "ours"
 RUST: Final = "Rust virtiofsd"
@@ -44,6 +46,7 @@ TARGETS: Final = {
 LARGE_BYTES: Final = 64 << 20
 NUM_MEDIUM: Final = 32
 MEDIUM_BYTES: Final = 2 << 20
+_SHORT_GAP: Final = " " * len(" short")
 
 
 class BackEnd(NamedTuple):
@@ -77,7 +80,7 @@ def guest(
             name,
             {
                 depth: GuestPhases(
-                    walked, entries, Load(depth, seconds, DEADLINE_S, BackEndCpu(pid))
+                    walked, entries, Load(depth, seconds / NUM_SLICES, DEADLINE_S, BackEndCpu(pid))
                 )
                 for depth in DEPTHS
             },
@@ -103,49 +106,71 @@ def back_ends(tree: Path, directory: Path, seconds: float) -> Iterator[list[Back
         yield [stack.enter_context(guest(*each, tree, seconds)) for each in served]
 
 
-def measure(many: list[BackEnd], rounds: int) -> dict[tuple[int, str, str], list[PhaseResult]]:
-    """Return the results of all rounds by depth, op and back-end."""
-    results: dict[tuple[int, str, str], list[PhaseResult]] = {}
+class Measured(NamedTuple):
+    """What one round has measured of one back-end."""
+
+    per_s: float
+    cpu_us: float
+
+    @classmethod
+    def of(cls, slices: Sequence[PhaseResult]) -> Self:
+        completed = sum(each.completed for each in slices)
+        seconds = sum(each.completed / each.per_s for each in slices)
+        cpu_s = sum(each.cpu_s or 0 for each in slices)
+        return cls(completed / seconds, cpu_s / completed * 1e6)
+
+
+Results = dict[tuple[int, str, str], list[Measured]]
+
+
+def measure(many: list[BackEnd], rounds: int) -> Results:
+    """Return what all rounds have measured, by depth, op and back-end."""
+    results: Results = {}
     for number in range(rounds):
-        turn = number % len(many)
         for depth in DEPTHS:
             for op in TARGETS:
-                for back_end in many[turn:] + many[:turn]:
-                    result = back_end.phases[depth].run(op)
-                    assert not result.reason, f"{back_end.name}, {op}: {result.reason}"
-                    results.setdefault((depth, op, back_end.name), []).append(result)
+                for name, measured in measure_op(many, depth, op, number).items():
+                    results.setdefault((depth, op, name), []).append(measured)
     return results
 
 
-def report(
-    names: list[str], results: dict[tuple[int, str, str], list[PhaseResult]]
-) -> Iterator[str]:
+def measure_op(many: list[BackEnd], depth: int, op: str, turn: int) -> dict[str, Measured]:
+    """Measure the back-ends in slices of a second, so that all have what else the machine does."""
+    slices: dict[str, list[PhaseResult]] = {each.name: [] for each in many}
+    for number in range(NUM_SLICES):
+        first = (turn + number) % len(many)
+        for back_end in many[first:] + many[:first]:
+            result = back_end.phases[depth].run(op)
+            assert not result.reason, f"{back_end.name}, {op}: {result.reason}"
+            slices[back_end.name].append(result)
+    return {name: Measured.of(each) for name, each in slices.items()}
+
+
+def report(names: list[str], results: Results) -> Iterator[str]:
     """Print the medians, and yield each target that is not reached."""
     peers = names[1:]
     for at, depth in enumerate(DEPTHS):
-        print(f"\nDepth {depth}: requests/s (CPU us each), and ours by a peer's")
-        print(f"{'op':12}" + "".join(f"{name:>24}" for name in names), end="")
-        print("".join(f"{'/ ' + peer:>26}" for peer in peers))
+        print(f"\nDepth {depth}: requests/s (CPU us each); ours by a peer's, and the same of CPU")
+        print(f"{'op':12}" + "".join(f"{name:>22}" for name in names), end="")
+        print("".join(f"{'/ ' + peer:>30}{_SHORT_GAP if peer == RUST else ''}" for peer in peers))
         for op, targets in TARGETS.items():
             line = f"{op:12}"
             for name in names:
-                line += f"{figures(results[depth, op, name]):>24}"
+                per_s, cpu_us = map(statistics.median, zip(*results[depth, op, name], strict=True))
+                line += f"{f'{per_s:,.0f} ({cpu_us:.1f})':>22}"
             for peer in peers:
-                pairs = zip(results[depth, op, OURS], results[depth, op, peer], strict=True)
+                pairs = list(zip(results[depth, op, OURS], results[depth, op, peer], strict=True))
                 ratios = [ours.per_s / theirs.per_s for ours, theirs in pairs]
                 ratio = statistics.median(ratios)
-                line += f"{f'{ratio:.2f} [{min(ratios):.2f} .. {max(ratios):.2f}]':>26}"
-                if peer == RUST and ratio < targets[at]:
-                    line += " short"
-                    yield f"short: {op}, depth {depth}: {ratio:.2f}, target {targets[at]:g}"
-            print(line, flush=True)
-
-
-def figures(results: list[PhaseResult]) -> str:
-    """Return the medians for one back-end."""
-    per_s = statistics.median(result.per_s for result in results)
-    cpu_us = statistics.median((result.cpu_each_s or 0) * 1e6 for result in results)
-    return f"{per_s:,.0f} ({cpu_us:.1f})"
+                cpu = statistics.median(ours.cpu_us / theirs.cpu_us for ours, theirs in pairs)
+                cell = f"{ratio:.2f} [{min(ratios):.2f} .. {max(ratios):.2f}] {cpu:5.2f}"
+                line += f"{cell:>30}"
+                if peer == RUST:
+                    is_short = ratio < targets[at]
+                    line += " short" if is_short else _SHORT_GAP
+                    if is_short:
+                        yield f"short: {op}, depth {depth}: {ratio:.2f}, target {targets[at]:g}"
+            print(line.rstrip(), flush=True)
 
 
 def main() -> None:

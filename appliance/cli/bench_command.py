@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance.cli.options import add_json_option, add_log_options
 from appliance.cli.output import print_json, write_line
+from appliance.cli.serve_commands import path_argument
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,75 +29,81 @@ _DEFAULT_TIMEOUT_S: Final = 30.0
 _WALK_TIMEOUT_S: Final = 3600.0
 
 
-def add_bench(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
-    """Add `appliance bench`."""
+def add_bench(commands: "Subparsers") -> None:
+    """Add the command."""
     command = commands.add_parser(
         "bench",
-        parents=parents,
-        help="measure a virtiofs back-end as a guest would use it, or a mounted directory",
+        usage="%(prog)s [OPTION]... SOCKET\n       %(prog)s [OPTION]... --mount DIR",
+        help="measure a virtiofs back-end as a guest would use it",
+        description="Mount the virtiofs back-end that listens on SOCKET as a guest would, walk its "
+        "tree, and send it requests of one kind after the other. Print requests per second, their "
+        "latencies, and the CPU time of the back-end for each.",
     )
     command.add_argument(
         "socket",
         nargs="?",
         metavar="SOCKET",
-        type=Path,
-        help="the vhost-user socket of any virtiofs back-end",
+        type=path_argument,
+        help="the vhost-user socket of a virtiofs back-end of any make",
     )
     command.add_argument(
         "--mount",
         metavar="DIR",
-        type=Path,
-        help="measure system calls on this directory instead; caches of the kernel take part",
+        type=path_argument,
+        help="measure system calls on this directory instead; the kernel answers some from caches",
     )
     command.add_argument(
         "--path",
         metavar="PATH",
         default="",
-        help="where in the file system the tree to measure begins (default: its root)",
+        help="begin the walk at PATH in the file system (default: at its root)",
     )
     command.add_argument(
         "--verify",
         metavar="DIR",
-        type=Path,
-        help="first read the whole tree, and compare it with this directory",
+        type=path_argument,
+        help="first read the whole tree and compare it with this directory",
+    )
+    command.add_argument(
+        "--ops",
+        metavar="OP,...",
+        help="measure these, in this order: lookup, miss, getattr, readlink, readdirplus, read4k, "
+        "read128k, read1m (default: all)",
     )
     command.add_argument(
         "--depth",
         type=int,
         metavar="N",
         default=_DEFAULT_DEPTH,
-        help=f"requests in flight in each queue, or threads on a mount (default: {_DEFAULT_DEPTH})",
+        help="keep N requests in flight in each queue, or use N threads on a mount (default: "
+        f"{_DEFAULT_DEPTH})",
+    )
+    command.add_argument(
+        "--queues", type=int, metavar="N", default=1, help="use N request queues (default: 1)"
     )
     command.add_argument(
         "--seconds",
         type=float,
         metavar="S",
         default=_DEFAULT_SECONDS,
-        help=f"how long each phase takes (default: {_DEFAULT_SECONDS:g})",
-    )
-    command.add_argument(
-        "--ops",
-        metavar="OP,...",
-        help="the phases, in order: lookup, miss, getattr, readlink, readdirplus, read4k, "
-        "read128k, read1m (default: all)",
-    )
-    command.add_argument(
-        "--queues", type=int, metavar="N", default=1, help="request queues to use (default: 1)"
+        help=f"measure each operation for S seconds (default: {_DEFAULT_SECONDS:g})",
     )
     command.add_argument(
         "--timeout",
         type=float,
         metavar="S",
         default=_DEFAULT_TIMEOUT_S,
-        help=f"how long any one answer may take (default: {_DEFAULT_TIMEOUT_S:g})",
+        help=f"give up if an answer takes longer than S seconds (default: {_DEFAULT_TIMEOUT_S:g})",
     )
     command.add_argument(
         "--pid",
         type=int,
         metavar="N",
-        help="the process whose CPU time is counted, with all below it (default: the one that "
+        help="count the CPU time of process N and its descendants (default: the process that "
         "listens on SOCKET)",
     )
+    add_json_option(command)
+    add_log_options(command)
     command.set_defaults(run=_run_bench)
 
 

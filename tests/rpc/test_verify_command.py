@@ -1,4 +1,4 @@
-"""`appliance verify` on stores that are right and on damaged ones, also through a daemon."""
+"""`appliance verify` on intact and damaged stores, directly and through a daemon."""
 
 import hashlib
 import json
@@ -22,6 +22,7 @@ from appliance.store import schema
 from appliance.store.store import Store
 from tests.fakes.appliance_process import APPLIANCE, import_tree
 from tests.fakes.daemon_process import DaemonProcess
+from tests.store.audit import blob_path
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,7 @@ Damage = Callable[[Store, StorePath], None]
 
 
 class Imported(NamedTuple):
-    """A store, a path in it that is damaged in copies, the SHA-256 of its NAR, and another path."""
+    """A store, one path in it that tests damage in copies, the SHA-256 of its NAR, another path."""
 
     store: Path
     path: str
@@ -70,7 +71,7 @@ def store(imported: Imported, tmp_path: Path) -> Path:
 
 @contextmanager
 def served(kind: str, store: Path) -> Iterator[str]:
-    """Give the address of a store, itself or through a daemon."""
+    """Yield the address of a store, directly or through a daemon."""
     if kind == "lmdb":
         yield f"lmdb://{store}"
         return
@@ -93,17 +94,17 @@ def damage_store(path: Path, store_path: str, damage: Damage) -> None:
 
 
 def flip_a_byte(store: Store, _path: StorePath) -> None:
-    with store.blob_path(Digest.of(BIG)).open("r+b") as file:
+    with blob_path(store, Digest.of(BIG)).open("r+b") as file:
         file.seek(200_000)
         file.write(b"!")
 
 
 def cut_a_file(store: Store, _path: StorePath) -> None:
-    os.truncate(store.blob_path(Digest.of(BIG)), 200_000)
+    os.truncate(blob_path(store, Digest.of(BIG)), 200_000)
 
 
 def remove_a_file(store: Store, _path: StorePath) -> None:
-    store.blob_path(Digest.of(BIG)).unlink()
+    blob_path(store, Digest.of(BIG)).unlink()
 
 
 def forget_a_blob(store: Store, _path: StorePath) -> None:
@@ -118,8 +119,8 @@ def overwrite_a_blob(store: Store, _path: StorePath) -> None:
 
 
 def root_of(store: Store, path: StorePath) -> DirectoryNode:
-    with store.read() as txn:
-        encoded = store.path_info(txn, path.digest)
+    with store.snapshot() as snapshot:
+        encoded = snapshot.path_info(path.digest)
     assert encoded is not None
     node = read_path_info(encoded).node
     assert isinstance(node, DirectoryNode)
@@ -135,8 +136,8 @@ def overwrite_the_root(store: Store, path: StorePath) -> None:
 def rewrite(
     store: Store, path: StorePath, change: Callable[[pathinfo_pb2.PathInfo], object]
 ) -> None:
-    with store.read() as txn:
-        message = pathinfo_pb2.PathInfo.FromString(store.path_info(txn, path.digest) or b"")
+    with store.snapshot() as snapshot:
+        message = pathinfo_pb2.PathInfo.FromString(snapshot.path_info(path.digest) or b"")
     change(message)
     path_infos = store.env.database(schema.PATH_INFOS)
     store.env.write(lambda txn: txn.put(path.digest, message.SerializeToString(), db=path_infos))
@@ -167,7 +168,7 @@ def misstate_a_size(store: Store, path: StorePath) -> None:
 BIG_DIGEST, SMALL_DIGEST = Digest.of(BIG).hex(), Digest.of(SMALL).hex()
 FLIPPED = Digest.of(BIG[:200_000] + b"!" + BIG[200_001:]).hex()
 ZEROS = "0" * 52
-# What is done, and lines of which each is a part of one that is printed, in that order.
+# The damage, and a part of each line that is printed for it, in order.
 DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "flipped byte": (flip_a_byte, [f"/sub/big: blob: expected {BIG_DIGEST}, got {FLIPPED}"]),
     "short file": (cut_a_file, [f"/sub/big: blob: expected {BIG_DIGEST}, got nothing"]),

@@ -22,9 +22,10 @@ import os
 import resource
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Final, NoReturn, TypeAlias, TypeVar
+from types import TracebackType
+from typing import Final, Generic, NoReturn, TypeAlias, TypeVar
 
 import lmdb
 
@@ -47,6 +48,8 @@ from appliance.errors import (
 T = TypeVar("T")
 
 # Quoted: the class is generic in its stubs only.
+V = TypeVar("V")
+
 ReadTransaction: TypeAlias = "lmdb.Transaction[memoryview]"
 WriteTransaction: TypeAlias = "lmdb.Transaction[bytes]"
 
@@ -143,28 +146,47 @@ class Environment:
         """Whether `lock.mdb` is used; any other reader in this process must do the same."""
         return self._is_locked
 
-    @contextmanager
-    def read(self) -> Iterator[ReadTransaction]:
-        """Open a snapshot; its values are views of the map that die with it.
+    def read(self) -> AbstractContextManager[ReadTransaction]:
+        """Open a read transaction; its values are views of the map that die with it.
 
         Raises:
             SnapshotLostError: it was read without a lock, and what came of it is not to be used.
             StoreError: LMDB failed, at the beginning or inside the block.
         """
-        txn = self._until_it_fits(self._begin_read)
-        try:
-            yield txn
-        except lmdb.Error as exc:
+        return _Reading(self, _itself)
+
+    def read_through(self, view: Callable[[ReadTransaction], V]) -> AbstractContextManager[V]:
+        """Open a read transaction as `read` does, and yield the `view` of it."""
+        return _Reading(self, view)
+
+    def begin_read(self) -> ReadTransaction:
+        """Begin a read transaction that `end_read` must end; `read` does both.
+
+        Raises:
+            StoreError: LMDB failed.
+        """
+        return self._until_it_fits(self._begin_read)
+
+    def end_read(self, txn: ReadTransaction, exc: BaseException | None = None) -> None:
+        """End a read transaction in the thread that began it.
+
+        Args:
+            txn: from `begin_read`.
+            exc: what was raised while it was open; that of LMDB is raised again as a StoreError.
+
+        Raises:
+            SnapshotLostError, StoreError: see `read`.
+        """
+        is_lost = not self._is_registered and self._is_lost(txn)
+        txn.abort()
+        self._gate.leave()
+        if is_lost:
+            raise SnapshotLostError(
+                f"{self._path}: was written while it was read without its lock.mdb, "
+                "which this user cannot write to: read it again"
+            )
+        if isinstance(exc, lmdb.Error):
             self._raise_translated(exc)
-        finally:
-            is_lost = not self._is_registered and self._is_lost(txn)
-            txn.abort()
-            self._gate.leave()
-            if is_lost:
-                raise SnapshotLostError(
-                    f"{self._path}: was written while it was read without its lock.mdb, "
-                    "which this user cannot write to: read it again"
-                )
 
     def write(self, work: Callable[[WriteTransaction], T]) -> T:
         """Run `work` in the one write transaction, commit, and return what it returned.
@@ -326,6 +348,35 @@ class Environment:
         return num_blocks * stat.f_frsize < _FULL_BELOW_BYTES
 
 
+class _Reading(Generic[V]):
+    # A class, as a generator with `contextmanager` costs several times as much, and each batch of
+    # a guest's requests opens a transaction.
+
+    __slots__ = ("_env", "_txn", "_view")
+
+    _txn: ReadTransaction
+
+    def __init__(self, env: Environment, view: Callable[[ReadTransaction], V]) -> None:
+        self._env = env
+        self._view = view
+
+    def __enter__(self) -> V:
+        self._txn = self._env.begin_read()
+        return self._view(self._txn)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._env.end_read(self._txn, exc)
+
+
+def _itself(txn: ReadTransaction) -> ReadTransaction:
+    return txn
+
+
 def _is_address_space_limited() -> bool:
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
@@ -353,7 +404,9 @@ class _Gate:
     """Lets transactions of any number of threads in, or a resize alone."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        # Entered by itself: what a condition adds to it costs as much as beginning a transaction.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._num_inside = 0
         self._is_closed = False
         self._of_thread = threading.local()
@@ -364,7 +417,7 @@ class _Gate:
 
     def enter(self) -> None:
         self.check_outside()
-        with self._changed:
+        with self._lock:
             if self._is_closed:
                 self._changed.wait_for(lambda: not self._is_closed)
             self._num_inside += 1
@@ -372,20 +425,20 @@ class _Gate:
 
     def leave(self) -> None:
         self._of_thread.is_inside = False
-        with self._changed:
+        with self._lock:
             self._num_inside -= 1
             if self._is_closed:
                 self._changed.notify_all()
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: not self._is_closed)
             self._is_closed = True
             self._changed.wait_for(lambda: self._num_inside == 0)
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._is_closed = False
                 self._changed.notify_all()

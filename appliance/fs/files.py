@@ -10,10 +10,11 @@ from errno import EIO
 from typing import Final, NamedTuple
 
 from appliance.castore.digest import Digest
-from appliance.db.environment import ReadTransaction
 from appliance.fuse_proto.operations import NotReady
 from appliance.session.wants import BlobWanted
-from appliance.store.store import BlobFile, Store
+from appliance.store.blob_files import BlobFile
+from appliance.store.snapshot import Snapshot
+from appliance.store.store import Store
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Blobs:
         self._open_max = min(OPEN_MAX, max(1, (limit - _OTHERS_OPEN) // 2))
         self._evicted: list[int] = []
 
-    def content(self, txn: ReadTransaction, digest: bytes, size: int) -> memoryview | OpenBlob:
+    def content(self, snapshot: Snapshot, digest: bytes, size: int) -> memoryview | OpenBlob:
         """Return the content of a blob, of which a Directory says that it has `size` bytes.
 
         Raises:
@@ -49,7 +50,7 @@ class Blobs:
         opened = self._opened(digest, size)
         if opened is not None:
             return opened
-        blob = self._store.blob(txn, digest)
+        blob = snapshot.blob(digest)
         if blob is None:
             raise self._broken(digest, "is not in the store")
         if isinstance(blob, BlobFile):
@@ -80,7 +81,7 @@ class Blobs:
 
     def _open_file(self, digest: bytes, blob: BlobFile, size: int) -> OpenBlob:
         try:
-            fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = self._store.open_blob(blob)
         except OSError as exc:
             raise self._broken(digest, f"cannot be opened: {exc.strerror}") from exc
         found_size = os.fstat(fd).st_size
@@ -157,7 +158,7 @@ class CachedBlobs(Blobs):
         super().__init__(store)
         self._usage = usage
 
-    def content(self, txn: ReadTransaction, digest: bytes, size: int) -> memoryview | OpenBlob:
+    def content(self, snapshot: Snapshot, digest: bytes, size: int) -> memoryview | OpenBlob:
         """See `Blobs.content`.
 
         Raises:
@@ -166,7 +167,7 @@ class CachedBlobs(Blobs):
         """
         found: memoryview | OpenBlob | None = self._opened(digest, size)
         if found is None:
-            blob = self._store.blob(txn, digest)
+            blob = snapshot.blob(digest)
             found = self._try_open(digest, blob, size) if isinstance(blob, BlobFile) else blob
         if found is None or (isinstance(found, memoryview) and len(found) < size):
             self._close_unlinked()
@@ -177,7 +178,7 @@ class CachedBlobs(Blobs):
     def _try_open(self, digest: bytes, blob: BlobFile, size: int) -> OpenBlob | None:
         # It may have been evicted since the snapshot was taken.
         try:
-            fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = self._store.open_blob(blob)
         except FileNotFoundError:
             return None
         except OSError as exc:

@@ -9,12 +9,11 @@ may be any number: one that this session was not granted is ESTALE.
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from errno import EINVAL, EIO, EISDIR, ENODATA, ENOENT
 from typing import Final
 
 from appliance.castore.digest import Digest
-from appliance.db.environment import ReadTransaction
 from appliance.errors import DirectoryError, StoreError
 from appliance.fs import attributes, readdir
 from appliance.fs.attributes import DOTS, Statfs, root_attributes, root_entry
@@ -29,6 +28,7 @@ from appliance.session.grants import Grants
 from appliance.session.wants import DirectoryWanted, RootListWanted, RootNameWanted
 from appliance.store.blob_cache import directory_key
 from appliance.store.image_table import MadeImages
+from appliance.store.snapshot import Snapshot
 from appliance.store.store import Store
 
 _LOG: Final = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Handler(Operations):
         usage = Usage(remote.used)
         self._blobs = CachedBlobs(store, usage) if remote.has_blobs else Blobs(store)
         self._image_usage = usage if remote.has_directories else None
-        self._made_images = MadeImages(store.directory) if makes_images else None
+        self._made_images = MadeImages() if makes_images else None
         self._has_remote_root = remote.has_root
         self._places = Places(grants, self._image)
         self._num_revoked = grants.num_revoked
@@ -87,8 +87,8 @@ class Handler(Operations):
         self._root_attr_generation = -1
         self._statfs = Statfs(store.path)
         self._batch = _Batch(self)
-        self._snapshot: AbstractContextManager[ReadTransaction] | None = None
-        self._store_txn: ReadTransaction | None = None
+        self._snapshot: Snapshot | None = None
+        self._open = ExitStack()
 
     def batch(self) -> AbstractContextManager[None]:
         """Answer requests inside; what operations return holds until the end of the block."""
@@ -103,10 +103,9 @@ class Handler(Operations):
     def end(self) -> None:
         """Close the batch; every reply of it must have been delivered."""
         self._images.clear()
-        self._store_txn = None
         if self._snapshot is not None:
-            snapshot, self._snapshot = self._snapshot, None
-            snapshot.__exit__(None, None, None)
+            self._snapshot = None
+            self._open.close()
         self._blobs.close_evicted()
 
     def close(self) -> None:
@@ -253,7 +252,7 @@ class Handler(Operations):
     def _is_root_stale(self) -> bool:
         if self._has_remote_root:
             return self._grants.root_fresh_until_ns < time.monotonic_ns()
-        return self._grants.root_generation < self._store.generation(self._in_store())
+        return self._grants.root_generation < self._in_store().generation
 
     def _root_attributes(self) -> bytes:
         # A guest that keeps the listing asks only for this: so it hears of what was added.
@@ -269,7 +268,7 @@ class Handler(Operations):
     def _root_generation(self) -> int:
         if self._has_remote_root:
             return len(self._grants)
-        return self._store.generation(self._in_store())
+        return self._in_store().generation
 
     # --- What all share ---
 
@@ -279,12 +278,12 @@ class Handler(Operations):
         except CorruptSizeError as exc:
             raise self._corrupt(exc) from exc
 
-    def _in_store(self) -> ReadTransaction:
-        # Opened by the first request that needs it.
-        if self._store_txn is None:
-            self._snapshot = self._store.read()
-            self._store_txn = self._snapshot.__enter__()
-        return self._store_txn
+    def _in_store(self) -> Snapshot:
+        # Opened by the first request of a batch that needs it, and closed by `end`.
+        snapshot = self._snapshot
+        if snapshot is None:
+            snapshot = self._snapshot = self._open.enter_context(self._store.snapshot())
+        return snapshot
 
     def _image(self, digest: bytes, piece: int) -> Image:
         image = self._images.get((digest, piece))
@@ -293,7 +292,7 @@ class Handler(Operations):
         return image
 
     def _image_bytes(self, digest: bytes, piece: int) -> memoryview:
-        found = self._store.images.piece(self._in_store(), digest, piece)
+        found = self._in_store().image(digest, piece)
         if found is not None:
             if self._image_usage is not None:
                 self._image_usage.note(directory_key(digest))

@@ -17,8 +17,9 @@ from appliance.nix.path_info import read_path_info
 from appliance.nix.store_path import StorePath, StorePathError
 from appliance.resolve.resolver import RootListing, SingleFlight
 from appliance.session.wants import BlobWanted
+from appliance.store.blob_files import BlobFile
 from appliance.store.image_maker import make_images
-from appliance.store.store import BlobFile, Store
+from appliance.store.store import Store
 
 T = TypeVar("T")
 
@@ -86,13 +87,13 @@ class LocalResolver:
 
     def _find(self, name: bytes) -> tuple[Node, bool]:
         digest = path_digest(name)
-        with self._store.read() as txn:
-            encoded = self._store.path_info(txn, digest)
+        with self._store.snapshot() as snapshot:
+            encoded = snapshot.path_info(digest)
             if encoded is None:
                 raise OSError(ENOENT, f"{name!r} is not in the store")
             node = root_node(name, encoded)
-            has_image = not isinstance(node, DirectoryNode) or (
-                self._store.images.piece(txn, node.digest) is not None
+            has_image = (
+                not isinstance(node, DirectoryNode) or snapshot.image(node.digest) is not None
             )
         return node, has_image
 
@@ -102,15 +103,15 @@ class LocalResolver:
             Digest(digest),
         )
         make_images(self._store, Digest(digest))
-        with self._store.read() as txn:
-            if self._store.images.piece(txn, digest) is None:
+        with self._store.snapshot() as snapshot:
+            if snapshot.image(digest) is None:
                 raise CorruptBlobError(f"directory {Digest(digest)}: no image can be made of it")
 
     def _list(self, generation: int) -> RootListing:
-        with self._store.read() as txn:
-            chunk = list(islice(self._store.path_infos_since(txn, generation), _ROOT_CHUNK))
+        with self._store.snapshot() as snapshot:
+            chunk = list(islice(snapshot.path_infos_since(generation), _ROOT_CHUNK))
             is_complete = len(chunk) < _ROOT_CHUNK
-            reached = self._store.generation(txn) if is_complete else chunk[-1][0]
+            reached = snapshot.generation if is_complete else chunk[-1][0]
         nodes = [node for _generation, encoded in chunk if (node := listed_node(encoded))]
         return RootListing(nodes, reached, fresh_until_ns=0, is_complete=is_complete)
 
@@ -152,12 +153,12 @@ def listed_node(path_info: bytes) -> Node | None:
 
 def open_blob(store: Store, want: BlobWanted) -> int | None:
     """See `Resolver.open_blob`."""
-    with store.read() as txn:
-        blob = store.blob(txn, want.digest)
+    with store.snapshot() as snapshot:
+        blob = snapshot.blob(want.digest)
     if not isinstance(blob, BlobFile) or blob.size != want.size:
         return None
     try:
-        fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = store.open_blob(blob)
     except OSError:
         return None  # a worker says so when it is read
     if os.fstat(fd).st_size == want.size:

@@ -12,8 +12,8 @@ from appliance.castore.digest import Digest
 from appliance.errors import CorruptBlobError, ServiceLimitError, StoreError, disk_error
 from appliance.services.contracts import BlobChunk, BlobReader, BlobWriter, Buffer
 from appliance.store.batch import Batch
+from appliance.store.blob_files import BlobFile
 from appliance.store.schema import INLINE_MAX
-from appliance.store.store import BlobFile
 from appliance.store.writer import AsyncStore
 
 if TYPE_CHECKING:
@@ -55,37 +55,35 @@ class LmdbBlobService:
     def _has(self, digest: Digest) -> bool:
         store = self._shared.store
         try:
-            with store.read() as txn:
-                return store.has_blob(txn, digest)
+            with store.snapshot() as snapshot:
+                return snapshot.has_blob(digest)
         except OSError as exc:
             raise disk_error(exc, store.path) from exc
 
     def _size_of(self, digest: Digest) -> int | None:
-        store = self._shared.store
-        with store.read() as txn:
-            blob = store.blob(txn, digest)
+        with self._shared.store.snapshot() as snapshot:
+            blob = snapshot.blob(digest)
             return blob.size if isinstance(blob, BlobFile) else None if blob is None else len(blob)
 
     # The reader owns its file from the start: who is cancelled meanwhile never gets to see it.
     def _open(self, digest: Digest) -> "bytes | _FileReader | None":
-        store = self._shared.store
-        with store.read() as txn:
-            found = store.blob(txn, digest)
+        with self._shared.store.snapshot() as snapshot:
+            found = snapshot.blob(digest)
             if isinstance(found, memoryview):
                 return bytes(found)
         if found is None:
             return None
         try:
-            file = found.path.open("rb", buffering=0)
+            fd = self._shared.store.open_blob(found)
         except FileNotFoundError:
             return None
         except OSError as exc:
             kind = ServiceLimitError if exc.errno in _TOO_MANY_ERRNOS else StoreError
-            raise kind(f"blob {digest}: {found.path}: {exc.strerror}") from exc
-        if os.fstat(file.fileno()).st_size != found.size:
-            file.close()
+            raise kind(f"blob {digest}: {exc.filename}: {exc.strerror}") from exc
+        if os.fstat(fd).st_size != found.size:
+            os.close(fd)
             return None
-        return _FileReader(self._shared, digest, file, found.size)
+        return _FileReader(self._shared, digest, FileIO(fd), found.size)
 
 
 class ContentReader:

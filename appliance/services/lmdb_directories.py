@@ -8,7 +8,6 @@ from typing import BinaryIO, Final
 from appliance.castore.closure import ClosureChecker, TopologicalOrder
 from appliance.castore.digest import DIGEST_SIZE, Digest
 from appliance.castore.directory import Directory
-from appliance.db.environment import ReadTransaction
 from appliance.errors import (
     ContentMissingError,
     CorruptBlobError,
@@ -19,6 +18,7 @@ from appliance.errors import (
 )
 from appliance.services.contracts import DirectoryPutter, DirectoryService
 from appliance.store.batch import Batch
+from appliance.store.snapshot import Snapshot
 from appliance.store.writer import AsyncStore
 
 # What one visit to a reading thread brings along.
@@ -64,11 +64,11 @@ class LmdbDirectoryService:
         return _LmdbDirectoryPutter(self._shared)
 
     def _get(self, digest: Digest) -> Directory | None:
-        with self._shared.store.read() as txn:
-            return self._read(txn, digest)
+        with self._shared.store.snapshot() as snapshot:
+            return self._read(snapshot, digest)
 
-    def _read(self, txn: ReadTransaction, digest: Digest) -> Directory | None:
-        encoded = self._shared.store.directory(txn, digest)
+    def _read(self, snapshot: Snapshot, digest: Digest) -> Directory | None:
+        encoded = snapshot.directory(digest)
         if encoded is None:
             return None
         if (actual := Digest.of(encoded)) != digest:
@@ -78,23 +78,25 @@ class LmdbDirectoryService:
         except DirectoryError as exc:
             raise CorruptBlobError(f"directory {digest}: {exc}") from exc
 
-    def _read_present(self, txn: ReadTransaction, digest: Digest) -> Directory:
-        directory = self._read(txn, digest)
+    def _read_present(self, snapshot: Snapshot, digest: Digest) -> Directory:
+        directory = self._read(snapshot, digest)
         if directory is None:
             raise ContentMissingError(f"directory {digest} is not in the store")
         return directory
 
     def _discover(self, order: TopologicalOrder) -> bool:
-        with self._shared.store.read() as txn:
-            return sum(1 for _ in self._visit(txn, order.next_undiscovered, order.discover)) > 0
+        with self._shared.store.snapshot() as snapshot:
+            return (
+                sum(1 for _ in self._visit(snapshot, order.next_undiscovered, order.discover)) > 0
+            )
 
     def _next_ready(self, order: TopologicalOrder) -> list[Directory]:
-        with self._shared.store.read() as txn:
-            return list(self._visit(txn, order.next_ready, order.release))
+        with self._shared.store.snapshot() as snapshot:
+            return list(self._visit(snapshot, order.next_ready, order.release))
 
     def _visit(
         self,
-        txn: ReadTransaction,
+        snapshot: Snapshot,
         next_digest: Callable[[], Digest | None],
         take: Callable[[Directory], None],
     ) -> Iterator[Directory]:
@@ -103,7 +105,7 @@ class LmdbDirectoryService:
             digest = next_digest()
             if digest is None:
                 return
-            directory = self._read_present(txn, digest)
+            directory = self._read_present(snapshot, digest)
             take(directory)
             num_bytes += len(directory.to_bytes())
             num_directories += 1

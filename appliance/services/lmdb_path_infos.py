@@ -80,22 +80,19 @@ class LmdbPathInfoService:
         return info
 
     def _get(self, path_digest: bytes) -> bytes | None:
-        store = self._shared.store
-        with store.read() as txn:
-            path_info = store.path_info(txn, path_digest)
+        with self._shared.store.snapshot() as snapshot:
+            path_info = snapshot.path_info(path_digest)
         if path_info is not None:
             _check_stored(path_digest, path_info)
         return path_info
 
     def _chunk(self, after: bytes) -> Sequence[tuple[bytes, bytes]]:
-        store = self._shared.store
-        with store.read() as txn:
-            return [*islice(store.path_infos(txn, after), _LIST_CHUNK)]
+        with self._shared.store.snapshot() as snapshot:
+            return [*islice(snapshot.path_infos(after), _LIST_CHUNK)]
 
     def _known_nar(self, key: bytes) -> NarInfo | None:
-        store = self._shared.store
-        with store.read() as txn:
-            known = store.nar_info(txn, key)
+        with self._shared.store.snapshot() as snapshot:
+            known = snapshot.nar_info(key)
         return None if known is None else NarInfo(*known)
 
 

@@ -33,6 +33,7 @@ from appliance.db.per_boot import directory_of_boot, remove_other_boots
 from appliance.errors import StoreError
 from appliance.images import builder
 from appliance.store.batch import Batch
+from appliance.store.blob_files import BlobFile
 from appliance.store.damage import is_blob_right
 from appliance.store.schema import (
     BLOBS,
@@ -42,7 +43,7 @@ from appliance.store.schema import (
     pack_number,
     unpack_number,
 )
-from appliance.store.store import BlobFile, Store
+from appliance.store.store import Store
 from appliance.store.temp_directory import TempDirectory
 
 _SCHEMA: Final = 2
@@ -121,19 +122,19 @@ class BlobCache:
 
     def has(self, digest: Digest) -> bool:
         """Whether there is a record of the blob; quick, but the file may be gone."""
-        with self.store.read() as txn:
-            return self.store.blob(txn, digest) is not None
+        with self.store.snapshot() as snapshot:
+            return snapshot.blob(digest) is not None
 
     def find(self, digest: Digest) -> int | None:
         """Return the size of a blob that is there as it should be; one that is not is dropped."""
-        with self.store.read() as txn:
-            blob = self.store.blob(txn, digest)
+        with self.store.snapshot() as snapshot:
+            blob = snapshot.blob(digest)
             if blob is None:
                 return None
             if not isinstance(blob, BlobFile):
                 return len(blob)
         with suppress(OSError):
-            if blob.path.stat().st_size == blob.size:
+            if self.store.files.status(digest).st_size == blob.size:
                 return blob.size
         self.drop(digest)
         return None
@@ -144,9 +145,8 @@ class BlobCache:
         Raises:
             StoreError: LMDB failed.
         """
-        with self.store.read() as txn:
-            cursor = txn.cursor(db=self._blobs)
-            digests = [Digest(key) for key in cursor.iternext(keys=True, values=False)]
+        with self.store.snapshot() as snapshot:
+            digests = [Digest(digest) for digest in snapshot.blob_digests()]
         for digest in digests:
             if not is_blob_right(self.store, digest):
                 self.drop(digest)
@@ -230,8 +230,8 @@ class BlobCache:
 
     def path_info(self, path_digest: bytes) -> bytes | None:
         """Return the PathInfo of a store path by its digest (20 bytes)."""
-        with self.store.read() as txn:
-            return self.store.path_info(txn, path_digest)
+        with self.store.snapshot() as snapshot:
+            return snapshot.path_info(path_digest)
 
     def put_path_info(self, path_digest: bytes, encoded: bytes) -> None:
         """Put a PathInfo, valid as the caller knows, in place of one for the same path.
@@ -287,7 +287,7 @@ class BlobCache:
 
     def charged_bytes(self) -> int:
         """Return the sum of what all blobs count; never more than `max_bytes`."""
-        with self.store.read() as txn:
+        with self.store.env.read() as txn:
             return unpack_number(txn.get(_CHARGED_KEY, db=self._entries))
 
     def close(self) -> None:
@@ -333,7 +333,7 @@ class BlobCache:
             elif charge > INLINE_MAX:
                 self._remove_blob(txn, digest)
             else:
-                txn.delete(digest, db=self._blobs)
+                self.store.remove_blob(txn, digest)
         return True
 
     def _put_entry(self, txn: WriteTransaction, digest: bytes, time_ns: int, charge: int) -> None:
@@ -350,7 +350,7 @@ class BlobCache:
 
     def _remove_blob(self, txn: WriteTransaction, digest: bytes) -> None:
         # Of a process killed before its record was there, there is a file all the same.
-        txn.delete(digest, db=self._blobs)
+        self.store.remove_blob(txn, digest)
         txn.put(digest, b"", db=self._ends)
 
     def _charged(self, txn: WriteTransaction) -> int:
@@ -360,15 +360,14 @@ class BlobCache:
         txn.put(_CHARGED_KEY, pack_number(self._charged(txn) + charge), db=self._entries)
 
     def _remove_files(self) -> None:
-        with self.store.read() as txn:
+        with self.store.env.read() as txn:
             if not _count(txn, self._ends):
                 return
 
         def work(txn: WriteTransaction) -> None:
             ended = list(txn.cursor(self._ends).iternext(keys=True, values=False))
             for digest in ended:
-                if txn.get(digest, None, self._blobs) is None:
-                    self.store.blob_path(digest).unlink(missing_ok=True)
+                self.store.remove_stray_file(txn, digest)
                 txn.delete(digest, db=self._ends)
 
         self.store.env.write(work)

@@ -4,6 +4,7 @@ An object is looked at again before it goes, as what was read may have been repl
 file is looked at outside of the write transaction, which must not take as long as reading it does.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
@@ -12,11 +13,13 @@ from typing import Final, NamedTuple
 from blake3 import blake3
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.db.environment import ReadTransaction, WriteTransaction
+from appliance.db.environment import WriteTransaction
 from appliance.errors import DirectoryError
 from appliance.images import builder
 from appliance.store import schema
-from appliance.store.store import BlobFile, Store
+from appliance.store.blob_files import BlobFile
+from appliance.store.snapshot import Snapshot
+from appliance.store.store import Store
 
 _PIECE_SIZE: Final = 1 << 20
 _CHUNK: Final = 256
@@ -37,8 +40,8 @@ def drop_blob(store: Store, digest: Digest) -> bool:
     Raises:
         StoreError: the store cannot be written.
     """
-    with store.read() as txn:
-        blob = store.blob(txn, digest)
+    with store.snapshot() as snapshot:
+        blob = snapshot.blob(digest)
         is_file = isinstance(blob, BlobFile)
     seen = _look(store, digest) if is_file else _Seen(None, None)
     if blob is None or digest == EMPTY_DIGEST or (is_file and seen.digest == digest):
@@ -55,7 +58,7 @@ def drop_blob(store: Store, digest: Digest) -> bool:
             return False
         if not is_file and Digest.of(schema.inline_content(record)) == digest:
             return False
-        return txn.delete(digest, db=blobs)
+        return store.remove_blob(txn, digest)
 
     return store.env.write(work)
 
@@ -87,20 +90,17 @@ def wrong_images(store: Store) -> Iterator[Digest]:
     Raises:
         StoreError: LMDB failed.
     """
-    directories = store.env.database(schema.DIRECTORIES)
     after = b""
     while True:
-        wrong: list[Digest] = []
-        with store.read() as txn:
-            cursor = txn.cursor(db=directories)
-            if not cursor.set_range(after):
-                return
-            chunk = [(bytes(key), bytes(value)) for key, value in islice(cursor, _CHUNK)]
-            for key, encoded in chunk:
-                if key != after and not _is_image_right(store, txn, key, encoded):
-                    wrong.append(Digest(key))
+        with store.snapshot() as snapshot:
+            chunk = list(islice(snapshot.directories(after), _CHUNK))
+            wrong = [
+                Digest(digest)
+                for digest, encoded in chunk
+                if not _is_image_right(snapshot, digest, encoded)
+            ]
         yield from wrong
-        if chunk[-1][0] == after:
+        if not chunk:
             return
         after = chunk[-1][0]
 
@@ -141,39 +141,41 @@ def is_blob_right(store: Store, digest: Digest) -> bool:
     Raises:
         StoreError: LMDB failed.
     """
-    with store.read() as txn:
-        blob = store.blob(txn, digest)
+    with store.snapshot() as snapshot:
+        blob = snapshot.blob(digest)
         if not isinstance(blob, BlobFile):
             return blob is None or Digest.of(blob) == digest
     return _look(store, digest).digest == digest
 
 
-def _is_image_right(store: Store, txn: ReadTransaction, digest: bytes, encoded: bytes) -> bool:
-    if store.images.piece(txn, digest) is None or Digest.of(encoded) != digest:
+def _is_image_right(snapshot: Snapshot, digest: bytes, encoded: bytes) -> bool:
+    if snapshot.image(digest) is None or Digest.of(encoded) != digest:
         return True  # none, or that of something else: the directory is reported
     try:
         pieces = list(builder.pieces(encoded))
     except DirectoryError:
         return True
-    return all(
-        bytes(store.images.piece(txn, digest, number) or b"") == piece for number, piece in pieces
-    )
+    return all(bytes(snapshot.image(digest, number) or b"") == piece for number, piece in pieces)
 
 
 def _look(store: Store, digest: Digest) -> _Seen:
     # What cannot be read, as on a bad sector, is as good as wrong.
     identity = _identity(store, digest)
-    with suppress(OSError), store.blob_path(digest).open("rb", buffering=0) as file:
-        hasher = blake3()
-        while piece := file.read(_PIECE_SIZE):
-            hasher.update(piece)
+    with suppress(OSError):
+        fd = store.files.open(digest)
+        try:
+            hasher = blake3()
+            while piece := os.read(fd, _PIECE_SIZE):
+                hasher.update(piece)
+        finally:
+            os.close(fd)
         return _Seen(hasher.digest(), identity)
     return _Seen(None, identity)
 
 
 def _identity(store: Store, digest: Digest) -> tuple[int, ...] | None:
     try:
-        status = store.blob_path(digest).stat()
+        status = store.files.status(digest)
     except OSError:
         return None
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

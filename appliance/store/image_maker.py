@@ -69,10 +69,10 @@ class _Maker:
         self._num_bytes = 0
 
     def _read(self, digest: Digest) -> Directory | None:
-        with self._store.read() as txn:
-            if self._store.images.piece(txn, digest) is not None:
+        with self._store.snapshot() as snapshot:
+            if snapshot.image(digest) is not None:
                 return None
-            encoded = self._store.directory(txn, digest)
+            encoded = snapshot.directory(digest)
         if encoded is None:
             raise CorruptBlobError("it is not in the store")
         directory = Directory.from_bytes(encoded)

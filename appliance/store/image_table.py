@@ -6,17 +6,16 @@ first in transactions of their own, before the one that makes the Directory visi
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
-from appliance.castore.digest import EMPTY_DIGEST
-from appliance.db.environment import Environment, ReadTransaction, WriteTransaction
+from appliance.db.environment import Environment, WriteTransaction
 from appliance.errors import DirectoryError, StoreError
 from appliance.images import builder, layout
 from appliance.store.schema import IMAGES, image_key
+from appliance.store.snapshot import Snapshot
 
-_EMPTY_IMAGE: Final = memoryview(bytes(builder.build(b"")))
 # A Directory whose image has several pieces is not encoded in less: 8 bytes an entry at the least.
 _PIECES_MIN_BYTES: Final = 8 * layout.PIECE_ENTRIES
 
@@ -27,21 +26,6 @@ class ImageTable:
     def __init__(self, env: Environment) -> None:
         self._env = env
         self._database = env.newer_database(IMAGES)
-
-    def piece(
-        self, txn: "ReadTransaction | WriteTransaction", digest: bytes, number: int = 0
-    ) -> memoryview | None:
-        """Return a piece of the image of a Directory; the view dies with `txn`.
-
-        There is none of a Directory that was stored by a release without images. That of the empty
-        one is always there.
-        """
-        image = None
-        if self._database is not None:
-            image = txn.get(image_key(digest, number), None, self._database)
-        if image is None:
-            return _EMPTY_IMAGE if digest == EMPTY_DIGEST else None
-        return memoryview(image)
 
     def put(self, txn: WriteTransaction, directories: Mapping[bytes, bytes]) -> None:
         """Put the images that are not there yet, of Directories by digest in canonical encoding.
@@ -89,7 +73,7 @@ class ImageTable:
 
     def _is_there(self, digest: bytes) -> bool:
         with self._env.read() as txn:
-            return self.piece(txn, digest) is not None
+            return txn.get(digest, None, self._database) is not None
 
 
 # --- Images that a worker makes, of a store that nobody here can write and that has none ---
@@ -98,18 +82,13 @@ _BYTES_MAX: Final = 4 << 20
 
 
 class MadeImages:
-    """The images made last, up to 4 MiB of them, or one that is larger.
+    """The images made last, up to 4 MiB of them, or one that is larger."""
 
-    Args:
-        directory: returns the encoding of a Directory, or None if it is not there.
-    """
-
-    def __init__(self, directory: Callable[[ReadTransaction, bytes], bytes | None]) -> None:
-        self._directory = directory
+    def __init__(self) -> None:
         self._made: OrderedDict[bytes, dict[int, bytearray]] = OrderedDict()
         self._num_bytes = 0
 
-    def piece(self, txn: ReadTransaction, digest: bytes, piece: int) -> memoryview:
+    def piece(self, snapshot: Snapshot, digest: bytes, piece: int) -> memoryview:
         """Return a piece of the image of a Directory.
 
         Raises:
@@ -118,11 +97,11 @@ class MadeImages:
         """
         pieces = self._made.get(digest)
         if pieces is None:
-            pieces = self._make(txn, digest)
+            pieces = self._make(snapshot, digest)
         return memoryview(pieces[piece])
 
-    def _make(self, txn: ReadTransaction, digest: bytes) -> dict[int, bytearray]:
-        encoded = self._directory(txn, digest)
+    def _make(self, snapshot: Snapshot, digest: bytes) -> dict[int, bytearray]:
+        encoded = snapshot.directory(digest)
         if encoded is None:
             raise StoreError("it is not in the store")
         pieces = self._made[digest] = dict(builder.pieces(encoded))

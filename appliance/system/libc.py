@@ -48,13 +48,9 @@ def signal_on_parent_death(number: int, parent_pid: int) -> None:
         os._exit(1)
 
 
-def syncfs(path: str | os.PathLike[str]) -> None:
-    """Make the whole file system of the directory `path` durable (syncfs(2))."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _check(_LIBC.syncfs(fd), path)
-    finally:
-        os.close(fd)
+def syncfs(fd: int) -> None:
+    """Make the whole file system that `fd` is on durable (syncfs(2))."""
+    _check(_LIBC.syncfs(fd), "")
 
 
 def fallocate(fd: int, size: int) -> None:

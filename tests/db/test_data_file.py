@@ -180,7 +180,7 @@ def test_reader_follows_a_writer_that_reserves_more_than_it_may(tmp_path: Path) 
     with opened(tmp_path / "env") as env:
         put(env, range(100))
     script = (
-        "import sys; from pathlib import Path; from tests.store import test_lmdb_env as t\n"
+        "import sys; from pathlib import Path; from tests.db import test_environment as t\n"
         "with t.opened(Path(sys.argv[1]), size=1 << 30) as env: t.put(env, range(30000))"
     )
     with (

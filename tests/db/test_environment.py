@@ -115,7 +115,7 @@ def test_writer_adopts_a_map_grown_by_another_writer(tmp_path: Path) -> None:
     with opened(path) as env:
         put(env, range(1))
         script = (
-            "import sys; from pathlib import Path; from tests.store import test_lmdb_env as t\n"
+            "import sys; from pathlib import Path; from tests.db import test_environment as t\n"
             "with t.opened(Path(sys.argv[1])) as env: t.put(env, range(3000))"
         )
         subprocess.run([sys.executable, "-c", script, path], check=True, timeout=DEADLINE_S)

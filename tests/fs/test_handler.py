@@ -20,6 +20,7 @@ from appliance.store.schema import INLINE_MAX
 from tests.fakes import fuse_client
 from tests.fakes.fuse_client import ROOT
 from tests.fs.guest import File, Guest, Link, Tree, add_path, basename, put
+from tests.store.audit import blob_path
 
 SMALL = b"small content"
 BIG = bytes(range(256)) * 400
@@ -377,13 +378,21 @@ def test_a_damaged_blob_file_is_an_error(
     guest: Guest, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     nodeid = guest.walk(put(guest.store, "file", File(BIG)))
-    path = guest.store.blob_path(Digest.of(BIG))
+    path = blob_path(guest.store, Digest.of(BIG))
     if damage == "unlink":
         path.unlink()
     else:
         os.truncate(path, 100)
     assert guest.ask(fuse_client.read(nodeid, 0, 5)).error == errno.EIO
     assert f"blob {Digest.of(BIG).hex()}" in caplog.text
+
+
+def test_a_file_is_read_from_a_store_that_was_moved(guest: Guest) -> None:
+    nodeid = guest.walk(put(guest.store, "file", File(BIG)))
+    path = guest.store.path
+    path.rename(path.with_name("moved"))
+    path.mkdir()
+    assert guest.body(fuse_client.read(nodeid, 0, 5)) == BIG[:5]
 
 
 @pytest.mark.parametrize("stored", [{}, {Digest.of(b"broken"): b"\xff\xff"}])

@@ -108,8 +108,8 @@ def test_second_import_of_the_same_changes_nothing(tmp_path: Path) -> None:
     assert run(tmp_path / "store", tree, tree) == first * 2
     assert audit(tmp_path / "store") == before
     store = Store.open(tmp_path / "store", is_readonly=True)
-    with store.read() as txn:
-        assert store.generation(txn) == 1
+    with store.snapshot() as snapshot:
+        assert snapshot.generation == 1
     store.close()
 
 
@@ -210,8 +210,8 @@ def test_documented_dialect_changes_directories_but_not_the_path(tmp_path: Path)
     infos = []
     for name in ("one", "two"):
         store = Store.open(tmp_path / name, is_readonly=True)
-        with store.read() as txn:
-            infos.append([encoded for _, encoded in store.path_infos(txn)])
+        with store.snapshot() as snapshot:
+            infos.append([encoded for _, encoded in snapshot.path_infos()])
         store.close()
     assert infos[0] != infos[1]
 

@@ -147,8 +147,8 @@ def test_the_limit_is_that_of_the_encoding_to_the_byte(
     (info,) = audit(tmp_path / "store").path_infos
     assert isinstance(info.node, DirectoryNode)
     store = Store.open(tmp_path / "store", is_readonly=True)
-    with store.read() as txn:
-        size = len(store.directory(txn, info.node.digest) or b"")
+    with store.snapshot() as snapshot:
+        size = len(snapshot.directory(info.node.digest) or b"")
     store.close()
     for limit in (size, size - 1):
         monkeypatch.setattr("appliance.importer.listing.ENCODED_MAX", limit)

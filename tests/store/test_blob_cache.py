@@ -14,8 +14,9 @@ from appliance.services.contracts import BlobReader
 from appliance.services.fetch import FETCHES_MAX, BlobFetcher
 from appliance.services.memory_services import MemoryBlobService
 from appliance.store.blob_cache import BlobCache, BlobTooLargeError, charge_of
+from appliance.store.blob_files import BlobFile
 from appliance.store.schema import INLINE_MAX
-from appliance.store.store import BlobFile
+from tests.store.audit import blob_path, read_file
 
 MAX_BYTES = 1 << 20
 SMALL = 10_000
@@ -72,10 +73,10 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
 
 
 def content_in(cache: BlobCache, digest: Digest) -> bytes | None:
-    with cache.store.read() as txn:
-        blob = cache.store.blob(txn, digest)
+    with cache.store.snapshot() as snapshot:
+        blob = snapshot.blob(digest)
         if isinstance(blob, BlobFile):
-            return blob.path.read_bytes()
+            return read_file(cache.store, blob)
         return None if blob is None else bytes(blob)
 
 
@@ -320,8 +321,8 @@ def test_a_file_without_a_record_goes_with_its_reservation(cache: BlobCache) -> 
     # As a process leaves it that is killed after the file was moved to its place.
     digest = Digest(bytes(32))
     assert cache.reserve(digest, LARGE, ())
-    cache.store.blob_path(digest).parent.mkdir(parents=True)
-    cache.store.blob_path(digest).write_bytes(bytes(LARGE))
+    blob_path(cache.store, digest).parent.mkdir(parents=True)
+    blob_path(cache.store, digest).write_bytes(bytes(LARGE))
     assert cache.reserve(Digest(b"1" * 32), MAX_BYTES, ())
     assert files_of(cache) == []
 

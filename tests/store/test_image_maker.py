@@ -21,7 +21,7 @@ def drop_images(store: Store) -> None:
 
 
 def num_images(store: Store) -> int:
-    with store.read() as txn:
+    with store.env.read() as txn:
         return txn.stat(store.env.database(schema.IMAGES))["entries"]
 
 
@@ -78,9 +78,9 @@ def test_one_bad_directory_keeps_no_other_from_its_image(
     guest.store.commit(batch)
     drop_images(guest.store)
     make_images(guest.store, root.digest())
-    with guest.store.read() as txn:
+    with guest.store.snapshot() as snapshot:
         images = {
-            name: guest.store.images.piece(txn, digest) is not None
+            name: snapshot.image(digest) is not None
             for name, digest in (
                 ("root", root.digest()),
                 ("good", good.digest()),
@@ -101,7 +101,7 @@ def test_an_image_comes_with_its_directory_and_never_without(tmp_path: Path) -> 
     batch = Batch()
     batch.add_directory(many.digest(), many.to_bytes())
     store.commit(batch)
-    with store.read() as txn:
-        pieces = [store.images.piece(txn, many.digest(), number) is not None for number in range(4)]
+    with store.snapshot() as snapshot:
+        pieces = [snapshot.image(many.digest(), number) is not None for number in range(4)]
     assert pieces == [True, True, True, False]
     store.close()

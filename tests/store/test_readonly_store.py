@@ -197,7 +197,7 @@ READ_SLOWLY = """
 import sys
 from pathlib import Path
 from appliance.errors import SnapshotLostError
-from tests.store import test_lmdb_env as t
+from tests.db import test_environment as t
 with t.opened(Path(sys.argv[1]), is_readonly=True) as env:
     print(env.is_locked, flush=True)
     try:

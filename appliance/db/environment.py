@@ -17,7 +17,6 @@ the second commit after it: a transaction that was open for longer ends with a S
 """
 
 import errno
-import mmap
 import os
 import resource
 import threading
@@ -29,6 +28,7 @@ from typing import Final, Generic, NoReturn, TypeAlias, TypeVar
 
 import lmdb
 
+from appliance.db import address_space
 from appliance.db.data_file import (
     allocate_lock,
     check_data,
@@ -63,8 +63,6 @@ _NOT_WRITABLE_ERRNOS: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM}
 # Commits that a snapshot outlives though no writer knows of it: LMDB reuses the pages that a
 # transaction has freed in the second one after it at the earliest (mdb.c: mdb_page_alloc).
 _SAFE_COMMITS: Final = 1
-# Where address space is limited, a map is larger than its file by this; and growing leaves as much.
-_MAP_SLACK_BYTES: Final = 16 << 20
 
 
 class NotWritableError(StoreError):
@@ -114,7 +112,7 @@ class Environment:
             self._is_registered = self._is_locked or is_written_by_nobody(path)
             self._env = lmdb.Environment(
                 os.fspath(path),
-                map_size=_map_size(map_size_bytes, data_size),
+                map_size=address_space.map_size(map_size_bytes, data_size),
                 readonly=is_readonly,
                 create=not is_readonly,
                 sync=is_durable,
@@ -305,7 +303,7 @@ class Environment:
 
     def _resize(self, size_bytes: int) -> None:
         with self._gate.closed():
-            if _is_address_space_limited():
+            if address_space.is_limited():
                 size_bytes = self._limited_size(size_bytes)
             try:
                 self._env.set_mapsize(size_bytes)
@@ -315,9 +313,11 @@ class Environment:
     def _limited_size(self, wanted_bytes: int) -> int:
         # LMDB unmaps before it maps, and has no map at all when the latter fails: so that must not.
         present = self.map_size_bytes()
-        least = _with_slack((self._path / "data.mdb").stat().st_size)
+        least = address_space.with_slack((self._path / "data.mdb").stat().st_size)
         for size in (wanted_bytes, max(least, present + present // 8)):
-            if size > present and _is_free(size - present + _MAP_SLACK_BYTES):
+            if size > present and address_space.is_free(
+                size - present + address_space.MAP_SLACK_BYTES
+            ):
                 return size
         raise self._no_address_space(max(least, present))
 
@@ -329,7 +329,7 @@ class Environment:
 
     def _raise_translated(self, exc: lmdb.Error | OSError) -> NoReturn:
         code = exc.code if isinstance(exc, lmdb.Error) else exc.errno
-        if code == errno.ENOMEM and _is_address_space_limited():
+        if code == errno.ENOMEM and address_space.is_limited():
             raise self._no_address_space(check_data(self._path)) from exc
         if code == errno.EAGAIN:
             # Another process of this id was faster, after `check_pid`.
@@ -375,29 +375,6 @@ class _Reading(Generic[V]):
 
 def _itself(txn: ReadTransaction) -> ReadTransaction:
     return txn
-
-
-def _is_address_space_limited() -> bool:
-    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
-
-
-def _map_size(wanted_bytes: int, data_size: int) -> int:
-    # LMDB never maps less than there is.
-    return (
-        min(wanted_bytes, _with_slack(data_size)) if _is_address_space_limited() else wanted_bytes
-    )
-
-
-def _with_slack(size_bytes: int) -> int:
-    return -(-(size_bytes + _MAP_SLACK_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
-
-
-def _is_free(size_bytes: int) -> bool:
-    try:
-        mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ).close()
-    except OSError:
-        return False
-    return True
 
 
 class _Gate:

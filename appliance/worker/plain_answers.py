@@ -1,0 +1,146 @@
+"""Plain requests answered in C: the ring's and the device's loops, until Python has to look.
+
+`APPLIANCE_ANSWERS` in the environment of the process that starts the workers says who answers: `c`,
+plain requests are answered by the C module; `python`, the default, everything is answered by the
+handler. The bytes of the answers are the same.
+"""
+
+import os
+import resource
+from typing import Final
+
+from appliance._engine import ffi, lib
+from appliance.engine import Ring
+from appliance.store.store_reader import StoreReader
+
+VARIABLE: Final = "APPLIANCE_ANSWERS"
+
+# What a worker has open beside files of blobs, of which the handler may hold as many as we do.
+_OTHERS_OPEN: Final = 32
+
+
+def are_wanted() -> bool:
+    """Whether plain requests are to be answered in C."""
+    return os.environ.get(VARIABLE) == "c"
+
+
+class PlainAnswers:
+    """Answers the plain requests of one session.
+
+    No snapshot of `store` may be open in any call: each opens its own.
+
+    Args:
+        store: which the handler reads, too.
+        grants_fd: of the session; stays the caller's, and must stay open.
+        session: memory whose first byte says whether INIT was answered.
+        counters: 64 slots of 8 bytes, by opcode.
+        is_read_plain: whether contents of files are sent; not from a cache that has to be told.
+
+    Raises:
+        OSError: the grants cannot be mapped.
+    """
+
+    def __init__(
+        self,
+        store: StoreReader,
+        grants_fd: int,
+        session: memoryview,
+        counters: memoryview,
+        *,
+        is_read_plain: bool,
+    ) -> None:
+        self._store = store
+        self._session = ffi.from_buffer("uint8_t[]", session, require_writable=False)
+        self._counters = ffi.from_buffer("uint64_t[]", counters, require_writable=True)
+        self._listing = ffi.new("uint64_t[]", lib.ENG_LISTING_SIZE // 8)
+        self._reply = ffi.new("struct eng_reply *")
+        self._answers = ffi.new("struct eng_answers *")
+        answers = self._answers
+        answers.session = self._session
+        answers.counters = self._counters
+        answers.listing = ffi.cast("uint8_t *", self._listing)
+        answers.is_read_plain = is_read_plain
+        answers.store = answers.places.store = store.cdata
+        self._directory_fd = os.open(store.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        num_fds = max(1, (limit - _OTHERS_OPEN) // 4)
+        lib.eng_blob_fds_init(
+            ffi.addressof(answers, "blobs"),
+            self._directory_fd,
+            min(num_fds, lib.ENG_BLOB_FDS_MAX),
+        )
+        error = -lib.eng_grants_init(ffi.addressof(answers.places, "grants"), grants_fd)
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    def answer(self, request: bytes | memoryview, readable_len: int, room: int) -> bytes | None:
+        """Return the reply to one request as bytes, empty if it has none; None if it is not plain.
+
+        This is for tests: what the loops below send, they do not copy.
+        """
+        answers, reply = self._answers, self._reply
+        source = ffi.from_buffer(request)
+        lib.eng_answers_begin(answers)
+        try:
+            outcome = lib.eng_answer(answers, source, len(source), readable_len, room, reply)
+            if outcome == lib.ENG_NOT_PLAIN:
+                return None
+            lib.eng_answers_count(answers, source)
+            if outcome == lib.ENG_NO_REPLY:
+                return b""
+            head = bytes(ffi.buffer(reply.head, reply.head_size))
+            if reply.fd >= 0:
+                return head + os.pread(reply.fd, reply.body_size, reply.offset)
+            return head + bytes(ffi.buffer(reply.body, reply.body_size))
+        finally:
+            lib.eng_answers_end(answers)
+
+    def serve_batch(self, ring: Ring, limit: int) -> list[int]:
+        """Pop up to `limit` chains, answer plain requests, and return the slots of the others.
+
+        Raises:
+            RingError: the guest broke the ring.
+        """
+        ring.check(lib.eng_serve_batch(self._answers, ring.cdata, limit))
+        return self._left()
+
+    def serve_ring(self, ring: Ring, epoll_fd: int, kick_fd: int, *, is_busy: bool) -> list[int]:
+        """Serve `ring`, and wait, until there is something to look at; return slots as above.
+
+        Args:
+            ring: that is started.
+            epoll_fd: has `kick_fd` and whatever else ends the wait.
+            kick_fd: is read here.
+            is_busy: do not wait at first.
+
+        Raises:
+            RingError: the guest broke the ring.
+        """
+        ring.check(lib.eng_serve_ring(self._answers, ring.cdata, epoll_fd, kick_fd, is_busy))
+        return self._left()
+
+    def serve_device(self, fd: int, request: memoryview) -> int:
+        """Serve a /dev/fuse descriptor until a request is not plain; return its size in `request`.
+
+        Waits for requests unless `fd` is non-blocking.
+
+        Raises:
+            OSError: read(2) or write(2) failed.
+        """
+        buffer = ffi.from_buffer("uint8_t[]", request, require_writable=True)
+        size = lib.eng_serve_device(self._answers, fd, buffer, len(buffer))
+        if size < 0:
+            raise OSError(-size, os.strerror(-size))
+        return size
+
+    def close(self) -> None:
+        """Close files and unmap the grants; the store stays the caller's."""
+        lib.eng_blob_fds_close(ffi.addressof(self._answers, "blobs"))
+        lib.eng_grants_deinit(ffi.addressof(self._answers.places, "grants"))
+        os.close(self._directory_fd)
+        ffi.release(self._session)
+        ffi.release(self._counters)
+
+    def _left(self) -> list[int]:
+        answers = self._answers
+        return [answers.left[index] for index in range(answers.left_num)]

@@ -22,7 +22,6 @@ from appliance.store.snapshot import Snapshot, Tables
 from appliance.store.store import Store
 
 _MAX_READERS: Final = 4096
-_MAP_SIZE_BYTES: Final = 1 << 30
 _NOT_WRITABLE_ERRNOS: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 # See `db.environment`: commits that a snapshot outlives though no writer knows of it.
 _SAFE_COMMITS: Final = 1
@@ -33,13 +32,14 @@ class StoreReader:
 
     Args:
         path: directory of the store.
+        map_size_bytes: initial size of the map.
 
     Raises:
         SchemaVersionError: it is of another version.
         StoreError: it does not exist, or cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, map_size_bytes: int = 1 << 30) -> None:
         self.path = path
         self._value = ffi.new("struct eng_bytes *")
         self.cdata = ffi.new("struct eng_store *")
@@ -52,7 +52,7 @@ class StoreReader:
             self.files = BlobFiles(path)
         except OSError as exc:
             raise StoreError(f"{exc.filename or path}: {exc.strerror}") from exc
-        map_size = address_space.map_size(_MAP_SIZE_BYTES, data_size)
+        map_size = address_space.map_size(map_size_bytes, data_size)
         code = lib.eng_store_open(self.cdata, os.fsencode(path), map_size, _MAX_READERS, is_locked)
         if code:
             self.files.close()

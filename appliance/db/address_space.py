@@ -1,14 +1,15 @@
 """What is left of this process's address space, where a limit is set (RLIMIT_AS).
 
-LMDB unmaps a file before it maps it anew, and has no map at all if the latter fails. So whoever has
-it map more asks here first.
+LMDB unmaps the old map before it maps the new one. If that failed, no map would be left; so it is
+tested here first whether there is room for the new one.
 """
 
 import mmap
 import resource
 from typing import Final
 
-# Where address space is limited, a map is larger than its file by this; and growing leaves as much.
+# Where address space is limited, a map exceeds its file by this much at first; and a map only grows
+# if this much address space stays free.
 MAP_SLACK_BYTES: Final = 16 << 20
 
 
@@ -18,7 +19,10 @@ def is_limited() -> bool:
 
 
 def map_size(wanted_bytes: int, data_size: int) -> int:
-    """Return the size to map of a file of `data_size` bytes; LMDB never maps less than there is."""
+    """Return the size of the map of a file of `data_size` bytes.
+
+    If this is less than the size of the file, LMDB maps the whole file.
+    """
     return min(wanted_bytes, with_slack(data_size)) if is_limited() else wanted_bytes
 
 

@@ -1,9 +1,9 @@
-"""The read-only file system: every FUSE operation that has an answer of its own.
+"""The operations of the read-only file system.
 
-An answer below the root is copied from the image of a directory, or is a piece of a blob; what the
-store lacks is wanted from the supervisor (`NotReady`) and the request runs again. The handler
-itself holds nothing a guest could miss: what it keeps is a cache. A nodeid comes from the guest and
-may be any number: one that this session was not granted is ESTALE.
+A reply about anything below the root is copied from the image of a directory, or is part of a blob.
+If the store lacks it, the operation raises `NotReady` with what it wants from the supervisor, and
+runs again later. The handler keeps caches only, nothing that a guest would miss if the worker died.
+A nodeid comes from the guest and may be any number; one that the session was not granted is ESTALE.
 """
 
 import logging
@@ -33,12 +33,12 @@ from appliance.store.store_reader import ReadableStore
 
 _LOG: Final = logging.getLogger(__name__)
 _EMPTY: Final = memoryview(b"")
-# The answer to LOOKUP of a name that a directory does not have, and never will.
+# The reply to LOOKUP of a name that a directory does not have, and never will.
 _NEGATIVE_ENTRY: Final = negative_entry(FOREVER_S)
 
 
 class _Batch:
-    # What `contextmanager` makes of a generator costs three times as much, once per batch.
+    # A class, as a generator with `contextmanager` would take three times as long for each batch.
 
     def __init__(self, handler: "Handler") -> None:
         self._handler = handler
@@ -51,16 +51,17 @@ class _Batch:
 
 
 class Handler(Operations):
-    """The operations over one store and the grants of one session.
+    """The operations for one session, over one store.
 
     The requests of a batch share a snapshot of the store.
 
     Args:
         grants: what the session may see.
-        store: read only.
-        is_root_listable: whether the names in the root may be listed; looked up they always may be.
-        remote: what the supervisor has to fetch; then the store is a cache, or has no PathInfos.
-        makes_images: images that the store lacks are made here, as nobody can put them there.
+        store: the store, which is only read.
+        is_root_listable: whether the names in the root may be listed; each can always be looked up.
+        remote: what the supervisor fetches; if anything, the store is a cache or has no PathInfos.
+        makes_images: whether images that the store lacks are made here, because no process on this
+            host can put them there.
     """
 
     def __init__(
@@ -88,37 +89,37 @@ class Handler(Operations):
         self._statfs = Statfs(store.path)
         self._batch = _Batch(self)
         self._snapshot: Snapshot | None = None
-        self._open = ExitStack()
+        self._snapshot_exit = ExitStack()
 
     def batch(self) -> AbstractContextManager[None]:
-        """Answer requests inside; what operations return holds until the end of the block."""
+        """Open a batch; the bodies that operations return are valid until the end of the block."""
         return self._batch
 
     def begin(self) -> None:
-        """Open a batch; what operations return from now on holds until `end`."""
+        """Open a batch; the bodies that operations return from now on are valid until `end`."""
         if self._grants.num_revoked != self._num_revoked:
             self._num_revoked = self._grants.num_revoked
             self._places.forget()
 
     def end(self) -> None:
-        """Close the batch; every reply of it must have been delivered."""
+        """Close the batch; all its replies must have been delivered."""
         self._images.clear()
         if self._snapshot is not None:
             self._snapshot = None
-            self._open.close()
+            self._snapshot_exit.close()
         self._blobs.close_evicted()
 
     def close(self) -> None:
-        """Close the files held open; the store stays the caller's."""
+        """Close the files that are held open; the caller closes the store."""
         self._blobs.close()
 
     def unanswered(self, request: memoryview) -> None:
-        """Called when the kernel no longer wants the reply to `request` (all of it)."""
+        """Called when the kernel no longer wants the reply to `request`, given as raw bytes."""
 
     # --- Names and attributes ---
 
     def lookup(self, request: Request) -> Body:
-        """See `Operations.lookup`; below the root absence is remembered for ever too."""
+        """See `Operations.lookup`; below the root, the kernel may cache absence for ever."""
         nodeid = request.nodeid
         name = request.names[0]
         if nodeid == ROOT_NODEID:
@@ -143,16 +144,16 @@ class Handler(Operations):
         return attr_out_of(self._node(request.nodeid).entry)
 
     def readlink(self, request: Request) -> Body:
-        """See `Operations.readlink`; EINVAL for all but symlinks."""
+        """See `Operations.readlink`; EINVAL unless the node is a symlink."""
         if request.nodeid == ROOT_NODEID:
-            raise OSError(EINVAL, "the root is no symlink")
+            raise OSError(EINVAL, "the root is not a symlink")
         node = self._node(request.nodeid)
         if node.kind != Kind.SYMLINK:
             raise OSError(EINVAL, "not a symlink")
         return node.target
 
     def getxattr(self, request: Request) -> Body:
-        """See `Operations.getxattr`; the root and symlinks have none."""
+        """See `Operations.getxattr`; the root and symlinks have no attributes."""
         if request.nodeid == ROOT_NODEID:
             raise OSError(ENODATA, "the root has no attributes")
         node = self._node(request.nodeid)
@@ -162,19 +163,19 @@ class Handler(Operations):
     def listxattr(self, request: Request) -> Body:
         """See `Operations.listxattr`.
 
-        No attribute is listed: whatever copies a file with those that are would give the copy a
-        digest that is wrong after its first change.
+        No attribute is listed. A program that copies a file with all listed attributes would give
+        the copy a digest, which would be wrong as soon as the copy is changed.
         """
         if request.nodeid != ROOT_NODEID:
             self._node(request.nodeid)
         return attributes.sized_reply(b"", request.args.size)
 
-    def release(self, request: Request) -> Body:  # noqa: ARG002 - nothing was kept for the open
+    def release(self, request: Request) -> Body:  # noqa: ARG002 - an open keeps no state
         """See `Operations.release`."""
         return b""
 
-    def statfs(self, request: Request) -> Body:  # noqa: ARG002 - one file system, one answer
-        """See `Operations.statfs`; the figures of the file system that holds the store."""
+    def statfs(self, request: Request) -> Body:  # noqa: ARG002 - the same for every node
+        """See `Operations.statfs`; reports the file system that the store is on."""
         return self._statfs.reply()
 
     # --- Contents ---
@@ -184,12 +185,12 @@ class Handler(Operations):
         args = request.args
         offset = args.offset
         if request.nodeid == ROOT_NODEID:
-            raise OSError(EISDIR, "the root")
+            raise OSError(EISDIR, "the root is a directory")
         node = self._node(request.nodeid)
         if node.kind == Kind.DIRECTORY:
-            raise OSError(EISDIR, "a directory")
+            raise OSError(EISDIR, "the node is a directory")
         if node.kind == Kind.SYMLINK:
-            raise OSError(EINVAL, "a symlink")
+            raise OSError(EINVAL, "the node is a symlink")
         left = node.size - offset
         if left <= 0:
             return _EMPTY
@@ -199,14 +200,14 @@ class Handler(Operations):
         return content[offset : offset + min(args.size, left)]
 
     def readdir(self, request: Request) -> Body:
-        """See `Operations.readdir`; ENOTDIR for all but directories."""
+        """See `Operations.readdir`; ENOTDIR unless the node is a directory."""
         args = request.args
         if request.nodeid == ROOT_NODEID:
             return readdir.plain_stream(self._root_listing(args.offset), args.size)
         return self._listing(request).plain(args.size)
 
     def readdirplus(self, request: Request) -> Body:
-        """See `Operations.readdirplus`; ENOTDIR for all but directories."""
+        """See `Operations.readdirplus`; ENOTDIR unless the node is a directory."""
         args = request.args
         if request.nodeid == ROOT_NODEID:
             return readdir.plus_stream(self._root_listing(args.offset), args.size)
@@ -244,7 +245,8 @@ class Handler(Operations):
         yield from DOTS[cookie:]
         if not self._is_root_listable:
             return
-        # A listing that has begun goes on: what is added meanwhile comes at its end, or next time.
+        # Only a new listing waits for the root to be brought up to date. A path that is added
+        # during a listing appears at its end, or in the next one.
         if cookie == 0 and self._is_root_stale():
             raise NotReady(RootListWanted())
         yield from self._grants.listing(max(cookie - LINKS, 0))
@@ -255,7 +257,8 @@ class Handler(Operations):
         return self._grants.root_generation < self._in_store().generation
 
     def _root_attributes(self) -> bytes:
-        # A guest that keeps the listing asks only for this: so it hears of what was added.
+        # A guest with a cached listing of the root sends only GETATTR. So the root is brought up to
+        # date here, too, and a new mtime makes the guest list it again.
         is_listed = self._has_remote_root and self._grants.root_fresh_until_ns
         if is_listed and self._is_root_listable and self._is_root_stale():
             raise NotReady(RootListWanted())
@@ -270,7 +273,7 @@ class Handler(Operations):
             return len(self._grants)
         return self._in_store().generation
 
-    # --- What all share ---
+    # --- Nodes and images ---
 
     def _node(self, nodeid: int) -> PlacedNode:
         try:
@@ -282,7 +285,7 @@ class Handler(Operations):
         # Opened by the first request of a batch that needs it, and closed by `end`.
         snapshot = self._snapshot
         if snapshot is None:
-            snapshot = self._snapshot = self._open.enter_context(self._store.snapshot())
+            snapshot = self._snapshot = self._snapshot_exit.enter_context(self._store.snapshot())
         return snapshot
 
     def _image(self, digest: bytes, piece: int) -> Image:
@@ -308,17 +311,17 @@ class Handler(Operations):
     def _corrupt(self, exc: CorruptSizeError) -> OSError:
         directory = exc.directory
         _LOG.error(
-            "directory %s, nodeid %#x: its node states a size of %d, its entries take %d",
+            "directory %s, nodeid %#x: its node states size %d, but its entries take up %d places",
             Digest(directory.digest),
             directory.nodeid,
             directory.size,
             exc.span,
         )
-        return OSError(EIO, "a directory states a size that does not hold its entries")
+        return OSError(EIO, "the entries of a directory take up more places than its node states")
 
 
 def attr_out_of(entry: bytes) -> bytes:
-    """Return the reply to GETATTR of the node that `entry` (packed `EntryOut`) is of."""
+    """Return the reply to GETATTR of a node, given its packed `EntryOut`."""
     return _ATTR_VALID + entry[40:]
 
 

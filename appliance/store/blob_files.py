@@ -1,9 +1,9 @@
-"""The files of the blobs that are too large to be kept in LMDB.
+"""The files of blobs that are too large for LMDB.
 
-Every file is reached through one descriptor of the store's directory, which is opened once: files
-stay within reach when that directory is moved, and what is put in its place is never taken for it.
-The descriptor is that of the store and not of its `blobs/`, as the latter does not exist before the
-first large blob is committed, and a reader may have opened the store before that.
+All files are reached through a descriptor of the store's directory, opened once. So they are still
+found after that directory was moved, and another directory in its old place is never mistaken for
+it. The descriptor is not one of `blobs/`: the first commit of a large blob makes that directory,
+and a reader may have opened the store before.
 """
 
 import os
@@ -21,7 +21,7 @@ _DIRECTORY_MODE: Final = 0o755
 
 
 class BlobFile(NamedTuple):
-    """A blob kept in a file of exactly `size` bytes; if the file has not, the blob is absent."""
+    """A blob kept in a file. If the file does not have exactly `size` bytes, the blob is absent."""
 
     digest: bytes
     size: int
@@ -30,7 +30,8 @@ class BlobFile(NamedTuple):
 class BlobFiles:
     """The blob files of one open store.
 
-    The descriptor must not cross a fork, no more than the store's LMDB environment.
+    Like the LMDB environment of the store, this must be opened after a fork. Errors name files by
+    their whole paths, as they were when the store was opened.
 
     Args:
         path: directory of the store.
@@ -44,10 +45,10 @@ class BlobFiles:
         self._store_fd = os.open(path, _STORE_FLAGS)
 
     def open(self, digest: bytes) -> int:
-        """Open the file of a blob and return a descriptor, which becomes the caller's.
+        """Open the file of a blob and return a descriptor, which the caller owns.
 
         Raises:
-            FileNotFoundError: there is no such file; a blob on record may have been evicted.
+            FileNotFoundError: there is no such file.
             OSError: the file cannot be opened.
         """
         name = _name(digest)
@@ -61,7 +62,7 @@ class BlobFiles:
 
         Raises:
             FileNotFoundError: there is no such file.
-            OSError: that cannot be found out.
+            OSError: the file cannot be examined.
         """
         name = _name(digest)
         try:
@@ -70,10 +71,10 @@ class BlobFiles:
             raise self._located(exc, name) from exc
 
     def is_whole(self, blob: BlobFile) -> bool:
-        """Whether the file of a blob is there with the size that the record states.
+        """Whether the file of a blob exists with the recorded size.
 
         Raises:
-            OSError: that cannot be found out.
+            OSError: the file cannot be examined.
         """
         try:
             status = self.status(blob.digest)
@@ -82,10 +83,10 @@ class BlobFiles:
         return stat.S_ISREG(status.st_mode) and status.st_size == blob.size
 
     def place(self, digest: bytes, path: str) -> None:
-        """Move the file at `path`, on the file system of the store, to the place of a blob.
+        """Move the file at `path` to the place of a blob; it must be on the same file system.
 
         Raises:
-            OSError: it was not moved.
+            OSError: the file was not moved.
         """
         name = _name(digest)
         try:
@@ -96,10 +97,10 @@ class BlobFiles:
             os.rename(path, name, dst_dir_fd=self._store_fd)
 
     def remove(self, digest: bytes) -> None:
-        """Remove the file of a blob, if there is one; a descriptor of it stays good.
+        """Remove the file of a blob, if there is one; descriptors of the file stay valid.
 
         Raises:
-            OSError: it cannot be removed.
+            OSError: the file cannot be removed.
         """
         name = _name(digest)
         try:
@@ -110,10 +111,10 @@ class BlobFiles:
             raise self._located(exc, name) from exc
 
     def sync(self) -> None:
-        """Make all files, their names and their directories durable.
+        """Make all blob files durable, with their names and directories.
 
-        The file system commits its journal once for this; syncing each file would commit it once
-        per file.
+        This syncs the whole file system, which commits its journal once. Syncing file by file would
+        commit it once per file.
 
         Raises:
             OSError: the disk failed.
@@ -125,7 +126,7 @@ class BlobFiles:
             os.close(fd)
 
     def close(self) -> None:
-        """Close the descriptor; files that were opened stay open."""
+        """Close the descriptor of the store; those of opened files are their owners' to close."""
         os.close(self._store_fd)
 
     def _make_directory(self, name: str) -> None:
@@ -137,7 +138,7 @@ class BlobFiles:
             raise self._located(exc, name) from exc
 
     def _located(self, exc: OSError, name: str) -> OSError:
-        # The same class again, as the errno decides it; only the name becomes a whole path.
+        # OSError picks the subclass by errno, so only the name differs from `exc`.
         return OSError(exc.errno, exc.strerror, str(self._path / name))
 
 

@@ -1,7 +1,8 @@
-"""Damaged objects are taken off the record, so that the next put of the same content replaces them.
+"""Finding damaged objects and deleting their records, so that the next put replaces them.
 
-An object is looked at again before it goes, as what was read may have been replaced since; and a
-file is looked at outside of the write transaction, which must not take as long as reading it does.
+An object may have been replaced since it was found to be damaged, so each function checks it again
+before it deletes the record. Hashing a large file takes too long for a write transaction: the file
+is hashed before, and inside the transaction only its identity (inode, size, mtime) is compared.
 """
 
 import os
@@ -21,21 +22,26 @@ from appliance.store.blob_files import BlobFile
 from appliance.store.snapshot import Snapshot
 from appliance.store.store import Store
 
+# Bytes that are read from a file at a time.
 _PIECE_SIZE: Final = 1 << 20
+# Directories whose images are checked in one snapshot.
 _CHUNK: Final = 256
 
 
 class _Seen(NamedTuple):
-    """A file as it was when it was hashed; None for what could not be found out."""
+    """A blob file as it was when it was hashed; both are None if the file could not be read."""
 
     digest: bytes | None
     identity: tuple[int, ...] | None
 
 
 def drop_blob(store: Store, digest: Digest) -> bool:
-    """Take a blob off the record if its content is not there or has another digest.
+    """Delete the record of a blob if its content is missing or has another digest.
 
-    Returns whether it was taken off. A file stays where it is until the blob is put again.
+    A damaged file stays where it is until the blob is put again.
+
+    Returns:
+        Whether the record was deleted.
 
     Raises:
         StoreError: the store cannot be written.
@@ -64,9 +70,10 @@ def drop_blob(store: Store, digest: Digest) -> bool:
 
 
 def drop_directory(store: Store, digest: Digest) -> bool:
-    """Take a directory off the record if its encoding has another digest.
+    """Delete a Directory, and its image, if the encoding has another digest.
 
-    Returns whether it was taken off.
+    Returns:
+        Whether the Directory was deleted.
 
     Raises:
         StoreError: the store cannot be written.
@@ -77,7 +84,7 @@ def drop_directory(store: Store, digest: Digest) -> bool:
         encoded = txn.get(digest, db=directories)
         if encoded is None or Digest.of(encoded) == digest:
             return False
-        # As the image may have been made of that.
+        # The image may have been made from the damaged encoding.
         store.images.remove(txn, digest)
         return txn.delete(digest, db=directories)
 
@@ -85,7 +92,7 @@ def drop_directory(store: Store, digest: Digest) -> bool:
 
 
 def wrong_images(store: Store) -> Iterator[Digest]:
-    """Yield the digests of directories whose images are not those that are made of them.
+    """Yield the digests of Directories whose stored images differ from newly made ones.
 
     Raises:
         StoreError: LMDB failed.
@@ -106,7 +113,7 @@ def wrong_images(store: Store) -> Iterator[Digest]:
 
 
 def drop_image(store: Store, digest: Digest) -> None:
-    """Forget the image of a directory; it is made again when it is needed.
+    """Delete the image of a Directory; it is made again when it is needed.
 
     Raises:
         StoreError: the store cannot be written.
@@ -115,9 +122,10 @@ def drop_image(store: Store, digest: Digest) -> None:
 
 
 def restore_blob(store: Store, digest: Digest, size: int) -> bool:
-    """Put a blob on the record that is not, and whose file is in its place and right.
+    """Put back the record of a blob that has none, if its file is in place and has the digest.
 
-    Returns whether it was put.
+    Returns:
+        Whether the record was put.
 
     Raises:
         StoreError: the store cannot be written.
@@ -136,7 +144,7 @@ def restore_blob(store: Store, digest: Digest, size: int) -> bool:
 
 
 def is_blob_right(store: Store, digest: Digest) -> bool:
-    """Whether a blob on record has its digest; True for one that is not on record any more.
+    """Whether the content of a blob has its digest; True if the blob has no record any more.
 
     Raises:
         StoreError: LMDB failed.
@@ -150,7 +158,7 @@ def is_blob_right(store: Store, digest: Digest) -> bool:
 
 def _is_image_right(snapshot: Snapshot, digest: bytes, encoded: bytes) -> bool:
     if snapshot.image(digest) is None or Digest.of(encoded) != digest:
-        return True  # none, or that of something else: the directory is reported
+        return True  # no image, or a damaged Directory, which is reported as such
     try:
         pieces = list(builder.pieces(encoded))
     except DirectoryError:
@@ -159,7 +167,7 @@ def _is_image_right(snapshot: Snapshot, digest: bytes, encoded: bytes) -> bool:
 
 
 def _look(store: Store, digest: Digest) -> _Seen:
-    # What cannot be read, as on a bad sector, is as good as wrong.
+    # A file that cannot be read, for example on a bad sector, counts as damaged.
     identity = _identity(store, digest)
     with suppress(OSError):
         fd = store.files.open(digest)

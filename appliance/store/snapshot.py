@@ -1,4 +1,4 @@
-"""Reading a store: what it holds at one moment, whatever is committed meanwhile."""
+"""Reading a store as it is at one moment, unaffected by later commits."""
 
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Self
@@ -16,9 +16,10 @@ _EMPTY_IMAGE: Final = memoryview(bytes(builder.build(b"")))
 
 
 class Tables(NamedTuple):
-    """The handles of the databases of a store; see `schema` for what is in them.
+    """The handles of a store's databases, whose contents `schema` describes.
 
-    `images` is None in a store of a release without images that is open for reading only.
+    `images` is None if an earlier release made the store without images, and it is open for reading
+    only.
     """
 
     meta: lmdb._Database
@@ -44,15 +45,15 @@ class Tables(NamedTuple):
 
 
 class Snapshot:
-    """What one transaction sees of a store; `Store.snapshot` opens one for reading.
+    """The contents of a store as one transaction sees them; `Store.snapshot` opens one.
 
-    The store's own code also wraps its write transactions, to read what they have changed so far.
-    Memoryviews that a snapshot returns are memory of the map, and die with the transaction.
+    The store's own code also wraps its write transactions, to read what they have written so far.
+    A memoryview from a snapshot is memory of the LMDB map, valid until the transaction ends.
 
     Args:
-        tables: of the store.
-        files: of the store.
-        txn: stays the caller's, who ends it.
+        tables: the databases of the store.
+        files: the blob files of the store.
+        txn: the transaction; the caller ends it.
     """
 
     __slots__ = ("_files", "_tables", "_txn")
@@ -67,7 +68,7 @@ class Snapshot:
     # --- Blobs, Directories and their images ---
 
     def blob(self, digest: bytes) -> memoryview | BlobFile | None:
-        """Return the content of a blob, or the file that has it; the empty one is always there."""
+        """Return a blob's content, or its file, or None; the empty blob is always in the store."""
         value = self._txn.get(digest, None, self._tables.blobs)
         if value is None:
             return _EMPTY if digest == EMPTY_DIGEST else None
@@ -76,10 +77,14 @@ class Snapshot:
         return BlobFile(digest, schema.unpack_file_record(value))
 
     def has_blob(self, digest: bytes, size: int | None = None) -> bool:
-        """Whether a blob is there, of `size` bytes if that is known, as it is on record.
+        """Whether a blob is in the store, and its file, if it has one, has the recorded size.
+
+        Args:
+            digest: digest of the blob.
+            size: the size that the record must state, in bytes; None accepts any.
 
         Raises:
-            OSError: that cannot be found out.
+            OSError: the file cannot be examined.
         """
         blob = self.blob(digest)
         if isinstance(blob, BlobFile):
@@ -93,20 +98,20 @@ class Snapshot:
             yield bytes(key)
 
     def directory(self, digest: bytes) -> bytes | None:
-        """Return an encoded Directory; the empty one is always there."""
+        """Return the encoding of a Directory; the empty one is always in the store."""
         value = self._txn.get(digest, None, self._tables.directories)
         if value is None:
             return b"" if digest == EMPTY_DIGEST else None
         return bytes(value)
 
     def directories(self, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """Yield (digest, encoded Directory) by ascending digest, from after `after`."""
+        """Yield (digest, encoded Directory) by ascending digest, for digests above `after`."""
         return self._items(self._tables.directories, after)
 
     def image(self, digest: bytes, piece: int = 0) -> memoryview | None:
-        """Return a piece of the image of a Directory; that of the empty one is always there.
+        """Return a piece of a Directory's image, or None; the empty one always has its image.
 
-        A Directory that was stored by a release without images may have none.
+        A Directory has no image if an earlier release stored it.
         """
         database = self._tables.images
         image = None
@@ -120,22 +125,22 @@ class Snapshot:
 
     @property
     def generation(self) -> int:
-        """The number of PathInfos ever put."""
+        """The number of times that a PathInfo was ever put into this store."""
         return schema.unpack_number(self._txn.get(schema.GENERATION_KEY, None, self._tables.meta))
 
     def path_info(self, path_digest: bytes) -> bytes | None:
-        """Return an encoded PathInfo by the digest (20 bytes) of its store path."""
+        """Return the PathInfo of a store path, given the path's digest (20 bytes), or None."""
         value = self._txn.get(path_digest, None, self._tables.path_infos)
         return None if value is None else bytes(value)
 
     def path_infos(self, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """Yield (digest of the store path, PathInfo) by ascending digest, from after `after`."""
+        """Yield (digest of the store path, PathInfo) by ascending digest, above `after`."""
         return self._items(self._tables.path_infos, after)
 
     def path_infos_since(self, generation: int) -> Iterator[tuple[int, bytes]]:
-        """Yield (generation, PathInfo) of what was put after `generation`, oldest first.
+        """Yield (generation, PathInfo) for each put after `generation`, oldest first.
 
-        A path that was put several times comes as often, each time with its present PathInfo.
+        A path that was put several times is yielded as often, always with its present PathInfo.
         """
         cursor = self._txn.cursor(db=self._tables.path_info_log)
         if cursor.set_range(schema.pack_log_key(generation + 1)):
@@ -145,12 +150,12 @@ class Snapshot:
                     yield schema.unpack_log_key(key), path_info
 
     def nar_info(self, node_digest: bytes) -> tuple[int, bytes] | None:
-        """Return size and SHA-256 of the NAR of a node, if they were ever calculated."""
+        """Return the size and SHA-256 of a node's NAR, or None if they were never calculated."""
         value = self._txn.get(node_digest, None, self._tables.nar_infos)
         return None if value is None else schema.unpack_nar_info(value)
 
     def has_nar_infos(self) -> bool:
-        """Whether the size and SHA-256 of any NAR are known."""
+        """Whether the store has the size and SHA-256 of any NAR."""
         return self._txn.stat(self._tables.nar_infos)["entries"] > 0
 
     def _items(self, database: lmdb._Database, after: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -34,7 +34,16 @@ if TYPE_CHECKING:
 
 
 class Store:
-    """One open store. The rules of `lmdb_env.Environment` are its rules."""
+    """One open store, under the same rules as `db.environment.Environment`.
+
+    In particular it is opened after a fork, and at most once in a process.
+
+    Attributes:
+        path: the directory that the store was opened in; it may have been moved since.
+        env: the LMDB environment of the store.
+        files: the blob files of the store; for this package.
+        images: the table of images, for writing; for this package.
+    """
 
     def __init__(
         self, path: Path, env: Environment, files: BlobFiles, *, is_durable: bool = True
@@ -58,20 +67,23 @@ class Store:
         more_databases: Sequence[bytes] = (),
         map_size_bytes: int = 1 << 30,
     ) -> "Store":
-        """Open the store in the directory `path`; a writable one is swept of dead processes' files.
+        """Open the store in the directory `path`.
+
+        Opening it for writing also removes the temporary files of processes that have ended.
 
         Args:
-            path: its directory.
-            is_readonly: other processes may commit meanwhile.
-            create: make it if it is missing.
+            path: directory of the store.
+            is_readonly: open it for reading only; other processes may commit meanwhile.
+            create: make the store if it is missing.
             or_readonly: open it for reading only if this process may not write to it.
-            is_durable: see `Environment`; it goes for the files of blobs too.
-            more_databases: of the opener's own, in the same environment.
+            is_durable: whether a commit, with its blob files, survives a power cut; see
+                `Environment`.
+            more_databases: names of databases in the same environment that the caller owns.
             map_size_bytes: initial size of the map.
 
         Raises:
-            SchemaVersionError: it is of another version.
-            StoreError: it does not exist (and `create` is not set), or cannot be opened.
+            SchemaVersionError: the store has another version.
+            StoreError: the store does not exist (and `create` is not set), or cannot be opened.
         """
         if not create and not (path / "data.mdb").exists():
             raise StoreError(f"{path}: no store there")
@@ -93,27 +105,32 @@ class Store:
             if not or_readonly or not (path / "data.mdb").exists():
                 raise
             env = opened(is_readonly=True)
-        with ExitStack() as opened_parts:
-            opened_parts.callback(env.close)
-            try:
-                files = BlobFiles(path)
-                opened_parts.callback(files.close)
-                store = cls(path, env, files, is_durable=is_durable)
-                store._check_version()
-                if store.is_writable:
-                    temp_directory.sweep(path)
-            except OSError as exc:
-                raise StoreError(f"{exc.filename or path}: {exc.strerror}") from exc
-            opened_parts.pop_all()
+        try:
+            return cls._assembled(path, env, is_durable=is_durable)
+        except OSError as exc:
+            raise StoreError(f"{exc.filename or path}: {exc.strerror}") from exc
+
+    @classmethod
+    def _assembled(cls, path: Path, env: Environment, *, is_durable: bool) -> "Store":
+        # Takes `env` over: it is closed if anything fails.
+        with ExitStack() as opened:
+            opened.callback(env.close)
+            files = BlobFiles(path)
+            opened.callback(files.close)
+            store = cls(path, env, files, is_durable=is_durable)
+            store._check_version()
+            if store.is_writable:
+                temp_directory.sweep(path)
+            opened.pop_all()
         return store
 
     @property
     def is_writable(self) -> bool:
-        """Whether this process can commit to it."""
+        """Whether this process can commit to the store."""
         return not self.env.is_readonly
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:
-        """Open a snapshot for reading; a thread has one at a time.
+        """Open a snapshot for reading; a thread can have only one open at a time.
 
         Raises:
             SnapshotLostError, StoreError: see `Environment.read`.
@@ -121,22 +138,22 @@ class Store:
         return self.env.read_through(self._view)
 
     def open_blob(self, blob: BlobFile) -> int:
-        """Open the file of a blob and return a descriptor, which becomes the caller's.
+        """Open the file of a blob and return a descriptor, which the caller owns.
 
         Raises:
-            FileNotFoundError: it is gone, as an evicted blob of a cache.
-            OSError: it cannot be opened.
+            FileNotFoundError: the file is gone, perhaps because a cache has evicted the blob.
+            OSError: the file cannot be opened.
         """
         return self.files.open(blob.digest)
 
     def commit(self, batch: Batch) -> None:
-        """Make everything in `batch` durable and visible, or nothing of it.
+        """Make everything in `batch` durable and visible, or nothing.
 
-        Takes over the staged files in either case.
+        The staged files are taken over in either case.
 
         Raises:
-            AlreadyExistsError, PathInfoError: one of its PathInfos is refused, as
-                `castore.path_info_rules.accepted` says; everything else is there.
+            AlreadyExistsError, PathInfoError: a PathInfo is refused by the rules of
+                `nix.path_info_rules.accepted`; everything else in the batch is committed.
             StoreFullError: the disk is full.
             StoreError: the disk failed.
         """
@@ -144,10 +161,13 @@ class Store:
             raise error
 
     def commit_accepted(self, batch: Batch) -> dict[bytes, ApplianceError]:
-        """As `commit`, but return why PathInfos were refused, by the digests of their paths.
+        """Commit like `commit`, but return the refusals of PathInfos instead of raising one.
+
+        Returns:
+            The reason for each refused PathInfo, by the digest of its store path.
 
         Raises:
-            StoreError: as `commit` does.
+            StoreError: as for `commit`.
         """
         refused: dict[bytes, ApplianceError] = {}
         if batch.is_empty():
@@ -174,7 +194,7 @@ class Store:
         return refused
 
     def put_images(self, directories: Mapping[bytes, bytes]) -> None:
-        """Put the images of Directories; see `ImageTable.put`.
+        """Put the images of Directories, given in canonical encoding; see `ImageTable.put`.
 
         Raises:
             StoreFullError: the disk is full.
@@ -184,28 +204,27 @@ class Store:
             self.env.write(lambda txn: self.images.put(txn, directories))
 
     def close(self) -> None:
-        """Close; no transaction may be open."""
+        """Close the store; no transaction may be open. Blob files stay open."""
         self.files.close()
         self.env.close()
 
-    # --- In a write transaction of this package ---
+    # --- In a write transaction; for this package ---
 
     def remove_blob(self, txn: WriteTransaction, digest: bytes) -> bool:
-        """Take a blob off the record, and return whether it was there.
+        """Delete the record of a blob, and return whether there was one.
 
-        Its file stays, for `remove_stray_file` or for the next put of the same blob: until `txn`
-        is committed, others may open the file by its record.
+        The file of the blob stays, since readers go by the record until `txn` is committed:
+        `remove_stray_file` removes it later, or the next put of the blob replaces it.
         """
         return txn.delete(digest, db=self._tables.blobs)
 
     def remove_stray_file(self, txn: WriteTransaction, digest: bytes) -> None:
-        """Remove the file of a blob unless the blob is on record; files still open stay readable.
+        """Remove the file of a blob that has no record; descriptors of the file stay valid.
 
-        Only under the write lock: another process may have put the blob meanwhile, or may be about
-        to.
+        A write transaction is needed for its lock: no other process can then be putting the blob.
 
         Raises:
-            OSError: it cannot be removed.
+            OSError: the file cannot be removed.
         """
         if txn.get(digest, db=self._tables.blobs) is None:
             self.files.remove(digest)
@@ -213,9 +232,9 @@ class Store:
     def _place_files(
         self, txn: WriteTransaction, files: dict[bytes, StagedFile], placed: set[bytes]
     ) -> None:
-        # A name without a record may be left from a killed process, with less than the content:
-        # it is replaced, as is a file that is not as its record says. One that is as its record
-        # says is never touched, which the write lock warrants.
+        # A file without a record may be the rest of a killed process and hold less than the
+        # content, so it is replaced; so is a file whose size is not the recorded one. A file that
+        # agrees with its record is never touched: the write lock keeps the record from changing.
         view = self._view(txn)
         missing = [
             digest
@@ -229,14 +248,14 @@ class Store:
             self.files.sync()
 
     def _withdraw(self, placed: set[bytes]) -> None:
-        # A file without a record would take its space for ever. Under the write lock again: another
-        # process may have put the blob meanwhile.
+        # After a failed commit: files without records would take up space for ever. This takes the
+        # write lock again, as another process may have put the same blob since.
         def work(txn: WriteTransaction) -> None:
             for digest in placed:
                 self.remove_stray_file(txn, digest)
 
         if placed:
-            with suppress(StoreError, OSError):  # what failed the commit is told
+            with suppress(StoreError, OSError):  # the commit's own error is the one to report
                 self.env.write(work)
 
     def _put(
@@ -245,7 +264,7 @@ class Store:
         records = {
             digest: schema.pack_file_record(file.size) for digest, file in batch.files.items()
         }
-        # In key order the pages are visited once, and a new tree is written densely.
+        # In the order of keys, LMDB visits each page once and fills the pages of a new tree.
         _put_objects(txn, self._tables.blobs, sorted((batch.blobs | records).items()))
         directories = sorted(batch.directories.items())
         _put_objects(txn, self._tables.directories, directories)
@@ -273,8 +292,8 @@ class Store:
     ) -> bytes:
         view = self._view(txn)
         if old == stated or (old is None and not view.has_nar_infos()):
-            return stated  # nothing is known that it could contradict
-        # Loaded here: an import into a new store has no need of what reads PathInfos.
+            return stated  # there is nothing that it could contradict
+        # Loaded late: an import into a new store never needs the rules of PathInfos.
         from appliance.nix.path_info_rules import accepted  # noqa: PLC0415 - see above
 
         return accepted(old, stated, _KnownContents(view), may_replace=batch.may_replace_paths)
@@ -299,7 +318,7 @@ class Store:
 
 
 class _KnownContents:
-    """What a store knows of contents; see `path_info_rules.Known`."""
+    """The contents that a store has; implements `path_info_rules.Known`."""
 
     def __init__(self, view: Snapshot) -> None:
         self._view = view
@@ -323,7 +342,8 @@ def _put_objects(
     database: lmdb._Database,
     objects: Sequence[tuple[bytes, bytes | memoryview]],
 ) -> None:
-    # An object that was damaged is whole again with its next put. Most often all of them are new.
+    # Usually all objects are new, and one call puts them. An object that is there with another
+    # value was damaged, and is replaced.
     _num_consumed, num_added = txn.cursor(db=database).putmulti(objects, overwrite=False)
     if num_added < len(objects):
         for digest, value in objects:

@@ -74,7 +74,7 @@ def process(target: object, path: Path) -> Iterator[tuple[Connection, int]]:
     try:
         yield channel, child.pid
     finally:
-        # At the end of the channel it would end by itself, and close its environment.
+        # Closing the channel would make it exit normally, and close its environment.
         child.kill()
         child.join(DEADLINE_S)
         channel.close()
@@ -206,7 +206,7 @@ def test_slot_of_a_killed_reader_is_freed_by_the_next_writer(tmp_path: Path) -> 
     path = tmp_path / "env"
     with opened(path) as env:
         put(env, range(1))
-    # As long as somebody has it open, LMDB does not begin anew with its slots.
+    # LMDB does not reset the reader slots as long as a process has the environment open.
     with process(serve_reads, path) as (channel, _):
         channel.send("read")
         assert channel.poll(DEADLINE_S)

@@ -82,7 +82,7 @@ def node_of(
 
 
 def add_path(batch: Batch, name: str, node: Node) -> None:
-    """Add the store path called `name`, which is `node`."""
+    """Add the store path called `name`, with `node` as its root."""
     path = store_path(name)
     encoded = encode_nar_addressed(path, node, nar_size=0, nar_sha256=bytes(32))
     batch.add_path_info(path.digest, encoded)
@@ -99,7 +99,7 @@ def put(
 
 
 class Guest:
-    """Asks one handler; what is not ready it has resolved and asks again, as a worker does."""
+    """Sends requests to one handler; when it is not ready, resolves the want and asks again."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class Guest:
         return fuse_client.parse_entry(self.body(fuse_client.lookup(nodeid, name)))
 
     def walk(self, *names: bytes) -> int:
-        """Return the nodeid below the root that `names` lead to."""
+        """Return the nodeid that the path `names` leads to from the root."""
         nodeid = fuse_client.ROOT
         for name in names:
             nodeid = self.lookup(nodeid, name).nodeid

@@ -57,7 +57,7 @@ class Rig:
         return unpack_open_out(body)
 
     def lseek(self, nodeid: int, offset: int, whence: int) -> int:
-        """Return what is found, or the error."""
+        """Return the offset found, or the errno."""
         request = Request(46, 9, nodeid, 0, 0, 1, LseekIn(0, offset, whence), ())
         try:
             with self.handler.batch():

@@ -1,4 +1,4 @@
-"""Checking all that a store shows against what it says of itself."""
+"""Checks that a store is consistent: digests, closures, and the log of PathInfos."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from appliance.store.store import Store
 
 
 class Audit(NamedTuple):
-    """What is in the store; all of it was hashed and found complete."""
+    """The contents of a store, all hashed and found complete."""
 
     num_blobs: int
     num_directories: int
@@ -22,7 +22,7 @@ class Audit(NamedTuple):
 
 
 def blob_path(store: Store, digest: bytes) -> Path:
-    """Return where the file of a blob is."""
+    """Return the path of the file of a blob."""
     name = digest.hex()
     return store.path / "blobs" / name[:2] / name
 
@@ -45,7 +45,7 @@ def content(store: Store, snapshot: Snapshot, digest: bytes) -> bytes:
 
 
 def audit(path: Path, *, is_readonly: bool = False) -> Audit:
-    """Open the store at `path`, and check everything in it; a writer's is without leftovers."""
+    """Check everything in the store at `path`; one that is writable must have no leftovers."""
     store = Store.open(path, is_readonly=is_readonly)
     try:
         assert is_readonly or not has_leftovers(path)

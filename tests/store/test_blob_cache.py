@@ -1,4 +1,4 @@
-"""The cache alone, and what fetches into it, over services in this process."""
+"""The cache alone, and the fetcher that fills it, over services in this process."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ def cache(tmp_path: Path) -> Iterator[BlobCache]:
 
 
 class SlowBlobs(MemoryBlobService):
-    """Blobs in memory; those in `held` do not come before they are released."""
+    """Blobs in memory; reading one in `held` waits until it is released."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ def test_a_blob_larger_than_the_cache_is_refused(cache: BlobCache) -> None:
             kept = await blobs.put(b"kept")
             await fetcher.fetch(kept, 4)
             digest = await blobs.put(os.urandom(MAX_BYTES + 1))
-            with pytest.raises(BlobTooLargeError, match="more than the whole cache"):
+            with pytest.raises(BlobTooLargeError, match="more than the whole cache may hold"):
                 await fetcher.fetch(digest, MAX_BYTES + 1)
             assert content_in(cache, kept) == b"kept"
 
@@ -318,7 +318,7 @@ def test_a_reservation_of_a_killed_process_ages_and_goes(cache: BlobCache) -> No
 
 
 def test_a_file_without_a_record_goes_with_its_reservation(cache: BlobCache) -> None:
-    # As a process leaves it that is killed after the file was moved to its place.
+    # This is what a process leaves if it is killed after it has moved the file to its place.
     digest = Digest(bytes(32))
     assert cache.reserve(digest, LARGE, ())
     blob_path(cache.store, digest).parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Blob files: found through the descriptor of the store's directory, wherever that is by now."""
+"""Blob files are found through a descriptor of the store's directory, wherever it was moved."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""Commits that come together, and what becomes of them when one cannot be done."""
+"""Commits that are gathered, and what happens to the others when one of them fails."""
 
 import threading
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_what_waits_during_a_commit_is_one_commit(tmp_path: Path) -> None:
         future.result(30)
     holder.join()
     with store.env.read() as txn:
-        # The holder's, that of the batch the thread had in hand, and one for all the others.
+        # One by the holder, one of the batch that the thread had taken, and one of all others.
         assert txn.id() - before <= 3
     queue.close()
     store.close()

@@ -1,4 +1,4 @@
-"""Stores without images, as earlier releases left them: they are made once, or for the moment."""
+"""Stores of earlier releases, without images: these are made and stored, or made in memory."""
 
 from pathlib import Path
 
@@ -89,8 +89,8 @@ def test_one_bad_directory_keeps_no_other_from_its_image(
             )
         }
     assert images == {"root": True, "good": True, "forged": False, "missing": False}
-    assert f"directory {forged}: the store has {good.digest()} by that digest" in caplog.text
-    assert f"directory {missing}: it is not in the store" in caplog.text
+    assert f"directory {forged}: the stored content has digest {good.digest()}" in caplog.text
+    assert f"directory {missing}: not in the store" in caplog.text
 
 
 @pytest.mark.slow

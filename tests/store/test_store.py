@@ -1,4 +1,4 @@
-"""The store: what is committed is there, complete, and in the order it came."""
+"""The store: committed objects are there, complete, and in the order of their commits."""
 
 import os
 from collections.abc import Iterator

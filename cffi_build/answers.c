@@ -15,7 +15,7 @@ enum { OPCODES = 64, NAME_SIZE_MAX = 255, INLINE = 0, IN_FILE = 1, FILE_RECORD_S
 #define IN_HEADER_SIZE ((uint32_t)sizeof(struct fuse_in_header))
 #define OUT_HEADER_SIZE ((uint32_t)sizeof(struct fuse_out_header))
 
-_Static_assert(sizeof(struct fuse_entry_out) == ENG_ENTRY_OUT_SIZE, "linux/fuse.h");
+_Static_assert(sizeof(struct fuse_entry_out) == ENG_NODE_ENTRY_SIZE, "linux/fuse.h");
 _Static_assert(sizeof(struct fuse_out_header) + sizeof(struct fuse_entry_out) == ENG_HEAD_MAX,
 	       "the largest fixed body");
 _Static_assert(offsetof(struct fuse_entry_out, attr) == IMAGE_INO_AT, "linux/fuse.h");
@@ -81,7 +81,7 @@ static int lookup_in_root(struct eng_answers *answers, struct eng_bytes name,
 
 	if (!grants_by_name(&answers->places.grants, name.at, (uint32_t)name.size, &grant))
 		return ENG_NOT_PLAIN;
-	return reply_fixed(ret, grant.record.at, ENG_ENTRY_OUT_SIZE);
+	return reply_fixed(ret, grant.record.at, ENG_NODE_ENTRY_SIZE);
 }
 
 static int lookup(struct eng_answers *answers, const struct request *request,
@@ -97,7 +97,7 @@ static int lookup(struct eng_answers *answers, const struct request *request,
 	uint32_t index = 0;
 	int found;
 
-	if (request->room < ENG_ENTRY_OUT_SIZE || name_of(request, &name))
+	if (request->room < ENG_NODE_ENTRY_SIZE || name_of(request, &name))
 		return ENG_NOT_PLAIN;
 	if (request->header.nodeid == ROOT_NODEID)
 		return lookup_in_root(answers, name, ret);
@@ -115,7 +115,7 @@ static int lookup(struct eng_answers *answers, const struct request *request,
 	if (found < 0 || image_entry(&image, index, &entry))
 		return ENG_NOT_PLAIN;
 	places_entry_out(places, &directory, &entry, ret->head + OUT_HEADER_SIZE);
-	ret->head_size += ENG_ENTRY_OUT_SIZE;
+	ret->head_size += ENG_NODE_ENTRY_SIZE;
 	return ENG_REPLY;
 }
 
@@ -259,7 +259,7 @@ static void listing_number(const struct eng_places *places, const struct listing
 			put64(to + IMAGE_INO_AT, ino);
 		}
 	}
-	put64(to + ENG_ENTRY_OUT_SIZE - listing->skip, ino);
+	put64(to + ENG_NODE_ENTRY_SIZE - listing->skip, ino);
 }
 
 /* Returns 1 if the record was put, 0 if there is no room for it, or -1. */
@@ -318,7 +318,7 @@ static int answer_open(struct eng_answers *answers, const struct request *reques
 	case FUSE_READ:
 		return read_content(answers, request, ret);
 	case FUSE_READDIR:
-		return list(answers, request, ENG_ENTRY_OUT_SIZE, ret);
+		return list(answers, request, ENG_NODE_ENTRY_SIZE, ret);
 	case FUSE_READDIRPLUS:
 		return list(answers, request, 0, ret);
 	default:

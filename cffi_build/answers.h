@@ -18,7 +18,7 @@ struct MDB_txn;
 
 enum {
 	ENG_DIGEST_SIZE = 32,
-	ENG_ENTRY_OUT_SIZE = 128,
+	ENG_NODE_ENTRY_SIZE = 128,
 	ENG_DIRECTORIES_MAX = 2048,	/* cached; a power of two */
 	ENG_BLOB_FDS_MAX = 64,
 	ENG_HEAD_MAX = 144,		/* an out_header and the largest fixed body */
@@ -92,7 +92,7 @@ struct eng_directory {
 	uint64_t nodeid, parent_ino, ino;
 	uint64_t size;			/* as its node states it */
 	uint8_t digest[ENG_DIGEST_SIZE];
-	uint8_t entry[ENG_ENTRY_OUT_SIZE];
+	uint8_t entry[ENG_NODE_ENTRY_SIZE];
 };
 
 /* The piece of an image that was used last; valid within a snapshot. */

@@ -83,9 +83,9 @@ uint64_t places_ino(const struct eng_places *places, const struct node *director
 }
 
 void places_entry_out(const struct eng_places *places, const struct node *directory,
-		      const struct image_entry *entry, uint8_t ret[ENG_ENTRY_OUT_SIZE])
+		      const struct image_entry *entry, uint8_t ret[ENG_NODE_ENTRY_SIZE])
 {
-	memcpy(ret, entry->record.at, ENG_ENTRY_OUT_SIZE);
+	memcpy(ret, entry->record.at, ENG_NODE_ENTRY_SIZE);
 	put64(ret, directory->nodeid + entry->place);
 	put64(ret + 8, places->grants.generation);
 	put64(ret + IMAGE_INO_AT, places_ino(places, directory, entry));
@@ -127,7 +127,7 @@ static int node_of_grant(struct eng_places *places, uint64_t nodeid, struct node
 	ret->ino = image_u64(grant.record.at + IMAGE_INO_AT);
 	ret->parent_ino = ROOT_NODEID;
 	memcpy(ret->digest, grant.digest, ENG_DIGEST_SIZE);
-	memcpy(ret->entry, grant.record.at, ENG_ENTRY_OUT_SIZE);
+	memcpy(ret->entry, grant.record.at, ENG_NODE_ENTRY_SIZE);
 	ret->target = grant.target;
 	return 0;
 }
@@ -152,7 +152,7 @@ static void keep(struct eng_places *places, const struct node *node)
 	directory->ino = node->ino;
 	directory->parent_ino = node->parent_ino;
 	memcpy(directory->digest, node->digest, ENG_DIGEST_SIZE);
-	memcpy(directory->entry, node->entry, ENG_ENTRY_OUT_SIZE);
+	memcpy(directory->entry, node->entry, ENG_NODE_ENTRY_SIZE);
 }
 
 static void node_of_slot(const struct eng_places *places, uint32_t slot, struct node *ret)
@@ -165,7 +165,7 @@ static void node_of_slot(const struct eng_places *places, uint32_t slot, struct 
 	ret->ino = directory->ino;
 	ret->parent_ino = directory->parent_ino;
 	memcpy(ret->digest, directory->digest, ENG_DIGEST_SIZE);
-	memcpy(ret->entry, directory->entry, ENG_ENTRY_OUT_SIZE);
+	memcpy(ret->entry, directory->entry, ENG_NODE_ENTRY_SIZE);
 	ret->target = (struct eng_bytes){ 0 };
 }
 

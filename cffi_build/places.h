@@ -12,7 +12,7 @@ struct node {
 	uint64_t ino, parent_ino;
 	uint32_t kind;
 	uint8_t digest[ENG_DIGEST_SIZE];
-	uint8_t entry[ENG_ENTRY_OUT_SIZE];	/* the answer to a LOOKUP of it */
+	uint8_t entry[ENG_NODE_ENTRY_SIZE];	/* the answer to a LOOKUP of it */
 	struct eng_bytes target;
 };
 
@@ -25,7 +25,7 @@ int places_piece(struct eng_places *places, const struct node *directory, uint32
 		 struct eng_image *ret);
 /* The answer to a LOOKUP of an entry of a directory. */
 void places_entry_out(const struct eng_places *places, const struct node *directory,
-		      const struct image_entry *entry, uint8_t ret[ENG_ENTRY_OUT_SIZE]);
+		      const struct image_entry *entry, uint8_t ret[ENG_NODE_ENTRY_SIZE]);
 uint64_t places_ino(const struct eng_places *places, const struct node *directory,
 		    const struct image_entry *entry);
 /* Drops what is cached if a grant was revoked meanwhile, and what was seen in an older snapshot. */

@@ -6,8 +6,9 @@
  * named here. A request that is not plain is left to Python, which answers every request and is the
  * reference; so nothing here reports what is wrong with one.
  *
- * Layering, lowest first: lmdb_reader.c, image_view.c, grants.c, places.c, blob_fds.c, answers.c,
- * then serve.c and device.c. appliance/images/layout.py and appliance/session/grants.py describe the layouts.
+ * Layers, lowest first: lmdb_reader.c, image_view.c, grants.c, places.c, blob_fds.c, answers.c, then
+ * serve.c and device.c. The layouts of images and grants are described in appliance/images/layout.py
+ * and appliance/session/grants.py.
  */
 #ifndef ANSWERS_H
 #define ANSWERS_H

@@ -1,4 +1,4 @@
-/* Files of blobs, held open. When all slots are taken, one that was not used for a while gives way. */
+/* Files of blobs, held open. When all slots are taken, one that was not used lately gives way. */
 #include "blob_fds.h"
 
 #include <fcntl.h>

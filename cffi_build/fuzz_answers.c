@@ -86,7 +86,8 @@ int eng_store_get(struct eng_store *store, uint32_t table, const void *key, uint
 		uint8_t digest[ENG_DIGEST_SIZE];
 
 		memset(digest, value->number, sizeof(digest));
-		if (value->table == table && value->piece == (key_size > ENG_DIGEST_SIZE) && !memcmp(key, digest, sizeof(digest))) {
+		if (value->table == table && value->piece == (key_size > ENG_DIGEST_SIZE) &&
+		    !memcmp(key, digest, sizeof(digest))) {
 			*ret = (struct eng_bytes){ value->at, value->size };
 			return 1;
 		}
@@ -94,7 +95,8 @@ int eng_store_get(struct eng_store *store, uint32_t table, const void *key, uint
 	return 0;
 }
 
-static void store_put(uint32_t table, uint32_t piece, uint8_t number, const uint8_t *bytes, uint64_t size)
+static void store_put(uint32_t table, uint32_t piece, uint8_t number, const uint8_t *bytes,
+		      uint64_t size)
 {
 	struct value *value = &values[values_num++];
 
@@ -135,7 +137,7 @@ static void put_u32(uint8_t *to, uint32_t value)
 	memcpy(to, &value, sizeof(value));
 }
 
-/* Makes the image the first of two pieces, which the guide says begins with "file", and adds both. */
+/* Adds the image as two pieces; the guide says that the second begins with "file". */
 static void put_pieces(uint8_t number, const uint8_t *image, uint64_t size)
 {
 	uint8_t *head = take_memory(size + 20);
@@ -247,7 +249,7 @@ static void grants_make(void)
 		abort();
 }
 
-/* Overwrites words: near the start, where headers and tables are, or anywhere; small ones, or any. */
+/* Overwrites a byte or a word: near the start, where headers and tables are, or anywhere. */
 static void damage(struct input *input, uint8_t *at, uint64_t size)
 {
 	uint64_t kind = input_take(input, 1);

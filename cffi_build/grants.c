@@ -168,7 +168,8 @@ static int has_name(struct eng_grants *grants, uint32_t row, const uint8_t *name
 	       !memcmp(record + IMAGE_NAME_AT, name, size);
 }
 
-int grants_by_name(struct eng_grants *grants, const uint8_t *name, uint32_t size, struct grant *ret)
+int grants_by_name(struct eng_grants *grants, const uint8_t *name, uint32_t size,
+		   struct grant *ret)
 {
 	uint64_t index = load(grants, INDEX_AT);
 	uint32_t slot = crc32_of(name, size);

@@ -14,7 +14,8 @@ struct grant {
 
 /* Both return 1 and the grant, or 0: there is none that this process can see and use. */
 int grants_by_nodeid(struct eng_grants *grants, uint64_t nodeid, struct grant *ret);
-int grants_by_name(struct eng_grants *grants, const uint8_t *name, uint32_t size, struct grant *ret);
+int grants_by_name(struct eng_grants *grants, const uint8_t *name, uint32_t size,
+		   struct grant *ret);
 /* The number of grants that were revoked. */
 uint64_t grants_revoked_num(const struct eng_grants *grants);
 #endif

@@ -15,7 +15,9 @@ enum {
 };
 
 /* What an entry is. */
-enum image_kind { IMAGE_DIRECTORY = 'd', IMAGE_FILE = 'f', IMAGE_EXECUTABLE = 'x', IMAGE_SYMLINK = 'l' };
+enum image_kind {
+	IMAGE_DIRECTORY = 'd', IMAGE_FILE = 'f', IMAGE_EXECUTABLE = 'x', IMAGE_SYMLINK = 'l',
+};
 
 /* LMDB aligns values to 2 bytes only. */
 static inline uint32_t image_u32(const uint8_t *at)
@@ -42,7 +44,7 @@ struct image_entry {
 	uint32_t kind;
 };
 
-/* Functions return 0, or -1 if the bytes contradict each other or what is looked for is not there. */
+/* Functions return 0, or -1 if the image is inconsistent or what is looked for is not there. */
 int image_open(struct eng_image *ret, struct eng_bytes bytes);
 /* The record at an index that counts the records of "." and "..", too. */
 int image_record(const struct eng_image *image, uint32_t index, struct eng_bytes *ret);

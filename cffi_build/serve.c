@@ -1,4 +1,4 @@
-/* The loop of a worker that serves a ring: plain requests are answered here, others left to Python. */
+/* The loop of a worker that serves a ring: answers plain requests, leaves others to Python. */
 #include "answers.h"
 
 #include <errno.h>

@@ -183,7 +183,7 @@ def test_the_ring_tests_pass_under_sanitizers(sanitized: Path) -> None:
 
 @pytest.mark.slow
 def test_the_answers_tests_pass_under_sanitizers(sanitized: Path) -> None:
-    check_suites(sanitized, "tests/worker/test_twin.py", "tests/store/test_store_reader.py")
+    check_suites(sanitized, "tests/worker", "tests/store/test_store_reader.py")
 
 
 @pytest.mark.slow

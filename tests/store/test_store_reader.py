@@ -190,7 +190,7 @@ def test_a_store_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_store_that_was_cut_off(path: Path) -> None:
     os.truncate(path / "data.mdb", 8192)
-    with pytest.raises(StoreError, match="cut off"):
+    with pytest.raises(StoreError, match="truncated"):
         StoreReader(path)
 
 

@@ -1,8 +1,11 @@
-"""The error hierarchy: who broke a rule, and what the catcher must do about it.
+"""The error hierarchy: what failed, and what the catcher must do about it.
 
-Answers to a guest are plain `OSError(errno, ...)`; absence in the store is `None`; a bug is any
-other exception. Errors are translated in one place per edge: `fuse_proto.dispatch` (errno), `cli`
-(exit status), `rpc.status` (gRPC status).
+There is one class per way of catching. Where only the broken rule differs, errors share a class
+and carry the rule as a short stable slug in `rule`.
+
+Answers to a guest are plain `OSError(errno, ...)`; absence in the store is `None`; any other
+exception is a bug. Errors are translated in one place per edge: `fuse_proto.dispatch` (errno),
+`cli` (exit status), `services.grpc_status` (gRPC status).
 """
 
 import errno
@@ -13,7 +16,15 @@ FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class ApplianceError(Exception):
-    """Base of every error this package raises on purpose; its text is meant for a person."""
+    """Base of every error this package raises on purpose; its text is meant for a person.
+
+    `rule` names the broken rule, for instance `"missing-dash"`; it is empty where the class and
+    the text say enough.
+    """
+
+    def __init__(self, text: str = "", *, rule: str = "") -> None:
+        super().__init__(text)
+        self.rule = rule
 
 
 class ConfigError(ApplianceError):
@@ -25,31 +36,31 @@ class ProtocolError(ApplianceError):
 
 
 class VhostError(ProtocolError):
-    """A vhost-user request cannot be served: it is refused, or its connection is closed."""
+    """A vhost-user request cannot be served: refuse it, or close its connection."""
 
 
 class RingError(ProtocolError):
-    """A guest broke its virtqueue: that vring stops and its err fd is signalled, nothing else."""
+    """A guest broke its virtqueue: stop that vring and signal its err fd, nothing else."""
 
 
 class FuseDecodeError(ProtocolError):
-    """A FUSE request cannot be decoded: it is answered with EIO and counted."""
+    """A FUSE request cannot be decoded: answer it with EIO and count it."""
 
 
 class NarError(ProtocolError):
-    """A NAR is malformed, or its content is not what was stated."""
+    """A NAR is malformed, or its content is not what its node states."""
 
 
 class DirectoryError(ProtocolError):
-    """A castore Directory (or a node of it) breaks a rule; the object is rejected."""
+    """A castore object (Directory, node, name, digest, closure) breaks a rule: reject it."""
 
 
 class PathInfoError(ProtocolError):
-    """A PathInfo or a store path breaks a rule; the object is rejected."""
+    """Nix metadata (PathInfo, narinfo, store path, hash, key) breaks a rule: reject it."""
 
 
 class InvalidRequestError(ProtocolError):
-    """A service refuses a request for a rule of the service; the text names it."""
+    """A service refuses a request because of a rule of its own; the text names the rule."""
 
 
 class StoreError(ApplianceError):
@@ -61,11 +72,11 @@ class ContentMissingError(StoreError):
 
 
 class ServiceUnavailableError(StoreError):
-    """A remote service cannot be reached, or does not answer in time; asking again may help."""
+    """A remote service cannot be reached, or does not answer in time: a retry may help."""
 
 
 class ServiceLimitError(StoreError):
-    """A remote service, or the way to it, refuses for a limit of its own: of size, of calls."""
+    """A remote service, or the connection to it, refuses a message size or a number of calls."""
 
 
 class CorruptBlobError(StoreError):
@@ -73,24 +84,23 @@ class CorruptBlobError(StoreError):
 
 
 class WrongDigestError(CorruptBlobError):
-    """As its base says; both digests, as they are shown, are known."""
+    """Stored content has another digest, `actual`, than the one it is stored under."""
 
     def __init__(self, what: str, expected: object, actual: object) -> None:
         super().__init__(f"{what} {expected}: the content has the digest {actual}")
-        self.expected = expected
         self.actual = actual
 
 
 class AlreadyExistsError(StoreError):
-    """A store path has other content already, and keeps it."""
+    """A store path already has other content, which it keeps."""
 
 
 class ReadOnlyStoreError(StoreError):
-    """A store that this process may only read was asked to keep something."""
+    """A write was asked of a store that this process may only read."""
 
 
 class PidInUseError(StoreError):
-    """LMDB takes this process for another one, of another PID namespace: they share an id."""
+    """A process of another PID namespace has the same id, so LMDB cannot tell the two apart."""
 
     def __init__(self, lock_path: str, pid: int) -> None:
         super().__init__(
@@ -100,11 +110,11 @@ class PidInUseError(StoreError):
 
 
 class SnapshotLostError(StoreError):
-    """What was read without a lock was written meanwhile; reading again helps."""
+    """Data read without a lock was overwritten meanwhile: a second read helps."""
 
 
 class StoreFullError(StoreError):
-    """The disk under the store is full."""
+    """The disk that holds the store is full."""
 
 
 class SchemaVersionError(StoreError):
@@ -120,6 +130,6 @@ class MountError(ApplianceError):
 
 
 def disk_error(exc: OSError, path: str | os.PathLike[str]) -> StoreError:
-    """Return the error of the store for `exc`, which names `path` unless it names a file itself."""
+    """Return the store error for `exc`; its text names the file of `exc`, or else `path`."""
     kind = StoreFullError if exc.errno in FULL_ERRNOS else StoreError
     return kind(f"{exc.filename or path}: {exc.strerror}")

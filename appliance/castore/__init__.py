@@ -1,4 +1,4 @@
-"""The content model: digests, names, Directories and closures of them, with their rules.
+"""The content model: digests, names, directories and closures of directories, with their rules.
 
-No input or output happens here, and nothing here knows Nix, stores or FUSE.
+Nothing here does input or output, or depends on Nix, stores or FUSE.
 """

@@ -1,7 +1,9 @@
-"""Rules for a stream of directories that makes up one closure.
+"""Closures: a root directory and all directories below it.
 
-castore.proto: DirectoryService.Put. Leaves come first; the last directory is the root, and all
-others are below it. Repetition is allowed.
+This module checks a stream of directories that makes up a closure, puts the directories of one in
+order, and compares two trees that may count their sizes in different ways.
+
+castore.proto: DirectoryService.
 """
 
 from collections.abc import Callable
@@ -11,34 +13,20 @@ from appliance.castore.directory import SIZE_LIMIT, Directory, DirectoryNode, No
 from appliance.castore.size_dialect import SizeDialect
 from appliance.errors import DirectoryError
 
-
-class ClosureError(DirectoryError):
-    """A stream of directories is not one closure, leaves first."""
-
-
-class UnknownChildError(ClosureError):
-    """A directory refers to one that did not come before it."""
-
-
-class WrongSizeError(ClosureError):
-    """A directory states a size for another that is not its size."""
-
-
-class DisconnectedError(ClosureError):
-    """Some directories are not below the last one."""
-
-
-class EmptyClosureError(ClosureError):
-    """There are no directories."""
+# --- Checking a stream: children before parents ---
+#
+# castore.proto: DirectoryService.Put. Leaves come first; the last directory is the root, and all
+# others are below it. Repetition is allowed.
 
 
 class ClosureChecker:
-    """Checks a stream of directories, keeping only digests and sizes."""
+    """Checks a stream of directories, and keeps only their digests and sizes."""
 
     def __init__(self) -> None:
-        # Per digest: number of entries, and sum of the sizes that the directory states.
+        # For each directory: its number of entries, and the sum of the sizes in its nodes.
         self._seen: dict[Digest, tuple[int, int]] = {}
         self._unreferenced: set[Digest] = set()
+        # The ways of counting that fit all directories so far: one closure has one way.
         self._dialects = set(SizeDialect)
         self._root: Digest | None = None
 
@@ -46,7 +34,8 @@ class ClosureChecker:
         """Check the next directory; return whether it is new.
 
         Raises:
-            ClosureError: it cannot stand here.
+            DirectoryError: a child did not come before it (rule `unknown-child`), or it states a
+                wrong size for a child, or its own size exceeds 64 bits (`wrong-size`).
         """
         digest = directory.digest()
         self._root = digest
@@ -57,9 +46,10 @@ class ClosureChecker:
         for node in directory.directories:
             dialects &= self._dialects_of(node)
             if not dialects:
-                raise WrongSizeError(
+                raise DirectoryError(
                     f"directory {node.name!r}: its size is not {node.size}, "
-                    "or is counted otherwise than in the directories before"
+                    "or is counted differently than in the directories before it",
+                    rule="wrong-size",
                 )
             stated_size += node.size
         dialects = {
@@ -68,7 +58,7 @@ class ClosureChecker:
             if len(directory) * dialect.value + stated_size < SIZE_LIMIT
         }
         if not dialects:
-            raise WrongSizeError(f"directory {digest}: its size exceeds 64 bits")
+            raise DirectoryError(f"directory {digest}: its size exceeds 64 bits", rule="wrong-size")
         self._dialects = dialects
         self._seen[digest] = (len(directory), stated_size)
         self._unreferenced.difference_update(node.digest for node in directory.directories)
@@ -79,20 +69,24 @@ class ClosureChecker:
         """Return the digest of the root.
 
         Raises:
-            ClosureError: there is none, or not everything is below it.
+            DirectoryError: there were no directories (rule `empty-closure`), or some are not below
+                the root (`disconnected`).
         """
         if self._root is None:
-            raise EmptyClosureError("no directories received")
+            raise DirectoryError("no directories received", rule="empty-closure")
         if self._unreferenced != {self._root}:
             num_others = len(self._unreferenced - {self._root})
-            raise DisconnectedError(f"{num_others} directories are not below the last one")
+            raise DirectoryError(
+                f"{num_others} directories are not below the last one", rule="disconnected"
+            )
         return self._root
 
     def _dialects_of(self, node: DirectoryNode) -> set[SizeDialect]:
         known = self._seen.get(node.digest)
         if known is None:
-            raise UnknownChildError(
-                f"directory {node.name!r}: {node.digest} did not come before it"
+            raise DirectoryError(
+                f"directory {node.name!r}: {node.digest} did not come before its parent",
+                rule="unknown-child",
             )
         num_entries, stated_size = known
         return {
@@ -102,11 +96,14 @@ class ClosureChecker:
         }
 
 
-class TopologicalOrder:
-    """Puts a closure in an order that has every parent before its children; keeps digests only.
+# --- Ordering: parents before children ---
 
-    First `next_undiscovered` and `discover` take turns until all are known; then `next_ready` and
-    `release` until all have been yielded.
+
+class TopologicalOrder:
+    """Orders a closure so that every parent comes before its children; keeps only digests.
+
+    The caller reads the directories, twice. First it calls `next_undiscovered` and `discover` in
+    turns until all are known, then `next_ready` and `release` in turns until all have come out.
     """
 
     def __init__(self, root: Digest) -> None:
@@ -115,11 +112,11 @@ class TopologicalOrder:
         self._ready = [root]
 
     def next_undiscovered(self) -> Digest | None:
-        """Return a digest whose directory `discover` wants, or None when all are known."""
+        """Return the digest of the directory to pass to `discover`; None when all are known."""
         return self._undiscovered.pop() if self._undiscovered else None
 
     def discover(self, directory: Directory) -> None:
-        """Take note of the children of a directory asked for."""
+        """Count the references from `directory` to its children."""
         for digest in _children(directory):
             if digest not in self._num_parents:
                 self._num_parents[digest] = 0
@@ -127,11 +124,11 @@ class TopologicalOrder:
             self._num_parents[digest] += 1
 
     def next_ready(self) -> Digest | None:
-        """Return the digest that comes next; `release` wants its directory. None at the end."""
+        """Return the next digest, whose directory goes to `release`; None at the end."""
         return self._ready.pop() if self._ready else None
 
     def release(self, directory: Directory) -> None:
-        """Let the children of a directory follow, once it was the last of their parents."""
+        """Make those children ready whose last remaining parent was `directory`."""
         for digest in _children(directory):
             self._num_parents[digest] -= 1
             if self._num_parents[digest] == 0:
@@ -143,19 +140,26 @@ def _children(directory: Directory) -> set[Digest]:
     return {node.digest for node in directory.directories}
 
 
-# --- Trees that are equal but for the sizes in their directories ---
+# --- Comparing: trees that are equal except for the sizes in their directories ---
 
 
 def is_same_tree(
     one: Node, other: Node, directory_of: Callable[[Digest], Directory | None]
 ) -> bool:
-    """Whether `one` and `other` are the same but for the sizes of directories, and so for digests.
+    """Whether two trees differ only in the sizes, and so in the digests, of their directories.
 
-    Each directory is compared once. False, too, if some of them are not there to be compared.
+    Each directory is compared once.
+
+    Args:
+        one: a root node.
+        other: another root node.
+        directory_of: returns a directory by its digest. If it returns None for one that has to be
+            compared, the trees count as different.
     """
     if not isinstance(one, DirectoryNode) or not isinstance(other, DirectoryNode):
         return one == other
-    # Each directory of one tree is one of the other, wherever it is; they cannot be more.
+    # Wherever a directory of one tree occurs, the same directory of the other must be in its place:
+    # one pair per directory of `one` is enough, however often the directory occurs.
     found = {one.digest: other.digest}
     left = [(one.digest, other.digest)]
     while left:
@@ -177,12 +181,12 @@ def is_same_tree(
 def _pairs_below(
     one: Directory | None, other: Directory | None
 ) -> list[tuple[Digest, Digest]] | None:
-    """Return the directories that have the same name in both, or None if something is another."""
+    """Return the pairs of subdirectories; None if the directories differ in anything else."""
     if one is None or other is None or len(one) != len(other):
         return None
     if one.files != other.files or one.symlinks != other.symlinks:
         return None
-    # Of as many entries in all, and as many files and symlinks, as many are directories.
+    # The numbers of entries, files and symlinks are equal, and so is the number of directories.
     pairs = list(zip(one.directories, other.directories, strict=True))
     if any(node.name != other_node.name for node, other_node in pairs):
         return None

@@ -1,4 +1,4 @@
-"""BLAKE3 digests, by which blobs and directories are named."""
+"""BLAKE3 digests, which name blobs and directories."""
 
 import base64
 import binascii
@@ -8,25 +8,18 @@ from blake3 import blake3
 
 from appliance.errors import DirectoryError
 
+# In bytes.
 DIGEST_SIZE: Final = 32
 
 _TVIX_PREFIX: Final = "b3:"
 _SRI_PREFIX: Final = "blake3-"
 
 
-class InvalidDigestLenError(DirectoryError):
-    """A digest is not 32 bytes long."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(f"a digest of {size} bytes, where {DIGEST_SIZE} are required")
-        self.size = size
-
-
 class Digest(bytes):
-    """The 32 bytes of a BLAKE3 digest; as text hexadecimal, as the files of a store are named.
+    """The 32 bytes of a BLAKE3 digest; `str` gives them in hexadecimal, as a store names files.
 
     Raises:
-        InvalidDigestLenError: another number of bytes.
+        DirectoryError: `value` does not have 32 bytes (rule `invalid-digest-len`).
     """
 
     __slots__ = ()
@@ -34,7 +27,9 @@ class Digest(bytes):
     def __new__(cls, value: bytes | memoryview) -> Self:
         """Copy `value`."""
         if len(value) != DIGEST_SIZE:
-            raise InvalidDigestLenError(len(value))
+            raise DirectoryError(
+                f"digest has {len(value)} bytes, expected {DIGEST_SIZE}", rule="invalid-digest-len"
+            )
         return super().__new__(cls, value)
 
     @classmethod
@@ -44,25 +39,30 @@ class Digest(bytes):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read either of the textual forms in base64.
+        """Read either of the forms in base64, `b3:...` or `blake3-...`.
 
         Raises:
-            DirectoryError: neither prefix, not base64, or not 32 bytes.
+            DirectoryError: the text has neither prefix (rule `unknown-prefix`), is not base64
+                (`invalid-encoding`), or does not encode 32 bytes (`invalid-digest-len`).
         """
         for prefix in (_TVIX_PREFIX, _SRI_PREFIX):
             if text.startswith(prefix):
                 try:
                     return cls(base64.b64decode(text.removeprefix(prefix), validate=True))
                 except binascii.Error as exc:
-                    raise DirectoryError(f"digest {text!r}: not base64") from exc
-        raise DirectoryError(f"digest {text!r}: begins with neither b3: nor blake3-")
+                    raise DirectoryError(
+                        f"digest {text!r}: not base64", rule="invalid-encoding"
+                    ) from exc
+        raise DirectoryError(
+            f"digest {text!r}: begins with neither b3: nor blake3-", rule="unknown-prefix"
+        )
 
     def sri(self) -> str:
-        """Return the form `blake3-` and base64."""
+        """Return the form `blake3-...`, in base64."""
         return _SRI_PREFIX + base64.b64encode(self).decode()
 
     def tvix(self) -> str:
-        """Return the form `b3:` and base64."""
+        """Return the form `b3:...`, in base64."""
         return _TVIX_PREFIX + base64.b64encode(self).decode()
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Nodes and directories, and their one canonical encoding.
+"""Nodes and directories, and their canonical encoding.
 
 castore.proto: Directory, DirectoryNode, FileNode, SymlinkNode, Node.
 """
@@ -16,35 +16,19 @@ from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.errors import DirectoryError
 from appliance.protos import castore_pb2
 
+# Sizes are unsigned numbers of 64 bits.
 SIZE_LIMIT: Final = 1 << 64
 
 
 class WrongSortingError(DirectoryError):
-    """A name is smaller than the one before it in its list."""
+    """A name does not come after the one before it in its list."""
 
     def __init__(self, name: bytes) -> None:
-        super().__init__(f"name {name!r}: its list is not sorted")
-        self.name = name
-
-
-class DuplicateNameError(DirectoryError):
-    """A name stands twice in a directory."""
-
-    def __init__(self, name: bytes) -> None:
-        super().__init__(f"name {name!r}: stands twice in the directory")
-        self.name = name
-
-
-class SizeOverflowError(DirectoryError):
-    """The size of a directory does not fit in 64 bits."""
-
-
-class NoNodeError(DirectoryError):
-    """A root node is none of directory, file and symlink."""
+        super().__init__(f"name {name!r}: its list is not sorted", rule="wrong-sorting")
 
 
 class DirectoryNode(NamedTuple):
-    """A subdirectory; `size` counts the entries below it, recursively."""
+    """A subdirectory; `size` counts all entries below it, as `SizeDialect` says."""
 
     name: bytes
     digest: Digest
@@ -77,13 +61,17 @@ class Directory:
     """A valid, immutable directory: three lists sorted by name, names unique over all of them.
 
     Raises:
-        DirectoryError: a rule is broken; its subclass says which. The lists are looked at in the
-            order of the arguments, each entry for its name, its target, its place, its uniqueness.
+        DirectoryError: an entry breaks a rule; `rule` says which. The lists are checked in the
+            order of the arguments, and each entry for its name (`invalid-name`), its target or
+            size (`invalid-symlink-target`, `size-overflow`), its place (`wrong-sorting`), and the
+            uniqueness of its name (`duplicate-name`).
     """
 
-    __slots__ = ("_encoded", "directories", "files", "symlinks")
+    __slots__ = ("_digest", "_encoded", "directories", "files", "symlinks")
 
-    _encoded: bytes | None  # once known
+    # Each is computed when first asked for.
+    _encoded: bytes | None
+    _digest: Digest | None
     directories: tuple[DirectoryNode, ...]
     files: tuple[FileNode, ...]
     symlinks: tuple[SymlinkNode, ...]
@@ -96,21 +84,25 @@ class Directory:
     ) -> None:
         seen: set[bytes] = set()
         self._encoded = None
+        self._digest = None
         self.directories = _checked(directories, seen)
         self.files = _checked(files, seen)
         self.symlinks = _checked(symlinks, seen)
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview) -> "Directory":
-        """Decode and validate.
+        """Decode and validate a directory.
 
         Unknown fields are dropped, so `to_bytes` may differ from `data`; the digest is that of
         `to_bytes`.
+
+        Raises:
+            DirectoryError: `data` is not a Directory, or breaks a rule.
         """
         try:
             message = castore_pb2.Directory.FromString(bytes(data))
         except DecodeError as exc:
-            raise DirectoryError("not a Directory message") from exc
+            raise DirectoryError("not a Directory message", rule="not-a-message") from exc
         directory = cls.from_message(message)
         message.DiscardUnknownFields()
         directory._encoded = message.SerializeToString(deterministic=True)  # noqa: SLF001 - its own
@@ -118,7 +110,11 @@ class Directory:
 
     @classmethod
     def from_message(cls, message: castore_pb2.Directory) -> "Directory":
-        """Validate a decoded message."""
+        """Validate a decoded directory.
+
+        Raises:
+            DirectoryError: `message` breaks a rule.
+        """
         return cls(
             map(_directory_node, message.directories),
             map(_file_node, message.files),
@@ -126,7 +122,7 @@ class Directory:
         )
 
     def to_message(self) -> castore_pb2.Directory:
-        """Return the message."""
+        """Return the directory as a message."""
         message = castore_pb2.Directory()
         for directory in self.directories:
             message.directories.add(
@@ -148,22 +144,23 @@ class Directory:
 
     def digest(self) -> Digest:
         """Return the digest of the canonical encoding."""
-        return Digest.of(self.to_bytes())
+        if self._digest is None:
+            self._digest = Digest.of(self.to_bytes())
+        return self._digest
 
     def size(self, dialect: SizeDialect = DEFAULT_DIALECT) -> int:
-        """Return what the `size` of a node for this directory must be.
+        """Return the `size` that a node for this directory must have.
 
         Raises:
-            SizeOverflowError: it does not fit in 64 bits.
+            DirectoryError: it does not fit in 64 bits (rule `size-overflow`).
         """
-        num_entries = len(self.directories) + len(self.files) + len(self.symlinks)
-        size = num_entries * dialect.value + sum(node.size for node in self.directories)
+        size = len(self) * dialect.value + sum(node.size for node in self.directories)
         if size >= SIZE_LIMIT:
-            raise SizeOverflowError(f"size {size} of a directory exceeds 64 bits")
+            raise DirectoryError(f"directory size {size} exceeds 64 bits", rule="size-overflow")
         return size
 
     def nodes(self) -> Iterator[Node]:
-        """Yield all nodes in the order of their names."""
+        """Yield all nodes by ascending name."""
         return merge(self.directories, self.files, self.symlinks, key=_by_name)
 
     def __len__(self) -> int:
@@ -185,7 +182,7 @@ class Directory:
 
 
 def node_to_message(node: Node) -> castore_pb2.Node:
-    """Wrap a root node."""
+    """Return a root node as a message."""
     if isinstance(node, DirectoryNode):
         return castore_pb2.Node(directory=castore_pb2.DirectoryNode(**node._asdict()))
     if isinstance(node, FileNode):
@@ -194,12 +191,11 @@ def node_to_message(node: Node) -> castore_pb2.Node:
 
 
 def node_from_message(message: castore_pb2.Node) -> Node:
-    """Unwrap a root node; its name is not looked at.
+    """Return the root node in `message`, without checking its name.
 
     Raises:
-        NoNodeError: none is set.
-        InvalidDigestLenError: of a directory or file.
-        InvalidSymlinkTargetError: of a symlink.
+        DirectoryError: there is none (rule `no-node-present`), its digest does not have 32 bytes
+            (`invalid-digest-len`), or its target is not valid (`invalid-symlink-target`).
     """
     match message.WhichOneof("node"):
         case "directory":
@@ -209,7 +205,9 @@ def node_from_message(message: castore_pb2.Node) -> Node:
         case "symlink":
             return SymlinkNode(message.symlink.name, check_target(message.symlink.target))
         case _:
-            raise NoNodeError("a root node without content")
+            raise DirectoryError(
+                "none of directory, file and symlink is set", rule="no-node-present"
+            )
 
 
 def _root_directory(message: castore_pb2.DirectoryNode) -> DirectoryNode:
@@ -242,11 +240,15 @@ def _checked(nodes: Iterable[_N], seen: set[bytes]) -> tuple[_N, ...]:
         if isinstance(node, SymlinkNode):
             check_target(node.target)
         elif node.size >= SIZE_LIMIT:
-            raise SizeOverflowError(f"name {name!r}: size {node.size} exceeds 64 bits")
+            raise DirectoryError(
+                f"name {name!r}: size {node.size} exceeds 64 bits", rule="size-overflow"
+            )
         if name < last:
             raise WrongSortingError(name)
         if name in seen:
-            raise DuplicateNameError(name)
+            raise DirectoryError(
+                f"name {name!r}: occurs twice in the directory", rule="duplicate-name"
+            )
         seen.add(name)
         last = name
         checked.append(node)

@@ -1,7 +1,7 @@
-"""Encoding a directory entry by entry: of a large one, no more is kept than the encoding.
+"""An encoder that takes a directory entry by entry and holds little more than its encoding.
 
-castore.proto: Directory. Protobuf messages of one type joined are the message with the entries of
-both, so an encoding can be made in parts.
+castore.proto: Directory. Protobuf encodings of one message type, joined, decode to a message with
+the repeated fields of both, so an encoding can be made in parts.
 """
 
 from typing import Final
@@ -10,23 +10,24 @@ from appliance.castore.directory import WrongSortingError
 from appliance.castore.size_dialect import SizeDialect
 from appliance.protos import castore_pb2
 
-# Of a Directory: no more is received over gRPC, by us; and by peers as gRPC comes.
+# The largest encoded directory, in bytes, that we receive over gRPC; and that peers receive, whose
+# limit is the default of gRPC.
 ENCODED_MAX: Final = 16 << 20
 PEER_ENCODED_MAX: Final = 4 << 20
-# What an entry takes at least beside its name: a symlink, with its target of one byte; a file or
-# directory, with its digest.
+# The least number of bytes that an entry takes besides its name: a symlink, with a target of one
+# byte; and a file or directory, with its digest.
 ENTRY_MIN: Final = 7
 NODE_MIN: Final = 38
 
-# Entries held as messages, which take ten times as much as their encoding.
+# The number of entries held as messages, which take ten times the memory of their encoding.
 _PENDING_MAX: Final = 512
 
 
 class DirectoryEncoder:
     """Makes the canonical encoding of one directory.
 
-    Entries come in the order of their names, whatever their kinds; each name and target is valid.
-    The adding methods raise `WrongSortingError` for a name out of order, or one that came before.
+    The caller adds entries of all kinds by ascending name, with valid names and targets. The adding
+    methods raise `WrongSortingError` for a name that does not come after the last one.
     """
 
     __slots__ = ("_child_sizes", "_last", "_num_entries", "_num_pending", "_parts", "_pending")
@@ -36,8 +37,8 @@ class DirectoryEncoder:
         self._num_entries = 0
         self._child_sizes = 0
         self._num_pending = 0
-        # Of directories, files and symlinks, in the order of their fields.
         self._pending = castore_pb2.Directory()
+        # Encoded directories, files and symlinks, in the order of their fields in the message.
         self._parts = (bytearray(), bytearray(), bytearray())
 
     def __len__(self) -> int:
@@ -45,7 +46,7 @@ class DirectoryEncoder:
         return self._num_entries
 
     def add_directory(self, name: bytes, digest: bytes, size: int) -> None:
-        """Add a directory; `size` is that of its node."""
+        """Add a directory; `size` is the size in its node."""
         self._count(name)
         self._pending.directories.add(name=name, digest=digest, size=size)
         self._child_sizes += size
@@ -61,11 +62,11 @@ class DirectoryEncoder:
         self._pending.symlinks.add(name=name, target=target)
 
     def size(self, dialect: SizeDialect) -> int:
-        """Return what the `size` of a node for this directory must be."""
+        """Return the `size` that a node for this directory must have."""
         return self._num_entries * dialect.value + self._child_sizes
 
     def to_bytes(self) -> bytes:
-        """Return the encoding of all that was added."""
+        """Return the encoding of all entries added so far."""
         if not any(self._parts):
             return self._pending.SerializeToString(deterministic=True)
         self._flush()

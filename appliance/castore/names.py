@@ -1,4 +1,4 @@
-"""Rules for the names in a directory and for symlink targets, both bytes of any encoding.
+"""Rules for the names in a directory and for symlink targets; both are bytes in any encoding.
 
 castore.proto: Directory, SymlinkNode.
 """
@@ -7,60 +7,53 @@ from typing import Final
 
 from appliance.errors import DirectoryError
 
+# In bytes.
 NAME_MAX: Final = 255
 TARGET_MAX: Final = 4095
 
 
-class InvalidNameError(DirectoryError):
-    """A name cannot stand in a directory."""
-
-    def __init__(self, name: bytes, rule: str) -> None:
-        super().__init__(f"name {name!r}: {rule}")
-        self.name = name
-
-
-class InvalidSymlinkTargetError(DirectoryError):
-    """A symlink target is empty, too long or has a NUL."""
-
-    def __init__(self, target: bytes, rule: str) -> None:
-        super().__init__(f"symlink target {target!r}: {rule}")
-        self.target = target
-
-
 def check_name(name: bytes) -> bytes:
-    """Return `name` if it can stand in a directory.
+    """Return `name` if an entry of a directory may have it.
 
     Raises:
-        InvalidNameError: it cannot.
+        DirectoryError: an entry may not have it (rule `invalid-name`).
     """
     if not name:
-        raise InvalidNameError(name, "is empty")
+        raise _name_error(name, "is empty")
     if len(name) > NAME_MAX:
-        raise InvalidNameError(name, f"is longer than {NAME_MAX} bytes")
+        raise _name_error(name, f"is longer than {NAME_MAX} bytes")
     if b"/" in name or b"\0" in name:
-        raise InvalidNameError(name, "contains / or NUL")
+        raise _name_error(name, "contains / or NUL")
     if name in {b".", b".."}:
-        raise InvalidNameError(name, "is reserved")
+        raise _name_error(name, "is reserved")
     return name
 
 
 def check_target(target: bytes) -> bytes:
-    """Return `target` if a symlink can have it.
+    """Return `target` if a symlink may have it.
 
     Raises:
-        InvalidSymlinkTargetError: it cannot.
+        DirectoryError: a symlink may not have it (rule `invalid-symlink-target`).
     """
     if not target:
-        raise InvalidSymlinkTargetError(target, "is empty")
+        raise _target_error(target, "is empty")
     if len(target) > TARGET_MAX:
-        raise InvalidSymlinkTargetError(target, f"is longer than {TARGET_MAX} bytes")
+        raise _target_error(target, f"is longer than {TARGET_MAX} bytes")
     if b"\0" in target:
-        raise InvalidSymlinkTargetError(target, "contains NUL")
+        raise _target_error(target, "contains NUL")
     return target
 
 
+def _name_error(name: bytes, reason: str) -> DirectoryError:
+    return DirectoryError(f"name {name!r}: {reason}", rule="invalid-name")
+
+
+def _target_error(target: bytes, reason: str) -> DirectoryError:
+    return DirectoryError(f"symlink target {target!r}: {reason}", rule="invalid-symlink-target")
+
+
 def display(path: bytes) -> str:
-    """Return a name or path for a message: one line that does nothing to a terminal."""
+    """Return a name or path for a message: one line, without control characters."""
     text = path.decode("utf-8", "backslashreplace")
     if text.isprintable():
         return text

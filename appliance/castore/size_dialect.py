@@ -1,26 +1,27 @@
-"""How directories count their entries."""
+"""The two ways of counting the entries of a directory in its size."""
 
 from enum import Enum
 from typing import Final
 
 
 class SizeDialect(Enum):
-    """How much an entry adds to the size of its directory, beside its own size.
+    """How much an entry adds to the size of its directory, besides its own size.
 
-    The size is part of the encoding and so of the digest of a parent. The format's documentation
-    counts an entry once. Implementations descending from the Rust one count it twice since August
-    2024, and refuse directories that count it once: so do we write it, unless told otherwise.
+    The size of a directory is part of the encoding of its parent, and so of the parent's digest.
+    The documentation of the format counts an entry once. Implementations that descend from the Rust
+    one count it twice since August 2024, and refuse directories that count it once. Twice is
+    therefore the default for writing.
     """
 
     DOCUMENTED = 1
     DOUBLED = 2
 
     def option(self) -> str:
-        """Return it as the command line has it."""
+        """Return the name of this dialect on the command line."""
         return self.name.lower()
 
     def other(self) -> "SizeDialect":
-        """Return the one that this one is not."""
+        """Return the dialect that this one is not."""
         return SizeDialect.DOUBLED if self is SizeDialect.DOCUMENTED else SizeDialect.DOCUMENTED
 
 

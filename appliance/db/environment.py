@@ -168,7 +168,10 @@ class Environment:
         Raises:
             StoreError: LMDB failed.
         """
-        return self._until_it_fits(self._begin_read)
+        try:
+            return self._begin_read()
+        except lmdb.Error:  # most often a map that another process has grown
+            return self._until_it_fits(self._begin_read)
 
     def end_read(self, txn: ReadTransaction, exc: BaseException | None = None) -> None:
         """End a read transaction in the thread that began it.
@@ -188,7 +191,7 @@ class Environment:
                 f"{self._path}: was written while it was read without its lock.mdb, "
                 "which this user cannot write to; read it again"
             )
-        if isinstance(exc, lmdb.Error):
+        if exc is not None and isinstance(exc, lmdb.Error):
             self._raise_translated(exc)
 
     def write(self, work: Callable[[WriteTransaction], T]) -> T:

@@ -1,4 +1,5 @@
 """What Nix defines: NARs, store paths, hashes, PathInfos, NarInfos, signatures.
 
-No input or output happens here; trees are castore's, and where a path is stored is the services'.
+Nothing here does input or output. Trees are defined in `castore`; reading and storing paths is up
+to `services` and `store`.
 """

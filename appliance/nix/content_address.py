@@ -1,8 +1,8 @@
-"""Content addresses: what about its content gave a store path its digest.
+"""Content addresses: which hash of its content determines the digest of a store path.
 
-    fixed:r:HASH       its NAR
-    fixed:HASH         its one file
-    text:sha256:...    its one file, a text that may refer to other paths
+    fixed:r:HASH       the hash of its NAR
+    fixed:HASH         the hash of its one file
+    text:sha256:...    the hash of its one file, a text that may refer to other paths
 
 pathinfo.proto: NARInfo.CA.
 """
@@ -14,8 +14,8 @@ from typing import NamedTuple
 from appliance.errors import PathInfoError
 from appliance.nix.hashes import NixHash
 from appliance.nix.store_path import (
-    InvalidReferenceError,
     StorePath,
+    StorePathError,
     fixed_output_path,
     nar_path,
     text_path_by_digest,
@@ -23,12 +23,11 @@ from appliance.nix.store_path import (
 from appliance.protos import pathinfo_pb2
 
 
-class ContentAddressError(PathInfoError):
-    """A text is not a content address."""
-
-
 class Method(Enum):
-    """What was hashed; the values begin the text, the names those of `NARInfo.CA.Hash`."""
+    """What was hashed.
+
+    The value is the prefix of the text; the name is the prefix of the names in `NARInfo.CA.Hash`.
+    """
 
     NAR = "fixed:r:"
     FLAT = "fixed:"
@@ -36,29 +35,36 @@ class Method(Enum):
 
 
 class ContentAddress(NamedTuple):
-    """What was hashed, and its digest."""
+    """What was hashed, and its hash."""
 
     method: Method
     hash: NixHash
 
     @classmethod
     def parse(cls, text: str) -> "ContentAddress":
-        """Read the text.
+        """Read a content address.
 
         Raises:
-            PathInfoError: a rule is broken.
+            PathInfoError: the text is not a content address; `rule` says why.
         """
         for method in Method:
             if text.startswith(method.value):
                 found = NixHash.parse(text.removeprefix(method.value))
                 if method is Method.TEXT and found.algorithm != "sha256":
-                    raise ContentAddressError(f"content address {text!r}: texts have a sha256")
+                    raise PathInfoError(
+                        f"content address {text!r}: text: is followed by {found.algorithm}, "
+                        "expected sha256",
+                        rule="invalid-text-algo",
+                    )
                 return cls(method, found)
-        raise ContentAddressError(f"content address {text!r}: begins with neither fixed: nor text:")
+        raise PathInfoError(
+            f"content address {text!r}: begins with neither fixed: nor text:",
+            rule="unknown-method",
+        )
 
     @classmethod
     def of_message(cls, narinfo: pathinfo_pb2.NARInfo) -> "ContentAddress | None":
-        """Return what a valid NARInfo says; None if nothing, or of a kind not known here."""
+        """Return the content address in a valid NARInfo; None if absent or of an unknown kind."""
         kinds = pathinfo_pb2.NARInfo.CA.Hash
         if not narinfo.HasField("ca") or narinfo.ca.type not in kinds.values():
             return None
@@ -68,16 +74,25 @@ class ContentAddress(NamedTuple):
     def store_path(
         self, name: str, references: Sequence[StorePath] = (), *, has_self_reference: bool = False
     ) -> StorePath:
-        """Return the path that follows; references in the order given, without the path itself.
+        """Return the store path that follows from this content address.
+
+        Args:
+            name: the name of the path.
+            references: without the path itself; their order matters.
+            has_self_reference: whether the content refers to the path itself.
 
         Raises:
-            InvalidReferenceError: one of its kind can have no such references.
+            StorePathError: content of this kind may not have such references (rule
+                `invalid-reference`), or a store path may not have this name.
         """
         algorithm, digest = self.hash
         if self.method is Method.NAR and algorithm == "sha256":
             return nar_path(digest, name, references, has_self_reference=has_self_reference)
         if has_self_reference:
-            raise InvalidReferenceError(f"{name!r}: only a NAR by sha256 may refer to itself")
+            raise StorePathError(
+                f"{name!r}: only a NAR hashed with sha256 may refer to itself",
+                rule="invalid-reference",
+            )
         if self.method is Method.TEXT:
             return text_path_by_digest(digest, name, references)
         is_recursive = self.method is Method.NAR

@@ -1,7 +1,9 @@
-"""Digests of several algorithms, as Nix writes them.
+"""Hashes as Nix writes them, and hashing of content that may contain its own store path.
 
-ALGORITHM:TEXT   base 16, the base 32 of Nix, or base 64: the length tells which
-ALGORITHM-TEXT   base 64, whose padding may be missing (as in HTML, Subresource Integrity)
+A hash has an algorithm and a digest. As text it has one of two forms:
+
+    ALGORITHM:TEXT   base 16, the base 32 of Nix, or base 64; the length tells which
+    ALGORITHM-TEXT   base 64, possibly without padding (as in HTML, Subresource Integrity)
 """
 
 import base64
@@ -12,11 +14,10 @@ from typing import Final, NamedTuple
 from appliance.errors import PathInfoError
 from appliance.nix.store_path import StorePath, base32_size, decode_base32, encode_base32
 
+# In bytes.
 DIGEST_SIZES: Final = {"md5": 16, "sha1": 20, "sha256": 32, "sha512": 64}
 
-
-class NixHashError(PathInfoError):
-    """A text is not a digest."""
+# --- Hashes as text ---
 
 
 class NixHash(NamedTuple):
@@ -30,25 +31,32 @@ class NixHash(NamedTuple):
         """Read either form.
 
         Raises:
-            NixHashError: unknown algorithm, or not a digest of its size.
+            PathInfoError: the algorithm is unknown (rule `invalid-algo`), the digest is in none of
+                the encodings (`invalid-hash-encoding`), or it does not have the size of the
+                algorithm (`invalid-digest-length`).
         """
         separator = next((character for character in text if character in ":-"), ":")
         algorithm, _, encoded = text.partition(separator)
         size = DIGEST_SIZES.get(algorithm)
         if size is None:
             known = ", ".join(DIGEST_SIZES)
-            raise NixHashError(f"hash {text!r}: does not begin with one of {known}")
+            raise PathInfoError(
+                f"hash {text!r}: does not begin with one of {known}", rule="invalid-algo"
+            )
         decode = _decode if separator == ":" else _decode_unpadded
         try:
             digest = decode(encoded, size)
         except (ValueError, binascii.Error) as exc:
-            raise NixHashError(f"hash {text!r}: {exc}") from exc
+            raise PathInfoError(f"hash {text!r}: {exc}", rule="invalid-hash-encoding") from exc
         if len(digest) != size:
-            raise NixHashError(f"hash {text!r}: {len(digest)} bytes; {algorithm} has {size}")
+            raise PathInfoError(
+                f"hash {text!r}: {algorithm} digest has {len(digest)} bytes, expected {size}",
+                rule="invalid-digest-length",
+            )
         return cls(algorithm, digest)
 
     def sri(self) -> str:
-        """Return the form with base 64."""
+        """Return the form ALGORITHM-TEXT, in padded base 64."""
         return f"{self.algorithm}-{base64.b64encode(self.digest).decode()}"
 
     def __str__(self) -> str:
@@ -67,24 +75,30 @@ def _decode(text: str, size: int) -> bytes:
 
 
 def _decode_unpadded(text: str, size: int) -> bytes:
-    # Nix lets bits past the last byte and any padding go by in this form.
+    # In this form Nix ignores bits past the last byte, and accepts any padding.
     return base64.b64decode(text.rstrip("=") + "=" * (-size % 3), validate=True)
 
 
-# --- Hashes for content addresses, also of what refers to its own path, as Nix has them.
+# --- Hashing content that contains its own store path ---
 #
-# The digest part of a path cannot follow from itself, so in the content it counts as zeros. Older
-# Nix (2.8 does) hashes its places too, after all content: for each, `|` and the offset in decimal.
+# The digest part of a path cannot depend on itself, so wherever it occurs in the content, zeros are
+# hashed in its place. Older Nix (2.8, for one) also hashes the places, after all content: for each
+# of them `|` and its offset in decimal.
 
 
 class ContentHash:
-    """The hash, by an algorithm of `NixHash`, of content that may refer to `itself`."""
+    """Hashes content that may contain the digest part of the path `itself`.
+
+    Args:
+        algorithm: one of `DIGEST_SIZES`.
+        itself: the path whose digest part counts as zeros; None if the content has no such path.
+    """
 
     def __init__(self, algorithm: str, itself: StorePath | None = None) -> None:
         self._hasher: Final = hashlib.new(algorithm, usedforsecurity=False)
         self._sought: Final = encode_base32(itself.digest).encode() if itself else b""
         self._offsets: list[int] = []
-        # What is not hashed yet, as the digest may begin in it, and where it begins.
+        # The end of the content, in which the digest part may begin: not hashed yet. Its offset.
         self._tail = b""
         self._tail_at = 0
 
@@ -100,13 +114,14 @@ class ContentHash:
             self._offsets.append(self._tail_at + found)
             found = content.find(self._sought, found + size)
         content = content.replace(self._sought, bytes(size))
+        # Keep one byte less than the digest part has, so it is found across two pieces.
         end = max(0, len(content) - size + 1)
         self._hasher.update(content[:end])
         self._tail = content[end:]
         self._tail_at += end
 
     def digests(self) -> tuple[bytes, bytes]:
-        """Return the digest without the places of the path, and with them."""
+        """Return the digest without the places of the path, and the one with them."""
         hasher = self._hasher.copy()
         hasher.update(self._tail)
         without_places = hasher.digest()

@@ -1,4 +1,4 @@
-"""The tokens of a NAR.
+"""NARs: the tokens they are made of, a strict streaming reader, and a streaming writer.
 
     str(s)  = length of s as u64 LE, s, zeros up to a multiple of 8
     archive = str("nix-archive-1") node
@@ -8,8 +8,7 @@
             | str("directory") { str("entry") str("(") str("name") str(name)
                                  str("node") node str(")") }
 
-Entries are sorted by name, bytewise. The constants below are the runs of tokens between the
-variable parts.
+The entries of a directory are sorted by name, bytewise.
 """
 
 import struct
@@ -19,10 +18,20 @@ from typing import Final, NamedTuple
 from appliance.castore.names import NAME_MAX, TARGET_MAX, check_name, check_target
 from appliance.errors import DirectoryError, NarError
 
-_LENGTH: Final = struct.Struct("<Q")
+Buffer = bytes | bytearray | memoryview
 
-# Zeros that follow a string, by the last three bits of its length.
+# The zeros that follow a string, indexed by the last three bits of its length.
 PADDING: Final = tuple(bytes(-size % 8) for size in range(8))
+
+_LENGTH: Final = struct.Struct("<Q")
+_LENGTH_SIZE: Final = _LENGTH.size
+
+# The reader yields the content of a file in pieces of at most this many bytes.
+_PIECE_SIZE: Final = 1 << 18
+# The writer passes framing on once it has more bytes than this.
+_FLUSH_SIZE: Final = 1 << 14
+
+# --- Tokens ---
 
 
 def length(size: int) -> bytes:
@@ -39,6 +48,7 @@ def _run(*tokens: bytes) -> bytes:
     return b"".join(map(string, tokens))
 
 
+# The runs of tokens between the variable parts.
 HEADER: Final = _run(b"nix-archive-1", b"(", b"type")
 DIRECTORY: Final = _run(b"directory")
 SYMLINK: Final = _run(b"symlink", b"target")
@@ -47,27 +57,19 @@ EXECUTABLE: Final = _run(b"regular", b"executable", b"", b"contents")
 ENTRY: Final = _run(b"entry", b"(", b"name")
 NODE: Final = _run(b"node", b"(", b"type")
 CLOSE: Final = _run(b")")
-# Ends the node of an entry and the entry.
+# Ends the node of an entry, and the entry.
 CLOSE_ENTRY: Final = CLOSE + CLOSE
 
+# What remains of such a run once the reader has consumed the token that decides between two.
+_ENTRY_REST: Final = ENTRY.removeprefix(string(b"entry"))
+_EXECUTABLE_REST: Final = _run(b"", b"contents")
+_SYMLINK_REST: Final = _run(b"target")
 
-# --- A strict, streaming NAR reader ---
+
+# --- Reader ---
 #
 # Every token must be there byte for byte, padding must be zero, names and targets must be valid,
-# and the entries of a directory strictly ascending by name. What follows the archive is not read.
-
-_LENGTH_SIZE: Final = 8
-_PIECE_SIZE: Final = 1 << 18
-
-_ENTRY: Final = string(b"entry")
-_ENTRY_REST: Final = ENTRY.removeprefix(_ENTRY)
-_CONTENTS: Final = string(b"contents")
-_EMPTY: Final = string(b"")
-_TARGET: Final = string(b"target")
-
-
-class NarTruncatedError(NarError):
-    """The archive ends before its end."""
+# and the names in a directory strictly ascending. What follows the archive is not read.
 
 
 class SymlinkRead(NamedTuple):
@@ -77,20 +79,20 @@ class SymlinkRead(NamedTuple):
 
 
 class FileRead(NamedTuple):
-    """A file; its content follows, in pieces that make up `size` bytes."""
+    """A file; `ContentRead`s of `size` bytes in all follow."""
 
     size: int
     executable: bool
 
 
 class ContentRead(NamedTuple):
-    """The next part of the content of a file."""
+    """The next part of the content of the file last opened; never empty."""
 
     data: bytes
 
 
 class DirectoryRead(NamedTuple):
-    """A directory; its entries follow, each an `EntryRead` and a node."""
+    """A directory; its entries follow, each an `EntryRead` and a node, then `DirectoryEndRead`."""
 
 
 class EntryRead(NamedTuple):
@@ -110,15 +112,16 @@ def read_nar(read: Callable[[int], bytes]) -> Iterator[Event]:
     """Yield what an archive contains.
 
     Args:
-        read: returns at most so many of the next bytes, and none at the end only.
+        read: returns the next bytes, at most as many as its argument says; none only at the end of
+            the input.
 
     Raises:
-        NarTruncatedError: the input ends too early.
-        NarError: a rule is broken.
+        NarError: the archive breaks a rule. The rule is `truncated` if the input ends within the
+            archive.
     """
     source = _Source(read)
     source.expect(HEADER)
-    # Of each open directory: the name of its last entry.
+    # For each open directory, the name of its last entry.
     last_names: list[bytes] = []
     while True:
         yield from _node(source, last_names)
@@ -128,7 +131,7 @@ def read_nar(read: Callable[[int], bytes]) -> Iterator[Event]:
                 yield _entry(source, last_names)
                 break
             if token != b")":
-                raise source.error(f"{token!r} instead of an entry, or the end of the directory")
+                raise source.error(f"found {token!r}, expected an entry or the end of a directory")
             last_names.pop()
             yield DirectoryEndRead()
             _end_entry(source, last_names)
@@ -143,7 +146,7 @@ def _node(source: "_Source", last_names: list[bytes]) -> Iterator[Event]:
         yield DirectoryRead()
         return
     if kind == b"symlink":
-        source.expect(_TARGET)
+        source.expect(_SYMLINK_REST)
         yield SymlinkRead(_checked(source, check_target, source.token(TARGET_MAX)))
     elif kind == b"regular":
         yield from _file(source)
@@ -157,9 +160,9 @@ def _file(source: "_Source") -> Iterator[Event]:
     token = source.token(len(b"executable"))
     is_executable = token == b"executable"
     if is_executable:
-        source.expect(_EMPTY + _CONTENTS)
+        source.expect(_EXECUTABLE_REST)
     elif token != b"contents":
-        raise source.error(f"{token!r} instead of the contents of a file")
+        raise source.error(f"found {token!r}, expected the contents of a file")
     size = source.length()
     yield FileRead(size, is_executable)
     left = size
@@ -181,7 +184,7 @@ def _entry(source: "_Source", last_names: list[bytes]) -> EntryRead:
 
 
 def _end_entry(source: "_Source", last_names: list[bytes]) -> None:
-    # Every node but the outermost is in an entry.
+    # Only the outermost node is not in an entry.
     if last_names:
         source.expect(CLOSE)
 
@@ -194,17 +197,17 @@ def _checked(source: "_Source", check: Callable[[bytes], bytes], value: bytes) -
 
 
 class _Source:
-    """Bytes, and how many there were."""
+    """The input, and how many bytes of it have been read."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read = read
         self._offset = 0
 
     def some(self, size: int) -> bytes:
-        """Return at least one, and at most `size` bytes."""
+        """Return at least one and at most `size` bytes."""
         data = self._read(size)
         if not data:
-            raise NarTruncatedError(f"the NAR ends at offset {self._offset}, within a node")
+            raise NarError(f"NAR ends at offset {self._offset}, within a node", rule="truncated")
         self._offset += len(data)
         return data
 
@@ -217,7 +220,7 @@ class _Source:
     def expect(self, tokens: bytes) -> None:
         found = self.exactly(len(tokens))
         if found != tokens:
-            raise self.error(f"{found!r} instead of {tokens!r}")
+            raise self.error(f"found {found!r}, expected {tokens!r}")
 
     def length(self) -> int:
         return int.from_bytes(self.exactly(_LENGTH_SIZE), "little")
@@ -225,31 +228,38 @@ class _Source:
     def token(self, maximum: int) -> bytes:
         size = self.length()
         if size > maximum:
-            raise self.error(f"a string of {size} bytes, where {maximum} are allowed")
+            raise self.error(f"string has {size} bytes, expected at most {maximum}")
         value = self.exactly(size)
         self.padding(size)
         return value
 
     def padding(self, size: int) -> None:
         if any(self.exactly(-size % 8)):
-            raise self.error("padding that is not zero")
+            raise self.error("padding is not zero")
 
     def error(self, reason: str) -> NarError:
         return NarError(f"NAR, before offset {self._offset}: {reason}")
 
 
-# --- A streaming NAR writer ---
-
-Buffer = bytes | bytearray | memoryview
-
-_FLUSH_SIZE: Final = 1 << 14
+# --- Writer ---
 
 
 class NarWriter:
-    """Frames one tree and hands its bytes to `sink`, which is done with a buffer when it returns.
+    """Writes one tree as a NAR.
 
-    The caller walks the tree: `entry` before each node but the root; `regular`, `content`... for a
-    file; `symlink`; or `directory`, its entries by ascending name, `end_directory`. Then `finish`.
+    The caller walks the tree and calls:
+
+    - `entry` before each node but the root;
+    - for a file `regular` and then `content` until its size is reached, or else `file`;
+    - for a symlink `symlink`;
+    - for a directory `directory`, then its entries by ascending name, then `end_directory`;
+    - `finish` at the end.
+
+    None of this order is checked, and neither are names and targets.
+
+    Args:
+        sink: is called with the next bytes of the NAR. It must be done with the buffer when it
+            returns: the buffer may be the caller's own.
     """
 
     __slots__ = ("_depth", "_missing_bytes", "_pending", "_sink", "_size")
@@ -262,7 +272,7 @@ class NarWriter:
         self._pending = HEADER
 
     def entry(self, name: bytes) -> None:
-        """Begin the entry `name` of the open directory."""
+        """Begin the entry `name` of the innermost open directory."""
         size = len(name)
         pending = b"".join((self._pending, ENTRY, length(size), name, PADDING[size & 7], NODE))
         self._pending = pending
@@ -279,12 +289,12 @@ class NarWriter:
         self._depth += 1
 
     def end_directory(self) -> None:
-        """Close the open directory."""
+        """Close the innermost open directory."""
         self._depth -= 1
         self._pending += self._close()
 
     def regular(self, size: int, *, executable: bool) -> None:
-        """Begin a file of `size` bytes, all to be brought by `content` before anything else."""
+        """Begin a file of `size` bytes; `content` must follow until all of them are written."""
         kind = EXECUTABLE if executable else REGULAR
         self._pending += kind + length(size)
         self._missing_bytes = size
@@ -292,7 +302,7 @@ class NarWriter:
             self._pending += self._close()
 
     def file(self, content: Buffer, *, executable: bool) -> None:
-        """Write a file whole."""
+        """Write a whole file."""
         size = len(content)
         kind = EXECUTABLE if executable else REGULAR
         head = b"".join((self._pending, kind, length(size)))
@@ -302,29 +312,31 @@ class NarWriter:
         self._pending = PADDING[size & 7] + self._close()
 
     def entries(self, data: Buffer) -> None:
-        """Write whole entries of the open directory, framed already."""
+        """Write entries of the innermost open directory that are encoded already."""
         self._flush()
         self._sink(data)
         self._size += len(data)
 
     def content(self, data: Buffer) -> None:
-        """Write the next part of the file's content, not empty.
+        """Write the next part of the file's content; `data` is not empty.
 
         Raises:
-            NarError: more than the size stated.
+            NarError: the file would get longer than the size given to `regular`.
         """
         size = len(data)
         if size > self._missing_bytes:
-            raise NarError("a blob is longer than its node says")
+            raise NarError("blob is longer than its node says", rule="blob-too-long")
         self._missing_bytes -= size
         self._flush()
         self._sink(data)
         self._size += size
         if self._missing_bytes == 0:
+            # Everything before this content has a multiple of 8 bytes, so the size written so far
+            # gives the same padding as the size of the content.
             self._pending = PADDING[self._size & 7] + self._close()
 
     def finish(self) -> int:
-        """Write what is left and return the size of the NAR in bytes."""
+        """Write what is pending and return the size of the NAR in bytes."""
         self._flush()
         return self._size
 

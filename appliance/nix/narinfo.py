@@ -1,7 +1,7 @@
-"""What a binary cache of Nix says of a path, in a file called DIGEST.narinfo.
+"""Narinfos: the files called DIGEST.narinfo in which a binary cache of Nix describes its paths.
 
-The file has lines of a name, colon, space and value. StorePath, URL, NarHash and NarSize have to
-be there; Sig may come any number of times, every other name once. Names not known are ignored.
+Each line is a name, a colon, a space and a value. StorePath, URL, NarHash and NarSize are required;
+Sig may occur any number of times, every other name at most once. Unknown names are ignored.
 """
 
 import re
@@ -22,16 +22,16 @@ _SIZE: Final = re.compile(r"[0-9]{1,20}")
 _SIZE_LIMIT: Final = 1 << 64
 _DERIVATION: Final = ".drv"
 _NO_DERIVER: Final = "unknown-deriver"
-# Nix decompresses with it what does not say how it is compressed.
+# What Nix assumes where a narinfo does not state the compression.
 _DEFAULT_COMPRESSION: Final = "bzip2"
 
 
-class NarInfoError(PathInfoError):
-    """A narinfo breaks a rule."""
-
-
 class NarInfoFile(NamedTuple):
-    """The values of a narinfo; `url` and what begins with `file` are of the NAR as it is kept."""
+    """The values of a narinfo.
+
+    `url`, `compression`, `file_hash` and `file_size` describe the NAR as the cache keeps it,
+    possibly compressed; sizes are in bytes. The name of the deriver ends in `.drv`.
+    """
 
     path: StorePath
     url: str
@@ -41,19 +41,18 @@ class NarInfoFile(NamedTuple):
     file_hash: NixHash | None = None
     file_size: int | None = None
     references: tuple[StorePath, ...] = ()
-    # With `.drv` at the end of its name.
     deriver: StorePath | None = None
     system: str | None = None
     signatures: tuple[Signature, ...] = ()
     ca: ContentAddress | None = None
 
     def fingerprint(self) -> str:
-        """Return what is signed; the order of the references is part of it."""
+        """Return the text that signatures sign; it depends on the order of the references."""
         references = ",".join(reference.absolute() for reference in self.references)
         return f"1;{self.path.absolute()};{self.nar_hash};{self.nar_size};{references}"
 
     def with_signature(self, signature: Signature) -> "NarInfoFile":
-        """Return it with one more signature, unless it has that one already."""
+        """Return a copy with one more signature, or this object if it has that one already."""
         if signature in self.signatures:
             return self
         return self._replace(signatures=(*self.signatures, signature))
@@ -80,7 +79,8 @@ def parse_narinfo(text: str) -> NarInfoFile:
     """Read a narinfo.
 
     Raises:
-        NarInfoError: a rule is broken; the text names the line.
+        PathInfoError: the text breaks a rule; the message names the line. Rules: `invalid-line`,
+            `missing-field`, `duplicate-field`, `invalid-field`.
     """
     fields = _Fields(text)
     return NarInfoFile(
@@ -100,18 +100,21 @@ def parse_narinfo(text: str) -> NarInfoFile:
 
 
 def narinfo_of(message: pathinfo_pb2.PathInfo) -> NarInfoFile:
-    """Return the narinfo of a path whose NAR is kept uncompressed as nar/DIGEST.nar.
+    """Return the narinfo of a path whose NAR the cache keeps uncompressed as nar/DIGEST.nar.
 
-    References come sorted, as Nix has them when it signs and verifies.
+    References are sorted, as Nix sorts them when it signs and verifies.
 
     Raises:
-        NarInfoError: it does not say enough: digest and size of the NAR, names of references.
-        PathInfoError: it is not valid, or a signature has a name that no line can have.
+        PathInfoError: `message` is not valid; it lacks the digest of the NAR or the names of
+            references (rule `incomplete`); or a signature has a key name that cannot stand in a
+            line.
     """
     narinfo = message.narinfo
     path = validate(message).path
     if not narinfo.nar_sha256 or len(narinfo.reference_names) != len(message.references):
-        raise NarInfoError(f"path {path.absolute()}: its NAR or references are not on record")
+        raise PathInfoError(
+            f"path {path.absolute()}: its NAR or references are not on record", rule="incomplete"
+        )
     nar_hash = NixHash("sha256", narinfo.nar_sha256)
     return NarInfoFile(
         path,
@@ -131,62 +134,67 @@ def narinfo_of(message: pathinfo_pb2.PathInfo) -> NarInfoFile:
 
 
 def deriver_of(narinfo: pathinfo_pb2.NARInfo) -> StorePath | None:
-    """Return the deriver, whose name a NARInfo has without `.drv`."""
+    """Return the deriver, or None; `.drv` is added to its name, which a NARInfo leaves out."""
     if not narinfo.HasField("deriver"):
         return None
     return StorePath(narinfo.deriver.digest, narinfo.deriver.name + _DERIVATION)
 
 
 class _Fields:
-    """The lines, by name."""
+    """The values of all lines, by name."""
 
     def __init__(self, text: str) -> None:
         self._values: dict[str, list[str]] = {}
         for line in text.removesuffix("\n").split("\n"):
             name, separator, value = line.partition(": ")
             if not separator:
-                raise NarInfoError(f"narinfo: {line!r} is not a name, colon, space and value")
+                raise PathInfoError(
+                    f"narinfo: {line!r} is not a name, colon, space and value", rule="invalid-line"
+                )
             self._values.setdefault(name, []).append(value)
 
     def all(self, name: str, parse: Callable[[str], T]) -> list[T]:
-        """Return every value called `name`."""
+        """Return all values of `name`, parsed."""
         values = self._values.get(name, [])
         try:
             return [parse(value) for value in values]
         except PathInfoError as exc:
-            raise NarInfoError(f"narinfo, {name}: {exc}") from exc
+            raise PathInfoError(f"narinfo, {name}: {exc}", rule="invalid-field") from exc
 
     def single(self, name: str, parse: Callable[[str], T]) -> T | None:
-        """Return the value called `name`, if there is one."""
+        """Return the one value of `name`, parsed, or None if there is none."""
         values = self.all(name, parse)
         if len(values) > 1:
-            raise NarInfoError(f"narinfo: {name} stands there {len(values)} times")
+            raise PathInfoError(
+                f"narinfo: {name} occurs {len(values)} times, expected once at most",
+                rule="duplicate-field",
+            )
         return values[0] if values else None
 
     def required(self, name: str, parse: Callable[[str], T]) -> T:
-        """Return the value called `name`, which has to be there."""
+        """Return the one value of `name`, parsed."""
         value = self.single(name, parse)
         if value is None:
-            raise NarInfoError(f"narinfo: {name} is missing")
+            raise PathInfoError(f"narinfo: {name} is missing", rule="missing-field")
         return value
 
 
 def _text(value: str) -> str:
     if not value:
-        raise NarInfoError("is empty")
+        raise PathInfoError("value is empty", rule="empty-value")
     return value
 
 
 def _size(value: str) -> int:
     if not _SIZE.fullmatch(value) or int(value) >= _SIZE_LIMIT:
-        raise NarInfoError(f"{value!r} is not a number of 64 bits")
+        raise PathInfoError(f"{value!r} is not an unsigned 64-bit number", rule="invalid-size")
     return int(value)
 
 
 def _sha256(value: str) -> NixHash:
     found = NixHash.parse(value)
     if found.algorithm != "sha256":
-        raise NarInfoError(f"{value!r} is not a sha256")
+        raise PathInfoError(f"{value!r} is not a sha256 hash", rule="invalid-algo")
     return found
 
 
@@ -198,5 +206,5 @@ def _deriver(value: str) -> StorePath | None:
     if value == _NO_DERIVER:
         return None
     if not value.endswith(_DERIVATION):
-        raise NarInfoError(f"{value!r} does not end in {_DERIVATION}")
+        raise PathInfoError(f"{value!r} does not end in {_DERIVATION}", rule="missing-drv-suffix")
     return StorePath.parse(value)

@@ -1,10 +1,11 @@
-"""What is kept when a PathInfo is put: one rule for every back end.
+"""What a store keeps when a PathInfo is put: one rule for every back end.
 
-Of a store path there is one content, for good: guests keep what they have read of it. The same
-content may be counted in another way (see `size_dialect`): of such root nodes the last is kept. A
-PathInfo that names the same content as the one kept adds to it what that lacks: signatures,
-references, a deriver, fields of its NARInfo. What it states otherwise is a contradiction, but for
-the deriver, of which a path can have several: the first is kept.
+A store path has one content for good, because guests cache what they have read of it. The same
+content may have root nodes that count sizes in different ways (see `size_dialect`): the last such
+node put is kept. A PathInfo that names the content already kept adds what the kept PathInfo lacks:
+signatures, references, a deriver, fields of its NARInfo. Where the two differ, the new one is
+refused as a contradiction. The deriver is the exception, because a path can have several: the first
+one is kept.
 """
 
 from typing import Final, Protocol
@@ -23,28 +24,24 @@ from appliance.errors import AlreadyExistsError, PathInfoError
 from appliance.nix.content_address import ContentAddress, Method
 from appliance.nix.hashes import NixHash
 from appliance.nix.path_info import PathInfo, read_path_info, validate
-from appliance.nix.store_path import InvalidReferenceError, StorePath
+from appliance.nix.store_path import StorePath, StorePathError
 from appliance.protos import pathinfo_pb2
 
-# Anybody who may put can add signatures, and all who ask get them all.
+# Every caller that may put can add signatures, and each answer contains all of them.
 SIGNATURES_MAX: Final = 1024
 
 
-class ContradictionError(PathInfoError):
-    """A PathInfo contradicts itself, or what is known of its path; the text names what and how."""
-
-
 def nar_key(node: Node) -> Digest:
-    """Return under which key a store keeps what it calculated of the NAR of `node`."""
+    """Return the key under which a store keeps size and hash of the NAR of `node`."""
     nameless = node_to_message(node._replace(name=b""))
     return Digest.of(nameless.SerializeToString(deterministic=True))
 
 
 def check_claims(encoded: bytes) -> PathInfo:
-    """Validate a PathInfo, and check what it says against itself.
+    """Validate a PathInfo, and check that its claims agree with each other.
 
     Raises:
-        PathInfoError: a rule is broken; a ContradictionError if its claims do not agree.
+        PathInfoError: it breaks a rule; the rule is `contradiction` if its claims do not agree.
     """
     info = read_path_info(encoded)
     _check_claims(info, pathinfo_pb2.PathInfo.FromString(encoded))
@@ -52,27 +49,27 @@ def check_claims(encoded: bytes) -> PathInfo:
 
 
 class Known(Protocol):
-    """What a store knows of contents; asked while it puts a PathInfo."""
+    """What a store knows about contents; `accepted` asks while the store puts a PathInfo."""
 
     def nar_of(self, key: Digest) -> tuple[int, bytes] | None:
-        """Return size in bytes and SHA-256 of a NAR, if they were calculated, by `nar_key`."""
+        """Return size in bytes and SHA-256 of the NAR with this `nar_key`, if they are known."""
 
     def directory_of(self, digest: Digest) -> Directory | None:
-        """Return a directory, if it is there and as it should be."""
+        """Return the directory, if the store has it and it is intact."""
 
 
 def accepted(old: bytes | None, new: bytes, store: Known, *, may_replace: bool = False) -> bytes:
-    """Return what is to be kept when `new` is put; `old` itself if that changes nothing.
+    """Return the PathInfo to keep when `new` is put; `old` itself if nothing changes.
 
     Args:
-        old: what is kept of the path; one that is not valid counts for nothing.
-        new: what `check_claims` has passed, or the word of a caller that made it.
-        store: where it is put.
-        may_replace: `new` takes the place of `old` where they do not agree.
+        old: the PathInfo kept for the path, if any; it is ignored if it is not valid.
+        new: a PathInfo that has passed `check_claims`, or that a trusted caller made.
+        store: the store in which it is put.
+        may_replace: return `new` where it does not agree with `old`, instead of raising.
 
     Raises:
-        AlreadyExistsError: the path has another node.
-        ContradictionError: `new` contradicts `old`, or the NAR.
+        AlreadyExistsError: the path has another content.
+        PathInfoError: `new` contradicts `old`, or what is known of the NAR (rule `contradiction`).
     """
     if old == new:
         return new
@@ -98,10 +95,15 @@ def accepted(old: bytes | None, new: bytes, store: Known, *, may_replace: bool =
 def path_of_address(
     path: StorePath, narinfo: pathinfo_pb2.NARInfo, address: ContentAddress
 ) -> StorePath:
-    """Return the store path that follows from the content address and references of `path`.
+    """Return the store path that follows from a content address.
+
+    Args:
+        path: gives the name, and tells which reference is to the path itself.
+        narinfo: gives the names of the references; it is part of a valid PathInfo.
+        address: the content address.
 
     Raises:
-        InvalidReferenceError: it can have no such references.
+        StorePathError: a path with this address may not have such references.
     """
     names = {*narinfo.reference_names}
     references = [StorePath.parse(name) for name in sorted(names - {path.basename()})]
@@ -109,10 +111,10 @@ def path_of_address(
 
 
 def check_size(path: StorePath, what: str, stated: int, known: frozenset[int]) -> None:
-    """Check the size that a root node states against those that its content may have.
+    """Check that the size that a root node states is one of those that its content may have.
 
     Raises:
-        ContradictionError: it is none of them.
+        PathInfoError: it is none of them (rule `contradiction`).
     """
     if stated not in known:
         sizes = " or ".join(map(str, sorted(known)))
@@ -131,8 +133,9 @@ def _check_claims(info: PathInfo, message: pathinfo_pb2.PathInfo) -> None:
     narinfo = message.narinfo
     if len(narinfo.signatures) > SIGNATURES_MAX:
         raise PathInfoError(
-            f"path {info.path.absolute()}: {len(narinfo.signatures)} signatures; "
-            f"it can have {SIGNATURES_MAX}"
+            f"path {info.path.absolute()}: {len(narinfo.signatures)} signatures, "
+            f"the limit is {SIGNATURES_MAX}",
+            rule="too-many-signatures",
         )
     address = ContentAddress.of_message(narinfo)
     if address is not None:
@@ -156,11 +159,13 @@ def _check_nar(message: pathinfo_pb2.PathInfo, store: Known) -> None:
 def _check_address(info: PathInfo, narinfo: pathinfo_pb2.NARInfo, address: ContentAddress) -> None:
     try:
         expected = path_of_address(info.path, narinfo, address).absolute()
-    except InvalidReferenceError as exc:
+    except StorePathError as exc:
         expected = f"none ({exc})"
     if expected != info.path.absolute():
-        raise ContradictionError(
-            f"path {info.path.absolute()}: by its content address {address} it is {expected}"
+        raise PathInfoError(
+            f"path {info.path.absolute()}: by its content address {address}, "
+            f"the path is {expected}",
+            rule="contradiction",
         )
     is_whole_nar = address.method is Method.NAR and address.hash.algorithm == "sha256"
     refers_to_itself = info.path.basename() in narinfo.reference_names
@@ -177,7 +182,7 @@ def _add(known: pathinfo_pb2.PathInfo, new: pathinfo_pb2.PathInfo, store: Known)
         known.node.CopyFrom(new.node)
     elif old_node != new_node:
         raise AlreadyExistsError(
-            f"path {path.absolute()}: is there already, with other content: "
+            f"path {path.absolute()}: already has other content: "
             f"{_content(old_node)}, not {_content(new_node)}"
         )
     _add_references(known, new, path)
@@ -188,15 +193,14 @@ def _add(known: pathinfo_pb2.PathInfo, new: pathinfo_pb2.PathInfo, store: Known)
 def _add_references(
     known: pathinfo_pb2.PathInfo, new: pathinfo_pb2.PathInfo, path: StorePath
 ) -> None:
-    # A PathInfo without a NARInfo that has no references may just not state any.
+    # A PathInfo with neither references nor a NARInfo may just not state its references.
     states_them = new.references or new.HasField("narinfo")
     if known.references and states_them and {*known.references} != {*new.references}:
-        raise _contradiction(
-            path, "references", f"{len(new.references)} of them", f"{len(known.references)} others"
-        )
+        stated = f"{len(new.references)} references"
+        raise _contradiction(path, "references", stated, f"another set of {len(known.references)}")
     names = dict(zip(new.references, new.narinfo.reference_names, strict=False))
     if known.HasField("narinfo") and len(names) < len({*new.references}):
-        return  # whose names are missing cannot be added to those that have some
+        return  # The new references lack names, and those of `known` must all have one.
     if not known.references:
         known.references.extend(new.references)
     if names and not known.narinfo.reference_names:
@@ -225,8 +229,10 @@ def _add_narinfo(known: pathinfo_pb2.NARInfo, new: pathinfo_pb2.NARInfo, path: S
             known.signatures.add().CopyFrom(signature)
 
 
-def _contradiction(path: StorePath, what: str, stated: object, known: object) -> ContradictionError:
-    return ContradictionError(f"path {path.absolute()}: {what}: states {stated}, but it is {known}")
+def _contradiction(path: StorePath, what: str, stated: object, known: object) -> PathInfoError:
+    return PathInfoError(
+        f"path {path.absolute()}: {what}: states {stated}, but it is {known}", rule="contradiction"
+    )
 
 
 def _sha256(digest: bytes) -> NixHash:
@@ -234,7 +240,7 @@ def _sha256(digest: bytes) -> NixHash:
 
 
 def _ca(narinfo: pathinfo_pb2.NARInfo) -> object:
-    return ContentAddress.of_message(narinfo) or f"of kind {narinfo.ca.type}"
+    return ContentAddress.of_message(narinfo) or f"one of unknown kind {narinfo.ca.type}"
 
 
 def _content(node: Node) -> str:

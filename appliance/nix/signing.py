@@ -1,4 +1,12 @@
-"""Signatures of store paths, as text: KEY-NAME `:` base 64."""
+"""Signatures of store paths, and the Ed25519 keys that make and verify them.
+
+What is signed is the fingerprint of a path (see `narinfo`). As text, signatures and keys all have a
+key name, a colon, and base 64 of
+
+    signature    64 bytes
+    public key   32 bytes: the key
+    secret key   64 bytes: the seed (32) and the public key (32)
+"""
 
 import base64
 import binascii
@@ -13,28 +21,83 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 
 from appliance.errors import PathInfoError
 
+# In bytes.
 SIGNATURE_SIZE: Final = 64
+_SEED_SIZE: Final = 32
+_PUBLIC_SIZE: Final = 32
 
-# Nix takes any name; it has to be safe in a line, and in a list of keys.
+# Nix accepts any name; ours must be safe in a line of text and in a list of keys.
 _NAME: Final = re.compile(r"[!-9;-~]+")
 
+# --- Texts ---
 
-class KeyTextError(PathInfoError):
-    """A text is not a signature or key; a secret key is never part of the message."""
+
+def check_key_name(name: str, what: str) -> str:
+    """Return `name` if a key may have it.
+
+    Args:
+        name: the name of the key.
+        what: what the key or signature is called in the error message.
+
+    Raises:
+        PathInfoError: a key may not have it (rule `invalid-name`).
+    """
+    if not _NAME.fullmatch(name):
+        raise PathInfoError(
+            f"{what}: name {name!r} is empty, or contains a space or colon", rule="invalid-name"
+        )
+    return name
+
+
+def parse_named(text: str, what: str, size: int) -> tuple[str, bytes]:
+    """Split `text` into the key name and the `size` bytes that follow in base 64.
+
+    The error message never contains the base 64: it may be a secret key.
+
+    Args:
+        text: the signature or key.
+        what: what it is called in the error message.
+        size: the number of bytes it must have.
+
+    Raises:
+        PathInfoError: the text breaks a rule: `missing-separator`, `invalid-name`, `decode-error`,
+            `invalid-length`.
+    """
+    name, separator, encoded = text.partition(":")
+    if not separator:
+        raise PathInfoError(f"{what}: no colon after the name of the key", rule="missing-separator")
+    check_key_name(name, what)
+    try:
+        data = base64.b64decode(encoded, validate=True)
+    except (ValueError, binascii.Error) as exc:
+        raise PathInfoError(f"{what} of {name}: not base 64: {exc}", rule="decode-error") from exc
+    if len(data) != size:
+        raise PathInfoError(
+            f"{what} of {name}: has {len(data)} bytes, expected {size}", rule="invalid-length"
+        )
+    return name, data
+
+
+def format_named(name: str, data: bytes) -> str:
+    """Return the text that `parse_named` reads."""
+    return f"{name}:{base64.b64encode(data).decode()}"
+
+
+# --- Signatures ---
 
 
 class Signature(NamedTuple):
-    """64 bytes made with the key called `name`."""
+    """A signature of 64 bytes, made with the key called `name`."""
 
     name: str
     data: bytes
 
     @classmethod
     def parse(cls, text: str) -> "Signature":
-        """Read the text.
+        """Read a signature.
 
         Raises:
-            KeyTextError: a rule is broken.
+            PathInfoError: the text breaks a rule of `parse_named`.
         """
         return cls(*parse_named(text, "signature", SIGNATURE_SIZE))
 
@@ -42,52 +105,11 @@ class Signature(NamedTuple):
         return format_named(self.name, self.data)
 
 
-def check_key_name(name: str, what: str) -> str:
-    """Return `name` if a key can have it.
-
-    Raises:
-        KeyTextError: it cannot; `what` says what the key or signature is to the reader.
-    """
-    if not _NAME.fullmatch(name):
-        raise KeyTextError(f"{what}: name {name!r} is empty, or has a space or colon in it")
-    return name
-
-
-def parse_named(text: str, what: str, size: int) -> tuple[str, bytes]:
-    """Split NAME `:` base 64 into the name and `size` bytes.
-
-    Raises:
-        KeyTextError: a rule is broken.
-    """
-    name, separator, encoded = text.partition(":")
-    if not separator:
-        raise KeyTextError(f"{what}: has no colon after the name of the key")
-    check_key_name(name, what)
-    try:
-        data = base64.b64decode(encoded, validate=True)
-    except (ValueError, binascii.Error) as exc:
-        raise KeyTextError(f"{what} of {name}: not base 64: {exc}") from exc
-    if len(data) != size:
-        raise KeyTextError(f"{what} of {name}: {len(data)} bytes, where {size} are required")
-    return name, data
-
-
-def format_named(name: str, data: bytes) -> str:
-    """Return what `parse_named` reads."""
-    return f"{name}:{base64.b64encode(data).decode()}"
-
-
-# --- Ed25519 keys of Nix: what is signed is the fingerprint of a path ---
-#
-# public key: NAME `:` base 64 of the key (32 bytes)
-# secret key: NAME `:` base 64 of the seed and the public key (64 bytes)
-
-_SEED_SIZE: Final = 32
-_PUBLIC_SIZE: Final = 32
+# --- Keys ---
 
 
 class PublicKey:
-    """Verifies signatures."""
+    """A key that verifies signatures."""
 
     def __init__(self, name: str, data: bytes) -> None:
         self.name = name
@@ -96,15 +118,15 @@ class PublicKey:
 
     @classmethod
     def parse(cls, text: str) -> "PublicKey":
-        """Read the text.
+        """Read a public key.
 
         Raises:
-            KeyTextError: a rule is broken.
+            PathInfoError: the text breaks a rule of `parse_named`.
         """
         return cls(*parse_named(text, "public key", _PUBLIC_SIZE))
 
     def verifies(self, signature: Signature, fingerprint: str) -> bool:
-        """Whether `signature` is of `fingerprint`, by this key, and called so."""
+        """Whether `signature` has the name of this key and signs `fingerprint` with it."""
         if signature.name != self.name:
             return False
         try:
@@ -118,7 +140,7 @@ class PublicKey:
 
 
 class SecretKey:
-    """Signs."""
+    """A key that signs; `public` is the key that verifies its signatures."""
 
     def __init__(self, name: str, seed: bytes) -> None:
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
@@ -126,17 +148,21 @@ class SecretKey:
 
     @classmethod
     def parse(cls, text: str) -> "SecretKey":
-        """Read the text.
+        """Read a secret key.
 
         Raises:
-            KeyTextError: a rule is broken, or the halves do not belong together.
+            PathInfoError: the text breaks a rule of `parse_named`, or the public half does not
+                belong to the seed (rule `public-half-mismatch`).
         """
         name, data = parse_named(text, "secret key", _SEED_SIZE + _PUBLIC_SIZE)
         key = cls(name, data[:_SEED_SIZE])
         if key.public.data != data[_SEED_SIZE:]:
-            raise KeyTextError(f"secret key of {name}: its public half is another key's")
+            raise PathInfoError(
+                f"secret key of {name}: its public half belongs to another key",
+                rule="public-half-mismatch",
+            )
         return key
 
     def sign(self, fingerprint: str) -> Signature:
-        """Return the signature, the same each time."""
+        """Return the signature of `fingerprint`; it is the same each time."""
         return Signature(self.public.name, self._key.sign(fingerprint.encode()))

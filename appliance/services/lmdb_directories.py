@@ -21,21 +21,23 @@ from appliance.store.batch import Batch
 from appliance.store.snapshot import Snapshot
 from appliance.store.writer import AsyncStore
 
-# What one visit to a reading thread brings along.
+# What one visit to a reading thread returns at most.
 _VISIT_DIRECTORIES: Final = 256
 _VISIT_BYTES: Final = 1 << 20
-# A closure is gathered in memory up to this size, then in a file; and committed in such pieces.
+# A closure is gathered in memory up to this size, then in a file.
 _SPOOL_MEMORY_BYTES: Final = 1 << 20
+# A closure is committed in pieces of this many bytes, and of this many directories, because each
+# small one dirties pages of its own, and its image others.
 _COMMIT_BYTES: Final = 8 << 20
-# Of those that are small, each lands on pages of its own, and its image on others.
 _COMMIT_DIRECTORIES: Final = 2_000
+# The length of a directory in the spool file, little-endian.
 _LENGTH_BYTES: Final = 4
-# Larger ones are checked in another thread.
+# Directories with this many entries or more are checked in another thread.
 _THREAD_MIN_ENTRIES: Final = 500
 
 
 class LmdbDirectoryService:
-    """Directories of an open store."""
+    """The directories of an open store, verified as they are read."""
 
     def __init__(self, shared: AsyncStore) -> None:
         self._shared = shared
@@ -45,7 +47,7 @@ class LmdbDirectoryService:
         return await self._shared.run(lambda: self._get(digest))
 
     async def get_recursive(self, digest: Digest) -> AsyncIterator[Directory]:
-        """Yield the directory and all below it, parents first; nothing when it is missing."""
+        """Yield the directory and all below it, parents first; nothing if it is missing."""
         if await self.get(digest) is None:
             return
         order = TopologicalOrder(digest)
@@ -115,7 +117,8 @@ class LmdbDirectoryService:
 class _LmdbDirectoryPutter:
     """Keeps a closure aside until it is complete, then commits it leaves first.
 
-    A commit of a large closure is several: whoever sees a directory sees all below it.
+    A large closure takes several commits. Since leaves come first, everything below a visible
+    directory is visible, too.
     """
 
     def __init__(self, shared: AsyncStore) -> None:
@@ -152,7 +155,7 @@ class _LmdbDirectoryPutter:
         self._in_memory.clear()
         if self._spool is not None:
             spool, self._spool = self._spool, None
-            with suppress(OSError):  # it writes first what the full disk has refused before
+            with suppress(OSError):  # closing writes once more what a full disk has refused
                 spool.close()
 
     def _put(self, directory: Directory) -> None:
@@ -165,7 +168,7 @@ class _LmdbDirectoryPutter:
     def _spill(self) -> None:
         try:
             if self._spool is None:
-                # Without a name: nothing of it stays behind, whatever happens.
+                # A file without a name leaves nothing behind, whatever happens.
                 self._spool = tempfile.TemporaryFile(dir=self._shared.temp_directory())  # noqa: SIM115 - closed by abort
             for directory in self._in_memory:
                 encoded = directory.to_bytes()
@@ -194,7 +197,7 @@ async def put_one(service: DirectoryService, directory: Directory) -> Digest:
     """Put a closure of one directory.
 
     Raises:
-        InvalidRequestError: it has subdirectories.
+        InvalidRequestError: the directory has subdirectories.
     """
     if directory.directories:
         raise InvalidRequestError("a directory with subdirectories has to come with them")

@@ -1,9 +1,9 @@
-"""How large a tree is when it is written out, found without writing it out.
+"""The number of entries and the size of the NAR of a tree, computed without walking the tree.
 
-A few directories that name each other twice make a tree of more entries than can ever be counted.
-What is the same wherever a directory appears is computed once for each: how many entries are below
-it, and how long its part of a NAR is. What takes a step for each entry, as hashing a NAR or listing
-all that is in a path, is done for trees up to a limit.
+A few directories that each refer twice to the next one make a tree with more entries than can ever
+be counted one by one. Therefore the number of entries below a directory, and the size of its part
+of a NAR, are computed once for each directory, however often it occurs. Work that takes a step for
+each entry, like hashing a NAR or listing a path, is done only for trees within a limit.
 """
 
 from typing import Final, NamedTuple
@@ -14,46 +14,54 @@ from appliance.errors import NarError, StoreError
 from appliance.nix import nar
 from appliance.services.contracts import DirectoryService
 
-# Minutes of work, and more files than anybody has in one store path.
+# Minutes of work, and more files than any real store path has.
 ENTRIES_MAX: Final = 1 << 24
-# Some hours of work.
+# In bytes: some hours of work.
 BYTES_MAX: Final = 1 << 44
 
 _LENGTH: Final = 8
-# In place of what opens and closes the root, an entry has these.
+# What an entry has in place of `_ROOT`, which opens and closes the root.
 _ENTRY: Final = len(nar.ENTRY) + len(nar.NODE) + len(nar.CLOSE_ENTRY)
 _ROOT: Final = len(nar.HEADER) + len(nar.CLOSE)
 
 
 class NarTooLargeError(NarError):
-    """A tree has more entries than are ever worked on, or its NAR more bytes."""
+    """A tree has too many entries, is nested too deeply, or its NAR has too many bytes."""
 
 
 class Extent(NamedTuple):
-    """What there is of a tree, itself not counted."""
+    """How large a tree is.
+
+    `num_entries` does not count the root; `nar_size` is that of the whole NAR, in bytes.
+    """
 
     num_entries: int
     nar_size: int
-    """Of the whole NAR, in bytes."""
 
     def check(self, what: str) -> None:
-        """Check that it is not too large.
+        """Check that the tree is within both limits.
+
+        Args:
+            what: what the tree is called in the error message.
 
         Raises:
-            NarTooLargeError: it is.
+            NarTooLargeError: the tree exceeds a limit.
         """
         if self.num_entries > ENTRIES_MAX:
             raise NarTooLargeError(
-                f"{what} has {self.num_entries} entries; up to {ENTRIES_MAX} are worked on"
+                f"{what} has {self.num_entries} entries, the limit is {ENTRIES_MAX}"
             )
         if self.nar_size > BYTES_MAX:
             raise NarTooLargeError(
-                f"{what} has a NAR of {self.nar_size} bytes; up to {BYTES_MAX} are worked on"
+                f"{what} has a NAR of {self.nar_size} bytes, the limit is {BYTES_MAX}"
             )
 
 
 class _Part(NamedTuple):
-    """What a directory adds to a tree: without those below it, and which those are."""
+    """What a directory adds to a tree without its subdirectories, and the digests of those.
+
+    `size` is in bytes of the NAR.
+    """
 
     num_entries: int
     size: int
@@ -61,9 +69,9 @@ class _Part(NamedTuple):
 
 
 async def extent_of(node: Node, directories: DirectoryService) -> Extent | None:
-    """Return the extent of a tree, each of whose directories is read once.
+    """Return the extent of a tree; each of its directories is read once.
 
-    None if one of them cannot be had: who walks the tree is told then.
+    Return None if a directory cannot be read. The caller meets the error when it walks the tree.
     """
     if not isinstance(node, DirectoryNode):
         return Extent(0, _ROOT + _body(node))
@@ -75,7 +83,7 @@ async def extent_of(node: Node, directories: DirectoryService) -> Extent | None:
         return None
     if node.digest not in parts:
         return None
-    # Parents came first: from the end on, what is below a directory is known.
+    # Parents come before their children, so from the end on everything below is known.
     extents: dict[Digest, tuple[int, int]] = {}
     for digest, part in reversed(parts.items()):
         below = [extents[child] for child in part.below]

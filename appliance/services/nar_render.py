@@ -1,4 +1,4 @@
-"""NARs of what the blob and directory services hold."""
+"""Rendering NARs from the contents that blob and directory services hold."""
 
 import asyncio
 import hashlib
@@ -16,44 +16,14 @@ from appliance.nix.nar import Buffer, NarWriter
 from appliance.services.contracts import BlobService, DirectoryService, NarInfo
 from appliance.services.nar_extent import ENTRIES_MAX, NarTooLargeError, extent_of
 
+# In bytes.
 PIECE_SIZE: Final = 1 << 18
+# The number of directories kept by `RecentDirectories`, plus that of all their entries.
 _RECENT_ENTRIES_MAX: Final = 1 << 14
 
 
-class BlobNotFoundError(ContentMissingError):
-    """A blob is not there; `name` is that of the node referring to it."""
-
-    def __init__(self, digest: Digest, name: bytes) -> None:
-        super().__init__(f"blob {digest}, of {name!r}, is not in the store")
-        self.digest = digest
-        self.name = name
-
-
-class DirectoryNotFoundError(ContentMissingError):
-    """A directory is not there; `name` is that of the node referring to it."""
-
-    def __init__(self, digest: Digest, name: bytes) -> None:
-        super().__init__(f"directory {digest}, named {name!r}, is not in the store")
-        self.digest = digest
-        self.name = name
-
-
-class BlobTooShortError(NarError):
-    """A blob is shorter than its node says."""
-
-    def __init__(self, digest: Digest, size: int) -> None:
-        super().__init__(f"blob {digest} is shorter than the {size} bytes its node says")
-
-
-class BlobTooLongError(NarError):
-    """A blob is longer than its node says."""
-
-    def __init__(self, digest: Digest, size: int) -> None:
-        super().__init__(f"blob {digest} is longer than the {size} bytes its node says")
-
-
 class _Pieces:
-    """What the writer has written and nobody has taken yet."""
+    """What the writer has written and `take` has not returned yet; `size` is in bytes."""
 
     def __init__(self) -> None:
         self._pieces: list[Buffer] = []
@@ -70,17 +40,20 @@ class _Pieces:
 
 
 class Contents(Protocol):
-    """Has what nodes refer to; asked in the order of the NAR, each answer used up before more."""
+    """Gives the contents that nodes refer to.
+
+    `render` asks in the order of the NAR, and consumes each answer before it asks for the next.
+    """
 
     async def children(self, node: DirectoryNode) -> Iterator[Node]:
-        """Return what is in a directory, by ascending name."""
+        """Return the nodes in a directory, by ascending name."""
 
     def content(self, node: FileNode) -> AsyncIterator[bytes]:
-        """Yield the content of a file in pieces, not more than its node says."""
+        """Yield the content of a file in pieces, at most as many bytes as its node says."""
 
 
 class RecentDirectories:
-    """Reads directories, and keeps those read last: a tree may have one in many places."""
+    """Reads directories, and keeps recent ones: one may occur in many places of a tree."""
 
     def __init__(self, directories: DirectoryService) -> None:
         self._directories = directories
@@ -104,7 +77,7 @@ class RecentDirectories:
 
 
 class _Stored:
-    """Contents of services; what is not as its node says is an error."""
+    """Contents from services; any difference from what a node says is an error."""
 
     def __init__(self, blobs: BlobService, directories: DirectoryService) -> None:
         self._blobs = blobs
@@ -113,37 +86,55 @@ class _Stored:
     async def children(self, node: DirectoryNode) -> Iterator[Node]:
         directory = await self._directories.get(node.digest)
         if directory is None:
-            raise DirectoryNotFoundError(node.digest, node.name)
+            raise directory_not_found(node)
         return directory.nodes()
 
     def content(self, node: FileNode) -> AsyncIterator[bytes]:
         return file_content(node, self._blobs)
 
 
+def directory_not_found(node: DirectoryNode) -> ContentMissingError:
+    """Return the error for a node whose directory is not in the store."""
+    return ContentMissingError(
+        f"directory {node.digest}, named {node.name!r}, is not in the store",
+        rule="directory-not-found",
+    )
+
+
 async def file_content(node: FileNode, blobs: BlobService) -> AsyncGenerator[bytes, None]:
-    """Yield the content of a file in pieces; it is right if this comes to its end.
+    """Yield the content of a file in pieces, and check it at the end.
+
+    The caller may trust the content once the generator has ended without an error.
 
     Raises:
-        BlobNotFoundError: it is not there.
-        BlobTooShortError, BlobTooLongError: it is not as long as its node says.
-        WrongDigestError: it is something else.
+        ContentMissingError: the blob is not in the store (rule `blob-not-found`).
+        NarError: it is not as long as its node says (`blob-too-short`, `blob-too-long`).
+        WrongDigestError: its content has another digest.
     """
     reader = await blobs.open_read(node.digest)
     if reader is None:
-        raise BlobNotFoundError(node.digest, node.name)
+        raise ContentMissingError(
+            f"blob {node.digest}, named {node.name!r}, is not in the store", rule="blob-not-found"
+        )
     hasher = blake3()
     try:
         left = node.size
         while data := await reader.read(min(left + 1, PIECE_SIZE)):
             left -= len(data)
             if left < 0:
-                raise BlobTooLongError(node.digest, node.size)
+                raise NarError(
+                    f"blob {node.digest} is longer than the {node.size} bytes that its node says",
+                    rule="blob-too-long",
+                )
             hasher.update(data)
             yield data
     finally:
         await reader.close()
     if left:
-        raise BlobTooShortError(node.digest, node.size)
+        raise NarError(
+            f"blob {node.digest} has {node.size - left} bytes, but its node says {node.size}",
+            rule="blob-too-short",
+        )
     actual = Digest(hasher.digest())
     if actual != node.digest:
         raise WrongDigestError("blob", node.digest, actual)
@@ -152,13 +143,13 @@ async def file_content(node: FileNode, blobs: BlobService) -> AsyncGenerator[byt
 async def render_nar(
     node: Node, blobs: BlobService, directories: DirectoryService
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the NAR of `node` in pieces; its name does not matter.
+    """Yield the NAR of `node` in pieces; the name of `node` does not matter.
 
     Raises:
-        BlobNotFoundError, DirectoryNotFoundError: content is not there.
-        BlobTooShortError, BlobTooLongError: a blob is not as long as its node says.
-        WrongDigestError: a blob is something else; some of it was yielded by then.
-        NarTooLargeError: there is too much of it.
+        ContentMissingError: a blob or directory is not in the store.
+        NarError: a blob is not as long as its node says.
+        WrongDigestError: a blob has another digest; some of it has been yielded by then.
+        NarTooLargeError: the tree has too many entries, or the NAR too many bytes.
     """
     extent = await extent_of(node, directories)
     if extent is not None:
@@ -169,10 +160,13 @@ async def render_nar(
 
 
 async def render(node: Node, contents: Contents) -> AsyncGenerator[bytes, None]:
-    """Yield the NAR of `node` in pieces, or what it would be if `contents` are short of some.
+    """Yield the NAR of `node` in pieces.
+
+    If `contents` gives less than a node says, what is yielded is not a NAR, but it does not end
+    early. Errors of `contents` pass through.
 
     Raises:
-        NarTooLargeError: there is too much of it.
+        NarTooLargeError: the tree has too many entries.
     """
     pieces = _Pieces()
     num_entries = 0
@@ -195,7 +189,7 @@ async def render(node: Node, contents: Contents) -> AsyncGenerator[bytes, None]:
         following = _next_node(writer, parents)
         num_entries += 1
         if num_entries > ENTRIES_MAX:
-            raise NarTooLargeError(f"more than {ENTRIES_MAX} entries")
+            raise NarTooLargeError(f"tree has more than {ENTRIES_MAX} entries")
         if pieces.size >= PIECE_SIZE:
             yield pieces.take()
     writer.finish()
@@ -203,7 +197,7 @@ async def render(node: Node, contents: Contents) -> AsyncGenerator[bytes, None]:
 
 
 async def nar_info(node: Node, blobs: BlobService, directories: DirectoryService) -> NarInfo:
-    """Return size and digest of the NAR of `node`; fails as `render_nar` does."""
+    """Return size and SHA-256 of the NAR of `node`; raises what `render_nar` raises."""
     loop = asyncio.get_running_loop()
     hasher = hashlib.sha256()
     size = 0

@@ -1,4 +1,4 @@
-"""A PathInfo against contents: what is known at once, and all there is."""
+"""Checks of a PathInfo against contents: a cheap one of the size, and one of everything."""
 
 from collections.abc import AsyncIterator
 from typing import Protocol, runtime_checkable
@@ -6,9 +6,9 @@ from typing import Protocol, runtime_checkable
 from appliance.castore.digest import Digest
 from appliance.castore.directory import DirectoryNode, FileNode, Node
 from appliance.castore.size_dialect import SizeDialect
-from appliance.errors import StoreError
+from appliance.errors import PathInfoError, StoreError
 from appliance.nix.path_info import PathInfo, read_path_info
-from appliance.nix.path_info_rules import ContradictionError, check_size
+from appliance.nix.path_info_rules import check_size
 from appliance.services.contracts import (
     BlobService,
     DirectoryService,
@@ -21,10 +21,10 @@ from appliance.services.verify import Verifier, VerifyError
 
 @runtime_checkable
 class KnowsSizes(Protocol):
-    """A blob service that has the sizes of its blobs at hand."""
+    """A blob service that knows the sizes of its blobs without reading them."""
 
     async def size_of(self, digest: Digest) -> int | None:
-        """Return the size of a blob in bytes, if it is there."""
+        """Return the size of a blob in bytes, or None if it is not there."""
 
 
 async def check_stated_size(
@@ -33,7 +33,7 @@ async def check_stated_size(
     """Check the size that a root node states, if its content is there already.
 
     Raises:
-        ContradictionError: the content has another.
+        PathInfoError: the content has another size (rule `contradiction`).
     """
     match info.node:
         case FileNode(_, digest, size) if isinstance(blobs, KnowsSizes):
@@ -44,16 +44,16 @@ async def check_stated_size(
             try:
                 directory = await directories.get(digest)
             except StoreError:
-                return  # as good as not there
+                return  # A directory that cannot be read is treated as absent.
             if directory is not None:
                 sizes = frozenset(directory.size(dialect) for dialect in SizeDialect)
                 check_size(info.path, f"directory {digest}", size, sizes)
 
 
 class CheckedPathInfoService:
-    """PathInfos of another service; before one is put, all that is in its path is read and checked.
+    """PathInfos of another service, each of which is fully verified before it is put.
 
-    What is told is told by `verify`: contents, NAR, content address.
+    `verify` reads everything in the path, and checks contents, NAR and content address.
     """
 
     def __init__(self, services: Services) -> None:
@@ -68,7 +68,8 @@ class CheckedPathInfoService:
         """See `PathInfoService.put`.
 
         Raises:
-            ContradictionError: the content is not there, or not what is said of it.
+            PathInfoError: the content is not there, or not what the PathInfo says (rule
+                `contradiction`).
         """
         info = read_path_info(path_info)
         if await self._path_infos.get(info.path.digest) != path_info:
@@ -76,7 +77,7 @@ class CheckedPathInfoService:
             await Verifier(self._services, problems.append).verify_path_info(path_info)
             if problems:
                 more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-                raise ContradictionError(f"{problems[0]}{more}")
+                raise PathInfoError(f"{problems[0]}{more}", rule="contradiction")
         return await self._path_infos.put(path_info)
 
     def list(self) -> AsyncIterator[bytes]:

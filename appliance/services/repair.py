@@ -1,6 +1,6 @@
-"""Damaged blobs and directories of local stores, put again from somewhere else.
+"""Repair of local stores: damaged blobs and directories are put again from another source.
 
-What is put has the digest that is asked for, wherever it comes from.
+A repair never trusts the source: only content with the right digest is put.
 """
 
 import os
@@ -15,7 +15,7 @@ from blake3 import blake3
 from appliance.castore.digest import Digest
 from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.castore.size_dialect import SizeDialect
-from appliance.errors import DirectoryError
+from appliance.errors import DirectoryError, WrongDigestError
 from appliance.services.contracts import Services
 from appliance.services.lmdb_blobs import LmdbBlobService
 from appliance.store.batch import Batch
@@ -24,35 +24,36 @@ from appliance.store.writer import AsyncStore
 
 ContentNode = FileNode | DirectoryNode
 
+# In bytes.
 _PIECE_SIZE: Final = 1 << 20
 
 
 class Source(Protocol):
-    """Where right contents may be had; what it gives is checked."""
+    """A place that may have intact contents; the caller checks what it gives."""
 
     def content(self, node: FileNode) -> AsyncGenerator[bytes, None]:
-        """Yield the content of a file in pieces; nothing if there is none."""
+        """Yield the content of a file in pieces; nothing if the source does not have it."""
 
     async def directory(self, node: DirectoryNode) -> Directory | None:
-        """Return a directory."""
+        """Return a directory, or None if the source does not have it."""
 
 
 class LocalStores(NamedTuple):
-    """The stores of this machine, open for writing, that hold what was verified."""
+    """The stores on this machine that hold the verified contents, open for writing."""
 
     blobs: AsyncStore | None
     directories: AsyncStore | None
 
 
 class Repairer:
-    """Marks what is damaged, and puts it again from `source`, if there is one."""
+    """Marks damaged contents, and puts them again from `source`, if there is one."""
 
     def __init__(self, local: LocalStores, source: Source | None) -> None:
         self._local = local
         self._source = source
 
     async def mark(self, damaged: Iterable[ContentNode]) -> None:
-        """Take what is damaged off the record, for the next put of it to replace.
+        """Take damaged contents off the record, so that the next put of them replaces them.
 
         Raises:
             StoreError: a store cannot be written.
@@ -65,7 +66,7 @@ class Repairer:
                 await store.run(lambda: drop_directory(store.store, node.digest))  # noqa: B023 - as above
 
     async def repair(self, node: ContentNode) -> bool:
-        """Put what was marked; return whether it is there now.
+        """Put content that was marked; return whether the store has it now.
 
         Raises:
             StoreError: a store cannot be written, or the source fails.
@@ -85,16 +86,14 @@ class Repairer:
     async def _repair_blob(self, store: AsyncStore, node: FileNode) -> bool:
         if self._source is None:
             return False
-        writer = await LmdbBlobService(store).open_write()
-        hasher = blake3()
+        writer = await LmdbBlobService(store).open_write_of(node.digest)
         try:
             async with aclosing(self._source.content(node)) as pieces:
                 async for piece in pieces:
-                    hasher.update(piece)
                     await writer.write(piece)
-            if hasher.digest() != node.digest:
-                return False
             await writer.close()
+        except WrongDigestError:
+            return False
         finally:
             await writer.abort()
         return True
@@ -110,7 +109,7 @@ class Repairer:
 
 
 class ServiceSource:
-    """Contents of other services."""
+    """Gives the contents of other services."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -132,9 +131,10 @@ class ServiceSource:
 
 
 class TreeSource:
-    """Contents of a tree of files, wherever in it they are; it is read once, when first needed.
+    """Gives contents from a tree of files, wherever in the tree they are.
 
-    Blobs are looked for among the files of their size; directories take reading all of it.
+    The tree is read when first needed, and not again. A search for a blob reads only the files of
+    its size; a search for a directory reads the whole tree.
     """
 
     def __init__(self, root: Path) -> None:
@@ -179,8 +179,8 @@ class TreeSource:
         return self._digests[path]
 
     def _read_directories(self) -> dict[Digest, Directory]:
-        # Bottom up, once for each way of counting sizes. One with something in it that no store
-        # keeps is none of those that are looked for, and neither are those above it.
+        # Bottom up, once for each way of counting sizes. A directory that contains something which
+        # no store keeps cannot be one of those sought, and neither can its parents.
         found: dict[Digest, Directory] = {}
         nodes: dict[tuple[bytes, SizeDialect], DirectoryNode] = {}
         for parent, names, files in os.walk(self._root, topdown=False):

@@ -1,4 +1,4 @@
-"""Store paths as a person looks at them: what is in them, and what is known of them."""
+"""Store paths as a person sees them: their contents, and what is known about them."""
 
 import os
 from collections.abc import AsyncGenerator, Sequence
@@ -16,9 +16,9 @@ from appliance.nix.store_path import STORE_DIR, StorePath, StorePathError
 from appliance.protos import pathinfo_pb2
 from appliance.services.contracts import Services
 from appliance.services.nar_extent import ENTRIES_MAX, NarTooLargeError, extent_of
-from appliance.services.nar_render import DirectoryNotFoundError, file_content, render_nar
+from appliance.services.nar_render import directory_not_found, file_content, render_nar
 
-# What is printed as JSON is in memory before, and nested as deep as it is.
+# JSON is built in memory before it is printed, and recursively.
 _JSON_ENTRIES_MAX: Final = 1 << 21
 _JSON_DEPTH_MAX: Final = 400
 
@@ -26,7 +26,7 @@ Json: TypeAlias = "dict[str, str | int | bool | Json]"
 
 
 class StoreView:
-    """Reads services."""
+    """Reads paths and their contents from services."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -35,7 +35,7 @@ class StoreView:
         """Return the node at a store path, or below one; symlinks are not followed.
 
         Raises:
-            ConfigError: it is not a store path.
+            ConfigError: `path` is not a store path.
             StoreError: there is no such path.
         """
         store_path, names = parse_path(path)
@@ -58,10 +58,10 @@ class StoreView:
         return render_nar(node, self._services.blobs, self._services.directories)
 
     def content(self, node: Node, path: str) -> AsyncGenerator[bytes, None]:
-        """Yield the content of a file; it is right if this comes to its end.
+        """Yield the content of a file in pieces, and check it at the end.
 
         Raises:
-            StoreError: it is not a file, or its content is not there or wrong.
+            StoreError: `node` is not a file, or its content is missing or wrong.
             NarError: its content is not as long as its node says.
         """
         if not isinstance(node, FileNode):
@@ -71,10 +71,12 @@ class StoreView:
     async def walk(
         self, node: Node, *, is_recursive: bool
     ) -> AsyncGenerator[tuple[str, Node], None]:
-        """Yield what a directory contains, with paths relative to it; a file by its own name.
+        """Yield the entries of a directory, with paths relative to it.
+
+        If `node` is not a directory, yield only `node` and its name.
 
         Raises:
-            NarTooLargeError: there is too much of it.
+            NarTooLargeError: there are too many entries.
         """
         if is_recursive:
             await self._check_extent(node)
@@ -85,8 +87,9 @@ class StoreView:
         num_entries = 0
         while left:
             num_entries += 1
-            if num_entries > ENTRIES_MAX:  # of which not all could be counted before
-                raise NarTooLargeError(f"up to {ENTRIES_MAX} entries are listed")
+            # `_check_extent` does not count a tree in which a directory cannot be read.
+            if num_entries > ENTRIES_MAX:
+                raise NarTooLargeError(f"tree has more than {ENTRIES_MAX} entries")
             parent, child = left.pop()
             path = f"{parent}/{_text(child.name)}"
             yield path, child
@@ -94,10 +97,10 @@ class StoreView:
                 left.extend((path, below) for below in reversed(await self._children(child)))
 
     async def tree(self, node: Node, *, is_recursive: bool) -> Json:
-        """Return what a node is, as `nix store ls --json` prints it.
+        """Return a node, and what is below it, as `nix store ls --json` prints it.
 
         Raises:
-            NarTooLargeError: there is too much of it, or it is too deep.
+            NarTooLargeError: there are too many entries, or they are nested too deeply.
         """
         if is_recursive:
             await self._check_extent(node, _JSON_ENTRIES_MAX)
@@ -105,7 +108,7 @@ class StoreView:
 
     async def _tree(self, node: Node, *, is_recursive: bool, depth: int) -> Json:
         if depth > _JSON_DEPTH_MAX:
-            raise NarTooLargeError(f"more than {_JSON_DEPTH_MAX} directories, each in the last")
+            raise NarTooLargeError(f"tree is more than {_JSON_DEPTH_MAX} directories deep")
         match node:
             case SymlinkNode():
                 return {"type": "symlink", "target": _text(node.target)}
@@ -127,7 +130,10 @@ class StoreView:
     async def path_infos(
         self, paths: Sequence[str]
     ) -> list[tuple[str, pathinfo_pb2.PathInfo | None]]:
-        """Return absolute paths with what is known of them; of all paths, when none is given."""
+        """Return each of `paths`, or every path if none is given, with its PathInfo.
+
+        Paths are returned absolute; the PathInfo of one that is not in the store is None.
+        """
         found: list[tuple[str, pathinfo_pb2.PathInfo | None]] = []
         if not paths:
             async for encoded in self._services.path_infos.list():
@@ -146,8 +152,7 @@ class StoreView:
         extent = await extent_of(node, self._services.directories)
         if extent is not None and extent.num_entries > entries_max:
             raise NarTooLargeError(
-                f"{extent.num_entries} entries are below {_text(node.name)}; "
-                f"up to {entries_max} are listed"
+                f"{_text(node.name)} has {extent.num_entries} entries, the limit is {entries_max}"
             )
 
     async def _child(self, node: Node, name: bytes) -> Node | None:
@@ -158,12 +163,12 @@ class StoreView:
     async def _children(self, node: DirectoryNode) -> list[Node]:
         directory = await self._services.directories.get(node.digest)
         if directory is None:
-            raise DirectoryNotFoundError(node.digest, node.name)
+            raise directory_not_found(node)
         return list(directory.nodes())
 
 
 def describe(name: str, node: Node, *, is_long: bool) -> str:
-    """Return the line that lists a node; the long one as `nix store ls -l` has it."""
+    """Return the line that lists a node; if `is_long`, as `nix store ls -l` prints it."""
     if not is_long:
         return name
     match node:
@@ -177,7 +182,7 @@ def describe(name: str, node: Node, *, is_long: bool) -> str:
 
 
 def path_info_json(message: pathinfo_pb2.PathInfo) -> "dict[str, object]":
-    """Return what is known of a path, as `nix path-info --json` prints it."""
+    """Return a PathInfo as `nix path-info --json` prints it."""
     narinfo = message.narinfo
     deriver = deriver_of(narinfo)
     return {
@@ -198,10 +203,13 @@ def _ca_text(narinfo: pathinfo_pb2.NARInfo) -> str:
 
 
 def parse_path(path: str) -> tuple[StorePath, list[bytes]]:
-    """Return the store path that begins `path`, absolute or not, and the names below it.
+    """Return the store path that `path` begins with, and the names below it.
+
+    Args:
+        path: absolute, or without the store directory.
 
     Raises:
-        ConfigError: it is not a store path.
+        ConfigError: `path` does not begin with a store path.
     """
     relative = _text(os.fsencode(path)).removeprefix(f"{STORE_DIR}/")
     basename, *names = relative.split("/")
@@ -221,5 +229,5 @@ def _name(text: str) -> bytes:
 
 
 def _shown(path: str) -> str:
-    # A path of the command line, decoded as the locale has it.
+    # The command line decodes paths in the encoding of the locale.
     return display(os.fsencode(path))

@@ -1,4 +1,4 @@
-"""Whether store paths are what is said of them: contents, NAR, content address, the path itself."""
+"""Verification of store paths: contents, NARs, content addresses, and the paths themselves."""
 
 import asyncio
 import hashlib
@@ -24,80 +24,37 @@ from appliance.nix.content_address import ContentAddress, Method
 from appliance.nix.hashes import ContentHash, NixHash
 from appliance.nix.path_info import PathInfo, read_path_info
 from appliance.nix.path_info_rules import path_of_address
-from appliance.nix.store_path import STORE_DIR, InvalidReferenceError, StorePath, encode_base32
+from appliance.nix.store_path import STORE_DIR, StorePath, StorePathError, encode_base32
 from appliance.protos import pathinfo_pb2
 from appliance.services.contracts import Services
 from appliance.services.nar_extent import NarTooLargeError, extent_of
 from appliance.services.nar_render import PIECE_SIZE, RecentDirectories, render
 
+_NOTHING: Final = "nothing"
+
 
 class VerifyError(StoreError):
-    """Something stored is not what is said of it; the text is one line, with the place."""
+    """Something stored is not what its path or node says.
 
+    The text is one line that begins with the place. `rule` is one of:
 
-class InvalidPathError(VerifyError):
-    """A path is not in the store."""
-
-
-class MissingReferenceError(VerifyError):
-    """A path refers to one that is not in the store."""
-
-    def __init__(self, path: StorePath, reference: str) -> None:
-        super().__init__(f"{path.absolute()}: refers to {STORE_DIR}/{reference}, which is missing")
-
-
-class UnreadableError(VerifyError):
-    """The store cannot give what it has."""
-
-    def __init__(self, where: str, cause: Exception) -> None:
-        super().__init__(f"{where}: {' '.join(str(cause).split())}")
-
-
-class UnworkableError(VerifyError):
-    """There is too much in a path for a NAR of it to be made."""
-
-    def __init__(self, path: StorePath, cause: NarTooLargeError) -> None:
-        super().__init__(f"{path.absolute()}: {cause}")
-
-
-class MismatchError(VerifyError):
-    """Two values differ that should not."""
-
-    def __init__(self, where: str, what: str, expected: object, actual: object) -> None:
-        super().__init__(f"{where}: {what}: expected {expected}, got {actual}")
-
-
-class ContentMismatchError(MismatchError):
-    """A blob or directory is not there, or has another digest."""
-
-
-class SizeMismatchError(MismatchError):
-    """A blob or directory is not of the size that its node says."""
-
-
-class NarHashMismatchError(MismatchError):
-    """The NAR has another SHA-256 than the one on record."""
-
-
-class NarSizeMismatchError(MismatchError):
-    """The NAR has another size than the one on record."""
-
-
-class ContentAddressMismatchError(MismatchError):
-    """The content has another content address than the one on record, or can have none such."""
-
-
-class StorePathMismatchError(MismatchError):
-    """Another store path follows from the content address, or none."""
+    - `invalid-path`: a path is not in the store;
+    - `missing-reference`: a path refers to one that is not in the store;
+    - `unreadable`: the store cannot give what it has;
+    - `unworkable`: the tree is too large for its NAR to be made;
+    - `content-mismatch`: a blob or directory is not there, or has another digest;
+    - `size-mismatch`: a blob or directory does not have the size that its node says;
+    - `nar-hash-mismatch`, `nar-size-mismatch`: the NAR is not the one on record;
+    - `content-address-mismatch`: the content does not have the content address on record;
+    - `store-path-mismatch`: the content address gives another store path, or none.
+    """
 
 
 Report = Callable[[VerifyError], None]
 
-_NOTHING: Final = "nothing"
-
 
 class VerifyProgress:
-    """What was read so far, and of which file last."""
+    """The numbers of files and bytes read so far, and the path of the file read last."""
 
     def __init__(self) -> None:
         self.num_files = 0
@@ -106,38 +63,38 @@ class VerifyProgress:
 
 
 class Verifier:
-    """Verifies one path after another, reports what is wrong and goes on.
+    """Verifies one path after another, reports each error and goes on.
 
-    The same object is reported once in a path. Of a path whose content cannot be had as it should
-    be there is no NAR to compare: only what is wrong with the content is reported.
+    Within one path, the same error of the same object is reported once. If content of a path is
+    missing or wrong, there is no NAR to compare: only the errors of the content are reported.
     """
 
     def __init__(self, services: Services, report: Report) -> None:
         self.num_paths = 0
         self.num_failed = 0
         self.progress = VerifyProgress()
-        # Of those there are; each has at least one error reported.
+        # Paths with at least one reported error.
         self.failed: list[StorePath] = []
-        # Of which the content is not there, or not what its digest says.
+        # Nodes whose content is missing, unreadable, or has another digest.
         self.damaged: dict[Digest, DirectoryNode | FileNode] = {}
         self._services = services
         self._report_error = report
         self._num_errors = 0
 
     async def verify_all(self) -> None:
-        """Verify every path there is.
+        """Verify every path of the services.
 
         Raises:
-            ServiceUnavailableError: a service is not there.
+            ServiceUnavailableError: a service cannot be reached.
         """
         for path in await self._all_paths():
             await self.verify(path)
 
     async def verify_closure(self, paths: Sequence[StorePath]) -> None:
-        """Verify `paths`, or all if it is empty, and all that they refer to.
+        """Verify `paths`, or all paths if that is empty, and all paths that they refer to.
 
         Raises:
-            ServiceUnavailableError: a service is not there.
+            ServiceUnavailableError: a service cannot be reached.
         """
         left = list(reversed(paths or await self._all_paths()))
         seen = {path.digest for path in left}
@@ -153,15 +110,15 @@ class Verifier:
         """Verify one path.
 
         Raises:
-            ServiceUnavailableError: a service is not there.
+            ServiceUnavailableError: a service cannot be reached.
         """
         await self._verify(path, None)
 
     async def verify_path_info(self, encoded: bytes) -> None:
-        """Verify what a valid PathInfo says, which need not be in the store.
+        """Verify the claims of a valid PathInfo, which need not be in the store.
 
         Raises:
-            ServiceUnavailableError: a service is not there.
+            ServiceUnavailableError: a service cannot be reached.
         """
         await self._verify(read_path_info(encoded).path, encoded)
 
@@ -172,18 +129,21 @@ class Verifier:
                 try:
                     paths.add(read_path_info(encoded).path)
                 except PathInfoError as exc:
-                    self._fail(UnreadableError("a PathInfo", exc))
+                    self._fail(_unreadable("a PathInfo", exc))
         except ServiceUnavailableError:
             raise
         except (StoreError, ProtocolError) as exc:
-            self._fail(UnreadableError("the list of paths", exc))
+            self._fail(_unreadable("the list of paths", exc))
         return sorted(paths, key=StorePath.basename)
 
     async def _references(self, path: StorePath) -> list[StorePath]:
-        """Return those that are there, and report the others; none of a path that is not."""
+        """Return the references of `path` that are in the store, and report the others.
+
+        Return nothing if `path` itself is not in the store.
+        """
         found: list[StorePath] = []
         missing: list[str] = []
-        with suppress(CorruptBlobError, ProtocolError):  # as reported already
+        with suppress(CorruptBlobError, ProtocolError):  # `verify` has reported it
             encoded = await self._services.path_infos.get(path.digest)
             if encoded is None:
                 return []
@@ -199,7 +159,12 @@ class Verifier:
             self.num_failed += 1
             self.failed.append(path)
         for name in missing:
-            self._report(MissingReferenceError(path, name))
+            self._report(
+                VerifyError(
+                    f"{path.absolute()}: refers to {STORE_DIR}/{name}, which is missing",
+                    rule="missing-reference",
+                )
+            )
         return found
 
     async def _verify(self, path: StorePath, stated: bytes | None) -> None:
@@ -208,14 +173,14 @@ class Verifier:
         try:
             encoded = stated or await self._services.path_infos.get(path.digest)
             if encoded is None or read_path_info(encoded).path != path:
-                raise InvalidPathError(f"path {path.absolute()} is not valid")
+                raise VerifyError(f"path {path.absolute()} is not valid", rule="invalid-path")
             await self._verify_contents(encoded)
         except ServiceUnavailableError:
             raise
         except VerifyError as exc:
             self._report(exc)
         except (StoreError, ProtocolError) as exc:
-            self._report(UnreadableError(path.absolute(), exc))
+            self._report(_unreadable(path.absolute(), exc))
         if self._num_errors > num_errors:
             self.num_failed += 1
             self.failed.append(path)
@@ -245,14 +210,14 @@ class Verifier:
                 self._check_address(info, address, address_hash.digests())
 
     async def _is_workable(self, info: PathInfo, contents: "_CheckedContents") -> bool:
-        """Whether a NAR can be made; else what is in the path is checked without one."""
+        """Whether the NAR can be made; if not, the contents are checked without it."""
         extent = await extent_of(info.node, self._services.directories)
         if extent is None:
             return True
         try:
             extent.check("the tree")
         except NarTooLargeError as exc:
-            self._report(UnworkableError(info.path, exc))
+            self._report(VerifyError(f"{info.path.absolute()}: {exc}", rule="unworkable"))
             await contents.check_once(info.node)
             return False
         return True
@@ -260,36 +225,67 @@ class Verifier:
     def _check_path(
         self, info: PathInfo, narinfo: pathinfo_pb2.NARInfo, address: ContentAddress
     ) -> ContentHash:
-        """Check the path against its content address, and return the hash to check that with."""
+        """Check the path against its content address; return the hash that the content must have.
+
+        The caller feeds the content to the hash, and checks the result with `_check_address`.
+        """
         where = info.path.absolute()
         refers_to_itself = info.path.basename() in narinfo.reference_names
         try:
             expected = path_of_address(info.path, narinfo, address).absolute()
-        except InvalidReferenceError as exc:
+        except StorePathError as exc:
             expected = f"none ({exc})"
         if expected != where:
-            self._report(StorePathMismatchError(where, f"path of {address}", expected, where))
+            self._report(
+                _mismatch(
+                    "store-path-mismatch",
+                    where,
+                    f"path of {address}",
+                    expected=expected,
+                    actual=where,
+                )
+            )
         return ContentHash(address.hash.algorithm, info.path if refers_to_itself else None)
 
     def _check_nar(self, info: PathInfo, size: int, sha256: bytes) -> None:
         where = info.path.absolute()
         if info.nar_sha256 and sha256 != info.nar_sha256:
             stated, actual = NixHash("sha256", info.nar_sha256), NixHash("sha256", sha256)
-            self._report(NarHashMismatchError(where, "hash of the NAR", stated, actual))
+            self._report(
+                _mismatch(
+                    "nar-hash-mismatch", where, "hash of the NAR", expected=stated, actual=actual
+                )
+            )
         if (info.nar_sha256 or info.nar_size) and size != info.nar_size:
-            self._report(NarSizeMismatchError(where, "size of the NAR", info.nar_size, size))
+            self._report(
+                _mismatch(
+                    "nar-size-mismatch",
+                    where,
+                    "size of the NAR",
+                    expected=info.nar_size,
+                    actual=size,
+                )
+            )
 
     def _check_address(
         self, info: PathInfo, address: ContentAddress, digests: Sequence[bytes]
     ) -> None:
         actual: object = address
         if address.method is not Method.NAR and not _is_plain_file(info.node):
-            actual = "something else than a file that is not executable"
+            actual = "something other than a file that is not executable"
         elif address.hash.digest not in digests:
             actual = address._replace(hash=address.hash._replace(digest=digests[0]))
         if actual != address:
             where = info.path.absolute()
-            self._report(ContentAddressMismatchError(where, "content address", address, actual))
+            self._report(
+                _mismatch(
+                    "content-address-mismatch",
+                    where,
+                    "content address",
+                    expected=address,
+                    actual=actual,
+                )
+            )
 
     def _fail(self, error: VerifyError) -> None:
         self.num_failed += 1
@@ -301,7 +297,13 @@ class Verifier:
 
 
 class _CheckedContents:
-    """Contents that are checked as a NAR is made of them; in place of wrong ones there is less."""
+    """Contents for `render` that are checked while a NAR is made of them.
+
+    Errors are reported, not raised; `are_complete` is False from then on. In place of a directory
+    that is missing or wrong, an empty one is given; a blob that is missing or wrong may end early
+    or have wrong bytes. A wrong size of a directory is reported too, but the contents count as
+    complete. `hash`, if set, is fed with the content of files.
+    """
 
     def __init__(
         self,
@@ -319,10 +321,10 @@ class _CheckedContents:
         self._damaged = damaged
         self._dialects = {*SizeDialect}
         self._open_directories: list[bytes] = []
-        self._reported: set[tuple[type[VerifyError], Digest, int]] = set()
+        self._reported: set[tuple[str, Digest, int]] = set()
 
     async def check_once(self, root: Node) -> None:
-        """Check what is below `root`, each directory and blob once."""
+        """Check `root` and everything below it, each directory and blob once."""
         left = [root]
         seen: set[tuple[Digest, int]] = set()
         while left:
@@ -343,7 +345,7 @@ class _CheckedContents:
             found = await self._directories.get(node.digest)
             actual = None if found is None else found.digest()
             if found is None or actual != node.digest:
-                raise ContentMismatchError(where, "directory", node.digest, actual or _NOTHING)
+                raise _content_mismatch(where, node, actual or _NOTHING)
             directory = found
             self._check_size(node, directory, where)
         return self._entered(node, directory)
@@ -355,7 +357,7 @@ class _CheckedContents:
             self._progress.path = where
             reader = await self._blobs.open_read(node.digest)
             if reader is None:
-                raise ContentMismatchError(where, "blob", node.digest, _NOTHING)
+                raise _content_mismatch(where, node, _NOTHING)
             try:
                 while data := await reader.read(PIECE_SIZE):
                     hasher.update(data)
@@ -369,32 +371,35 @@ class _CheckedContents:
                 await reader.close()
             actual = Digest(hasher.digest())
             if actual != node.digest:
-                raise ContentMismatchError(where, "blob", node.digest, actual)
+                raise _content_mismatch(where, node, actual)
             if size != node.size:
-                raise SizeMismatchError(where, f"size of the blob {actual}", node.size, size)
+                raise _size_mismatch(where, node, size)
             self._progress.num_files += 1
 
     def _entered(self, node: DirectoryNode, directory: Directory) -> Iterator[Node]:
-        # It is used up when the last thing in the directory was dealt with.
+        # The generator ends once `render` has dealt with everything in the directory.
         self._open_directories.append(node.name)
         yield from directory.nodes()
         self._open_directories.pop()
 
     def _check_size(self, node: DirectoryNode, directory: Directory, where: str) -> None:
-        # One tree counts in one way.
+        # All directories of one tree count in the same way.
         sizes = {dialect: directory.size(dialect) for dialect in self._dialects}
         fitting = {dialect for dialect, size in sizes.items() if size == node.size}
         if fitting:
             self._dialects = fitting
             return
         actual = " or ".join(map(str, sorted({*sizes.values()})))
-        what = f"size of the directory {node.digest}"
-        self._report_once(SizeMismatchError(where, what, node.size, actual), node)
+        self._report_once(_size_mismatch(where, node, actual), node)
 
     @contextmanager
     def _checking(self, node: DirectoryNode | FileNode) -> Iterator[str]:
+        """Report an error of the body instead of raising it; yield the place for its text.
+
+        Execution goes on after the body. Only a service that cannot be reached ends the
+        verification.
+        """
         where = f"{STORE_DIR}/{display(b'/'.join((*self._open_directories, node.name)))}"
-        kind = "blob" if isinstance(node, FileNode) else "directory"
         error: VerifyError
         try:
             yield where
@@ -403,18 +408,18 @@ class _CheckedContents:
         except VerifyError as exc:
             error = exc
         except WrongDigestError as exc:
-            error = ContentMismatchError(where, kind, exc.expected, exc.actual)
+            error = _content_mismatch(where, node, exc.actual)
         except (StoreError, ProtocolError) as exc:
-            error = UnreadableError(where, exc)
+            error = _unreadable(where, exc)
         else:
             return
         self.are_complete = False
-        if not isinstance(error, SizeMismatchError):
+        if error.rule != "size-mismatch":
             self._damaged[node.digest] = node
         self._report_once(error, node)
 
     def _report_once(self, error: VerifyError, node: DirectoryNode | FileNode) -> None:
-        known = (type(error), node.digest, node.size)
+        known = (error.rule, node.digest, node.size)
         if known not in self._reported:
             self._reported.add(known)
             self._report(error)
@@ -422,3 +427,27 @@ class _CheckedContents:
 
 def _is_plain_file(node: Node) -> bool:
     return isinstance(node, FileNode) and not node.executable
+
+
+# --- Errors ---
+
+
+def _mismatch(rule: str, where: str, what: str, *, expected: object, actual: object) -> VerifyError:
+    return VerifyError(f"{where}: {what}: expected {expected}, got {actual}", rule=rule)
+
+
+def _content_mismatch(where: str, node: DirectoryNode | FileNode, actual: object) -> VerifyError:
+    return _mismatch("content-mismatch", where, _kind(node), expected=node.digest, actual=actual)
+
+
+def _size_mismatch(where: str, node: DirectoryNode | FileNode, actual: object) -> VerifyError:
+    what = f"size of the {_kind(node)} {node.digest}"
+    return _mismatch("size-mismatch", where, what, expected=node.size, actual=actual)
+
+
+def _kind(node: DirectoryNode | FileNode) -> str:
+    return "blob" if isinstance(node, FileNode) else "directory"
+
+
+def _unreadable(where: str, cause: Exception) -> VerifyError:
+    return VerifyError(f"{where}: {' '.join(str(cause).split())}", rule="unreadable")

@@ -40,11 +40,6 @@ class Batch:
         self.blobs[digest] = schema.pack_inline(content)
         self.size_bytes += len(content)
 
-    def add_blob_record(self, digest: bytes, record: bytes | memoryview) -> None:
-        """Add a blob by its record (see `schema.pack_inline`), without copying it."""
-        self.blobs[digest] = record
-        self.size_bytes += len(record)
-
     def add_file(self, digest: bytes, path: Path | str, size: int) -> None:
         """Add a blob by a file on the file system of the store; the batch takes the file over."""
         self.files[digest] = StagedFile(os.fspath(path), size)

@@ -1,4 +1,4 @@
-"""The encoding made entry by entry is the one made of a whole directory."""
+"""Encoding a directory entry by entry gives the same bytes as encoding it at once."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A package of three levels, net-tools 1.60, whose entries and whose NAR's size are published."""
+"""A tree of three levels, net-tools 1.60, whose entries and NAR size are published."""
 
 import pytest
 
@@ -114,7 +114,7 @@ def test_root_has_the_size_and_digest_of_all_below_it(
 
 
 def test_nar_has_the_published_size() -> None:
-    # The contents are not at hand, but only their sizes matter.
+    # We do not have the contents, but only their sizes matter.
     directories = {directory.digest(): directory for directory in closure(SizeDialect.DOCUMENTED)}
     writer = NarWriter(lambda _data: None)
 

@@ -15,7 +15,7 @@ from appliance.fuse_proto.operations import NotReady
 from appliance.nix.path_info import encode_nar_addressed
 from appliance.nix.store_path import StorePath, nar_path
 from appliance.resolve.local import LocalResolver
-from appliance.resolve.resolver import SessionResolving
+from appliance.resolve.resolver import SessionGrants
 from appliance.session.grants import Grants, GrantTable
 from appliance.session.wants import Want
 from appliance.store.batch import Batch
@@ -120,7 +120,7 @@ class Guest:
         )
         self.runner = asyncio.Runner()
         self.resolver = LocalResolver(self.store)
-        self.resolving = SessionResolving(self.resolver, self.table)
+        self.session = SessionGrants(self.table)
         self.wants: list[Want] = []
         self.dispatcher = Dispatcher(
             self.handler, PlainSession(), memoryview(bytearray(8 * COUNTERS)).cast("Q")
@@ -151,7 +151,7 @@ class Guest:
     def _resolve(self, want: object) -> int:
         assert isinstance(want, Want)
         self.wants.append(want)
-        return self.runner.run(self.resolving.resolve(want))
+        return self.runner.run(self.resolver.resolve(want, self.session))
 
     def body(self, request: bytes) -> bytes:
         answer = self.ask(request)

@@ -1,4 +1,4 @@
-"""Importing content whose digests are published."""
+"""Imports of content whose digests are published."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ COMPLICATED = {
 def imported(
     store: Path, path: Path, dialect: SizeDialect = DEFAULT_DIALECT
 ) -> tuple[PathInfo, Node]:
-    """Return the PathInfo, and its node without the name."""
+    """Return the PathInfo and its node, without the name of the node."""
     (name,) = import_paths(store, [path], progress=Silent(), dialect=dialect)
     (info,) = audit(store).path_infos
     assert info.path.absolute() == name

@@ -1,4 +1,4 @@
-"""Content addresses as text, and as a PathInfo has them."""
+"""Content addresses, as text and in a PathInfo."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,9 @@ import pytest
 from appliance.errors import PathInfoError
 from appliance.nix.content_address import ContentAddress, Method
 from appliance.nix.hashes import NixHash
-from appliance.nix.store_path import InvalidReferenceError, StorePath
+from appliance.nix.store_path import StorePath, StorePathError
 from appliance.protos import pathinfo_pb2
+from tests.refusal import refused
 
 SHA256 = "08813cbee9903c62be4c5027726a418a300da4500b2d369d3af9286f4815ceba"
 SHA1 = "5cba3c77236ae4f9650270a27fbad375551fa60a"
@@ -53,10 +54,17 @@ def test_digest_may_be_written_otherwise(encoded: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "fixed:", "sha256:" + SHA256, "text:sha1:" + SHA1, "fixed:r:sha1:" + SHA256]
+    ("rule", "text"),
+    [
+        ("unknown-method", ""),
+        ("invalid-algo", "fixed:"),
+        ("unknown-method", "sha256:" + SHA256),
+        ("invalid-text-algo", "text:sha1:" + SHA1),
+        ("invalid-digest-length", "fixed:r:sha1:" + SHA256),
+    ],
 )
-def test_other_text_is_refused(text: str) -> None:
-    with pytest.raises(PathInfoError):
+def test_other_text_is_refused(rule: str, text: str) -> None:
+    with refused(PathInfoError, rule):
         ContentAddress.parse(text)
 
 
@@ -74,12 +82,12 @@ def test_every_kind_of_a_path_info_has_a_text_and_is_that(kind: str) -> None:
 
 
 def test_no_content_address_and_one_of_a_later_kind_are_none() -> None:
-    # Field 6 of the second: a CA whose kind is 99.
+    # The second has field 6: a CA of kind 99.
     for encoded in (b"", b"\x32\x02\x08\x63"):
         assert ContentAddress.of_message(pathinfo_pb2.NARInfo.FromString(encoded)) is None
 
 
-# Of the texts "bar" and, further down, the path that it has.
+# The SHA-256 of the text "bar", and its path when it is called foo.
 BAR_SHA256 = "fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9"
 FOO = "vxjiwkjkn7x4079qvh1jkl5pn05j2aw0-foo"
 
@@ -124,5 +132,5 @@ def test_only_a_nar_by_sha256_may_refer_to_itself(method: str) -> None:
         paths.add(address.store_path("name", has_self_reference=True))
         assert len(paths) == 2
     else:
-        with pytest.raises(InvalidReferenceError):
+        with refused(StorePathError, "invalid-reference"):
             address.store_path("name", has_self_reference=True)

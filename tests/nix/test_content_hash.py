@@ -1,4 +1,4 @@
-"""Hashes of content with and without its own path in it, however it comes."""
+"""Hashes of content with and without its own path in it, in pieces of any size."""
 
 import hashlib
 

@@ -1,14 +1,11 @@
-"""What newer implementations add to a NARInfo, and its rules."""
+"""The fields that newer implementations add to a NARInfo, and their rules."""
 
 import pytest
 
-from appliance.nix.path_info import (
-    InvalidCaError,
-    InvalidDeriverError,
-    InvalidSignatureError,
-    validate,
-)
+from appliance.errors import PathInfoError
+from appliance.nix.path_info import validate
 from appliance.protos import castore_pb2, pathinfo_pb2
+from tests.refusal import refused
 
 NAME = b"0" * 32 + b"-dummy"
 HASH = pathinfo_pb2.NARInfo.CA.Hash
@@ -39,7 +36,7 @@ def test_deriver_is_a_store_path() -> None:
         pathinfo_pb2.StorePath(name="", digest=bytes(20)),
         pathinfo_pb2.StorePath(name="a/b", digest=bytes(20)),
     ):
-        with pytest.raises(InvalidDeriverError):
+        with refused(PathInfoError, "invalid-deriver"):
             validate(path_info(pathinfo_pb2.NARInfo(deriver=bad)))
 
 
@@ -48,9 +45,9 @@ def test_signature_has_a_name_and_64_bytes() -> None:
     good = signature(name="key-1", data=bytes(64))
     validate(path_info(pathinfo_pb2.NARInfo(signatures=[good])))
     for bad in (signature(name="key-1", data=bytes(63)), signature(data=bytes(64))):
-        with pytest.raises(InvalidSignatureError) as caught:
+        with refused(PathInfoError, "invalid-signature") as caught:
             validate(path_info(pathinfo_pb2.NARInfo(signatures=[good, bad])))
-        assert caught.value.index == 1
+        assert str(caught.value).startswith("signature 1 has ")
 
 
 @pytest.mark.parametrize(("kind", "size"), SIZES.items())
@@ -63,13 +60,13 @@ def test_content_address_has_the_size_of_its_algorithm(
 
     validate(with_ca(size))
     for wrong in (0, size - 1, size + 1):
-        with pytest.raises(InvalidCaError) as caught:
+        with refused(PathInfoError, "invalid-ca") as caught:
             validate(with_ca(wrong))
-        assert caught.value.size == wrong
+        assert str(caught.value).endswith(f" has {wrong} bytes, expected {size}")
 
 
 def test_content_address_of_a_later_kind_is_let_through() -> None:
-    # Field 6 of the NARInfo: a CA whose kind is 99.
+    # Field 6 of the NARInfo: a CA of kind 99.
     narinfo = pathinfo_pb2.NARInfo.FromString(b"\x32\x02\x08\x63")
 
     assert narinfo.ca.type not in HASH.values()

@@ -1,4 +1,4 @@
-"""What is kept of two PathInfos of one path, and what is refused."""
+"""Two PathInfos of one path: what a store keeps, and what it refuses."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -20,13 +20,13 @@ from appliance.errors import AlreadyExistsError, PathInfoError
 from appliance.nix.path_info import encode_nar_addressed, read_path_info
 from appliance.nix.path_info_rules import (
     SIGNATURES_MAX,
-    ContradictionError,
     accepted,
     check_claims,
     nar_key,
 )
 from appliance.nix.store_path import StorePath, nar_path, text_path_by_digest
 from appliance.protos import pathinfo_pb2
+from tests.refusal import refused
 
 SHA256 = hashlib.sha256(b"a NAR").digest()
 FILE = FileNode(b"", Digest.of(b"content"), 7, executable=False)
@@ -110,7 +110,7 @@ def test_same_again_is_the_one_that_is_there() -> None:
 
 @pytest.mark.parametrize("new", [bare(), full()])
 def test_what_says_no_more_changes_nothing(new: Message) -> None:
-    # Whatever it is encoded like: the bytes that are there stay.
+    # The bytes kept stay as they are, even if they are not the canonical encoding.
     old = full().SerializeToString() + bytes([0xF8, 0x06, 0x01])
     assert accepted(old, new.SerializeToString(), NOTHING) is old
 
@@ -183,7 +183,7 @@ def test_another_node_is_refused_or_replaces_when_it_may(node: Node) -> None:
 
 
 def trees(dialect: SizeDialect, leaf: bytes = b"leaf") -> tuple[DirectoryNode, list[Directory]]:
-    """Return a root and all its directories: one of them in two places, two levels deep."""
+    """Return a root and its directories, two levels deep; one of them occurs in two places."""
     inner = Directory(files=[FileNode(leaf, FILE.digest, 7, executable=False)])
     middle = Directory([DirectoryNode(b"in", inner.digest(), inner.size(dialect))])
     outer = Directory(
@@ -203,7 +203,7 @@ def test_same_content_counted_in_the_other_way_is_the_same() -> None:
     assert found.node == new.node
     assert found.narinfo.signatures == old.narinfo.signatures
 
-    # What is not there cannot be compared.
+    # Directories that the store does not have cannot be compared.
     for known in (NOTHING, Contents(*old_directories), Contents(*old_directories[:1], *both_of())):
         with pytest.raises(AlreadyExistsError):
             accepted(old.SerializeToString(), new.SerializeToString(), known)
@@ -236,7 +236,7 @@ CONTRADICTIONS: dict[str, Change] = {
 @pytest.mark.parametrize("what", CONTRADICTIONS)
 def test_what_is_known_otherwise_is_refused_or_replaced_when_it_may(what: str) -> None:
     new = changed(full(), CONTRADICTIONS[what])
-    with pytest.raises(ContradictionError, match=what):
+    with refused(PathInfoError, "contradiction", match=what):
         kept(full(), new)
     assert kept(full(), new, may_replace=True) == new
 
@@ -246,11 +246,11 @@ def test_nar_that_was_calculated_otherwise_is_refused_even_by_who_may_replace() 
     new = full().SerializeToString()
     for old in (None, bare().SerializeToString(), full().SerializeToString() + b"\xf8\x06\x01"):
         for may_replace in (False, True):
-            with pytest.raises(ContradictionError, match="hash of the NAR"):
+            with refused(PathInfoError, "contradiction", match="hash of the NAR"):
                 accepted(old, new, Contents(nars=known), may_replace=may_replace)
     right = {nar_key(FILE): (120, SHA256)}
     assert accepted(None, new, Contents(nars=right)) == new
-    with pytest.raises(ContradictionError, match="size of the NAR"):
+    with refused(PathInfoError, "contradiction", match="size of the NAR"):
         accepted(None, new, Contents(nars={nar_key(FILE): (128, SHA256)}))
 
 
@@ -274,7 +274,7 @@ def test_content_address_of_the_path_is_right_and_any_other_a_contradiction() ->
         lambda message: setattr(message.node.file, "name", FOREIGN.basename().encode()),
     ]
     for change in wrong:
-        with pytest.raises(ContradictionError):
+        with refused(PathInfoError, "contradiction"):
             check_claims(changed(message, change).SerializeToString())
 
 
@@ -307,5 +307,5 @@ def test_signatures_are_limited() -> None:
         sign(old, f"many-{number}", 0)
     check_claims(old.SerializeToString())
     sign(new, "one more", 0)
-    with pytest.raises(PathInfoError, match=f"it can have {SIGNATURES_MAX}"):
+    with refused(PathInfoError, "too-many-signatures", match=f"the limit is {SIGNATURES_MAX}"):
         kept(old, new)

@@ -1,4 +1,4 @@
-"""Archives whose size and SHA-256 are published: written so, and read back."""
+"""Archives of published size and SHA-256: we write exactly these, and read them back."""
 
 import hashlib
 
@@ -33,7 +33,7 @@ PUBLISHED: dict[str, tuple[object, int, str]] = {
         96,
         "a50a5ab6d992f5598edd92105059fae9acfc192981e08bd88534c2167e92526a",
     ),
-    # The second name begins with the first, and is not below it.
+    # The second name begins with the first, but is not below it.
     "names that begin alike": (
         {b"test": {b"tested": {}}, b"tested": {}},
         600,

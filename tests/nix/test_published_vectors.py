@@ -29,9 +29,6 @@ from appliance.services.memory_services import (
 )
 from appliance.services.nar_render import nar_info
 from appliance.services.verify import (
-    ContentAddressMismatchError,
-    NarHashMismatchError,
-    StorePathMismatchError,
     Verifier,
     VerifyError,
 )
@@ -44,7 +41,7 @@ BLOBS = {Digest.of(content): content for content in (b"", HELLO, BLOB_A, BLOB_B)
 LINK = SymlinkNode(b"", b"/nix/store/somewhereelse")
 KEEP = FileNode(b".keep", EMPTY_DIGEST, 0, executable=False)
 WITH_KEEP = Directory(files=[KEEP])
-# In place of that of a published digest, for the published cases that fail.
+# Replace the first byte of a published digest in the cases that must fail.
 WRONG_FIRST_BYTES = (0xFB, 0xFF, 0xFD, 0xF2)
 
 
@@ -73,7 +70,7 @@ def services() -> tuple[MemoryBlobService, MemoryDirectoryService]:
 
 
 def addressed(node: Node, address: ContentAddress) -> bytes:
-    """Return the PathInfo of what is called test, with nothing on record but the address."""
+    """Return the PathInfo of a path called test that states only its content address."""
     path = address.store_path("test")
     named = node._replace(name=path.basename().encode())
     narinfo = pathinfo_pb2.NARInfo(ca=ca_message(address))
@@ -82,13 +79,13 @@ def addressed(node: Node, address: ContentAddress) -> bytes:
 
 
 def problems(path_info: bytes) -> list[VerifyError]:
-    """Return what is reported of one path."""
+    """Return the errors reported for one path."""
     blobs, directories = services()
     path_infos = MemoryPathInfoService(blobs, directories)
     found: list[VerifyError] = []
 
     async def verify() -> None:
-        # Past `put`, which refuses what contradicts itself.
+        # Bypass `put`, which refuses a PathInfo that contradicts itself.
         path_infos._path_infos[read_path_info(path_info).path.digest] = path_info
         await Verifier(Services(blobs, directories, path_infos), found.append).verify_all()
 
@@ -117,7 +114,7 @@ def test_nameless_node_is_encoded_as_published(node: Node, text: str) -> None:
 
 
 class Import(NamedTuple):
-    """A node, the SHA-256 of its NAR in nixbase32, and its store path when it is called test."""
+    """A node, the SHA-256 of its NAR in nixbase32, and its store path if it is called test."""
 
     node: Node
     nar_sha256: str
@@ -200,14 +197,14 @@ def test_published_import_is_right_and_with_another_digest_wrong(
     right = encode_nar_addressed(path, published.node, nar_size=size, nar_sha256=sha256)
     assert problems(right) == []
     wrong_record = encode_nar_addressed(path, published.node, nar_size=size, nar_sha256=wrong)
-    assert list(map(type, problems(wrong_record))) == [
-        StorePathMismatchError,
-        NarHashMismatchError,
-        ContentAddressMismatchError,
+    assert [problem.rule for problem in problems(wrong_record)] == [
+        "store-path-mismatch",
+        "nar-hash-mismatch",
+        "content-address-mismatch",
     ]
 
 
-# Each with the node of which it is the content address.
+# Nodes with their content addresses.
 ADDRESSES: list[tuple[Node, str]] = [
     (
         DOCUMENTED,
@@ -238,7 +235,7 @@ def test_published_content_address_with_another_digest_is_wrong(
     wrong = right._replace(hash=right.hash._replace(digest=digest))
     (problem,) = problems(addressed(node, wrong))
 
-    assert isinstance(problem, ContentAddressMismatchError)
+    assert problem.rule == "content-address-mismatch"
     path = wrong.store_path("test").absolute()
     assert str(problem) == f"{path}: content address: expected {wrong}, got {right}"
 

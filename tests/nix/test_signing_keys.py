@@ -1,10 +1,12 @@
-"""Signatures and keys: published ones, and texts that are none."""
+"""Signatures and keys: published ones, and texts that are neither."""
 
 import pytest
 
-from appliance.nix.signing import KeyTextError, PublicKey, SecretKey, Signature
+from appliance.errors import PathInfoError
+from appliance.nix.signing import PublicKey, SecretKey, Signature
+from tests.refusal import refused
 
-# Published, so never to be used.
+# These keys are published: never use them.
 SECRETS = {
     "do.not.use:sGPzxuK5WvWPraytx+6sjtaff866sYlfvErE6x0hFEhy5eqe7OVZ8ZMqZ/ME/HaRdKGNGvJkyGKXYTaeA6lR"
     "3A==": "do.not.use:cuXqnuzlWfGTKmfzBPx2kXShjRryZMhil2E2ngOpUdw=",
@@ -94,33 +96,47 @@ def test_known_key_signs_as_published(secret: str, signed: str) -> None:
 
 
 BAD_SIGNATURES = {
-    "too short": f"test:{SIGNED[:-28]}",
-    "newline in the name": f"test\n:{SIGNED}",
-    "space in the name": f"test :{SIGNED}",
-    "no name": f":{SIGNED}",
-    "no colon": SIGNED,
-    "not base 64": f"test:{SIGNED.replace('+', '-')}",
-    "no padding": f"test:{SIGNED.rstrip('=')}",
+    "too short": ("invalid-length", f"test:{SIGNED[:-28]}"),
+    "newline in the name": ("invalid-name", f"test\n:{SIGNED}"),
+    "space in the name": ("invalid-name", f"test :{SIGNED}"),
+    "no name": ("invalid-name", f":{SIGNED}"),
+    "no colon": ("missing-separator", SIGNED),
+    "not base 64": ("decode-error", f"test:{SIGNED.replace('+', '-')}"),
+    "no padding": ("decode-error", f"test:{SIGNED.rstrip('=')}"),
 }
 
 
-@pytest.mark.parametrize("text", BAD_SIGNATURES.values(), ids=BAD_SIGNATURES.keys())
-def test_text_that_is_no_signature_is_refused(text: str) -> None:
-    with pytest.raises(KeyTextError):
+@pytest.mark.parametrize(("rule", "text"), BAD_SIGNATURES.values(), ids=BAD_SIGNATURES.keys())
+def test_text_that_is_no_signature_is_refused(rule: str, text: str) -> None:
+    with refused(PathInfoError, rule):
         Signature.parse(text)
 
 
-@pytest.mark.parametrize("text", [CACHE.partition(":")[2], CACHE[:-1], CACHE[:-4], ""])
-def test_text_that_is_no_public_key_is_refused(text: str) -> None:
-    with pytest.raises(KeyTextError):
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ("missing-separator", CACHE.partition(":")[2]),
+        ("decode-error", CACHE[:-1]),
+        ("invalid-length", CACHE[:-4]),
+        ("missing-separator", ""),
+    ],
+)
+def test_text_that_is_no_public_key_is_refused(rule: str, text: str) -> None:
+    with refused(PathInfoError, rule):
         PublicKey.parse(text)
 
 
 @pytest.mark.parametrize(
-    "text", [EXAMPLE[:-3], EXAMPLE.replace(":", "")[:-3], EXAMPLE.replace(":", ""), CACHE]
+    ("rule", "text"),
+    [
+        ("decode-error", EXAMPLE[:-3]),
+        ("missing-separator", EXAMPLE.replace(":", "")[:-3]),
+        ("missing-separator", EXAMPLE.replace(":", "")),
+        ("invalid-length", CACHE),
+    ],
 )
-def test_text_that_is_no_secret_key_is_refused_without_showing_it(text: str) -> None:
-    with pytest.raises(KeyTextError) as caught:
+def test_text_that_is_no_secret_key_is_refused_without_showing_it(rule: str, text: str) -> None:
+    with refused(PathInfoError, rule) as caught:
         SecretKey.parse(text)
 
     assert "cCta2MEs" not in str(caught.value)
@@ -129,5 +145,5 @@ def test_text_that_is_no_secret_key_is_refused_without_showing_it(text: str) -> 
 def test_secret_key_with_the_public_half_of_another_is_refused() -> None:
     seed = DO_NOT_USE.partition(":")[2][:40]
     mixed = f"mixed:{seed}{EXAMPLE.partition(':')[2][40:]}"
-    with pytest.raises(KeyTextError, match="its public half is another key's"):
+    with refused(PathInfoError, "public-half-mismatch", match="belongs to another key"):
         SecretKey.parse(mixed)

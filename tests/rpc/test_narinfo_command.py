@@ -1,4 +1,4 @@
-"""A binary cache made with our commands, and Nix as its user."""
+"""A binary cache made with our commands, and used by Nix."""
 
 import subprocess
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def run(*arguments: str | Path, status: int = 0) -> "subprocess.CompletedProcess
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory with a pair of keys that Nix made, and another pair of that name."""
+    """Return a directory with a key pair that Nix made, and another pair of the same name."""
     directory = tmp_path_factory.mktemp("keys")
     for where in (directory, directory / "other"):
         where.mkdir(exist_ok=True)
@@ -38,7 +38,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Return the address of a store, and the one path in it."""
+    """Return the address of a store and its only path."""
     directory = tmp_path_factory.mktemp("imported")
     (directory / "file").write_bytes(b"content")
     (name,) = import_tree(directory / "store", directory / "file")
@@ -56,7 +56,7 @@ def make_cache(store: str, cache: Path, paths: Sequence[str], *options: str | Pa
 
 
 def realise(cache: Path, root: Path, path: str, public_key: str) -> str:
-    """Have Nix fetch a path from a cache; return what it says."""
+    """Let Nix fetch a path from a cache; return its output."""
     done = subprocess.run(
         [
             *("nix-store", "--store", f"local?root={root}", "--realise", path),
@@ -73,7 +73,7 @@ def realise(cache: Path, root: Path, path: str, public_key: str) -> str:
 
 
 def add_link(batch: Batch, path: StorePath, references: Sequence[StorePath]) -> None:
-    """Add a path that nothing but a signature vouches for."""
+    """Add a path that only a signature vouches for."""
     node = node_to_message(LINK._replace(name=path.basename().encode()))
     message = pathinfo_pb2.PathInfo(node=node, references=[item.digest for item in references])
     message.narinfo.nar_size = 136

@@ -1,4 +1,4 @@
-"""Damaged stores are whole again: by another import, by `verify --repair`, by a new cache."""
+"""Damaged stores are repaired: by another import, by `verify --repair`, by a new cache."""
 
 import hashlib
 import os
@@ -109,7 +109,7 @@ def forget_directories(made: Made) -> None:
     rewrite(made, schema.DIRECTORIES, lambda _value: None)
 
 
-# Those that an import meets by itself, as it compares what it has in hand; a file it does not read.
+# Damage that an import notices by itself, because it compares; it does not read stored files.
 SEEN = [remove, cut, garble_small_blobs, garble_directories, forget_blobs, forget_directories]
 ALL = [*SEEN, flip]
 
@@ -231,7 +231,7 @@ def test_wrong_image_of_a_directory_is_dropped(damaged: Made) -> None:
     done = run("verify", "--store", damaged.uri, status=1)
     *told, summary = done.stderr.decode().splitlines()
     assert len(told) == 3
-    assert all(line.endswith(": is not the one made of it, and was dropped") for line in told)
+    assert all(line.endswith(": does not match the directory, and was removed") for line in told)
     assert summary.endswith("failures: 3")
     assert run("verify", "--store", damaged.uri).stderr == b""
 

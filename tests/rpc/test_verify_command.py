@@ -1,4 +1,4 @@
-"""`appliance verify` on stores that are right and on damaged ones, also through a daemon."""
+"""`appliance verify` on intact and damaged stores, directly and through a daemon."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ Damage = Callable[[Store, StorePath], None]
 
 
 class Imported(NamedTuple):
-    """A store, a path in it that is damaged in copies, the SHA-256 of its NAR, and another path."""
+    """A store, one path in it that tests damage in copies, the SHA-256 of its NAR, another path."""
 
     store: Path
     path: str
@@ -71,7 +71,7 @@ def store(imported: Imported, tmp_path: Path) -> Path:
 
 @contextmanager
 def served(kind: str, store: Path) -> Iterator[str]:
-    """Give the address of a store, itself or through a daemon."""
+    """Yield the address of a store, directly or through a daemon."""
     if kind == "lmdb":
         yield f"lmdb://{store}"
         return
@@ -168,7 +168,7 @@ def misstate_a_size(store: Store, path: StorePath) -> None:
 BIG_DIGEST, SMALL_DIGEST = Digest.of(BIG).hex(), Digest.of(SMALL).hex()
 FLIPPED = Digest.of(BIG[:200_000] + b"!" + BIG[200_001:]).hex()
 ZEROS = "0" * 52
-# What is done, and lines of which each is a part of one that is printed, in that order.
+# The damage, and a part of each line that is printed for it, in order.
 DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "flipped byte": (flip_a_byte, [f"/sub/big: blob: expected {BIG_DIGEST}, got {FLIPPED}"]),
     "short file": (cut_a_file, [f"/sub/big: blob: expected {BIG_DIGEST}, got nothing"]),

@@ -1,4 +1,4 @@
-"""How large a tree is, without writing it out: as large as when it is written out."""
+"""The computed extent of a tree is that of the tree written out."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What a path given by a person leads to, and what is shown of it."""
+"""Paths given by a person: the nodes they lead to, and what is shown about them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -97,7 +97,7 @@ HELLO = "dbghhbq1x39yxgkv3vkgfwbxrmw9nfzi-hello-2.12.1"
 GLIBC = "ddwyrxif62r8n6xclvskjyy6szdhvj60-glibc-2.39-5"
 LIBGCC = "rxganm4ibf31qngal3j3psp20mak37yy-xgcc-13.2.0-libgcc"
 LIBIDN2 = "s32cldbh9pfzd9z82izi12mdlrw0yf8q-libidn2-2.3.7"
-# What Nix exports of a closure.
+# What Nix exports about a closure.
 EXPORTED = [
     (
         "sha256:11vm2x1ajhzsrzw7lsyss51mmr3b6yll9wdjn51bh7liwkpc8ila",

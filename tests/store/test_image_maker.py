@@ -35,7 +35,7 @@ def test_the_first_lookup_makes_the_images_of_the_whole_path(
     drop_images(guest.store)
     assert guest.body(fuse_client.read(guest.walk(name, b"7", b"a", b"b"), 0, 100)) == b"7"
     assert num_images(guest.store) == made_by_the_commit - 1, "the empty one needs none"
-    assert len([r for r in caplog.records if "are made" in r.message]) == 1
+    assert len([r for r in caplog.records if "making its image" in r.message]) == 1
     assert len(guest.wants) == 1, "no directory is asked for by itself"
 
 

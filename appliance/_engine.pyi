@@ -48,8 +48,18 @@ class EngBytes(CData):
 
 class EngStore(CData): ...
 
+class EngUsed(CData):
+    kind: int
+    digest: CData
+
+class EngUsage(CData):
+    is_kept: list[int]
+    num: int
+    used: Sequence[EngUsed]
+
 class EngPlaces(CData):
     store: EngStore
+    usage: CData
 
 class EngReply(CData):
     head: CData
@@ -63,9 +73,9 @@ class EngAnswers(CData):
     session: CData
     counters: CData
     listing: CData
-    is_read_plain: int
     store: EngStore
     places: EngPlaces
+    usage: EngUsage
     left_num: int
     left: Sequence[int]
 
@@ -171,6 +181,8 @@ class _Lib(Protocol):
     ENG_STORE_RESIZED: int
     ENG_BLOB_FDS_MAX: int
     ENG_LISTING_SIZE: int
+    ENG_USED_BLOB: int
+    ENG_USED_DIRECTORY: int
     ENG_NOT_PLAIN: int
     ENG_NO_REPLY: int
 
@@ -191,6 +203,9 @@ class _Lib(Protocol):
     def eng_grants_deinit(self, grants: CData, /) -> None: ...
     def eng_blob_fds_init(self, ret: CData, store_fd: int, num: int, /) -> None: ...
     def eng_blob_fds_close(self, fds: CData, /) -> None: ...
+    def eng_blob_fds_close_unlinked(self, fds: CData, /) -> None: ...
+    def eng_usage_is_due(self, usage: CData, /) -> int: ...
+    def eng_usage_clear(self, usage: CData, /) -> None: ...
     def eng_answer(
         self,
         answers: EngAnswers,

@@ -5,6 +5,7 @@
  */
 #include "blob_fds.h"
 #include "places.h"
+#include "usage.h"
 
 #include <linux/fuse.h>
 
@@ -155,8 +156,7 @@ static int read_args(const struct request *request, struct fuse_read_in *ret)
 	return 0;
 }
 
-static int read_file(int fd, const struct fuse_read_in *args,
-		     uint64_t size, struct eng_reply *ret)
+static int read_file(int fd, const struct fuse_read_in *args, uint64_t size, struct eng_reply *ret)
 {
 	if (fd < 0)
 		return ENG_NOT_PLAIN;
@@ -166,35 +166,47 @@ static int read_file(int fd, const struct fuse_read_in *args,
 	return ENG_REPLY;
 }
 
+/* The content of a file from the offset on, of which `size` bytes are there as the node states it. */
+static int read_blob(struct eng_answers *answers, const struct node *node,
+		     const struct fuse_read_in *args, uint64_t size, struct eng_reply *ret)
+{
+	struct eng_bytes record;
+	int fd = blob_fds_find(&answers->blobs, node->digest, node->size);
+
+	if (fd >= 0)
+		return read_file(fd, args, size, ret);
+	if (eng_store_get(answers->store, ENG_BLOBS, node->digest, ENG_DIGEST_SIZE, &record) != 1 ||
+	    !record.size || node->size > INT64_MAX)
+		return ENG_NOT_PLAIN;
+	if (record.at[0] == IN_FILE && record.size == FILE_RECORD_SIZE) {
+		fd = blob_fds_get(&answers->blobs, node->digest, node->size,
+				  image_u64(record.at + 1));
+		return read_file(fd, args, size, ret);
+	}
+	if (record.at[0] != INLINE || record.size - 1 < node->size)
+		return ENG_NOT_PLAIN;
+	return reply_bytes(ret, record.at + 1 + args->offset, size);
+}
+
 static int read_content(struct eng_answers *answers, const struct request *request,
 			struct eng_reply *ret)
 {
 	struct fuse_read_in args;
-	struct eng_bytes record;
 	struct node node;
-	uint64_t size;
-	int fd;
+	uint64_t left;
+	int outcome;
 
-	if (!answers->is_read_plain || read_args(request, &args) ||
+	if (read_args(request, &args) ||
 	    places_node(&answers->places, request->header.nodeid, &node) ||
 	    (node.kind != IMAGE_FILE && node.kind != IMAGE_EXECUTABLE))
 		return ENG_NOT_PLAIN;
 	if (args.offset >= node.size)
 		return ENG_REPLY;
-	size = node.size - args.offset < args.size ? node.size - args.offset : args.size;
-	fd = blob_fds_find(&answers->blobs, node.digest, node.size);
-	if (fd >= 0)
-		return read_file(fd, &args, size, ret);
-	if (eng_store_get(answers->store, ENG_BLOBS, node.digest, ENG_DIGEST_SIZE, &record) != 1 ||
-	    !record.size || node.size > INT64_MAX)
-		return ENG_NOT_PLAIN;
-	if (record.at[0] == IN_FILE && record.size == FILE_RECORD_SIZE) {
-		fd = blob_fds_get(&answers->blobs, node.digest, node.size);
-		return read_file(fd, &args, size, ret);
-	}
-	if (record.at[0] != INLINE || record.size - 1 < node.size)
-		return ENG_NOT_PLAIN;
-	return reply_bytes(ret, record.at + 1 + args.offset, size);
+	left = node.size - args.offset;
+	outcome = read_blob(answers, &node, &args, left < args.size ? left : args.size, ret);
+	if (outcome == ENG_REPLY)
+		usage_note(&answers->usage, ENG_USED_BLOB, node.digest);
+	return outcome;
 }
 
 /* --- Directory streams --- */

@@ -6,8 +6,8 @@
  * named here. A request that is not plain is left to Python, which answers every request and is the
  * reference; so nothing here reports what is wrong with one.
  *
- * Layers, lowest first: lmdb_reader.c, image_view.c, grants.c, places.c, blob_fds.c, answers.c, then
- * serve.c and device.c. The layouts of images and grants are described in appliance/images/layout.py
+ * Layers, lowest first: lmdb_reader.c, image_view.c, grants.c, places.c, blob_fds.c and usage.c,
+ * answers.c, then serve.c and device.c. The layouts of images and grants are described in appliance/images/layout.py
  * and appliance/session/grants.py.
  */
 #ifndef ANSWERS_H
@@ -22,6 +22,8 @@ enum {
 	ENG_NODE_ENTRY_SIZE = 128,
 	ENG_DIRECTORIES_MAX = 2048,	/* cached; a power of two */
 	ENG_BLOB_FDS_MAX = 64,
+	ENG_USED_MAX = 512,
+	ENG_USED_SLOTS = 1024,
 	ENG_HEAD_MAX = 144,		/* an out_header and the largest fixed body */
 	ENG_LISTING_SIZE = 1048592,	/* the largest reply that is asked for: 256 pages and a header */
 };
@@ -103,9 +105,30 @@ struct eng_seen_image {
 	struct eng_image image;
 };
 
+/* usage.c: the entries of a cache that were used since the last report. */
+enum eng_used_kind { ENG_USED_BLOB, ENG_USED_DIRECTORY, ENG_USED_KINDS };
+
+struct eng_used {
+	uint32_t kind;
+	uint8_t digest[ENG_DIGEST_SIZE];
+};
+
+struct eng_usage {
+	int32_t is_kept[ENG_USED_KINDS];	/* whether the store is a cache of these */
+	uint32_t num;
+	uint64_t reported_ns;		/* CLOCK_MONOTONIC */
+	struct eng_used used[ENG_USED_MAX];
+	uint16_t slot[ENG_USED_SLOTS];	/* a hash table: indices of `used` from 1 on, or 0 */
+};
+
+/* Whether a report is due: once a second, or when there is no room for more. */
+int eng_usage_is_due(const struct eng_usage *usage);
+void eng_usage_clear(struct eng_usage *usage);
+
 /* places.c: nodes by their numbers. */
 struct eng_places {
 	struct eng_store *store;
+	struct eng_usage *usage;
 	struct eng_grants grants;
 	uint32_t last;			/* index of the directory used last */
 	struct eng_seen_image seen[2];	/* of first pieces, and of others */
@@ -128,6 +151,8 @@ struct eng_blob_fds {
 
 void eng_blob_fds_init(struct eng_blob_fds *ret, int store_fd, uint32_t num);
 void eng_blob_fds_close(struct eng_blob_fds *fds);
+/* Closes files that were removed, which frees their space. */
+void eng_blob_fds_close_unlinked(struct eng_blob_fds *fds);
 
 /* A reply: `head`, then `body_size` bytes at `body`, or of `fd` from `offset` if that is not -1. */
 struct eng_reply {
@@ -144,11 +169,11 @@ struct eng_answers {
 	const uint8_t *session;		/* the first byte says whether INIT was answered */
 	uint64_t *counters;		/* 64, by opcode */
 	uint8_t *listing;		/* ENG_LISTING_SIZE bytes, aligned to 8 */
-	int32_t is_read_plain;		/* contents of files may be sent from here */
 	struct eng_store *store;
 
 	struct eng_places places;
 	struct eng_blob_fds blobs;
+	struct eng_usage usage;
 	uint32_t left_num;
 	uint32_t left[ENG_SLOTS_MAX];	/* slots whose requests are not plain */
 };
@@ -175,8 +200,8 @@ void eng_answers_count(struct eng_answers *answers, const uint8_t *request);
 /* serve.c. One batch: pops up to `limit` chains, answers what is plain, signals. A code, or 0. */
 int eng_serve_batch(struct eng_answers *answers, struct eng_ring *ring, uint32_t limit);
 /*
- * Serves a ring until Python must look: 0, at a descriptor in `epoll_fd` that is not the kick, or at
- * a signal; 1, at the requests in `left`; or a negated ENG_E* code.
+ * Serves a ring until Python must look: 0, at a descriptor in `epoll_fd` that is not the kick, at a
+ * signal, or because usage is to be reported; 1, at the requests in `left`; or a negated ENG_E* code.
  */
 int eng_serve_ring(struct eng_answers *answers, struct eng_ring *ring, int epoll_fd, int kick_fd,
 		   int is_busy);

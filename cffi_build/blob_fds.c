@@ -28,6 +28,16 @@ void eng_blob_fds_close(struct eng_blob_fds *fds)
 		drop(&fds->slot[i]);
 }
 
+void eng_blob_fds_close_unlinked(struct eng_blob_fds *fds)
+{
+	for (uint32_t i = 0; i < ENG_BLOB_FDS_MAX; i++) {
+		struct stat status;
+
+		if (fds->slot[i].fd >= 0 && !fstat(fds->slot[i].fd, &status) && !status.st_nlink)
+			drop(&fds->slot[i]);
+	}
+}
+
 int blob_fds_find(struct eng_blob_fds *fds, const uint8_t *digest, uint64_t size)
 {
 	for (uint32_t i = 0; i < fds->num; i++) {
@@ -71,7 +81,7 @@ static struct eng_blob_fd *slot_to_use(struct eng_blob_fds *fds)
 	}
 }
 
-int blob_fds_get(struct eng_blob_fds *fds, const uint8_t *digest, uint64_t size)
+int blob_fds_get(struct eng_blob_fds *fds, const uint8_t *digest, uint64_t size, uint64_t recorded)
 {
 	struct eng_blob_fd *slot;
 	struct stat status;
@@ -82,7 +92,8 @@ int blob_fds_get(struct eng_blob_fds *fds, const uint8_t *digest, uint64_t size)
 	fd = open_file(fds, digest);
 	if (fd < 0)
 		return -1;
-	if (fstat(fd, &status) < 0 || status.st_size < 0 || (uint64_t)status.st_size < size) {
+	if (fstat(fd, &status) < 0 || status.st_size < 0 || (uint64_t)status.st_size != recorded ||
+	    recorded < size) {
 		(void)close(fd);
 		return -1;
 	}

@@ -4,10 +4,10 @@
 #include "answers.h"
 
 /*
- * Returns a descriptor of the file of a blob, which has at least `size` bytes, or -1. It is valid
- * until the next call.
+ * Returns a descriptor of the file of a blob, or -1 if it has not the size on record, or that is less
+ * than `size`. It is valid until the next call.
  */
-int blob_fds_get(struct eng_blob_fds *fds, const uint8_t *digest, uint64_t size);
+int blob_fds_get(struct eng_blob_fds *fds, const uint8_t *digest, uint64_t size, uint64_t recorded);
 /* The same, but only of a file that is open. */
 int blob_fds_find(struct eng_blob_fds *fds, const uint8_t *digest, uint64_t size);
 #endif

@@ -52,6 +52,8 @@ int64_t eng_serve_device(struct eng_answers *answers, int fd, uint8_t *request, 
 		if (status || outcome == ENG_NOT_PLAIN)
 			return got;
 		eng_answers_count(answers, request);
+		if (eng_usage_is_due(&answers->usage))
+			break;
 	}
 	return -EAGAIN;
 }

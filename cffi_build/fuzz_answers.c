@@ -370,7 +370,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	answers.session = session;
 	answers.counters = counters;
 	answers.listing = (uint8_t *)listing;
-	answers.is_read_plain = 1;
+	answers.places.usage = &answers.usage;
+	answers.usage.is_kept[ENG_USED_BLOB] = answers.usage.is_kept[ENG_USED_DIRECTORY] = 1;
 	answers.store = answers.places.store = &store;
 	eng_blob_fds_init(&answers.blobs, -1, 1);
 	if (eng_grants_init(&answers.places.grants, grants_fd))

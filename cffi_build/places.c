@@ -7,6 +7,7 @@
  * walk, and nothing else.
  */
 #include "places.h"
+#include "usage.h"
 
 enum {
 	IMAGE_KEY_SIZE = ENG_DIGEST_SIZE + 4,
@@ -35,6 +36,7 @@ static int get_image(struct eng_places *places, const uint8_t *digest, uint32_t 
 		return -1;
 	if (image_open(ret, found) || ret->first != piece * PIECE_ENTRIES)
 		return -1;
+	usage_note(places->usage, ENG_USED_DIRECTORY, digest);
 	return 0;
 }
 

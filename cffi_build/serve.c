@@ -131,6 +131,8 @@ int eng_serve_ring(struct eng_answers *answers, struct eng_ring *ring, int epoll
 		is_busy = eng_ring_arm(ring);
 		if (is_busy < 0)
 			return is_busy;
+		if (eng_usage_is_due(&answers->usage))
+			return 0;
 	}
 	return 0;
 }

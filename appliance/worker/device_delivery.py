@@ -13,7 +13,8 @@ from appliance.fuse_proto._fuse_wire import IN_HEADER_SIZE, OUT_HEADER_SIZE, unp
 from appliance.fuse_proto.dispatch import Dispatcher
 from appliance.fuse_proto.encode import pack_reply_header
 from appliance.fuse_proto.init import MAX_PAGES
-from appliance.fuse_proto.operations import FileSlice
+from appliance.fuse_proto.operations import FileSlice, NotReady
+from appliance.session.wants import BlobWanted
 from appliance.worker.plain_answers import PlainAnswers
 
 _LOG: Final = logging.getLogger(__name__)
@@ -77,7 +78,12 @@ class FuseDevice:
             NotReady: the answer is not there yet; the caller parks a copy of the request.
             DeviceEndedError: the mount is gone.
         """
-        reply = dispatcher.handle_untrusted(request, len(request), REPLY_BYTES)
+        try:
+            reply = dispatcher.handle_untrusted(request, len(request), REPLY_BYTES)
+        except NotReady as exc:
+            if self._plain is not None and isinstance(exc.want, BlobWanted):
+                self._plain.close_unlinked()
+            raise
         if reply is None:
             return True
         body = reply.body

@@ -11,6 +11,8 @@ from typing import Final
 
 from appliance._engine import ffi, lib
 from appliance.engine import Ring
+from appliance.fs.files import ALL_LOCAL, RemoteParts
+from appliance.store.blob_cache import directory_key
 from appliance.store.store_reader import StoreReader
 
 VARIABLE: Final = "APPLIANCE_ANSWERS"
@@ -34,7 +36,8 @@ class PlainAnswers:
         grants_fd: of the session; stays the caller's, and must stay open.
         session: memory whose first byte says whether INIT was answered.
         counters: 64 slots of 8 bytes, by opcode.
-        is_read_plain: whether contents of files are sent; not from a cache that has to be told.
+        remote: what the store is only a cache of; what is used of that is passed to `used` once a
+            second at most.
 
     Raises:
         OSError: the grants cannot be mapped.
@@ -47,9 +50,10 @@ class PlainAnswers:
         session: memoryview,
         counters: memoryview,
         *,
-        is_read_plain: bool,
+        remote: RemoteParts = ALL_LOCAL,
     ) -> None:
         self._store = store
+        self._report = remote.used
         self._session = ffi.from_buffer("uint8_t[]", session, require_writable=False)
         self._counters = ffi.from_buffer("uint64_t[]", counters, require_writable=True)
         self._listing = ffi.new("uint64_t[]", lib.ENG_LISTING_SIZE // 8)
@@ -59,8 +63,11 @@ class PlainAnswers:
         answers.session = self._session
         answers.counters = self._counters
         answers.listing = ffi.cast("uint8_t *", self._listing)
-        answers.is_read_plain = is_read_plain
         answers.store = answers.places.store = store.cdata
+        self._usage = ffi.addressof(answers, "usage")
+        answers.places.usage = self._usage
+        answers.usage.is_kept[lib.ENG_USED_BLOB] = remote.has_blobs
+        answers.usage.is_kept[lib.ENG_USED_DIRECTORY] = remote.has_directories
         self._directory_fd = os.open(store.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         num_fds = max(1, (limit - _OTHERS_OPEN) // 4)
@@ -129,9 +136,14 @@ class PlainAnswers:
         """
         buffer = ffi.from_buffer("uint8_t[]", request, require_writable=True)
         size = lib.eng_serve_device(self._answers, fd, buffer, len(buffer))
+        self._report_used()
         if size < 0:
             raise OSError(-size, os.strerror(-size))
         return size
+
+    def close_unlinked(self) -> None:
+        """Close files that were evicted from a cache; call it when a blob is missing there."""
+        lib.eng_blob_fds_close_unlinked(ffi.addressof(self._answers, "blobs"))
 
     def close(self) -> None:
         """Close files and unmap the grants; the store stays the caller's."""
@@ -141,6 +153,18 @@ class PlainAnswers:
         ffi.release(self._session)
         ffi.release(self._counters)
 
+    def _report_used(self) -> None:
+        usage = self._answers.usage
+        if lib.eng_usage_is_due(self._usage):
+            keys = []
+            for used in usage.used[0 : usage.num]:
+                digest = bytes(ffi.buffer(used.digest))
+                is_directory = used.kind == lib.ENG_USED_DIRECTORY
+                keys.append(directory_key(digest) if is_directory else digest)
+            lib.eng_usage_clear(self._usage)
+            self._report(keys)
+
     def _left(self) -> list[int]:
+        self._report_used()
         answers = self._answers
         return [answers.left[index] for index in range(answers.left_num)]

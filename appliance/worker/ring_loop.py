@@ -25,7 +25,7 @@ from appliance.fuse_proto.operations import NotReady
 from appliance.protos import control_pb2 as pb
 from appliance.session import channel
 from appliance.session.session_memory import InflightMemory
-from appliance.session.wants import Want
+from appliance.session.wants import BlobWanted, Want
 from appliance.worker import ring_delivery
 from appliance.worker.pending import Asking, Parking
 from appliance.worker.plain_answers import PlainAnswers
@@ -393,4 +393,6 @@ class RingServer:
         try:
             ring_delivery.serve(self._ring, slot, self._dispatcher)
         except NotReady as exc:
+            if self._plain is not None and isinstance(exc.want, BlobWanted):
+                self._plain.close_unlinked()
             self._parked.park(exc, self._ring.head(slot))

@@ -44,29 +44,22 @@ def main(sock: socket.socket) -> None:
     grants = Grants(grants_fd)
     session = SessionMemory(session_fd)
     counters = session.counters(config.queue)
-    store: ReadableStore
-    plain = None
-    if plain_answers.are_wanted():
-        store = StoreReader(Path(config.store_path))
-        # A cache must be told what was used of it, and a snapshot that may be lost has to be looked
-        # at before anything that was read in it is sent.
-        if store.is_registered and not config.has_remote_directories:
-            plain = PlainAnswers(
-                store,
-                grants_fd,
-                session.memory,
-                counters,
-                is_read_plain=not config.has_remote_blobs,
-            )
-    else:
-        store = Store.open(Path(config.store_path), is_readonly=True)
-    wanted_flags = WANTED_FLAGS
     remote = RemoteParts(
         has_blobs=config.has_remote_blobs,
         has_directories=config.has_remote_directories,
         has_root=config.has_remote_root,
         used=lambda keys: channel.send(sock, pb.Envelope(cache_used=pb.CacheUsed(keys=keys))),
     )
+    store: ReadableStore
+    plain = None
+    if plain_answers.are_wanted():
+        store = StoreReader(Path(config.store_path))
+        # A snapshot that may be lost is checked before anything that was read in it is used.
+        if store.is_registered:
+            plain = PlainAnswers(store, grants_fd, session.memory, counters, remote=remote)
+    else:
+        store = Store.open(Path(config.store_path), is_readonly=True)
+    wanted_flags = WANTED_FLAGS
     new_handler: type[Handler] | partial[PassthroughHandler] = Handler
     if config.device.passthrough:
         wanted_flags = PASSTHROUGH_FLAGS

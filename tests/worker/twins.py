@@ -46,9 +46,7 @@ class Twins:
         self.store = StoreReader(path)
         self.session = memoryview(bytearray(b"\1"))
         self.counters_of_c, self.counters = _counters(), _counters()
-        self.plain = PlainAnswers(
-            self.store, self.table.fd, self.session, self.counters_of_c, is_read_plain=True
-        )
+        self.plain = PlainAnswers(self.store, self.table.fd, self.session, self.counters_of_c)
         self.handler = Handler(self.grants, self.store, is_root_listable=True)
         self.dispatcher = Dispatcher(self.handler, PlainSession(), self.counters)
         self.python(fuse_client.init())

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from time import process_time
 from typing import Final
 
+from appliance.store.store_reader import StoreReader
 from appliance.worker import plain_answers
 from appliance.worker.ring_loop import BATCH, RingServer
 from tests.bench_walk import look_up, serving, walk, walks_s
@@ -55,7 +56,9 @@ def measure_requests() -> None:
     with TemporaryDirectory() as directory:
         path = Path(directory) / "store"
         wide: dict[bytes, Model] = {b"%05d" % i: File(b"x") for i in range(50000)}
-        twins = Twins(path, filled_store(path, {"tree": tree(), "wide": wide}))
+        nodes = filled_store(path, {"tree": tree(), "wide": wide})
+        store = StoreReader(path)
+        twins = Twins(store, nodes)
         top = twins.lookup(ROOT, basename("tree")).nodeid
         wide_top = twins.lookup(ROOT, basename("wide")).nodeid
         file, big = twins.lookup(top, b"file007").nodeid, twins.lookup(top, b"big").nodeid
@@ -87,6 +90,7 @@ def measure_requests() -> None:
                         best[index] = min(best[index], took / BATCHES / BATCH * 1e6)
                 print(f"{label:34} {best[0]:8.2f} {best[1]:8.2f} {best[0] / best[1]:7.1f}")
         twins.close()
+        store.close()
 
 
 def measure_walks() -> None:

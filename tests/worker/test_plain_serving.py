@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from appliance.castore.directory import Node
 from appliance.engine import Ring
 from appliance.errors import RingError
 from appliance.fuse_proto._fuse_wire import Opcode
+from appliance.store.store_reader import StoreReader
 from appliance.worker.device_delivery import REQUEST_BYTES, DeviceEndedError, FuseDevice
 from appliance.worker.ring_loop import RingServer
 from tests.fakes import fuse_client
+from tests.fakes.appliance_process import every_event
 from tests.fakes.driver import EVENTFD
 from tests.fakes.engine_rig import Rig
 from tests.fakes.fuse_client import ROOT
@@ -37,10 +40,17 @@ def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def twins(store_path: Path) -> Iterator[Twins]:
-    pair = Twins(store_path, filled_store(store_path, {"tree": TREE}))
+def nodes(store_path: Path) -> list[Node]:
+    return filled_store(store_path, {"tree": TREE})
+
+
+@pytest.fixture(scope="module")
+def twins(store_path: Path, nodes: list[Node]) -> Iterator[Twins]:
+    store = StoreReader(store_path)
+    pair = Twins(store, nodes)
     yield pair
     pair.close()
+    store.close()
 
 
 @pytest.fixture
@@ -155,6 +165,36 @@ def test_a_file_that_ends_early_is_left(twins: Twins, rig: Rig, store_path: Path
     os.truncate(path, 100_100)
     queue(rig, [request])
     assert twins.plain.serve_batch(rig.ring, 32) == [0]
+
+
+def test_what_was_used_of_a_cache_is_reported(twins: Twins, rig: Rig, nodes: list[Node]) -> None:
+    top = top_of(twins)
+    requests = [request for request in requests_of(twins) if twins.check(request)]
+    later = [fuse_client.read(twins.lookup(top, b"file").nodeid, 0, 100)]
+    cache = Twins(twins.store, nodes, is_cache=True)
+    for _ in every_event(1.2):
+        for batch in (requests, later):
+            queue(rig, batch)
+            assert cache.plain.serve_batch(rig.ring, 32) == []
+            rig.driver.poll()
+            for request in batch:
+                cache.python(request)
+    cache.close()
+    assert len(set(cache.used)) == 3
+    assert set(cache.used_by_c) == set(cache.used)
+    assert len(cache.used_by_c) < 10, "each once a second at most"
+
+
+def test_files_that_were_evicted_can_be_closed(twins: Twins, store_path: Path) -> None:
+    many = twins.lookup(top_of(twins), b"many").nodeid
+    nodeid = twins.lookup(many, b"098").nodeid
+    twins.both(fuse_client.read(nodeid, 0, 4096))
+    digest = twins.handler._node(nodeid).digest.hex()
+    path = store_path / "blobs" / digest[:2] / digest
+    path.unlink()
+    assert twins.check(fuse_client.read(nodeid, 0, 4096)), "it is open"
+    twins.plain.close_unlinked()
+    assert not twins.check(fuse_client.read(nodeid, 0, 4096))
 
 
 def test_a_broken_ring_is_an_error(twins: Twins, rig: Rig) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from appliance.fuse_proto._fuse_wire import Opcode
 from appliance.images.layout import PIECE_ENTRIES
+from appliance.store.store_reader import StoreReader
 from tests.fakes import fuse_client
 from tests.fakes.fuse_client import ROOT
 from tests.fs.guest import File, Link, Model, Tree, basename
@@ -40,11 +41,13 @@ def twins_of(model: Model, *, is_by_content: bool = False) -> Iterator[Twins]:
     with TemporaryDirectory() as directory:
         path = Path(directory) / "store"
         nodes = filled_store(path, {"tree": model, "file": File(BIG), "link": Link(b"t")})
-        twins = Twins(path, nodes, is_by_content=is_by_content)
+        store = StoreReader(path)
+        twins = Twins(store, nodes, is_by_content=is_by_content)
         try:
             yield twins
         finally:
             twins.close()
+            store.close()
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["by place", "by content"])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from appliance.castore.directory import Node
+from appliance.fs.files import RemoteParts
 from appliance.fs.handler import Handler
 from appliance.fuse_proto._fuse_wire import IN_HEADER_SIZE, EntryOut
 from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
@@ -35,26 +36,51 @@ def _counters() -> memoryview:
     return memoryview(bytearray(8 * COUNTERS)).cast("Q")
 
 
-class Twins:
-    """Both answerers of one session; every `nodes` is granted."""
+def _remote(used: list[bytes], *, is_cache: bool) -> RemoteParts:
+    return RemoteParts(
+        has_blobs=is_cache, has_directories=is_cache, has_root=False, used=used.extend
+    )
 
-    def __init__(self, path: Path, nodes: list[Node], *, is_by_content: bool = False) -> None:
+
+class Twins:
+    """Both answerers of one session; every node in `nodes` is granted. `store` is lent."""
+
+    def __init__(
+        self,
+        store: StoreReader,
+        nodes: list[Node],
+        *,
+        is_by_content: bool = False,
+        is_cache: bool = False,
+    ) -> None:
+        self.used_by_c: list[bytes] = []
+        self.used: list[bytes] = []
         self.table = GrantTable(is_by_content=is_by_content)
         for node in nodes:
             self.table.grant(node)
         self.grants = Grants(self.table.fd)
-        self.store = StoreReader(path)
+        self.store = store
         self.session = memoryview(bytearray(b"\1"))
         self.counters_of_c, self.counters = _counters(), _counters()
-        self.plain = PlainAnswers(self.store, self.table.fd, self.session, self.counters_of_c)
-        self.handler = Handler(self.grants, self.store, is_root_listable=True)
+        self.plain = PlainAnswers(
+            self.store,
+            self.table.fd,
+            self.session,
+            self.counters_of_c,
+            remote=_remote(self.used_by_c, is_cache=is_cache),
+        )
+        self.handler = Handler(
+            self.grants,
+            self.store,
+            is_root_listable=True,
+            remote=_remote(self.used, is_cache=is_cache),
+        )
         self.dispatcher = Dispatcher(self.handler, PlainSession(), self.counters)
         self.python(fuse_client.init())
 
     def close(self) -> None:
         self.plain.close()
         self.handler.close()
-        self.store.close()
         self.table.close()
 
     def python(

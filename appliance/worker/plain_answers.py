@@ -5,6 +5,7 @@ plain requests are answered by the C module; `python`, the default, everything i
 handler. The bytes of the answers are the same.
 """
 
+import mmap
 import os
 import resource
 from typing import Final
@@ -17,8 +18,8 @@ from appliance.store.store_reader import StoreReader
 
 VARIABLE: Final = "APPLIANCE_ANSWERS"
 
-# What a worker has open beside files of blobs, of which the handler may hold as many as we do.
-_OTHERS_OPEN: Final = 32
+# With a lower limit of open files, those of blobs are left to the handler, which holds fewer then.
+_LIMIT_MIN: Final = 512
 
 
 def are_wanted() -> bool:
@@ -56,13 +57,18 @@ class PlainAnswers:
         self._report = remote.used
         self._session = ffi.from_buffer("uint8_t[]", session, require_writable=False)
         self._counters = ffi.from_buffer("uint64_t[]", counters, require_writable=True)
-        self._listing = ffi.new("uint64_t[]", lib.ENG_LISTING_SIZE // 8)
+        # Mapped, not allocated: pages that are never used are never resident.
+        self._listing = ffi.from_buffer(
+            "uint8_t[]", mmap.mmap(-1, lib.ENG_LISTING_SIZE), require_writable=True
+        )
+        self._memory = ffi.from_buffer(
+            "uint8_t[]", mmap.mmap(-1, ffi.sizeof("struct eng_answers")), require_writable=True
+        )
         self._reply = ffi.new("struct eng_reply *")
-        self._answers = ffi.new("struct eng_answers *")
-        answers = self._answers
+        answers = self._answers = ffi.cast("struct eng_answers *", self._memory)
         answers.session = self._session
         answers.counters = self._counters
-        answers.listing = ffi.cast("uint8_t *", self._listing)
+        answers.listing = self._listing
         answers.store = answers.places.store = store.cdata
         self._usage = ffi.addressof(answers, "usage")
         answers.places.usage = self._usage
@@ -70,12 +76,8 @@ class PlainAnswers:
         answers.usage.is_kept[lib.ENG_USED_DIRECTORY] = remote.has_directories
         self._directory_fd = os.open(store.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        num_fds = max(1, (limit - _OTHERS_OPEN) // 4)
-        lib.eng_blob_fds_init(
-            ffi.addressof(answers, "blobs"),
-            self._directory_fd,
-            min(num_fds, lib.ENG_BLOB_FDS_MAX),
-        )
+        num_fds = lib.ENG_BLOB_FDS_MAX if limit >= _LIMIT_MIN else 0
+        lib.eng_blob_fds_init(ffi.addressof(answers, "blobs"), self._directory_fd, num_fds)
         error = -lib.eng_grants_init(ffi.addressof(answers.places, "grants"), grants_fd)
         if error:
             raise OSError(error, os.strerror(error))

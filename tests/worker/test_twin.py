@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.castore.digest import Digest
+from appliance.castore.directory import FileNode
 from appliance.fuse_proto._fuse_wire import Opcode
 from appliance.images.layout import PIECE_ENTRIES
 from appliance.store.store_reader import StoreReader
@@ -246,6 +248,20 @@ def test_a_grant_that_is_revoked() -> None:
         ):
             assert not twins.check(request)
         assert twins.check(fuse_client.lookup(ROOT, basename("file")))
+
+
+@pytest.mark.slow
+def test_so_many_grants_that_they_are_mapped_anew() -> None:
+    with twins_of(TREE) as twins:
+        top = twins.lookup(ROOT, basename("tree")).nodeid
+        names = [b"%032d-%s" % (i, b"n" * 200) for i in range(4000)]
+        for name in names:
+            twins.table.grant(FileNode(name, Digest.of(BIG), len(BIG), executable=False))
+        for name in [names[-1], *names[::97]]:
+            nodeid = twins.lookup(ROOT, name).nodeid
+            assert twins.check(fuse_client.getattr_(nodeid))
+            assert twins.check(fuse_client.read(nodeid, 5, 100))
+        assert twins.check(fuse_client.lookup(top, b"a"))
 
 
 @pytest.mark.slow

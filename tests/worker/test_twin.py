@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.castore.digest import Digest
-from appliance.castore.directory import FileNode
+from appliance.castore.directory import DirectoryNode, FileNode
 from appliance.fuse_proto._fuse_wire import Opcode
 from appliance.images.layout import PIECE_ENTRIES
 from appliance.store.store_reader import StoreReader
@@ -248,6 +248,22 @@ def test_a_grant_that_is_revoked() -> None:
         ):
             assert not twins.check(request)
         assert twins.check(fuse_client.lookup(ROOT, basename("file")))
+
+
+def test_a_directory_whose_node_states_too_small_a_size() -> None:
+    with twins_of(TREE) as twins:
+        node = twins.grants.by_name(basename("tree"))
+        assert node is not None
+        twins.table.grant(DirectoryNode(b"small", Digest(node.digest), node.size - 1))
+        small = twins.lookup(ROOT, b"small").nodeid
+        assert twins.check(fuse_client.getattr_(small))
+        for request in (
+            fuse_client.lookup(small, b"a"),
+            fuse_client.getattr_(small + 1),
+            fuse_client.readdir(small, 0),
+            fuse_client.readdirplus(small, 0),
+        ):
+            assert not twins.check(request)
 
 
 @pytest.mark.slow

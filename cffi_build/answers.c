@@ -58,7 +58,7 @@ static void put_header(struct eng_reply *reply, uint64_t unique)
 
 /* --- Names and attributes --- */
 
-/* The name in a request for one: what "." and ".." and "/" are is for the reference to say. */
+/* The name to look up. ".", ".." and "/" are left to the handler, and so are impossible names. */
 static int name_of(const struct request *request, struct eng_bytes *ret)
 {
 	const uint8_t *name = request->body;

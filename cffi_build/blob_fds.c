@@ -68,7 +68,7 @@ static int open_file(const struct eng_blob_fds *fds, const uint8_t *digest)
 	return openat(fds->store_fd, name, O_RDONLY | O_CLOEXEC);
 }
 
-/* The slot to use next: a free one, or the first that was not used since it was looked at last. */
+/* Returns a free slot, or the next one that was not used since the search last passed it. */
 static struct eng_blob_fd *slot_to_use(struct eng_blob_fds *fds)
 {
 	for (;;) {

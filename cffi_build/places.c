@@ -185,7 +185,7 @@ void places_begin(struct eng_places *places)
 
 /* --- The walk --- */
 
-/* Whether `nodeid` lies below a node, which is no number of anything but by the node's own size. */
+/* Whether `nodeid` is among the places that the node of a directory states for what is below it. */
 static int is_below(const struct node *node, uint64_t nodeid)
 {
 	return node->kind == IMAGE_DIRECTORY && nodeid > node->nodeid &&

@@ -93,12 +93,12 @@ def measure_requests() -> None:
         store.close()
 
 
-def measure_walks() -> None:
+def measure_walks(num_rounds: int) -> None:
     with TemporaryDirectory() as directory:
         store = Path(directory) / "store"
         (name,) = import_tree(store, Path(sysconfig.get_path("stdlib")))
         rounds: dict[str, list[list[float]]] = {}
-        for _ in range(WALK_ROUNDS):
+        for _ in range(num_rounds):
             for answers in ("python", "c"):
                 os.environ[plain_answers.VARIABLE] = answers
                 figures = [walks_s(store, name, 1), walks_s(store, name, 8)]
@@ -122,10 +122,11 @@ def measure_walks() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--walk", action="store_true", help="also measure whole appliances")
+    parser.add_argument("--rounds", type=int, default=WALK_ROUNDS, help="of --walk")
     options = parser.parse_args()
     measure_requests()
     if options.walk:
-        measure_walks()
+        measure_walks(options.rounds)
 
 
 if __name__ == "__main__":

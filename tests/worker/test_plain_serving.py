@@ -3,6 +3,8 @@
 import os
 import select
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from tests.fs.guest import File, Link, Model, basename
 from tests.store.test_store_reader import commit_elsewhere
 from tests.worker.twins import Twins, filled_store
 
+ROOT_PATH = Path(__file__).parents[2]
 BIG = os.urandom(300_000)
 NUM_BIG = 100
 TREE: dict[bytes, Model] = {
@@ -383,5 +386,32 @@ def test_a_store_that_outgrows_its_map_is_left_once(tmp_path: Path) -> None:
     assert answer is not None
     assert twins.check(request)
     assert twins.python(request) == answer
+    twins.close()
+    store.close()
+
+
+WRITER_OF_DIRECTORIES = """
+import sys
+from pathlib import Path
+from appliance.store.store import Store
+from tests.fs.guest import File, put
+store = Store.open(Path(sys.argv[1]))
+for i in range(40):
+    put(store, "more%d" % i, {b"%d" % j: {b"%d" % i: File(b"%d" % j)} for j in range(20)})
+store.close()
+"""
+
+
+def test_an_image_that_has_moved_since(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    nodes = filled_store(path, {"tree": TREE})
+    store = StoreReader(path)
+    twins = Twins(store, nodes)
+    top = top_of(twins)
+    requests = [fuse_client.lookup(top, b"file"), fuse_client.readdirplus(top, 0)]
+    before = [twins.both(request) for request in requests]
+    # Every commit copies the pages that it changes, and uses again those of earlier ones.
+    subprocess.run([sys.executable, "-c", WRITER_OF_DIRECTORIES, path], check=True, cwd=ROOT_PATH)
+    assert [twins.both(request) for request in requests] == before
     twins.close()
     store.close()

@@ -266,6 +266,22 @@ def test_a_directory_whose_node_states_too_small_a_size() -> None:
             assert not twins.check(request)
 
 
+def test_files_whose_nodes_state_other_sizes_than_their_blobs() -> None:
+    with twins_of(TREE) as twins:
+        top = twins.lookup(ROOT, basename("tree")).nodeid
+        twins.both(fuse_client.read(twins.lookup(top, b"big").nodeid, 0, 10))  # it is open now
+        for content in (b"content of a", BIG):
+            for stated in (len(content) + 10, len(content) - 10):
+                name = b"%d" % stated
+                node = FileNode(name, Digest.of(content), stated, executable=False)
+                twins.table.grant(node)
+                nodeid = twins.lookup(ROOT, name).nodeid
+                for offset in (0, stated - 11, stated - 1):
+                    is_there = twins.check(fuse_client.read(nodeid, offset, 100))
+                    assert is_there == (stated < len(content))
+                assert twins.check(fuse_client.read(nodeid, stated, 100))
+
+
 @pytest.mark.slow
 def test_so_many_grants_that_they_are_mapped_anew() -> None:
     with twins_of(TREE) as twins:

@@ -6,7 +6,12 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).resolve().parent
-HEADERS = {"engine": ("engine.h", "answers.h"), "images": ("images.h",), "reader": ("reader.h",)}
+HEADERS = {
+    "bench": ("bench.h",),
+    "engine": ("engine.h", "answers.h"),
+    "images": ("images.h",),
+    "reader": ("reader.h",),
+}
 
 
 def cdef_text(name: str) -> str:

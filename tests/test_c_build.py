@@ -15,7 +15,12 @@ from appliance.bench import generator
 ROOT = Path(__file__).parents[1]
 C_DIR = ROOT / "cffi_build"
 LIB = vars(engine)["lib"]
-SOURCES = [C_DIR / name for name in ("ring.c", "map.c", "copy.c")]
+RING_SOURCES = [C_DIR / name for name in ("ring.c", "map.c", "copy.c")]
+ANSWERS = ("image_view.c", "grants.c", "places.c", "blob_fds.c", "usage.c", "answers.c")
+ANSWERS_SOURCES = [C_DIR / name for name in ANSWERS]
+SERVING_SOURCES = [C_DIR / name for name in ("lmdb_reader.c", "serve.c", "device.c")]
+SOURCES = RING_SOURCES + ANSWERS_SOURCES + SERVING_SOURCES
+BUILDER_SOURCES = [C_DIR / "images.c", C_DIR / "castore.c"]
 SOURCE_NAMES = sorted(path.name for path in C_DIR.glob("[!_]*.c"))
 SANITIZE = [
     "-g",
@@ -103,7 +108,7 @@ def test_every_warning_is_an_error(name: str, tmp_path: Path) -> None:
 def test_the_fuzzer_finds_nothing_under_sanitizers(tmp_path: Path) -> None:
     program = tmp_path / "fuzz_ring"
     built = run(
-        "gcc", "-std=gnu11", *SANITIZE, "-DFUZZ_STANDALONE", C_DIR / "fuzz_ring.c", *SOURCES,
+        "gcc", "-std=gnu11", *SANITIZE, "-DFUZZ_STANDALONE", C_DIR / "fuzz_ring.c", *RING_SOURCES,
         "-o", program,
     )  # fmt: skip
     assert built.returncode == 0, built.stdout
@@ -115,18 +120,34 @@ def test_the_fuzzer_finds_nothing_under_sanitizers(tmp_path: Path) -> None:
     assert int(match[2]) > 30, "and what a predecessor left"
 
 
+@pytest.mark.slow
+def test_the_fuzzer_of_the_answers_finds_nothing_under_sanitizers(tmp_path: Path) -> None:
+    program = tmp_path / "fuzz_answers"
+    built = run(
+        "gcc", "-std=gnu11", *SANITIZE, "-DFUZZ_STANDALONE", C_DIR / "fuzz_answers.c",
+        *ANSWERS_SOURCES, *BUILDER_SOURCES, "-o", program,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stdout
+    done = run(program, "10000", "7")
+    assert done.returncode == 0, done.stdout
+    match = re.fullmatch(r"10000 inputs, (\d+) replies, (\d+) left\n", done.stdout)
+    assert match
+    assert int(match[1]) > 10000, "the inputs reach the replies, too"
+
+
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_sanitized("_engine", SOURCES, tmp_path_factory.mktemp("sanitized"))
+    return build_sanitized("_engine", SOURCES, tmp_path_factory.mktemp("sanitized"), "-llmdb")
 
 
-def build_sanitized(name: str, sources: list[Path], directory: Path) -> Path:
+def build_sanitized(name: str, sources: list[Path], directory: Path, *libraries: str) -> Path:
     target = directory / f"{name}.so"
     emitted = run(sys.executable, C_DIR / "build_modules.py", directory)
     assert emitted.returncode == 0, emitted.stdout
     built = run(
         "gcc", "-std=gnu11", *SANITIZE, "-shared", "-fPIC", f"-I{C_DIR}",
-        f"-I{sysconfig.get_path('include')}", target.with_suffix(".c"), *sources, "-o", target,
+        f"-I{sysconfig.get_path('include')}", target.with_suffix(".c"), *sources, *libraries,
+        "-o", target,
     )  # fmt: skip
     assert built.returncode == 0, built.stdout
     return target
@@ -168,6 +189,11 @@ def test_the_ring_tests_pass_under_sanitizers(sanitized: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_answers_tests_pass_under_sanitizers(sanitized: Path) -> None:
+    check_suites(sanitized, "tests/worker", "tests/store/test_store_reader.py")
+
+
+@pytest.mark.slow
 def test_the_file_reader_tests_pass_under_sanitizers(tmp_path: Path) -> None:
     extension = build_sanitized("_reader", [C_DIR / "reader.c", C_DIR / "files.c"], tmp_path)
     suites = ["tests/importer/test_file_reader.py", "tests/importer/test_hasher.py"]
@@ -176,8 +202,7 @@ def test_the_file_reader_tests_pass_under_sanitizers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_image_builder_tests_pass_under_sanitizers(tmp_path: Path) -> None:
-    sources = [C_DIR / "images.c", C_DIR / "castore.c"]
-    extension = build_sanitized("_images", sources, tmp_path)
+    extension = build_sanitized("_images", BUILDER_SOURCES, tmp_path)
     check_suites(extension, "tests/images/test_builder.py")
 
 

@@ -40,7 +40,7 @@ def write_line(text: str) -> None:
     write(text.encode("utf-8", "surrogateescape") + b"\n")
 
 
-def write(data: bytes) -> None:
+def write(data: bytes | memoryview) -> None:
     """Print bytes."""
     with writing_output():
         sys.stdout.buffer.write(data)

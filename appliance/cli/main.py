@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from appliance import __version__
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
+from appliance.cli.http_command import add_http
 from appliance.cli.mount_commands import is_mount_call
 from appliance.cli.options import (
     add_service_options,
@@ -44,7 +45,7 @@ from appliance.errors import ApplianceError, ConfigError, StoreError
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
 
-_COMMANDS: Final = ("import", "virtiofs", "mount", "status", *STORE_COMMANDS)
+_COMMANDS: Final = ("import", "virtiofs", "mount", "http", "status", *STORE_COMMANDS)
 _PRINTS_JSON: Final = frozenset({"status", "path-info", "ls", "verify"})
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
@@ -200,6 +201,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         "import": partial(_add_import, commands, [common, services]),
         "virtiofs": partial(add_virtiofs, commands, [common, services, state, cache]),
         "mount": partial(add_mount, commands, [common, services, state, cache]),
+        "http": partial(add_http, commands, [common, services]),
         "status": partial(_add_status, commands, [common, services, state]),
     }
     for name, add_command in STORE_COMMANDS.items():

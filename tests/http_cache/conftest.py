@@ -18,7 +18,7 @@ class Nix:
         self.root = directory / "nix-root"
         self._home = directory / "nix-home"
         self._home.mkdir()
-        self._environ = {
+        self.environ = {
             **os.environ,
             "HOME": str(self._home),
             "NIX_CONFIG": "experimental-features = nix-command\nbuild-users-group =\n"
@@ -38,7 +38,7 @@ class Nix:
             stderr=subprocess.STDOUT,
             text=True,
             timeout=300,
-            env=self._environ,
+            env=self.environ,
         )
         assert status is None or done.returncode == status, done.stdout
         return done.stdout

@@ -1,4 +1,4 @@
-"""Where the installed commands begin, and `python -m appliance`."""
+"""Entry points of the installed commands, and of `python -m appliance`."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ def main() -> None:
 
 
 def mount_helper() -> None:
-    """Run the helper of mount(8), `mount.appliance`."""
+    """Run the helper of mount(8), `mount.appliance` or `mount.fuse.appliance`."""
     _put_foreign_directories_last()
     from appliance.cli.main import mount_helper as run
 
@@ -24,9 +24,9 @@ def mount_helper() -> None:
 def _put_foreign_directories_last() -> None:
     """Search installed packages before PYTHONPATH and before the directory of the script.
 
-    A `lmdb.py` that happens to lie in the working directory, or in a PYTHONPATH meant for another
-    program, would otherwise be loaded in the place of the package. What is found nowhere else is
-    still found there, and so is this package if that is where it was started from.
+    Otherwise a file such as `lmdb.py` in the working directory, or in a PYTHONPATH that another
+    program needs, would be loaded instead of the installed package. These directories are searched
+    last, except that the one this package was loaded from keeps its place.
     """
     foreign: set[str] = set()
     if not sys.flags.ignore_environment and os.environ.get("PYTHONPATH"):
@@ -34,7 +34,7 @@ def _put_foreign_directories_last() -> None:
     if not sys.flags.safe_path:
         foreign.add(abspath(sys.path[0]))
     foreign.discard(dirname(dirname(abspath(__file__))))
-    # A stable sort: each of the two groups keeps its order.
+    # The sort is stable, so foreign and other directories keep their order.
     sys.path.sort(key=lambda name: abspath(name) in foreign)
 
 

@@ -1,14 +1,14 @@
-"""Logging set-up: one line per event on stderr, plain or JSON, and never a flood of them.
+"""Logging: one line for each event on stderr, as text or JSON, with a limit on repeated events.
 
-What guests, front-ends and clients can cause to be logged, they can cause without end. So events
-are told apart by their source (a socket, a worker's queue, a peer: `set_log_source`) and by the
-place in the code that logs them, which is one message form whatever its text. Of each such kind
-`BURST` lines a minute are written; the others are counted, and the count is written when the minute
-is over and something is logged again, or the process ends.
+Guests, front-ends and clients could fill the log by repeating what causes an event. So events are
+counted by kind. A kind is a source (a socket, a worker's queue or a peer, see `set_log_source`)
+together with the place in the code that logs the event, whatever its text is. For each kind,
+`BURST` lines a minute are written. Further events are only counted. The count is written when the
+minute is over and something else is logged, or when the process ends.
 
-The counts are in a table of fixed size, in memory that forked processes share: who makes its
-workers start anew, or has several, has no more lines for that. A kind for which the table has no
-room, as others fill it in that minute, is counted with one of those.
+The counts are in a table of fixed size, in memory that forked processes share. So a guest gets no
+more lines by having several workers or by making them restart. If the table has no room for another
+kind in a minute, its events are counted together with those of a kind that is in the table.
 """
 
 import functools
@@ -18,49 +18,55 @@ import mmap
 import os
 import sys
 import time
+from contextlib import suppress
 from contextvars import ContextVar
+from io import TextIOWrapper
 from typing import Final, NamedTuple
 
+# Lines of one kind that are written in a minute, and that minute in nanoseconds.
 BURST: Final = 10
 WINDOW_NS: Final = 60_000_000_000
-# Characters of a message, and of a traceback, that are written.
+# Characters of a message and of a traceback that are written.
 _TEXT_MAX: Final = 2000
 _TRACEBACK_MAX: Final = 10_000
 
-# A kind is looked for in one bucket, by its hash.
+# The table has buckets of rows. The hash of a kind selects the bucket that its row is in.
 _NUM_BUCKETS: Final = 128
 _BUCKET_ROWS: Final = 8
-# The cells of a row: the kind's hash, when its minute ends, lines written in it, lines dropped.
+# The cells of a row: the hash of the kind, the end of its minute in nanoseconds, and the numbers of
+# events written and dropped in that minute.
 _KEY, _END, _WRITTEN, _DROPPED = range(4)
 _ROW_CELLS: Final = 4
 _CELL_MASK: Final = (1 << 64) - 1
-# Kinds of which one process remembers the text, to tell of what it dropped.
-_UNTOLD_MAX: Final = 256
-# How often it looks for those whose minute is over.
+# Kinds with dropped events of which one process remembers the text, for the line with the count.
+_UNREPORTED_MAX: Final = 256
+# A process looks for kinds whose minute is over at most this often, in nanoseconds.
 _SWEEP_NS: Final = 1_000_000_000
 
 _source: ContextVar[str] = ContextVar("source", default="")
 
 
 def set_log_source(source: str) -> None:
-    """Name who causes what is logged from here on, in this task or process."""
+    """Set the source of all events that this task or process logs from now on."""
     _source.set(source)
 
 
 class Counts(NamedTuple):
-    """What one more event of a kind meets."""
+    """What to do with an event."""
 
     is_written: bool
+    """Whether to write it."""
     is_last: bool
-    """Whether those that follow in this minute are dropped."""
+    """Whether it is the last one of its kind to be written in this minute."""
     num_dropped: int
-    """How many were dropped in the minute before, not told yet."""
+    """Number of events dropped in the previous minute that have not been reported."""
 
 
 class CountTable:
     """The counts of all kinds, in memory that is shared with processes forked later.
 
-    Nothing is locked: processes that log one kind at one moment may write a line too many.
+    There is no lock: processes that log events of one kind at the same time may write one line more
+    than `BURST`.
     """
 
     def __init__(self) -> None:
@@ -69,7 +75,12 @@ class CountTable:
         self.pid = os.getpid()
 
     def count(self, kind: int, now_ns: int) -> Counts:
-        """Count an event of `kind`, the hash of its source and place."""
+        """Count an event.
+
+        Args:
+            kind: the hash of its kind.
+            now_ns: the time on the monotonic clock.
+        """
         key = kind & _CELL_MASK or 1
         row = self._row(key, now_ns)
         cells = self._cells
@@ -86,7 +97,10 @@ class CountTable:
         return Counts(is_written=True, is_last=num_written == BURST, num_dropped=num_dropped)
 
     def take_dropped(self, kind: int, now_ns: int) -> int | None:
-        """Return how many of `kind` were dropped, as told now; None while its minute goes on."""
+        """Return the number of dropped events of `kind`, and reset it.
+
+        Return None, and change nothing, if the minute of the kind is not over at `now_ns`.
+        """
         key = kind & _CELL_MASK or 1
         row = self._row(key, now_ns)
         if self._cells[row + _KEY] != key:
@@ -97,7 +111,8 @@ class CountTable:
         return num_dropped
 
     def _row(self, key: int, now_ns: int) -> int:
-        # Its own, or the one that has been idle for longest, or another's.
+        # Return the row of the kind; else the row whose minute ended first, to be reused; else, if
+        # none has ended, the first row of the bucket, which then counts both kinds.
         first = key % _NUM_BUCKETS * _BUCKET_ROWS * _ROW_CELLS
         rows = range(first, first + _BUCKET_ROWS * _ROW_CELLS, _ROW_CELLS)
         for row in rows:
@@ -120,7 +135,7 @@ class _SourceHandler(logging.StreamHandler):  # type: ignore[type-arg] # generic
 
 
 class _Dropped(NamedTuple):
-    """The first of the events of a kind that one process dropped in a minute."""
+    """The first event of a kind that this process dropped, with its text cut to `_TEXT_MAX`."""
 
     name: str
     levelno: int
@@ -133,7 +148,7 @@ class _LimitedHandler(_SourceHandler):
     def __init__(self, table: CountTable) -> None:
         super().__init__(sys.stderr)
         self._table = table
-        self._untold: dict[int, _Dropped] = {}
+        self._unreported: dict[int, _Dropped] = {}
         self._swept_ns = 0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -141,32 +156,33 @@ class _LimitedHandler(_SourceHandler):
         now_ns = time.monotonic_ns()
         counts = self._table.count(kind, now_ns)
         if not counts.is_written:
-            if kind not in self._untold and len(self._untold) < _UNTOLD_MAX:
-                self._untold[kind] = _dropped(record)
+            if kind not in self._unreported and len(self._unreported) < _UNREPORTED_MAX:
+                self._unreported[kind] = _dropped(record)
             return
         if counts.num_dropped:
-            self._tell(self._untold.pop(kind, _dropped(record)), counts.num_dropped)
+            self._report(self._unreported.pop(kind, _dropped(record)), counts.num_dropped)
         if now_ns - self._swept_ns >= _SWEEP_NS:
             self._swept_ns = now_ns
-            self._tell_what_is_over(now_ns)
+            self._report_ended_minutes(now_ns)
         record.is_last = counts.is_last
         super().emit(record)
 
     def close(self) -> None:
-        # Of what workers dropped their successors tell: they may be many, and short-lived.
+        # Only the process that made the table reports at its end. Workers may be many and
+        # short-lived; what they dropped is reported by later workers of the same source.
         if self._table.pid == os.getpid():
-            self._tell_what_is_over(time.monotonic_ns() + WINDOW_NS)
+            self._report_ended_minutes(time.monotonic_ns() + WINDOW_NS)
         super().close()
 
-    def _tell_what_is_over(self, now_ns: int) -> None:
-        for kind, dropped in list(self._untold.items()):
+    def _report_ended_minutes(self, now_ns: int) -> None:
+        for kind, dropped in list(self._unreported.items()):
             num_dropped = self._table.take_dropped(kind, now_ns)
             if num_dropped is not None:
-                del self._untold[kind]
+                del self._unreported[kind]
             if num_dropped:
-                self._tell(dropped, num_dropped)
+                self._report(dropped, num_dropped)
 
-    def _tell(self, dropped: _Dropped, num_dropped: int) -> None:
+    def _report(self, dropped: _Dropped, num_dropped: int) -> None:
         text = f"{num_dropped} more like this within a minute: {dropped.text}"
         super().emit(logging.makeLogRecord({**dropped._asdict(), "msg": text}))
 
@@ -203,7 +219,7 @@ class _PlainFormatter(logging.Formatter):
         return f"{record.levelname} {record.name}[{record.process}]: {_text(record)}"
 
     def formatException(self, ei: "logging._SysExcInfoType") -> str:  # noqa: N802 - as above
-        # Its end says what happened.
+        # The last lines of a traceback have the error.
         return super().formatException(ei)[-_TRACEBACK_MAX:]
 
 
@@ -224,15 +240,24 @@ class _JsonFormatter(_PlainFormatter):
 
 
 def configure_logging(level: str, *, is_json: bool) -> None:
-    """Send log records of `level` and above to stderr, replacing any earlier set-up.
+    """Write log records of `level` and above to stderr; replaces any earlier configuration.
 
-    To be called before gRPC is loaded, for it to keep its own remarks, which take neither form, to
-    itself unless `GRPC_VERBOSITY` asks for them. A process that forks calls it before it does, and
-    then shares its counts.
+    Call this before gRPC is loaded: it sets `GRPC_VERBOSITY`, unless that is set already, so that
+    gRPC does not write lines in a format of its own. Call it before forking, so that children share
+    the counts.
+
+    Args:
+        level: name of a level of the `logging` module. With DEBUG, the number of lines is not
+            limited.
+        is_json: whether to write lines of JSON instead of text.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    # Who asks for DEBUG looks at one thing for a while, and gets all there is.
     is_limited = level != logging.getLevelName(logging.DEBUG)
+    if isinstance(sys.stderr, TextIOWrapper):
+        # Names are UTF-8, whatever the locale says. If the stream has an error, the next write has
+        # it, too.
+        with suppress(OSError):
+            sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
     handler = _LimitedHandler(_shared_table()) if is_limited else _SourceHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if is_json else _PlainFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -1,10 +1,13 @@
 """The command line as a whole."""
 
 import argparse
+import json
 
 import pytest
 
 from appliance.cli.main import _parser
+from appliance.cli.output import print_json
+from appliance.cli.terminal import terminal_columns
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -25,6 +28,46 @@ def test_options_are_never_abbreviated(command: str) -> None:
         for word in {option[:-1], f"{option[:-1]}=1"} - options:
             _, unknown = parser.parse_known_args([word, "argument"])
             assert word in unknown
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_argument_has_a_help_text(command: str) -> None:
+    assert [action.dest for action in commands()[command]._actions if not action.help] == []
+
+
+def test_only_commands_that_print_json_take_json() -> None:
+    takers = {name for name, parser in commands().items() if "--json" in long_options(parser)}
+    assert takers == {"status", "path-info", "ls", "verify"}
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+@pytest.mark.parametrize("command", commands())
+def test_help_fits_the_terminal(
+    command: str, columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    terminal_columns.cache_clear()
+    lines = commands()[command].format_help().splitlines()
+    terminal_columns.cache_clear()
+    assert [line for line in lines if len(line) > int(columns)] == []
+    assert lines[0].startswith(f"usage: appliance {command} [OPTION]...")
+
+
+def test_unknown_option_refers_to_the_help_of_the_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        _parser("cat").parse_args(["cat", "--json", "path"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "appliance: unrecognized arguments: --json (see appliance cat --help)"
+
+
+def test_json_has_names_as_they_are(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    names = ["\u00fcn\u00ef", "not UTF-8: \udcff"]
+    print_json(names)
+    out = capfdbinary.readouterr().out
+    assert out == b'["\xc3\xbcn\xc3\xaf", "not UTF-8: \\udcff"]\n'
+    assert json.loads(out) == names
 
 
 @pytest.mark.parametrize("words", [["--versio"], ["statu"], ["status", "--jso"]])

@@ -1,4 +1,4 @@
-"""The log as a whole: its two forms, and what floods of events leave in it."""
+"""The log as a whole: its two formats, and its limit on repeated events."""
 
 import io
 import json
@@ -17,7 +17,7 @@ CAPACITY = log._NUM_BUCKETS * log._BUCKET_ROWS
 
 
 class Clock:
-    """What the log takes for the time, in nanoseconds."""
+    """The time that the log sees, in nanoseconds."""
 
     def __init__(self) -> None:
         self.now_ns = 1
@@ -31,7 +31,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     log._shared_table.cache_clear()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    root.handlers.clear()  # pytest's: the log replaces what there was, and closes it
+    root.handlers.clear()  # configure_logging would close the handlers of pytest
     made = Clock()
     monkeypatch.setattr(time, "monotonic_ns", made)
     yield made
@@ -46,7 +46,7 @@ Lines = Callable[[], list[str]]
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
-    """Set up plain logging; the result returns the lines written since it was last asked."""
+    """Configure plain logging; return a function that returns the lines since its last call."""
     return capture(monkeypatch, "INFO")
 
 
@@ -123,7 +123,7 @@ def test_any_number_of_sources_has_a_bounded_number_of_lines(lines: Lines) -> No
             complain(number)
     handler = logging.getLogger().handlers[0]
     assert isinstance(handler, log._LimitedHandler)
-    assert len(handler._untold) <= log._UNTOLD_MAX
+    assert len(handler._unreported) <= log._UNREPORTED_MAX
     assert len(lines()) <= CAPACITY * BURST
 
 
@@ -135,7 +135,7 @@ def test_what_is_over_makes_room(clock: Clock) -> None:
 
 
 def test_a_table_of_nonsense_is_no_error(clock: Clock) -> None:
-    # Every worker can write to it.
+    # Every worker can write to the table.
     table = CountTable()
     for value in (2**64 - 1, 2**63, 1):
         for at in range(len(table._cells)):
@@ -184,6 +184,17 @@ def test_json_events_name_their_source_and_what_was_raised(
     assert (event["level"], event["source"]) == ("ERROR", "/run/a.sock")
     assert event["message"] == "/run/a.sock: failed"
     assert len(event["exception"]) == log._TRACEBACK_MAX
+
+
+def test_names_are_utf_8_whatever_the_locale_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding="latin-1")
+    monkeypatch.setattr("sys.stderr", stream)
+    configure_logging("INFO", is_json=False)
+    LOG.warning("\u00fcn\u00ef and \udcff")
+    stream.flush()
+    assert written.getvalue().endswith(b": \xc3\xbcn\xc3\xaf and \\udcff\n")
+    stream.detach()
 
 
 def test_a_long_text_is_cut(lines: Lines) -> None:

@@ -1,4 +1,4 @@
-"""The installed command, where modules of other programs are in its way."""
+"""The installed command, run where modules of other programs have the names of its own."""
 
 import subprocess
 import sys
@@ -12,13 +12,13 @@ from appliance.__main__ import _put_foreign_directories_last
 from tests.fakes.appliance_process import DEADLINE_S, import_tree
 from tests.fakes.mounted import Mounted
 
-# Two that a command loads, a worker among them, and two of the standard library.
+# Two modules that commands and workers import, and two of the standard library.
 IN_THE_WAY: Final = ("lmdb", "blake3", "argparse", "logging")
 
 
 @pytest.fixture
 def foreign(tmp_path: Path) -> Path:
-    """Return a directory of modules that fail when they are loaded."""
+    """Return a directory of modules that fail when they are imported."""
     directory = tmp_path / "foreign"
     directory.mkdir()
     for name in IN_THE_WAY:

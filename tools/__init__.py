@@ -1,1 +1,1 @@
-"""Generators, which are run by a contributor and are no part of the product."""
+"""Code generators for contributors; they are not installed with the package."""

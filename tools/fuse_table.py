@@ -1,8 +1,7 @@
-"""The structures and numbers of the FUSE wire, after linux/fuse.h 7.45.
+"""The structures and numbers of the FUSE wire format, as in linux/fuse.h 7.45.
 
-`tools.wiregen` turns the rows into `_fuse_wire.py` and into assertions against the installed
-header.
-Fields the kernel calls padding, dummy, unused or spare are padding here too.
+`tools.wiregen` makes `_fuse_wire.py` from the rows, and assertions against the installed header.
+Fields that the kernel calls padding, dummy, unused or spare are padding here, too.
 """
 
 from typing import Final
@@ -121,7 +120,7 @@ STRUCTS: Final = (
         "fh:Q foffset:Q len:Q flags:Q moffset:Q",
         min_minor=31,
     ),
-    # Entries follow at once, so at offsets that are not multiples of their alignment.
+    # Entries follow without padding, at offsets that are not multiples of their alignment.
     Struct("RemovemappingIn", "fuse_removemapping_in", "count_:I", min_minor=31),
     Struct("RemovemappingOne", "fuse_removemapping_one", "moffset:Q len:Q", min_minor=31),
     Struct("SyncfsIn", "fuse_syncfs_in", "padding:Q", min_minor=34),
@@ -146,14 +145,14 @@ STRUCTS: Final = (
         "attr_valid:Q attr_valid_nsec:I flags:I 16x stat:Statx",
         min_minor=39,
     ),
-    # The name follows without a NUL, then zeros up to a multiple of 8.
+    # The name follows without NUL, then zeros up to a multiple of 8 bytes.
     Struct("Dirent", "fuse_dirent", "ino:Q off:Q namelen:I type:I"),
     Struct("Direntplus", "fuse_direntplus", "entry_out:EntryOut dirent:Dirent"),
     Struct("NotifyRetrieveIn", "fuse_notify_retrieve_in", "8x offset:Q size:I 20x"),
     Struct("BackingMap", "fuse_backing_map", "fd:i flags:I 8x", min_minor=40),
 )
 
-# Bit 31 is reserved for ever, so that a signed `flags` keeps working.
+# Bit 31 stays reserved, so that `flags` can be a signed integer.
 _INIT_FLAG_BITS: Final = {
     "ASYNC_READ": 0,
     "POSIX_LOCKS": 1,

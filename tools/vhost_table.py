@@ -1,10 +1,11 @@
-"""vhost-user on the wire: every structure, flag and request once.
+"""The structures and numbers of the vhost-user wire format.
 
-A message is a header, then `size` payload bytes; descriptors travel with the header's first byte:
+A message is a header, then `size` bytes of payload. Descriptors are sent with the first byte of the
+header:
 
     request u32 | flags u32 | size u32 | payload
 
-Integers are in host order; a reply carries the number of its request and flags of exactly 0x5.
+Integers are in host order. A reply has the number of its request, and its flags are exactly 0x5.
 
 Spec: vhost-user: Message Specification, Front-end message types, Protocol features.
 """
@@ -15,7 +16,7 @@ from appliance.vhost.requests import REQUESTS
 from tools.wiregen import Enum, Flags, Struct
 
 OUTPUT: Final = "appliance/vhost/_vhost_wire.py"
-C_HEADER: Final = None  # the kernel ships none for vhost-user
+C_HEADER: Final = None  # the kernel has no header for vhost-user
 
 # --- Structures ---
 
@@ -55,7 +56,7 @@ STRUCTS: Final = (
 ENUMS: Final = (
     Enum("RequestNumber", {row.name: row.number for row in REQUESTS}),
     Flags("HeaderFlag", {"VERSION_1": 0x1, "REPLY": 0x4, "NEED_REPLY": 0x8}),
-    # The vring of SET_VRING_KICK, _CALL and _ERR is in the low byte.
+    # The low byte of the payload of SET_VRING_KICK, _CALL and _ERR is the number of the vring.
     Flags("VringFd", {"NONE": 0x100}),
     Flags(
         "VirtioFeature",
@@ -63,7 +64,7 @@ ENUMS: Final = (
             "LOG_ALL": 1 << 26,
             "INDIRECT_DESC": 1 << 28,
             "EVENT_IDX": 1 << 29,
-            "PROTOCOL_FEATURES": 1 << 30,  # vhost-user's own; the guest never sees it
+            "PROTOCOL_FEATURES": 1 << 30,  # of vhost-user only; never offered to the guest
             "VERSION_1": 1 << 32,
         },
     ),

@@ -1,20 +1,20 @@
 """Generates the wire codecs and `tests/c/wire_abi.c` from the wire tables.
 
 `fuse_table.py` and `vhost_table.py` declare each structure and number of a protocol once, as rows
-of the types below; this program writes the Python codecs and, for tables with a C header,
-compile-time assertions that hold the table to that header.
+of the types below. This program writes the Python codecs. For tables with a C header, it also
+writes compile-time assertions that compare the table with the header.
 
-`python -m tools.wiregen`, run from the top of the checkout, writes; with `--check` it writes
-nothing, prints a diff and exits 1 if anything is stale.
+Run `python -m tools.wiregen` from the top of the checkout to write the files. With `--check`, it
+writes nothing, prints a diff, and exits with status 1 if any file is out of date.
 
 A table module has `STRUCTS` (a sequence of `Struct`, nested ones before their users), `ENUMS` (a
 sequence of `Enum` and `Flags`), `OUTPUT` (the path of the codec in the checkout) and `C_HEADER`
-(such as "linux/fuse.h", or None when there is no header to check against).
+(such as "linux/fuse.h", or None if there is no header to compare with).
 
-For `Struct("ReadIn", ...)` the generated module holds `class ReadIn(NamedTuple)`, `READ_IN` (its
-`struct.Struct`), `READ_IN_SIZE` (bytes), `unpack_read_in(buf, offset=0)` and `pack_read_in(value)`.
-Unpacking a short buffer and packing a number out of range raise `struct.error`. `CODECS` maps each
-class name to its size, unpacker and packer.
+For `Struct("ReadIn", ...)`, the generated module has `class ReadIn(NamedTuple)`, `READ_IN` (its
+`struct.Struct`), `READ_IN_SIZE` (in bytes), `unpack_read_in(buf, offset=0)` and
+`pack_read_in(value)`. Unpacking a buffer that is too short, and packing a number that is out of
+range, raise `struct.error`. `CODECS` maps each class name to its size, unpacker and packer.
 """
 
 import argparse
@@ -42,15 +42,18 @@ class Struct:
     """One structure of a wire format.
 
     Args:
-        name: the Python class, such as "ReadIn".
-        c_name: the C structure, such as "fuse_read_in"; only documentation without a header.
-        fields: space-separated `name:code`. A code is one of `B H I Q b h i q` (integers of 1, 2, 4
-            and 8 bytes), `36s` (bytes of exactly that length) or the name of a structure earlier in
-            the table. A bare `4x` is padding: no field, packed as zeros. A trailing underscore
-            keeps a name clear of Python's (`count_`); C does not have it.
-        min_minor: first protocol minor whose header knows the structure; with an older header its
-            assertions are skipped.
-        newer: field name -> first minor whose header has that field under that name.
+        name: name of the Python class, such as "ReadIn".
+        c_name: name of the C structure, such as "fuse_read_in"; only documentation if there is no C
+            header.
+        fields: `name:code` items separated by spaces. A code is one of `B H I Q b h i q` (integers
+            of 1, 2, 4 and 8 bytes), `36s` (bytes of exactly that length) or the name of a structure
+            earlier in the table. An item `4x` is padding, which is packed as zeros and is not a
+            field. A trailing underscore, which C does not have, avoids the name of a method of
+            tuples (`count_`).
+        min_minor: first minor version of the protocol whose header has the structure. With an older
+            header, its assertions are skipped.
+        newer: for fields that are newer than the structure, the first minor version whose header
+            has the field under this name.
     """
 
     name: str
@@ -62,13 +65,13 @@ class Struct:
 
 @dataclass(frozen=True)
 class Enum:
-    """Numbers of which a wire field holds one; becomes an `IntEnum`.
+    """Numbers of which a wire field has one; becomes an `IntEnum`.
 
     Args:
-        name: the Python class.
-        members: member name -> value.
-        c_prefix: what C puts before each member's name; empty when C does not name them.
-        newer: member name -> first protocol minor whose header has it.
+        name: name of the Python class.
+        members: the value of each member, by name.
+        c_prefix: prefix of the names of the members in C; empty if the header does not have them.
+        newer: for some members, the first minor version of the protocol whose header has them.
     """
 
     name: str
@@ -79,12 +82,12 @@ class Enum:
 
 @dataclass(frozen=True)
 class Flags(Enum):
-    """Bits of which a wire field holds any number; becomes an `IntFlag`."""
+    """Bits of which a wire field has any combination; becomes an `IntFlag`."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """One loaded wire table and where its codec goes."""
+    """A loaded table module; `path` is the file that its codec is written to."""
 
     module: str
     path: Path
@@ -97,7 +100,7 @@ class Table:
 
 
 class Field(NamedTuple):
-    """One parsed field: where it is, and how it is read."""
+    """A parsed field; `offset` and `size` are in bytes, `nested` is the layout of a structure."""
 
     name: str
     offset: int
@@ -108,7 +111,16 @@ class Field(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A parsed structure; `codes` are struct codes of all leaves in order, padding included."""
+    """A parsed structure.
+
+    Attributes:
+        row: the row that was parsed.
+        fields: its fields, in order.
+        codes: the `struct` codes of all leaves in order, including padding. A leaf is a field that
+            is not a structure, at any depth.
+        size: in bytes.
+        leaves: number of leaves, without padding.
+    """
 
     row: Struct
     fields: tuple[Field, ...]
@@ -122,10 +134,10 @@ _LEAF: Final = re.compile(r"[BHIQbhiq]|[1-9][0-9]*s")
 
 
 def parse_layouts(rows: Sequence[Struct]) -> dict[str, Layout]:
-    """Return the layout of each structure by Python name.
+    """Return the layout of each structure, by Python name.
 
     Raises:
-        ValueError: a row names an unknown code or structure, or a name twice.
+        ValueError: a row has an unknown code or structure, or two structures or fields of one name.
     """
     layouts: dict[str, Layout] = {}
     for row in rows:
@@ -161,7 +173,7 @@ def _parse(row: Struct, known: Mapping[str, Layout]) -> Layout:
 
 
 def _struct_format(codes: Sequence[str]) -> str:
-    # "QQQII" reads better, and is shorter, as "3Q2I"; codes that carry a count stay as they are.
+    # Writes "QQQII" as "3Q2I". Codes that have a count already are left as they are.
     parts: list[tuple[str, int]] = []
     for code in codes:
         if parts and len(code) == 1 and parts[-1][0] == code:
@@ -193,7 +205,7 @@ def render_python(table: Table) -> str:
         "Buffer = bytes | bytearray | memoryview",
         "",
         'if sys.byteorder != "little":',
-        '    raise ImportError("the wire is in host order: only little-endian hosts will do")',
+        '    raise ImportError("the wire codecs need a little-endian host")',
     ]
     for enum in table.enums:
         lines += ["", "", *_python_enum(enum)]
@@ -235,7 +247,7 @@ def _python_struct(layout: Layout) -> Iterator[str]:
     yield ""
     yield f"def unpack_{snake}(buf: Buffer, offset: int = 0) -> {name}:"
     if _is_flat(layout):
-        # Cheaper than NamedTuple's own __new__ and _make, by a third of each decode.
+        # Saves a third of the time of a decode, compared with __new__ and _make of the NamedTuple.
         yield f"    return tuple.__new__({name}, {constant}.unpack_from(buf, offset))"
     else:
         yield f"    flat = {constant}.unpack_from(buf, offset)"
@@ -280,7 +292,8 @@ def _is_flat(layout: Layout) -> bool:
     return not any(item.nested for item in layout.fields)
 
 
-# The expression that builds one structure from `flat`, the leaves of the outermost one.
+# Returns the lines of the expression that makes a structure from `flat`, the leaves of the
+# outermost one. The structure's own leaves begin at `start`.
 def _make_lines(layout: Layout, start: int, indent: str) -> list[str]:
     if _is_flat(layout):
         return [f"{indent}tuple.__new__({layout.row.name}, flat[{start}:{start + layout.leaves}])"]
@@ -302,7 +315,8 @@ def _make_lines(layout: Layout, start: int, indent: str) -> list[str]:
     ]
 
 
-# (nested structure or None, first leaf, number of leaves), plain neighbours taken together.
+# Yields (nested structure or None, first leaf, number of leaves) for each nested structure and for
+# each run of other fields.
 def _leaf_runs(layout: Layout, start: int) -> Iterator[tuple[Layout | None, int, int]]:
     run = at = start
     for item in layout.fields:
@@ -338,7 +352,7 @@ def _flat_parts(layout: Layout, value: str) -> list[str]:
 
 
 def render_c(tables: Sequence[Table]) -> str:
-    """Return the C file that fails to compile where a table and its header disagree."""
+    """Return a C file that fails to compile if a table and its header differ."""
     lines = [
         "/* Generated from the wire tables by `python -m tools.wiregen`; do not edit. */",
         "#include <stddef.h>",
@@ -389,7 +403,7 @@ def _c_struct(layout: Layout) -> Iterator[str]:
 
 
 def load_tables() -> list[Table]:
-    """Import every table of this tree and return it."""
+    """Import and return all tables of this checkout."""
     tables: list[Table] = []
     for name in TABLES:
         module = importlib.import_module(name)
@@ -399,7 +413,7 @@ def load_tables() -> list[Table]:
 
 
 def outputs() -> dict[Path, str]:
-    """Return what each generated file must hold."""
+    """Return the text that each generated file must have."""
     tables = load_tables()
     texts = {table.path: render_python(table) for table in tables}
     texts[TREE / ABI_FILE] = render_c(tables)
@@ -407,7 +421,7 @@ def outputs() -> dict[Path, str]:
 
 
 def differences() -> str:
-    """Return a unified diff from the files on disk to what they must hold; empty when fresh."""
+    """Return a unified diff from the files to what they must be; empty if they are up to date."""
     diff: list[str] = []
     for path, text in outputs().items():
         current = path.read_text() if path.exists() else ""
@@ -421,11 +435,13 @@ def differences() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the generated files, or with `--check` diff them; return the exit status."""
+    """Write the generated files, or compare them with `--check`; return the exit status."""
     parser = argparse.ArgumentParser(
-        prog="tools.wiregen", allow_abbrev=False, description="wire codec generator"
+        prog="tools.wiregen",
+        allow_abbrev=False,
+        description="Write the wire codecs and the assertions about them from the wire tables.",
     )
-    parser.add_argument("--check", action="store_true", help="diff instead of writing")
+    parser.add_argument("--check", action="store_true", help="print a diff instead of writing")
     if parser.parse_args(arguments).check:
         diff = differences()
         sys.stdout.write(diff)
@@ -437,5 +453,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # The tables import this module by its package name: run that copy, whose row types theirs are.
+    # The tables import this module by its package name, which makes another copy of it. Run that
+    # copy, because the rows are instances of its types.
     sys.exit(importlib.import_module("tools.wiregen").main())

@@ -21,6 +21,7 @@ from appliance.store import schema
 from appliance.store.store import Store
 from tests.fakes.appliance_process import every_event, import_tree
 from tests.fakes.daemon_process import DaemonProcess
+from tests.store.audit import blob_path
 
 ANSWER_S = 60.0
 DROP_CACHES = "echo 3 > /proc/sys/vm/drop_caches"
@@ -211,7 +212,7 @@ def damage(path: Path, contents: dict[str, bytes]) -> None:
     def work(txn: WriteTransaction) -> None:
         for name, content in contents.items():
             digest, wrong = Digest.of(content), bytes([content[0] ^ 1]) + content[1:]
-            file = store.blob_path(digest)
+            file = blob_path(store, digest)
             match name:
                 case "small-changed":
                     txn.put(digest, schema.pack_inline(wrong), db=blobs)
@@ -237,7 +238,7 @@ def repair(path: Path, contents: dict[str, bytes]) -> None:
         for name, content in contents.items():
             digest = Digest.of(content)
             if name.startswith("large"):
-                store.blob_path(digest).write_bytes(content)
+                blob_path(store, digest).write_bytes(content)
             else:
                 txn.put(digest, schema.pack_inline(content), db=blobs)
 

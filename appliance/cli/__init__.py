@@ -1,5 +1,5 @@
-"""The command line: options, one module per group of commands, and what a terminal shows.
+"""The command line: options, one module for each group of commands, and output to a terminal.
 
-Commands call one function of the packages below and translate errors to exit statuses; no decision
-about stores, sessions or trees is made here.
+A command calls one function of the packages below, and `main` translates its errors to exit
+statuses. Nothing about stores, sessions or trees is decided here.
 """

@@ -3,11 +3,10 @@
 import argparse
 import os
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance.cli.options import service_addresses
+from appliance.cli.options import add_log_options, add_service_options, service_addresses
 from appliance.errors import ConfigError, PathInfoError
 
 if TYPE_CHECKING:
@@ -25,56 +24,67 @@ _LEVEL_MAX: Final = 19
 _SOCKET_MODE: Final = 0o660
 
 
-def add_http(commands: "Subparsers", parents: Sequence[argparse.ArgumentParser]) -> None:
+def add_http(commands: "Subparsers") -> None:
     """Add `appliance http`."""
     command = commands.add_parser(
-        "http", parents=parents, help="serve the store as a binary cache for Nix over HTTP"
+        "http",
+        usage="%(prog)s [OPTION]...",
+        help="serve the store as a binary cache for Nix over HTTP",
+        description="Serve the store as a binary cache for Nix over HTTP, until a signal ends it.",
     )
-    command.add_argument(
+    _add_serving(command.add_argument_group("serving"))
+    uploads = command.add_argument_group("uploads")
+    uploads.add_argument(
+        "--allow-put",
+        action="store_true",
+        help="accept uploads, as `nix copy --to` sends them, from every client that can connect",
+    )
+    uploads.add_argument(
+        "--trusted-key",
+        action="append",
+        default=[],
+        metavar="NAME:KEY",
+        help="refuse uploads that are neither content-addressed nor signed with the secret key of "
+        "this public key; may be given several times",
+    )
+    add_service_options(command)
+    add_log_options(command)
+    command.set_defaults(run=_run_http)
+
+
+def _add_serving(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
         "-l",
         "--listen-address",
         action="append",
         default=[],
         metavar="ADDR",
-        help="host:port, a socket path, @abstract, or sd-listen[:NAME]; may be repeated "
-        f"(default: {_DEFAULT_LISTEN})",
+        help="listen on ADDR: HOST:PORT, the path of a Unix socket, @NAME for an abstract one, or "
+        "sd-listen[:NAME] for those that systemd passes; may be given several times (default: "
+        f"{_DEFAULT_LISTEN})",
     )
-    command.add_argument(
+    group.add_argument(
         "--sign",
         metavar="FILE",
         type=Path,
-        help="add a signature to each narinfo, with the secret key in FILE",
+        help="sign each narinfo with the secret key in FILE",
     )
-    command.add_argument(
+    group.add_argument(
         "--priority",
         type=int,
         default=_DEFAULT_PRIORITY,
         metavar="N",
-        help="of several caches, Nix asks the one with the lowest number first (default: "
+        help="of several caches, Nix asks the one with the lowest N first (default: "
         f"{_DEFAULT_PRIORITY})",
     )
-    command.add_argument(
-        "--allow-put",
-        action="store_true",
-        help="take uploads, as `nix copy --to` sends them, from every client",
-    )
-    command.add_argument(
-        "--trusted-key",
-        action="append",
-        default=[],
-        metavar="NAME:KEY",
-        help="take uploads only if they are content-addressed or have a signature that this public "
-        "key verifies; may be repeated",
-    )
-    command.add_argument(
+    group.add_argument(
         "--zstd-level",
         type=int,
         default=_DEFAULT_LEVEL,
         metavar="N",
-        help="how hard NARs are compressed for clients that accept zstd: 1 to "
-        f"{_LEVEL_MAX}, or 0 for not at all (default: {_DEFAULT_LEVEL})",
+        help="compress NARs at this level, from 1 to "
+        f"{_LEVEL_MAX}, for clients that accept zstd; 0 for never (default: {_DEFAULT_LEVEL})",
     )
-    command.set_defaults(run=_run_http)
 
 
 def _run_http(options: argparse.Namespace) -> None:

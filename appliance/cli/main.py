@@ -1,4 +1,7 @@
-"""The command line: options and environment are read once, errors become exit statuses."""
+"""Entry points of the command line: parse the arguments, run one command, exit with its status.
+
+The commands `import` and `status` are defined here, the others in the modules beside this one.
+"""
 
 import argparse
 import gc
@@ -16,21 +19,18 @@ from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.cli.http_command import add_http
 from appliance.cli.mount_commands import is_mount_call
 from appliance.cli.options import (
+    add_json_option,
+    add_log_options,
     add_service_options,
-    add_store_option,
+    add_state_option,
     environments,
+    is_json_log,
     service_addresses,
     state_dir,
 )
 from appliance.cli.output import print_json
 from appliance.cli.pid_file import leave_shared_pid
-from appliance.cli.serve_commands import (
-    add_cache_option,
-    add_mount,
-    add_virtiofs,
-    path_argument,
-    run_mount,
-)
+from appliance.cli.serve_commands import add_mount, add_virtiofs, path_argument, run_mount
 from appliance.cli.store_commands import COMMANDS as STORE_COMMANDS
 from appliance.cli.terminal import (
     drop_output,
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
 
 _COMMANDS: Final = ("import", "virtiofs", "mount", "http", "status", *STORE_COMMANDS)
-_PRINTS_JSON: Final = frozenset({"status", "path-info", "ls", "verify"})
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
 
@@ -62,15 +61,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ApplianceError as exc:
         _fail(_EXIT_FAILURE, exc)
     except KeyboardInterrupt:
-        # Not a status: a shell goes on with the next command unless the signal ended this one.
+        # End by the signal, not with a status: a shell that runs a script stops only for a signal.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     except BrokenPipeError:
-        # The reader of our output is gone; what it did not read is its own affair.
+        # The reader of our output has closed it, so there is nobody left to report to.
         drop_output()
         sys.exit(_EXIT_FAILURE)
     except OSError as exc:
-        # This machine refuses: it has no descriptor or process for us.
+        # An error of this machine that nothing else has explained; it may be out of descriptors or
+        # processes.
         import logging
 
         logging.getLogger(__name__).debug("where it happened:", exc_info=exc)
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def mount_helper(argv: Sequence[str] | None = None) -> NoReturn:
-    """Do what mount(8) asks of a file system's helper, and exit with its status."""
+    """Run as the helper that mount(8) calls for this type of file system; exit with its status."""
     from appliance.cli.mount_commands import (
         EXIT_FAILURE,
         EXIT_USAGE,
@@ -88,6 +88,7 @@ def mount_helper(argv: Sequence[str] | None = None) -> NoReturn:
     )
 
     open_missing_streams()
+    print_utf8()
     try:
         call = parse_mount_call(sys.argv[1:] if argv is None else argv)
         with _exiting(EXIT_USAGE):
@@ -112,7 +113,7 @@ def mount_helper(argv: Sequence[str] | None = None) -> NoReturn:
 
 @contextmanager
 def _exiting(status: int) -> Iterator[None]:
-    """Exit with `status` where the parser of arguments exits."""
+    """Exit with `status` when the argument parser exits with any error status."""
     try:
         yield
     except SystemExit as exc:
@@ -123,7 +124,7 @@ def _run(words: Sequence[str]) -> None:
     if is_mount_call(words, _COMMANDS):
         mount_helper(words)
     options = _parser(words[0] if words else "").parse_args(words)
-    if options.command != "import":  # which does it when its processes are at work
+    if options.command != "import":  # import starts logging once its processes have been forked
         _start_logging(options)
     leave_shared_pid(environments(options))
     options.run(options)
@@ -132,24 +133,31 @@ def _run(words: Sequence[str]) -> None:
 
 
 class _Formatter(argparse.HelpFormatter):
-    """As wide as the terminal; the base class loads four compressors to find out."""
+    """Formats help for the width of the terminal."""
 
     def __init__(self, prog: str) -> None:
+        # Given a width, the base class does not import shutil (and its compressors) to find one.
         super().__init__(prog, width=terminal_columns() - 2)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - has no other name
+            # The base class does not count the indentation of the names of commands.
+            self._action_max_length += self._indent_increment
 
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
-        # Never abbreviated: what is short for one option today may be for two tomorrow.
+        # No abbreviations: a new option could make an abbreviation in a script ambiguous.
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        # One line, as for every other bad value; --help has the rest.
+        # One line, as for every other invalid value, instead of the whole usage.
         _fail(_EXIT_USAGE, ConfigError(f"{message} (see {self.prog} --help)"))
 
 
 def _fail(status: int, reason: Exception | str) -> NoReturn:
-    # Arguments that the locale could not decode come out as they went in.
+    # Bytes of arguments that the locale could not decode are printed as UTF-8 if they are UTF-8.
     text = str(reason).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     for line in text.rstrip("\n").split("\n"):
         print(f"appliance: {line}", file=sys.stderr)
@@ -159,88 +167,89 @@ def _fail(status: int, reason: Exception | str) -> NoReturn:
 def _start_logging(options: argparse.Namespace) -> None:
     from appliance.log import configure_logging
 
-    is_json = options.json and options.command not in _PRINTS_JSON
-    configure_logging(options.log_level, is_json=is_json)
+    configure_logging(options.log_level, is_json=is_json_log(options))
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
-    """Return the parser of `command`, or of all if there is none of that name."""
-    common = _Parser(add_help=False)
-    common.add_argument(
-        "--log-level",
-        type=str.upper,
-        choices=("DEBUG", "INFO", "WARNING", "ERROR"),
-        default="INFO",
-        help="least severe events to log (default: info)",
-    )
-    common.add_argument(
-        "--json",
-        action="store_true",
-        help="log as JSON; status, path-info, ls and verify: print JSON",
-    )
-    state = _Parser(add_help=False)
-    state.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        help="where the cache and the control sockets are (default: beside the store; or "
-        "APPLIANCE_STATE_DIR)",
-    )
-    store = _Parser(add_help=False)
-    add_store_option(store)
-    services = _Parser(add_help=False, parents=[store])
-    add_service_options(services)
-    cache = _Parser(add_help=False)
-    add_cache_option(cache)
+    """Return a parser that knows only `command`, or all commands if there is none of that name.
+
+    Building the parsers of all commands takes longer than some commands run.
+    """
     parser = _Parser(
         prog="appliance",
-        description="A read-only file system server over a content-addressed store.",
+        usage="%(prog)s COMMAND [OPTION]... [ARGUMENT]...",
+        description="Serve the files of a content-addressed store, read-only.",
+        epilog="Run `appliance COMMAND --help` for the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"appliance {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    adders: dict[str, Callable[[], None]] = {
-        "import": partial(_add_import, commands, [common, services]),
-        "virtiofs": partial(add_virtiofs, commands, [common, services, state, cache]),
-        "mount": partial(add_mount, commands, [common, services, state, cache]),
-        "http": partial(add_http, commands, [common, services]),
-        "status": partial(_add_status, commands, [common, services, state]),
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND", prog="appliance"
+    )
+    adders: dict[str, Callable[[Subparsers], None]] = {
+        "import": _add_import,
+        "virtiofs": add_virtiofs,
+        "mount": add_mount,
+        "http": add_http,
+        "status": _add_status,
+        **STORE_COMMANDS,
     }
-    for name, add_command in STORE_COMMANDS.items():
-        adders[name] = partial(add_command, commands, [common, services])
     for add in [adders[command]] if command in adders else adders.values():
-        add()
+        add(commands)
+    if command in adders:
+        parser.prog += f" {command}"  # errors refer to the --help of this program name
     return parser
 
 
-def _add_import(commands: "Subparsers", parents: "list[_Parser]") -> None:
+def _add_import(commands: "Subparsers") -> None:
     command = commands.add_parser(
-        "import", parents=parents, help="put files, directories or symlinks into the store"
+        "import",
+        usage="%(prog)s [OPTION]... PATH...",
+        help="copy files, directories and symlinks into the store",
+        description="Copy each PATH into the store and print its store path once it is durable.",
+    )
+    command.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        type=path_argument,
+        help="a file, directory or symlink; symlinks are not followed",
+    )
+    command.add_argument(
+        "--name",
+        help="name the store path NAME instead of by the last component of PATH; takes one PATH",
     )
     command.add_argument(
         "--directory-sizes",
         choices=[dialect.option() for dialect in SizeDialect],
         default=DEFAULT_DIALECT.option(),
-        help="how directories count their entries, which is part of their digests: doubled, as "
-        "Tvix and Snix do since August 2024, or as the format is documented, for older ones and "
-        "castore-go; each refuses the other (default: doubled)",
+        help="how to count the entries below a directory, which its digest depends on: `doubled` "
+        "for Tvix and Snix since August 2024, `documented` for older ones and for castore-go; "
+        "each refuses the other (default: doubled)",
     )
-    command.add_argument(
-        "--name", help="name of the store path (default: the last component of PATH)"
-    )
-    command.add_argument("paths", nargs="+", metavar="PATH", type=path_argument)
+    add_service_options(command)
+    add_log_options(command)
     command.set_defaults(run=_run_import)
 
 
-def _add_status(commands: "Subparsers", parents: "list[_Parser]") -> None:
+def _add_status(commands: "Subparsers") -> None:
     command = commands.add_parser(
-        "status", parents=parents, help="show the sessions of running supervisors"
+        "status",
+        usage="%(prog)s [OPTION]...",
+        help="show the sessions of running supervisors",
+        description="Show what the running `appliance virtiofs` and `appliance mount` serve: their "
+        "sessions, worker processes, and the number of requests of each kind.",
     )
+    add_json_option(command)
+    add_state_option(command, "look for the supervisors' control sockets in DIR")
+    add_service_options(command)
+    add_log_options(command)
     command.set_defaults(run=_run_status)
 
 
 def _run_import(options: argparse.Namespace) -> None:
     from appliance.importer.importer import import_paths
 
-    # Nothing in an import makes cycles worth a search for them, now or at its end.
+    # An import creates no reference cycles worth collecting, neither now nor at exit.
     gc.disable()
     gc.freeze()
     services = service_addresses(options)
@@ -293,11 +302,9 @@ def _run_status(options: argparse.Namespace) -> None:
             print(f"  {opcode:<12} {count:>12}")
     for front_end in waiting:
         print(
-            f"{front_end['socket']}: process {front_end['pid']} waits for the one served to leave"
+            f"{front_end['socket']}: process {front_end['pid']} waits for the connected front-end"
+            " to disconnect"
         )
-
-
-# Values read once, with the rule they break named.
 
 
 def _new_name(options: argparse.Namespace) -> str | None:
@@ -306,7 +313,9 @@ def _new_name(options: argparse.Namespace) -> str | None:
     if options.name is None:
         return None
     if len(options.paths) > 1:
-        raise ConfigError(f"--name {options.name}: goes with one PATH only")
+        raise ConfigError(
+            f"--name {options.name}: there are {len(options.paths)} PATHs, expected one"
+        )
     try:
         return check_new_name(options.name)
     except StorePathError as exc:

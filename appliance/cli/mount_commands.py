@@ -1,15 +1,16 @@
-"""What mount(8) runs for a file system of this type, as an entry of /etc/fstab or by hand.
+"""The helper that mount(8) runs for this type of file system, for /etc/fstab or by hand.
 
     mount.fuse.appliance SOURCE DIR [-sfnvrw] [-N NAMESPACE] [-t TYPE] [-o OPTION[=VALUE],...]
 
-Where there is no such program, mount(8) finds that of libfuse for `fuse.appliance`, which runs
-`appliance SOURCE DIR -o OPTIONS`: the same words. SOURCE names the store if it is a service
-address; lists of mounts show it in any case, as `mount -a` compares it with /etc/fstab. The options
-are those of `appliance mount`, with underscores. What mount(8) itself knows is accepted and, except
-for `noexec`, has no effect: the mount is always read-only, without devices and set-uid programs.
+If that program is not installed, mount(8) runs the helper of libfuse for `fuse.appliance`, which
+runs `appliance SOURCE DIR -o OPTIONS`, with the same arguments. If SOURCE is a service address, it
+names the store. In any case lists of mounts show SOURCE, because `mount -a` compares it with
+/etc/fstab. The options are those of `appliance mount`, with underscores. Options of mount(8) itself
+are accepted, but only `noexec` has an effect: the mount is always read-only, without devices and
+set-uid programs.
 
-The program returns when the mount answers, and a process of its own serves on. Exit statuses are
-those of mount(8).
+The helper returns once files can be read, and a background process serves the mount. Exit statuses
+are those of mount(8).
 """
 
 import getopt
@@ -22,11 +23,11 @@ from typing import Final, NamedTuple, NoReturn
 
 from appliance.errors import ApplianceError, ConfigError
 
-# mount(8), exit statuses.
+# Exit statuses of mount(8).
 EXIT_USAGE: Final = 1
 EXIT_FAILURE: Final = 32
 
-_SWITCHES: Final = frozenset({"list_root", "allow_other", "passthrough", "noexec", "json"})
+_SWITCHES: Final = frozenset({"list_root", "allow_other", "passthrough", "noexec"})
 _VALUED: Final = frozenset(
     {
         "store",
@@ -39,9 +40,11 @@ _VALUED: Final = frozenset(
         "inodes",
         "fsname",
         "log_level",
+        "log_format",
     }
 )
-# Those of mount(8), of fuse(8), and what the kernel lists of a mount, which a remount brings along.
+# Options of mount(8) and fuse(8), and options that the kernel lists for a mount, since a remount
+# repeats those.
 # fmt: off
 _WITHOUT_EFFECT: Final = frozenset({
     "defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "nousers",
@@ -57,34 +60,38 @@ _READY: Final = b"ready"
 
 
 class MountCall(NamedTuple):
-    """What mount(8) asks for."""
+    """A parsed call of the helper."""
 
     words: list[str]
     """Arguments for `appliance`."""
     directory: str
+    """The mount point, as given."""
     is_remount: bool
     is_fake: bool
-    """Whether everything is to be done but the mount."""
+    """Whether only to check the arguments (`mount -f`)."""
     is_noexec: bool
 
 
 def is_mount_call(words: Sequence[str], commands: Sequence[str]) -> bool:
-    """Whether `words` are from libfuse's helper: a source that is no command, a place, options."""
+    """Return whether `words` come from libfuse's helper: SOURCE, an absolute DIR, and -o.
+
+    SOURCE must not be one of `commands`.
+    """
     return words[2:3] == ["-o"] and words[0] not in commands and words[1].startswith("/")
 
 
 def parse_mount_call(words: Sequence[str]) -> MountCall:
-    """Return what the arguments of a helper of mount(8) ask for.
+    """Parse the arguments that mount(8) gives to a helper.
 
     Raises:
-        ConfigError: they are none; the text names the option.
+        ConfigError: an argument is not valid; the text names it.
     """
     try:
         flags, places = getopt.gnu_getopt(list(words), "sfnvrwN:t:o:")
     except getopt.GetoptError as exc:
         raise ConfigError(f"{exc.msg} (expected SOURCE DIR [-o OPTIONS])") from exc
     if len(places) != 2:
-        raise ConfigError(f"{len(places)} arguments: expected SOURCE DIR [-o OPTIONS]")
+        raise ConfigError(f"{len(places)} arguments besides options, expected SOURCE DIR")
     source, directory = places
     is_sloppy = ("-s", "") in flags
     given: dict[str, str] = {}
@@ -118,7 +125,7 @@ def _options(text: str, *, is_sloppy: bool) -> dict[str, str]:
         elif name in _SWITCHES | _VALUED:
             raise ConfigError(f"option {option}: expected {name}{'' if equals else '=VALUE'}")
         elif not (name in _WITHOUT_EFFECT or is_sloppy or raw_name.lower().startswith("x-")):
-            raise ConfigError(f"option {option}: not known to this file system")
+            raise ConfigError(f"option {option}: unknown to this file system")
     return given
 
 
@@ -128,10 +135,11 @@ def _word(name: str, value: str) -> str:
 
 
 def serve_in_background(serve: Callable[[Callable[[str], None]], None]) -> NoReturn:
-    """Run `serve` in a process of its own; exit when it calls its argument, or has failed.
+    """Run `serve` in a background process, and exit once it has called its argument or failed.
 
-    What that process writes to stderr goes to the system's log, unless stderr is a file or a
-    socket, as the journal's is: nobody who waits for the end of a pipe waits for that of the mount.
+    The background process writes its log to the system log, unless stderr is a file or a socket
+    (such as the journal's). It must not keep a pipe open, because a program that reads the output
+    of mount(8) until its end would then wait until the mount ends.
     """
     reading, writing = os.pipe()
     pid = os.fork()
@@ -144,7 +152,9 @@ def serve_in_background(serve: Callable[[Callable[[str], None]], None]) -> NoRet
     if text == _READY:
         os._exit(0)
     _pid, wait_status = os.waitpid(pid, 0)
-    sys.stderr.write(text.decode(errors="replace") or "appliance: failed, as the log says\n")
+    sys.stderr.write(
+        text.decode(errors="replace") or "appliance: failed; the system log has details\n"
+    )
     sys.exit(EXIT_USAGE if os.waitstatus_to_exitcode(wait_status) == EXIT_USAGE else EXIT_FAILURE)
 
 
@@ -180,7 +190,7 @@ def _detach_streams() -> None:
     kind = os.fstat(2).st_mode
     if stat.S_ISREG(kind) or stat.S_ISSOCK(kind):
         return
-    import subprocess  # other commands ask this module only whether mount(8) has called
+    import subprocess  # other commands use only `is_mount_call` of this module
 
     try:
         logger = subprocess.Popen(
@@ -195,4 +205,4 @@ def _detach_streams() -> None:
     if logger.stdin is not None:
         os.dup2(logger.stdin.fileno(), 2)
         logger.stdin.close()
-    logger.returncode = 0  # it ends after us
+    logger.returncode = 0  # it outlives us; do not warn that it was not waited for

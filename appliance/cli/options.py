@@ -1,4 +1,8 @@
-"""Which services a command uses, from its options and the environment."""
+"""Options that several commands share, and what they and the environment say about services.
+
+An option takes precedence over its environment variable, and both of a service over those of the
+store. An empty variable counts as unset; an empty option is an error.
+"""
 
 import argparse
 import os
@@ -17,42 +21,84 @@ from appliance.services.addresses import (
 _KINDS: Final = ("blob", "directory", "path-info")
 
 
-def add_store_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that names one store for all services."""
-    parser.add_argument(
+def add_service_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the store is."""
+    store = parser.add_argument_group(
+        "store",
+        "A URI is lmdb:///DIR (a directory of this machine), grpc+unix:/SOCKET, "
+        "grpc+http://HOST:PORT, grpc+https://HOST:PORT, or memory: (empty at first, and gone when "
+        "the command ends).",
+    )
+    store.add_argument(
         "--store",
         metavar="URI",
-        help="the store, as lmdb:///absolute/path (or APPLIANCE_STORE)",
+        help="use the store at this address (default: APPLIANCE_STORE, or else the directory "
+        "/var/lib/appliance/store for root, ~/.local/state/appliance/store for others)",
+    )
+    services = parser.add_argument_group("services (each overrides --store)")
+    for kind in _KINDS:
+        services.add_argument(
+            f"--{kind}-service-addr",
+            metavar="URI",
+            help=f"address of the {kind} service (default: {_variable(kind)})",
+        )
+
+
+def add_state_option(parser: argparse._ActionsContainer, use: str) -> None:
+    """Add the option that names the state directory DIR; `use` says what the command does in it."""
+    parser.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        help=f"{use} (default: APPLIANCE_STATE_DIR, or else a directory beside the store)",
     )
 
 
-def add_service_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name one service each."""
-    for kind in _KINDS:
-        parser.add_argument(
-            f"--{kind}-service-addr",
-            metavar="URI",
-            help=f"the {kind} service, if not --store: memory:, lmdb:///path, grpc+unix:/path, "
-            f"grpc+http://host:port, grpc+https://host:port (or {_variable(kind)})",
-        )
+def add_log_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the log, which every command has."""
+    group = parser.add_argument_group("log, on standard error")
+    group.add_argument(
+        "--log-level",
+        type=str.upper,
+        choices=("DEBUG", "INFO", "WARNING", "ERROR"),
+        default="INFO",
+        metavar="LEVEL",
+        help="log events of this level and above: debug, info, warning or error (default: info)",
+    )
+    group.add_argument(
+        "--log-format",
+        choices=("plain", "json"),
+        default="plain",
+        help="write each event as a line of text or as a line of JSON (default: plain)",
+    )
+
+
+def is_json_log(options: argparse.Namespace) -> bool:
+    """Return whether `options` ask for a log in JSON."""
+    return bool(options.log_format == "json")
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that asks for the output of a command as JSON."""
+    parser.add_argument("--json", action="store_true", help="print the output as JSON")
 
 
 def service_addresses(
     options: argparse.Namespace, environ: Mapping[str, str] = os.environ
 ) -> ServiceAddresses:
-    """Return where the services are.
+    """Return the addresses of the three services.
 
     Raises:
-        ConfigError: an address breaks a rule; the text names the option or variable too.
+        ConfigError: an address is not valid; the text names the option or variable it came from.
     """
     return ServiceAddresses(*(_address(kind, options, environ) for kind in _KINDS))
 
 
 def environments(options: argparse.Namespace) -> list[Path]:
-    """Return where LMDB environments are, or may be, that a command with `options` opens.
+    """Return the directories of all LMDB environments that a command with `options` may open.
 
     Raises:
-        ConfigError: as `service_addresses` and `state_dir`.
+        ConfigError: an address or the state directory is not valid, see `service_addresses` and
+            `state_dir`.
     """
     if not hasattr(options, "blob_service_addr"):
         return []
@@ -66,10 +112,11 @@ def environments(options: argparse.Namespace) -> list[Path]:
 def state_dir(
     options: argparse.Namespace, services: ServiceAddresses, environ: Mapping[str, str] = os.environ
 ) -> Path:
-    """Return where the cache and the control sockets are.
+    """Return the directory of the cache and the control sockets; it may not exist yet.
 
     Raises:
-        ConfigError: that is no directory, and cannot become one; the text names option or variable.
+        ConfigError: the path is not a directory and cannot become one; the text names the option
+            or variable it came from.
     """
     given = {
         "--state-dir": options.state_dir,
@@ -84,10 +131,10 @@ def state_dir(
 
 
 def default_state_dir(services: ServiceAddresses, environ: Mapping[str, str] = os.environ) -> Path:
-    """Return where they are when nobody says: beside the store, if all is in one.
+    """Return the state directory that is used when none is given.
 
-    Else, or if this process may not write there, they are beside the default store, under a name
-    made from the addresses.
+    It lies beside the store if all services are in one local store. Otherwise, or if this process
+    may not write there, it lies beside the default store, under a name made from the addresses.
     """
     store = services.one_store()
     if store is not None:
@@ -96,18 +143,18 @@ def default_state_dir(services: ServiceAddresses, environ: Mapping[str, str] = o
             return beside
     import hashlib
 
-    name = hashlib.sha256(repr(services).encode()).hexdigest()[:16]
+    name = hashlib.sha256(services.canonical().encode()).hexdigest()[:16]
     return default_store(environ).with_name(f"remote-{name}.state")
 
 
 def _is_writable(path: Path) -> bool:
-    # Or, where there is nothing yet, whether it can be made.
+    # If `path` does not exist yet, the nearest existing ancestor decides.
     there = next(above for above in (path, *path.parents) if os.path.lexists(above))
     return os.access(there, os.W_OK)
 
 
 def default_store(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return where the store is when nobody says."""
+    """Return the path of the store that is used when none is given."""
     if os.geteuid() == 0:
         return Path("/var/lib/appliance/store")
     state_home = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
@@ -134,16 +181,15 @@ def _address(kind: str, options: argparse.Namespace, environ: Mapping[str, str])
 
 
 def _is_option(source: str) -> bool:
-    # An empty variable counts as none, as everywhere; an empty option is a mistake.
     return source.startswith("--")
 
 
 def _checked_directory(given: str, path: Path) -> Path:
     try:
         os.fspath(path).encode()
-    except UnicodeEncodeError as exc:  # py-lmdb takes no other
+    except UnicodeEncodeError as exc:  # py-lmdb takes only UTF-8
         raise ConfigError(f"{given}: the path is not UTF-8") from exc
-    # What is missing can be made, if what is there is a directory.
+    # Missing directories can be created if the nearest existing ancestor is a directory.
     for there in (path, *path.absolute().parents):
         if os.path.lexists(there):
             if not there.is_dir():

@@ -1,4 +1,4 @@
-"""What commands on services have in common: opening them, and printing."""
+"""What commands that use services share: opening the services, and printing to standard output."""
 
 import argparse
 import sys
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def with_services(
     options: argparse.Namespace, work: "Callable[[Services], Awaitable[None]]"
 ) -> None:
-    """Do `work` with the services that `options` name, open for reading."""
-    import asyncio  # takes longer to import than some commands to run
+    """Open the services that `options` name for reading, and run `work` with them."""
+    import asyncio  # importing it takes longer than some commands run
 
     from appliance.services.open_services import open_services
 
@@ -29,19 +29,26 @@ def with_services(
 
 
 def print_json(value: object, indent: int | None = None) -> None:
-    """Print `value` to stdout."""
+    """Print `value` as JSON, in UTF-8; bytes of names that are not UTF-8 become escapes."""
     import json
 
-    write(json.dumps(value, indent=indent).encode() + b"\n")
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    # A surrogate stands for a byte that is not UTF-8; `backslashreplace` escapes it as JSON does.
+    write(text.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def write_line(text: str) -> None:
-    """Print a line; names in it are bytes, of UTF-8 or not, whatever the locale has."""
+    """Print a line in UTF-8, whatever the locale; surrogates become the bytes they stand for."""
     write(text.encode("utf-8", "surrogateescape") + b"\n")
 
 
 def write(data: bytes | memoryview) -> None:
-    """Print bytes."""
+    """Print `data` and flush.
+
+    Raises:
+        BrokenPipeError: the reader has closed its end.
+        ApplianceError: standard output cannot be written.
+    """
     with writing_output():
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()

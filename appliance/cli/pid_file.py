@@ -1,8 +1,9 @@
-"""Running a command under another process id, where LMDB takes this one for another process.
+"""Runs a command in a child if LMDB would confuse this process with one of another container.
 
-LMDB tells processes by their ids. Those of containers begin at 1 in each: the first process of one
-and the first of another cannot use a store at the same time. So a command that meets this is run by
-a child, which has another id, and this process passes signals on to it and ends as it does.
+LMDB identifies processes by their process ids, which begin at 1 in each container. So the first
+process of one container and the first of another cannot use a store at the same time. A command
+that finds its own id in use is run again by a child process, which has another id. The parent
+passes signals on to the child and exits as the child does.
 """
 
 import os
@@ -16,7 +17,7 @@ from typing import Final, NoReturn
 from appliance.db.data_file import is_pid_free
 from appliance.errors import PidInUseError
 
-# A process of another container may have any of the ids that come next.
+# Children to try, because processes of other containers may use the next ids, too.
 _ATTEMPTS: Final = 256
 _PASSED_ON: Final = frozenset(
     {
@@ -32,13 +33,16 @@ _SIGNAL_STATUS: Final = 128
 
 
 def leave_shared_pid(environments: Sequence[Path]) -> None:
-    """Return if no other process is taken for this one in any of the LMDB `environments`.
+    """Return if the id of this process is free in all LMDB `environments`.
 
-    Else the command is run again from its start, by a child that nobody is taken for, and this
-    process exits as that does. To be called before anything is begun.
+    If it is in use, run the command from its start in a child with an id that is free, and exit as
+    the child does. The caller must not have done anything with effects before.
+
+    Args:
+        environments: directories of the environments.
 
     Raises:
-        PidInUseError: there is no such child, however many are made.
+        PidInUseError: the ids of all children that were tried are in use, too.
     """
     taken = next((path for path in environments if not is_pid_free(path)), None)
     if taken is None:
@@ -72,25 +76,25 @@ def _start_child(environments: Sequence[Path]) -> int | None:
 
 
 def _become_command(parent: int) -> None:
-    from appliance.system import libc  # takes long to load, and only this needs it
+    from appliance.system import libc  # slow to import, and needed only here
 
     libc.signal_on_parent_death(signal.SIGTERM, parent)
     if os.environ.get("LISTEN_PID") == str(parent):  # sd_listen_fds(3)
         os.environ["LISTEN_PID"] = str(os.getpid())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_PASSED_ON, signal.SIGCHLD})
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - as this was run
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - the same command
 
 
 def _stand_in_for(child: int) -> NoReturn:
     while True:
         received = signal.sigwaitinfo({*_PASSED_ON, signal.SIGCHLD})
         if received.si_signo != signal.SIGCHLD:
-            # What the terminal sends reaches the child by itself.
+            # The terminal sends its signals to the child, too; only pass on those from processes.
             if received.si_code <= 0:
                 with suppress(ProcessLookupError):
                     os.kill(child, received.si_signo)
             continue
-        # As the first process of a container it has the children of those that ended, too.
+        # The first process of a container also has to wait for the orphans in it.
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             if ended[0] == child:
                 _end_as(os.waitstatus_to_exitcode(ended[1]))
@@ -98,7 +102,8 @@ def _stand_in_for(child: int) -> NoReturn:
 
 def _end_as(code: int) -> NoReturn:
     if code < 0:
-        # As a shell sees it; but the first process of a container is not ended by its own signals.
+        # End by the same signal. The first process of a container cannot send itself one that ends
+        # it; that exits with the status that a shell shows for the signal.
         if -code != signal.SIGKILL:
             signal.signal(-code, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {-code})

@@ -3,11 +3,18 @@
 import argparse
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance.cli.options import service_addresses, state_dir
+from appliance.cli.options import (
+    add_log_options,
+    add_service_options,
+    add_state_option,
+    is_json_log,
+    service_addresses,
+    state_dir,
+)
 from appliance.cli.output import print_json
 from appliance.errors import ConfigError
 
@@ -17,112 +24,144 @@ if TYPE_CHECKING:
 _MAX_MOUNT_WORKERS: Final = 254
 _MAX_QUEUE_SIZE: Final = 32768
 _DEFAULT_QUEUE_SIZE: Final = 1024
-# To chown(2), the group that a file has.
+# (gid_t)-1, which chown(2) takes as "leave the group alone".
 _NO_GROUP: Final = 2**32 - 1
 _DEFAULT_CACHE_SIZE: Final = "10G"
 
 
 def path_argument(text: str) -> Path:
-    """Return an argument as a path; an empty one would be the working directory."""
+    """Return an argument as a path; an empty one, which Path takes for ".", is refused."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(text)
 
 
-def add_cache_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that bounds the cache of what is remote."""
-    parser.add_argument(
-        "--blob-cache-size",
-        metavar="SIZE",
-        help="how much of a remote blob service is kept in the state directory: bytes, or with K, "
-        f"M, G or T (default: {_DEFAULT_CACHE_SIZE}; or APPLIANCE_BLOB_CACHE_SIZE)",
-    )
-
-
-def add_virtiofs(commands: "Subparsers", parents: Sequence[argparse.ArgumentParser]) -> None:
+def add_virtiofs(commands: "Subparsers") -> None:
     """Add `appliance virtiofs`."""
     command = commands.add_parser(
-        "virtiofs", parents=parents, help="serve the store to virtual machines over vhost-user"
+        "virtiofs",
+        usage="%(prog)s [OPTION]... [SOCKET]",
+        help="serve the store to virtual machines over vhost-user",
+        description="Serve the store to virtual machines as a vhost-user back-end for virtiofs, "
+        "until a signal ends it. Each listening socket serves one front-end at a time.",
     )
-    command.add_argument("socket", nargs="?", metavar="SOCKET", help="where to listen")
     command.add_argument(
+        "socket", nargs="?", metavar="SOCKET", help="listen on the Unix socket at this path"
+    )
+    command.add_argument(
+        "--print-capabilities",
+        action="store_true",
+        help="print the capabilities of this back-end as JSON, and exit",
+    )
+    listening = command.add_argument_group("listening")
+    listening.add_argument(
         "--socket-path",
         action="append",
         default=[],
         metavar="PATH",
-        help="where to listen; may be repeated, one front-end at a time on each",
+        help="listen on the Unix socket at PATH, too; may be given several times",
     )
-    command.add_argument(
+    listening.add_argument(
         "--socket-group",
         metavar="GROUP",
-        help="the group, by name or number, that may connect to the sockets made here",
+        help="let members of GROUP (a name or number) connect to the sockets created here",
     )
-    command.add_argument("--fd", type=int, metavar="N", help="inherited listening socket")
-    command.add_argument("--list-root", action="store_true", help="let guests list the root")
-    _add_inodes(command)
-    command.add_argument("--tag", help="mount tag, for front-ends that ask the back-end for it")
-    command.add_argument(
+    listening.add_argument(
+        "--fd", type=int, metavar="FD", help="listen on an inherited socket, by its descriptor"
+    )
+    device = command.add_argument_group("device")
+    device.add_argument(
+        "--tag", help="the mount tag to give to front-ends that ask the back-end for it"
+    )
+    device.add_argument(
         "--num-request-queues",
         type=int,
         metavar="N",
-        help="most request queues of a device (default: one for each core)",
+        help="offer up to N request queues, each with a worker process (default: one for each CPU)",
     )
-    command.add_argument("--queue-size", type=int, default=_DEFAULT_QUEUE_SIZE, metavar="N")
-    command.add_argument(
-        "--print-capabilities", action="store_true", help="print what this back-end can, and exit"
+    device.add_argument(
+        "--queue-size",
+        type=int,
+        default=_DEFAULT_QUEUE_SIZE,
+        metavar="N",
+        help="let a queue have up to N descriptors, a power of two (default: "
+        f"{_DEFAULT_QUEUE_SIZE})",
     )
+    _add_view_options(command, "let guests list the root directory")
+    _add_common_options(command)
     command.set_defaults(run=_run_virtiofs)
 
 
-def _add_inodes(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--inodes",
-        choices=("place", "content"),
-        default="place",
-        help="what st_ino tells apart: every name (place, the default), or contents (content, as "
-        "Tvix and Snix do; programs then take equal files for hard links)",
-    )
-
-
-def add_mount(commands: "Subparsers", parents: Sequence[argparse.ArgumentParser]) -> None:
+def add_mount(commands: "Subparsers") -> None:
     """Add `appliance mount`."""
     command = commands.add_parser(
-        "mount", parents=parents, help="mount the store on this machine, until unmounted"
+        "mount",
+        usage="%(prog)s [OPTION]... DEST",
+        help="mount the store on this machine until it is unmounted",
+        description="Mount the store on DEST through FUSE, and serve it until it is unmounted or "
+        "a signal ends it.",
     )
     command.add_argument("dest", metavar="DEST", type=path_argument, help="an existing directory")
-    command.add_argument("--list-root", action="store_true", help="let the root be listed")
-    _add_inodes(command)
-    command.add_argument(
+    mount = command.add_argument_group("mount")
+    mount.add_argument("--allow-other", action="store_true", help="let other users read the files")
+    mount.add_argument(
+        "--noexec", action="store_true", help="do not let programs be executed from the mount"
+    )
+    mount.add_argument(
+        "--fsname",
+        default="appliance",
+        metavar="NAME",
+        help="show NAME as the source in lists of mounts (default: appliance)",
+    )
+    mount.add_argument(
+        "--passthrough",
+        action="store_true",
+        help="let the kernel read large files by itself (needs Linux 6.9 and root)",
+    )
+    mount.add_argument(
         "--threads",
         type=int,
         default=min(os.cpu_count() or 1, _MAX_MOUNT_WORKERS),
         metavar="N",
-        help="number of worker processes (default: one for each core)",
+        help="run N worker processes (default: one for each CPU)",
     )
-    command.add_argument("--allow-other", action="store_true", help="let other users in")
-    command.add_argument(
-        "--passthrough",
-        action="store_true",
-        help="let the kernel read large files by itself (Linux 6.9, root)",
-    )
-    command.add_argument("--noexec", action="store_true", help="let no program be started from it")
-    command.add_argument(
-        "--fsname",
-        default="appliance",
-        metavar="NAME",
-        help="what lists of mounts show as its source (default: appliance)",
-    )
-    command.add_argument(
-        "-f", "--foreground", action="store_true", help="accepted: it is always in the foreground"
-    )
+    _add_view_options(command, "let the root directory be listed")
+    _add_common_options(command)
     command.set_defaults(run=run_mount)
+
+
+def _add_view_options(command: argparse.ArgumentParser, list_root_help: str) -> None:
+    view = command.add_argument_group("files")
+    view.add_argument("--list-root", action="store_true", help=list_root_help)
+    view.add_argument(
+        "--inodes",
+        choices=("place", "content"),
+        default="place",
+        help="give every name an inode number of its own (`place`), or all equal files the same "
+        "(`content`, as Tvix and Snix do; programs then take them for hard links) (default: "
+        "place)",
+    )
+
+
+def _add_common_options(command: argparse.ArgumentParser) -> None:
+    state = command.add_argument_group("state directory")
+    add_state_option(state, "keep the cache of remote blobs and the control sockets in DIR")
+    state.add_argument(
+        "--blob-cache-size",
+        metavar="SIZE",
+        help="keep up to SIZE of a remote blob service in the state directory: a number of bytes, "
+        f"or of KiB, MiB, GiB or TiB with the suffix K, M, G or T (default: "
+        f"APPLIANCE_BLOB_CACHE_SIZE, or else {_DEFAULT_CACHE_SIZE})",
+    )
+    add_service_options(command)
+    add_log_options(command)
 
 
 def _run_virtiofs(options: argparse.Namespace) -> None:
     if options.print_capabilities:
         print_json({"type": "fs", "features": []})
         return
-    # Imported here: `import` and `status` need neither the loop nor the C engine.
+    # Imported here because other commands need neither the event loop nor the C engine.
     from appliance.supervisor.listeners import listen
     from appliance.supervisor.virtiofs import VirtiofsConfig, serve
     from appliance.vhost.fs_device import MAX_REQUEST_QUEUES, encode_tag
@@ -143,24 +182,26 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         ),
         queue_size=_power_of_two("--queue-size", options.queue_size, _MAX_QUEUE_SIZE),
         log_level=options.log_level,
-        log_json=options.json,
+        log_json=is_json_log(options),
     )
     paths = [Path(path) for path in [options.socket, *options.socket_path] if path is not None]
     if not paths and options.fd is None:
         raise ConfigError("virtiofs needs a SOCKET, --socket-path or --fd to listen on")
     if options.socket_group is not None and not paths:
-        raise ConfigError("--socket-group: an inherited socket has its group already")
+        raise ConfigError(
+            "--socket-group: only an inherited socket is listened on, and its group is not changed"
+        )
     gid = None if options.socket_group is None else _group(options.socket_group)
     serve(config, listen(paths, options.fd, gid))
 
 
 def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | None = None) -> None:
-    """Serve a mount to its end; `when_ready` is called once it can be used."""
+    """Serve a mount until it ends; call `when_ready` with its path once files can be read."""
     from appliance.supervisor.mount import MountConfig, serve
     from appliance.supervisor.mountpoint import MountFlags
 
     if options.passthrough and os.geteuid() != 0:
-        raise ConfigError("--passthrough: only root may use it")
+        raise ConfigError("--passthrough: only root may use this option")
     services = service_addresses(options)
     serve(
         MountConfig(
@@ -170,7 +211,7 @@ def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | N
             is_root_listable=options.list_root,
             is_by_content=options.inodes == "content",
             log_level=options.log_level,
-            log_json=options.json,
+            log_json=is_json_log(options),
             path=options.dest,
             num_workers=_in_range("--threads", options.threads, _MAX_MOUNT_WORKERS),
             has_passthrough=options.passthrough,
@@ -189,7 +230,8 @@ def _blob_cache_bytes(options: argparse.Namespace) -> int:
     match = re.fullmatch(r"([1-9][0-9]{0,17})([KMGT]?)", text.upper())
     if not match:
         raise ConfigError(
-            f"--blob-cache-size {text}: expected a number of bytes, or one with K, M, G or T"
+            f"--blob-cache-size {text}: expected a positive integer, with K, M, G or T behind it "
+            "or nothing"
         )
     return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
 
@@ -202,7 +244,7 @@ def _group(text: str) -> int:
     except KeyError:
         if text.isdecimal() and int(text) < _NO_GROUP:
             return int(text)
-    raise ConfigError(f"--socket-group {text}: there is no such group")
+    raise ConfigError(f"--socket-group {text}: no such group")
 
 
 def _in_range(option: str, value: int, maximum: int) -> int:

@@ -1,4 +1,7 @@
-"""Commands on the store's services: daemon, nar, path-info, ls, cat; `cli_verify` has verify."""
+"""The commands that read or serve the services of a store: daemon, nar, path-info, ls and cat.
+
+`verify` is one of them, too, and has a module of its own.
+"""
 
 import argparse
 import os
@@ -6,13 +9,18 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance.cli.options import service_addresses
+from appliance.cli.options import (
+    add_json_option,
+    add_log_options,
+    add_service_options,
+    service_addresses,
+)
 from appliance.cli.output import print_json, with_services, write, write_line
 from appliance.cli.verify_command import add_verify
 from appliance.errors import ConfigError, PathInfoError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from appliance.nix.signing import SecretKey
     from appliance.protos import pathinfo_pb2
@@ -23,73 +31,122 @@ if TYPE_CHECKING:
 _DEFAULT_LISTEN: Final = "[::1]:8000"
 
 
-def _add_daemon(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
-    command = commands.add_parser("daemon", parents=parents, help="serve the store over gRPC")
-    command.add_argument(
+# What `nar`, `ls` and `cat` take.
+_PATH_HELP: Final = "a store path, or something in it, with or without /nix/store/"
+
+
+def _add_daemon(commands: "Subparsers") -> None:
+    command = commands.add_parser(
+        "daemon",
+        usage="%(prog)s [OPTION]...",
+        help="serve the store over gRPC",
+        description="Serve the store over gRPC, to be read and written, until a signal ends it.",
+    )
+    serving = command.add_argument_group("serving")
+    serving.add_argument(
         "-l",
         "--listen-address",
         action="append",
         default=[],
         metavar="ADDR",
-        help="host:port, a socket path, @abstract, or sd-listen[:NAME]; may be repeated "
-        f"(default: {_DEFAULT_LISTEN})",
+        help="listen on ADDR: HOST:PORT, the path of a Unix socket, @NAME for an abstract one, or "
+        "sd-listen[:NAME] for those that systemd passes; may be given several times (default: "
+        f"{_DEFAULT_LISTEN})",
     )
-    command.add_argument(
+    serving.add_argument(
         "--check-content",
         action="store_true",
-        help="before a path becomes visible, read all that is in it and check what is said of it",
+        help="before a store path becomes visible, read all of its contents and check them "
+        "against its PathInfo",
     )
-    command.add_argument(
+    serving.add_argument(
         "--allow-replace",
         action="store_true",
-        help="let a path be given other content, which is refused otherwise",
+        help="let clients replace the contents of a store path, which is refused otherwise",
     )
+    add_service_options(command)
+    add_log_options(command)
     command.set_defaults(run=_run_daemon)
 
 
-def _add_nar(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
+def _add_nar(commands: "Subparsers") -> None:
     command = commands.add_parser(
-        "nar", parents=parents, help="write a store path, or something in it, to stdout as a NAR"
+        "nar",
+        usage="%(prog)s [OPTION]... PATH",
+        help="write a store path, or something in it, to standard output as a NAR",
+        description="Write PATH to standard output as a Nix archive (NAR).",
     )
-    command.add_argument("path", metavar="PATH")
+    command.add_argument("path", metavar="PATH", help=_PATH_HELP)
+    add_service_options(command)
+    add_log_options(command)
     command.set_defaults(run=_run_nar)
 
 
-def _add_path_info(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
+def _add_path_info(commands: "Subparsers") -> None:
     command = commands.add_parser(
         "path-info",
-        parents=parents,
-        help="show what the store knows of store paths; all of them when none is given",
+        usage="%(prog)s [OPTION]... [PATH]...",
+        help="list store paths and what is known about them",
+        description="List each PATH that the store has, or all store paths if no PATH is given. "
+        "With --json, also print what the store knows about each of them.",
     )
-    command.add_argument("paths", nargs="*", metavar="PATH")
-    command.add_argument("-s", "--size", action="store_true", help="print the size of the NAR too")
+    command.add_argument(
+        "paths", nargs="*", metavar="PATH", help="a store path, with or without /nix/store/"
+    )
+    command.add_argument(
+        "-s",
+        "--size",
+        action="store_true",
+        help="also print the size of the NAR in bytes (which --json always does)",
+    )
+    add_json_option(command)
     command.add_argument(
         "--narinfo",
         action="store_true",
-        help="print what a binary cache of Nix says of PATH in DIGEST.narinfo",
+        help="print the narinfo file that a Nix binary cache would have for PATH",
     )
     command.add_argument(
         "--sign",
         metavar="FILE",
         type=Path,
-        help="add a signature to the --narinfo, with the secret key in FILE",
+        help="sign the output of --narinfo with the secret key in FILE",
     )
+    add_service_options(command)
+    add_log_options(command)
     command.set_defaults(run=_run_path_info)
 
 
-def _add_ls(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
+def _add_ls(commands: "Subparsers") -> None:
     command = commands.add_parser(
-        "ls", parents=parents, help="list a store path, or something in it"
+        "ls",
+        usage="%(prog)s [OPTION]... PATH",
+        help="list a store path, or something in it",
+        description="List PATH, or what it contains if it is a directory.",
     )
-    command.add_argument("path", metavar="PATH")
-    command.add_argument("-l", "--long", action="store_true", help="show modes and sizes too")
+    command.add_argument("path", metavar="PATH", help=_PATH_HELP)
+    command.add_argument(
+        "-l",
+        "--long",
+        action="store_true",
+        help="also print modes and sizes in bytes (which --json always does)",
+    )
     command.add_argument("-R", "--recursive", action="store_true", help="descend into directories")
+    add_json_option(command)
+    add_service_options(command)
+    add_log_options(command)
     command.set_defaults(run=_run_ls)
 
 
-def _add_cat(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
-    command = commands.add_parser("cat", parents=parents, help="write a file in a store path")
-    command.add_argument("path", metavar="PATH")
+def _add_cat(commands: "Subparsers") -> None:
+    command = commands.add_parser(
+        "cat",
+        usage="%(prog)s [OPTION]... PATH",
+        help="write a file of a store path to standard output",
+        description="Write the contents of the file PATH to standard output.",
+    )
+    command.add_argument("path", metavar="PATH", help=_PATH_HELP)
+    add_service_options(command)
+    add_log_options(command)
     command.set_defaults(run=_run_cat)
 
 
@@ -186,7 +243,7 @@ def _check_path_info_options(options: argparse.Namespace) -> None:
     if options.narinfo and (options.json or options.size or len(options.paths) != 1):
         raise ConfigError("--narinfo: takes one PATH, and neither --json nor --size")
     if options.sign and not options.narinfo:
-        raise ConfigError("--sign: signs a --narinfo only")
+        raise ConfigError("--sign: expected --narinfo, too")
 
 
 def _narinfo(info: "pathinfo_pb2.PathInfo", key: "SecretKey | None") -> str:
@@ -215,8 +272,8 @@ def _with_view(options: argparse.Namespace, work: "Callable[[StoreView], Awaitab
     with_services(options, lambda services: work(StoreView(services)))
 
 
-# What adds each command to the command line, given the parsers of its common options.
-COMMANDS: "Final[dict[str, Callable[[Subparsers, Sequence[argparse.ArgumentParser]], None]]]" = {
+# For each command, the function that adds its parser.
+COMMANDS: "Final[dict[str, Callable[[Subparsers], None]]]" = {
     "daemon": _add_daemon,
     "nar": _add_nar,
     "path-info": _add_path_info,

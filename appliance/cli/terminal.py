@@ -1,4 +1,4 @@
-"""The standard streams, and one line that is rewritten on a terminal while something takes long."""
+"""The standard streams, and a progress line on the terminal."""
 
 import os
 import sys
@@ -18,14 +18,14 @@ _MEGABYTE: Final = 1_000_000
 
 
 class ProgressLine:
-    """Totals and the current path on one line of a terminal; nothing where there is none."""
+    """A line with totals and the current path; nothing is shown unless `stream` is a terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream if stream.isatty() else None
         self._started_s = time.monotonic()
 
     def update(self, *, num_files: int, num_bytes: int, path: str) -> None:
-        """Show the totals so far and the file in hand."""
+        """Show the totals so far and the current file."""
         if self._stream is None:
             return
         elapsed_s = max(time.monotonic() - self._started_s, 1e-3)
@@ -35,13 +35,14 @@ class ProgressLine:
         )
         try:
             columns = os.get_terminal_size(self._stream.fileno()).columns or _DEFAULT_COLUMNS
-        except OSError:  # hung up, as `_write` will find
+        except OSError:  # the terminal is gone, and `_write` will fail
             columns = _DEFAULT_COLUMNS
-        # No character is wider than its encoding is long; a line that wraps would stay.
+        # A line that wraps could not be cleared. No character takes more columns than its encoding
+        # has bytes, so cutting the line by bytes is enough.
         self._write(_CLEAR_LINE + line.encode()[: columns - 1].decode(errors="ignore"))
 
     def clear(self) -> None:
-        """Remove the line, so that something else can be printed."""
+        """Remove the line, so that something else can be printed in its place."""
         self._write(_CLEAR_LINE)
 
     def _write(self, text: str) -> None:
@@ -50,13 +51,13 @@ class ProgressLine:
         try:
             self._stream.write(text)
             self._stream.flush()
-        except OSError:  # nobody is there any more; the import goes on
+        except OSError:  # the terminal is gone; the command goes on
             self._stream = None
 
 
 @contextmanager
 def progress_line() -> Iterator[ProgressLine]:
-    """Show progress on stderr inside the block and leave nothing of it behind."""
+    """Return a progress line on stderr; it is removed at the end of the block."""
     progress = ProgressLine(sys.stderr)
     try:
         yield progress
@@ -65,35 +66,36 @@ def progress_line() -> Iterator[ProgressLine]:
 
 
 def open_missing_streams() -> None:
-    """Open /dev/null for each standard stream that is closed; writing to such a stdout fails.
+    """Open /dev/null for each standard stream that is closed.
 
-    Else a file opened later has its number, and what is printed goes there.
+    Otherwise a file opened later would get the number of the stream, and what is printed would go
+    there. Standard output is opened for reading, so that printing to it is an error.
     """
     flags = (os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(fd)
         except OSError:
-            # The lowest number that is free is this one.
-            os.set_inheritable(os.open(os.devnull, flags[fd]), True)  # noqa: FBT003 - its only form
-            setattr(sys, name, open(fd, "r" if fd == 0 else "w"))  # noqa: PTH123, SIM115 - for good
+            # The kernel assigns the lowest free number, which is that of this stream.
+            os.set_inheritable(os.open(os.devnull, flags[fd]), True)  # noqa: FBT003 - has no keyword
+            setattr(sys, name, open(fd, "r" if fd == 0 else "w"))  # noqa: PTH123, SIM115 - stays open
 
 
 def print_utf8() -> None:
-    """Have what is printed from now on be UTF-8, as names are, whatever the locale has."""
+    """Print UTF-8 to both standard streams from now on, whatever the locale says."""
     for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, TextIOWrapper):
-            with suppress(OSError):  # it leads elsewhere by now, or nowhere: writing will say so
+            with suppress(OSError):  # flushing failed; the next write reports that
                 stream.reconfigure(encoding="utf-8", errors=errors)
 
 
 @contextmanager
 def writing_output() -> Iterator[None]:
-    """Print inside the block.
+    """Translate errors of printing to standard output inside the block.
 
     Raises:
-        BrokenPipeError: the reader is gone.
-        ApplianceError: it cannot be written.
+        BrokenPipeError: the reader has closed its end.
+        ApplianceError: standard output cannot be written for another reason.
     """
     try:
         yield
@@ -105,17 +107,17 @@ def writing_output() -> Iterator[None]:
 
 
 def drop_output() -> None:
-    """Forget what was printed and not written; nothing more can be."""
+    """Discard what has been printed but not written, and all further output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @cache
 def terminal_columns() -> int:
-    """Return how wide what is printed may be: COLUMNS, or the terminal's, or 80."""
+    """Return the width for help texts: COLUMNS, or else the width of the terminal, or else 80."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdigit() and int(columns) > 0:
         return int(columns)
     try:
         return os.get_terminal_size(_STDOUT_FILENO).columns or _DEFAULT_COLUMNS
-    except OSError:  # it is closed, or no terminal
+    except OSError:  # stdout is closed or not a terminal
         return _DEFAULT_COLUMNS

@@ -1,4 +1,4 @@
-"""`appliance verify`: what is stored is read and checked, what is wrong is marked, and repaired."""
+"""`appliance verify`: read and check what is stored, and mark or repair what is damaged."""
 
 import argparse
 import sys
@@ -6,7 +6,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance.cli.options import service_addresses, state_dir
+from appliance.cli.options import (
+    add_json_option,
+    add_log_options,
+    add_service_options,
+    add_state_option,
+    service_addresses,
+    state_dir,
+)
 from appliance.cli.output import print_json, write_line
 from appliance.cli.terminal import progress_line
 from appliance.errors import ConfigError, ReadOnlyStoreError, StoreError
@@ -28,35 +35,39 @@ _PROGRESS_INTERVAL_S: Final = 0.1
 _CACHE_DIRECTORY: Final = "cache"
 
 
-def add_verify(commands: "Subparsers", parents: "Sequence[argparse.ArgumentParser]") -> None:
+def add_verify(commands: "Subparsers") -> None:
     """Add the command."""
     command = commands.add_parser(
         "verify",
-        parents=parents,
-        help="read all that is in store paths, of all when none is given, and say what is not as "
-        "it should be: contents, NARs, content addresses; what is damaged in a store of this "
-        "machine is marked, and replaced when it is put again",
-    )
-    command.add_argument("paths", nargs="*", metavar="PATH")
-    command.add_argument(
-        "--closure", action="store_true", help="verify what the paths refer to, too"
+        usage="%(prog)s [OPTION]... [PATH]...",
+        help="read and check the contents of store paths, and repair them",
+        description="Read all contents of each PATH, or of all store paths if no PATH is given, "
+        "and report each content, NAR and content address that is wrong. What is damaged in a "
+        "store on this machine is marked, and is replaced when it is put again.",
     )
     command.add_argument(
-        "--repair", action="store_true", help="put again what is damaged, and verify that"
+        "paths", nargs="*", metavar="PATH", help="a store path, with or without /nix/store/"
     )
     command.add_argument(
+        "--closure", action="store_true", help="also verify all store paths that PATHs refer to"
+    )
+    add_json_option(command)
+    add_state_option(command, "if no PATH is given, also verify the cache of remote blobs in DIR")
+    repair = command.add_argument_group("repair")
+    repair.add_argument(
+        "--repair",
+        action="store_true",
+        help="replace what is damaged, and verify the replacement",
+    )
+    repair.add_argument(
         "--from",
         dest="source",
         metavar="URI|TREE",
-        help="where --repair has contents from: the address of another store, or a directory "
+        help="take contents for --repair from the store at the address URI, or from a directory "
         "with the same files",
     )
-    command.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        help="where the cache of blobs from elsewhere is, which is verified if no PATH is given "
-        "(default: beside the store; or APPLIANCE_STATE_DIR)",
-    )
+    add_service_options(command)
+    add_log_options(command)
     command.set_defaults(run=_run_verify)
 
 
@@ -66,7 +77,7 @@ def _run_verify(options: argparse.Namespace) -> None:
     from appliance.services.paths_in_store import parse_path
 
     if options.source is not None and not options.repair:
-        raise ConfigError("--from: says where --repair has contents from")
+        raise ConfigError("--from: expected --repair, too")
     paths = [parse_path(text)[0] for text in options.paths]
     addresses = service_addresses(options)
     source = None if options.source is None else _source_of(options.source)
@@ -90,7 +101,15 @@ def _source_of(text: str) -> "ServiceAddresses | Path":
 
 
 class _Run:
-    """One run of the command."""
+    """One run of the command.
+
+    Args:
+        addresses: the services to verify.
+        paths: the store paths to verify; empty for all.
+        line: shows the progress.
+        is_json: whether problems are printed as JSON, all at the end.
+        takes_closures: whether to verify the references of the paths, too.
+    """
 
     def __init__(
         self,
@@ -118,10 +137,15 @@ class _Run:
         *,
         is_repairing: bool,
     ) -> None:
-        """Verify; mark what is damaged, or repair it.
+        """Verify, mark what is damaged, and repair it if `is_repairing`.
+
+        Args:
+            source: where a repair takes contents from, beside the services themselves.
+            cache: directory of the cache of remote blobs to verify, if any.
+            is_repairing: whether to repair.
 
         Raises:
-            StoreError: something is wrong.
+            StoreError: something is damaged, and was not repaired.
         """
         from appliance.services.open_services import open_services
 
@@ -133,7 +157,7 @@ class _Run:
             repairer = await self._repairer(stores, source)
             first = last = await self._verify(services, self._paths)
             await repairer.mark(last.damaged.values())
-            # What is below a directory is seen, and repaired, when the directory is.
+            # What is below a damaged directory is found only once the directory is repaired.
             while is_repairing and await self._repair(repairer, last):
                 last = await self._verify(services, last.failed)
                 await repairer.mark(last.damaged.values())
@@ -170,7 +194,9 @@ class _Run:
                 stores[path] = AsyncStore.open(path, or_readonly=True)
                 self._stack.callback(stores[path].close)
                 if is_repairing and not stores[path].store.is_writable:
-                    raise ReadOnlyStoreError(f"{path}: --repair: this user may not write to it")
+                    raise ReadOnlyStoreError(
+                        f"{path}: --repair: this user may not write to the store"
+                    )
         return stores
 
     async def _repairer(
@@ -228,10 +254,10 @@ class _Run:
 
         for path, opened in stores.items():
             for digest in wrong_images(opened.store):
-                problem = f"{path}: image of directory {digest}: is not the one made of it"
+                problem = f"{path}: image of directory {digest}: does not match the directory"
                 if opened.store.is_writable:
                     drop_image(opened.store, digest)
-                    problem += ", and was dropped"
+                    problem += ", and was removed"
                 self._say(problem)
                 if is_repairing:
                     self._num_repaired += 1
@@ -245,12 +271,12 @@ class _Run:
         if not has_cache(path):
             return
         try:
-            cache = BlobCache(path, sys.maxsize)  # which evicts nothing
+            cache = BlobCache(path, sys.maxsize)  # so that nothing is evicted
         except NotWritableError:
             return
         try:
             for digest in cache.drop_damaged():
-                self._say(f"{path}: blob {digest}: the content had another digest, and was dropped")
+                self._say(f"{path}: blob {digest}: the content had another digest, and was removed")
                 if is_repairing:
                     self._num_repaired += 1
                 else:
@@ -262,7 +288,7 @@ class _Run:
         self._say(str(error))
 
     def _say(self, problem: str) -> None:
-        # What could not be repaired is met again when that is verified.
+        # A problem that could not be repaired is found again when the repair is verified.
         if problem in self._problems:
             return
         self._problems.append(problem)

@@ -1,19 +1,33 @@
-"""The two files of an LMDB environment, looked at before LMDB maps them.
+"""Checks of the two files of an LMDB environment, made before LMDB maps them.
 
-LMDB believes what `data.mdb` says of its length: a read behind the end of the file is SIGBUS. It
-makes `lock.mdb` as a file with a hole, and writes to it through its map: on a full disk that is
-SIGBUS too. And it tells processes by their ids, each by a lock on one byte of `lock.mdb`: two of
-equal ids, in two PID namespaces, take each other for one.
+LMDB trusts its files, and what it then runs into is a signal or silent damage rather than an error.
+Three cases are ruled out here:
 
-Layout of `data.mdb` (mdb.c: MDB_page, MDB_meta, MDB_node; 64 bits, the machine's byte order):
+* `data.mdb` is shorter than it says. LMDB believes what the file says of its own length, and a read
+  past the end of the file is SIGBUS. `check_data` compares the size of the file with the last page
+  that the newer of its two meta pages names. A shorter file is still intact if all the pages that
+  it lacks are free, since LMDB does not write free pages. To find out, `check_data` walks the free
+  list, a B-tree in the same file, with pread; its pages cannot be trusted either, and a
+  contradiction among them counts as truncation. A writer may commit during the walk, so a walk that
+  failed is repeated if the meta page has changed since.
+* `lock.mdb` has no disk space. LMDB creates it as a sparse file and writes to it through its map;
+  on a full disk the first write to a hole is SIGBUS. `allocate_lock` reserves the blocks first.
+* The process id is taken. LMDB knows a process by its id, by a lock on the byte of `lock.mdb` with
+  that offset. Two processes in two PID namespaces may have the same id, and would be taken for one.
+  `check_pid` asks whether another process has locked the byte of this one.
 
-    page       number u64, padding u16, flags u16, lower u16, upper u16; or, of an overflow page,
-               a number of pages u32 in place of the last two
-    page 0, 1  page header, magic u32, version u32, address u64, map size u64, record of the free
-               list (48 bytes, begins with the page size as u32, ends with its root as u64), record
+Layout of `data.mdb` (mdb.c: MDB_page, MDB_meta, MDB_node; 64-bit machines, native byte order):
+
+    page       header: number u64, padding u16, flags u16, lower u16, upper u16; an overflow page
+               has a number of pages u32 in place of the last two
+    page 0, 1  header, magic u32, version u32, address u64, map size u64, record of the free list
+               (48 bytes, begins with the page size as u32, ends with its root page as u64), record
                of the main database (48 bytes), last page u64, transaction u64
-    others     page header, offsets of nodes u16 up to `lower`, nodes
-    node       low u16, high u16, flags u16, size of the key u16, key, value
+    others     header, offset of each node u16 up to `lower`, nodes
+    node       low u16, high u16, flags u16, size of the key u16, key, value; on a branch page,
+               low, high and flags are the 48-bit number of the child, on a leaf page low and high
+               are the 32-bit size of the value
+    free list  key: transaction u64; value: number of pages u64, the pages u64 each
 """
 
 import errno
@@ -38,13 +52,13 @@ _LEAF: Final = 2
 _BIG_DATA: Final = 1
 _NO_ROOT: Final = (1 << 64) - 1
 _DEPTH_MAX: Final = 32
-# A writer may commit while the free list is read.
+# How often the free list is read, as a writer may commit meanwhile.
 _ATTEMPTS: Final = 10
 
-# mdb.c: MDB_txninfo with one MDB_reader, and each reader more.
+# mdb.c: the size of MDB_txninfo with one MDB_reader, and of each further reader.
 _LOCK_FIXED: Final = 192
 _LOCK_READER: Final = 64
-# fcntl.h: struct flock, on Linux with 64 bits.
+# fcntl.h: struct flock on 64-bit Linux.
 _FLOCK: Final = struct.Struct("=hhiqqi4x")
 
 
@@ -60,17 +74,17 @@ class _Meta(NamedTuple):
 
 
 class _BadPageError(Exception):
-    """A page is not what another says of it."""
+    """A page contradicts the page that refers to it."""
 
 
 def check_data(path: Path) -> int:
-    """Return the size of `data.mdb` below `path`; 0 if there is none, or nothing in it yet.
+    """Return the size of `data.mdb` in the directory `path`, once it is safe to map.
 
-    A file may be shorter than it says only by pages that are free: LMDB does not write those.
+    The size is 0 if the file does not exist, or is still empty.
 
     Raises:
-        StoreError: it is not a database, or was cut off.
-        OSError: it cannot be read.
+        StoreError: the file is not an LMDB database, or is truncated.
+        OSError: the file cannot be read.
     """
     name = path / "data.mdb"
     try:
@@ -89,21 +103,21 @@ def check_data(path: Path) -> int:
             before, meta = meta, _read_meta(fd, name)
             if meta == before:
                 break
-        raise StoreError(f"{name}: has {size} bytes, of {meta.size_bytes}: it was cut off")
+        raise StoreError(f"{name}: truncated: has {size} bytes, expected {meta.size_bytes}")
     finally:
         os.close(fd)
 
 
 def allocate_lock(path: Path, max_readers: int) -> None:
-    """Have the disk space of `lock.mdb` below `path` before LMDB writes to its map.
+    """Reserve the disk space of `lock.mdb` in the directory `path`; creates the file if needed.
 
     Raises:
-        StoreFullError: there is none.
-        OSError: the file cannot be opened for writing, or made.
+        StoreFullError: the disk is full.
+        OSError: the file cannot be created, or opened for writing.
     """
     size = _LOCK_FIXED + _LOCK_READER * (max_readers - 1)
     name = path / "lock.mdb"
-    # This process has no lock on the file yet, so that closing it ends none.
+    # Closing any descriptor of a file ends the process's locks on it; there are none yet.
     fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         status = os.fstat(fd)
@@ -114,10 +128,12 @@ def allocate_lock(path: Path, max_readers: int) -> None:
 
 
 def check_pid(path: Path) -> None:
-    """Check that LMDB can tell this process from all that have `path` open; it is not open here.
+    """Check that no other process that has the environment at `path` open has this process's id.
+
+    This process must not have the environment open itself.
 
     Raises:
-        PidInUseError: it cannot.
+        PidInUseError: another process has the same id.
         OSError: `lock.mdb` cannot be opened.
     """
     name = path / "lock.mdb"
@@ -133,7 +149,7 @@ def check_pid(path: Path) -> None:
 
 
 def is_pid_free(path: Path) -> bool:
-    """Whether `check_pid` has nothing to say, or the lock file at `path` cannot be used at all."""
+    """Whether no other process at `path` has this id; True if `lock.mdb` cannot be opened."""
     try:
         check_pid(path)
     except PidInUseError:
@@ -144,7 +160,7 @@ def is_pid_free(path: Path) -> bool:
 
 
 def is_written_by_nobody(path: Path) -> bool:
-    """Whether the file system that `path` is on, not only a mount of it, is read-only."""
+    """Whether the file system of `path` itself is read-only, not just this mount of it."""
     if not os.statvfs(path).f_flag & os.ST_RDONLY:
         return False
     status = path.stat()
@@ -153,14 +169,14 @@ def is_written_by_nobody(path: Path) -> bool:
 
 
 def _mounts() -> Iterator[list[str]]:
-    # proc(5): ... the third is the device, the last are options of the file system itself.
+    # proc(5): the third field is the device, the last has the options of the file system itself.
     with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             yield line.split()
 
 
 def _allocate(fd: int, name: Path, size: int) -> None:
-    from appliance.system import libc  # noqa: PLC0415 - takes as long to load as all the rest
+    from appliance.system import libc  # noqa: PLC0415 - loading ctypes takes long; rarely needed
 
     try:
         libc.fallocate(fd, size)
@@ -175,7 +191,7 @@ def _read_meta(fd: int, name: Path) -> _Meta:
     first = _meta_at(fd, 0)
     second = None if first is None else _meta_at(fd, first.page_size)
     if first is None or second is None:
-        raise StoreError(f"{name}: not a database of LMDB, or cut off")
+        raise StoreError(f"{name}: not an LMDB database, or truncated")
     return max(first, second)
 
 

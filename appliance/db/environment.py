@@ -1,19 +1,21 @@
-"""One LMDB environment: growth, full disks, grown maps and files that cannot be written.
+"""One LMDB environment, and how it copes with growth, full disks and files it may not write.
 
-Rules, each because LMDB cannot detect the breach:
+Rules, each of which LMDB cannot enforce itself:
 
-* Open after fork only; an environment must not cross a fork, nor be opened twice in one process.
-* A thread has at most one transaction open at a time. Resizing a map moves it, which pulls the
-  memory away from under any other transaction of this process: it waits for those of other threads
-  to end, and would wait for ever for one of its own. So a nested `read` or `write` is refused
-  always, not only on the rare day when the map has to grow.
-* A buffer from a read transaction is memory of the map: it dies with the transaction.
+* An environment must not cross a fork, so it is opened after the fork; and a process must not have
+  one open twice.
+* A thread has at most one transaction open at a time. Resizing the map moves it, which pulls the
+  memory away from under every open transaction of the process. A resize therefore waits until the
+  transactions of other threads have ended, and would wait for ever for one of its own thread. So a
+  nested `read` or `write` is always refused, not only on the rare occasion when the map must grow.
+* A buffer from a read transaction is memory of the map, and valid until the transaction ends.
 
-Reading without the lock file: a reader has to write to `lock.mdb`, as it is there that writers see
-which snapshots are in use, and may not reuse their pages. Where this process cannot write to it (a
-read-only file system, a store of somebody else's), it reads unregistered. Nothing can go wrong with
-that while nobody writes, as on a file system that is itself read-only. Else a snapshot holds until
-the second commit after it: a transaction that was open for longer ends with a SnapshotLostError.
+Reading without the lock file. A reader registers its snapshot in `lock.mdb`, and writers do not
+reuse the pages of snapshots that are registered there. A process that may not write to `lock.mdb`
+(on a read-only file system, or in another user's store) reads without registering. That is safe as
+long as nobody writes, and nobody can if the file system itself is read-only. Otherwise the pages of
+an unregistered snapshot stay intact until the second commit after it; if a transaction was open for
+longer, it ends with a SnapshotLostError, and its results must not be used.
 """
 
 import errno
@@ -21,10 +23,11 @@ import mmap
 import os
 import resource
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Final, NoReturn, TypeAlias, TypeVar
+from types import TracebackType
+from typing import Final, Generic, NoReturn, TypeAlias, TypeVar
 
 import lmdb
 
@@ -34,6 +37,7 @@ from appliance.db.data_file import (
     check_pid,
     is_written_by_nobody,
 )
+from appliance.db.transaction_gate import TransactionGate
 from appliance.errors import (
     FULL_ERRNOS,
     PidInUseError,
@@ -47,25 +51,28 @@ from appliance.errors import (
 T = TypeVar("T")
 
 # Quoted: the class is generic in its stubs only.
+V = TypeVar("V")
+
 ReadTransaction: TypeAlias = "lmdb.Transaction[memoryview]"
 WriteTransaction: TypeAlias = "lmdb.Transaction[bytes]"
 
-# A store holds copies of what perhaps only its importer can read, so only its owner and a group may
-# enter its directory. What is inside is open to whoever comes in.
+# A store holds copies of files that perhaps only their importer may read, so only the owner and the
+# group may enter its directory. The files inside are readable by everyone who can enter.
 DIRECTORY_MODE: Final = 0o750
 _MAX_READERS: Final = 4096
-# Less than this left on the file system, and an EIO of LMDB is taken for a full disk.
+# If the file system has less free space than this, an EIO from LMDB means that the disk is full.
 _FULL_BELOW_BYTES: Final = 1 << 20
 _NOT_WRITABLE_ERRNOS: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
-# Commits that a snapshot outlives though no writer knows of it: LMDB reuses the pages that a
-# transaction has freed in the second one after it at the earliest (mdb.c: mdb_page_alloc).
+# Commits that an unregistered snapshot survives: LMDB reuses the pages that a transaction has freed
+# in the second transaction after it, at the earliest (mdb.c: mdb_page_alloc).
 _SAFE_COMMITS: Final = 1
-# Where address space is limited, a map is larger than its file by this; and growing leaves as much.
+# Where address space is limited, a map exceeds its file by this much at first; and a map only grows
+# if this much address space stays free.
 _MAP_SLACK_BYTES: Final = 16 << 20
 
 
 class NotWritableError(StoreError):
-    """This process may not write to the environment; it may yet be allowed to read it."""
+    """This process may not write to the environment, though it may be able to read it."""
 
 
 class Environment:
@@ -73,16 +80,17 @@ class Environment:
 
     Args:
         path: directory of the environment; created (0750) when writable and missing.
-        databases: names of all databases in it; created when writable and missing.
-        newer_databases: the same of some that an earlier release did not make: read-only, one may
-            be missing.
-        is_readonly: other processes may write meanwhile; `write` is a bug.
-        is_durable: a commit survives a power cut. Without it a power cut may leave a broken file:
-            only derived data may live there, to be rebuilt after one.
+        databases: names of its databases; created when writable and missing.
+        newer_databases: names of further databases, which an earlier release did not create; when
+            opened for reading only, they may be missing.
+        is_readonly: open for reading only, so that `write` fails; other processes may write
+            meanwhile.
+        is_durable: whether a commit survives a power cut. If not, a power cut may leave a corrupt
+            file, so that only data that can be rebuilt may be kept there.
         map_size_bytes: initial size of the map; it grows by doubling.
 
     Raises:
-        SchemaVersionError: read-only, and one of `databases` does not exist.
+        SchemaVersionError: opened for reading only, and one of `databases` does not exist.
         StoreFullError: the disk is full.
         StoreError: the environment cannot be opened.
     """
@@ -99,7 +107,7 @@ class Environment:
     ) -> None:
         self._path = path
         self._is_readonly = is_readonly
-        self._gate = _Gate()
+        self._gate = TransactionGate()
         self._writing = threading.Lock()
         try:
             if not is_readonly:
@@ -135,48 +143,72 @@ class Environment:
 
     @property
     def is_readonly(self) -> bool:
-        """Whether it was opened for reading only."""
+        """Whether the environment was opened for reading only."""
         return self._is_readonly
 
     @property
     def is_locked(self) -> bool:
-        """Whether `lock.mdb` is used; any other reader in this process must do the same."""
+        """Whether `lock.mdb` is used; other readers in this process must then use it too."""
         return self._is_locked
 
-    @contextmanager
-    def read(self) -> Iterator[ReadTransaction]:
-        """Open a snapshot; its values are views of the map that die with it.
+    def read(self) -> AbstractContextManager[ReadTransaction]:
+        """Open a read transaction; its values are views of the map, valid until it ends.
 
         Raises:
-            SnapshotLostError: it was read without a lock, and what came of it is not to be used.
+            SnapshotLostError: raised at the end of the block: the transaction was not registered
+                in `lock.mdb`, and nothing that was read in it may be used.
             StoreError: LMDB failed, at the beginning or inside the block.
         """
-        txn = self._until_it_fits(self._begin_read)
+        return _Reading(self, _itself)
+
+    def read_through(self, view: Callable[[ReadTransaction], V]) -> AbstractContextManager[V]:
+        """Open a read transaction like `read`, but enter the block with `view(transaction)`."""
+        return _Reading(self, view)
+
+    def begin_read(self) -> ReadTransaction:
+        """Begin a read transaction, which `end_read` must end; `read` does both.
+
+        Raises:
+            StoreError: LMDB failed.
+        """
         try:
-            yield txn
-        except lmdb.Error as exc:
+            return self._begin_read()
+        except lmdb.Error:  # most often a map that another process has grown
+            return self._until_it_fits(self._begin_read)
+
+    def end_read(self, txn: ReadTransaction, exc: BaseException | None = None) -> None:
+        """End a read transaction in the thread that began it.
+
+        Args:
+            txn: a transaction from `begin_read`.
+            exc: the exception that the caller failed with; one from LMDB is raised as a StoreError.
+
+        Raises:
+            SnapshotLostError, StoreError: see `read`.
+        """
+        is_lost = not self._is_registered and self._is_lost(txn)
+        txn.abort()
+        self._gate.leave()
+        if is_lost:
+            raise SnapshotLostError(
+                f"{self._path}: was written while it was read without its lock.mdb, "
+                "which this user cannot write to; read it again"
+            )
+        if exc is not None and isinstance(exc, lmdb.Error):
             self._raise_translated(exc)
-        finally:
-            is_lost = not self._is_registered and self._is_lost(txn)
-            txn.abort()
-            self._gate.leave()
-            if is_lost:
-                raise SnapshotLostError(
-                    f"{self._path}: was written while it was read without its lock.mdb, "
-                    "which this user cannot write to: read it again"
-                )
 
     def write(self, work: Callable[[WriteTransaction], T]) -> T:
-        """Run `work` in the one write transaction, commit, and return what it returned.
+        """Run `work` in a write transaction, commit it, and return the result of `work`.
 
-        `work` runs again from the start, in a new transaction, whenever the map had to grow: it
-        must not change anything outside that a second run would trip over. An exception from it
-        aborts. Values it reads are copies.
+        There is one write transaction at a time, in all processes. Whenever the map must grow,
+        `work` runs again from the start in a new transaction, so its effects outside of the
+        environment must bear repetition. An exception from `work` aborts the transaction. Values
+        that `work` reads are copies.
 
         Raises:
             ReadOnlyStoreError: the environment was opened for reading only.
-            StoreFullError: the disk is full; nothing of this transaction is stored.
-            StoreError: LMDB failed; nothing of this transaction is stored.
+            StoreFullError: the disk is full; the transaction was aborted.
+            StoreError: LMDB failed; the transaction was aborted.
         """
 
         def attempt() -> T:
@@ -198,22 +230,22 @@ class Environment:
         return self._databases[name]
 
     def newer_database(self, name: bytes) -> lmdb._Database | None:
-        """Return the handle of one of the newer databases, if it is there."""
+        """Return the handle of one of the newer databases, or None if it does not exist."""
         return self._databases.get(name)
 
     def reap_readers(self) -> int:
-        """Free the reader slots of dead processes and return how many there were.
+        """Free the reader slots of dead processes, and return their number.
 
-        A slot left behind pins the pages of its snapshot, and the file grows with every commit.
+        Such a slot pins the pages of its snapshot, and the file then grows with every commit.
         """
         return self._env.reader_check()
 
     def map_size_bytes(self) -> int:
-        """Return the present size of the map."""
+        """Return the current size of the map."""
         return self._env.info()["map_size"]
 
     def close(self) -> None:
-        """Close; every transaction must have ended."""
+        """Close the environment; every transaction must have ended."""
         self._env.close()
 
     def _prepare_lock(self) -> bool:
@@ -250,19 +282,19 @@ class Environment:
                 with suppress(SchemaVersionError):
                     opened[name] = self._open_database(name)
             return opened
-        # Nobody else does while other processes keep the environment open.
+        # LMDB itself does this only when no process has the environment open.
         self._env.reader_check()
         with self._env.begin(write=True) as txn:
             return {name: self._env.open_db(name, txn=txn) for name in (*names, *newer)}
 
     def _open_database(self, name: bytes) -> lmdb._Database:
-        # In a transaction of its own: py-lmdb does not commit a read transaction of ours, and a
-        # handle opened in one that is not committed is good for nothing.
+        # Without a read transaction of ours: py-lmdb would not commit it, and a handle that was
+        # opened in an uncommitted transaction is invalid.
         try:
             return self._env.open_db(name, create=False)
         except lmdb.NotFoundError as exc:
             raise SchemaVersionError(
-                f"{self._path}: has no database {name.decode()!r}: not of this version"
+                f"{self._path}: database {name.decode()!r} is missing; the version is another one"
             ) from exc
 
     def _until_it_fits(self, attempt: Callable[[], T]) -> T:
@@ -272,11 +304,11 @@ class Environment:
             except lmdb.MapFullError:
                 self._resize(self.map_size_bytes() * 2)
             except lmdb.MapResizedError:
-                # Another process has grown the file; 0 adopts its size.
+                # Another process has grown the map; 0 adopts its size.
                 self._resize(0)
             except lmdb.Error as exc:
                 self._raise_translated(exc)
-            except OSError as exc:  # of the work itself
+            except OSError as exc:  # from `work`, not from LMDB
                 if exc.errno not in FULL_ERRNOS:
                     raise
                 self._raise_translated(exc)
@@ -291,7 +323,8 @@ class Environment:
                 self._raise_translated(exc)
 
     def _limited_size(self, wanted_bytes: int) -> int:
-        # LMDB unmaps before it maps, and has no map at all when the latter fails: so that must not.
+        # LMDB unmaps the old map before it maps the new one. If that failed, no map would be left;
+        # so it is tested first whether there is room for the new one.
         present = self.map_size_bytes()
         least = _with_slack((self._path / "data.mdb").stat().st_size)
         for size in (wanted_bytes, max(least, present + present // 8)):
@@ -301,8 +334,8 @@ class Environment:
 
     def _no_address_space(self, size_bytes: int) -> StoreError:
         return StoreError(
-            f"{self._path}: needs {size_bytes} bytes of address space and some more; the limit of "
-            f"this process is {resource.getrlimit(resource.RLIMIT_AS)[0]} (RLIMIT_AS)"
+            f"{self._path}: needs more than {size_bytes} bytes of address space, but the limit of "
+            f"this process is {resource.getrlimit(resource.RLIMIT_AS)[0]} bytes (RLIMIT_AS)"
         )
 
     def _raise_translated(self, exc: lmdb.Error | OSError) -> NoReturn:
@@ -310,7 +343,7 @@ class Environment:
         if code == errno.ENOMEM and _is_address_space_limited():
             raise self._no_address_space(check_data(self._path)) from exc
         if code == errno.EAGAIN:
-            # Another process of this id was faster, after `check_pid`.
+            # After `check_pid`, a process with the same id in another PID namespace took the lock.
             raise PidInUseError(str(self._path / "lock.mdb"), os.getpid()) from exc
         if code in FULL_ERRNOS or (code == errno.EIO and self._is_disk_full()):
             raise StoreFullError(f"{self._path}: the disk is full") from exc
@@ -320,10 +353,39 @@ class Environment:
         raise (NotWritableError if is_refused else StoreError)(f"{where}: {reason}") from exc
 
     def _is_disk_full(self) -> bool:
-        # LMDB reports a write that came out short for lack of space as EIO (mdb.c: mdb_page_flush).
+        # LMDB reports a write that was cut short by a full disk as EIO (mdb.c: mdb_page_flush).
         stat = os.statvfs(self._path)
         num_blocks = stat.f_bfree if os.geteuid() == 0 else stat.f_bavail
         return num_blocks * stat.f_frsize < _FULL_BELOW_BYTES
+
+
+class _Reading(Generic[V]):
+    # A class rather than a generator with `contextmanager`, which takes several times as long: each
+    # batch of a guest's requests opens a transaction.
+
+    __slots__ = ("_env", "_txn", "_view")
+
+    _txn: ReadTransaction
+
+    def __init__(self, env: Environment, view: Callable[[ReadTransaction], V]) -> None:
+        self._env = env
+        self._view = view
+
+    def __enter__(self) -> V:
+        self._txn = self._env.begin_read()
+        return self._view(self._txn)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._env.end_read(self._txn, exc)
+
+
+def _itself(txn: ReadTransaction) -> ReadTransaction:
+    return txn
 
 
 def _is_address_space_limited() -> bool:
@@ -331,7 +393,7 @@ def _is_address_space_limited() -> bool:
 
 
 def _map_size(wanted_bytes: int, data_size: int) -> int:
-    # LMDB never maps less than there is.
+    # If this is less than the size of the file, LMDB maps the whole file.
     return (
         min(wanted_bytes, _with_slack(data_size)) if _is_address_space_limited() else wanted_bytes
     )
@@ -347,45 +409,3 @@ def _is_free(size_bytes: int) -> bool:
     except OSError:
         return False
     return True
-
-
-class _Gate:
-    """Lets transactions of any number of threads in, or a resize alone."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._num_inside = 0
-        self._is_closed = False
-        self._of_thread = threading.local()
-
-    def check_outside(self) -> None:
-        if getattr(self._of_thread, "is_inside", False):
-            raise RuntimeError("this thread has a transaction open already")
-
-    def enter(self) -> None:
-        self.check_outside()
-        with self._changed:
-            if self._is_closed:
-                self._changed.wait_for(lambda: not self._is_closed)
-            self._num_inside += 1
-        self._of_thread.is_inside = True
-
-    def leave(self) -> None:
-        self._of_thread.is_inside = False
-        with self._changed:
-            self._num_inside -= 1
-            if self._is_closed:
-                self._changed.notify_all()
-
-    @contextmanager
-    def closed(self) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_closed)
-            self._is_closed = True
-            self._changed.wait_for(lambda: self._num_inside == 0)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._is_closed = False
-                self._changed.notify_all()

@@ -1,7 +1,8 @@
-"""Directories that are valid for one boot of the host: PATH / vN-BOOT-ID.
+"""Directories that are valid for one boot of the host, named PATH/vN-BOOT-ID.
 
-What is written without fsync cannot be trusted after a crash of the host, and must not even be
-opened: LMDB would follow whatever its pages say. N is the schema of what is inside.
+Files that were written without fsync may be torn after a crash of the host. An LMDB environment
+among them must not even be opened, as LMDB trusts whatever its pages say. N is the version of the
+schema inside.
 """
 
 import re
@@ -14,17 +15,17 @@ _NAME: Final = re.compile(r"v\d+-(?P<boot_id>[0-9a-f-]{36})")
 
 
 def directory_of_boot(path: Path, schema: int, boot_id: str | None = None) -> Path:
-    """Return the directory below `path` for this boot."""
+    """Return the directory below `path` for this boot, or for `boot_id`."""
     return path / f"v{schema}-{boot_id or _BOOT_ID_FILE.read_text().strip()}"
 
 
 def remove_other_boots(path: Path, boot_id: str | None = None) -> None:
-    """Remove the directories of other boots.
+    """Remove the directories of other boots than this one, or than `boot_id`.
 
-    One of another schema stays: another release of this program may be using it.
+    A directory of this boot with another schema stays: another release may be using it.
     """
     boot_id = boot_id or _BOOT_ID_FILE.read_text().strip()
-    # Another process may be doing the same: what is gone already is fine.
+    # Another process may be removing the same directories, so errors are ignored.
     for child in path.glob("v*"):
         match = _NAME.fullmatch(child.name)
         if match and match["boot_id"] != boot_id:

@@ -1,4 +1,5 @@
-"""The read-only file system: FUSE operations answered from images and from the blobs of a store.
+"""The read-only file system: FUSE operations answered from the images and blobs of a store.
 
-It never waits: what is not there yet is raised as a want, and the caller asks for it.
+Nothing here waits. An object that the store lacks is raised as a want; the caller asks for it, and
+runs the request again.
 """

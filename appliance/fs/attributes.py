@@ -1,4 +1,14 @@
-"""The root directory, the one that changes: what is answered of it."""
+"""Attributes that no image has: those of the root, of the file system, and extended attributes.
+
+The root is the only directory that changes, since paths are added to the store. Its mtime is the
+generation of the store, so that a guest notices. STATFS reports the file system that the store is
+on, which is asked at most once a second.
+
+The extended attributes of a file or directory are its castore digest, under two names. Two
+implementations of the store protocol show the digest, each under a name and in a notation of its
+own, and here both are served. The value is text, without a NUL at its end. The attributes are not
+listed (see `Handler.listxattr`).
+"""
 
 import os
 import time
@@ -23,92 +33,18 @@ from appliance.images.entries import attributes, pack_attributes
 from appliance.images.layout import DIRECTORY_SIZE, MODES, Kind
 from appliance.images.places import ROOT_NODEID
 
+# How long the guest may cache the root's attributes.
 ATTR_VALID_S: Final = 1
 
+_STATFS_VALID_S: Final = 1.0
 _NS_PER_S: Final = 1_000_000_000
 _TYPE: Final = MODES[Kind.DIRECTORY] >> 12
 
-# The READDIRPLUS records of "." and "..".
+# The READDIRPLUS records of "." and ".." in the root.
 DOTS: Final = tuple(
     memoryview(pack_direntplus(NO_ENTRY, ROOT_NODEID, off, _TYPE, name))
     for off, name in enumerate((b".", b".."), 1)
 )
-
-
-def root_attributes(generation: int) -> bytes:
-    """Return the reply to GETATTR of the root; its mtime tells a guest that paths were added.
-
-    Args:
-        generation: of the store; a later one gives a later mtime.
-    """
-    return pack_attributes(_attributes(generation), ATTR_VALID_S)
-
-
-def root_entry(generation: int) -> bytes:
-    """Return the reply to LOOKUP of "." in the root, or of ".." in the root of a store path."""
-    # Linux wants the generation of the root to be 0.
-    entry = EntryOut(ROOT_NODEID, 0, ATTR_VALID_S, ATTR_VALID_S, 0, 0, _attributes(generation))
-    return pack_entry_out(entry)
-
-
-def _attributes(generation: int) -> Attr:
-    seconds, nanoseconds = divmod(generation, _NS_PER_S)
-    return attributes(
-        MODES[Kind.DIRECTORY],
-        ino=ROOT_NODEID,
-        size=DIRECTORY_SIZE,
-        mtime=1 + seconds,
-        mtimensec=nanoseconds,
-    )
-
-
-# --- STATFS: the figures of the file system that holds the store, asked at most once a second.
-
-_VALID_S: Final = 1.0
-
-
-class Statfs:
-    """The reply to STATFS for the file system of `path`."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._reply = b""
-        self._valid_until_s = 0.0
-
-    def reply(self) -> bytes:
-        """Return the packed reply.
-
-        Raises:
-            OSError: the file system could not be asked.
-        """
-        now_s = time.monotonic()
-        if not self._reply or now_s >= self._valid_until_s:
-            self._reply = self._ask()
-            self._valid_until_s = now_s + _VALID_S
-        return self._reply
-
-    def _ask(self) -> bytes:
-        stat = os.statvfs(self._path)
-        return pack_statfs_out(
-            StatfsOut(
-                Kstatfs(
-                    blocks=stat.f_blocks,
-                    bfree=stat.f_bfree,
-                    bavail=stat.f_bavail,
-                    files=stat.f_files,
-                    ffree=stat.f_ffree,
-                    bsize=stat.f_bsize,
-                    namelen=NAME_MAX,
-                    frsize=stat.f_frsize,
-                )
-            )
-        )
-
-
-# --- Extended attributes: the castore digest of a file or directory, under two names.
-#
-# Two implementations of the store protocol show it, each under a name and in a notation of its own;
-# here both do. The value is text without a NUL. The attributes are not listed.
 
 
 class _Attribute(NamedTuple):
@@ -132,8 +68,82 @@ _BY_KIND: Final[dict[int, tuple[_Attribute, ...]]] = {
 }
 
 
+# --- The root ---
+
+
+def root_attributes(generation: int) -> bytes:
+    """Return the reply to GETATTR of the root.
+
+    Args:
+        generation: generation of the store; a later one yields a later mtime.
+    """
+    return pack_attributes(_attributes(generation), ATTR_VALID_S)
+
+
+def root_entry(generation: int) -> bytes:
+    """Return the reply to LOOKUP of "." in the root, or of ".." in the root of a store path."""
+    # Linux requires generation 0 for the root's inode.
+    entry = EntryOut(ROOT_NODEID, 0, ATTR_VALID_S, ATTR_VALID_S, 0, 0, _attributes(generation))
+    return pack_entry_out(entry)
+
+
+def _attributes(generation: int) -> Attr:
+    seconds, nanoseconds = divmod(generation, _NS_PER_S)
+    return attributes(
+        MODES[Kind.DIRECTORY],
+        ino=ROOT_NODEID,
+        size=DIRECTORY_SIZE,
+        mtime=1 + seconds,
+        mtimensec=nanoseconds,
+    )
+
+
+# --- The file system ---
+
+
+class Statfs:
+    """The reply to STATFS for the file system of `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._reply = b""
+        self._valid_until_s = 0.0
+
+    def reply(self) -> bytes:
+        """Return the packed reply, which may be a second old.
+
+        Raises:
+            OSError: statvfs(3) failed.
+        """
+        now_s = time.monotonic()
+        if not self._reply or now_s >= self._valid_until_s:
+            self._reply = self._ask()
+            self._valid_until_s = now_s + _STATFS_VALID_S
+        return self._reply
+
+    def _ask(self) -> bytes:
+        stat = os.statvfs(self._path)
+        return pack_statfs_out(
+            StatfsOut(
+                Kstatfs(
+                    blocks=stat.f_blocks,
+                    bfree=stat.f_bfree,
+                    bavail=stat.f_bavail,
+                    files=stat.f_files,
+                    ffree=stat.f_ffree,
+                    bsize=stat.f_bsize,
+                    namelen=NAME_MAX,
+                    frsize=stat.f_frsize,
+                )
+            )
+        )
+
+
+# --- Extended attributes ---
+
+
 def value_of(kind: int, digest: bytes, name: bytes) -> bytes:
-    """Return the value of attribute `name`.
+    """Return the value of the attribute `name` of a node with this kind and digest.
 
     Raises:
         OSError: ENODATA, there is no such attribute.
@@ -145,13 +155,17 @@ def value_of(kind: int, digest: bytes, name: bytes) -> bytes:
 
 
 def sized_reply(value: bytes, size: int) -> bytes:
-    """Return the reply to GETXATTR and LISTXATTR: `value`, or its size when `size` is 0.
+    """Return the reply to GETXATTR or LISTXATTR: `value`, or its size if `size` is 0.
+
+    Args:
+        value: the value of the attribute, or the list of names.
+        size: the bytes that the guest has room for.
 
     Raises:
-        OSError: ERANGE, the value is longer than `size`.
+        OSError: ERANGE, `value` is longer than `size`.
     """
     if size == 0:
         return pack_getxattr_out(GetxattrOut(len(value)))
     if len(value) > size:
-        raise OSError(ERANGE, f"{len(value)} bytes do not fit {size}")
+        raise OSError(ERANGE, f"attribute value has {len(value)} bytes, room for {size}")
     return value

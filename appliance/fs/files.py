@@ -1,4 +1,15 @@
-"""Contents of files, as the store has them: views of its map, or files held open for a while."""
+"""Contents of files: bytes of the store's map, or blob files that are held open.
+
+A blob is found by its digest in a snapshot of the store. The content of a small one is a view of
+the LMDB map, valid as long as the snapshot. A large one is a file. Opening it for every READ would
+be slow, so the files used last are held open. A file that gives way to another is closed only at
+the end of the batch, as replies that have not been delivered yet refer to its descriptor.
+
+`Blobs` reads a store that has everything, where a missing blob is an error. `CachedBlobs` reads a
+cache (see `blob_cache`): what is missing there is wanted from the supervisor, and what is used is
+reported, so that it is not evicted. Eviction removes the name of a file, and its space is free once
+no worker has it open any more.
+"""
 
 import logging
 import os
@@ -10,20 +21,50 @@ from errno import EIO
 from typing import Final, NamedTuple
 
 from appliance.castore.digest import Digest
-from appliance.db.environment import ReadTransaction
 from appliance.fuse_proto.operations import NotReady
 from appliance.session.wants import BlobWanted
-from appliance.store.store import BlobFile, Store
+from appliance.store.blob_files import BlobFile
+from appliance.store.snapshot import Snapshot
+from appliance.store.store import Store
 
-_LOG = logging.getLogger(__name__)
+_LOG: Final = logging.getLogger(__name__)
 
 OPEN_MAX: Final = 64
-# What a worker has open beside them; and those that gave way count until the end of a batch.
+# Other descriptors of a worker. The rest is halved: until the end of a batch, files that gave way
+# are open beside those that replaced them.
 _OTHERS_OPEN: Final = 32
+# Which cache entries were used, but not how often or exactly when, is reported to the supervisor
+# after this time, or after this number of entries.
+_REPORT_EVERY_S: Final = 1.0
+_REPORT_MAX: Final = 512
+
+
+class RemoteParts(NamedTuple):
+    """Which objects a handler's store lacks and the supervisor can fetch from services.
+
+    Attributes:
+        has_blobs: blobs; the store is a cache.
+        has_directories: directories.
+        has_root: the paths in the root.
+        used: called with the keys of cache entries (see `blob_cache`) that were read.
+    """
+
+    has_blobs: bool
+    has_directories: bool
+    has_root: bool
+    used: Callable[[list[bytes]], None]
+
+
+ALL_LOCAL: Final = RemoteParts(
+    has_blobs=False, has_directories=False, has_root=False, used=lambda _keys: None
+)
+
+
+# --- A complete store ---
 
 
 class OpenBlob(NamedTuple):
-    """A blob file of `size` bytes, opened; `fd` is the `Blobs`', and open until `close_evicted`."""
+    """An open blob file of `size` bytes; `Blobs` owns `fd`, valid until `close_evicted`."""
 
     fd: int
     size: int
@@ -40,22 +81,27 @@ class Blobs:
         self._open_max = min(OPEN_MAX, max(1, (limit - _OTHERS_OPEN) // 2))
         self._evicted: list[int] = []
 
-    def content(self, txn: ReadTransaction, digest: bytes, size: int) -> memoryview | OpenBlob:
-        """Return the content of a blob, of which a Directory says that it has `size` bytes.
+    def content(self, snapshot: Snapshot, digest: bytes, size: int) -> memoryview | OpenBlob:
+        """Return the content of a blob.
+
+        Args:
+            snapshot: where the blob is looked for; a memoryview is valid as long as this.
+            digest: digest of the blob.
+            size: the bytes that it has according to a Directory.
 
         Raises:
-            OSError: EIO, the store does not have that many bytes of it.
+            OSError: EIO, the store does not have the blob, or fewer bytes of it.
         """
         opened = self._opened(digest, size)
         if opened is not None:
             return opened
-        blob = self._store.blob(txn, digest)
+        blob = snapshot.blob(digest)
         if blob is None:
             raise self._broken(digest, "is not in the store")
         if isinstance(blob, BlobFile):
             return self._open_file(digest, blob, size)
         if len(blob) < size:
-            raise self._broken(digest, f"has {len(blob)} bytes, not {size}")
+            raise self._broken(digest, f"has {len(blob)} bytes, expected {size}")
         return blob
 
     def close_evicted(self) -> None:
@@ -80,13 +126,13 @@ class Blobs:
 
     def _open_file(self, digest: bytes, blob: BlobFile, size: int) -> OpenBlob:
         try:
-            fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = self._store.open_blob(blob)
         except OSError as exc:
             raise self._broken(digest, f"cannot be opened: {exc.strerror}") from exc
         found_size = os.fstat(fd).st_size
         if found_size < size:
             os.close(fd)
-            raise self._broken(digest, f"has a file of {found_size} bytes, not {size}")
+            raise self._broken(digest, f"has a file of {found_size} bytes, expected {size}")
         return self._hold(OpenBlob(fd, found_size, digest))
 
     def _hold(self, opened: OpenBlob) -> OpenBlob:
@@ -104,69 +150,49 @@ class Blobs:
         return OSError(EIO, f"blob {Digest(digest)} {reason}")
 
 
-# --- Contents of files from a cache: what it lacks is wanted, and what is used is told.
-
-# How coarsely the cache is told: which entries were used, not when or how often.
-_TELL_EVERY_S: Final = 1.0
-_TELL_MAX: Final = 512
-
-
-class RemoteParts(NamedTuple):
-    """What a handler does not find in its store, but the resolver somewhere else.
-
-    `used` takes the keys of cache entries (see `blob_cache`) that were read.
-    """
-
-    has_blobs: bool
-    has_directories: bool
-    has_root: bool
-    used: Callable[[list[bytes]], None]
-
-
-ALL_LOCAL: Final = RemoteParts(
-    has_blobs=False, has_directories=False, has_root=False, used=lambda _keys: None
-)
+# --- A cache ---
 
 
 class Usage:
-    """Tells `tell` of cache entries that were used, many at a time."""
+    """Collects the keys of cache entries that were used, and passes many at a time to `report`."""
 
-    def __init__(self, tell: Callable[[list[bytes]], None]) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[list[bytes]], None]) -> None:
+        self._report = report
         self._used: set[bytes] = set()
-        self._told_s = 0.0
+        self._reported_s = 0.0
 
     def note(self, key: bytes) -> None:
         """Note that an entry was used."""
         self._used.add(key)
         now_s = time.monotonic()
-        if len(self._used) >= _TELL_MAX or now_s - self._told_s >= _TELL_EVERY_S:
-            self._told_s = now_s
-            self._tell(list(self._used))
+        if len(self._used) >= _REPORT_MAX or now_s - self._reported_s >= _REPORT_EVERY_S:
+            self._reported_s = now_s
+            self._report(list(self._used))
             self._used.clear()
 
 
 class CachedBlobs(Blobs):
     """The blobs of a cache.
 
-    A file that is open may be read on after it was evicted; whenever something was missing, which
-    is when others are evicted, those files are closed, to free their space.
+    A file that is held open can still be read after it was evicted. Others are evicted while a
+    missing blob is fetched, so whenever a blob is missing, evicted files are closed here, to free
+    their space.
     """
 
     def __init__(self, store: Store, usage: Usage) -> None:
         super().__init__(store)
         self._usage = usage
 
-    def content(self, txn: ReadTransaction, digest: bytes, size: int) -> memoryview | OpenBlob:
-        """See `Blobs.content`.
+    def content(self, snapshot: Snapshot, digest: bytes, size: int) -> memoryview | OpenBlob:
+        """Return the content of a blob; see `Blobs.content`.
 
         Raises:
-            NotReady: the cache does not have it, or not as it should be.
+            NotReady: the cache does not have the blob, or fewer bytes of it.
             OSError: EIO, the cache cannot be read.
         """
         found: memoryview | OpenBlob | None = self._opened(digest, size)
         if found is None:
-            blob = self._store.blob(txn, digest)
+            blob = snapshot.blob(digest)
             found = self._try_open(digest, blob, size) if isinstance(blob, BlobFile) else blob
         if found is None or (isinstance(found, memoryview) and len(found) < size):
             self._close_unlinked()
@@ -175,11 +201,10 @@ class CachedBlobs(Blobs):
         return found
 
     def _try_open(self, digest: bytes, blob: BlobFile, size: int) -> OpenBlob | None:
-        # It may have been evicted since the snapshot was taken.
         try:
-            fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = self._store.open_blob(blob)
         except FileNotFoundError:
-            return None
+            return None  # evicted since the snapshot was taken
         except OSError as exc:
             raise self._broken(digest, f"cannot be opened: {exc.strerror}") from exc
         if os.fstat(fd).st_size == blob.size >= size:

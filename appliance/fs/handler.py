@@ -1,20 +1,19 @@
-"""The read-only file system: every FUSE operation that has an answer of its own.
+"""The operations of the read-only file system.
 
-An answer below the root is copied from the image of a directory, or is a piece of a blob; what the
-store lacks is wanted from the supervisor (`NotReady`) and the request runs again. The handler
-itself holds nothing a guest could miss: what it keeps is a cache. A nodeid comes from the guest and
-may be any number: one that this session was not granted is ESTALE.
+A reply about anything below the root is copied from the image of a directory, or is part of a blob.
+If the store lacks it, the operation raises `NotReady` with what it wants from the supervisor, and
+runs again later. The handler keeps caches only, nothing that a guest would miss if the worker died.
+A nodeid comes from the guest and may be any number; one that the session was not granted is ESTALE.
 """
 
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from errno import EINVAL, EIO, EISDIR, ENODATA, ENOENT
 from typing import Final
 
 from appliance.castore.digest import Digest
-from appliance.db.environment import ReadTransaction
 from appliance.errors import DirectoryError, StoreError
 from appliance.fs import attributes, readdir
 from appliance.fs.attributes import DOTS, Statfs, root_attributes, root_entry
@@ -29,16 +28,17 @@ from appliance.session.grants import Grants
 from appliance.session.wants import DirectoryWanted, RootListWanted, RootNameWanted
 from appliance.store.blob_cache import directory_key
 from appliance.store.image_table import MadeImages
+from appliance.store.snapshot import Snapshot
 from appliance.store.store import Store
 
 _LOG: Final = logging.getLogger(__name__)
 _EMPTY: Final = memoryview(b"")
-# The answer to LOOKUP of a name that a directory does not have, and never will.
+# The reply to LOOKUP of a name that a directory does not have, and never will.
 _NEGATIVE_ENTRY: Final = negative_entry(FOREVER_S)
 
 
 class _Batch:
-    # What `contextmanager` makes of a generator costs three times as much, once per batch.
+    # A class, as a generator with `contextmanager` would take three times as long for each batch.
 
     def __init__(self, handler: "Handler") -> None:
         self._handler = handler
@@ -51,16 +51,17 @@ class _Batch:
 
 
 class Handler(Operations):
-    """The operations over one store and the grants of one session.
+    """The operations for one session, over one store.
 
     The requests of a batch share a snapshot of the store.
 
     Args:
         grants: what the session may see.
-        store: read only.
-        is_root_listable: whether the names in the root may be listed; looked up they always may be.
-        remote: what the supervisor has to fetch; then the store is a cache, or has no PathInfos.
-        makes_images: images that the store lacks are made here, as nobody can put them there.
+        store: the store, which is only read.
+        is_root_listable: whether the names in the root may be listed; each can always be looked up.
+        remote: what the supervisor fetches; if anything, the store is a cache or has no PathInfos.
+        makes_images: whether images that the store lacks are made here, because no process on this
+            host can put them there.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Handler(Operations):
         usage = Usage(remote.used)
         self._blobs = CachedBlobs(store, usage) if remote.has_blobs else Blobs(store)
         self._image_usage = usage if remote.has_directories else None
-        self._made_images = MadeImages(store.directory) if makes_images else None
+        self._made_images = MadeImages() if makes_images else None
         self._has_remote_root = remote.has_root
         self._places = Places(grants, self._image)
         self._num_revoked = grants.num_revoked
@@ -87,39 +88,38 @@ class Handler(Operations):
         self._root_attr_generation = -1
         self._statfs = Statfs(store.path)
         self._batch = _Batch(self)
-        self._snapshot: AbstractContextManager[ReadTransaction] | None = None
-        self._store_txn: ReadTransaction | None = None
+        self._snapshot: Snapshot | None = None
+        self._snapshot_exit = ExitStack()
 
     def batch(self) -> AbstractContextManager[None]:
-        """Answer requests inside; what operations return holds until the end of the block."""
+        """Open a batch; the bodies that operations return are valid until the end of the block."""
         return self._batch
 
     def begin(self) -> None:
-        """Open a batch; what operations return from now on holds until `end`."""
+        """Open a batch; the bodies that operations return from now on are valid until `end`."""
         if self._grants.num_revoked != self._num_revoked:
             self._num_revoked = self._grants.num_revoked
             self._places.forget()
 
     def end(self) -> None:
-        """Close the batch; every reply of it must have been delivered."""
+        """Close the batch; all its replies must have been delivered."""
         self._images.clear()
-        self._store_txn = None
         if self._snapshot is not None:
-            snapshot, self._snapshot = self._snapshot, None
-            snapshot.__exit__(None, None, None)
+            self._snapshot = None
+            self._snapshot_exit.close()
         self._blobs.close_evicted()
 
     def close(self) -> None:
-        """Close the files held open; the store stays the caller's."""
+        """Close the files that are held open; the caller closes the store."""
         self._blobs.close()
 
     def unanswered(self, request: memoryview) -> None:
-        """Called when the kernel no longer wants the reply to `request` (all of it)."""
+        """Called when the kernel no longer wants the reply to `request`, given as raw bytes."""
 
     # --- Names and attributes ---
 
     def lookup(self, request: Request) -> Body:
-        """See `Operations.lookup`; below the root absence is remembered for ever too."""
+        """See `Operations.lookup`; below the root, the kernel may cache absence for ever."""
         nodeid = request.nodeid
         name = request.names[0]
         if nodeid == ROOT_NODEID:
@@ -144,16 +144,16 @@ class Handler(Operations):
         return attr_out_of(self._node(request.nodeid).entry)
 
     def readlink(self, request: Request) -> Body:
-        """See `Operations.readlink`; EINVAL for all but symlinks."""
+        """See `Operations.readlink`; EINVAL unless the node is a symlink."""
         if request.nodeid == ROOT_NODEID:
-            raise OSError(EINVAL, "the root is no symlink")
+            raise OSError(EINVAL, "the root is not a symlink")
         node = self._node(request.nodeid)
         if node.kind != Kind.SYMLINK:
             raise OSError(EINVAL, "not a symlink")
         return node.target
 
     def getxattr(self, request: Request) -> Body:
-        """See `Operations.getxattr`; the root and symlinks have none."""
+        """See `Operations.getxattr`; the root and symlinks have no attributes."""
         if request.nodeid == ROOT_NODEID:
             raise OSError(ENODATA, "the root has no attributes")
         node = self._node(request.nodeid)
@@ -163,19 +163,19 @@ class Handler(Operations):
     def listxattr(self, request: Request) -> Body:
         """See `Operations.listxattr`.
 
-        No attribute is listed: whatever copies a file with those that are would give the copy a
-        digest that is wrong after its first change.
+        No attribute is listed. A program that copies a file with all listed attributes would give
+        the copy a digest, which would be wrong as soon as the copy is changed.
         """
         if request.nodeid != ROOT_NODEID:
             self._node(request.nodeid)
         return attributes.sized_reply(b"", request.args.size)
 
-    def release(self, request: Request) -> Body:  # noqa: ARG002 - nothing was kept for the open
+    def release(self, request: Request) -> Body:  # noqa: ARG002 - an open keeps no state
         """See `Operations.release`."""
         return b""
 
-    def statfs(self, request: Request) -> Body:  # noqa: ARG002 - one file system, one answer
-        """See `Operations.statfs`; the figures of the file system that holds the store."""
+    def statfs(self, request: Request) -> Body:  # noqa: ARG002 - the same for every node
+        """See `Operations.statfs`; reports the file system that the store is on."""
         return self._statfs.reply()
 
     # --- Contents ---
@@ -185,12 +185,12 @@ class Handler(Operations):
         args = request.args
         offset = args.offset
         if request.nodeid == ROOT_NODEID:
-            raise OSError(EISDIR, "the root")
+            raise OSError(EISDIR, "the root is a directory")
         node = self._node(request.nodeid)
         if node.kind == Kind.DIRECTORY:
-            raise OSError(EISDIR, "a directory")
+            raise OSError(EISDIR, "the node is a directory")
         if node.kind == Kind.SYMLINK:
-            raise OSError(EINVAL, "a symlink")
+            raise OSError(EINVAL, "the node is a symlink")
         left = node.size - offset
         if left <= 0:
             return _EMPTY
@@ -200,14 +200,14 @@ class Handler(Operations):
         return content[offset : offset + min(args.size, left)]
 
     def readdir(self, request: Request) -> Body:
-        """See `Operations.readdir`; ENOTDIR for all but directories."""
+        """See `Operations.readdir`; ENOTDIR unless the node is a directory."""
         args = request.args
         if request.nodeid == ROOT_NODEID:
             return readdir.plain_stream(self._root_listing(args.offset), args.size)
         return self._listing(request).plain(args.size)
 
     def readdirplus(self, request: Request) -> Body:
-        """See `Operations.readdirplus`; ENOTDIR for all but directories."""
+        """See `Operations.readdirplus`; ENOTDIR unless the node is a directory."""
         args = request.args
         if request.nodeid == ROOT_NODEID:
             return readdir.plus_stream(self._root_listing(args.offset), args.size)
@@ -245,7 +245,8 @@ class Handler(Operations):
         yield from DOTS[cookie:]
         if not self._is_root_listable:
             return
-        # A listing that has begun goes on: what is added meanwhile comes at its end, or next time.
+        # Only a new listing waits for the root to be brought up to date. A path that is added
+        # during a listing appears at its end, or in the next one.
         if cookie == 0 and self._is_root_stale():
             raise NotReady(RootListWanted())
         yield from self._grants.listing(max(cookie - LINKS, 0))
@@ -253,10 +254,11 @@ class Handler(Operations):
     def _is_root_stale(self) -> bool:
         if self._has_remote_root:
             return self._grants.root_fresh_until_ns < time.monotonic_ns()
-        return self._grants.root_generation < self._store.generation(self._in_store())
+        return self._grants.root_generation < self._in_store().generation
 
     def _root_attributes(self) -> bytes:
-        # A guest that keeps the listing asks only for this: so it hears of what was added.
+        # A guest with a cached listing of the root sends only GETATTR. So the root is brought up to
+        # date here, too, and a new mtime makes the guest list it again.
         is_listed = self._has_remote_root and self._grants.root_fresh_until_ns
         if is_listed and self._is_root_listable and self._is_root_stale():
             raise NotReady(RootListWanted())
@@ -269,9 +271,9 @@ class Handler(Operations):
     def _root_generation(self) -> int:
         if self._has_remote_root:
             return len(self._grants)
-        return self._store.generation(self._in_store())
+        return self._in_store().generation
 
-    # --- What all share ---
+    # --- Nodes and images ---
 
     def _node(self, nodeid: int) -> PlacedNode:
         try:
@@ -279,12 +281,12 @@ class Handler(Operations):
         except CorruptSizeError as exc:
             raise self._corrupt(exc) from exc
 
-    def _in_store(self) -> ReadTransaction:
-        # Opened by the first request that needs it.
-        if self._store_txn is None:
-            self._snapshot = self._store.read()
-            self._store_txn = self._snapshot.__enter__()
-        return self._store_txn
+    def _in_store(self) -> Snapshot:
+        # Opened by the first request of a batch that needs it, and closed by `end`.
+        snapshot = self._snapshot
+        if snapshot is None:
+            snapshot = self._snapshot = self._snapshot_exit.enter_context(self._store.snapshot())
+        return snapshot
 
     def _image(self, digest: bytes, piece: int) -> Image:
         image = self._images.get((digest, piece))
@@ -293,7 +295,7 @@ class Handler(Operations):
         return image
 
     def _image_bytes(self, digest: bytes, piece: int) -> memoryview:
-        found = self._store.images.piece(self._in_store(), digest, piece)
+        found = self._in_store().image(digest, piece)
         if found is not None:
             if self._image_usage is not None:
                 self._image_usage.note(directory_key(digest))
@@ -309,17 +311,17 @@ class Handler(Operations):
     def _corrupt(self, exc: CorruptSizeError) -> OSError:
         directory = exc.directory
         _LOG.error(
-            "directory %s, nodeid %#x: its node states a size of %d, its entries take %d",
+            "directory %s, nodeid %#x: its node states size %d, but its entries take up %d places",
             Digest(directory.digest),
             directory.nodeid,
             directory.size,
             exc.span,
         )
-        return OSError(EIO, "a directory states a size that does not hold its entries")
+        return OSError(EIO, "the entries of a directory take up more places than its node states")
 
 
 def attr_out_of(entry: bytes) -> bytes:
-    """Return the reply to GETATTR of the node that `entry` (packed `EntryOut`) is of."""
+    """Return the reply to GETATTR of a node, given its packed `EntryOut`."""
     return _ATTR_VALID + entry[40:]
 
 

@@ -1,4 +1,4 @@
-"""The handler of a mount whose large files the kernel reads by itself."""
+"""The handler of a mount where the kernel reads large files itself, from backing files."""
 
 import os
 from collections.abc import Callable
@@ -32,19 +32,20 @@ _RESENT_BIT: Final = 63  # in `unique` (linux/fuse.h: FUSE_UNIQUE_RESEND)
 
 
 class PassthroughHandler(Handler):
-    """Answers OPEN, so that a file may have a backing file.
+    """A handler that implements OPEN, with which the kernel can be given a backing file.
 
-    All opens of one inode at a time must have the same backing file (linux fs/fuse/iomode.c:
-    fuse_inode_uncached_io_start), whichever worker answers them: the supervisor hands the ids out
-    and counts. The handle of such an open is the nodeid, so that any worker can say which it was
-    that ended.
+    All concurrent opens of an inode must have the same backing file (linux fs/fuse/iomode.c:
+    fuse_inode_uncached_io_start), whichever worker answers them. So the supervisor hands out the
+    backing ids and counts the opens of each. The handle of such an open is the nodeid: any worker
+    that gets the RELEASE can tell which file it is for.
 
     Args:
         grants: see `Handler`.
         store: see `Handler`.
         is_root_listable: see `Handler`.
-        released: called with the nodeid when an open that was granted has ended.
+        released: called with the nodeid when an open with a backing id has ended.
         remote: see `Handler`.
+        makes_images: see `Handler`.
     """
 
     def __init__(
@@ -68,11 +69,11 @@ class PassthroughHandler(Handler):
         self._granted: dict[int, int] = {}
 
     def grant(self, want: BackingWanted, backing_id: int) -> None:
-        """Take the backing id for one open; 0: the kernel shall read through us."""
+        """Set the backing id for the open that `want` stands for; 0 makes the kernel send READ."""
         self._granted[want.unique] = backing_id
 
     def open(self, request: Request) -> Body:
-        """See `Operations.open`; only what the store has as a file is asked for."""
+        """See `Operations.open`; a backing id is wanted only for blobs that are kept in files."""
         nodeid = request.nodeid
         node = self._node(nodeid)
         if node.size <= INLINE_MAX:
@@ -85,32 +86,32 @@ class PassthroughHandler(Handler):
 
     def release(self, request: Request) -> Body:
         """See `Operations.release`."""
-        # A dead worker may have counted the end of this open before it was sent again: rather one
-        # id kept too long than one closed too early.
+        # A worker that died may have reported the end of this open before the request was sent
+        # again. It is better to keep a backing id for too long than to close it too early.
         is_resent = request.unique >> _RESENT_BIT & 1
         if request.args.fh and not is_resent:
             self._released(request.args.fh)
         return b""
 
     def lseek(self, request: Request) -> Body:
-        """See `Operations.lseek`; the holes of what the store has as a file are the file's."""
+        """See `Operations.lseek`; a blob that is kept in a file has the holes of that file."""
         args = request.args
         node = self._node(request.nodeid)
         if node.kind not in _FILES or args.whence not in {os.SEEK_DATA, os.SEEK_HOLE}:
-            raise OSError(EINVAL, "neither SEEK_DATA nor SEEK_HOLE in a file")
+            raise OSError(EINVAL, "only SEEK_DATA and SEEK_HOLE in a file are supported")
         if args.offset >= node.size:
-            raise OSError(ENXIO, "behind the end of the file")
+            raise OSError(ENXIO, "the offset is past the end of the file")
         found = args.offset if args.whence == os.SEEK_DATA else node.size
         if node.size > INLINE_MAX:
             content = self._blobs.content(self._in_store(), node.digest, node.size)
             if isinstance(content, OpenBlob):
                 found = os.lseek(content.fd, args.offset, args.whence)
         if found >= node.size and args.whence == os.SEEK_DATA:
-            raise OSError(ENXIO, "no data up to the end of the file")
+            raise OSError(ENXIO, "there is no data between the offset and the end of the file")
         return pack_lseek_out(LseekOut(min(found, node.size)))
 
     def unanswered(self, request: memoryview) -> None:
-        """See `Handler.unanswered`; an open that nobody waits for has ended."""
+        """See `Handler.unanswered`; an OPEN whose reply is not wanted counts as ended."""
         header = unpack_in_header(request[:IN_HEADER_SIZE])
         if header.opcode == Opcode.OPEN:
             self._released(header.nodeid)

@@ -1,9 +1,9 @@
-"""Directory streams, cut out of images (linux/fuse.h: READDIR, READDIRPLUS).
+"""Replies to READDIR and READDIRPLUS, cut out of images (linux/fuse.h).
 
-A cookie is the index of the record to go on with, so any one of any age can be resumed from. A
-reply holds whole records only, of one piece of an image; nothing at all means the end, so a buffer
-too small for one record is EINVAL. Only what is sent is copied, and the places in the copy become
-nodeids.
+A cookie is the index of the record to continue with, so a listing can be resumed from any cookie,
+however old. A reply has whole records only, from one piece of an image. An empty reply means the
+end of the directory, so a buffer that is too small for the next record is EINVAL. Only the records
+that are sent are copied, and in the copy places are replaced by nodeids.
 """
 
 from bisect import bisect_right
@@ -15,22 +15,23 @@ from typing import Final
 from appliance.fuse_proto._fuse_wire import ENTRY_OUT_SIZE
 from appliance.images.places import PlacedNode, Places
 
-# Words of 8 bytes in a record; the first is its nodeid.
+# Positions in a record, in words of 8 bytes; the first word is the nodeid.
 _GENERATION: Final = 1
 _ATTR_INO: Final = 5
 _DIRENT_INO: Final = ENTRY_OUT_SIZE // 8
-_DOTDOT: Final = 1  # cookie of ".."
+# Index of the record of "..".
+_DOTDOT: Final = 1
 
 
 class Listing:
-    """The stream of one directory, from a cookie on.
+    """The records of one directory, from a cookie on.
 
     Args:
-        places: of the session.
-        directory: the node of it.
+        places: the places of the session.
+        directory: the node of the directory.
         parent_ino: st_ino of "..".
-        generation: of the session.
-        cookie: from the guest, any number.
+        generation: the generation in every entry of the session.
+        cookie: the cookie from the guest, which may be any number.
 
     Raises:
         OSError: see `Places.image`.
@@ -51,14 +52,14 @@ class Listing:
         self._generation = generation
         self._image = places.piece_at(directory, cookie)
         self._is_by_content = places.is_by_content
-        # Of the first record to send, in this piece.
+        # Index, in this piece, of the first record to send.
         self._first = cookie - self._image.first_cookie
 
     def plus(self, size: int) -> bytes | memoryview:
         """Return the READDIRPLUS reply of at most `size` bytes.
 
         Raises:
-            OSError: EINVAL, the next record alone is bigger than `size`.
+            OSError: EINVAL, the next record alone is larger than `size`.
         """
         offsets = self._image.offsets
         first = self._first
@@ -71,7 +72,7 @@ class Listing:
         reply = memoryview(bytearray(self._image.view[start : offsets[end]]))
         words = reply.cast("Q")
         base, generation = self._directory.nodeid, self._generation
-        # Budget: 0.4 us a record.
+        # Budget: 0.4 us per record.
         for index, at in enumerate(offsets[first:end], first):
             word = (at - start) >> 3
             place = words[word]
@@ -87,7 +88,7 @@ class Listing:
         """Return the READDIR reply of at most `size` bytes.
 
         Raises:
-            OSError: EINVAL, the next record alone is bigger than `size`.
+            OSError: EINVAL, the next record alone is larger than `size`.
         """
         view = self._image.view
         parts: list[memoryview] = []
@@ -118,19 +119,19 @@ class Listing:
 
 
 def plus_stream(records: Iterable[memoryview], size: int) -> bytes:
-    """Return as many of `records`, which have their numbers, as fit `size` bytes.
+    """Return as many of the READDIRPLUS `records`, already with nodeids, as fit `size` bytes.
 
     Raises:
-        OSError: EINVAL, the first alone is bigger than `size`.
+        OSError: EINVAL, the first record alone is larger than `size`.
     """
     return _joined(records, size, 0)
 
 
 def plain_stream(records: Iterable[memoryview], size: int) -> bytes:
-    """Return as many of `records`, without their entry_out, as fit `size` bytes.
+    """Return as many of `records`, each without its entry_out, as fit `size` bytes.
 
     Raises:
-        OSError: EINVAL, the first alone is bigger than `size`.
+        OSError: EINVAL, the first record alone is larger than `size`.
     """
     return _joined(records, size, ENTRY_OUT_SIZE)
 
@@ -150,4 +151,4 @@ def _joined(records: Iterable[memoryview], size: int, skip: int) -> bytes:
 
 
 def _too_small(size: int) -> OSError:
-    return OSError(EINVAL, f"{size} bytes do not hold one directory record")
+    return OSError(EINVAL, f"a buffer of {size} bytes has no room for a directory record")

@@ -1,7 +1,8 @@
-"""The FUSE protocol, sans-I/O: requests and replies as bytes, and who answers which.
+"""The FUSE protocol without I/O: decodes requests, dispatches them, and encodes replies.
 
-A front end (a virtqueue, /dev/fuse) hands the bytes of a request to `Dispatcher.handle_untrusted`
-and delivers the `Reply`; a file system is an `Operations`. Layout of every message:
+A transport (a virtqueue or /dev/fuse) passes the bytes of a request to
+`Dispatcher.handle_untrusted` and delivers the `Reply`. A file system implements `Operations`.
+Layout of the messages:
 
     request   InHeader, arguments of the opcode, names ending in NUL, payload
     reply     OutHeader, and if its error is 0 the body

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 Buffer = bytes | bytearray | memoryview
 
 if sys.byteorder != "little":
-    raise ImportError("the wire is in host order: only little-endian hosts will do")
+    raise ImportError("the wire codecs need a little-endian host")
 
 
 class Opcode(IntEnum):

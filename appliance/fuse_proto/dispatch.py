@@ -1,4 +1,4 @@
-"""From the bytes of a request to a reply: the one place where FUSE requests meet operations."""
+"""Turns the bytes of a request into a reply: checks it, decodes it and calls the operation."""
 
 import logging
 from collections.abc import Callable
@@ -33,41 +33,58 @@ from appliance.fuse_proto.operations import Body, FileSlice, NotReady, Operation
 __all__ = ["COUNTERS", "Dispatcher", "Reply", "SessionState"]
 
 COUNTERS: Final = 64
-# The bytes `unique` of a request too short for a header, if it has even those.
+# Offset of the end of `unique` in a header.
 _UNIQUE_END: Final = 16
-# Linux refuses a reply with another errno, and the request would never end.
+# Largest errno in a reply. Linux refuses a reply with a larger one, and the request never ends.
 _ERRNO_MAX: Final = 511
 
 _log = logging.getLogger(__name__)
 
 
 class SessionState(Protocol):
-    """What INIT settled. Shared by all workers of a mount and kept by the supervisor.
+    """The outcome of INIT, shared by all workers of a mount and kept by the supervisor.
 
-    `start` on a session that is up begins a new one; both methods have taken effect for every
-    worker when they return, as the guest may use any queue once it has the reply.
+    When `start` or `end` returns, it has taken effect for all workers, because the guest may use
+    any queue once it has the reply. Calling `start` during a session begins a new one.
     """
 
     @property
     def is_initialised(self) -> bool:
-        """Whether INIT was answered and DESTROY has not been seen since."""
+        """Whether INIT has been answered, and no DESTROY has followed."""
 
     @property
     def minor(self) -> int:
-        """The minor of protocol 7 that both sides speak."""
+        """The minor version of protocol 7 that both sides use."""
 
     def start(self, minor: int, flags: int, max_readahead: int) -> None:
-        """Begin a session with what INIT agreed; `flags` are `InitFlag` bits, 64 of them."""
+        """Begin a session.
+
+        Args:
+            minor: the minor version of the protocol that was agreed on.
+            flags: 64 bits of `InitFlag`.
+            max_readahead: in bytes.
+        """
 
     def end(self) -> None:
         """End the session, if there is one."""
 
     def is_first_without_init(self) -> bool:
-        """Whether no request before has found that INIT is missing, at any worker."""
+        """Return whether no earlier request, at any worker, has found that INIT is missing."""
 
 
 class _Route(NamedTuple):
-    """What to do with one opcode; `slot` is its counter."""
+    """What to do with requests of one opcode.
+
+    Attributes:
+        slot: index of the counter.
+        answer: the `Op.answer`.
+        is_early: whether the request needs no INIT before it.
+        plan: how to decode it.
+        method: the operation, or None if the answer is fixed.
+        check_name: checks the first name, if there are names.
+        is_sized: whether the arguments have the size of the reply that is wanted.
+        least_room: size in bytes of a successful reply without its header; 0 for `DATA`.
+    """
 
     slot: int
     answer: Answer | int
@@ -104,10 +121,10 @@ class Dispatcher:
 
     Args:
         operations: the file system.
-        session: where INIT's outcome lives.
-        counters: `COUNTERS` 64-bit slots, one by opcode, 0 for all others. A slot counts the
-            requests decided: answered, or done with if they have no reply.
-        wanted_flags: what INIT agrees to where it is offered.
+        session: the outcome of INIT.
+        counters: `COUNTERS` slots of 64 bits, indexed by opcode; slot 0 is for all other opcodes. A
+            slot counts the requests that were answered, or that ended without a reply.
+        wanted_flags: flags that INIT agrees to if the guest offers them.
     """
 
     def __init__(
@@ -119,7 +136,7 @@ class Dispatcher:
         wanted_flags: InitFlag = WANTED_FLAGS,
     ) -> None:
         if len(counters) != COUNTERS or counters.itemsize != 8:
-            raise ValueError(f"{COUNTERS} slots of 8 bytes wanted")
+            raise ValueError(f"counters: expected {COUNTERS} slots of 8 bytes")
         self._session = session
         self._counters = counters
         self._wanted_flags = wanted_flags
@@ -138,19 +155,20 @@ class Dispatcher:
     ) -> Reply | None:
         """Return the reply to one request, or None if it ends without one.
 
-        None is for opcodes that have no reply, and for requests that leave no room for a header:
-        the front end returns their chain with length 0. A reply always fits `writable_len`.
+        The result is None for opcodes that have no reply, and for requests that leave no room for
+        the header of a reply. The transport returns their chains with length 0. A reply always fits
+        into `writable_len` bytes.
 
         Args:
-            request: the first bytes of the request, all if it is at most 8192; bytes that follow
-                can only be payload of opcodes that are refused unread.
+            request: the first bytes of the request, or all of it if it has at most 8192 bytes. What
+                follows can only be the payload of opcodes that are refused without reading it.
             readable_len: size of the whole request in bytes.
-            writable_len: room for the reply in bytes, header included.
+            writable_len: room for the reply in bytes, including its header.
 
         Raises:
-            NotReady: from the operation; nothing was counted, run the request again.
+            NotReady: the operation raised it. The request was not counted, and must be run again.
         """
-        # Budget: 4 us for a LOOKUP, the operation not counted (tests/fuse_proto/bench_dispatch.py).
+        # Budget: 4 us for a LOOKUP without the operation (tests/fuse_proto/bench_dispatch.py).
         available = min(len(request), readable_len)
         if available < IN_HEADER_SIZE:
             return self._refuse_runt_untrusted(request[:available], writable_len)
@@ -175,14 +193,14 @@ class Dispatcher:
         except ApplianceError as exc:
             _log.warning("%s: %s", exc, format_request_untrusted(request))
             error = EIO
-        except Exception:  # noqa: BLE001 - a bug in one operation must not end the worker
+        except Exception:  # noqa: BLE001 - a bug in an operation must not end the worker
             _log.exception("answered EIO: %s", format_request_untrusted(request))
             error = EIO
         self._counters[route.slot] += 1
         return tuple.__new__(Reply, (header[2], error, body))
 
     def count_untrusted(self, opcode: int) -> None:
-        """Count a request that `handle_untrusted` left undecided and its caller has refused."""
+        """Count a request for which `handle_untrusted` raised, and which the caller refuses."""
         self._counters[self._routes.get(opcode, _UNKNOWN).slot] += 1
 
     def _answer_untrusted(
@@ -196,14 +214,14 @@ class Dispatcher:
         _, answer, is_early, plan, method, check_name, is_sized, least_room = route
         length = header[0]
         if not IN_HEADER_SIZE <= length <= readable_len:
-            raise FuseDecodeError(f"len {length} of a request of {readable_len} bytes")
+            raise FuseDecodeError(f"header says {length} bytes, request has {readable_len}")
         if not (is_early or self._session.is_initialised):
-            self._say_no_init(plan.op.name)
+            self._warn_without_init(plan.op.name)
             raise OSError(EIO, "no INIT on this connection")
         if method is None:
             return _fixed(answer)
         if room < least_room:
-            raise OSError(EIO, f"{room} bytes for a reply of {least_room}")
+            raise OSError(EIO, f"room for a reply has {room} bytes, expected {least_room}")
         decoded = decode_body_untrusted(plan, header, request, min(length, len(request)))
         if check_name is not None:
             check_name(decoded.names[0])
@@ -213,24 +231,24 @@ class Dispatcher:
             if size > room:
                 decoded = decoded._replace(args=decoded.args._replace(size=room))
             else:
-                # 0 asks GETXATTR and LISTXATTR for a GetxattrOut.
+                # With a size of 0, GETXATTR and LISTXATTR reply with a GetxattrOut.
                 limit = size or room
         body = method(decoded)
         size = body.size if type(body) is FileSlice else len(body)
         if size > limit:
-            raise OSError(EIO, f"{size} bytes of reply do not fit {limit}")
+            raise OSError(EIO, f"reply has {size} bytes, the limit is {limit}")
         return body
 
-    def _say_no_init(self, opcode: str) -> None:
+    def _warn_without_init(self, opcode: str) -> None:
         if self._session.is_first_without_init():
             _log.warning(
                 "%s is answered EIO, as all requests will be: no INIT on this connection; a guest "
-                "that was restored or kept its mount has to mount again",
+                "that was restored, or kept its mount, has to mount again",
                 opcode,
             )
 
     def _init(self, request: Request) -> Body:
-        # Whatever comes of it, an INIT means that the mount of the session before is gone.
+        # Even if it fails, an INIT means that the mount of the previous session is gone.
         self._session.end()
         agreement = negotiate(request.args, self._wanted_flags)
         if agreement.is_final:

@@ -1,4 +1,4 @@
-"""Replies and directory records as bytes."""
+"""Encodes replies and directory records."""
 
 from typing import Final, NamedTuple
 
@@ -6,15 +6,19 @@ from appliance.fuse_proto import _fuse_wire
 from appliance.fuse_proto._fuse_wire import Attr, Dirent, EntryOut
 from appliance.fuse_proto.operations import Body, FileSlice
 
-# A validity of 68 years. Linux cuts longer ones down by itself, but not in every version alike.
+# A validity of 68 years, in seconds. Linux shortens longer ones, but not in the same way in every
+# version.
 FOREVER_S: Final = 2**31 - 1
-# Set in a record's `EntryOut` when the record is not to become a lookup ("." and "..").
+# The `EntryOut` of a READDIRPLUS record that does not count as a lookup ("." and "..").
 NO_ENTRY: Final = EntryOut(0, 0, 0, 0, 0, 0, Attr(*[0] * len(Attr._fields)))
 NAME_MAX: Final = 255
 
 
 class Reply(NamedTuple):
-    """What the front end delivers. `error` is 0 or a positive errno, with which `body` is empty."""
+    """A reply for the transport to deliver.
+
+    `error` is 0 or a positive errno. With an errno, `body` is empty.
+    """
 
     unique: int
     error: int
@@ -27,17 +31,17 @@ def body_size(body: Body) -> int:
 
 
 def pack_reply_header(unique: int, error: int, size: int) -> bytes:
-    """Return the 16 bytes that go before a body of `size` bytes; `error` is 0 or positive."""
+    """Return the 16 bytes that precede a body of `size` bytes; `error` is 0 or a positive errno."""
     return _fuse_wire.OUT_HEADER.pack(_fuse_wire.OUT_HEADER_SIZE + size, -error, unique)
 
 
 def negative_entry(valid_s: int) -> bytes:
-    """Return the LOOKUP reply «no such name», to be remembered for `valid_s` seconds."""
+    """Return the LOOKUP reply for a missing name, which Linux caches for `valid_s` seconds."""
     return _fuse_wire.pack_entry_out(NO_ENTRY._replace(entry_valid=valid_s))
 
 
 def dirent_size(name_size: int) -> int:
-    """Return the size of a READDIR record in bytes, with its padding."""
+    """Return the size of a READDIR record in bytes, including its padding."""
     return _padded(_fuse_wire.DIRENT_SIZE + name_size)
 
 
@@ -46,20 +50,21 @@ def pack_dirent(ino: int, off: int, kind: int, name: bytes) -> bytes:
 
     Args:
         ino: st_ino of the entry.
-        off: the offset to ask for to get the record after this one; not 0.
+        off: the offset at which to continue after this record; not 0.
         kind: DT_*, which is `mode >> 12`.
-        name: 1 to 255 bytes without NUL or slash; Linux fails the whole listing over any other.
+        name: 1 to 255 bytes without NUL or slash. Any other name makes Linux fail the whole
+            listing.
     """
     head = _fuse_wire.pack_dirent(Dirent(ino, off, len(name), kind))
     return (head + name).ljust(dirent_size(len(name)), b"\0")
 
 
 def pack_direntplus(entry: EntryOut, ino: int, off: int, kind: int, name: bytes) -> bytes:
-    """Return one READDIRPLUS record: `pack_dirent`'s behind what LOOKUP would have answered.
+    """Return one READDIRPLUS record: an `EntryOut`, then the record that `pack_dirent` returns.
 
-    `entry` is `NO_ENTRY` for "." and "..".
+    `entry` is what LOOKUP of the name would answer, or `NO_ENTRY` for "." and "..".
     """
-    # No padding lies between the two: an EntryOut is a multiple of 8 bytes.
+    # There is no padding between the two, because the size of an EntryOut is a multiple of 8.
     return _fuse_wire.pack_entry_out(entry) + pack_dirent(ino, off, kind, name)
 
 

@@ -1,4 +1,4 @@
-"""One readable line for a request, for logs and test failures. Guest bytes are escaped."""
+"""Formats a request as one readable line, for logs and test failures; guest bytes are escaped."""
 
 from typing import Final
 
@@ -6,11 +6,12 @@ from appliance.errors import FuseDecodeError
 from appliance.fuse_proto._fuse_wire import IN_HEADER_SIZE, InHeader
 from appliance.fuse_proto.decode import PLANS, decode_body_untrusted, decode_header_untrusted
 
+# Bytes of a name or body that are shown.
 SHOWN_MAX: Final = 80
 
 
 def format_request_untrusted(request: memoryview) -> str:
-    """Return one line for the bytes of a request, whatever they are."""
+    """Return one line that describes a request, whether or not its bytes are valid."""
     try:
         header = decode_header_untrusted(request)
     except FuseDecodeError as exc:
@@ -23,7 +24,7 @@ def format_request_untrusted(request: memoryview) -> str:
 
 
 def opcode_name(opcode: int) -> str:
-    """Return the name of a known opcode, or the number of another."""
+    """Return the name of an opcode, or its number if it is unknown."""
     plan = PLANS.get(opcode)
     return plan.op.name if plan else f"opcode {opcode}"
 

@@ -1,4 +1,4 @@
-"""INIT negotiation: a pure function from what the guest offers to what both then do."""
+"""INIT negotiation: a pure function from what the guest offers to what both sides then use."""
 
 from errno import EPROTO
 from typing import Final, NamedTuple
@@ -7,16 +7,17 @@ from appliance.fuse_proto._fuse_wire import InitFlag, InitIn, InitOut
 
 MAJOR: Final = 7
 MINOR: Final = 45
-# From this one on (Linux 6.16) EXPORT_SUPPORT does harm: fuse_dentry_revalidate() takes a dentry
-# that came from a file handle for one of an earlier epoch, without asking, and overlayfs with
-# index=on, xino=on or metacopy=on says ESTALE of a file that it has copied up and now finds by its
-# handle.
+# From this minor version on (Linux 6.16) EXPORT_SUPPORT does harm. fuse_dentry_revalidate() takes a
+# dentry that came from a file handle for one of an earlier epoch, without asking the server. Then
+# overlayfs with index=on, xino=on or metacopy=on fails with ESTALE for a file that it has copied up
+# and finds by its handle.
 EPOCH_MINOR: Final = 44
-# The first with MAX_PAGES and CACHE_SYMLINKS (Linux 4.20); virtiofs came later still.
+# The first minor version with MAX_PAGES and CACHE_SYMLINKS (Linux 4.20); virtiofs is newer.
 OLDEST_MINOR: Final = 28
 
 # Everything below a store path is immutable, so nothing is revalidated and all reads may overlap.
-# The two *_SUPPORT flags only acknowledge: what stops OPEN and OPENDIR is their ENOSYS.
+# NO_OPEN_SUPPORT and NO_OPENDIR_SUPPORT only acknowledge that the kernel supports this; it stops
+# sending OPEN and OPENDIR because they are answered ENOSYS.
 WANTED_FLAGS: Final = (
     InitFlag.ASYNC_READ
     | InitFlag.PARALLEL_DIROPS
@@ -28,28 +29,32 @@ WANTED_FLAGS: Final = (
     | InitFlag.INIT_EXT
     | InitFlag.NO_OPEN_SUPPORT
     | InitFlag.NO_OPENDIR_SUPPORT
-    # LOOKUP of ".", ".." and "/" is answered: file handles outlive what the guest's kernel caches.
+    # LOOKUP of ".", ".." and "/" is answered, so file handles outlive the guest kernel's caches.
     | InitFlag.EXPORT_SUPPORT
 )
-# On /dev/fuse a server may ask for requests to be sent again that a dead worker had read.
+# On /dev/fuse, a server may ask the kernel to resend the requests that a dead worker had read.
 DEVICE_FLAGS: Final = WANTED_FLAGS | InitFlag.HAS_RESEND
-# Files are opened, and the kernel reads those that have a backing file without us.
+# With passthrough, OPEN is answered, and the kernel reads files that have a backing file by itself.
 PASSTHROUGH_FLAGS: Final = (DEVICE_FLAGS | InitFlag.PASSTHROUGH) & ~InitFlag.NO_OPEN_SUPPORT
-# A backing file may lie on a plain file system only, not on a stacked one.
+# A backing file must be on a plain file system, not on a stacked one.
 MAX_STACK_DEPTH: Final = 1
 MAX_PAGES: Final = 256  # 1 MiB per READ, the most Linux allows without a sysctl
-# Linux takes the smaller of this and its own setting, so it can only be too low.
+# In bytes. Linux uses the smaller of this and its own setting, so a large value does no harm.
 MAX_READAHEAD: Final = 1 << 20
-# Readahead is skipped while more than the threshold is under way.
+# Linux skips readahead while more background requests than the threshold are in flight.
 MAX_BACKGROUND: Final = 0xFFFF
 CONGESTION_THRESHOLD: Final = MAX_BACKGROUND // 4 * 3
-# The least Linux accepts; nothing is ever written, but /dev/fuse readers size their buffer by it.
+# In bytes; the minimum that Linux accepts. Nothing is ever written, but the size of the buffers for
+# reading /dev/fuse depends on it.
 MAX_WRITE: Final = 4096
 TIME_GRAN_NS: Final = 1
 
 
 class Agreement(NamedTuple):
-    """The outcome of one INIT. Not final: the guest is newer and will send another INIT."""
+    """The outcome of one INIT.
+
+    It is not final if the major version of the guest is newer; the guest then sends another INIT.
+    """
 
     reply: InitOut
     is_final: bool
@@ -59,14 +64,14 @@ class Agreement(NamedTuple):
 
 
 def negotiate(offer: InitIn, wanted: InitFlag = WANTED_FLAGS) -> Agreement:
-    """Return what to answer to `offer`, and the values of the session it starts.
+    """Return the reply to `offer`, and the values of the session that begins.
 
     Args:
-        offer: what the guest's kernel can do.
-        wanted: the flags to agree to where they are offered.
+        offer: what the guest's kernel supports.
+        wanted: flags to agree to if they are offered.
 
     Raises:
-        OSError: EPROTO; the guest's protocol is older than any we speak.
+        OSError: EPROTO; the guest's protocol is older than 7.28.
 
     Source: linux fs/fuse/inode.c: process_init_reply.
     """
@@ -99,6 +104,6 @@ def negotiate(offer: InitIn, wanted: InitFlag = WANTED_FLAGS) -> Agreement:
 
 
 def _offered_flags(offer: InitIn) -> InitFlag:
-    # linux/fuse.h 7.36: without INIT_EXT the upper word is not there, whatever it holds.
+    # linux/fuse.h 7.36: without INIT_EXT, `flags2` has no meaning.
     is_extended = offer.flags & InitFlag.INIT_EXT
     return InitFlag(offer.flags | (offer.flags2 << 32 if is_extended else 0))

@@ -1,32 +1,39 @@
-"""One row per FUSE opcode: what a request carries, and what a read-only file system answers.
+"""The table of FUSE opcodes: what a request has, and what a read-only file system answers.
 
-The enum in `_fuse_wire.py`, the decoder, the dispatcher and the log lines all come from these rows.
+The enum in `_fuse_wire.py`, the decoder, the dispatcher and the log lines are made from its rows.
 """
 
 from enum import Enum
 from errno import EIO, ENOSYS, ENOTTY, EROFS
 from typing import Final, NamedTuple
 
-# Reply kind of an opcode whose successful reply is bytes and no structure.
+# `Op.reply` of an opcode whose successful reply is bytes without a structure.
 DATA: Final = "data"
 
 
 class Answer(Enum):
-    """Who answers an opcode, where that is not one fixed errno."""
+    """What answers an opcode that has no fixed answer."""
 
     OPERATIONS = "a method of Operations"
     SESSION = "the dispatcher itself"
-    NOTHING = "nobody: there is no reply"
+    NOTHING = "there is no reply"
 
 
 class Op(NamedTuple):
     """One opcode.
 
-    `answer` is an `Answer`, or the positive errno every such request is answered with (0: success
-    and no body), for which its body is not looked at. `args` and `reply` name structures of
-    `_fuse_wire`, in order and separated by spaces; `DATA` stands for bare bytes.
-    `compat` is the shortest argument structure accepted, 0 for a whole one: fields not sent read
-    as zero. Where names follow, such a structure is never longer than that.
+    Attributes:
+        number: the opcode.
+        name: as in linux/fuse.h, without FUSE_.
+        answer: an `Answer`, or a positive errno for every request, or 0 for success without a body.
+            With an errno or 0, the body of the request is not looked at.
+        args: name of the structure of arguments in `_fuse_wire`, or empty.
+        names: number of names after the arguments, each ending with NUL.
+        reply: names of the structures of a successful reply, separated by spaces, or `DATA`.
+        compat: minimum size of the arguments in bytes, or 0 if they must be whole. Missing fields
+            read as zero. If names follow, the arguments always have this size.
+        is_early: whether the request needs no INIT before it.
+        min_minor: first minor version of the protocol that has the opcode, or 0.
     """
 
     number: int
@@ -59,7 +66,7 @@ OPS: Final = (
     Op(17, "STATFS", Answer.OPERATIONS, reply="StatfsOut"),
     Op(18, "RELEASE", Answer.OPERATIONS, "ReleaseIn"),
     Op(20, "FSYNC", ENOSYS, "FsyncIn"),
-    # Never the 16-byte structure: SETXATTR_EXT is not negotiated.
+    # The structure never has 16 bytes, because SETXATTR_EXT is not negotiated.
     Op(21, "SETXATTR", EROFS, "SetxattrIn", names=1, compat=8),
     Op(22, "GETXATTR", Answer.OPERATIONS, "GetxattrIn", names=1, reply=DATA),
     Op(23, "LISTXATTR", Answer.OPERATIONS, "GetxattrIn", reply=DATA),
@@ -94,6 +101,6 @@ OPS: Final = (
     Op(51, "TMPFILE", EROFS, "CreateIn", names=1, reply="EntryOut OpenOut", min_minor=37),
     Op(52, "STATX", Answer.OPERATIONS, "StatxIn", reply="StatxOut", min_minor=39),
     Op(53, "COPY_FILE_RANGE_64", EROFS, "CopyFileRangeIn", reply="CopyFileRangeOut", min_minor=45),
-    # INIT of a guest of the other byte order.
+    # INIT of a guest with the other byte order.
     Op(436207616, "INIT_BSWAP_RESERVED", EIO, is_early=True, min_minor=33),
 )

@@ -11,7 +11,6 @@
 import asyncio
 import logging
 import socket
-import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from pathlib import Path
@@ -56,7 +55,12 @@ from appliance.services.contracts import Services
 from appliance.services.nar_extent import extent_of
 from appliance.services.open_services import open_services
 from appliance.store.writer import AsyncStore
-from appliance.system.listening import notify, raise_descriptor_limit, told_to_stop
+from appliance.system.listening import (
+    announce_ready,
+    announce_stopping,
+    raise_descriptor_limit,
+    stop_event,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -112,7 +116,7 @@ def serve_cache(config: CacheConfig) -> None:
 
 
 async def _serve(config: CacheConfig) -> None:
-    stopping = told_to_stop()
+    stopping = stop_event()
     async with AsyncExitStack() as stack:
         stores = _local_stores(config)
         for store in stores.values():
@@ -134,11 +138,9 @@ async def _serve(config: CacheConfig) -> None:
         stack.push_async_callback(runner.cleanup)
         await _listen(config, runner, stack)
         labels = ", ".join(item.label for item in config.listen)
-        sys.stderr.write(f"READY: serving on {labels}\n")
-        sys.stderr.flush()
-        notify("READY=1")
+        announce_ready(f"serving on {labels}")
         await stopping.wait()
-        notify("STOPPING=1")
+        announce_stopping()
 
 
 def _local_stores(config: CacheConfig) -> dict[Path, AsyncStore]:

@@ -1,5 +1,5 @@
 """Directory images, and the places of nodes in the tree of a store path.
 
 An image is derived from one Directory and answers requests about its entries. Nothing here does
-I/O: whoever needs an image brings it.
+I/O: the caller reads the images.
 """

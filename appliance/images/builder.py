@@ -1,4 +1,4 @@
-"""Making images from encoded Directories: the only importer of its C module."""
+"""Making images from encoded Directories; the only module that imports the C code for it."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -9,11 +9,11 @@ from appliance.images.layout import GUIDE_AT, GUIDE_ENTRY, Image, name_of
 
 _RULES: Final = {
     lib.IMG_EENCODING: "not the canonical encoding of a Directory",
-    lib.IMG_ENAME: "a name that no entry can have",
-    lib.IMG_EORDER: "names that are not sorted, or not unique",
-    lib.IMG_EDIGEST: "a digest that is not 32 bytes long",
-    lib.IMG_ETARGET: "a symlink target that is empty, too long or has a NUL",
-    lib.IMG_ESPAN: "sizes that add up to more than 64 bits",
+    lib.IMG_ENAME: "an entry has an invalid name",
+    lib.IMG_EORDER: "names are not sorted, or not unique",
+    lib.IMG_EDIGEST: "a digest does not have 32 bytes",
+    lib.IMG_ETARGET: "a symlink target is empty, too long or has a NUL",
+    lib.IMG_ESPAN: "the sum of the sizes exceeds 64 bits",
     lib.IMG_EROOM: "more entries than an image can hold",
 }
 
@@ -22,10 +22,11 @@ class ImageBuilder:
     """Makes the pieces of the image of one Directory, in order.
 
     Args:
-        encoded: the canonical encoding; it must not change while this object is used.
+        encoded: the canonical encoding. It is not copied, and must not change while this object is
+            in use.
 
     Raises:
-        DirectoryError: it is not one.
+        DirectoryError: `encoded` is not the canonical encoding of a Directory.
     """
 
     def __init__(self, encoded: bytes | memoryview) -> None:
@@ -35,7 +36,7 @@ class ImageBuilder:
         self.num_pieces = self._builder.pieces_num
 
     def next_piece(self) -> bytearray:
-        """Return the next piece; the first one is not complete without `guide`, if it has others.
+        """Return the next piece; the first one still lacks its guide if there are several.
 
         Raises:
             DirectoryError: the piece would outgrow 32-bit offsets.
@@ -47,7 +48,7 @@ class ImageBuilder:
 
 
 def build(encoded: bytes | memoryview) -> bytearray:
-    """Return the image of a Directory of one piece.
+    """Return the image of a Directory that is small enough for one piece.
 
     Raises:
         DirectoryError: `encoded` is not the canonical encoding of a Directory.
@@ -55,14 +56,14 @@ def build(encoded: bytes | memoryview) -> bytearray:
     """
     builder = ImageBuilder(encoded)
     if builder.num_pieces > 1:
-        raise ValueError(f"an image of {builder.num_pieces} pieces")
+        raise ValueError(f"the image has {builder.num_pieces} pieces, expected 1")
     return builder.next_piece()
 
 
 def pieces(encoded: bytes | memoryview) -> Iterator[tuple[int, bytearray]]:
     """Yield (number, piece) for each piece of an image; the first piece, number 0, comes last.
 
-    Whoever stores the pieces in this order makes the image visible with the last one.
+    If the caller stores the pieces in this order, the last one makes the whole image visible.
 
     Raises:
         DirectoryError: `encoded` is not the canonical encoding of a Directory.

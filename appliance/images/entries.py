@@ -1,4 +1,8 @@
-"""READDIRPLUS records of nodes that are in no image, and the number that stands for a content."""
+"""Attributes and READDIRPLUS records of nodes that are in no image, and st_ino by content.
+
+Images have records of their own, which `cffi_build/images.c` makes. What is made here is for the
+root directory and for the roots of store paths.
+"""
 
 import struct
 from typing import Final
@@ -14,13 +18,21 @@ _U64: Final = struct.Struct("<Q")
 _FNV_OFFSET: Final = 0xCBF29CE484222325
 _FNV_PRIME: Final = 0x100000001B3
 _U64_MASK: Final = (1 << 64) - 1
-# Numbers by content stay below nodeids' limit, and above what could be the root's.
+# An st_ino by content has 63 bits, as a nodeid has, and is too large to be that of the root.
 _INO_MASK: Final = (1 << 63) - 1
 _INO_MIN: Final = 1 << 32
 
 
 def attributes(mode: int, *, ino: int, size: int, mtime: int = 1, mtimensec: int = 0) -> Attr:
-    """Return the attributes of a node, of which only these differ; `size` is st_size in bytes."""
+    """Return the attributes of a node; all others are the same for every node.
+
+    Args:
+        mode: st_mode.
+        ino: st_ino.
+        size: st_size in bytes.
+        mtime: seconds of st_mtime.
+        mtimensec: nanoseconds of st_mtime.
+    """
     return Attr(
         ino=ino,
         size=size,
@@ -44,7 +56,7 @@ def attributes(mode: int, *, ino: int, size: int, mtime: int = 1, mtimensec: int
 def pack_record(
     name: bytes, kind: Kind, *, nodeid: int, generation: int, ino: int, st_size: int, off: int
 ) -> bytes:
-    """Return a READDIRPLUS record; `off` is the cookie after it."""
+    """Return a READDIRPLUS record; `off` is the cookie of the record after it."""
     size = DIRECTORY_SIZE if kind == Kind.DIRECTORY else st_size
     mode = MODES[kind]
     attr = attributes(mode, ino=ino, size=size)
@@ -58,25 +70,25 @@ def pack_attributes(attr: Attr, valid_s: int) -> bytes:
 
 
 def content_ino(kind: Kind, digest: bytes | memoryview, target: bytes) -> int:
-    """Return the st_ino that all nodes of this content have with `--inodes=content`.
+    """Return the st_ino that all nodes with the same content share under `--inodes=content`.
 
     Args:
-        kind: of the node; a file and an executable of the same bytes are two.
-        digest: its digest; of a symlink it is not looked at.
-        target: of a symlink.
+        kind: the kind of the node; a file and an executable with the same bytes differ.
+        digest: the digest of the node; unused for a symlink.
+        target: the target of a symlink; unused for other kinds.
     """
     content = fnv1a(target) if kind == Kind.SYMLINK else _U64.unpack_from(digest)[0]
     return ino_of_content(kind, content)
 
 
 def ino_of_content(kind: int, content: int) -> int:
-    """Return `content_ino` of a kind and the first 8 bytes that an image has for the content."""
+    """Return `content_ino` from a kind and the first 8 bytes of an image's digest field."""
     ino = (content ^ kind) & _INO_MASK
     return ino if ino >= _INO_MIN else ino + _INO_MIN
 
 
 def fnv1a(text: bytes) -> int:
-    """Return FNV-1a with 64 bits, as `cffi_build/images.c` computes it of a symlink's target."""
+    """Return the 64-bit FNV-1a hash, which `cffi_build/images.c` computes of symlink targets."""
     value = _FNV_OFFSET
     for byte in text:
         value = ((value ^ byte) * _FNV_PRIME) & _U64_MASK

@@ -1,13 +1,47 @@
-"""From nodeids to nodes and back: arithmetic over the images of directories.
+"""From nodeids to nodes and back, by arithmetic over the images of directories.
 
-The nodeid of a node is the base of its store path's grant plus its place in the path's tree. So the
-way from a nodeid to a node is a walk down from the root of the grant: in the image of a directory
-the last entry whose place is not beyond is the node itself, or a directory above it. Nothing is
-kept for a node but by a small cache, of directories above all: a walk begins at the nearest one
-that is known and on the way.
+A FUSE server usually keeps a table of every node that the kernel knows. Here there is none: a
+nodeid says by itself where its node is. So any worker can answer for it, even one that has just
+been started, and no memory grows with the number of files that a guest has looked at.
 
-A nodeid comes from the guest and may be any number. One that lies in no grant, or between the
-places of a directory (where sizes count entries twice, every other number is unused), is stale.
+Numbering. A session may see some store paths, and for each it has a grant with a base. The root of
+the path has nodeid `base`. The tree below it is numbered in pre-order; the position of a node in
+that order, counted from the root, is its place (see `layout`), and its nodeid is `base` plus its
+place. The node of a directory states the `size` of everything below it, so the numbers of a whole
+subtree are known without looking into it: a directory with nodeid n and size s owns exactly the
+nodeids n + 1 to n + s. Its image has the places of its entries relative to the directory itself. An
+entry that is a directory owns the numbers from its own place up to that of the next entry:
+
+    etc        n      size 5     places in the image of etc: conf 1, d 2, z 5
+      conf     n + 1
+      d        n + 2  size 2     places in the image of d: x 1, y 2
+        x      n + 3
+        y      n + 4
+      z        n + 5
+
+From a node to a nodeid is one addition: the nodeid of an entry is that of its directory plus its
+place in the directory's image.
+
+From a nodeid to a node is a walk down, which starts at the root of the grant that owns the nodeid.
+In the image of the current directory, the last entry whose place is not greater than the target's
+is either the node itself, or a directory that owns it, in which the walk goes on. To find n + 4 in
+the example: its place in etc is 4, the last entry not beyond 4 is d at 2, the place in d is
+4 - 2 = 2, and that is y. Each step is a binary search in one image, so without a cache a node costs
+as many searches as it is deep.
+
+The cache. Directories that were walked through are kept, with a sorted list of their nodeids. Two
+directories either contain one another or are disjoint. So among the known directories that start
+before a nodeid, the one that starts last either owns it or lies below a directory that does, which
+is found by following `parent` from there. A walk starts at the directory that was used last, if
+that one owns the nodeid, or else at the nearest known one. Entries that are no directories are one
+step away from theirs, so only some of them are kept. What is cached follows from the grants and the
+images, and neither changes: it becomes wrong only when a grant is revoked (`Places.forget`).
+
+Untrusted numbers. A nodeid comes from the guest and may be any number. One that no grant owns is
+ESTALE. So is one inside a directory that is the place of no entry: where `size` counts every entry
+twice (`castore.size_dialect`), every other number is unused. The store may be wrong, too: if the
+entries of a directory take up more numbers than its node states, they would reach into the numbers
+of its neighbours, and the directory is refused (`CorruptSizeError`).
 """
 
 import struct
@@ -21,10 +55,11 @@ from appliance.images.layout import ENTRY_OUT_SIZE, Image, Kind, kind_of, st_siz
 
 ROOT_NODEID: Final = 1
 
-# Nodes kept; some 450 bytes each.
+# Nodes in the cache, of some 450 bytes each.
 _DIRECTORIES_MAX: Final = 2048
 _OTHERS_MAX: Final = 256
 _ENTRY_HEAD: Final = struct.Struct("<QQ")
+# attr.ino in an entry_out.
 _INO_AT: Final = 40
 _U64: Final = struct.Struct("<Q")
 
@@ -32,8 +67,15 @@ _U64: Final = struct.Struct("<Q")
 class PlacedNode(NamedTuple):
     """A node of a granted path.
 
-    `size` is st_size, of a directory the size that its node states. `entry` is the reply to a
-    LOOKUP of it, `ino` its st_ino, `parent` the nodeid of the directory it is in.
+    Attributes:
+        nodeid: its nodeid.
+        parent: the nodeid of the directory that it is in; for the root of a store path, the root's.
+        kind: its kind.
+        size: st_size, or for a directory the size that its node states.
+        digest: its digest; a symlink has none, and its bytes here mean nothing.
+        ino: its st_ino.
+        entry: the packed reply to a LOOKUP of it.
+        target: the target of a symlink, else empty.
     """
 
     nodeid: int
@@ -47,11 +89,11 @@ class PlacedNode(NamedTuple):
 
 
 class GrantView(Protocol):
-    """What a grant says of the root of its store path."""
+    """A grant, as far as this module needs it: the root node of a store path."""
 
     @property
     def base(self) -> int:
-        """The nodeid of that root."""
+        """The nodeid of the root node."""
 
     @property
     def kind(self) -> Kind:
@@ -59,7 +101,7 @@ class GrantView(Protocol):
 
     @property
     def size(self) -> int:
-        """Its size, as its node states it."""
+        """The size that the node states."""
 
     @property
     def digest(self) -> bytes:
@@ -71,26 +113,26 @@ class GrantView(Protocol):
 
     @property
     def target(self) -> bytes:
-        """The target of a symlink."""
+        """The target, if the root node is a symlink."""
 
 
 class GrantsView(Protocol):
-    """The grants of a session, as far as nodeids are concerned."""
+    """The grants of a session, as far as this module needs them."""
 
     generation: int
     is_by_content: bool
 
     def by_nodeid(self, nodeid: int) -> GrantView | None:
-        """Return the grant that `nodeid` lies in."""
+        """Return the grant that owns `nodeid`, or None."""
 
 
 class Places:
     """The nodes of one session.
 
     Args:
-        grants: of the session.
-        image_of: returns a piece of the image of a Directory, by digest and number of the piece;
-            it may raise what it likes if there is none.
+        grants: the grants of the session.
+        image_of: returns a piece of a Directory's image, given digest and number of the piece; what
+            it raises if there is none is passed on to the caller of any method here.
     """
 
     def __init__(self, grants: GrantsView, image_of: Callable[[bytes, int], Image]) -> None:
@@ -99,22 +141,23 @@ class Places:
         self._image_of = image_of
         self._others: dict[int, PlacedNode] = {}
         self._directories: dict[int, PlacedNode] = {}
-        # Their nodeids, sorted.
+        # The keys of `_directories`, sorted.
         self._starts: list[int] = []
         self._last_directory: PlacedNode | None = None
 
     def forget(self) -> None:
-        """Drop what is cached: a grant was revoked."""
+        """Empty the cache, because a grant was revoked."""
         self._others.clear()
         self._directories.clear()
         self._starts.clear()
         self._last_directory = None
 
     def node(self, nodeid: int) -> PlacedNode:
-        """Return the node of `nodeid`, which is not the root's.
+        """Return the node with `nodeid`, which must not be that of the root.
 
         Raises:
-            OSError: ESTALE, this session has no such node; EIO, a directory above it is corrupt.
+            OSError: ESTALE, the session has no such node.
+            CorruptSizeError: a directory above the node is corrupt.
         """
         node = self._directories.get(nodeid) or self._others.get(nodeid)
         if node is None:
@@ -138,12 +181,14 @@ class Places:
         )
 
     def entry(self, directory: PlacedNode, name: bytes) -> bytes | None:
-        """Return the reply to a LOOKUP of `name` in `directory`, or None: there is no such entry.
+        """Return the reply to a LOOKUP of `name` in `directory`, or None if there is no such entry.
 
         Raises:
-            OSError: ENOTDIR, `directory` is none; EIO, it is corrupt.
+            OSError: ENOTDIR, `directory` is not a directory.
+            CorruptSizeError: `directory` is corrupt.
         """
-        # No node is made: what the guest asks next of the entry is one step from `directory`.
+        # No PlacedNode is made or cached: from `directory`, which is now the last one used, the
+        # entry can be found again in one step.
         image = self.image(directory)
         if image.num_pieces > 1:
             image = self._piece(directory, image, image.piece_of_name(name))
@@ -158,7 +203,8 @@ class Places:
         """Return the first piece of the image of `directory`.
 
         Raises:
-            OSError: ENOTDIR, `directory` is none; EIO, it is corrupt.
+            OSError: ENOTDIR, `directory` is not a directory.
+            CorruptSizeError: `directory` is corrupt.
         """
         if directory.kind != Kind.DIRECTORY:
             raise OSError(ENOTDIR, f"nodeid {directory.nodeid:#x}")
@@ -169,10 +215,10 @@ class Places:
         return image
 
     def piece_at(self, directory: PlacedNode, cookie: int) -> Image:
-        """Return the piece of the image of `directory` that has the record with `cookie`.
+        """Return the piece of the image of `directory` that has the record at `cookie`.
 
         Raises:
-            OSError: as `image`.
+            OSError, CorruptSizeError: as for `image`.
         """
         image = self.image(directory)
         if image.num_pieces == 1:
@@ -180,7 +226,7 @@ class Places:
         return self._piece(directory, image, image.piece_of_cookie(cookie))
 
     def ino(self, directory: PlacedNode, image: Image, index: int) -> int:
-        """Return st_ino of an entry of `directory`."""
+        """Return the st_ino of the entry at `index` in a piece of the image of `directory`."""
         if not self.is_by_content:
             return directory.nodeid + image.place(index)
         (content,) = _U64.unpack_from(image.digest(index))
@@ -200,8 +246,8 @@ class Places:
         return self.of_grant(grant)
 
     def _nearest(self, nodeid: int) -> PlacedNode | None:
-        # Of the directories that begin before `nodeid`, the last is above it, or below one that
-        # is: directories lie within each other, or apart.
+        # The last known directory that starts before `nodeid` owns it, or lies below the one that
+        # does; `parent` leads there, as long as the directories on the way are known.
         index = bisect_right(self._starts, nodeid) - 1
         near = self._directories.get(self._starts[index]) if index >= 0 else None
         while near is not None and nodeid > near.nodeid + near.size:
@@ -260,9 +306,14 @@ class Places:
 
 
 class CorruptSizeError(OSError):
-    """A node states a size that does not hold the entries of its directory: answered EIO."""
+    """A directory's node states a smaller size than its entries take up; an EIO.
+
+    Attributes:
+        directory: the node.
+        span: the number of places that the entries take up.
+    """
 
     def __init__(self, directory: PlacedNode, span: int) -> None:
-        super().__init__(EIO, f"a directory of size {directory.size} has entries for {span}")
+        super().__init__(EIO, f"entries take up {span} places, node states {directory.size}")
         self.directory = directory
         self.span = span

@@ -1,4 +1,5 @@
-"""`appliance import`: file system trees become store paths.
+"""`appliance import`: copies file system trees into a store as store paths.
 
-Trees are read here and nowhere else; what a store does with the result is the store's affair.
+Only this package reads trees to import. How their contents are stored is decided by the sink: a
+local store or services. `importer.py` begins with how the processes work together.
 """

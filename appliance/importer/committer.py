@@ -1,4 +1,9 @@
-"""Committing what an import produces, in a thread beside the import."""
+"""The committing process: gathers what the others produce, and commits it to the sink in batches.
+
+`ImportRun` takes the objects of the tree process as they arrive. `Committer` gathers them and has a
+thread commit them, one batch at a time, while the next one is gathered. A `Sink` is what a batch is
+committed to; the one for a local store is here, the one for services in `services_sink.py`.
+"""
 
 import logging
 import os
@@ -30,65 +35,131 @@ from appliance.store.batch import Batch
 from appliance.store.schema import INLINE_MAX
 from appliance.store.store import Store
 
-# A commit begins as soon as this much is gathered and no other is under way: the disk is busy
-# early, and what is left to do at the end is little.
+# A commit begins when this many bytes are gathered, unless another one is running. So the disk is
+# busy from early on, and little is left to do at the end.
 _COMMIT_MIN_BYTES: Final = 8 << 20
-# With this much gathered the import waits for the commit under way.
+# When this many bytes are gathered, the import waits for the running commit.
 _COMMIT_MAX_BYTES: Final = 32 << 20
+
+# --- What a batch is committed to ---
 
 
 class PathEnd(NamedTuple):
-    """What became of a path in a batch: it is durable, or refused for itself alone."""
+    """The outcome for one path of a batch."""
 
+    # Digest of the store path.
     digest: bytes
+    # None if the path is durable, else why the sink refuses this path but not the others.
     refusal: ApplianceError | None
 
 
 class Sink(Protocol):
-    """What takes in an import: a store, or services."""
+    """Where an import goes: a local store, or services."""
+
+    def new_batch(self) -> Batch:
+        """Return an empty batch for `commit`.
+
+        The caller adds contents to it, and `add_blob` copies them into the form that the sink keeps
+        them in. So each content is copied once, and only the sink knows that form.
+        """
 
     def commit(self, batch: Batch) -> Iterator[PathEnd]:
-        """Make everything in `batch` durable; takes over its files in any case.
+        """Make everything in `batch` durable, and yield the outcome for each path in it.
 
-        Yields each path when it is durable, or refused while the others may still be taken.
+        The sink owns the files of the batch from here on, whatever the outcome.
 
         Raises:
-            ApplianceError: it cannot; no path in `batch` that was not yielded is visible.
+            ApplianceError: the commit failed. Paths that were not yielded are not visible.
         """
 
     def interrupt(self) -> None:
-        """Have a commit under way end soon, with any error, if it may take for ever."""
+        """Make a running commit end soon, with any error, if it could wait for a peer forever."""
+
+
+class _LocalSink:
+    """A store on this machine."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def new_batch(self) -> Batch:
+        """See `Sink.new_batch`. The blobs of the batch are records of the store."""
+        return Batch()
+
+    def commit(self, batch: Batch) -> Iterator[PathEnd]:
+        """See `Sink.commit`. All paths are committed in one transaction, or none."""
+        paths = list(batch.path_infos)
+        self._store.commit(batch)
+        for path in paths:
+            yield PathEnd(path, None)
+
+    def interrupt(self) -> None:
+        """See `Sink.interrupt`. There is nothing to do, as a commit to a disk ends by itself."""
+
+
+def open_sink(target: Path | ServiceAddresses, stack: ExitStack, dialect: SizeDialect) -> Sink:
+    """Open the sink for an import; closing `stack` closes it.
+
+    Args:
+        target: the path of a store, which is created if it does not exist, or services.
+        stack: takes over what has to be closed.
+        dialect: how the Directories of the import count their entries.
+
+    Raises:
+        StoreError: a local store cannot be opened.
+    """
+    if isinstance(target, Path):
+        store = Store.open(target, create=True)
+        stack.callback(store.close)
+        return _LocalSink(store)
+    # Imported here because a local store does not need gRPC, and because gRPC must not be loaded
+    # before the other processes have been forked.
+    from appliance.importer.services_sink import open_sink  # noqa: PLC0415 - see above
+
+    return stack.enter_context(open_sink(target, dialect))
+
+
+# --- Batches ---
 
 
 class Committer:
-    """Gathers objects, and commits them in batches, one at a time.
+    """Gathers objects in batches, and commits these one at a time, in a thread.
 
-    The sink is its own until `close`. A commit that failed is raised by a later call, and nothing
-    is committed after it. A path that the sink refuses is a line in `failures`.
+    If a commit fails, a later call raises its error, and nothing more is committed.
+
+    Args:
+        sink: used by the thread until `close`.
+        hashers: the hashing processes, by index.
+        failures: gets a line for each path that the sink refuses.
     """
 
     def __init__(self, sink: Sink, hashers: Sequence[Hasher], failures: list[str]) -> None:
         self._sink = sink
         self._hashers = hashers
-        # Of the paths that are complete, and of the one in hand.
-        self._complete = Batch()
-        self._current = Batch()
-        # Blobs in `_complete` and in the commits before.
+        # The objects of the complete paths, and those of the current one.
+        self._complete = sink.new_batch()
+        self._current = sink.new_batch()
+        # Digests of the blobs in `_complete` and in all earlier batches.
         self._known: set[bytes] = set()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._commit: Future[None] | None = None
-        # From the thread of the commit, with None at its end.
+        # Outcomes from the thread; None marks the end of a commit.
         self._ends: SimpleQueue[PathEnd | None] = SimpleQueue()
-        # Complete, in order, and what is known of them.
+        # The complete paths that have not been reported, in order, and the outcomes known so far.
         self._paths: deque[StorePath] = deque()
         self._refusals: dict[bytes, ApplianceError | None] = {}
         self._failures = failures
         self._num_copies = 0
 
     def add_files(self, index: int, records: bytes) -> None:
-        """Take over the files in packed `HashRecord`s of one hashing process; give back its ring.
+        """Add the files described by packed `HashRecord`s to the current path.
 
-        Each blob is kept once.
+        The bytes of the ring that the records use are given back to the hashing process. Staged
+        files that are not needed are removed, because the blob was added before.
+
+        Args:
+            index: the hashing process.
+            records: its records.
         """
         hasher = self._hashers[index]
         ring, current, known = hasher.ring, self._current, self._known
@@ -104,35 +175,35 @@ class Committer:
             elif staged:
                 current.add_file(digest, staged_path(hasher.staging, staged), file_size)
             elif file_size > INLINE_MAX:
-                # Staged before, for a path that was abandoned since.
+                # The content was staged for an earlier file, whose path was abandoned. It is whole
+                # in the ring, and has to be staged again.
                 path = staged_path(hasher.staging, self._next_copy())
                 _write(path, ring[offset : offset + size])
                 current.add_file(digest, path, file_size)
             else:
-                # The record for the store begins one byte before the content.
-                current.add_blob_record(digest, bytes(ring[offset - 1 : offset + size]))
+                current.add_blob(digest, ring[offset : offset + size])
         hasher.give_back(all_used)
 
     def add_directory(self, digest: bytes, encoded: bytes) -> None:
-        """Take over a directory; all below it was added."""
+        """Add a directory to the current path; everything it refers to must have been added."""
         self._current.add_directory(Digest(digest), encoded)
 
     def complete(self, path: StorePath, path_info: bytes) -> None:
-        """End the path in hand: all its objects have been added."""
+        """End the current path, all of whose objects have been added."""
         self._current.add_path_info(path.digest, path_info)
         self._keep_current()
         self._paths.append(path)
 
     def abandon(self) -> None:
-        """Forget what was gathered of the path in hand.
+        """Drop the current path.
 
-        What a commit took along already stays: whole blobs and directories that no path has.
+        Objects of it that are in an earlier batch stay in the store, without a path that has them.
         """
         self._current.discard()
-        self._current = Batch()
+        self._current = self._sink.new_batch()
 
     def commit_if_large(self) -> Iterator[StorePath]:
-        """Begin a commit if it is time, and yield the paths that became durable meanwhile."""
+        """Begin a commit if enough is gathered; yield the paths that have become durable."""
         yield from self._take_ends(is_waiting=False)
         gathered_bytes = self._complete.size_bytes + self._current.size_bytes
         if gathered_bytes < _COMMIT_MIN_BYTES:
@@ -142,18 +213,18 @@ class Committer:
             self._begin_commit()
 
     def finish(self) -> Iterator[StorePath]:
-        """Commit what is left, and yield the paths as they become durable."""
+        """Commit everything that is left; yield the paths as they become durable."""
         yield from self._take_ends(is_waiting=True)
         self._begin_commit()
         yield from self._take_ends(is_waiting=True)
 
     def settle(self) -> Iterator[StorePath]:
-        """Begin nothing more, and yield the paths that a commit under way makes durable."""
-        with suppress(ApplianceError):  # another error, of which this may follow, is being told
+        """Wait for the running commit, if any; yield the paths that it makes durable."""
+        with suppress(ApplianceError):  # the caller is already handling an earlier error
             yield from self._take_ends(is_waiting=True)
 
     def close(self) -> None:
-        """Wait for the commit under way, or interrupt it, and drop what is gathered."""
+        """Wait for the running commit or interrupt it, and drop what is gathered."""
         self._sink.interrupt()
         self._executor.shutdown(wait=True)
         self._complete.discard()
@@ -161,7 +232,7 @@ class Committer:
 
     def _begin_commit(self) -> None:
         self._keep_current()
-        batch, self._complete = self._complete, Batch()
+        batch, self._complete = self._complete, self._sink.new_batch()
         self._commit = self._executor.submit(self._run_commit, batch)
 
     def _run_commit(self, batch: Batch) -> None:
@@ -172,7 +243,7 @@ class Committer:
             self._ends.put(None)
 
     def _take_ends(self, *, is_waiting: bool) -> Iterator[StorePath]:
-        # All of the commit under way, or those there are.
+        # Takes all outcomes of the running commit if it `is_waiting`, else those that are there.
         while self._commit is not None and (is_waiting or not self._ends.empty()):
             end = self._ends.get()
             if end is None:
@@ -192,30 +263,42 @@ class Committer:
                 self._failures.append(f"{path.absolute()}: {refusal}")
 
     def _next_copy(self) -> int:
-        # Negative: the numbers above 0 are the hashing process's.
+        # The hashing process uses the positive numbers.
         self._num_copies += 1
         return -self._num_copies
 
     def _keep_current(self) -> None:
         self._known |= self._current.blobs.keys() | self._current.files.keys()
         self._complete.merge(self._current)
-        self._current = Batch()
+        self._current = self._sink.new_batch()
 
 
 def _write(path: str, content: memoryview) -> None:
     try:
-        with open(path, "xb", buffering=0) as file:  # noqa: PTH123 -- as for the others staged
+        with open(path, "xb", buffering=0) as file:  # noqa: PTH123 -- as for other staged files
             while content:
                 content = content[file.write(content) :]
     except OSError as exc:
         raise disk_error(exc, path) from exc
 
 
-# --- The committing process: what the tree process sends goes to the store.
+# --- Objects ---
 
 
 class ImportRun:
-    """Takes what the tree process sends."""
+    """Takes the objects of the tree process, and counts the paths that have ended.
+
+    Args:
+        sink: where the import goes.
+        hashers: the hashing processes, by index.
+        progress: is updated with each PROGRESS object.
+        failures: gets a line for each path that cannot be imported.
+        warn: is called with each warning; by default warnings are logged.
+
+    Attributes:
+        num_ended: number of paths that are complete or have failed.
+        is_broken: whether a hashing process has ended.
+    """
 
     def __init__(
         self,
@@ -234,7 +317,15 @@ class ImportRun:
         self._warn = warn or logging.getLogger(__name__).warning
 
     def take(self, objects: int) -> Iterator[str]:
-        """Take all, and yield store paths as they become durable; those that do, in any case."""
+        """Take all objects, and yield store paths as they become durable.
+
+        Args:
+            objects: read end of the pipe of objects.
+
+        Raises:
+            ApplianceError: the import cannot go on. Paths that a running commit still makes durable
+                are yielded before.
+        """
         try:
             for header, content in read_objects(objects):
                 self._take(header, content)
@@ -249,7 +340,7 @@ class ImportRun:
             raise
 
     def close(self) -> None:
-        """Wait for what is under way, or interrupt it, and drop the rest."""
+        """Wait for the running commit or interrupt it, and drop what is gathered."""
         self._committer.close()
 
     def _take(self, header: ObjectHeader, content: bytes) -> None:
@@ -278,34 +369,3 @@ class ImportRun:
             case ObjectKind.ENDED:
                 self._failures.append(self._hashers[header.hasher].child.describe_end())
                 self.is_broken = True
-
-
-class _LocalSink:
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def commit(self, batch: Batch) -> Iterator[PathEnd]:
-        """See `Sink.commit`: all paths in one transaction, or none."""
-        paths = list(batch.path_infos)
-        self._store.commit(batch)
-        for path in paths:
-            yield PathEnd(path, None)
-
-    def interrupt(self) -> None:
-        """Nothing: a disk comes to an end."""
-
-
-def open_sink(target: Path | ServiceAddresses, stack: ExitStack, dialect: SizeDialect) -> Sink:
-    """Open what takes in an import, of directories in `dialect`, until `stack` ends.
-
-    Raises:
-        StoreError: it cannot be opened.
-    """
-    if isinstance(target, Path):
-        store = Store.open(target, create=True)
-        stack.callback(store.close)
-        return _LocalSink(store)
-    # Loaded here: one local store has no need of gRPC, and all that is forked was forked before.
-    from appliance.importer.services_sink import open_sink  # noqa: PLC0415 - see above
-
-    return stack.enter_context(open_sink(target, dialect))

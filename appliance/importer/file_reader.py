@@ -1,4 +1,4 @@
-"""Reading many small files into a ring in one call, by the C module."""
+"""Reads many small files into a ring with one call to the C module, and hashes them."""
 
 import mmap
 import os
@@ -20,36 +20,36 @@ from appliance.store.schema import INLINE_MAX
 if TYPE_CHECKING:
     from appliance._reader import Token
 
-# More than the frame of any file takes beside its content.
+# Upper bound in bytes for what the frame of a file (its NAR entry) has beside the content: tokens,
+# lengths, padding, and a name of up to 255 bytes.
 FRAME_EXTRA_MAX: Final = 512
 
-# In place of a descriptor.
-_NONE: Final = -1
+# Stands for "no descriptor".
+_NO_FD: Final = -1
 
 
 class Reading(NamedTuple):
-    """What one call has read."""
+    """The result of one `FileReader.read`."""
 
-    # Packed; the next call overwrites them.
+    # Packed `HashRecord`s, in memory that the next call overwrites.
     records: memoryview
-    # Where in `records` those are whose content does not go inline, and is not staged yet.
+    # Byte offsets in `records` of the records with more than `INLINE_MAX` bytes of content. The
+    # caller has to stage those contents.
     large: list[int]
-    # Bytes of the requests that are done.
+    # Bytes of the requests that have been served.
     num_done: int
-    # The next request is not for this reader: of a file, for whatever reason, or of a root.
+    # Whether the next request has to be served in another way: it names a root, or a file that is
+    # too large, has been replaced by something else, or cannot be read.
     is_refused: bool
 
 
 class FileReader:
-    """Reads files whole, each framed as an entry of a NAR, and hashes them.
-
-    The last byte of a frame before the content is that of a length, 0, the prefix of a blob's
-    record in the store (`schema.INLINE`).
+    """Reads whole files into the ring, each framed as an entry of a NAR, and hashes them.
 
     Args:
-        ring: shared memory, writable.
-        file_max: bytes of the largest file that it reads.
-        records_max: the most files in one call.
+        ring: writable shared memory.
+        file_max: size in bytes of the largest file to read.
+        records_max: maximum number of files for one call.
     """
 
     def __init__(self, ring: mmap.mmap, file_max: int, records_max: int) -> None:
@@ -69,28 +69,33 @@ class FileReader:
         reader.file_max = file_max
         reader.ring = self._ring_start
         reader.records = self._array
-        reader.root = reader.directory = _NONE
+        reader.root = reader.directory = _NO_FD
 
     def begin_root(self, directory: int | None) -> None:
-        """Read what is below the open directory from now on, or nothing; it stays the caller's."""
+        """Resolve the paths of later requests below `directory`, which the caller keeps open.
+
+        With None, `read` refuses every request.
+        """
         reader = self._reader
-        reader.root = _NONE if directory is None else directory
+        reader.root = _NO_FD if directory is None else directory
         if reader.directory >= 0:
             os.close(reader.directory)
-        reader.directory = _NONE
+        reader.directory = _NO_FD
 
     def read(
         self, requests: memoryview, position: int, room: int, skipped: int, records_max: int
     ) -> Reading:
-        """Read files into the ring.
+        """Serve requests from the first one on, until one is refused or something is used up.
 
         Args:
-            requests: names of files and paths of their directories, see `records`.
-            position: where in the ring the first frame goes.
-            room: bytes from there on that may be written; a file takes `FRAME_EXTRA_MAX` more than
-                its size at most.
-            skipped: bytes of the ring that the first record counts as used beside its own.
-            records_max: the most files.
+            requests: names of files and paths of their directories, in the form that `records`
+                describes.
+            position: offset in the ring of the first frame.
+            room: number of bytes from `position` on that may be written. A file takes at most
+                `FRAME_EXTRA_MAX` bytes more than its size.
+            skipped: bytes of the ring that were left unused before `position`; they are added to
+                `used` in the first record.
+            records_max: maximum number of files.
         """
         reader = self._reader
         reader.position, reader.room, reader.skipped = position, room, skipped
@@ -109,7 +114,7 @@ class FileReader:
 
 
 def _set_token(token: "Token", value: bytes) -> object:
-    """Set, and return what must live as long as `token`."""
+    """Point `token` at `value`; return the object that must be kept alive as long as `token`."""
     buffer = ffi.from_buffer(value)
     token.bytes = buffer
     token.size = len(value)
@@ -117,4 +122,4 @@ def _set_token(token: "Token", value: bytes) -> object:
 
 
 if ffi.sizeof("struct reader_record") != HASH_RECORD.size:
-    raise ImportError("the C module is of another version: its records have another size")
+    raise ImportError("the C module was built from another version: its records have another size")

@@ -1,7 +1,11 @@
-"""The hashing process: reads files once, into the ring, and hashes them there.
+"""The hashing process: reads each requested file once, into its ring, and hashes it there.
 
-It is forked before any LMDB environment or thread exists, serves paths until its pipe ends, and
-never touches the store but for the files it stages.
+It serves requests until their pipe ends. Most files are read by the C module (`file_reader`), many
+in one call. Files of more than 1 MiB are read here, piece by piece. Contents that are too large to
+be kept inline in a store are also copied to files in the staging directory; nothing else of the
+store is touched. Large files with several names are staged and hashed once (`HardLinks`).
+
+The process is forked before any thread or LMDB environment exists.
 """
 
 import mmap
@@ -25,34 +29,42 @@ from appliance.importer.records import (
 )
 from appliance.importer.roots import CHANGED, Identity, identity_of, open_directory, reason
 from appliance.importer.staging import Holes, StagingError, StagingFile
-from appliance.store.schema import INLINE, INLINE_MAX
+from appliance.store.schema import INLINE_MAX
 
-# The largest piece of a file in the ring at once.
+# Bytes of the largest piece of a file that is in the ring at once.
 PIECE_MAX: Final = 1 << 20
 
+# Bytes of requests read from the pipe at once.
 _REQUESTS_SIZE: Final = 1 << 16
+# Records are sent when there are this many, or when they have used this many bytes of the ring.
 _RECORDS_MAX: Final = 64
-_CONTENT_MAX: Final = 1 << 20
-# Room for a small file; what is larger asks for more.
+_UNSENT_BYTES_MAX: Final = 1 << 20
+# Bytes of the ring to reserve before the C module is called: enough for a small file at first, and
+# for any file after a call that returned no record.
 _ROOM_MIN: Final = INLINE_MAX + FRAME_EXTRA_MAX
 _ROOM_MAX: Final = PIECE_MAX + FRAME_EXTRA_MAX
-_INLINE_PREFIX: Final = bytes([INLINE])
+# Bytes of an error message; the rest is cut off.
 _MESSAGE_MAX: Final = 1 << 16
+# O_NONBLOCK: a FIFO that has taken the place of a file must not block the open.
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _NO_STAGED: Final = 0
 _NO_DIGEST: Final = bytes(DIGEST_SIZE)
+_NO_STAT: Final = os.stat_result([0] * 10)
 _ZEROS: Final = bytes(PIECE_MAX)
+# Files with several names to remember, at about 300 bytes each. Beyond that all are forgotten, and
+# hashed again when they are met.
+_LINKS_MAX: Final = 1 << 14
 
 
 class HasherLoop:
-    """The life of a hashing process.
+    """The main loop of a hashing process.
 
     Args:
-        requests: pipe of requests, see `records`; its end ends `run`.
-        results: pipe of records.
-        returned: eventfd that counts the bytes of the ring given back.
-        ring: shared memory.
-        staging: existing directory for the content of files over `INLINE_MAX`.
+        requests: read end of the pipe of requests, see `records`; `run` returns at its end.
+        results: write end of the pipe of records.
+        returned: eventfd to which the committing process adds the bytes of the ring given back.
+        ring: shared memory that only this process writes.
+        staging: existing directory for contents of more than `INLINE_MAX` bytes.
     """
 
     def __init__(
@@ -65,22 +77,24 @@ class HasherLoop:
         self._ring_size = len(ring)
         self._reader = FileReader(ring, PIECE_MAX, _RECORDS_MAX)
         self._free_bytes = self._ring_size
+        # Where the next piece goes, and bytes left unused before the one being read.
         self._position = 0
         self._skipped = 0
         self._staging = staging
         self._num_staged = 0
-        # Digests of what was staged in one piece.
+        # Digests of the staged contents that fit into one piece.
         self._staged: set[bytes] = set()
-        self._links = Links()
+        self._links = HardLinks()
         self._records = bytearray()
         self._unsent_bytes = 0
-        # The root of the tree in hand, None if it cannot be opened, and the directory in it.
+        # Descriptor of the root of the current tree, None if it cannot be opened; what the root was
+        # opened by; and the path in it of the directory that the next requests are about.
         self._root: int | None = None
         self._prefix = b""
         self._directory = b""
 
     def run(self) -> None:
-        """Serve until the requests end."""
+        """Serve requests until their pipe ends."""
         rest = b""
         while data := os.read(self._requests, _REQUESTS_SIZE):
             data = rest + data
@@ -96,7 +110,7 @@ class HasherLoop:
         while at < len(requests):
             reading = self._read(view[at:], room)
             at += reading.num_done
-            # The next file did not fit.
+            # Without any record, the next file did not fit into the room.
             room = _ROOM_MIN if reading.records else _ROOM_MAX
             if reading.is_refused:
                 end = requests.index(b"\0", at)
@@ -105,7 +119,12 @@ class HasherLoop:
         self._directory = _directory_at(requests, at, self._directory)
 
     def _read(self, requests: memoryview, room_min: int) -> Reading:
-        """Read files until one is refused, or it is time to send."""
+        """Read files until one is refused, the room is used up, or records have to be sent.
+
+        Args:
+            requests: whole requests.
+            room_min: bytes of the ring to wait for.
+        """
         start = self._reserve(room_min)
         room = min(self._free_bytes - self._skipped, self._ring_size - start, _ROOM_MAX)
         records_max = _RECORDS_MAX - len(self._records) // HASH_RECORD.size
@@ -121,9 +140,11 @@ class HasherLoop:
         return reading
 
     def _stage(self, packed: memoryview) -> None:
-        """Stage the content of a file that is in the ring; set that in its record, or why not.
+        """Stage the content of a file that is whole in the ring, and update its packed record.
 
-        Content that was staged before is not again: it is in the ring for whoever needs it.
+        The record gets the number of the staged file, or becomes an error message. A content that
+        was staged for an earlier file is not staged again; its record keeps the number 0, and the
+        committing process can still take the content from the ring.
         """
         record = HashRecord._make(HASH_RECORD.unpack(packed))
         if record.digest in self._staged:
@@ -149,7 +170,7 @@ class HasherLoop:
         return StagingFile(self._staging, self._num_staged)
 
     def _serve(self, request: bytes, directory: bytes) -> None:
-        """Serve a request that is not for the reader."""
+        """Serve a request that the C module refuses."""
         root = unpack_root_request(request)
         if root is not None:
             self._begin_root(*root)
@@ -172,7 +193,7 @@ class HasherLoop:
             self._put_message(HashKind.REFUSED, f"{text}: {reason(exc)}")
 
     def _begin_root(self, identity: Identity, prefix: bytes) -> None:
-        """Read below the directory `prefix` from now on, if it still is the one of `identity`."""
+        """Open the root of another tree, unless another directory is at `prefix` by now."""
         self._reader.begin_root(None)
         if self._root is not None:
             os.close(self._root)
@@ -195,7 +216,7 @@ class HasherLoop:
         if size > INLINE_MAX:
             self._read_large(fd, before)
             return
-        start, content = self._reserve_piece(size, _INLINE_PREFIX)
+        start, content = self._reserve_piece(size)
         _fill(fd, 0, content, size)
         _check_unchanged(fd, before)
         digest = blake3(content[:size]).digest()
@@ -218,13 +239,18 @@ class HasherLoop:
     def _put_pieces(
         self, fd: int, before: os.stat_result, staged: StagingFile | None, digest: bytes
     ) -> bytes:
-        """Read a file piece by piece, and put them; return the digest.
+        """Read a file piece by piece, send a record for each, and return the digest.
 
         Args:
             fd: the file.
-            before: its status.
-            staged: what it is copied to, and hashed on the way; None if it was before.
-            digest: what it came to then.
+            before: its status before it was read.
+            staged: where to copy the content, which is hashed too; None if the content was staged
+                and hashed before.
+            digest: the digest from that time; not used otherwise.
+
+        Raises:
+            ImportTreeError: the file changed while it was read.
+            StagingError: the copy cannot be written.
         """
         hasher = blake3()
         holes = Holes(fd, before)
@@ -254,19 +280,21 @@ class HasherLoop:
         self._put(HashKind.LAST, before, start, size, number, digest)
         return digest
 
-    def _reserve_piece(self, size: int, prefix: bytes = b"") -> tuple[int, memoryview]:
-        """Find room for a piece, behind `prefix`; return where in the ring, and the room.
+    def _reserve_piece(self, size: int) -> tuple[int, memoryview]:
+        """Find room for a piece; return its offset in the ring, and the room.
 
-        That is one byte more: it shows the end of a file without another read.
+        The room is one byte larger than the piece, so that reading a file into it shows that the
+        file has ended without another read.
         """
-        start = self._reserve(len(prefix) + size + 1)
-        self._ring[start : start + len(prefix)] = prefix
-        start += len(prefix)
-        self._skipped += len(prefix)
+        start = self._reserve(size + 1)
         return start, self._ring[start : start + size + 1]
 
     def _reserve(self, size: int) -> int:
-        """Wait until `size` bytes in a row are free, and return where."""
+        """Wait until `size` contiguous bytes of the ring are free, and return their offset.
+
+        If the ring ends before that, the bytes up to its end are skipped. Before it waits, all
+        records are sent, as nothing would ever be given back otherwise.
+        """
         start = self._position
         self._skipped = 0
         if size > self._ring_size - start:
@@ -296,13 +324,19 @@ class HasherLoop:
         self._put(kind, _NO_STAT, start, len(message), _NO_STAGED, _NO_DIGEST)
 
     def _add(self, records: bytes | memoryview, end: int, used: int) -> None:
-        """Send `records` soon; what they use of the ring ends at `end`."""
+        """Queue packed records, and send all that are queued if they are enough.
+
+        Args:
+            records: packed `HashRecord`s.
+            end: offset in the ring behind what they refer to.
+            used: bytes of the ring that they take, skipped ones included.
+        """
         self._records += records
         self._position = end
         self._free_bytes -= used
         self._unsent_bytes += used
         if (
-            self._unsent_bytes >= _CONTENT_MAX
+            self._unsent_bytes >= _UNSENT_BYTES_MAX
             or len(self._records) >= _RECORDS_MAX * HASH_RECORD.size
         ):
             self._send()
@@ -315,11 +349,12 @@ class HasherLoop:
         self._unsent_bytes = 0
 
 
-_NO_STAT: Final = os.stat_result([0] * 10)
-
-
 def _directory_at(requests: bytes, at: int, before: bytes) -> bytes:
-    """Return the directory that the request at `at` is in; the first one of all is in `before`."""
+    """Return the path of the directory that holds the file requested at offset `at`.
+
+    That is named by the last request before `at` that begins with a slash. If there is none, it is
+    `before`, the directory at the start of `requests`.
+    """
     slash = requests.rfind(b"\0/", 0, at) + 1
     if slash == 0 and (at == 0 or not requests.startswith(b"/")):
         return before
@@ -327,10 +362,12 @@ def _directory_at(requests: bytes, at: int, before: bytes) -> bytes:
 
 
 def _fill(fd: int, at: int, view: memoryview, size: int) -> None:
-    """Read a file from `at` on, until a read ends after `size` bytes or `view` is full.
+    """Read `size` bytes of a file, from offset `at` on, into `view`.
+
+    If `view` is larger than `size`, the bytes must also be the last ones of the file.
 
     Raises:
-        ImportTreeError: the file has not so many, or more where `view` has room for more.
+        ImportTreeError: the file has fewer bytes, or is found to have more.
     """
     num_read = 0
     while num_read < len(view):
@@ -352,43 +389,40 @@ def _check_unchanged(fd: int, before: os.stat_result) -> None:
         raise ImportTreeError(CHANGED)
 
 
-# --- Files with several names: the content of a large one is hashed and staged once.
-
-# What is remembered takes some 300 bytes a file; more files are forgotten, and hashed again.
-_FILES_MAX: Final = 1 << 14
+# --- Files with several names ---
 
 
 class _State(NamedTuple):
-    """What changes when the content of a file does."""
+    """The part of a file's status that changes when its content does."""
 
     size: int
     mtime_ns: int
     ctime_ns: int
 
 
-class Links:
-    """Remembers the files with several names that were read, until `clear`."""
+class HardLinks:
+    """Digests of the large files with several names that were read since the last `clear`."""
 
     def __init__(self) -> None:
         self._files: dict[Identity, tuple[_State, bytes]] = {}
 
     def digest(self, status: os.stat_result) -> bytes | None:
-        """Return the digest of the file if it is remembered, and as it was then."""
+        """Return the digest of a file if it is known, and the file has not changed since."""
         if status.st_nlink == 1:
             return None
         state, digest = self._files.get(identity_of(status), (None, b""))
         return digest if state == _state_of(status) else None
 
     def remember(self, status: os.stat_result, digest: bytes) -> None:
-        """Remember a file that was read, unless it has one name."""
+        """Remember the digest of a file, unless the file has only one name."""
         if status.st_nlink == 1:
             return
-        if len(self._files) >= _FILES_MAX:
+        if len(self._files) >= _LINKS_MAX:
             self.clear()
         self._files[identity_of(status)] = _state_of(status), digest
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget all files."""
         self._files.clear()
 
 

@@ -1,4 +1,9 @@
-"""The hashing processes: their creation, and the tree process's use of them."""
+"""The hashing processes, seen from outside: how they are started, and how files are requested.
+
+`Hasher` is one hashing process with its pipes and its ring. The tree process requests files from
+all of them through a `HasherPool`, in turns of 32 files, and receives the results in the order of
+the requests.
+"""
 
 import fcntl
 import mmap
@@ -15,16 +20,17 @@ from appliance.importer.records import HASH_RECORD, HashKind, HashTuple, pack_ro
 from appliance.importer.roots import OpenRoot
 from appliance.system.process import Child
 
+# Bytes that the pipe of requests is to hold, and bytes of results read at once.
 _PIPE_SIZE: Final = 1 << 20
 _RESULTS_SIZE: Final = 1 << 16
-# Files asked for and not yet taken back.
-_WINDOW: Final = 1024
-# Consecutive files go to one process, in one message.
-_GROUP: Final = 32
+# Maximum number of files requested and not received.
+_IN_FLIGHT_MAX: Final = 1024
+# Number of consecutive files that one process gets in one message.
+_GROUP_SIZE: Final = 32
 
 
 class HasherEndedError(Exception):
-    """A hashing process has ended; its index is `hasher`."""
+    """The hashing process of index `hasher` has ended."""
 
     def __init__(self, hasher: int) -> None:
         super().__init__(f"hashing process {hasher} has ended")
@@ -32,31 +38,33 @@ class HasherEndedError(Exception):
 
 
 class Hasher:
-    """One hashing process and what leads to it; made before any thread or LMDB environment.
+    """One hashing process, its pipes and its ring.
+
+    It is forked here, so no thread and no LMDB environment may exist yet.
 
     Args:
-        index: its number.
-        staging: existing directory for the files it stages.
-        ring_size: bytes of its ring.
+        index: its position among the hashing processes.
+        staging: existing directory for the files that it stages.
+        ring_size: size of its ring in bytes.
     """
 
     def __init__(self, index: int, staging: Path, ring_size: int) -> None:
         self.index = index
         self.staging = os.fspath(staging)
         ring = mmap.mmap(-1, ring_size)
-        with suppress(OSError):  # a hint, which not every kernel knows
+        with suppress(OSError):  # only a hint, and not every kernel supports it
             ring.madvise(mmap.MADV_HUGEPAGE)
         self.ring = memoryview(ring)
         self._returned = os.eventfd(0, os.EFD_CLOEXEC)
         child_requests, self.requests = os.pipe2(os.O_CLOEXEC)
         self.results, child_results = os.pipe2(os.O_CLOEXEC)
-        with suppress(PermissionError):  # the user has as much pipe memory as is allowed
+        with suppress(PermissionError):  # the user's limit of memory for pipes is reached
             fcntl.fcntl(self.requests, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
 
         def work() -> None:
             os.close(self.requests)
             os.close(self.results)
-            # Loaded here, beside what the other processes load meanwhile.
+            # Imported here, while the other processes import what they need.
             from appliance.importer.hasher import HasherLoop  # noqa: PLC0415 - see above
 
             HasherLoop(child_requests, child_results, self._returned, ring, self.staging).run()
@@ -66,36 +74,43 @@ class Hasher:
         os.close(child_results)
 
     def give_back(self, num_bytes: int) -> None:
-        """Free the oldest `num_bytes` of the ring that are in use."""
+        """Let the process reuse the oldest `num_bytes` of its ring that are in use."""
         os.eventfd_write(self._returned, num_bytes)
 
     def leave_to_tree(self) -> None:
-        """Close what only the tree process uses, so that the ends of the pipes are seen."""
+        """Close the ends of the pipes that only the tree process uses.
+
+        Without this, the pipes would not end when the tree process does.
+        """
         os.close(self.requests)
         os.close(self.results)
 
     def close(self) -> None:
-        """End the process, and close what `leave_to_tree` does not."""
+        """Kill the process, and close what `leave_to_tree` leaves open."""
         self.child.kill()
         os.close(self._returned)
 
 
 class _Source:
-    """What one hashing process has sent, and how much of it was taken."""
+    """The records that one hashing process has sent, and how many of them were taken."""
 
     def __init__(self, hasher: Hasher) -> None:
         self.hasher = hasher
         self.ring = hasher.ring
         self.records: list[HashTuple] = []
         self.num_taken = 0
-        # Whether it was told the root of the tree in hand.
+        # Whether the process has been sent the root of the current tree.
         self.has_root = False
         self._data = b""
         self._num_passed = 0
         self._rest = b""
 
     def read(self) -> None:
-        """Wait for more; all that was read before is taken, and passed on."""
+        """Wait for more records; all earlier ones must have been taken and passed on.
+
+        Raises:
+            HasherEndedError: the process has ended.
+        """
         data = os.read(self.hasher.results, _RESULTS_SIZE)
         if not data:
             raise HasherEndedError(self.hasher.index)
@@ -106,14 +121,14 @@ class _Source:
         self.num_taken = self._num_passed = 0
 
     def pass_on(self) -> bytes:
-        """Return, packed, the records taken since the last time."""
+        """Return the records taken since the last call, packed."""
         taken = self._data[self._num_passed * HASH_RECORD.size : self.num_taken * HASH_RECORD.size]
         self._num_passed = self.num_taken
         return taken
 
 
 class _Group(NamedTuple):
-    """A message of requests that is being served."""
+    """A message of requests that has been sent to one process."""
 
     source: _Source
     num_files: int
@@ -121,44 +136,51 @@ class _Group(NamedTuple):
 
 
 class HasherPool:
-    """Asks for files to be hashed, in turns; takes the results back in the order of asking.
+    """Requests files from the hashing processes, and receives the results in the same order.
+
+    Before each `wait`, the records taken so far must be passed on to the committing process: a
+    hashing process may itself be waiting for the bytes of its ring that these records use.
 
     Args:
-        hashers: the processes. They wait in turn for the bytes of their rings, so what was taken
-            must be passed on before each `wait`.
+        hashers: the processes; each of them gets the next group of files in turn.
     """
 
     def __init__(self, hashers: Sequence[Hasher]) -> None:
         self._sources = [_Source(hasher) for hasher in hashers]
         self._turn = 0
         self._root: OpenRoot | None = None
-        # Requests not sent yet; the directory of the last file among them.
+        # Requests that have not been sent, and the directory of the last file among them.
         self._unsent: list[bytes] = []
         self._num_unsent_files = 0
         self._unsent_bytes = 0
         self._directory = b""
         self._groups: deque[_Group] = deque()
-        # Of the oldest group.
+        # Files of the oldest group that were received.
         self._num_served = 0
         self._num_in_flight = 0
         self._in_flight_bytes = 0
-        # A pipe can be half empty and full: a write does not share a page with the one before
-        # it if it does not fit. A quarter in flight and a quarter to come always fit.
+        # A write must never block, since nobody would receive results meanwhile. A pipe may be full
+        # when half of its bytes are unused, because a write that does not fit into the last page
+        # begins a new one. A quarter in flight and a quarter to be written always fit.
         sizes = [fcntl.fcntl(hasher.requests, fcntl.F_GETPIPE_SZ) for hasher in hashers]
         self._limit_bytes = min(sizes) // 4
 
     def has_room(self) -> bool:
-        """Whether another file may be asked for now."""
-        return self._num_in_flight < _WINDOW and self._in_flight_bytes < self._limit_bytes
+        """Return whether another file may be requested now."""
+        return self._num_in_flight < _IN_FLIGHT_MAX and self._in_flight_bytes < self._limit_bytes
 
     def begin_root(self, root: OpenRoot) -> None:
-        """Go on to another tree; nothing of the one before is asked for any more."""
+        """Begin another tree; the pool must be idle."""
         self._root = root
         for source in self._sources:
             source.has_root = False
 
     def request(self, directory: bytes, name: bytes) -> None:
-        """Ask for a file, by the path of its directory from the root and its name.
+        """Request a file; it is sent with the next group.
+
+        Args:
+            directory: path of its directory, relative to the root.
+            name: its name in that directory.
 
         Raises:
             ImportTreeError: the path is too long.
@@ -168,7 +190,9 @@ class HasherPool:
         if not self._unsent or directory != self._directory:
             if len(directory) >= self._limit_bytes - NAME_MAX - 3:
                 shown = display(directory[:80])
-                raise ImportTreeError(f"{shown}...: the path is too long to import")
+                raise ImportTreeError(
+                    f"{shown}...: the path has {len(directory)} bytes, too many to import"
+                )
             size += len(directory) + 2
             self._unsent.append(b"/" + directory)
             self._directory = directory
@@ -177,11 +201,11 @@ class HasherPool:
         self._in_flight_bytes += size
         self._num_in_flight += 1
         self._num_unsent_files += 1
-        if self._num_unsent_files >= _GROUP:
+        if self._num_unsent_files >= _GROUP_SIZE:
             self.send()
 
     def send(self) -> None:
-        """Send what was asked for.
+        """Send the requests that have not been sent, as a group.
 
         Raises:
             HasherEndedError: the process has ended.
@@ -203,14 +227,14 @@ class HasherPool:
             raise HasherEndedError(source.hasher.index) from exc
 
     def has_received(self) -> bool:
-        """Whether the next record is here; `take` has it then, and `wait` is the way to it."""
+        """Return whether `take` can be called; if it cannot, `wait` must be called first."""
         if not self._groups:
             self.send()
         source = self._groups[0].source
         return source.num_taken < len(source.records)
 
     def wait(self) -> None:
-        """Wait for a process; the records taken so far must have been passed on.
+        """Wait for records of the oldest group; those taken so far must have been passed on.
 
         Raises:
             HasherEndedError: the process has ended.
@@ -218,7 +242,7 @@ class HasherPool:
         self._groups[0].source.read()
 
     def take(self) -> tuple[memoryview, HashTuple]:
-        """Return the next record of the oldest file asked for, and the ring that it is about."""
+        """Return the next record of the oldest requested file, and the ring that it refers to."""
         group = self._groups[0]
         source = group.source
         record = source.records[source.num_taken]
@@ -233,11 +257,14 @@ class HasherPool:
         return source.ring, record
 
     def taken(self) -> Iterator[tuple[int, bytes]]:
-        """Yield, by hashing process, packed, the records taken since the last time."""
+        """Yield the index of each hashing process with its records taken since the last call.
+
+        The records are packed.
+        """
         for source in self._sources:
             if records := source.pass_on():
                 yield source.hasher.index, records
 
     def is_idle(self) -> bool:
-        """Whether nothing is asked for."""
+        """Return whether all requested files have been received."""
         return not self._groups and not self._unsent

@@ -1,8 +1,35 @@
-"""`appliance import`: paths of the file system become store paths.
+"""Imports paths of the file system into a store, with several processes: `import_paths`.
 
-hashing processes   read each file once, into shared memory, and hash it; write large ones to `tmp/`
-tree process        walks; NAR digest; directories and PathInfos
-this process        commits to the store, straight from the shared memory
+Theory of operation. Three kinds of processes are connected by pipes and rings of shared memory:
+
+    hashing processes    read each file once, into their rings, and hash it (BLAKE3); copy large
+                         contents to files in the staging directory, `tmp/` of a local store
+    tree process         walks the trees, requests their files in the order of the walk, computes
+                         the SHA-256 of the NARs, makes Directories and PathInfos
+    committing process   the caller of `import_paths`; collects blobs, Directories and PathInfos in
+                         batches, which one of its threads commits to the sink
+
+A hashing process reads paths of files from its pipe. It puts each file into its ring in the form
+that the file has in the NAR (large files in pieces of 1 MiB), and sends a record of where that is
+to the tree process. The tree process requests files from all hashing processes in turn and takes
+the records in the order of the walk, so it can feed the bytes in the rings to SHA-256 without
+copying them. It passes the records on to the committing process, which copies small contents out of
+the ring, takes over staged files, and gives the bytes of the ring back to the hashing process,
+oldest first. A hashing process whose ring is full waits, and so does the rest in the end: the
+memory for contents is bounded, whatever the size of the tree.
+
+The tree process passes on a Directory after everything in it, and a PathInfo after its root. The
+committing process adds them to batches in this order, and commits one batch after the other. A
+local store commits a batch in one transaction; services get its blobs, then its Directories, then
+its PathInfos. So whatever is visible has everything that it refers to, wherever an import ends. At
+worst, there are blobs and Directories left that no PathInfo refers to.
+
+If a tree cannot be imported, what was gathered of it is dropped, and the next one follows. If a
+disk is full, a hashing process sends the error in place of a file, or the commit raises it; either
+ends the import. If a hashing process dies, its pipe of records ends, and the tree process reports
+this and ends; if the tree process dies, its pipe to the committing process ends. In both cases the
+paths that were complete are committed, and the others are reported. If the committing process dies,
+the kernel kills the others; a later process that uses the store removes what they staged.
 """
 
 import os
@@ -23,19 +50,19 @@ from appliance.nix.store_path import STORE_DIR, StorePathError, check_new_name
 from appliance.services.addresses import ServiceAddresses
 from appliance.store.temp_directory import TempDirectory
 
-# One hashing process keeps up with the SHA-256 of a NAR, which is computed in one go; small files
-# take more to read than to hash.
+# For large files, one hashing process keeps up with the SHA-256 of the NAR, which only one process
+# can compute. Small files take longer to open and read than to hash, so they need more.
 _HASHERS_MAX: Final = 3
-# Of the ring of a hashing process: small, for it to stay in the caches, and because each page of
-# it costs a fault in each process.
+# Bytes of the ring of a hashing process. It is small so that it stays in the CPU's caches, and
+# because each of its pages costs a page fault in each process.
 _RING_SIZE: Final = 8 << 20
 
 
 class Progress(Protocol):
-    """Tells a person how far an import is."""
+    """Shows the progress of an import."""
 
     def update(self, *, num_files: int, num_bytes: int, path: str) -> None:
-        """Show the totals so far and the file in hand; called ten times a second at most."""
+        """Show the totals so far and the current file; called at most ten times a second."""
 
 
 def import_paths(
@@ -48,19 +75,25 @@ def import_paths(
     name: str | None = None,
     when_begun: Callable[[], None] = lambda: None,
 ) -> Generator[str, None, None]:
-    """Import each of `paths` into `target` and yield its store path once it is durable, in order.
+    """Import each of `paths` into `target`, and yield its store path once it is durable, in order.
 
-    `target` is a store by its path, created when missing, or services; it is not imported into
-    itself. A symlink is imported as such. A store path is named after its path, or by `name`.
-    Forks, so it must be called before this process has threads or an LMDB environment; `when_begun`
-    is called once it has.
+    This forks, so the process must not have threads or an LMDB environment yet.
 
-    A warning goes to `warn`, or else to the log.
+    Args:
+        target: the path of a store, which is created if it does not exist, or services. It is never
+            imported into itself.
+        paths: files, directories or symlinks; symlinks are not followed.
+        progress: is updated while the import runs.
+        warn: is called with each warning; by default warnings are logged.
+        dialect: how the entries of directories are counted.
+        name: name of the store paths; by default, each is named after the last component of its
+            path.
+        when_begun: is called once all processes have been forked.
 
     Raises:
-        ImportTreeError: some paths could not be imported: one line for each. The others were, or
-            what ended the import is the last line.
-        StoreFullError: the disk is full. What was yielded before is there.
+        ImportTreeError: some paths could not be imported; the text has a line for each of them. All
+            others were imported, unless the last line says what ended the import.
+        StoreFullError: the disk is full. The paths yielded before are in the store.
         StoreError: the store cannot be opened or written.
     """
     places = own_places(target)
@@ -77,7 +110,7 @@ def import_paths(
             for hasher in hashers:
                 hasher.leave_to_tree()
             when_begun()
-            # All that this process alone needs is loaded while the others begin.
+            # Imported here, while the other processes start: only this process needs it.
             from appliance.importer.committer import ImportRun, open_sink  # noqa: PLC0415
 
             sink = open_sink(store_path or target, stack, dialect)

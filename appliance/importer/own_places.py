@@ -1,4 +1,4 @@
-"""What an import must not read: the store that it writes, and all that contains it."""
+"""The directories that an import must not read: those it writes to, and all that contain them."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -16,23 +16,24 @@ _FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def own_places(target: Path | ServiceAddresses) -> dict[Path, str]:
-    """Return the directories that an import into `target` writes to, with what each is.
+    """Return the directories that an import into `target` writes to, each with a description.
 
     Raises:
-        StoreError: there is none for what is on its way to services.
+        StoreError: `target` is services, and the staging directory for them cannot be created.
     """
     if isinstance(target, Path):
         return {target: "the store"}
     places = {address.path: "the store" for address in target if isinstance(address, LmdbAddress)}
     if target.one_store() is None:
-        places[user_staging_directory()] = "where this import keeps large files for a while,"
+        places[user_staging_directory()] = "the staging directory of this import,"
     return places
 
 
 def excluded_directories(places: Mapping[Path, str]) -> dict[Identity, str]:
-    """Return the directories that are in the way of an import, each with the reason.
+    """Return the directories that must not be imported, each with the reason for its error message.
 
-    A place that does not exist yet is where it will be made.
+    They are the places, the directories above them, and those that a store has for contents. If a
+    place does not exist yet, the directories in which it will be created are excluded.
     """
     excluded: dict[Identity, str] = {}
     for path, what in places.items():
@@ -48,7 +49,7 @@ def excluded_directories(places: Mapping[Path, str]) -> dict[Identity, str]:
 
 
 def _upwards(path: Path) -> Iterator[Identity]:
-    """Yield the directory, or the nearest above it that exists, and all above that one."""
+    """Yield the nearest existing directory at or above `path`, and all directories above it."""
     fd = _open_nearest(path)
     try:
         last = None
@@ -58,7 +59,7 @@ def _upwards(path: Path) -> Iterator[Identity]:
             fd, below = os.open("..", _FLAGS, dir_fd=fd), fd
             os.close(below)
     except OSError:
-        return  # not for us to look into, so not for us to import
+        return  # what this user cannot search, this user cannot import either
     finally:
         os.close(fd)
 

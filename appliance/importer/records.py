@@ -1,16 +1,21 @@
-"""What the importing processes tell each other.
+"""The messages between the importing processes.
 
-    hashing process --HashRecord--> tree process --the same, and objects--> process that commits
+    tree process     -- requests -->                    hashing process
+    hashing process  -- HashRecords -->                 tree process
+    tree process     -- objects, some of HashRecords --> committing process
 
-The content of files travels in a ring per hashing process, memory shared by all of them: `size`
-bytes at `offset`. A record takes `used` bytes of its ring, with what is before and behind the
-content and what is skipped at the end of the ring; the process that commits gives them back, oldest
-first.
+Requests are byte strings that end with a NUL:
 
-    tree process --requests--> hashing process
+    NAME                    read the file NAME in the current directory
+    /PATH                   PATH is the current directory from here on, relative to the root
+    //DEVICE:INODE:PREFIX   the root of the next tree, see `OpenRoot`; the numbers are decimal
 
-A request ends with a NUL. It is the name of a file to read; or, after a slash, the path from the
-root of the directory that the files after it are in; or, after two slashes, the root.
+A `HashRecord` describes a file, or a piece of one, that is in the ring of the hashing process: the
+content is the `size` bytes at `offset`. The record uses `used` bytes of the ring: the content, what
+surrounds it, and what was skipped at the end of the ring. The committing process gives them back,
+oldest first.
+
+An object is an `ObjectHeader` followed by `size` bytes.
 """
 
 import struct
@@ -24,94 +29,108 @@ DIGEST_SIZE: Final = 32
 
 
 class HashKind(IntEnum):
-    """What a `HashRecord` says."""
+    """What a `HashRecord` describes."""
 
-    # A piece of a file, more follow.
+    # A piece of a file; more pieces follow.
     PIECE = 0
-    # The last piece of a file, or the only one.
+    # The last piece of a file, or the whole file.
     LAST = 1
-    # The file cannot be imported; the content is the reason.
+    # The file cannot be imported. The content is an error message.
     REFUSED = 2
-    # The disk of the store is full; the content is the reason.
+    # The disk for staged files is full. The content is an error message.
     FULL = 3
-    # The disk of the store fails; the content is the reason.
+    # Staging failed for another reason. The content is an error message.
     FAILED = 4
 
 
 class HashRecord(NamedTuple):
-    """A piece of content, read and hashed."""
+    """A file or a piece of one, read into the ring and hashed."""
 
     kind: int
     executable: bool
-    # In the ring, the content begins as far into its frame, its entry in a NAR.
+    # Bytes between the start of the frame and the content. The frame is the file as an entry of a
+    # NAR; see `frame_size`.
     lead: int
+    # Position of the content in the ring, and its size.
     offset: int
     size: int
+    # Bytes of the ring to give back.
     used: int
-    # Of the whole file, in every one of its records.
+    # Size of the whole file, in each of its records.
     file_size: int
-    # Number of the staged file; 0 if there is none. The content in the ring is whole then, and the
-    # byte before it is the prefix of its record in the store; if it is too large for that, it was
-    # staged for an earlier file.
+    # Number of the staged file, or 0 if the file was not staged. Then the content is either small
+    # enough to be kept inline, or was staged for an earlier file. If the file was read in one
+    # piece, the whole content is in the ring in any case.
     staged: int
-    # 0 if there is no frame.
+    # Size of the frame in the ring, or 0 if there is only the content.
     frame_size: int
-    # In the last record of a file only.
+    # BLAKE3 of the file; valid only in the last record of a file.
     digest: bytes
 
 
-# The fields as they are unpacked: naming them costs as much as using them.
+# A `HashRecord` as it is unpacked. Making the named tuple would take as long as using it.
 HashTuple: TypeAlias = tuple[Any, ...]
 
 HASH_RECORD: Final = struct.Struct("<B?HIIIQII32s")
-# Content alone, of each of a row of records.
+# The fields `offset` and `size` alone.
 HASH_RECORD_CONTENT: Final = struct.Struct("<4xII52x")
 HASH_RECORD_DIGEST_AT: Final = HASH_RECORD.size - DIGEST_SIZE
 
 
 class ObjectKind(IntEnum):
-    """What an object from the tree process is, by its content."""
+    """What the content of an object is."""
 
-    # Records of one hashing process, of which no more is needed than to store their files.
+    # Records of one hashing process; the tree process has finished with their bytes in the ring.
     RECORDS = 0
+    # An encoded Directory.
     DIRECTORY = 1
-    # A path is complete.
+    # The PathInfo of a path that is complete, see `pack_path_info`.
     PATH_INFO = 2
-    # A reason: the path in hand cannot be imported.
+    # An error message: the current path cannot be imported.
     REFUSED = 3
-    # A reason: nothing more can be imported.
+    # An error message: the disk for staged files is full, so the import ends.
     FULL = 4
+    # An error message: staging failed for another reason, so the import ends.
     FAILED = 5
-    # Nothing more can be imported: the hashing process has ended.
+    # Nothing: the hashing process `hasher` has ended, so the import ends.
     ENDED = 6
-    # Path of the file in hand or just done; `num_files` and `num_bytes` are done.
+    # The path of the current file; `num_files` and `num_bytes` have been done.
     PROGRESS = 7
-    # What a person should know; the import goes on.
+    # A warning for the user; the import goes on.
     WARNING = 8
-    # What was put since the last path was complete, or refused, is not needed.
+    # Nothing: the objects since the last PATH_INFO or REFUSED are not needed.
     ABANDONED = 9
 
 
 class ObjectHeader(NamedTuple):
-    """What precedes the content of an object."""
+    """The header of an object; fields that do not apply to its kind are 0."""
 
+    # An `ObjectKind`.
     kind: int
-    # Index of the hashing process that is meant.
+    # Index of the hashing process, for RECORDS and ENDED.
     hasher: int
+    # Bytes of content that follow.
     size: int
+    # For PROGRESS.
     num_files: int
     num_bytes: int
-    # Of a directory.
+    # BLAKE3, for DIRECTORY.
     digest: bytes
 
 
+OBJECT_HEADER: Final = struct.Struct("<BBxxIQQ32s")
+
+
 def pack_root_request(root: OpenRoot) -> bytes:
-    """Return the request that says which root the paths after it are from."""
+    """Return the request that makes `root` the root of the requests after it."""
     return b"//%d:%d:%b\0" % (*root.identity, root.prefix)
 
 
 def unpack_root_request(request: bytes) -> tuple[Identity, bytes] | None:
-    """Return the identity of the root and its prefix if `request`, without its NUL, says them."""
+    """Return identity and prefix of the root that `request`, without its NUL, names.
+
+    Return None if it is a request of another kind.
+    """
     if not request.startswith(b"//"):
         return None
     device, inode, prefix = request[2:].split(b":", 2)
@@ -119,14 +138,11 @@ def unpack_root_request(request: bytes) -> tuple[Identity, bytes] | None:
 
 
 def pack_path_info(path: StorePath, encoded: bytes) -> bytes:
-    """Return the content of a PATH_INFO."""
+    """Return the content of a PATH_INFO object."""
     return b"%b\0%b" % (path.basename().encode(), encoded)
 
 
 def unpack_path_info(content: bytes) -> tuple[StorePath, bytes]:
-    """Return the path and the encoded PathInfo."""
+    """Return the store path and the encoded PathInfo in the content of a PATH_INFO object."""
     path, _, encoded = content.partition(b"\0")
     return StorePath.parse(path), encoded
-
-
-OBJECT_HEADER: Final = struct.Struct("<BBxxIQQ32s")

@@ -1,4 +1,4 @@
-"""What is imported: a path, and the directory below which all of it is opened."""
+"""The paths to import: how each is opened, and which of them lie in one another."""
 
 import errno
 import os
@@ -7,40 +7,45 @@ from typing import Final, NamedTuple, TypeAlias
 
 from appliance.castore.names import display
 
-# Device and inode.
+# Device and inode number.
 Identity: TypeAlias = tuple[int, int]
 
+# Error message for a file that changed during the import.
 CHANGED: Final = "changed while it was read"
 
 _DIRECTORY_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-# A symlink or a file is where another kind of entry was listed.
+# What opening or reading an entry fails with if it has been replaced by one of another kind.
 _CHANGED_ERRNOS: Final = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EXDEV, errno.EINVAL})
 
 
 class Root(NamedTuple):
-    """A path to import, and the name that its store path gets."""
+    """A path to import, and the name to give to its store path."""
 
     path: bytes
     name: str
 
 
 class OpenRoot(NamedTuple):
-    """An open directory: the one to import, or the one that has the file or symlink to import.
+    """The open directory to import, or the one that holds the file or symlink to import.
 
-    Nothing above it is looked up again, so what becomes of the directories that lead to it does not
-    matter.
+    Everything is opened relative to it, so it does not matter if the directories above it are
+    renamed or replaced during the import.
     """
 
-    # A descriptor that only stands for it.
+    # An O_PATH descriptor, which `close` closes.
     directory: int
     identity: Identity
-    # What it was opened by: empty for the working directory, else with a slash at its end.
+    # The path that it was opened by: empty for the working directory, else it ends with a slash.
     prefix: bytes
-    # Name of the file or symlink; empty if the directory is what is imported.
+    # Name of the file or symlink to import; empty if the directory itself is imported.
     entry: bytes
 
     def describe(self, path: bytes) -> str:
-        """Return `path`, relative to the directory, for a message."""
+        """Return the path that the user knows `path` by, for a message.
+
+        Args:
+            path: a path relative to the directory.
+        """
         return display((self.prefix + path).rstrip(b"/") or b"/")
 
     def close(self) -> None:
@@ -49,35 +54,36 @@ class OpenRoot(NamedTuple):
 
 
 def identity_of(status: os.stat_result) -> Identity:
-    """Return what tells a file from all others."""
+    """Return what identifies a file on this machine while it exists."""
     return status.st_dev, status.st_ino
 
 
 def open_directory(prefix: bytes) -> int:
-    """Open a directory by its `OpenRoot.prefix`, for a descriptor that only stands for it.
+    """Open a directory by its `OpenRoot.prefix`; return an O_PATH descriptor.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the directory cannot be opened.
     """
     return os.open(prefix or b".", _DIRECTORY_FLAGS)
 
 
 def reason(error: OSError) -> str:
-    """Say why something in a tree, listed a moment ago, cannot be opened or read."""
+    """Return the reason why an entry that was listed a moment ago cannot be opened or read."""
     return CHANGED if error.errno in _CHANGED_ERRNOS else os.strerror(error.errno or 0)
 
 
-# --- Which of the paths to import are the same, or lie in one another ---
+# --- Paths that are the same, or lie in one another ---
 
 
 class Overlaps:
-    """The paths of one import.
+    """Finds which paths of an import are the same, and which lie in others.
 
-    They are told apart without the symlinks on the way to them; a path that is one stays one.
+    Paths are compared after resolving the symlinks in their parents. A path that is itself a
+    symlink is not resolved, as the symlink is what is imported.
     """
 
     def __init__(self, roots: Sequence[Root]) -> None:
-        # One path is like no other, and need not be looked at.
+        # A single path has nothing to be compared with, and is not resolved.
         resolve = _resolved if len(roots) > 1 else bytes
         self._paths = [resolve(root.path) for root in roots]
         self._given = {path: root.path for path, root in zip(self._paths, roots, strict=True)}
@@ -90,19 +96,19 @@ class Overlaps:
                 self._parts[outermost].add(path.removeprefix(outermost).lstrip(b"/"))
 
     def path(self, index: int) -> bytes:
-        """Return what tells the root of this number from others."""
+        """Return the resolved path of the root of this index."""
         return self._paths[index]
 
     def given(self, path: bytes) -> bytes:
-        """Return `path` as the user calls it."""
+        """Return the resolved `path` as the user gave it."""
         return self._given[path]
 
     def outermost(self, path: bytes) -> bytes:
-        """Return `path`, or of all paths that it lies in the one that lies in none."""
+        """Return the outermost of the paths that `path` lies in, or `path` itself."""
         return self._outermost[path]
 
     def parts(self, path: bytes) -> set[bytes]:
-        """Return, relative to the outermost `path`, the paths that lie in it."""
+        """Return the paths that lie in the outermost `path`, relative to it."""
         return self._parts[path]
 
 
@@ -114,7 +120,7 @@ def _resolved(path: bytes) -> bytes:
 
 
 def _downwards(path: bytes) -> Iterator[bytes]:
-    """Yield the directories that `path` lies in, outermost first."""
+    """Yield the directories above `path`, outermost first."""
     end = path.find(b"/")
     while end >= 0:
         yield path[:end] or b"/"

@@ -1,4 +1,4 @@
-"""An import into services: blobs, then directories, then PathInfos, each when the last is there."""
+"""The sink for imports into services: sends blobs first, then directories, then PathInfos."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Iterator
@@ -20,26 +20,30 @@ from appliance.nix.path_info import read_path_info
 from appliance.services.addresses import ServiceAddresses
 from appliance.services.contracts import Buffer, Services
 from appliance.services.open_services import LoopThread, open_services
-from appliance.store import schema
 from appliance.store.batch import Batch, StagedFile
 
-# Small blobs are all latency, large ones all memory.
+# Concurrent uploads. Latency dominates the time of small blobs; large ones take memory.
 _SMALL_UPLOADS_MAX: Final = 64
 _LARGE_UPLOADS_MAX: Final = 8
 _PIECE_SIZE: Final = 1 << 20
-# After so many answers that a blob is not there, only one in so many small ones is asked for.
-_UNASKED_AFTER: Final = 32
-_ASKED_OF: Final = 16
-# What Tvix and Snix say of directories in the other dialect, among other words.
+# After this many answers in a row that a blob is not there, the service is asked for only one in
+# `_ASK_ONE_IN` small blobs, and the others are sent without asking.
+_MISSING_IN_A_ROW: Final = 32
+_ASK_ONE_IN: Final = 16
+# Part of the error message of Tvix and Snix for a directory in the other dialect.
 _WRONG_SIZE: Final = "wrong size"
 
 
 @contextmanager
 def open_sink(addresses: ServiceAddresses, dialect: SizeDialect) -> Iterator["ServicesSink"]:
-    """Open the services, in a thread of their own, for directories in `dialect`.
+    """Open the services in a thread, and close them at the end of the block.
+
+    Args:
+        addresses: of the services.
+        dialect: how the directories of the import count their entries.
 
     Raises:
-        StoreError: a local one cannot be opened.
+        StoreError: a local store among the services cannot be opened.
     """
     thread = LoopThread("services")
     try:
@@ -53,11 +57,20 @@ def open_sink(addresses: ServiceAddresses, dialect: SizeDialect) -> Iterator["Se
         thread.close()
 
 
-class ServicesSink:
-    """Takes in batches; the `Sink` of a `Committer`.
+class ContentBatch(Batch):
+    """A batch whose `blobs` are contents; those of its base class are records of a store."""
 
-    A service takes a directory only together with all below it, and the batches of a long import
-    hold parts of one: directories wait here for the root of their path.
+    def add_blob(self, digest: bytes, content: bytes | bytearray | memoryview) -> None:
+        """Add a blob; the content is copied."""
+        self.blobs[digest] = bytes(content)
+        self.size_bytes += len(content)
+
+
+class ServicesSink:
+    """Sends batches to services; the `Sink` of a `Committer`.
+
+    A directory can be sent only together with all directories below it, but a long import has them
+    in different batches. So directories are kept here until the path they belong to is complete.
     """
 
     def __init__(self, thread: LoopThread, services: Services, dialect: SizeDialect) -> None:
@@ -65,11 +78,16 @@ class ServicesSink:
         self._services = services
         self._dialect = dialect
         self._directories: dict[Digest, bytes] = {}
-        # Of this batch: the next paths may have parts of them.
+        # Directories sent in this batch. They are dropped only at its end, because later paths of
+        # the batch may contain some of them.
         self._sent: set[Digest] = set()
-        self._asking = _Asking()
+        self._presence = _PresenceChecks()
         self._task: asyncio.Task[None] | None = None
         self._is_interrupted = False
+
+    def new_batch(self) -> ContentBatch:
+        """See `Sink.new_batch`."""
+        return ContentBatch()
 
     def commit(self, batch: Batch) -> Iterator[PathEnd]:
         """See `Sink.commit`."""
@@ -79,7 +97,7 @@ class ServicesSink:
                 try:
                     self._thread.run_and_wait(self._begun(self._put_path(path_info)))
                 except (ServiceUnavailableError, StoreFullError):
-                    raise  # no other path would fare better
+                    raise  # the other paths would fail for the same reason
                 except ApplianceError as exc:
                     yield PathEnd(digest, exc)
                 else:
@@ -130,10 +148,10 @@ class ServicesSink:
         small = asyncio.Semaphore(_SMALL_UPLOADS_MAX)
         large = asyncio.Semaphore(_LARGE_UPLOADS_MAX)
 
-        async def put_small(digest: bytes, record: bytes | memoryview) -> None:
+        async def put_small(digest: bytes, content: bytes | memoryview) -> None:
             async with small:
-                if not self._asking.is_worthwhile() or not await self._has(Digest(digest)):
-                    await self._put_blob(Digest(digest), [schema.inline_content(record)])
+                if not self._presence.are_worthwhile() or not await self._has(Digest(digest)):
+                    await self._put_blob(Digest(digest), [content])
 
         async def put_large(digest: bytes, file: StagedFile) -> None:
             async with large:
@@ -142,8 +160,8 @@ class ServicesSink:
 
         try:
             async with asyncio.TaskGroup() as group:
-                for digest, record in batch.blobs.items():
-                    group.create_task(put_small(digest, record))
+                for digest, content in batch.blobs.items():
+                    group.create_task(put_small(digest, content))
                 for digest, file in batch.files.items():
                     group.create_task(put_large(digest, file))
         except ExceptionGroup as exc:
@@ -151,7 +169,7 @@ class ServicesSink:
 
     async def _has(self, digest: Digest) -> bool:
         is_there = await self._services.blobs.has(digest)
-        self._asking.learn(is_there=is_there)
+        self._presence.learn(is_there=is_there)
         return is_there
 
     async def _put_blob(self, digest: Digest, pieces: Iterable[Buffer]) -> None:
@@ -164,13 +182,13 @@ class ServicesSink:
             raise
         kept = await writer.close()
         if kept != digest:
-            raise StoreError(f"blob {digest}: it was {kept} when it was read again")
+            raise StoreError(f"blob {digest}: was read again, and had digest {kept}")
 
     async def _put_closure(self, root: Digest) -> set[Digest]:
         putter = self._services.directories.put_multiple_start()
         sent: set[Digest] = set()
         try:
-            # Each is on the stack until those below it were sent.
+            # A directory is on the stack until those below it have been sent.
             stack = [await self._directory(root)]
             while stack:
                 unsent = {node.digest for node in stack[-1].directories} - sent
@@ -191,29 +209,30 @@ class ServicesSink:
         encoded = self._directories.get(digest)
         if encoded is not None:
             return Directory.from_bytes(encoded)
-        # Put with an earlier path already; or the empty one, which nobody has to keep.
+        # It was sent with a path of an earlier batch, or is the empty directory, which need not be
+        # stored anywhere.
         directory = await self._services.directories.get(digest)
         if directory is None:
-            raise StoreError(f"directory {digest}: it was put, and is gone")
+            raise StoreError(f"directory {digest}: was sent, but the service does not have it")
         return directory
 
 
-class _Asking:
-    """Whether to ask for a small blob first: the question costs about as much as the blob."""
+class _PresenceChecks:
+    """Decides whether to ask if a small blob is there; asking costs about as much as sending it."""
 
     def __init__(self) -> None:
         self._num_missing = 0
         self._num_unasked = 0
 
-    def is_worthwhile(self) -> bool:
-        """Whether it is, going by the answers there were."""
-        if self._num_missing < _UNASKED_AFTER:
+    def are_worthwhile(self) -> bool:
+        """Return whether to ask for the next blob, judging by the answers so far."""
+        if self._num_missing < _MISSING_IN_A_ROW:
             return True
-        self._num_unasked = (self._num_unasked + 1) % _ASKED_OF
+        self._num_unasked = (self._num_unasked + 1) % _ASK_ONE_IN
         return self._num_unasked == 0
 
     def learn(self, *, is_there: bool) -> None:
-        """Take note of an answer."""
+        """Record an answer."""
         self._num_missing = 0 if is_there else self._num_missing + 1
 
 

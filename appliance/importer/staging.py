@@ -1,4 +1,9 @@
-"""Large files: the holes of the one that is read, and of the one that is staged in its place."""
+"""Staging: copies of large contents, as sparse files that a commit moves or removes.
+
+A hashing process writes a `StagingFile` for each large content, and asks `Holes` which parts of the
+file that it reads need not be read. The files of a hashing process have consecutive numbers in a
+directory of its own, below `tmp/` of a local store or below `user_staging_directory`.
+"""
 
 import errno
 import os
@@ -12,13 +17,13 @@ from appliance.importer.records import HashKind
 from appliance.store.temp_directory import sweep
 from appliance.system import libc
 
-# What `st_blocks` counts.
+# Bytes of the unit that `st_blocks` counts.
 _BLOCK_SIZE: Final = 512
 _CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 class StagingError(Exception):
-    """Content could not be written to the disk of the store."""
+    """Content could not be written to the staging directory; `kind` is FULL or FAILED."""
 
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__(f"{path}: {cause.strerror}")
@@ -26,14 +31,14 @@ class StagingError(Exception):
 
 
 class StagingFile:
-    """A file that is being staged; runs of zeros are holes in it.
+    """A file that is being staged; blocks of zeros become holes.
 
     Args:
-        directory: where.
-        number: of the file.
+        directory: an existing directory.
+        number: names the file in it.
 
     Raises:
-        StagingError: it cannot be made; so do the methods.
+        StagingError: the file cannot be created. `write` and `finish` raise it as well.
     """
 
     def __init__(self, directory: str, number: int) -> None:
@@ -46,7 +51,7 @@ class StagingFile:
             raise StagingError(self._path, exc) from exc
 
     def write(self, data: memoryview) -> None:
-        """Write the next part; all but the last are a multiple of 4 KiB."""
+        """Append `data`; the sizes of all parts but the last must be multiples of 4 KiB."""
         try:
             write_sparse(self._fd, data, self._size)
         except OSError as exc:
@@ -54,16 +59,17 @@ class StagingFile:
         self._size += len(data)
 
     def skip(self, size: int) -> None:
-        """Leave out `size` zeros, the next part."""
+        """Append `size` zeros as a hole; the rule for sizes is that of `write`."""
         self._size += size
 
     def finish(self) -> None:
-        """End the file after what was written."""
+        """Set the size of the file, and start writing it to the disk."""
         try:
             os.ftruncate(self._fd, self._size)
         except OSError as exc:
             raise StagingError(self._path, exc) from exc
-        # The commit will wait for the disk, which can begin now. A hint: failures show there.
+        # The commit waits until the data is on the disk, so writing it begins now. Failures can be
+        # ignored, because the commit sees them.
         libc.start_writeback(self._fd)
 
     def remove(self) -> None:
@@ -71,23 +77,31 @@ class StagingFile:
         os.unlink(self._path)  # noqa: PTH108 -- no Path is made for a file
 
     def close(self) -> None:
-        """Close it; what was written stays."""
+        """Close the descriptor; the file stays."""
         os.close(self._fd)
 
 
 class Holes:
-    """The holes of an open file, asked for from its start to its end."""
+    """Finds the holes of an open file, from its start to its end.
+
+    Args:
+        fd: the file; it stays the caller's.
+        status: its status.
+    """
 
     def __init__(self, fd: int, status: os.stat_result) -> None:
         self._fd = fd
         self._size = status.st_size
-        # With as much on disk as its size a file has none, and need not be asked about them.
+        # A file that occupies at least its size on the disk has no holes to be looked for.
         self._is_sparse = status.st_blocks * _BLOCK_SIZE < status.st_size
-        # Where data comes next, seen from where it was asked for last.
+        # The offset of the next data at or after the last offset that was looked up.
         self._data_at = 0
 
     def have(self, start: int, end: int) -> bool:
-        """Whether all from `start` to `end` is known to be a hole."""
+        """Return whether the bytes from `start` to `end` are known to be a hole.
+
+        `start` must not decrease from call to call.
+        """
         if self._is_sparse and self._data_at <= start:
             self._data_at = self._find_data(start)
         return self._data_at >= end
@@ -98,27 +112,30 @@ class Holes:
         except OSError as exc:
             if exc.errno == errno.ENXIO:
                 return self._size
-            self._is_sparse = False  # as far as this file system tells
+            self._is_sparse = False  # the file system does not support SEEK_DATA
             return start
 
 
-# --- Where the hashing processes put the content of large files ---
+# --- Where files are staged ---
 
 
 def staged_path(directory: str, number: int) -> str:
-    """Return where the staged file `number` of one hashing process is."""
+    """Return the path of the staged file `number` in the `directory` of a hashing process."""
     return f"{directory}/{number}"
 
 
 def user_staging_directory() -> Path:
-    """Return where to stage for a store that is elsewhere; swept of what was left there.
+    """Return the directory to stage in when there is no local store to stage in.
+
+    It is created if it does not exist. What imports that were killed have left there is removed.
 
     Raises:
-        StoreError: it cannot be made, or is not this user's alone.
+        StoreError: the directory cannot be created, or others than this user can write to it.
     """
-    import tempfile  # noqa: PLC0415 - slow to load, and one local store has no need of it
+    import tempfile  # noqa: PLC0415 - slow to import, and not needed for a local store
 
-    # Of a known name, so that what a killed import left is found, where others write too.
+    # The name is predictable, so that what a killed import has left can be found. Since others can
+    # write to its parent, too, owner and mode are checked.
     path = Path(tempfile.gettempdir()) / f"appliance-import-{os.geteuid()}"
     try:
         path.mkdir(mode=0o700, exist_ok=True)

@@ -1,4 +1,9 @@
-"""The pipe from the tree process to the process that commits: headers, each with its content."""
+"""The streams of the tree process: objects to the committing process, files from hashing processes.
+
+`ObjectWriter` and `read_objects` are the two ends of the pipe to the committing process; `records`
+has the format. `Feed` ties that pipe to the hashing processes: it keeps the order in which objects
+and the files they refer to must arrive.
+"""
 
 import os
 import time
@@ -8,11 +13,17 @@ from typing import Final
 from appliance.importer.hasher_pool import Hasher, HasherPool
 from appliance.importer.records import OBJECT_HEADER, ObjectHeader, ObjectKind
 
+# Bytes read from the pipe of objects at once.
 _READ_SIZE: Final = 1 << 18
+# Bytes of objects to gather before they are written.
+_GATHERED_MAX: Final = 1 << 16
+_PROGRESS_INTERVAL_S: Final = 0.1
+
+# --- The pipe of objects ---
 
 
 class ObjectWriter:
-    """Gathers objects, and writes them."""
+    """Gathers objects, and writes them to a pipe."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -29,26 +40,29 @@ class ObjectWriter:
         num_files: int = 0,
         num_bytes: int = 0,
     ) -> None:
-        """Gather an object."""
+        """Add an object to those gathered; the arguments are fields of `ObjectHeader`."""
         header = OBJECT_HEADER.pack(kind, hasher, len(content), num_files, num_bytes, digest)
         self._gathered += (header, content)
         self.size_bytes += len(content)
 
     def take(self) -> list[bytes]:
-        """Return what was gathered, for `write`, and gather anew."""
+        """Return the gathered headers and contents, to be given to `write`; none are left."""
         gathered, self._gathered = self._gathered, []
         self.size_bytes = 0
         return gathered
 
     def write(self, last: list[bytes]) -> None:
-        """Write what was gathered, and then `last`."""
+        """Write all gathered objects, and then `last`."""
         data = memoryview(b"".join([*self.take(), *last]))
         while data:
             data = data[os.write(self._fd, data) :]
 
 
 def read_objects(fd: int) -> Iterator[tuple[ObjectHeader, bytes]]:
-    """Yield each object, until the pipe ends; one cut short by its end is dropped."""
+    """Yield the header and content of each object until the pipe ends.
+
+    An object that is cut short by the end of the pipe is dropped.
+    """
     data = b""
     start = 0
     while True:
@@ -75,7 +89,11 @@ def read_objects(fd: int) -> Iterator[tuple[ObjectHeader, bytes]]:
 
 
 def _read_exactly(fd: int, parts: list[bytes], size: int) -> bool:
-    """Read the rest of a large object, without joining it ever again; return False at the end."""
+    """Append the rest of a large object to `parts`; return False if the pipe ends before.
+
+    The parts are joined only once. Joining the data after each read, as for small objects, would
+    take quadratic time.
+    """
     while size:
         part = os.read(fd, min(size, _READ_SIZE))
         if not part:
@@ -86,21 +104,20 @@ def _read_exactly(fd: int, parts: list[bytes], size: int) -> bool:
 
 
 def _join(parts: list[bytes]) -> bytes:
+    # Frees the parts, which take as much memory as the whole, before the object is used.
     whole = b"".join(parts)
     parts.clear()
     return whole
 
 
-# --- What the trees of one import share: whence content comes, and where objects go.
-
-_GATHERED_MAX: Final = 1 << 16
-_PROGRESS_INTERVAL_S: Final = 0.1
+# --- Files in, objects out ---
 
 
 class Feed:
-    """The hashing processes, and the stream of objects.
+    """The hashing processes of an import, together with the pipe of objects.
 
-    Objects are written after the records of all files that were received before them.
+    An object is written after the records of all files that were received before it was put, so
+    the committing process has the files in a Directory before it has the Directory.
     """
 
     def __init__(self, hashers: Sequence[Hasher], writer: ObjectWriter) -> None:
@@ -114,29 +131,36 @@ class Feed:
     def put(
         self, kind: ObjectKind, content: bytes, digest: bytes = b"", *, hasher: int = 0
     ) -> None:
-        """Pass on an object; what it refers to has been received or put."""
+        """Queue an object; everything it refers to must have been received or put before."""
         self._writer.add(kind, content, digest, hasher=hasher)
         if self._writer.size_bytes >= _GATHERED_MAX:
             self.pass_on()
 
     def pass_on(self) -> None:
-        """Write what was received, of which the ring is needed no more, and the objects put."""
+        """Write the records received since the last call, and then the queued objects.
+
+        The bytes in the rings that the records use may be overwritten from here on.
+        """
         objects = self._writer.take()
         for index, records in self.pool.taken():
             self._writer.add(ObjectKind.RECORDS, records, hasher=index)
         self._writer.write(objects)
 
     def file_done(self, size: int) -> None:
-        """Count a file, and what of it was not counted piece by piece."""
+        """Count a file, and `size` bytes of it that `piece_done` has not counted."""
         self._num_files += 1
         self._num_bytes += size
 
     def piece_done(self, size: int) -> None:
-        """Count a piece of a file."""
+        """Count `size` bytes of a file."""
         self._num_bytes += size
 
     def report(self, describe: Callable[[], str]) -> None:
-        """Tell how far the import is, now and then; `describe` names the file in hand."""
+        """Queue a PROGRESS object, unless there was one in the last 0.1 s.
+
+        Args:
+            describe: returns the path of the current file.
+        """
         now_s = time.monotonic()
         if now_s >= self._progress_due_s:
             self._progress_due_s = now_s + _PROGRESS_INTERVAL_S
@@ -148,13 +172,13 @@ class Feed:
             )
 
     def warn_of_large_directory(self, text: str) -> None:
-        """Pass on a warning; only the first one is."""
+        """Queue a warning, unless there has been one in this import."""
         if not self._has_warned:
             self._has_warned = True
             self._writer.add(ObjectKind.WARNING, text.encode())
 
     def abandon(self) -> None:
-        """Take back all that was asked for the path in hand."""
+        """Receive and drop all files that are still requested."""
         pool = self.pool
         while not pool.is_idle():
             while not pool.has_received():

@@ -1,4 +1,9 @@
-"""Importing one tree: its walk and its files' content become a NAR, directories and blobs."""
+"""Imports one tree: computes the digest of its NAR, and makes its Directories.
+
+`import_tree` follows the walk of a tree, receives its files from the hashing processes, and puts
+Directories into the `Feed`. A part of the tree that is to be imported as a store path of its own is
+done on the way: its NAR is hashed beside that of the whole tree (`NestedNars`).
+"""
 
 import hashlib
 from collections.abc import Collection
@@ -23,7 +28,7 @@ from appliance.errors import ImportTreeError, StoreError, StoreFullError
 from appliance.importer.records import HashKind, HashTuple, ObjectKind, pack_path_info
 from appliance.importer.roots import CHANGED
 from appliance.importer.stream import Feed
-from appliance.importer.walk import Step, WalkAhead, too_large
+from appliance.importer.walk import LookaheadWalk, Step, too_large
 from appliance.nix.nar import Buffer, NarWriter
 from appliance.nix.path_info import encode_nar_addressed
 from appliance.nix.store_path import nar_path
@@ -32,7 +37,7 @@ _ROOT: Final = b""
 
 
 class Tree(NamedTuple):
-    """What a tree came to; its node has no name."""
+    """An imported tree, or part of one; its node has no name."""
 
     node: Node
     nar_size: int
@@ -40,7 +45,7 @@ class Tree(NamedTuple):
 
 
 class _OpenDirectory(NamedTuple):
-    """A directory whose entries are being encoded."""
+    """A directory that the walk is in, with the entries so far."""
 
     name: bytes
     path: bytes
@@ -48,45 +53,46 @@ class _OpenDirectory(NamedTuple):
 
 
 class TreeImport:
-    """The import of one tree; its content comes and its objects go through `feed`.
+    """The import of one tree.
 
     Args:
-        ahead: its walk.
-        feed: idle.
-        dialect: how directories count their entries.
-        parts: paths from the root of the parts that are wanted as trees too.
+        walk: the walk of the tree, which requests its files.
+        feed: brings the files and takes the objects; no file but those of `walk` is requested.
+        dialect: how the entries of directories are counted.
+        parts: paths, relative to the root, of the parts to return as trees of their own.
     """
 
     def __init__(
-        self, ahead: WalkAhead, feed: Feed, dialect: SizeDialect, parts: Collection[bytes]
+        self, walk: LookaheadWalk, feed: Feed, dialect: SizeDialect, parts: Collection[bytes]
     ) -> None:
-        self._ahead = ahead
+        self._walk = walk
         self._feed = feed
         self._dialect = dialect
         self._has_parts = bool(parts)
         self._wanted = frozenset((_ROOT, *parts))
-        self._nars = Nars(self._wanted)
+        self._nars = NestedNars(self._wanted)
         self._trees: dict[bytes, Tree] = {}
         self._open: list[_OpenDirectory] = []
-        # The file in hand, or done last: path of its directory and its name.
+        # The current file, or the last one: path of its directory and its name.
         self._file_at: tuple[bytes, bytes] | None = None
-        # Frames that lie in a row in a ring, still to be hashed.
+        # Offsets in a ring of adjacent frames that have not been hashed: SHA-256 of one long piece
+        # takes less time than of many short ones.
         self._run_ring = memoryview(b"")
         self._run_start = self._run_end = 0
 
     def run(self) -> dict[bytes, Tree]:
-        """Import to the end; returns and raises what `import_tree` does."""
+        """Import the whole tree; see `import_tree`."""
         try:
             self._take_all()
-        except WrongSortingError as exc:  # a name that was listed twice
-            path = self._ahead.root.describe(self._open[-1].path)
+        except WrongSortingError as exc:  # the directory was listed with the same name twice
+            path = self._walk.root.describe(self._open[-1].path)
             raise ImportTreeError(f"{path}: {CHANGED}") from exc
         self._report()
         self._feed.pass_on()
         return self._trees
 
     def _take_all(self) -> None:
-        for step, name, detail in self._ahead:
+        for step, name, detail in self._walk:
             if step is Step.FILE:
                 self._file(name, detail)
                 continue
@@ -104,7 +110,7 @@ class TreeImport:
         ring, record = self._receive()
         self._file_at = directory, name
         kind, executable, lead, offset, size, _, file_size, _, frame_size, digest = record
-        # Where no parts are wanted, any name does for the path.
+        # Without parts, the path only has to differ from that of the root; joining it takes time.
         path = _join(directory, name) if self._has_parts else name
         if frame_size and path not in self._wanted:
             start = offset - lead
@@ -133,7 +139,7 @@ class TreeImport:
     def _receive(self) -> tuple[memoryview, HashTuple]:
         pool = self._feed.pool
         while not pool.has_received():
-            # What is passed on may be overwritten.
+            # Passing records on lets their bytes in the ring be overwritten, so hash them first.
             self._end_run()
             self._report()
             self._feed.pass_on()
@@ -145,11 +151,11 @@ class TreeImport:
             self._feed.report(partial(self._describe_file, *self._file_at))
 
     def _describe_file(self, directory: bytes, name: bytes) -> str:
-        root = self._ahead.root
+        root = self._walk.root
         return root.describe(_join(directory, name or root.entry))
 
     def _pieces(self, ring: memoryview, record: HashTuple) -> bytes:
-        """Take all pieces of a large file, from `record` on; return the digest."""
+        """Receive all pieces of a file that has no frame, `record` first; return the digest."""
         if record[0] == HashKind.PIECE:
             _, executable, _, _, _, _, file_size, *_ = record
             self._nars.regular(file_size, executable=executable)
@@ -192,7 +198,7 @@ class TreeImport:
             self._open[-1].encoder.add_directory(name, digest, size)
 
     def _check_size(self, path: bytes, num_entries: int, num_bytes: int) -> None:
-        text = self._ahead.root.describe(path)
+        text = self._walk.root.describe(path)
         if num_bytes > ENCODED_MAX:
             raise too_large(text, num_entries)
         self._feed.warn_of_large_directory(
@@ -213,22 +219,23 @@ def _refuse(kind: int, reason: str) -> NoReturn:
 
 
 def import_tree(
-    ahead: WalkAhead, feed: Feed, dialect: SizeDialect, parts: Collection[bytes] = ()
+    walk: LookaheadWalk, feed: Feed, dialect: SizeDialect, parts: Collection[bytes] = ()
 ) -> dict[bytes, Tree]:
-    """Import a tree; return what it and the wanted parts of it came to, by their paths in it.
+    """Import a tree; see `TreeImport` for the arguments.
 
-    A part that was not come to is not there; the tree itself has the empty path.
+    Returns:
+        The tree, at the empty path, and the parts that the walk found, at their paths in it.
 
     Raises:
-        ImportTreeError: something in the tree cannot be imported, or changed meanwhile.
+        ImportTreeError: something in the tree cannot be imported, or changed while it was read.
         StoreError: a staged file could not be written.
         HasherEndedError: a hashing process has ended.
     """
-    return TreeImport(ahead, feed, dialect, parts).run()
+    return TreeImport(walk, feed, dialect, parts).run()
 
 
 def path_info_of(tree: Tree, name: str) -> bytes:
-    """Return the content of a PATH_INFO: the tree as the store path named `name`."""
+    """Return the content of the PATH_INFO object for `tree` as a store path named `name`."""
     path = nar_path(tree.nar_sha256, name)
     path_info = encode_nar_addressed(
         path, tree.node, nar_size=tree.nar_size, nar_sha256=tree.nar_sha256
@@ -236,34 +243,36 @@ def path_info_of(tree: Tree, name: str) -> bytes:
     return pack_path_info(path, path_info)
 
 
-# --- The NAR of a tree, and those of parts of it, digested at the same time.
+# --- The NARs of a tree and of its parts ---
 
 
 class Digested(NamedTuple):
-    """What a NAR came to."""
+    """Size in bytes and digest of a NAR."""
 
     size: int
     sha256: bytes
 
 
-class Nars:
-    """NARs that are under way: of all of them, the last one ends first.
+class NestedNars:
+    """Hashes the NARs of a tree and of parts of it at the same time.
 
-    Every method but `begin` and `end` writes to all of them, as that of `NarWriter` does.
+    The NARs that have begun are nested like their nodes. Every method but `begin` and `end` calls
+    the method of the same name of the `NarWriter` of each of them.
 
     Args:
-        wanted: paths from the root, which is the empty one, of what gets a NAR of its own.
+        wanted: paths of the nodes to get NARs of their own, relative to the root; the root itself
+            has the empty path.
     """
 
     def __init__(self, wanted: Collection[bytes]) -> None:
         self._wanted = wanted
-        # Of those under way: path, digest, and writer that feeds it.
+        # For each NAR that has begun, outermost first: its path, its digest, and the writer to it.
         self._paths: list[bytes] = []
         self._digests: list[hashlib._Hash] = []
         self._writers: list[NarWriter] = []
 
     def begin(self, name: bytes, path: bytes) -> None:
-        """Begin the node at `path`: the entry `name` of the open directory, or the root."""
+        """Begin the node at `path`; unless it is the root, it is `name` in the open directory."""
         if path:
             for writer in self._writers:
                 writer.entry(name)
@@ -274,7 +283,7 @@ class Nars:
             self._writers.append(NarWriter(digest.update))
 
     def end(self, path: bytes) -> Digested | None:
-        """End the node at `path`, which is written; return its NAR if it has one of its own."""
+        """End the node at `path`; return its NAR if it has one of its own."""
         if self._paths[-1] != path:
             return None
         self._paths.pop()
@@ -302,7 +311,7 @@ class Nars:
             writer.regular(size, executable=executable)
 
     def content(self, data: Buffer) -> None:
-        """Write the next part of the content of the file."""
+        """Write the next part of the content of a file."""
         for writer in self._writers:
             writer.content(data)
 
@@ -312,6 +321,6 @@ class Nars:
             writer.file(content, executable=executable)
 
     def entries(self, data: Buffer) -> None:
-        """Write whole entries of the open directory, framed already."""
+        """Write whole entries of the open directory, given in the form they have in a NAR."""
         for writer in self._writers:
             writer.entries(data)

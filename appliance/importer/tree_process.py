@@ -1,6 +1,7 @@
-"""The tree process: walks the trees, computes their NAR digests, makes their directories.
+"""The tree process: imports trees, one after the other, and reports the outcome of each.
 
-It reads no file itself: the hashing processes bring their content, in the order of the walk.
+It lists directories but reads no files; it receives these from the hashing processes. `tree.py` has
+the import of one tree.
 """
 
 import os
@@ -26,9 +27,16 @@ def start_tree_process(
     dialect: SizeDialect,
     excluded: Mapping[Identity, str],
 ) -> tuple[Child, int]:
-    """Fork the process that imports `roots`; return it, and the pipe of its objects.
+    """Fork the tree process.
 
-    The directories `excluded` are not imported, for the reason that goes with each.
+    Args:
+        roots: the paths to import.
+        hashers: the hashing processes, which no other process may use.
+        dialect: how the entries of directories are counted.
+        excluded: directories that must not be imported, each with the reason.
+
+    Returns:
+        The process, and the read end of the pipe of its objects, which the caller owns.
     """
     objects, child_objects = os.pipe2(os.O_CLOEXEC)
 
@@ -42,7 +50,7 @@ def start_tree_process(
 
 
 class _Trees:
-    """Imports trees, one after the other; one that lies in another together with that one."""
+    """Imports the trees; a tree that lies in another one is imported together with it."""
 
     def __init__(
         self,
@@ -56,14 +64,14 @@ class _Trees:
         self._dialect = dialect
         self._excluded = excluded
         self._overlaps = Overlaps(roots)
-        # What the trees came to, or why they cannot be imported.
+        # By resolved path: the imported tree, or why it cannot be imported.
         self._outcomes: dict[bytes, Tree | str] = {}
 
     def run(self) -> None:
         feed = self._feed
         try:
             for index, root in enumerate(self._roots):
-                self._tell(root, self._outcome(self._overlaps.path(index)))
+                self._report(root, self._outcome(self._overlaps.path(index)))
         except HasherEndedError as exc:
             feed.put(ObjectKind.ENDED, b"", hasher=exc.hasher)
         except StoreFullError as exc:
@@ -72,24 +80,24 @@ class _Trees:
             feed.put(ObjectKind.FAILED, str(exc).encode())
         feed.pass_on()
 
-    def _tell(self, root: Root, outcome: "Tree | str") -> None:
+    def _report(self, root: Root, outcome: "Tree | str") -> None:
         if isinstance(outcome, str):
             self._feed.put(ObjectKind.REFUSED, outcome.encode())
             return
-        from appliance.importer.tree import path_info_of  # noqa: PLC0415 - loaded before
+        from appliance.importer.tree import path_info_of  # noqa: PLC0415 - was imported before
 
         self._feed.put(ObjectKind.PATH_INFO, path_info_of(outcome, root.name))
 
     def _outcome(self, path: bytes) -> "Tree | str":
-        # What a path lies in comes first. If that cannot be imported, or the path was not come to
-        # there, it is imported alone.
+        # Import the outermost tree that `path` lies in. If that cannot be imported, or if the walk
+        # did not find `path` in it, import `path` alone.
         for tree in (self._overlaps.outermost(path), path):
             if path not in self._outcomes and tree not in self._outcomes:
                 self._import(tree)
         return self._outcomes[path]
 
     def _import(self, path: bytes) -> None:
-        """Import a tree, and what lies in it; keep what they come to."""
+        """Import a tree and the given paths in it, and record their outcomes."""
         try:
             trees = self._trees(self._overlaps.given(path), self._overlaps.parts(path))
         except ImportTreeError as exc:
@@ -100,17 +108,17 @@ class _Trees:
                 self._outcomes[_join(path, part)] = tree
 
     def _trees(self, path: bytes, parts: Collection[bytes]) -> "dict[bytes, Tree]":
-        # Loaded here, beside what the hashing processes load.
-        from appliance.importer.walk import WalkAhead, open_root  # noqa: PLC0415 - see above
+        # Imported here, while the hashing processes import what they need.
+        from appliance.importer.walk import LookaheadWalk, open_root  # noqa: PLC0415 - see above
 
         with closing(open_root(path)) as root:
             try:
-                ahead = WalkAhead(root, self._feed.pool, self._excluded)
-                ahead.walk_on()
-                # Loaded when the hashing processes have work.
+                walk = LookaheadWalk(root, self._feed.pool, self._excluded)
+                walk.walk_on()
+                # Imported once the hashing processes have been sent requests.
                 from appliance.importer.tree import import_tree  # noqa: PLC0415 - see above
 
-                return import_tree(ahead, self._feed, self._dialect, parts)
+                return import_tree(walk, self._feed, self._dialect, parts)
             except ImportTreeError:
                 self._feed.abandon()
                 raise

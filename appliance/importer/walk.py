@@ -1,7 +1,11 @@
-"""The entries of one directory, sorted, with the targets of its symlinks.
+"""Walks a tree in the order of its NAR, ahead of the import.
 
-An entry is its name, NUL, a letter for its kind, and the target of a symlink: a directory of a
-million entries takes little more than its names.
+`list_directory` lists one directory, sorted. `walk` yields a tree as a sequence of steps, without
+recursion and without following symlinks. `LookaheadWalk` takes the steps of a walk before they are
+needed, and requests the files among them from the hashing processes.
+
+A listed entry is one byte string: the name, a NUL, a letter for the kind, and the target if it is a
+symlink. So a directory of a million entries takes little more memory than their names.
 """
 
 import os
@@ -21,20 +25,30 @@ from appliance.importer.roots import Identity, OpenRoot, identity_of, open_direc
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY
 _ROOT_FLAGS: Final = os.O_PATH | os.O_DIRECTORY
 _LETTERS: Final = {stat.S_IFREG: FILE, stat.S_IFDIR: DIRECTORY, stat.S_IFLNK: SYMLINK}
-_NODES: Final = frozenset({FILE, DIRECTORY})
-_KINDS: Final = {
+# Kinds that need no further look; symlinks need their targets.
+_COMPLETE: Final = frozenset({FILE, DIRECTORY})
+_REFUSED_KINDS: Final = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a character device",
     stat.S_IFBLK: "a block device",
 }
+# Maximum number of steps, with files or not, to take ahead of the import.
+_LOOKAHEAD_STEPS: Final = 4096
+
+NO_EXCLUSIONS: Final[Mapping[Identity, str]] = MappingProxyType({})
+
+# --- Listing a directory ---
 
 
 def open_root(path: bytes) -> OpenRoot:
-    """Open the path to import; its last part is a name, unless it is `/`.
+    """Open the path to import.
+
+    Args:
+        path: "/", or a path whose last component is neither empty nor "." nor "..".
 
     Raises:
-        ImportTreeError: it cannot be opened.
+        ImportTreeError: the path cannot be opened.
     """
     entry = path.rpartition(b"/")[2]
     parent = path.removesuffix(entry)
@@ -56,11 +70,16 @@ def open_root(path: bytes) -> OpenRoot:
 
 
 def list_directory(root: OpenRoot, path: bytes, excluded: Mapping[Identity, str]) -> list[bytes]:
-    """Return the entries of the directory `path`, relative to the root.
+    """Return the entries of a directory, sorted by name.
+
+    Args:
+        root: open.
+        path: path of the directory, relative to the root.
+        excluded: directories that must not be imported, each with the reason.
 
     Raises:
-        ImportTreeError: it cannot be read, is one of `excluded`, is too large to be served, or has
-            something that cannot be imported.
+        ImportTreeError: the directory cannot be read, is excluded, is too large to be served, or
+            has an entry that cannot be imported.
     """
     try:
         fd = open_beneath(root.directory, path, _OPEN_FLAGS)
@@ -77,16 +96,16 @@ def list_directory(root: OpenRoot, path: bytes, excluded: Mapping[Identity, str]
 
 
 def list_entry(root: OpenRoot) -> bytes:
-    """Return the entry of a root that is no directory.
+    """Return the entry of a root that is a file or symlink.
 
     Raises:
-        ImportTreeError: it cannot be read, or not be imported.
+        ImportTreeError: it cannot be read or imported.
     """
     return _Listing(root, b"", root.directory).complete(root.entry + b"\0?")
 
 
 def too_large(path: str, num_entries: int) -> ImportTreeError:
-    """Return the error of a directory that is too large to be served."""
+    """Return the error to raise for a directory that is too large to be served."""
     return ImportTreeError(
         f"{path}: its {num_entries} entries make a Directory of more than "
         f"{ENCODED_MAX >> 20} MiB, the most that can be served"
@@ -94,7 +113,7 @@ def too_large(path: str, num_entries: int) -> ImportTreeError:
 
 
 class _Listing:
-    """The directory `path`, by the descriptor `fd`."""
+    """Lists the directory `path`, which is open as `fd`."""
 
     def __init__(self, root: OpenRoot, path: bytes, fd: int) -> None:
         self._root = root
@@ -106,27 +125,27 @@ class _Listing:
         num_entries = len(entries)
         entries.sort()
         for index, entry in enumerate(entries):
-            if entry[-1] in _NODES:
+            if entry[-1] in _COMPLETE:
                 least_bytes += NODE_MIN - ENTRY_MIN
             else:
                 entries[index] = whole = self.complete(entry)
-                # A target of one byte was counted.
+                # ENTRY_MIN has counted one byte of the target.
                 least_bytes += max(len(whole) - len(entry) - 1, 0)
             if least_bytes > ENCODED_MAX:
                 raise too_large(self._root.describe(self._path), num_entries)
         return entries
 
     def _names(self) -> tuple[list[bytes], int]:
-        """Return the entries as they were listed, and the least that they take in the encoding."""
+        """Return the entries as they were listed, and a lower bound of their encoded size."""
         entries: list[bytes] = []
         num_entries = 0
         least_bytes = 0
         for some in read_entries(self._fd):
             num = some.count(b"/")
             num_entries += num
-            # Each name comes with three bytes.
+            # Beside its name, an entry has three bytes in `some`.
             least_bytes += len(some) + (ENTRY_MIN - 3) * num
-            # Beyond the limit they are only counted.
+            # Beyond the limit entries are only counted, for the error message.
             if least_bytes <= ENCODED_MAX:
                 entries += some.split(b"/")
                 entries.pop()
@@ -135,7 +154,7 @@ class _Listing:
         return entries, least_bytes
 
     def complete(self, entry: bytes) -> bytes:
-        """Return an entry with its kind, if that is not known yet, and its target."""
+        """Return an entry with its kind, looked up if it is not known, and its target."""
         name = entry[:-2]
         try:
             kind = entry[-1] if entry[-1] == SYMLINK else self._kind(name)
@@ -150,7 +169,7 @@ class _Listing:
         mode = os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mode
         letter = _LETTERS.get(stat.S_IFMT(mode))
         if letter is None:
-            kind = _KINDS.get(stat.S_IFMT(mode), "of an unknown kind")
+            kind = _REFUSED_KINDS.get(stat.S_IFMT(mode), "of an unsupported kind")
             raise ImportTreeError(
                 f"{self._describe(name)}: is {kind}; "
                 "only files, directories and symlinks can be imported"
@@ -165,37 +184,35 @@ class _Listing:
         return self._root.describe(b"%b/%b" % (self._path, name) if self._path else name)
 
 
-# --- Walking a tree in the order of its NAR, without recursion and without following symlinks.
+# --- Walking a tree ---
 
 
 class Step(IntEnum):
-    """What the walk has come to."""
+    """The kinds of steps of a walk."""
 
     FILE = 0
     SYMLINK = 1
     DIRECTORY = 2
-    # The directory's entries are all done.
+    # The end of the entries of the innermost directory.
     END_DIRECTORY = 3
 
 
-# One step of the walk: its kind, the name, and a detail. That is the target of a symlink; the path
-# of a directory, relative to the root; or of a file, the path of the directory that it is in.
+# One step of a walk: its kind, the name of the entry, and a detail. The detail of a symlink is its
+# target; of a directory, its path relative to the root; of a file, the path of its directory.
 Event: TypeAlias = tuple[Step, bytes, bytes]
-
-NOTHING: Final[Mapping[Identity, str]] = MappingProxyType({})
 
 _END: Final[Event] = (Step.END_DIRECTORY, b"", b"")
 
 
-def walk(root: OpenRoot, excluded: Mapping[Identity, str] = NOTHING) -> Iterator[Event]:
-    """Yield the steps of a tree; the root itself comes with an empty name.
+def walk(root: OpenRoot, excluded: Mapping[Identity, str] = NO_EXCLUSIONS) -> Iterator[Event]:
+    """Yield the steps of a tree in the order of its NAR; the name of the root is empty.
 
     Args:
-        root: open until the end of the walk.
-        excluded: directories that the walk must not come to, and why.
+        root: must stay open until the end of the walk.
+        excluded: directories that must not be imported, each with the reason.
 
     Raises:
-        ImportTreeError: something is neither file, directory nor symlink, is excluded, or cannot be
+        ImportTreeError: an entry is not a file, directory or symlink, is excluded, or cannot be
             read.
     """
     if root.entry:
@@ -223,23 +240,22 @@ def walk(root: OpenRoot, excluded: Mapping[Identity, str] = NOTHING) -> Iterator
             stack.pop()
 
 
-# --- The walk of a tree, so far ahead of its import that the hashing processes have work.
-
-# Steps of the walk taken ahead of the one in hand, files or not.
-_AHEAD_MAX: Final = 4096
+# --- Walking ahead of the import ---
 
 
-class WalkAhead:
-    """Walks the tree `root`, and asks `pool` for its files in the order of the walk.
+class LookaheadWalk:
+    """Walks a tree ahead of its import, and requests its files in the order of the walk.
+
+    So the hashing processes read files while the import is still busy with earlier steps.
 
     Args:
-        root: open until the end of the walk.
-        pool: idle.
-        excluded: see `walk`.
+        root: must stay open until the end of the walk.
+        pool: from where files are requested; idle.
+        excluded: directories that must not be imported, each with the reason.
     """
 
     def __init__(
-        self, root: OpenRoot, pool: HasherPool, excluded: Mapping[Identity, str] = NOTHING
+        self, root: OpenRoot, pool: HasherPool, excluded: Mapping[Identity, str] = NO_EXCLUSIONS
     ) -> None:
         self.root = root
         self._walk = walk(root, excluded)
@@ -255,7 +271,7 @@ class WalkAhead:
             HasherEndedError: a hashing process has ended.
         """
         while self.walk_on():
-            # The hashing processes have work for the second half while the walk goes on.
+            # Walk on after the first half: the hashing processes still have the second one to do.
             events, self._events = self._events, []
             middle = len(events) // 2
             yield from events[:middle]
@@ -263,14 +279,14 @@ class WalkAhead:
             yield from events[middle:]
 
     def walk_on(self) -> bool:
-        """Walk until enough is ahead; return whether anything is.
+        """Take steps until there are enough ahead of the import; return whether there are any.
 
         Raises:
             ImportTreeError: something in the tree cannot be imported.
             HasherEndedError: a hashing process has ended.
         """
         pool, events = self._pool, self._events
-        while len(events) < _AHEAD_MAX and pool.has_room():
+        while len(events) < _LOOKAHEAD_STEPS and pool.has_room():
             event = next(self._walk, None)
             if event is None:
                 break

@@ -1,4 +1,4 @@
-"""What the wants of workers come to: paths granted, images made, blobs fetched.
+"""Answers to the wants of workers: paths granted, images made, blobs fetched.
 
-All of it runs in the supervisor. A worker asks through its control channel and never comes here.
+This package runs in the supervisor. Workers ask through their control channels and never import it.
 """

@@ -1,9 +1,9 @@
-"""Backing files of a mount with passthrough: one id per inode while it is open.
+"""Backing files of a mount with passthrough: one backing id per inode while it is open.
 
 The kernel refuses an open whose backing file differs from that of another open of the same inode,
-and one that mixes passthrough with caching. So every open is counted here, before it is answered,
-until its RELEASE. A worker killed between the two may leave a count too high: then one id stays
-until the mount ends.
+and one that mixes passthrough with caching. So every open is counted here from before it is
+answered until its RELEASE. A worker that is killed between the two may leave a count too high: its
+backing id then stays until the mount ends.
 """
 
 import asyncio
@@ -13,28 +13,32 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from appliance.errors import ApplianceError
 from appliance.fuse_proto._fuse_wire import BackingMap, pack_backing_map
 from appliance.session.wants import BackingWanted, BlobWanted
 from appliance.system import libc
 
 _LOG = logging.getLogger(__name__)
 
-# Each keeps a file open in the kernel.
+# Each backing id keeps a file open in the kernel.
 BACKINGS_MAX: Final = 8192
 
 
 @dataclass(slots=True)
 class _Backing:
+    """The backing id of an inode, 0 if it has none, and the number of its opens."""
+
     id: "asyncio.Task[int]"
     opens: int = 0
 
 
 class Backings:
-    """The ids registered with the mount of `device_fd` (lent).
+    """The backing ids registered with one mount.
 
     Args:
-        device_fd: any descriptor of the mount.
-        open_content: returns a descriptor of the file of a blob of that digest and size, or None.
+        device_fd: any /dev/fuse descriptor of the mount (lent).
+        open_content: returns a descriptor, owned by the caller, of the file of a blob, or None if
+            the blob has none of the size that is wanted; may raise an ApplianceError or OSError.
     """
 
     def __init__(
@@ -45,7 +49,7 @@ class Backings:
         self._by_nodeid: dict[int, _Backing] = {}
 
     async def take(self, want: BackingWanted) -> int:
-        """Count an open of a nodeid; return its backing id, or 0: it has none."""
+        """Count an open of a nodeid; return its backing id, or 0 if it has none."""
         backing = self._by_nodeid.get(want.nodeid)
         if backing is None:
             task = asyncio.create_task(self._register(BlobWanted(want.digest, want.size)))
@@ -54,10 +58,10 @@ class Backings:
         return await asyncio.shield(backing.id)
 
     def release(self, nodeid: int) -> None:
-        """Count the end of an open; the last one closes the id."""
+        """Count the end of an open; the last one closes the backing id."""
         backing = self._by_nodeid.get(nodeid)
         if backing is None:
-            return  # it was opened without asking here
+            return  # it was opened without a backing file
         backing.opens -= 1
         if backing.opens == 0:
             del self._by_nodeid[nodeid]
@@ -68,7 +72,12 @@ class Backings:
     async def _register(self, blob: BlobWanted) -> int:
         if len(self._by_nodeid) > BACKINGS_MAX:
             return 0
-        fd = await self._open_content(blob)
+        # Whatever fails here fails again, and is reported, when the worker reads the blob itself.
+        try:
+            fd = await self._open_content(blob)
+        except (ApplianceError, OSError) as exc:
+            _LOG.debug("no backing file for blob %s: %s", blob.digest.hex(), exc)
+            return 0
         if fd is None:
             return 0
         try:

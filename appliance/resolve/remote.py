@@ -1,6 +1,12 @@
-"""The resolver for services that may be anywhere: every want on its own, none waits for another.
+"""The resolver of services that may be anywhere.
 
-It lives on the event loop of its own thread (see `remote`).
+Two objects share the work. `ContentLoader` loads PathInfos, Directories and blobs from the services
+into the store that workers read. It lives on the event loop of a thread of its own, so that network
+traffic and its hashing never delay front-ends. `RemoteResolver` is the `Resolver` that sessions
+call on the supervisor's loop: it passes wants to the loader and grants what comes back.
+
+Wants are independent: none waits for another, except that equal wants share one request. The store
+is either a local store that the blobs are in already, or a `BlobCache` in the state directory.
 """
 
 import asyncio
@@ -10,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from errno import ENOENT
+from errno import EINVAL, ENOENT
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -21,48 +27,60 @@ from appliance.castore.directory import Directory, Node
 from appliance.errors import ContentMissingError, ServiceUnavailableError, StoreError
 from appliance.resolve.local import listed_node, open_blob, path_digest, root_node
 from appliance.resolve.prefetch import SmallFiles
-from appliance.resolve.resolver import RootListing, SingleFlight
+from appliance.resolve.resolver import RootListing, SessionGrants, errno_of
 from appliance.services.addresses import LmdbAddress, ServiceAddresses
 from appliance.services.contracts import Services
-from appliance.services.fetch import BackgroundWork, BlobFetcher
+from appliance.services.fetch import BlobFetcher
 from appliance.services.open_services import LoopThread, open_services
-from appliance.session.wants import BlobWanted
+from appliance.services.tasks import BackgroundWork, SingleFlight
+from appliance.session.wants import (
+    BlobWanted,
+    DirectoryWanted,
+    RootListWanted,
+    RootNameWanted,
+    Want,
+)
 from appliance.store.blob_cache import BlobCache
 from appliance.store.store import Store
 from appliance.store.writer import AsyncStore
 
 T = TypeVar("T")
 
+_LOG: Final = logging.getLogger(__name__)
+
+# The cache, below the state directory.
+_CACHE_DIRECTORY: Final = "cache"
 # For one Directory or PathInfo, or the next PathInfo of a listing.
 _ANSWER_TIMEOUT_S: Final = 30.0
-_FETCHES_MAX: Final = 64
-# How long a listing of the root counts as new; longer if it takes long, so that at most a tenth of
-# the time is spent on it.
+# Requests for Directories and PathInfos under way at a time.
+_REQUESTS_MAX: Final = 64
+# How long a listing of the root counts as new. If making it takes long, it counts ten times as long
+# as it took, so that at most a tenth of the time is spent on listings.
 _FRESH_S: Final = 5.0
 _FRESH_FACTOR: Final = 10
-# Whoever lists it again waits no longer for a new listing.
+# Once there is a listing, a caller waits no longer than this for a newer one.
 _LISTING_WAIT_S: Final = 1.0
-# Names that a service did not have are not asked of it again for a moment.
+# A name that the service did not have is not asked for again for this long.
 _ABSENT_S: Final = 1.0
 _ABSENT_MAX: Final = 4096
-# Directories that come with one that is entered, at any depth below it and beside it: a walk that
+# Directories fetched ahead when one is entered: at any depth below it, and beside it. A walk that
 # enters it goes on to them.
 _BELOW_MAX: Final = 32
 _BESIDE_MAX: Final = 16
-# Remembered, together; and forgotten at once.
+# Digests remembered for fetching ahead; beyond this, all of them are forgotten.
 _DIGESTS_MAX: Final = 1 << 15
 
 
-class RemoteResolver:
-    """Finds paths in services, and puts images and blobs where workers read.
+class ContentLoader:
+    """Loads what workers want from `services`; used on the event loop of its thread only.
 
-    See `resolving.Resolver`, whose methods these are, on the loop of this object.
+    Every method may raise an OSError with the errno to answer, or an ApplianceError.
 
     Args:
         services: asked for everything.
-        store: where workers read.
-        cache: it, if it is a cache; None if blobs are local.
-        fetcher: of blobs into the cache, if there is one.
+        store: the store that workers read.
+        cache: the cache that `store` belongs to, or None if it is a local store with all blobs.
+        fetcher: fetches blobs into the cache; None if there is no cache.
     """
 
     def __init__(
@@ -79,43 +97,30 @@ class RemoteResolver:
         self._thread = ThreadPoolExecutor(1, "images")
         self._ahead = BackgroundWork()
         self._directories: SingleFlight[Digest, Directory] = SingleFlight()
+        self._paths: SingleFlight[bytes, Node] = SingleFlight()
         self._listings: SingleFlight[None, None] = SingleFlight()
         self._added: set[Digest] = set()
         self._next_directory: dict[Digest, Digest] = {}
         self._small_files = SmallFiles(fetcher.ahead_bytes_max if fetcher is not None else 0)
-        self._places = asyncio.Semaphore(_FETCHES_MAX)
+        self._places = asyncio.Semaphore(_REQUESTS_MAX)
         self._absent_until_s: OrderedDict[bytes, float] = OrderedDict()
         self._root_nodes: dict[bytes, Node] = {}
         self._fresh_until_s = 0.0
 
-    async def root_node(self, name: bytes) -> Node:
-        """See `Resolver.root_node`."""
-        digest = path_digest(name)
-        known = await self._run(lambda: self._known_path_info(digest))
-        if known is not None:
-            return root_node(name, known)
-        if self._absent_until_s.get(name, 0.0) > time.monotonic():
-            raise OSError(ENOENT, f"{name!r} was not there a moment ago")
-        encoded = await self._get(
-            self._services.path_infos.get(digest), f"path {name.decode('latin-1')}"
-        )
-        if encoded is None:
-            self._note_absent(name)
-            raise OSError(ENOENT, f"{name!r} is not there")
-        node = root_node(name, encoded)
-        await self._run(lambda: self._keep_path_info(digest, encoded))
-        return node
+    async def find_path(self, name: bytes) -> Node:
+        """Return the root node of the store path with this base name; ENOENT if there is none."""
+        return await self._paths.do(name, partial(self._find_path, name))
 
-    async def root_listing(self) -> RootListing:
-        """See `Resolver.root_listing`."""
+    async def list_paths(self) -> RootListing:
+        """Return all paths, from a listing that is a few seconds old at most if possible."""
         if self._fresh_until_s < time.monotonic():
             await self._list_again()
         fresh_until_ns = int(self._fresh_until_s * 1e9)
         nodes = list(self._root_nodes.values())
         return RootListing(nodes, 0, fresh_until_ns, is_complete=True)
 
-    async def directory(self, digest: Digest) -> None:
-        """See `Resolver.directory`; those that a walk comes to next are fetched after it."""
+    async def load_directory(self, digest: Digest) -> None:
+        """Put the image of a Directory into the store; fetch ahead those that a walk needs next."""
         if digest in self._directories:
             directory = await self._directories.do(digest, partial(self._add_directory, digest))
         else:
@@ -125,25 +130,30 @@ class RemoteResolver:
         self._want_directories(beside, iter(range(_BESIDE_MAX)))
         self._want_directories(self._below(directory), iter(range(_BELOW_MAX)))
 
-    async def blob(self, digest: Digest, size: int) -> None:
-        """See `Resolver.blob`; small ones that are likely to be read next are fetched after it."""
+    async def load_blob(self, digest: Digest, size: int) -> None:
+        """Put a blob into the cache; fetch small files ahead that are likely to be read next."""
         fetcher = self._fetcher
         if fetcher is None:
             return
         is_under_way = fetcher.is_under_way(digest)
-        fetching = asyncio.create_task(fetcher.fetch(digest, size))  # before what is not urgent
+        # A task begins first; what is fetched ahead comes after it.
+        fetching = asyncio.create_task(fetcher.fetch(digest, size))
         fetcher.fetch_ahead(self._small_files.after(digest, is_under_way=is_under_way))
         await fetching
 
-    async def used(self, keys: Sequence[bytes]) -> None:
-        """See `Resolver.used`."""
+    async def touch(self, keys: Sequence[bytes]) -> None:
+        """Record that entries of the cache were used; an error is logged."""
         if self._fetcher is not None:
-            await self._fetcher.touch(list(keys))
+            try:
+                await self._fetcher.touch(list(keys))
+            except StoreError as exc:
+                _LOG.error("%s", exc)
 
     async def close(self) -> None:
-        """See `Resolver.close`."""
+        """Cancel what is under way and end the thread; `services` and `fetcher` stay open."""
         await self._ahead.close()
         await self._directories.close()
+        await self._paths.close()
         await self._listings.close()
         self._thread.shutdown()
 
@@ -158,14 +168,15 @@ class RemoteResolver:
         return below
 
     def _after(self, digest: Digest) -> Iterator[Digest]:
-        # Equal directories stand in several places, so this may go round in a circle.
+        # Endless if equal directories stand in several places: the caller stops.
         following = self._next_directory.get(digest)
         while following is not None:
             yield following
             following = self._next_directory.get(following)
 
     def _want_directories(self, digests: list[Digest], left: Iterator[int]) -> None:
-        # As many as are left, of these and then of those below them.
+        # `left` has one item for each directory that may still be fetched. It is shared by these
+        # directories and those below them, whichever arrive first.
         new = (digest for digest in digests if digest not in self._added)
         self._ahead.want(
             (digest, partial(self._directory_ahead, digest, left))
@@ -189,6 +200,23 @@ class RemoteResolver:
 
     # --- The root ---
 
+    async def _find_path(self, name: bytes) -> Node:
+        digest = path_digest(name)
+        known = await self._run(lambda: self._known_path_info(digest))
+        if known is not None:
+            return root_node(name, known)
+        if self._absent_until_s.get(name, 0.0) > time.monotonic():
+            raise OSError(ENOENT, f"{name!r} was not there a moment ago")
+        encoded = await self._get(
+            self._services.path_infos.get(digest), f"path {name.decode('latin-1')}"
+        )
+        if encoded is None:
+            self._note_absent(name)
+            raise OSError(ENOENT, f"{name!r} is not there")
+        node = root_node(name, encoded)
+        await self._run(lambda: self._keep_path_info(digest, encoded))
+        return node
+
     def _note_absent(self, name: bytes) -> None:
         self._absent_until_s[name] = time.monotonic() + _ABSENT_S
         self._absent_until_s.move_to_end(name)
@@ -200,7 +228,7 @@ class RemoteResolver:
         if not self._fresh_until_s:
             await asyncio.shield(listing)
             return
-        # What is known stands in: the names were there, and paths do not change.
+        # The last listing stands in: its paths existed, and paths do not change.
         done, _pending = await asyncio.wait([listing], timeout=_LISTING_WAIT_S)
         if not done or listing.exception() is not None:
             self._fresh_until_s = time.monotonic() + _FRESH_S
@@ -227,7 +255,7 @@ class RemoteResolver:
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    # In the thread.
+    # --- In the thread of the store ---
 
     def _put_image(self, digest: Digest, encoded: bytes) -> None:
         if self._cache is not None:
@@ -243,61 +271,48 @@ class RemoteResolver:
             self._cache.put_path_info(path_digest, encoded)
 
 
-# --- Services other than one local store: a thread with an event loop of its own talks to them.
-#
-# What the network brings, and its hashing, must not keep the front-ends waiting.
+class RemoteResolver:
+    """The `Resolver` of services; called on any event loop, loads on that of `thread`.
 
-_LOG: Final = logging.getLogger(__name__)
-_CACHE_DIRECTORY: Final = "cache"
-
-
-class Remote:
-    """A `Resolver` called on any loop, which works on that of `thread`.
-
-    `store` is where workers read; it is a cache if `has_cache`.
+    Args:
+        thread: the thread that `loader` lives on.
+        loader: loads what is wanted into `store`.
+        store: the store that workers read.
+        has_cache: whether `store` is that of a cache, which has blobs only once they were wanted.
     """
 
     def __init__(
-        self, thread: LoopThread, resolver: RemoteResolver, store: Store, *, has_cache: bool
+        self, thread: LoopThread, loader: ContentLoader, store: Store, *, has_cache: bool
     ) -> None:
         self._thread = thread
-        self._resolver = resolver
+        self._loader = loader
         self.store = store
         self.has_cache = has_cache
 
-    async def root_node(self, name: bytes) -> Node:
-        """See `Resolver.root_node`."""
-        return await self._thread.run(self._resolver.root_node(name))
-
-    async def root_listing(self, generation: int) -> RootListing:  # noqa: ARG002 - there is none
-        """See `Resolver.root_listing`."""
-        return await self._thread.run(self._resolver.root_listing())
-
-    async def directory(self, digest: bytes) -> None:
-        """See `Resolver.directory`."""
-        await self._thread.run(self._resolver.directory(Digest(digest)))
-
-    async def blob(self, want: BlobWanted) -> None:
-        """See `Resolver.blob`."""
-        await self._thread.run(self._resolver.blob(Digest(want.digest), want.size))
+    async def resolve(self, want: Want, session: SessionGrants) -> int:
+        """See `Resolver.resolve`."""
+        match want:
+            case RootNameWanted(name):
+                return await errno_of(want, session.add_name(name, self._find_path))
+            case RootListWanted():
+                return await errno_of(want, session.add_listing(self._list_paths))
+            case DirectoryWanted(digest):
+                return await errno_of(want, self._load_directory(digest))
+            case BlobWanted():
+                return await errno_of(want, self._load_blob(want))
+            case _:
+                return EINVAL
 
     async def open_blob(self, want: BlobWanted) -> int | None:
         """See `Resolver.open_blob`."""
         if self.has_cache:
-            await self.blob(want)
+            await self._load_blob(want)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(None, open_blob, self.store, want)
 
     def used(self, keys: Sequence[bytes]) -> None:
         """See `Resolver.used`."""
-
-        async def note() -> None:
-            try:
-                await self._resolver.used(keys)
-            except StoreError as exc:
-                _LOG.error("%s", exc)
-
-        self._thread.spawn(note())
+        self._thread.spawn(self._loader.touch(keys))
 
     async def reap_readers(self) -> None:
         """See `Resolver.reap_readers`."""
@@ -305,14 +320,26 @@ class Remote:
         await loop.run_in_executor(None, self.store.env.reap_readers)
 
     async def close(self) -> None:
-        """Do nothing: `open_remote` ends what it began."""
+        """Do nothing: `open_remote` closes what it opened."""
+
+    async def _find_path(self, name: bytes) -> Node:
+        return await self._thread.run(self._loader.find_path(name))
+
+    async def _list_paths(self, _generation: int) -> RootListing:
+        return await self._thread.run(self._loader.list_paths())
+
+    async def _load_directory(self, digest: bytes) -> None:
+        await self._thread.run(self._loader.load_directory(Digest(digest)))
+
+    async def _load_blob(self, want: BlobWanted) -> None:
+        await self._thread.run(self._loader.load_blob(Digest(want.digest), want.size))
 
 
 @asynccontextmanager
 async def open_remote(
     addresses: ServiceAddresses, state_dir: Path, cache_bytes: int
-) -> AsyncIterator[Remote]:
-    """Open the services; peers are connected to when they are first needed.
+) -> AsyncIterator[RemoteResolver]:
+    """Open the services and the store that workers read; connect to peers when first needed.
 
     Raises:
         StoreError: a store or the cache cannot be opened.
@@ -324,7 +351,7 @@ async def open_remote(
             local = AsyncStore.open(addresses.blobs.path, create=True, or_readonly=True)
             stack.callback(local.close)
             stores[addresses.blobs.path.resolve()] = local
-            # One that takes no images of directories from elsewhere is copied from.
+            # A store that cannot take images of Directories is copied into the cache instead.
             store = local.store if local.store.is_writable else None
         if store is None:
             cache = BlobCache(state_dir / _CACHE_DIRECTORY, cache_bytes)
@@ -339,15 +366,15 @@ async def open_remote(
 
         stack.push_async_callback(close)
 
-        async def start() -> RemoteResolver:
+        async def start() -> ContentLoader:
             services = await inner.enter_async_context(open_services(addresses, stores=stores))
             fetcher = None
             if cache is not None:
                 fetcher = BlobFetcher(services.blobs, cache)
                 inner.push_async_callback(fetcher.close)
-            resolver = RemoteResolver(services, store, cache, fetcher)
-            inner.push_async_callback(resolver.close)
-            return resolver
+            loader = ContentLoader(services, store, cache, fetcher)
+            inner.push_async_callback(loader.close)
+            return loader
 
-        resolver = await thread.run(start())
-        yield Remote(thread, resolver, store, has_cache=cache is not None)
+        loader = await thread.run(start())
+        yield RemoteResolver(thread, loader, store, has_cache=cache is not None)

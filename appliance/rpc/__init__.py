@@ -1,4 +1,4 @@
-"""The daemon: the services of this host, offered over gRPC.
+"""The daemon: the services of this host, served over gRPC.
 
 Clients of such daemons are services like any other and live in `appliance.services`.
 """

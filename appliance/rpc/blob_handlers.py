@@ -1,31 +1,40 @@
-"""The blob service, served.
-
-castore_rpc.proto: BlobService.
-"""
+"""The gRPC methods of the blob service (castore_rpc.proto: BlobService)."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Final
 
+from blake3 import blake3
+
+from appliance.castore.digest import Digest
+from appliance.errors import WrongDigestError
 from appliance.protos import castore_rpc_pb2 as pb
 from appliance.rpc.calls import Edge, Handler, decode_untrusted, digest_untrusted
 from appliance.services.contracts import BlobService
 from appliance.services.grpc_messages import CONTENT_MAX, decode_chunk_untrusted, encode_chunk
 from appliance.services.grpc_status import not_found
 
-# What the calls to Read may send at a time, shared among them, and the least for each.
+# Bytes of content that all calls to Read together hold in messages on their way to clients, and the
+# least that each call may hold, however many there are.
 _SENDING_MAX: Final = 16 << 20
 _SHARE_MIN: Final = 64 << 10
 
 
 class BlobHandlers:
-    """Answers calls from a blob service."""
+    """Answers calls with the blobs of `service`.
 
-    def __init__(self, service: BlobService) -> None:
+    Args:
+        service: the blobs.
+        verifies: compare the digest of what is sent, and fail the call if it is wrong, because the
+            service is another peer's. Without, clients verify (see `BlobReader`).
+    """
+
+    def __init__(self, service: BlobService, *, verifies: bool = False) -> None:
         self._service = service
+        self._verifies = verifies
         self._num_reads = 0
 
     def methods(self, edge: Edge) -> Mapping[str, Handler]:
-        """Return the handlers by name of method."""
+        """Return the handlers by the names of their methods."""
         return {
             "Stat": edge.unary(self.stat),
             "Read": edge.stream(self.read),
@@ -33,7 +42,7 @@ class BlobHandlers:
         }
 
     async def stat(self, request: bytes) -> bytes:
-        """Say whether a blob is there, and of which chunks."""
+        """Return the chunks of a blob."""
         digest = digest_untrusted(decode_untrusted(pb.StatBlobRequest, request).digest)
         chunks = await self._service.stat(digest)
         if chunks is None:
@@ -50,9 +59,22 @@ class BlobHandlers:
         if reader is None:
             raise not_found(f"blob {digest} not found")
         self._num_reads += 1
+        hasher = blake3() if self._verifies else None
         try:
-            while message := encode_chunk(await reader.read(self._share())):
-                yield message
+            is_last = False
+            while not is_last:
+                share = self._share()
+                data = await reader.read(share)
+                is_last = len(data) < share
+                if hasher is not None:
+                    hasher.update(data)
+                    # Before the last message: a blob that fits one is never sent unverified.
+                    if is_last and (actual := Digest(hasher.digest())) != digest:
+                        raise WrongDigestError("blob", digest, actual)
+                message = encode_chunk(data)
+                del data  # the message has a copy
+                if message:
+                    yield message
         finally:
             self._num_reads -= 1
             await reader.close()
@@ -65,7 +87,7 @@ class BlobHandlers:
                 data = decode_chunk_untrusted(request)
                 if data:
                     await writer.write(data)
-                # Not to be held while the next is awaited.
+                # Free the message before the next one is awaited.
                 del request, data
             digest = await writer.close()
         finally:
@@ -73,5 +95,5 @@ class BlobHandlers:
         return pb.PutBlobResponse(digest=digest).SerializeToString()
 
     def _share(self) -> int:
-        # A client that does not read what it asked for has a message kept for it.
+        # A client that does not read what it asked for keeps one message in memory.
         return max(_SHARE_MIN, min(CONTENT_MAX, _SENDING_MAX // self._num_reads))

@@ -1,4 +1,9 @@
-"""What all handlers have in common: bytes in, bytes out, errors to statuses."""
+"""What all gRPC handlers share: functions on bytes in, statuses out, and limits on clients.
+
+`Edge` turns a function on bytes into a gRPC handler, translates errors to statuses and limits how
+many calls are under way. `Incoming` receives the messages of a call that sends many, and limits
+how many messages are in memory at a time.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
@@ -16,7 +21,7 @@ from appliance.services.grpc_status import Status, StatusError, status_of
 
 M = TypeVar("M", bound=Message)
 
-# Quoted: the classes are generic in their stubs only.
+# Quoted, as the classes are generic in their stubs only.
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 UnaryHandler = Callable[[bytes], Awaitable[bytes]]
@@ -24,17 +29,31 @@ StreamHandler = Callable[[bytes], AsyncGenerator[bytes, None]]
 SinkHandler = Callable[[AsyncIterator[bytes]], Awaitable[bytes]]
 ExchangeHandler = Callable[[AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
 
-# Work under way, and calls that wait for something to happen: more of either are refused, as each
-# may hold a request in memory. Waiting costs no more than that, and is not to keep work out.
+# Calls that do work, and calls that wait for something to happen. More of either kind are refused,
+# as each may hold a request in memory. They are counted apart: waiting must not keep work out.
 CALLS_MAX: Final = 1024
 WATCHES_MAX: Final = 1024
-_FULL: Final = Status(
-    grpc.StatusCode.RESOURCE_EXHAUSTED, "as many calls are under way as there may be"
-)
+_FULL: Final = Status(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls are under way")
+
+# Messages that all calls together hold in memory while receiving; each has up to `MESSAGE_MAX`
+# bytes.
+_NUM_PLACES: Final = 8
+# A call to which no message arrives for this long loses its place and receives all the same. Large
+# messages take their time. Clients that send small ones, or have been slow before, get less.
+_PATIENCE_S: Final = 1.0
+_SHORT_PATIENCE_S: Final = 0.1
+# Messages of at least this many bytes count as large.
+_LARGE_MIN: Final = 2 * CONTENT_MAX
+# How long the rest of a refused stream is received: in all, and while nothing arrives.
+_DRAIN_S: Final = 30.0
+_DRAIN_IDLE_S: Final = 2.0
+
+
+# --- Handlers ---
 
 
 class Edge:
-    """Makes gRPC handlers of functions on bytes, and knows of the calls under way."""
+    """Makes gRPC handlers of functions on bytes, and counts the calls under way."""
 
     def __init__(self) -> None:
         self._places = ReceivingPlaces()
@@ -47,7 +66,11 @@ class Edge:
         await self._work.wait_empty()
 
     def unary(self, handler: UnaryHandler, *, is_work: bool = True) -> Handler:
-        """Serve one message with one; what is no work is answered however much of it there is."""
+        """Answer one message with one.
+
+        With `is_work` unset, the call is answered even if the limit of work is reached, and
+        `wait_idle` does not wait for it.
+        """
         room = self._work if is_work else self._questions
 
         async def call(request: bytes, context: Context) -> bytes:
@@ -66,12 +89,15 @@ class Edge:
     def stream(
         self, handler: StreamHandler, *, has_headers: bool = False, is_watch: bool = False
     ) -> Handler:
-        """Serve one message with many; a watch lasts as long as its client wants.
+        """Answer one message with many.
 
-        With `has_headers`, an error that comes before the first message is preceded by headers, as
-        in a stream that has begun. Without, its status is in the headers (Trailers-Only in gRPC's
-        specification, which has it for errors), and some clients take that for the failure of the
-        call itself.
+        Args:
+            handler: yields the answers.
+            has_headers: send headers before the status of an error that precedes the first message,
+                as in a stream that has begun. Without them, the status is in the headers
+                (Trailers-Only in the gRPC specification), and some clients take that for a failure
+                of the call itself.
+            is_watch: the call lasts as long as its client wants, and is no work.
         """
         room = self._watches if is_watch else self._work
 
@@ -96,7 +122,7 @@ class Edge:
         return grpc.unary_stream_rpc_method_handler(call)
 
     def sink(self, handler: SinkHandler) -> Handler:
-        """Serve many messages with one."""
+        """Answer many messages with one."""
 
         async def call(_requests: AsyncIterator[bytes], context: Context) -> bytes:
             with self._work.taken(context) as refusal:
@@ -114,7 +140,7 @@ class Edge:
         return grpc.stream_unary_rpc_method_handler(call)
 
     def exchange(self, handler: ExchangeHandler) -> Handler:
-        """Serve many messages with many, as long as the client wants: like a watch."""
+        """Answer many messages with many, as long as the client wants: the call is a watch."""
 
         async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
             with self._watches.taken(context) as refusal:
@@ -143,8 +169,8 @@ class _Room:
 
     @contextmanager
     def taken(self, context: Context) -> Iterator[Status | None]:
-        """Have a call take room for the block; yield what to refuse it with if there is none."""
-        set_log_source(_host_of(context.peer()))  # each call is a task of its own
+        """Count a call during the block; yield the status to refuse it with if there is no room."""
+        set_log_source(_host_of(context.peer()))  # for this call only, which is a task of its own
         if self._num_calls >= self._limit:
             yield _FULL
             return
@@ -158,15 +184,15 @@ class _Room:
                 self._empty.set()
 
     async def wait_empty(self) -> None:
-        """Wait until there is no call."""
+        """Wait until no call is under way."""
         await self._empty.wait()
 
 
 def decode_untrusted(kind: type[M], data: bytes) -> M:
-    """Read a message.
+    """Decode a message.
 
     Raises:
-        InvalidRequestError: it is not of this kind.
+        InvalidRequestError: `data` is not a message of this kind.
     """
     try:
         return kind.FromString(data)
@@ -175,10 +201,10 @@ def decode_untrusted(kind: type[M], data: bytes) -> M:
 
 
 def digest_untrusted(value: bytes) -> Digest:
-    """Read a digest.
+    """Return the digest of a request.
 
     Raises:
-        StatusError: it has another length.
+        StatusError: it does not have 32 bytes.
     """
     if len(value) != DIGEST_SIZE:
         raise StatusError(grpc.StatusCode.INVALID_ARGUMENT, "invalid digest length")
@@ -186,60 +212,52 @@ def digest_untrusted(value: bytes) -> Digest:
 
 
 def _host_of(peer: str) -> str:
-    # As gRPC writes it: "ipv4:127.0.0.1:4711", "ipv6:%5B::1%5D:4711", "unix:". A client that
-    # connects again has another port, and must not count as another.
+    # gRPC writes "ipv4:127.0.0.1:4711", "ipv6:%5B::1%5D:4711" or "unix:". The port is left out: a
+    # client that connects again has another one.
     return peer.rpartition(":")[0] if peer.startswith("ipv") else "unix"
 
 
 async def _abort(context: Context, status: Status) -> NoReturn:
-    # gRPC keeps the exception that this raises, and it keeps all that its frames, and those of an
-    # exception under way, refer to, in a cycle: so it is called outside of any `except`, by frames
-    # that refer to no message.
+    # gRPC keeps the exception that this raises in a reference cycle, with all that its frames and
+    # those of an exception being handled refer to. So this is called outside of any `except` block,
+    # by frames that refer to no message.
     await context.abort(*status)
 
 
-# --- The messages of one call, received one at a time and when there is room for them.
+# --- Messages of one call, received one at a time ---
 #
-# A message may be `MESSAGE_MAX` long, and there is no choosing who sends it: so messages have a
-# limited number of places. A call takes one for each message, from before it is received until it
-# is dealt with. Calls without one wait, and what is sent to them stays with their clients.
-
-_NUM_PLACES: Final = 8
-# A call to which no message comes for so long loses its place, and receives all the same: nobody
-# waits for a client that sends nothing. Large messages take their time; who sends small ones, or
-# has been slow before, is not waited for any longer than that.
-_PATIENCE_S: Final = 1.0
-_SHORT_PATIENCE_S: Final = 0.1
-_LARGE_MIN: Final = 2 * CONTENT_MAX
-# How long the rest of a stream that is refused is taken, in all and while nothing comes.
-_DRAIN_S: Final = 30.0
-_DRAIN_IDLE_S: Final = 2.0
+# A message may have `MESSAGE_MAX` bytes, and gRPC does not say how many before it has all of them.
+# So the messages of all calls share a limited number of places. A call takes one for each message,
+# from before it is received until the handler asks for the next. Calls without a place wait, and
+# flow control leaves their messages with the clients.
 
 
 class ReceivingPlaces:
-    """The places for messages, of all calls; made and used on one event loop."""
+    """The places for messages of all calls; created and used on one event loop."""
 
     def __init__(self) -> None:
         self._free = asyncio.Semaphore(_NUM_PLACES)
 
     async def take(self, patience_s: float) -> "_Place":
-        """Wait for a place, first come, first served; it is had for so long, unless kept."""
+        """Wait for a place, first come, first served; it is lost after `patience_s` unless kept."""
         await self._free.acquire()
         return _Place(self._free, patience_s)
 
 
 class _Place:
+    """The place of one message; `is_held` until it is given back or lost."""
+
     def __init__(self, free: asyncio.Semaphore, patience_s: float) -> None:
         self._free = free
         self.is_held = True
         self._timer = asyncio.get_running_loop().call_later(patience_s, self.give_back)
 
     def keep(self) -> None:
-        """Have the place until `give_back`: the message is there."""
+        """Keep the place until `give_back`, as the message has arrived."""
         self._timer.cancel()
 
     def give_back(self) -> None:
-        """Leave the place to another; may be called again."""
+        """Leave the place to another message; may be called again."""
         self._timer.cancel()
         if self.is_held:
             self.is_held = False
@@ -247,17 +265,17 @@ class _Place:
 
 
 class Incoming:
-    """What the client of one call sends."""
+    """The messages that the client of one call sends."""
 
     def __init__(self, context: Context, places: ReceivingPlaces) -> None:
         self._context = context
         self._places = places
 
     async def whole(self) -> AsyncGenerator[bytes, None]:
-        """Yield each message; to be closed by who does not take all.
+        """Yield each message; a caller that does not take all of them closes the generator.
 
         Raises:
-            StatusError: the client has gone away.
+            StatusError: the client has gone away before the end of the stream.
         """
         patience_s = _PATIENCE_S
         while True:
@@ -270,21 +288,21 @@ class Incoming:
                 is_waited_for = place.is_held and len(message) >= _LARGE_MIN
                 patience_s = _PATIENCE_S if is_waited_for else _SHORT_PATIENCE_S
                 yield message
-                del message  # not to be held while the next is awaited
+                del message  # free it before the next one is awaited
             finally:
                 place.give_back()
-        # The stream of a client that has gone away, or given up, ends like one that is complete,
-        # and that it is cancelled may be heard only later. But nothing can be sent to such a one.
+        # The stream of a client that has gone away ends like a complete one, and the call may be
+        # cancelled only later. But sending something to such a client fails at once.
         try:
             await self._context.send_initial_metadata(())
         except grpc.aio.BaseError as exc:
             raise StatusError(grpc.StatusCode.CANCELLED, "the client has gone away") from exc
 
     async def drain(self) -> None:
-        """Receive the rest, for some time.
+        """Receive and drop the rest, for a limited time.
 
-        Some clients that are still sending when the answer comes see that they could not send, and
-        not the answer: so they get the chance to finish.
+        Some clients that are still sending when the answer arrives report that they could not send
+        instead of the answer. This gives them the chance to finish.
         """
         with suppress(TimeoutError, grpc.aio.BaseError):
             async with asyncio.timeout(_DRAIN_S):

@@ -1,10 +1,13 @@
-"""`appliance daemon`: the services of this machine over gRPC."""
+"""`appliance daemon`: serves the services of this machine over gRPC until it is told to stop.
+
+gRPC opens most listening sockets itself, from their addresses. Sockets that a service manager
+passed are served through a `Relay`.
+"""
 
 import asyncio
 import logging
 import os
 import socket
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -21,16 +24,17 @@ from appliance.rpc.listen import (
     inherited_socket,
 )
 from appliance.rpc.server import Server
-from appliance.services.addresses import ServiceAddresses, unix_target
+from appliance.services.addresses import GrpcAddress, ServiceAddresses, unix_target
 from appliance.services.contracts import Services
 from appliance.services.open_services import open_services
 from appliance.services.path_info_checks import CheckedPathInfoService
 from appliance.system.listening import (
+    announce_ready,
+    announce_stopping,
     claim_socket_path,
-    notify,
     raise_descriptor_limit,
     socket_mode,
-    told_to_stop,
+    stop_event,
 )
 
 if TYPE_CHECKING:
@@ -38,14 +42,21 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-# Calls under way at the end may take so long; more than that, and they are cancelled.
+# How long calls may take to end when the daemon stops; then they are cancelled.
 _GRACE_S: Final = 60.0
-# Sockets that are made: for their owner and group.
+# Of sockets that the daemon creates: for their owner and group.
 _SOCKET_MODE: Final = 0o660
 
 
 class DaemonConfig(NamedTuple):
-    """What the daemon serves, and where."""
+    """What the daemon serves, and where.
+
+    Args:
+        services: the services that are served.
+        listen: the addresses to listen on.
+        may_replace_paths: a PathInfo that is put replaces one that it contradicts.
+        checks_content: read all contents of a path before its PathInfo is accepted.
+    """
 
     services: ServiceAddresses
     listen: Sequence[ListenAddress]
@@ -57,26 +68,30 @@ def serve(config: DaemonConfig) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP.
 
     Raises:
-        ConfigError: it cannot listen where it should.
+        ConfigError: the daemon cannot listen on one of its addresses.
         StoreError: the store cannot be opened.
     """
-    raise_descriptor_limit()  # of connections, and of large blobs being read
+    raise_descriptor_limit()  # connections and large blobs being read take descriptors
     asyncio.run(_serve(config))
 
 
 async def _serve(config: DaemonConfig) -> None:
-    stopping = told_to_stop()
+    stopping = stop_event()
     opening = open_services(config.services, may_replace_paths=config.may_replace_paths)
     async with opening as services:
-        listeners = _Listeners(Server(_served(services, config)))
+        # Clients verify what comes from a store of this host (see `BlobReader`). What comes from
+        # another peer is verified before it is passed on.
+        is_of_peer = isinstance(config.services.blobs, GrpcAddress)
+        server = Server(_served(services, config), verifies_blobs=is_of_peer)
+        listeners = _Listeners(server)
         try:
             for address in config.listen:
                 listeners.add(address)
             await listeners.start()
-            _say_ready(listeners.labels)
+            announce_ready(f"serving on {', '.join(listeners.labels)}")
             await stopping.wait()
         finally:
-            notify("STOPPING=1")
+            announce_stopping()
             await listeners.stop()
 
 
@@ -87,7 +102,7 @@ def _served(services: Services, config: DaemonConfig) -> Services:
 
 
 class _Listeners:
-    """The server, and how connections get to it."""
+    """The server and the sockets that it listens on; `labels` names them for people."""
 
     def __init__(self, server: Server) -> None:
         self.labels: list[str] = []
@@ -128,7 +143,7 @@ class _Listeners:
     async def stop(self) -> None:
         if self._relay is not None:
             await self._relay.stop_accepting()
-        # First, as gRPC does: while calls are finished, another daemon may listen there already.
+        # Before calls are finished, as gRPC does: another daemon may listen there meanwhile.
         for path in self._paths:
             with suppress(FileNotFoundError):
                 path.unlink()
@@ -142,16 +157,10 @@ class _Listeners:
 
 
 def _check_free(family: int, address: tuple[str, int] | str, where: str) -> None:
-    # gRPC does not say why it cannot listen.
+    # gRPC does not report why it cannot listen, so an ordinary socket tries first.
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
         except OSError as exc:
             raise ConfigError(f"cannot listen on {where}: {exc.strerror or exc}") from exc
-
-
-def _say_ready(labels: Sequence[str]) -> None:
-    sys.stderr.write(f"READY: serving on {', '.join(labels)}\n")
-    sys.stderr.flush()
-    notify("READY=1")

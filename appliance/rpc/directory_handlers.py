@@ -1,7 +1,4 @@
-"""The directory service, served.
-
-castore_rpc.proto: DirectoryService.
-"""
+"""The gRPC methods of the directory service (castore_rpc.proto: DirectoryService)."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -17,23 +14,24 @@ from appliance.rpc.calls import Edge, Handler, decode_untrusted, digest_untruste
 from appliance.services.contracts import DirectoryService
 from appliance.services.grpc_status import StatusError, not_found
 
-# Larger messages are decoded in another thread.
+# Messages of this many bytes or more are decoded in another thread.
 _THREAD_MIN: Final = 32 * 1024
 
 
 class DirectoryHandlers:
-    """Answers calls from a directory service."""
+    """Answers calls with the directories of `service`."""
 
     def __init__(self, service: DirectoryService) -> None:
         self._service = service
 
     def methods(self, edge: Edge) -> Mapping[str, Handler]:
-        """Return the handlers by name of method."""
-        # To Tvix and Snix only a stream that ends with NOT_FOUND means that there is no directory.
+        """Return the handlers by the names of their methods."""
+        # To clients of Tvix and Snix, only a stream that ends with NOT_FOUND means that there is no
+        # such directory.
         return {"Get": edge.stream(self.get, has_headers=True), "Put": edge.sink(self.put)}
 
     async def get(self, request: bytes) -> AsyncGenerator[bytes, None]:
-        """Send one directory, or a closure: nothing then if its root is missing."""
+        """Send one directory, or a closure, which is empty if its root is missing."""
         message = decode_untrusted(pb.GetDirectoryRequest, request)
         if message.WhichOneof("by_what") is None:
             raise InvalidRequestError("by_what needs to be specified")
@@ -57,7 +55,7 @@ class DirectoryHandlers:
                 else:
                     directory = await asyncio.to_thread(_decode_untrusted, request)
                 await putter.put(directory)
-                # Not to be held while the next is awaited.
+                # Free the message before the next one is awaited.
                 del request, directory
             digest = await putter.close()
         finally:
@@ -74,7 +72,7 @@ class DirectoryHandlers:
 
 def _decode_untrusted(message: bytes) -> Directory:
     directory = Directory.from_bytes(message)
-    # What is kept must be what was sent, and the digest is that of the canonical encoding.
+    # The digest is that of the canonical encoding, so what is kept would not be what was sent.
     if directory.to_bytes() != message:
-        raise InvalidRequestError("a Directory with unknown fields, or not in canonical encoding")
+        raise InvalidRequestError("Directory has unknown fields or is not in canonical encoding")
     return directory

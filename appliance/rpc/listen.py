@@ -1,4 +1,9 @@
-"""Where the daemon listens, as text and parsed."""
+"""Where the daemon listens: addresses, and a relay for sockets that it inherited.
+
+gRPC opens the sockets of all other addresses itself. gRPC for Python cannot serve a socket that it
+did not open, so `Relay` accepts connections to inherited ones and joins each to a connection to a
+socket of the server, in a directory that nobody else may enter.
+"""
 
 import asyncio
 import contextlib
@@ -14,44 +19,53 @@ from typing import Final
 
 from appliance.errors import ConfigError
 
-# sd_listen_fds(3).
+_LOG = logging.getLogger(__name__)
+
+# The first descriptor that a service manager passes: SD_LISTEN_FDS_START in sd_listen_fds(3).
 _FIRST_FD: Final = 3
 _SD_LISTEN: Final = re.compile(r"sd[-_]listen(?:-unix)?(?::(?P<name>.*))?", re.IGNORECASE)
 _TCP: Final = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
 _PORT_MAX: Final = 65535
+# Bytes copied at a time, in each direction of a relayed connection.
+_BUFFER_SIZE: Final = 1 << 18
+# How long to wait after accept(2) failed.
+_ACCEPT_RETRY_S: Final = 0.1
+
+
+# --- Addresses ---
 
 
 @dataclass(frozen=True)
 class TcpListen:
-    """A TCP address, numeric."""
+    """A numeric TCP address; `family` is AF_INET or AF_INET6."""
 
     family: int
     host: str
     port: int
 
     def target(self) -> str:
-        """Return it as gRPC writes it."""
+        """Return the address as gRPC writes it."""
         host = f"[{self.host}]" if self.family == socket.AF_INET6 else self.host
         return f"{host}:{self.port}"
 
 
 @dataclass(frozen=True)
 class UnixListen:
-    """The path of a socket to make."""
+    """The path of a socket to create."""
 
     path: Path
 
 
 @dataclass(frozen=True)
 class AbstractListen:
-    """The name of a socket that is not in the file system."""
+    """The name of a socket in the abstract namespace, without the leading NUL."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class InheritedListen:
-    """A listening socket that the service manager passed."""
+    """The descriptor of a listening socket that the service manager passed."""
 
     fd: int
 
@@ -60,13 +74,13 @@ ListenAddress = TcpListen | UnixListen | AbstractListen | InheritedListen
 
 
 def parse_listen_address(text: str, environ: Mapping[str, str]) -> list[ListenAddress]:
-    """Read an address to listen on; one that names several sockets gives several.
+    """Parse an address to listen on; one that names several sockets results in several.
 
-    `host:port`, `[v6]:port`, a path that contains a slash, `@abstract`, `sd-listen` (the first
-    inherited socket), `sd-listen:NAME` (those of that name) or `sd-listen:*` (all).
+    The forms are `host:port`, `[v6]:port`, a path that contains a slash, `@abstract`, `sd-listen`
+    (the first inherited socket), `sd-listen:NAME` (those of that name) and `sd-listen:*` (all).
 
     Raises:
-        ConfigError: it is none of these; or there is no such inherited socket or host.
+        ConfigError: `text` has none of these forms, or names no inherited socket or host.
     """
     if match := _SD_LISTEN.fullmatch(text):
         return [InheritedListen(fd) for fd in _inherited(text, match["name"], environ)]
@@ -116,22 +130,14 @@ def _inherited(text: str, name: str | None, environ: Mapping[str, str]) -> list[
     return named
 
 
-# --- Connections to inherited sockets, handed on to the server ---
-#
-# gRPC for Python cannot serve a socket that it did not open; so it also listens on a socket in a
-# directory that nobody else may enter, and each connection accepted here is joined to one made
-# there.
-
-_LOG = logging.getLogger(__name__)
-
-_BUFFER_SIZE: Final = 1 << 18
+# --- Connections to inherited sockets ---
 
 
 def inherited_socket(fd: int) -> socket.socket:
-    """Return the listening socket `fd`, which is owned from now on.
+    """Return the listening socket `fd`, which it takes ownership of, as a non-blocking one.
 
     Raises:
-        ConfigError: it is not a listening stream socket.
+        ConfigError: `fd` is not a listening stream socket.
     """
     try:
         sock = socket.socket(fileno=fd)
@@ -146,7 +152,11 @@ def inherited_socket(fd: int) -> socket.socket:
 
 
 class Relay:
-    """Joins what connects to the sockets to the server's own `target`."""
+    """Accepts connections to `sockets` (owned) and joins each to one to the server.
+
+    Args:
+        sockets: listening and non-blocking.
+    """
 
     def __init__(self, sockets: list[socket.socket]) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="appliance-daemon-")
@@ -156,21 +166,21 @@ class Relay:
         self._connections: set[asyncio.Task[None]] = set()
 
     def target(self) -> str:
-        """Return where the server has to listen, as gRPC writes it."""
+        """Return the address that the server has to listen on, as gRPC writes it."""
         return f"unix:{self._path}"
 
     def start(self) -> None:
-        """Begin to accept; the server listens already."""
+        """Begin to accept connections; the server must listen already."""
         self._acceptors = [asyncio.create_task(self._accept(sock)) for sock in self._sockets]
 
     async def stop_accepting(self) -> None:
-        """Let no more connections in; those there are go on."""
+        """Close the listening sockets; connections go on."""
         await _cancel(self._acceptors)
         for sock in self._sockets:
             sock.close()
 
     async def close(self) -> None:
-        """End all connections."""
+        """End all connections and remove the socket of the server."""
         await _cancel(list(self._connections))
         self._directory.cleanup()
 
@@ -180,9 +190,9 @@ class Relay:
             try:
                 accepted, _address = await loop.sock_accept(sock)
             except OSError as exc:
-                # Out of descriptors, or the peer gave up meanwhile: others shall still get in.
+                # No descriptor is left, or the peer has given up: keep accepting others.
                 _LOG.warning("accepting a connection: %s", exc.strerror)
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(_ACCEPT_RETRY_S)
                 continue
             task = asyncio.create_task(self._join(accepted))
             self._connections.add(task)
@@ -198,12 +208,12 @@ class Relay:
                     group.create_task(_pump(accepted, inner))
                     group.create_task(_pump(inner, accepted))
         except* OSError:
-            pass  # one end is gone, and both are closed
+            pass  # one end is gone; both are closed
 
 
 async def _pump(source: socket.socket, target: socket.socket) -> None:
-    # A source that fails ends both directions: its peer is gone. A target that does leaves what it
-    # sent to the other direction, which meets its end.
+    # If the source fails, its peer is gone: the error ends both directions. If the target fails,
+    # what it sent before may still be on its way: the other direction goes on until its end.
     loop = asyncio.get_running_loop()
     buffer = bytearray(_BUFFER_SIZE)
     view = memoryview(buffer)

@@ -1,7 +1,4 @@
-"""The PathInfo service, served.
-
-pathinfo_rpc.proto: PathInfoService.
-"""
+"""The gRPC methods of the PathInfo service (pathinfo_rpc.proto: PathInfoService)."""
 
 from collections.abc import AsyncGenerator, Mapping
 
@@ -18,13 +15,13 @@ from appliance.services.grpc_status import StatusError, not_found
 
 
 class PathInfoHandlers:
-    """Answers calls from a PathInfo service."""
+    """Answers calls with the PathInfos of `service`."""
 
     def __init__(self, service: PathInfoService) -> None:
         self._service = service
 
     def methods(self, edge: Edge) -> Mapping[str, Handler]:
-        """Return the handlers by name of method."""
+        """Return the handlers by the names of their methods."""
         return {
             "Get": edge.unary(self.get),
             "Put": edge.unary(self._service.put),
@@ -33,7 +30,7 @@ class PathInfoHandlers:
         }
 
     async def get(self, request: bytes) -> bytes:
-        """Send a PathInfo."""
+        """Return the PathInfo of a store path."""
         message = decode_untrusted(pb.GetPathInfoRequest, request)
         if message.WhichOneof("by_what") is None:
             raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "by_what needs to be specified")
@@ -45,7 +42,7 @@ class PathInfoHandlers:
         return path_info
 
     async def calculate_nar(self, request: bytes) -> bytes:
-        """Say size and digest of a NAR; whether its node has a name does not matter."""
+        """Return size and digest of a NAR; whether its node has a name does not matter."""
         try:
             node = node_from_message(decode_untrusted(castore_pb2.Node, request))
         except DirectoryError as exc:

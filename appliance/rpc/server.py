@@ -1,4 +1,9 @@
-"""The gRPC server: three services under every family of names, health and reflection."""
+"""The gRPC server: the three services under every family of names, health and reflection.
+
+The health service is written here, as the servicer of the library sends to one watcher after
+another: a watcher that does not read delays the others and the end of the server. Reflection is
+that of the library.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
@@ -24,34 +29,53 @@ from appliance.services.contracts import Services
 from appliance.services.grpc_messages import CHANNEL_OPTIONS, FAMILIES, Family
 from appliance.services.grpc_status import not_found
 
+# How often the services are asked whether they work, and how long each answer may take.
 _PROBE_INTERVAL_S: Final = 5.0
 _PROBE_TIMEOUT_S: Final = 5.0
+# How long the last calls may take to reach their handlers after the server stopped accepting.
 _SETTLE_S: Final = 0.1
-# Of one connection, so that one client does not take all the room. gRPC counts a call for some time
-# after its end and refuses one too many, so this is far more than a client is to have at work.
+# Calls on one connection, so that one client does not take all the room. gRPC counts a call for
+# some time after its end and refuses one beyond the limit, so this is far more than a client needs.
 _STREAMS_MAX: Final = CALLS_MAX // 2
-# With those that are refused, or have not sent their request yet; gRPC refuses more by itself.
+# All calls, including those that are refused or have not sent their request yet. More of them are
+# refused by gRPC itself.
 _ALL_CALLS_MAX: Final = 2 * (CALLS_MAX + WATCHES_MAX)
-# The newer name of the same service.
+# The newer name of the reflection service.
 _REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
 _SERVER_OPTIONS: Final = (
     *CHANNEL_OPTIONS,
     ("grpc.max_concurrent_streams", _STREAMS_MAX),
     # Two servers must not share a port unnoticed.
     ("grpc.so_reuseport", 0),
-    # What a call may be sent before it asks for the next message. Unasked, gRPC lets it grow to
-    # megabytes for each call, by what the connection carries; a message asked for comes in one go.
+    # Bytes that a call may be sent before it asks for the next message. By default gRPC lets this
+    # grow to megabytes for each call with the bandwidth of the connection. A message that was asked
+    # for arrives without a pause in either case.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 256 << 10),
 )
+# Reflection finds only descriptors that were imported.
 _DESCRIPTORS: Final = (pathinfo_rpc_pb2.DESCRIPTOR, snix_store_pb2.DESCRIPTOR)
+
+HEALTH_SERVICE: Final[str] = SERVICE_NAME
+# Bytes in a request to the health service; a watch keeps its request.
+_REQUEST_MAX: Final = 1024
+_SERVING: Final[int] = pb.HealthCheckResponse.SERVING
+_NOT_SERVING: Final[int] = pb.HealthCheckResponse.NOT_SERVING
+_UNKNOWN: Final[int] = pb.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+# --- The server ---
 
 
 class Server:
-    """Serves `services`; made and used on one event loop."""
+    """Serves `services`; created and used on one event loop.
 
-    def __init__(self, services: Services) -> None:
+    With `verifies_blobs`, blobs are verified before they are sent (see `BlobHandlers`).
+    """
+
+    def __init__(self, services: Services, *, verifies_blobs: bool = False) -> None:
         self._services = services
+        self._blobs = BlobHandlers(services.blobs, verifies=verifies_blobs)
         self._edge = Edge()
         self._server = grpc.aio.server(
             options=_SERVER_OPTIONS, maximum_concurrent_rpcs=_ALL_CALLS_MAX
@@ -64,10 +88,10 @@ class Server:
         self._add_reflection()
 
     def listen(self, target: str) -> int:
-        """Listen on `target`, as gRPC writes it; return the port, if it has one.
+        """Listen on `target`, as gRPC writes it; return the port, if the address has one.
 
         Raises:
-            ConfigError: that is not possible; gRPC does not say why.
+            ConfigError: gRPC cannot listen there; it does not report why.
         """
         try:
             return self._server.add_insecure_port(target)
@@ -75,13 +99,13 @@ class Server:
             raise ConfigError(f"cannot listen on {target}: gRPC refuses it") from exc
 
     async def start(self) -> None:
-        """Begin to serve."""
+        """Begin to serve, once the services have been probed."""
         await self._probe()
         await self._server.start()
         self._probing = asyncio.create_task(self._keep_probing())
 
     async def stop(self, grace_s: float) -> None:
-        """Accept no more calls, and end when those under way have, or `grace_s` is over."""
+        """Accept no more calls; return when work has ended, or was cancelled after `grace_s`."""
         if self._probing is not None:
             self._probing.cancel()
         self._health.end()
@@ -93,14 +117,14 @@ class Server:
         await stopping
 
     async def _wait_idle(self) -> None:
-        # Watchers of health never end by themselves; calls to the services do. The last of them
-        # may be on their way to their handlers yet.
+        # Calls to the services end by themselves, watches of health do not. The last calls may not
+        # have reached their handlers yet.
         await asyncio.sleep(_SETTLE_S)
         await self._edge.wait_idle()
 
     def _add_family(self, family: Family) -> None:
         handlers: Mapping[str, Mapping[str, Handler]] = {
-            family.blobs(): BlobHandlers(self._services.blobs).methods(self._edge),
+            family.blobs(): self._blobs.methods(self._edge),
             family.directories(): DirectoryHandlers(self._services.directories).methods(self._edge),
             family.path_infos(): PathInfoHandlers(self._services.path_infos).methods(self._edge),
         }
@@ -143,7 +167,7 @@ class Server:
 
 
 class _Reflection:
-    """The library's servicer, on bytes."""
+    """The servicer of the library, on bytes."""
 
     def __init__(self, names: list[str]) -> None:
         self._servicer = reflection.ReflectionServicer(names)
@@ -175,21 +199,11 @@ async def _works(question: Coroutine[object, object, object]) -> bool:
     return True
 
 
-# --- grpc.health.v1: whether each service works, for those who ask once and those who watch.
-#
-# The library's own servicer sends to one watcher after another: one that does not read holds up the
-# others, and the end of the server.
-
-HEALTH_SERVICE: Final[str] = SERVICE_NAME
-
-_REQUEST_MAX: Final = 1024
-_SERVING: Final[int] = pb.HealthCheckResponse.SERVING
-_NOT_SERVING: Final[int] = pb.HealthCheckResponse.NOT_SERVING
-_UNKNOWN: Final[int] = pb.HealthCheckResponse.SERVICE_UNKNOWN
+# --- Health (grpc.health.v1) ---
 
 
 class Health:
-    """What is known of the services by their names; "" is the server as a whole."""
+    """Whether each service works, by its name; "" is the server as a whole."""
 
     def __init__(self) -> None:
         self._statuses = {"": _SERVING}
@@ -197,25 +211,25 @@ class Health:
         self._changed = asyncio.Event()
 
     def set(self, service: str, *, is_working: bool) -> None:
-        """Note that a service works, or does not, and tell who watches it."""
+        """Record whether a service works, and send that to its watchers."""
         if not self._has_ended:
             self._set(service, _SERVING if is_working else _NOT_SERVING)
 
     def end(self) -> None:
-        """Say of all that they do not work, for good."""
+        """Record, for good, that no service works."""
         self._has_ended = True
         for service in self._statuses:
             self._set(service, _NOT_SERVING)
 
     def methods(self, edge: Edge) -> Mapping[str, Handler]:
-        """Return the handlers by name of method."""
+        """Return the handlers by the names of their methods."""
         return {
             "Check": edge.unary(self.check, is_work=False),
             "Watch": edge.stream(self.watch, is_watch=True),
         }
 
     async def check(self, request: bytes) -> bytes:
-        """Say what is known of a service."""
+        """Return the status of a service."""
         service = _service_untrusted(request)
         status = self._statuses.get(service)
         if status is None:
@@ -223,14 +237,14 @@ class Health:
         return _encode(status)
 
     async def watch(self, request: bytes) -> AsyncGenerator[bytes, None]:
-        """Say it now and whenever it is another, without end."""
+        """Send the status now and whenever it changes, without end."""
         service = _service_untrusted(request)
-        told = None
+        sent = None
         while True:
             changed = self._changed
             status = self._statuses.get(service, _UNKNOWN)
-            if status != told:
-                told = status
+            if status != sent:
+                sent = status
                 yield _encode(status)
             await changed.wait()
 
@@ -242,9 +256,10 @@ class Health:
 
 
 def _service_untrusted(request: bytes) -> str:
-    # A watch holds its request for as long as it lasts.
     if len(request) > _REQUEST_MAX:
-        raise InvalidRequestError(f"the name of a service is longer than {_REQUEST_MAX} bytes")
+        raise InvalidRequestError(
+            f"health request has {len(request)} bytes, expected at most {_REQUEST_MAX}"
+        )
     service: str = decode_untrusted(pb.HealthCheckRequest, request).service
     return service
 

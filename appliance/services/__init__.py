@@ -1,4 +1,4 @@
-"""Blobs, Directories and PathInfos as services: contracts, implementations, and their uses.
+"""Blobs, Directories and PathInfos as services: contracts, implementations and uses of them.
 
-Implementations keep contents in memory, in a store or with a gRPC peer. No guest is known here.
+Implementations keep contents in memory, in a store or with a gRPC peer. Nothing here knows guests.
 """

@@ -1,4 +1,8 @@
-"""Addresses of services, as text and parsed."""
+"""Addresses of services: parsing them, and the one canonical text of each.
+
+The canonical text identifies services for as long as the product exists: directories are named
+after its digest (see `cli.options.default_state_dir`), so changing it orphans caches.
+"""
 
 import os
 from pathlib import Path
@@ -7,11 +11,18 @@ from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
 
 from appliance.errors import ConfigError
 
+# What gRPC writes before the path of a socket, and before a host and port.
 _UNIX_SCHEME: Final = "unix:"
+_DNS_SCHEME: Final = "dns:///"
+_DEFAULT_PORTS: Final = {"grpc+http": 80, "grpc+https": 443}
 
 
 class MemoryAddress(NamedTuple):
-    """Kept in this process, and gone with it: `memory:`."""
+    """A service in the memory of this process: `memory:`."""
+
+    def canonical(self) -> str:
+        """See `ServiceAddresses.canonical`."""
+        return "memory:"
 
 
 class LmdbAddress(NamedTuple):
@@ -19,48 +30,81 @@ class LmdbAddress(NamedTuple):
 
     path: Path
 
+    def canonical(self) -> str:
+        """See `ServiceAddresses.canonical`."""
+        return f"lmdb://{_quoted(self.path.resolve())}"
+
 
 class GrpcAddress(NamedTuple):
     """A remote service.
 
     `grpc+unix:/absolute/path` (as Tvix and Snix write it; or with three slashes),
-    `grpc+http://host[:port]` or `grpc+https://host[:port]`; `target` is what gRPC calls it.
+    `grpc+http://host[:port]` or `grpc+https://host[:port]`.
+
+    Args:
+        target: the address as gRPC writes it.
+        is_tls: whether the connection is encrypted.
     """
 
     target: str
     is_tls: bool
 
     def is_unix(self) -> bool:
-        """Whether it is a socket in the file system."""
+        """Return whether it is a socket in the file system."""
         return self.target.startswith(_UNIX_SCHEME)
+
+    def canonical(self) -> str:
+        """See `ServiceAddresses.canonical`."""
+        if self.is_unix():
+            path = os.fsdecode(unquote_to_bytes(self.target.removeprefix(_UNIX_SCHEME)))
+            return f"grpc+unix://{_quoted(Path(path).resolve())}"
+        scheme = "grpc+https" if self.is_tls else "grpc+http"
+        return f"{scheme}://{self.target.removeprefix(_DNS_SCHEME).lower()}"
 
 
 ServiceAddress = MemoryAddress | LmdbAddress | GrpcAddress
 
 
 class ServiceAddresses(NamedTuple):
-    """Where the services are; several may be in one store, or behind one peer."""
+    """The addresses of the three services; several may be in one store, or behind one peer."""
 
     blobs: ServiceAddress
     directories: ServiceAddress
     path_infos: ServiceAddress
 
     def one_store(self) -> Path | None:
-        """Return the path of the store in LMDB that all services are in, if there is one."""
+        """Return the resolved path of the store in LMDB that all services are in, if any."""
         paths = {
             address.path.resolve() if isinstance(address, LmdbAddress) else None for address in self
         }
         return paths.pop() if len(paths) == 1 else None
 
+    def canonical(self) -> str:
+        """Return the text that identifies these services, the same for all ways to write them.
 
-_DEFAULT_PORTS: Final = {"grpc+http": 80, "grpc+https": 443}
+        It has three lines, each ended by a newline, in this order: `blobs=`, `directories=` and
+        `path-infos=`, followed by the address as a URI:
+
+        - `memory:`
+        - `lmdb:///path` and `grpc+unix:///path`: the path is resolved (absolute, without symbolic
+          links as of now), and percent-encoded except for letters, digits and `_.-~/`;
+        - `grpc+http://host:port` and `grpc+https://host:port`: the host is in lower case, an IPv6
+          address is in brackets, and the port is written out even if it is the default.
+
+        The text does not depend on the names of classes or fields, and never changes.
+        """
+        return (
+            f"blobs={self.blobs.canonical()}\n"
+            f"directories={self.directories.canonical()}\n"
+            f"path-infos={self.path_infos.canonical()}\n"
+        )
 
 
 def parse_service_uri(uri: str) -> ServiceAddress:
-    """Read the address of a service.
+    """Parse the address of a service.
 
     Raises:
-        ConfigError: a rule is broken; the text names it.
+        ConfigError: the address breaks a rule, which the text names.
     """
     try:
         parts = urlsplit(uri)
@@ -85,8 +129,12 @@ def parse_service_uri(uri: str) -> ServiceAddress:
 
 
 def unix_target(path: Path) -> str:
-    """Return what gRPC calls the socket at `path`: a URI too."""
-    return f"{_UNIX_SCHEME}{quote(os.fsencode(path))}"
+    """Return the address of the socket at `path` as gRPC writes it."""
+    return f"{_UNIX_SCHEME}{_quoted(path)}"
+
+
+def _quoted(path: Path) -> str:
+    return quote(os.fsencode(path))
 
 
 def _memory(uri: str, parts: SplitResult) -> MemoryAddress:
@@ -122,7 +170,7 @@ def _grpc_host(uri: str, parts: SplitResult) -> GrpcAddress:
     except ValueError as exc:
         raise _refusal(uri, str(exc)) from exc
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return GrpcAddress(f"dns:///{host}:{port}", is_tls=parts.scheme == "grpc+https")
+    return GrpcAddress(f"{_DNS_SCHEME}{host}:{port}", is_tls=parts.scheme == "grpc+https")
 
 
 def _refusal(uri: str, rule: str) -> ConfigError:

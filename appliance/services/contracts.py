@@ -1,8 +1,8 @@
-"""The three services every back end offers: blobs, directories, PathInfos.
+"""The contracts of the three services: blobs, directories, PathInfos.
 
-Absence is `None`. An object that breaks a rule is refused with a `ProtocolError`; a back end that
-fails raises a `StoreError`. Methods may be called concurrently from one event loop; one reader,
-writer or putter belongs to one task.
+Absence is `None`, not an error. A `ProtocolError` refuses an object that breaks a rule; a
+`StoreError` means that the back end failed. The methods of a service may be called concurrently on
+one event loop; a single reader, writer or putter belongs to one task at a time.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -15,7 +15,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class BlobChunk(NamedTuple):
-    """A part of a blob that is a blob of its own."""
+    """A part of a blob that is a blob of its own; `size` is in bytes."""
 
     digest: Digest
     size: int
@@ -29,94 +29,112 @@ class NarInfo(NamedTuple):
 
 
 class BlobReader(Protocol):
-    """A blob being read; closed by its user."""
+    """A blob being read; its user closes it.
+
+    A reader carries bytes and verifies nothing: neither a file of a store nor a peer is trusted.
+    Whoever reads verifies, exactly once, where the bytes are used: it computes the BLAKE3 of what
+    `read` returned from the start to the end and compares that with the digest that it opened.
+    Content that is kept (by the cache, by a repair) becomes visible only after that comparison.
+    Content that is passed on as it comes (a NAR, `cat`, a daemon in front of another one) ends with
+    an error if the comparison fails. A daemon that serves its own store leaves the comparison to
+    its clients.
+    """
 
     async def read(self, size: int) -> bytes:
-        """Return the next `size` bytes; fewer only at the end, none past it.
+        """Return the next `size` bytes: fewer only at the end of the blob, none past it.
 
         Raises:
-            CorruptBlobError: the content turned out not to have the digest asked for.
+            StoreError: the content cannot be read, or has ended early.
         """
 
     async def seek(self, offset: int) -> None:
-        """Go on at `offset` bytes from the start, in either direction; may be past the end."""
+        """Continue at `offset` bytes from the start, which may be past the end."""
 
     async def close(self) -> None:
-        """Give up what the reader holds; may be called twice."""
+        """Release the file or the call; may be called twice."""
 
 
 class BlobWriter(Protocol):
-    """A blob being written; closed or aborted by its user."""
+    """A blob being written; its user calls `close` or `abort`."""
 
     async def write(self, data: Buffer) -> None:
-        """Append `data`; it is done with the buffer when it returns."""
+        """Append `data`; the caller may reuse the buffer afterwards."""
 
     async def close(self) -> Digest:
         """Make the blob durable and visible, and return its digest."""
 
     async def abort(self) -> None:
-        """Forget what was written; does nothing after `close`."""
+        """Discard what was written; does nothing after `close`."""
 
 
 class BlobService(Protocol):
-    """Contents by digest. The empty blob is always there."""
+    """Blobs by digest. The empty blob always exists."""
 
     async def has(self, digest: Digest) -> bool:
-        """Whether the blob is there."""
+        """Return whether the blob exists."""
 
     async def stat(self, digest: Digest) -> Sequence[BlobChunk] | None:
-        """Return the chunks that make up the blob; an empty list when it is kept in one piece."""
+        """Return the chunks that make up the blob: none if it is kept in one piece."""
 
     async def open_read(self, digest: Digest) -> BlobReader | None:
-        """Open the blob at its start."""
+        """Open the blob at its start; the caller verifies what it reads (see `BlobReader`)."""
 
     async def open_write(self) -> BlobWriter:
         """Begin a new blob."""
 
 
 class DirectoryPutter(Protocol):
-    """A closure of directories being put; closed or aborted by its user."""
+    """A closure of directories being put; its user calls `close` or `abort`."""
 
     async def put(self, directory: Directory) -> None:
-        """Add a directory; those it refers to came before it.
+        """Add a directory, after all directories that it refers to.
 
         Raises:
-            ProtocolError: it refers to one that did not, or states a wrong size for it. A remote
-                service may say so at a later call.
+            ProtocolError: it refers to a directory that was not put before, or states a wrong size
+                for one. A remote service may raise this at a later call.
         """
 
     async def close(self) -> Digest:
-        """Make all durable and visible, and return the digest of the root, which came last.
+        """Make all directories durable and visible, and return the digest of the root.
+
+        The root is the directory that was put last.
 
         Raises:
-            ProtocolError: a rule is broken, also when nothing was put, or when some directory is
-                not reachable from the last one. Nothing becomes visible.
+            ProtocolError: a rule is broken, nothing was put, or a directory cannot be reached from
+                the root. Nothing becomes visible.
         """
 
     async def abort(self) -> None:
-        """Forget what was put; does nothing after `close`."""
+        """Discard what was put; does nothing after `close`."""
 
 
 class DirectoryService(Protocol):
-    """Directories by digest. The empty one is always there."""
+    """Directories by digest. The empty directory always exists.
+
+    Unlike a blob, a directory is verified by the service that returns it.
+    """
 
     async def get(self, digest: Digest) -> Directory | None:
-        """Return one directory."""
+        """Return one directory.
+
+        Raises:
+            CorruptBlobError: what is stored is not a directory, or has another digest.
+        """
 
     def get_recursive(self, digest: Digest) -> AsyncIterator[Directory]:
         """Yield the directory and all below it: parents before children, each once.
 
-        Yields nothing when the directory itself is missing.
+        Yields nothing if the directory itself is missing.
 
         Raises:
-            StoreError: one below it is missing.
+            StoreError: a directory below it is missing.
         """
 
     async def put(self, directory: Directory) -> Digest:
         """Put a directory without subdirectories.
 
         Raises:
-            ProtocolError: it has some; they have to come with it, by `put_multiple_start`.
+            ProtocolError: it has subdirectories; put those with it, by `put_multiple_start`.
         """
 
     def put_multiple_start(self) -> DirectoryPutter:
@@ -130,14 +148,14 @@ class PathInfoService(Protocol):
         """Return the PathInfo of a store path."""
 
     async def put(self, path_info: bytes) -> bytes:
-        """Validate and put a PathInfo; return it as it is kept, with what was known before.
+        """Validate and put a PathInfo; return it as it is kept, merged with what was known before.
 
-        What is known is never replaced: see `castore.path_info_rules`. References and contents
-        may come later.
+        Known facts are never replaced: see `nix.path_info_rules`. References and contents may be
+        put later.
 
         Raises:
             AlreadyExistsError: the path has other content; nothing was changed.
-            ProtocolError: it breaks a rule, contradicts itself or what is known.
+            ProtocolError: it breaks a rule, contradicts itself or contradicts what is known.
         """
 
     def list(self) -> AsyncIterator[bytes]:
@@ -147,7 +165,7 @@ class PathInfoService(Protocol):
         """Return size and digest of the NAR of `node`, whose name does not matter.
 
         Raises:
-            ContentMissingError: a blob or directory is not there.
+            ContentMissingError: a blob or directory is missing.
             NarError: a blob is not as long as its node says.
         """
 

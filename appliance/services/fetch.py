@@ -1,79 +1,89 @@
-"""Blobs of a service, fetched whole into the cache when somebody wants to read them, or may."""
+"""Fetches of whole blobs from a service into the cache, verified before they become visible.
+
+Small blobs are received in memory and put with others in one transaction. Large ones are received
+piece by piece into a file, after the cache has reserved room for them. What a guest waits for is
+fetched at once; blobs that it may want next are fetched in the background.
+"""
 
 import asyncio
 import itertools
 import os
 from collections import Counter
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Hashable,
-    Iterable,
-    Iterator,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
     contextmanager,
     nullcontext,
-    suppress,
 )
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple, TypeAlias, TypeVar
+from typing import BinaryIO, Final, NamedTuple, TypeVar
 
 from blake3 import blake3
 
 from appliance.castore.digest import Digest
 from appliance.errors import (
-    ApplianceError,
     ContentMissingError,
     CorruptBlobError,
     ServiceUnavailableError,
     StoreError,
+    WrongDigestError,
     disk_error,
 )
 from appliance.services.contracts import BlobReader, BlobService
+from appliance.services.tasks import BackgroundWork, SingleFlight
 from appliance.store.batch import Batch
 from appliance.store.blob_cache import BlobCache
 from appliance.store.schema import INLINE_MAX
 
 T = TypeVar("T")
 
-# Fetches that make no progress keep their places, so there are more than bandwidth needs. Each
-# holds a piece in memory.
+# A fetch that makes no progress keeps its place, so there are more places than the bandwidth needs.
+# Each holds a piece in memory.
 FETCHES_MAX: Final = 64
 _PIECE_SIZE: Final = 1 << 20
-# Without a piece of that blob.
+# A fetch fails if no piece of the blob arrives for this long.
 PROGRESS_TIMEOUT_S: Final = 30.0
-# What was fetched is not evicted before those who waited for it had time to open it: or two large
-# blobs could evict each other in turns for ever.
+# A fetched blob is not evicted for this long after its callers were answered: they open it now. Two
+# blobs that do not fit together would otherwise evict each other in turns for ever.
 GRACE_S: Final = 0.25
+# Bytes fetched ahead at a time: at most this, and at most this share of the cache.
 _AHEAD_BYTES_MAX: Final = 1 << 20
 _AHEAD_SHARE: Final = 16
 _NUM_THREADS: Final = 4
 
 
 class _NoRoomError(StoreError):
-    """The cache has no room for a blob that nobody waits for."""
+    """The cache has no room for a blob that no caller waits for."""
 
 
-class _Fetch(NamedTuple):
-    size: int
-    task: asyncio.Task[int]
+class _WrongSizeError(CorruptBlobError):
+    """The blob does not have the size that the caller of this fetch stated."""
+
+    def __init__(self, digest: Digest, stated: int, found: str) -> None:
+        super().__init__(f"blob {digest}: {found}, expected {stated}")
+        self.stated = stated
 
 
 class _Put(NamedTuple):
+    """A small blob on its way into the cache; `is_put` is false if there is no room."""
+
     digest: Digest
     content: bytes
     is_put: asyncio.Future[bool]
 
 
 class BlobFetcher:
-    """Fetches on one event loop; of one blob once at a time, and failures are not remembered."""
+    """Fetches blobs on one event loop; each blob once at a time. Failures are not remembered.
+
+    Args:
+        blobs: the service to read; what it returns is verified here.
+        cache: where the blobs are put. It is used in threads of this object, and stays open.
+        progress_timeout_s: a fetch fails if nothing arrives for this long.
+        grace_s: a blob is kept for this long after the last caller was answered.
+    """
 
     def __init__(
         self,
@@ -90,24 +100,24 @@ class BlobFetcher:
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "cache")
         self._places = asyncio.Semaphore(FETCHES_MAX)
         self._ahead = BackgroundWork()
-        self._fetches: dict[Digest, _Fetch] = {}
-        # What is waited for, and what has been until just now: it is not evicted.
+        self._fetches: SingleFlight[Digest, int] = SingleFlight()
+        # How many callers wait for a blob, or waited until `grace_s` ago: it is not evicted.
         self._kept: Counter[bytes] = Counter()
-        # Done when the next of those kept is kept no longer.
+        # Set, and replaced, whenever a caller stops keeping a blob.
         self._released = asyncio.Event()
         self._unput: list[_Put] = []
         self._putting: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
-        # Of what is fetched ahead at a time. It is read soon, or others were evicted for nothing.
+        # What is fetched ahead evicts other blobs: keep it small compared with the cache.
         self.ahead_bytes_max = min(_AHEAD_BYTES_MAX, cache.max_bytes // _AHEAD_SHARE)
 
     async def fetch(self, digest: Digest, size: int) -> None:
-        """Return when the cache has the blob, of which somebody says that it has `size` bytes.
+        """Return when the cache has the blob; a directory states that it has `size` bytes.
 
         Raises:
             ContentMissingError: the service does not have it.
-            CorruptBlobError: what the service has is something else, or not as long.
-            ServiceUnavailableError: the service cannot be reached, or does not go on.
+            CorruptBlobError: the service sent other content, or content of another size.
+            ServiceUnavailableError: the service cannot be reached, or has stopped sending.
             StoreError: the cache has no room, or fails.
         """
         with self._keeping(digest):
@@ -115,9 +125,9 @@ class BlobFetcher:
                 pass
 
     def fetch_ahead(self, blobs: Iterable[tuple[Digest, int]]) -> None:
-        """Fetch small blobs some time, as room allows; nobody waits for them, or hears of errors.
+        """Fetch small blobs in the background, as room allows; errors are dropped.
 
-        What is fetched by `fetch` goes first, and never waits for one of these but for the same.
+        `fetch` goes first. It waits for one of these only if it wants the same blob.
         """
         self._ahead.want(
             (digest, partial(self._fetch_ahead, digest, size))
@@ -126,54 +136,43 @@ class BlobFetcher:
         )
 
     def is_under_way(self, digest: Digest) -> bool:
-        """Whether a blob is being fetched."""
+        """Return whether a blob is being fetched."""
         return digest in self._fetches
 
     async def touch(self, digests: list[bytes]) -> None:
-        """Note that blobs were used just now."""
+        """Record that blobs were used just now."""
         await self._run(lambda: self._cache.touch(digests))
 
     async def close(self) -> None:
-        """Give up what is under way."""
+        """Cancel all fetches and end the threads."""
         await self._ahead.close()
-        tasks = [fetch.task for fetch in self._fetches.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._fetches.close()
         if self._putting is not None:
             await self._putting
         self._threads.shutdown()
 
+    # --- One fetch ---
+
     async def _join(self, digest: Digest, size: int) -> bool:
-        # False: what was under way has failed for reasons that are not this caller's.
-        joined = self._fetches.get(digest)
-        if joined is None:
-            with self._ahead.urgent():
-                found_size = await asyncio.shield(self._begin(digest, size, self._places))
-        else:
-            try:
-                found_size = await asyncio.shield(joined.task)
-            except _NoRoomError:
-                return False
-            except CorruptBlobError:
-                if joined.size == size:
-                    raise
-                return False
+        # False: the fetch that was under way failed for a reason that is not this caller's.
+        priority = nullcontext() if digest in self._fetches else self._ahead.urgent()
+        try:
+            with priority:
+                work = partial(self._fetch, digest, size, self._places)
+                found_size = await self._fetches.do(digest, work)
+        except _NoRoomError:
+            return False
+        except _WrongSizeError as exc:
+            if exc.stated == size:
+                raise
+            return False
         if found_size < size:
-            raise CorruptBlobError(f"blob {digest}: has {found_size} bytes, not {size}")
+            raise _WrongSizeError(digest, size, f"has {found_size} bytes")
         return True
 
     async def _fetch_ahead(self, digest: Digest, size: int) -> None:
         if digest not in self._fetches:
-            await self._begin(digest, size, nullcontext())
-
-    def _begin(
-        self, digest: Digest, size: int, place: AbstractAsyncContextManager[None]
-    ) -> asyncio.Task[int]:
-        task = asyncio.create_task(self._fetch(digest, size, place))
-        self._fetches[digest] = _Fetch(size, task)
-        task.add_done_callback(lambda _task: self._fetches.pop(digest))
-        return task
+            await self._fetches.begin(digest, partial(self._fetch, digest, size, nullcontext()))
 
     async def _fetch(
         self, digest: Digest, size: int, place: AbstractAsyncContextManager[None]
@@ -197,11 +196,11 @@ class BlobFetcher:
             content = await reader.read(size + 1)
         finally:
             await reader.close()
-        _check(digest, size, len(content), blake3(content))
+        _verify(digest, size, len(content), blake3(content))
         return content
 
     async def _fetch_file(self, digest: Digest, size: int) -> None:
-        # Room is made when something came: what is not there shall evict nothing.
+        # Room is made after something arrived, so that a missing blob evicts nothing.
         reader = await self._in_time(self._open(digest), digest)
         try:
             async with self._reserved(digest, size):
@@ -215,8 +214,38 @@ class BlobFetcher:
             raise ContentMissingError(f"blob {digest}: the service does not have it")
         return reader
 
+    async def _receive_file(self, reader: BlobReader, digest: Digest, size: int) -> None:
+        def read() -> Awaitable[bytes]:
+            return self._in_time(reader.read(_PIECE_SIZE), digest)
+
+        pieces = _verified(read, digest, size)
+        batch = Batch()
+        path = self._cache.temp_path / str(next(self._numbers))
+        batch.add_file(digest, path, size)
+        try:
+            with path.open("xb", buffering=0) as file:
+                async for piece in pieces:
+                    await self._write(file, path, piece)
+        except BaseException:
+            batch.discard()
+            raise
+        await self._run(lambda: self._cache.commit(digest, size, batch))
+
+    async def _write(self, file: BinaryIO, path: Path, piece: bytes) -> None:
+        def work() -> None:
+            left = memoryview(piece)
+            while left:
+                left = left[os.write(file.fileno(), left) :]
+
+        try:
+            await self._run(work)
+        except OSError as exc:
+            raise disk_error(exc, path) from exc
+
+    # --- Small blobs, put together ---
+
     async def _put(self, digest: Digest, content: bytes) -> bool:
-        # What comes while others are put makes up the next transaction.
+        # What arrives while others are put makes up the next transaction.
         put = _Put(digest, content, asyncio.get_running_loop().create_future())
         self._unput.append(put)
         if self._putting is None:
@@ -230,7 +259,7 @@ class BlobFetcher:
             keep = frozenset(self._kept)
             try:
                 are_put = await self._run(partial(self._cache.put_inline, blobs, keep))
-            except Exception as exc:  # noqa: BLE001 - whatever it was, those who wait must know
+            except Exception as exc:  # noqa: BLE001 - whatever it was, the callers must get it
                 for put in puts:
                     if not put.is_put.done():
                         put.is_put.set_exception(exc)
@@ -240,22 +269,7 @@ class BlobFetcher:
                         put.is_put.set_result(is_put)
         self._putting = None
 
-    async def _receive_file(self, reader: BlobReader, digest: Digest, size: int) -> None:
-        def read() -> Awaitable[bytes]:
-            return self._in_time(reader.read(_PIECE_SIZE), digest)
-
-        pieces = _checked(read, digest, size)
-        batch = Batch()
-        path = self._cache.temp_path / str(next(self._numbers))
-        batch.add_file(digest, path, size)
-        try:
-            with path.open("xb", buffering=0) as file:
-                async for piece in pieces:
-                    await self._write(file, path, piece)
-        except BaseException:
-            batch.discard()
-            raise
-        await self._run(lambda: self._cache.commit(digest, size, batch))
+    # --- Room in the cache ---
 
     @asynccontextmanager
     async def _reserved(self, digest: Digest, size: int) -> AsyncIterator[None]:
@@ -280,32 +294,9 @@ class BlobFetcher:
             await released.wait()
             released = self._released
 
-    async def _write(self, file: BinaryIO, path: Path, piece: bytes) -> None:
-        def work() -> None:
-            left = memoryview(piece)
-            while left:
-                left = left[os.write(file.fileno(), left) :]
-
-        try:
-            await self._run(work)
-        except OSError as exc:
-            raise disk_error(exc, path) from exc
-
-    async def _in_time(self, work: Awaitable[T], digest: Digest) -> T:
-        try:
-            async with asyncio.timeout(self._progress_timeout_s):
-                return await work
-        except TimeoutError as exc:
-            raise ServiceUnavailableError(
-                f"blob {digest}: nothing came for {self._progress_timeout_s:.0f} s"
-            ) from exc
-
-    async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-
     @contextmanager
     def _keeping(self, digest: Digest) -> Iterator[None]:
-        # In the block and a while longer.
+        # Inside the block and `grace_s` longer.
         self._kept[digest] += 1
         try:
             yield
@@ -319,11 +310,25 @@ class BlobFetcher:
         self._released.set()
         self._released = asyncio.Event()
 
+    # --- Waiting ---
 
-async def _checked(
+    async def _in_time(self, work: Awaitable[T], digest: Digest) -> T:
+        try:
+            async with asyncio.timeout(self._progress_timeout_s):
+                return await work
+        except TimeoutError as exc:
+            raise ServiceUnavailableError(
+                f"blob {digest}: nothing arrived for {self._progress_timeout_s:.0f} s"
+            ) from exc
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+async def _verified(
     read: Callable[[], Awaitable[bytes]], digest: Digest, size: int
 ) -> AsyncIterator[bytes]:
-    # No more is taken than was announced, and none of it is visible before it is checked.
+    # No more is taken than was stated; the caller makes nothing visible before this has ended.
     hasher = blake3()
     received = 0
     while piece := await read():
@@ -332,92 +337,13 @@ async def _checked(
             break
         hasher.update(piece)
         yield piece
-    _check(digest, size, received, hasher)
+    _verify(digest, size, received, hasher)
 
 
-def _check(digest: Digest, size: int, received: int, hasher: blake3) -> None:
+def _verify(digest: Digest, size: int, received: int, hasher: blake3) -> None:
     if received > size:
-        raise CorruptBlobError(f"blob {digest}: has more than {size} bytes")
+        raise _WrongSizeError(digest, size, f"has more than {size} bytes")
     if received < size:
-        raise CorruptBlobError(f"blob {digest}: has {received} bytes, not {size}")
-    if hasher.digest() != digest:
-        raise CorruptBlobError(f"blob {digest}: the content has another digest")
-
-
-# --- Work that nobody waits for yet, done beside what somebody waits for and never before it.
-
-Work: TypeAlias = Callable[[], Coroutine[None, None, object]]
-
-# What is under way delays what is asked for meanwhile by as much; but it takes several at a time to
-# keep a peer busy that is some milliseconds away.
-RUNNING_MAX: Final = 16
-# What is not begun by then was asked for long ago, and others have been since.
-_WAITING_MAX: Final = 256
-# For so long nothing is begun beside something urgent. What takes longer waits for its peer, and
-# has no need of this process.
-_YIELD_S: Final = 0.05
-
-
-class BackgroundWork:
-    """Runs work on one event loop in the order it came, each key once at a time.
-
-    Work that fails says so nowhere: who needs it asks for it again and hears why.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: dict[Hashable, Work] = {}
-        self._running: set[asyncio.Task[None]] = set()
-        self._num_urgent = 0
-        self._is_clear = asyncio.Event()
-        self._is_clear.set()
-
-    def want(self, works: Iterable[tuple[Hashable, Work]]) -> None:
-        """Have work done some time, by key; if there is too much, the oldest is not."""
-        self._waiting.update(works)
-        while len(self._waiting) > _WAITING_MAX:
-            del self._waiting[next(iter(self._waiting))]
-        for _ in range(min(RUNNING_MAX - len(self._running), len(self._waiting))):
-            task = asyncio.create_task(self._run())
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
-
-    @contextmanager
-    def urgent(self) -> Iterator[None]:
-        """Begin no more work inside the block, but for so long only."""
-        has_ended = False
-
-        def end() -> None:
-            nonlocal has_ended
-            if not has_ended:
-                has_ended = True
-                self._end_urgent()
-
-        self._num_urgent += 1
-        self._is_clear.clear()
-        timer = asyncio.get_running_loop().call_later(_YIELD_S, end)
-        try:
-            yield
-        finally:
-            timer.cancel()
-            end()
-
-    async def close(self) -> None:
-        """Give up what is under way and forget the rest."""
-        self._waiting.clear()
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-
-    def _end_urgent(self) -> None:
-        self._num_urgent -= 1
-        if self._num_urgent == 0:
-            self._is_clear.set()
-
-    async def _run(self) -> None:
-        while self._waiting:
-            if not self._is_clear.is_set():
-                await self._is_clear.wait()
-                continue
-            work = self._waiting.pop(next(iter(self._waiting)))
-            with suppress(ApplianceError, OSError):
-                await work()
+        raise _WrongSizeError(digest, size, f"has {received} bytes")
+    if (actual := Digest(hasher.digest())) != digest:
+        raise WrongDigestError("blob", digest, actual)

@@ -1,7 +1,4 @@
-"""The blob service of another process.
-
-castore_rpc.proto: BlobService.
-"""
+"""The blob service of a peer, over gRPC (castore_rpc.proto: BlobService)."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -15,29 +12,29 @@ from appliance.errors import (
     DirectoryError,
     InvalidRequestError,
     StoreError,
-    WrongDigestError,
 )
 from appliance.protos import castore_rpc_pb2 as pb
 from appliance.services.contracts import BlobChunk, BlobReader, BlobWriter, Buffer
 from appliance.services.grpc_client import Peer, Sending, StreamCall
 from appliance.services.grpc_messages import CONTENT_MAX, decode_chunk_untrusted, encode_chunk
 
-# Small writes are gathered, as each message costs the same.
+# Small writes are gathered into messages of at least this many bytes, as each message has a fixed
+# cost.
 _SEND_MIN: Final = 1 << 18
 
 
 class GrpcBlobService:
-    """Blobs of a server."""
+    """The blobs of `peer`."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
 
     async def has(self, digest: Digest) -> bool:
-        """Whether the blob is there."""
+        """Return whether the blob exists."""
         return await self.stat(digest) is not None
 
     async def stat(self, digest: Digest) -> Sequence[BlobChunk] | None:
-        """Return the chunks that the server says make up the blob."""
+        """Return the chunks that the peer names."""
         family = await self._peer.castore_family()
         request = pb.StatBlobRequest(digest=digest, send_chunks=True).SerializeToString()
         answer = await self._peer.find(f"{family.blobs()}/Stat", request)
@@ -47,10 +44,10 @@ class GrpcBlobService:
             response = pb.StatBlobResponse.FromString(answer)
             return [BlobChunk(Digest(chunk.digest), chunk.size) for chunk in response.chunks]
         except (DecodeError, DirectoryError) as exc:
-            raise StoreError(f"{self._peer.name}: blob {digest}: a malformed answer") from exc
+            raise StoreError(f"{self._peer.name}: blob {digest}: malformed answer") from exc
 
     async def open_read(self, digest: Digest) -> BlobReader | None:
-        """Open the blob at its start."""
+        """Open the blob at its start; the first message has arrived when this returns."""
         family = await self._peer.castore_family()
         reader = _GrpcBlobReader(self._peer, f"{family.blobs()}/Read", digest)
         try:
@@ -66,7 +63,10 @@ class GrpcBlobService:
 
 
 class _GrpcBlobReader:
-    """Reads the one stream that there is; for what lies behind, it begins anew."""
+    """Reads the blob as one stream of messages, and asks for it anew to go back.
+
+    A seek forward receives what lies between.
+    """
 
     def __init__(self, peer: Peer, method: str, digest: Digest) -> None:
         self._peer = peer
@@ -75,11 +75,7 @@ class _GrpcBlobReader:
         self._digest = digest
         self._offset = 0
         self._call: StreamCall | None = None
-        self._restart()
-
-    def _restart(self) -> None:
-        self._hasher = blake3()
-        # The last message, and where in the blob it begins.
+        # The last message, and its offset in the blob.
         self._received = memoryview(b"")
         self._received_at = 0
         self._has_ended = False
@@ -92,15 +88,11 @@ class _GrpcBlobReader:
             message = await self._peer.next_message(self._call)
         if message is None:
             self._has_ended = True
-            actual = Digest(self._hasher.digest())
-            if actual != self._digest:
-                raise WrongDigestError(f"{self._peer.name}: blob", self._digest, actual)
             return
         try:
             data = decode_chunk_untrusted(message)
         except InvalidRequestError as exc:
             raise StoreError(f"{self._peer.name}: blob {self._digest}: {exc}") from exc
-        self._hasher.update(data)
         self._received_at += len(self._received)
         self._received = memoryview(data)
 
@@ -117,7 +109,9 @@ class _GrpcBlobReader:
         self._offset = offset
         if offset < self._received_at:
             await self.close()
-            self._restart()
+            self._received = memoryview(b"")
+            self._received_at = 0
+            self._has_ended = False
 
     async def close(self) -> None:
         if self._call is not None:
@@ -134,6 +128,8 @@ class _GrpcBlobReader:
 
 
 class _GrpcBlobWriter:
+    """Sends a blob as one stream of messages, and compares the digest that the peer answers."""
+
     def __init__(self, peer: Peer, method: str) -> None:
         self._peer = peer
         self._sending = Sending(peer, method)
@@ -159,9 +155,9 @@ class _GrpcBlobWriter:
         try:
             kept = pb.PutBlobResponse.FromString(answer).digest
         except DecodeError as exc:
-            raise StoreError(f"{self._peer.name}: blob {digest}: a malformed answer") from exc
+            raise StoreError(f"{self._peer.name}: blob {digest}: malformed answer") from exc
         if kept != digest:
-            raise StoreError(f"{self._peer.name}: blob {digest} was kept as {kept.hex()}")
+            raise StoreError(f"{self._peer.name}: blob {digest}: the peer keeps it as {kept.hex()}")
         return digest
 
     async def abort(self) -> None:

@@ -1,8 +1,13 @@
-"""A connection to a server, and what its three clients have in common."""
+"""Calls to one gRPC server: its connections, its names for services, timeouts, errors.
+
+The clients of the three services (`grpc_blobs`, `grpc_directories`, `grpc_path_infos`) share this.
+Requests and responses are bytes.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Final, TypeAlias, TypeVar
 
 import grpc
@@ -14,10 +19,11 @@ from appliance.protos import castore_rpc_pb2, pathinfo_rpc_pb2
 from appliance.services.addresses import GrpcAddress
 from appliance.services.grpc_messages import CHANNEL_OPTIONS, SNIX, TVIX, Family
 from appliance.services.grpc_status import error_of, is_status
+from appliance.services.tasks import SingleFlight
 
 T = TypeVar("T")
 C = TypeVar("C", bound=grpc.aio.Call)
-# Quoted: these classes are generic in their stubs only.
+# Quoted, as these classes are generic in their stubs only.
 UnaryCall: TypeAlias = "grpc.aio.UnaryUnaryCall[bytes, bytes]"
 StreamCall: TypeAlias = "grpc.aio.UnaryStreamCall[bytes, bytes]"
 SinkCall: TypeAlias = "grpc.aio.StreamUnaryCall[bytes, bytes]"
@@ -25,37 +31,38 @@ UnaryMethod: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
 StreamMethod: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]"
 SinkMethod: TypeAlias = "grpc.aio.StreamUnaryMultiCallable[bytes, bytes]"
 
-# A server that comes back is found within so long; unasked, gRPC would look every two minutes.
+# A server that comes back is found within this time; by default gRPC backs off to two minutes.
 _RECONNECT_MAX_MS: Final = 2000
 _OPTIONS: Final = (
     *CHANNEL_OPTIONS,
-    # Channels to one server would share a connection.
+    # Without this, all channels to one server share a connection.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", _RECONNECT_MAX_MS),
     ("grpc.max_reconnect_backoff_ms", _RECONNECT_MAX_MS),
 )
-# Of the path of a socket gRPC makes an `:authority` that strict servers reset the stream for.
+# By default gRPC makes an `:authority` from the path of the socket, and strict servers reset the
+# stream for it.
 _UNIX_OPTIONS: Final = (*_OPTIONS, ("grpc.default_authority", "localhost"))
 # Servers limit the calls on one connection, most of them to 100 or more. Calls that only wait must
-# not keep others out, so another connection is opened whenever all of them carry this many calls.
+# not block others, so another connection is opened when each existing one carries this many calls.
 _CALLS_OF_CONNECTION: Final = 100
 _CONNECTIONS_MAX: Final = 16
-# One answer, or the next message of a stream, may take so long.
+# For one answer, or for the next message of a stream.
 _ANSWER_TIMEOUT_S: Final = 60.0
-# The answer to what was sent in many: all of it is made durable first.
+# For the answer to a stream of messages, all of which the server makes durable first.
 _KEPT_TIMEOUT_S: Final = 600.0
 
 
 class _Connection:
-    """A channel, and how many calls it has."""
+    """A channel, and the number of calls on it."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
         self.num_calls = 0
 
     def begin(self, start: Callable[[grpc.aio.Channel], C]) -> C:
-        """Begin a call, which counts until it is done."""
+        """Begin a call; it counts until it is done."""
         call = start(self.channel)
         self.num_calls += 1
         call.add_done_callback(self._end)
@@ -66,41 +73,41 @@ class _Connection:
 
 
 class Peer:
-    """A server, connected to at the first call; used on one event loop.
+    """A server; used on one event loop, and connected to at the first call.
 
-    Servers know the services under one family of names or several; which ones is found out at the
-    first call to each.
+    Servers know the services under one family of names or both. The first call to a service finds
+    out which, by asking for something that costs nothing.
     """
 
     def __init__(self, address: GrpcAddress) -> None:
         self.name = address.target
         self._address = address
         self._connections: list[_Connection] = []
-        self._probing = asyncio.Lock()
-        self._families: dict[bool, Family] = {}
+        self._families: dict[str, Family] = {}
+        self._probes: SingleFlight[str, Family] = SingleFlight()
 
     async def castore_family(self) -> Family:
-        """Return the names that the server has for blobs and directories."""
+        """Return the names that the server uses for blobs and directories."""
         request = castore_rpc_pb2.StatBlobRequest(digest=EMPTY_DIGEST).SerializeToString()
-        return await self._family(f"{TVIX.blobs()}/Stat", request, is_store=False)
+        return await self._family(f"{TVIX.blobs()}/Stat", request)
 
     async def store_family(self) -> Family:
-        """Return the names that the server has for PathInfos."""
+        """Return the names that the server uses for PathInfos."""
         message = pathinfo_rpc_pb2.GetPathInfoRequest(by_output_hash=bytes(DIGEST_SIZE))
         method = f"{TVIX.path_infos()}/Get"
-        return await self._family(method, message.SerializeToString(), is_store=True)
+        return await self._family(method, message.SerializeToString())
 
     async def ask(self, method: str, request: bytes, *, timeout_s: float | None = None) -> bytes:
-        """Send one message and return the one that answers it.
+        """Send one message and return the answer.
 
         Raises:
-            ApplianceError: as `status.error_of` says.
+            ApplianceError: as `grpc_status.error_of` says.
         """
         with self.translating():
             return await self._unary(method, request, timeout_s or _ANSWER_TIMEOUT_S)
 
     async def find(self, method: str, request: bytes) -> bytes | None:
-        """Send one message and return the one that answers it, or None for NOT_FOUND."""
+        """Send one message and return the answer, or None for NOT_FOUND."""
         with self.translating():
             try:
                 return await self._unary(method, request, _ANSWER_TIMEOUT_S)
@@ -110,7 +117,7 @@ class Peer:
                 raise
 
     def stream(self, method: str, request: bytes) -> StreamCall:
-        """Send one message and return the call that many answer; use it inside `translating`."""
+        """Send one message and return the call, which many answer; use it inside `translating`."""
 
         def start(channel: grpc.aio.Channel) -> StreamCall:
             call: StreamMethod = channel.unary_stream(f"/{method}")
@@ -119,7 +126,7 @@ class Peer:
         return self._connection().begin(start)
 
     def sink(self, method: str) -> SinkCall:
-        """Begin a call of many messages, answered by one; use it inside `translating`."""
+        """Begin a call of many messages with one answer; use it inside `translating`."""
 
         def start(channel: grpc.aio.Channel) -> SinkCall:
             call: SinkMethod = channel.stream_unary(f"/{method}")
@@ -128,7 +135,7 @@ class Peer:
         return self._connection().begin(start)
 
     async def messages(self, call: StreamCall) -> AsyncIterator[bytes]:
-        """Yield what answers a call."""
+        """Yield the messages that answer a call."""
         try:
             while (message := await self.next_message(call)) is not None:
                 yield message
@@ -141,10 +148,10 @@ class Peer:
         return message if isinstance(message, bytes) else None
 
     async def in_time(self, work: Awaitable[T], timeout_s: float = _ANSWER_TIMEOUT_S) -> T:
-        """Wait for `work`, but not for ever.
+        """Wait for `work`, for a limited time.
 
         Raises:
-            ServiceUnavailableError: the server does not answer in time.
+            ServiceUnavailableError: the server has not answered in time.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -156,7 +163,7 @@ class Peer:
 
     @contextmanager
     def translating(self) -> Iterator[None]:
-        """Raise our own errors inside the block instead of those of gRPC."""
+        """Raise the errors of this package instead of those of gRPC inside the block."""
         try:
             yield
         except grpc.RpcError as exc:
@@ -166,6 +173,7 @@ class Peer:
 
     async def close(self) -> None:
         """Cancel all calls and disconnect."""
+        await self._probes.close()
         for connection in self._connections:
             await connection.channel.close()
 
@@ -193,24 +201,33 @@ class Peer:
         options = _UNIX_OPTIONS if self._address.is_unix() else _OPTIONS
         return grpc.aio.insecure_channel(target, options=options)
 
-    async def _family(self, method: str, request: bytes, *, is_store: bool) -> Family:
-        async with self._probing:
-            if is_store not in self._families:
-                family = TVIX
-                with self.translating():
-                    try:
-                        await self._unary(method, request, _ANSWER_TIMEOUT_S)
-                    except grpc.aio.AioRpcError as exc:
-                        if is_status(exc, grpc.StatusCode.UNIMPLEMENTED):
-                            family = SNIX
-                        elif not is_status(exc, grpc.StatusCode.NOT_FOUND):
-                            raise
-                self._families[is_store] = family
-        return self._families[is_store]
+    async def _family(self, method: str, request: bytes) -> Family:
+        # `method` is the one in the names of Tvix.
+        if method not in self._families:
+            probe = partial(self._probe, method, request)
+            self._families[method] = await self._probes.do(method, probe)
+        return self._families[method]
+
+    async def _probe(self, method: str, request: bytes) -> Family:
+        with self.translating():
+            try:
+                await self._unary(method, request, _ANSWER_TIMEOUT_S)
+            except grpc.aio.AioRpcError as exc:
+                if is_status(exc, grpc.StatusCode.UNIMPLEMENTED):
+                    return SNIX
+                if not is_status(exc, grpc.StatusCode.NOT_FOUND):
+                    raise
+        return TVIX
 
 
 class Sending:
-    """Messages on their way to a server that answers once."""
+    """A stream of messages to a server that answers once, at the end.
+
+    Args:
+        peer: the server.
+        method: the full name of the method.
+        kept_timeout_s: how long the answer may take after the last message.
+    """
 
     def __init__(self, peer: Peer, method: str, *, kept_timeout_s: float = _KEPT_TIMEOUT_S) -> None:
         self._peer = peer
@@ -218,17 +235,17 @@ class Sending:
         self._kept_timeout_s = kept_timeout_s
 
     async def send(self, message: bytes) -> None:
-        """Send a message; waits while the server is behind.
+        """Send a message; wait while the server is slower.
 
         Raises:
-            ApplianceError: the server has ended the call.
+            ApplianceError: the server has ended the call; the error is that of its answer.
         """
         with self._peer.translating():
             try:
                 await self._peer.in_time(self._call.write(message))
             except (asyncio.InvalidStateError, grpc.RpcError, grpc.aio.BaseError):
-                # The server has ended the call already, and why is in its answer: the failure to
-                # write has a status of its own, which says nothing.
+                # The server has ended the call. The reason is in its answer; the status of the
+                # failed write says nothing.
                 await self._call
                 raise ServiceUnavailableError(f"{self._peer.name}: ended the call early") from None
 
@@ -236,13 +253,13 @@ class Sending:
         """End the stream and return the answer.
 
         Raises:
-            ApplianceError: the server refuses, or does not answer in time.
+            ApplianceError: the server refuses, or has not answered in time.
         """
         with self._peer.translating():
-            with suppress(grpc.aio.BaseError):  # the call has ended; why, it says itself
+            with suppress(grpc.aio.BaseError):  # the call has ended; its answer says why
                 await self._call.done_writing()
             return await self._peer.in_time(self._call, self._kept_timeout_s)
 
     def cancel(self) -> None:
-        """Give up; does nothing after `finish`."""
+        """Cancel the call; does nothing after `finish`."""
         self._call.cancel()

@@ -1,6 +1,6 @@
-"""The directory service of another process.
+"""The directory service of a peer, over gRPC (castore_rpc.proto: DirectoryService).
 
-castore_rpc.proto: DirectoryService.
+Directories are verified here: what does not have the digest that was asked for is refused.
 """
 
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ from appliance.services.lmdb_directories import put_one
 
 
 class GrpcDirectoryService:
-    """Directories of a server."""
+    """The directories of `peer`."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
@@ -50,7 +50,7 @@ class GrpcDirectoryService:
         return directory
 
     async def get_recursive(self, digest: Digest) -> AsyncIterator[Directory]:
-        """Yield the directory and all below it, as the server orders them."""
+        """Yield the directory and all below it, in the order of the peer: parents first."""
         family = await self._peer.castore_family()
         request = pb.GetDirectoryRequest(digest=digest, recursive=True).SerializeToString()
         expected = {digest}
@@ -71,7 +71,8 @@ class GrpcDirectoryService:
                 yield directory
         if received and expected:
             raise ContentMissingError(
-                f"{self._peer.name}: directory {digest}: {len(expected)} below it did not come"
+                f"{self._peer.name}: directory {digest}: "
+                f"{len(expected)} directories below it are missing from the answer"
             )
 
     async def put(self, directory: Directory) -> Digest:
@@ -90,6 +91,8 @@ class GrpcDirectoryService:
 
 
 class _GrpcDirectoryPutter:
+    """Sends a closure as one stream; the call begins with the first directory."""
+
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self._sending: Sending | None = None
@@ -105,9 +108,11 @@ class _GrpcDirectoryPutter:
         try:
             kept = pb.PutDirectoryResponse.FromString(answer).root_digest
         except DecodeError as exc:
-            raise StoreError(f"{self._peer.name}: a malformed answer") from exc
+            raise StoreError(f"{self._peer.name}: malformed answer") from exc
         if self._root is None or kept != self._root:
-            raise StoreError(f"{self._peer.name}: directory {self._root} was kept as {kept.hex()}")
+            raise StoreError(
+                f"{self._peer.name}: directory {self._root}: the peer keeps it as {kept.hex()}"
+            )
         return self._root
 
     async def abort(self) -> None:

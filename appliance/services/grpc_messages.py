@@ -1,7 +1,8 @@
-"""Names of services on the wire, and the limits that both ends keep.
+"""What both ends of a gRPC connection agree on: names of services, limits, BlobChunk messages.
 
-Requests and responses are handled as bytes: what a peer sent is kept as it is, and content is not
-copied through messages.
+Requests and responses are handled as bytes, so that what a peer sent is kept as it is. Messages
+that carry content (castore_rpc.proto: BlobChunk) are encoded and decoded here, with one copy to
+encode and, as a rule, none to decode.
 """
 
 from collections.abc import Sequence
@@ -11,10 +12,32 @@ from google.protobuf.message import DecodeError
 
 from appliance.errors import InvalidRequestError
 from appliance.protos import castore_rpc_pb2 as pb
+from appliance.services.contracts import Buffer
+
+# Bytes in one message received. A directory of 50,000 entries takes that much. Other servers stop
+# at 4 MiB, so content is sent in pieces of less than that.
+MESSAGE_MAX: Final = 16 << 20
+CONTENT_MAX: Final = 1 << 20
+
+CHANNEL_OPTIONS: Final[Sequence[tuple[str, int]]] = (
+    ("grpc.max_receive_message_length", MESSAGE_MAX),
+    ("grpc.max_send_message_length", MESSAGE_MAX),
+)
+
+# The tag of field 1, length-delimited: the data of a BlobChunk.
+_TAG: Final = 0x0A
+
+
+# --- Names of services ---
 
 
 class Family(NamedTuple):
-    """One naming of the services; the messages are the same in all."""
+    """The names under which Tvix or Snix know the services; the messages are the same.
+
+    Args:
+        castore: the protobuf package of blobs and directories.
+        store: the protobuf package of PathInfos.
+    """
 
     castore: str
     store: str
@@ -36,25 +59,8 @@ TVIX: Final = Family("tvix.castore.v1", "tvix.store.v1")
 SNIX: Final = Family("snix.castore.v1", "snix.store.v1")
 FAMILIES: Final = (TVIX, SNIX)
 
-# Of one message received. Others stop at 4 MiB, so content is sent in less; a directory of 50,000
-# entries takes that much.
-MESSAGE_MAX: Final = 16 << 20
-CONTENT_MAX: Final = 1 << 20
 
-CHANNEL_OPTIONS: Final[Sequence[tuple[str, int]]] = (
-    ("grpc.max_receive_message_length", MESSAGE_MAX),
-    ("grpc.max_send_message_length", MESSAGE_MAX),
-)
-
-
-# --- BlobChunk messages, without a copy more than needed ---
-#
-# castore_rpc.proto: BlobChunk.
-
-Buffer = bytes | bytearray | memoryview
-
-# Field 1, length-delimited.
-_TAG: Final = 0x0A
+# --- BlobChunk messages ---
 
 
 def encode_chunk(data: Buffer) -> bytes:
@@ -65,10 +71,10 @@ def encode_chunk(data: Buffer) -> bytes:
 
 
 def decode_chunk_untrusted(message: bytes) -> Buffer:
-    """Return the data in a message.
+    """Return the data in a message, as a view of it if the message is encoded as usual.
 
     Raises:
-        InvalidRequestError: it is not a BlobChunk.
+        InvalidRequestError: the message is not a BlobChunk.
     """
     if not message:
         return b""
@@ -82,7 +88,8 @@ def decode_chunk_untrusted(message: bytes) -> Buffer:
 
 
 def _prefix_of_whole(message: bytes) -> bytes | None:
-    # The prefix, if all that follows it is data; its own size depends on the data's.
+    # The prefix (tag and length) if the rest of the message is the data. The size of the prefix
+    # depends on that of the data, so each size is tried.
     for prefix_size in range(2, 7):
         if len(message) >= prefix_size:
             prefix = _prefix(len(message) - prefix_size)

@@ -1,7 +1,4 @@
-"""The PathInfo service of another process.
-
-pathinfo_rpc.proto: PathInfoService.
-"""
+"""The PathInfo service of a peer, over gRPC (pathinfo_rpc.proto: PathInfoService)."""
 
 from collections.abc import AsyncIterator
 from typing import Final
@@ -15,12 +12,12 @@ from appliance.protos import pathinfo_rpc_pb2 as pb
 from appliance.services.contracts import NarInfo
 from appliance.services.grpc_client import Peer
 
-# The server reads all content below the node; or may, before it keeps a path.
+# The peer reads all content below the node, or may do so before it keeps a path.
 _READING_TIMEOUT_S: Final = 3600.0
 
 
 class GrpcPathInfoService:
-    """PathInfos of a server."""
+    """The PathInfos of `peer`."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
@@ -37,7 +34,7 @@ class GrpcPathInfoService:
         return path_info
 
     async def put(self, path_info: bytes) -> bytes:
-        """Validate and put a PathInfo; return what the server keeps."""
+        """Validate and put a PathInfo; return what the peer keeps."""
         read_path_info(path_info)
         family = await self._peer.store_family()
         return await self._peer.ask(
@@ -45,7 +42,7 @@ class GrpcPathInfoService:
         )
 
     async def list(self) -> AsyncIterator[bytes]:
-        """Yield all PathInfos of the server, as it has them: one bad one must not hide the rest."""
+        """Yield all PathInfos, unchecked: a bad one must not hide the others."""
         family = await self._peer.store_family()
         with self._peer.translating():
             call = self._peer.stream(f"{family.path_infos()}/List", b"")
@@ -53,7 +50,7 @@ class GrpcPathInfoService:
                 yield path_info
 
     async def calculate_nar(self, node: Node) -> NarInfo:
-        """Have the server calculate size and digest of the NAR of `node`."""
+        """Have the peer calculate size and digest of the NAR of `node`."""
         family = await self._peer.store_family()
         # Some servers refuse a node with a name.
         request = node_to_message(node._replace(name=b"")).SerializeToString()
@@ -63,7 +60,7 @@ class GrpcPathInfoService:
         try:
             response = pb.CalculateNARResponse.FromString(answer)
         except DecodeError as exc:
-            raise StoreError(f"{self._peer.name}: a malformed answer") from exc
+            raise StoreError(f"{self._peer.name}: malformed answer") from exc
         return NarInfo(response.nar_size, response.nar_sha256)
 
     def _digest_of(self, path_info: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The one place where errors become gRPC statuses, and statuses errors."""
+"""The one place where errors become gRPC statuses, and statuses become errors."""
 
 import logging
 from typing import Final, NamedTuple
@@ -23,12 +23,12 @@ from appliance.services.nar_extent import NarTooLargeError
 
 _LOG = logging.getLogger(__name__)
 
-# gRPC says RESOURCE_EXHAUSTED for limits of its own; of ours, it is told apart by these metadata.
+# gRPC answers RESOURCE_EXHAUSTED for limits of its own; these metadata mark a full disk.
 _REASON_KEY: Final = "appliance-reason"
 _DISK_FULL: Final = "disk-full"
 _DISK_FULL_METADATA: Final = ((_REASON_KEY, _DISK_FULL),)
 
-# The text travels in a header, and those are limited.
+# Characters. The text travels in a header, and the size of headers is limited.
 _TEXT_MAX: Final = 1000
 
 _UNAVAILABLE: Final = frozenset(
@@ -39,7 +39,7 @@ _UNAVAILABLE: Final = frozenset(
     }
 )
 
-# The first that fits; what precedes its text.
+# The first class that fits decides; the last column is put before the text of the error.
 _STATUSES: Final[tuple[tuple[type[ApplianceError], grpc.StatusCode, str], ...]] = (
     (NarTooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
     (NarError, grpc.StatusCode.INTERNAL, "failed to render the NAR: "),
@@ -56,7 +56,7 @@ _STATUSES: Final[tuple[tuple[type[ApplianceError], grpc.StatusCode, str], ...]] 
 
 
 class Status(NamedTuple):
-    """What a call is answered with."""
+    """The status that a call is answered with."""
 
     code: grpc.StatusCode
     text: str
@@ -64,7 +64,7 @@ class Status(NamedTuple):
 
 
 class StatusError(Exception):
-    """A handler answers with this status."""
+    """Raised by a handler to answer with this status."""
 
     def __init__(self, code: grpc.StatusCode, text: str) -> None:
         super().__init__(text)
@@ -72,12 +72,12 @@ class StatusError(Exception):
 
 
 def not_found(text: str) -> StatusError:
-    """Return the answer that something is not there."""
+    """Return the error to raise for something that does not exist."""
     return StatusError(grpc.StatusCode.NOT_FOUND, text)
 
 
 def status_of(exc: Exception) -> Status:
-    """Return the status to answer with; what the peer cannot help is logged."""
+    """Return the status to answer with; errors that are not the fault of the client are logged."""
     code, text = _status_of(exc)
     if code in {grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS}:
         _LOG.error("%s", text, exc_info=None if isinstance(exc, ApplianceError) else exc)
@@ -97,7 +97,7 @@ def _status_of(exc: Exception) -> tuple[grpc.StatusCode, str]:
 
 
 def error_of(exc: grpc.RpcError, peer: str) -> ApplianceError:
-    """Return the error to raise for a call that `peer` did not answer as hoped."""
+    """Return the error to raise for a call that `peer` answered with an error."""
     code, text = _code_and_text(exc)
     message = f"{peer}: {text or code.name}"
     match code:
@@ -108,7 +108,7 @@ def error_of(exc: grpc.RpcError, peer: str) -> ApplianceError:
         case grpc.StatusCode.ALREADY_EXISTS:
             return AlreadyExistsError(message)
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            # A message too large, too many calls, or a full disk: who does not say is quoted.
+            # Too large a message, too many calls, or a full disk, which only our own servers mark.
             return (StoreFullError if _is_disk_full(exc) else ServiceLimitError)(message)
         case _ if code in _UNAVAILABLE:
             return ServiceUnavailableError(message)
@@ -117,7 +117,7 @@ def error_of(exc: grpc.RpcError, peer: str) -> ApplianceError:
 
 
 def is_status(exc: grpc.RpcError, code: grpc.StatusCode) -> bool:
-    """Whether a call ended with `code`."""
+    """Return whether a call ended with `code`."""
     return _code_and_text(exc)[0] == code
 
 

@@ -9,34 +9,43 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from blake3 import blake3
 
 from appliance.castore.digest import Digest
-from appliance.errors import CorruptBlobError, ServiceLimitError, StoreError, disk_error
+from appliance.errors import (
+    CorruptBlobError,
+    ServiceLimitError,
+    StoreError,
+    WrongDigestError,
+    disk_error,
+)
 from appliance.services.contracts import BlobChunk, BlobReader, BlobWriter, Buffer
 from appliance.store.batch import Batch
+from appliance.store.blob_files import BlobFile
 from appliance.store.schema import INLINE_MAX
-from appliance.store.store import BlobFile
 from appliance.store.writer import AsyncStore
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Less than this is hashed and written faster than another thread can be asked to.
+# Smaller writes, in bytes, cost less than handing them to another thread.
 _THREAD_MIN: Final = 32 * 1024
-# Descriptors, of this process or of all.
+# No descriptor is left: for this process, or in the whole system.
 _TOO_MANY_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class LmdbBlobService:
-    """Blobs of an open store; one whose file is gone or of another size is absent."""
+    """The blobs of an open store.
+
+    A blob is absent if its file is gone or does not have the recorded size.
+    """
 
     def __init__(self, shared: AsyncStore) -> None:
         self._shared = shared
 
     async def has(self, digest: Digest) -> bool:
-        """Whether the blob is there."""
+        """Return whether the blob exists."""
         return await self._shared.run(lambda: self._has(digest))
 
     async def stat(self, digest: Digest) -> Sequence[BlobChunk] | None:
-        """Return no chunks, or None."""
+        """Return no chunks, or None if the blob is absent."""
         return () if await self.has(digest) else None
 
     async def open_read(self, digest: Digest) -> BlobReader | None:
@@ -52,57 +61,62 @@ class LmdbBlobService:
         """Begin a new blob."""
         return _LmdbBlobWriter(self._shared)
 
+    async def open_write_of(self, digest: Digest) -> BlobWriter:
+        """Begin to write the blob `digest`; the writer verifies what it is given.
+
+        Its `close` raises WrongDigestError, and keeps nothing, if that is something else.
+        """
+        return _LmdbBlobWriter(self._shared, digest)
+
     def _has(self, digest: Digest) -> bool:
         store = self._shared.store
         try:
-            with store.read() as txn:
-                return store.has_blob(txn, digest)
+            with store.snapshot() as snapshot:
+                return snapshot.has_blob(digest)
         except OSError as exc:
             raise disk_error(exc, store.path) from exc
 
     def _size_of(self, digest: Digest) -> int | None:
-        store = self._shared.store
-        with store.read() as txn:
-            blob = store.blob(txn, digest)
+        with self._shared.store.snapshot() as snapshot:
+            blob = snapshot.blob(digest)
             return blob.size if isinstance(blob, BlobFile) else None if blob is None else len(blob)
 
-    # The reader owns its file from the start: who is cancelled meanwhile never gets to see it.
+    # The reader owns its file from the start: a caller that is cancelled never receives the reader.
     def _open(self, digest: Digest) -> "bytes | _FileReader | None":
-        store = self._shared.store
-        with store.read() as txn:
-            found = store.blob(txn, digest)
+        with self._shared.store.snapshot() as snapshot:
+            found = snapshot.blob(digest)
             if isinstance(found, memoryview):
                 return bytes(found)
         if found is None:
             return None
         try:
-            file = found.path.open("rb", buffering=0)
+            fd = self._shared.store.open_blob(found)
         except FileNotFoundError:
             return None
         except OSError as exc:
             kind = ServiceLimitError if exc.errno in _TOO_MANY_ERRNOS else StoreError
-            raise kind(f"blob {digest}: {found.path}: {exc.strerror}") from exc
-        if os.fstat(file.fileno()).st_size != found.size:
-            file.close()
+            raise kind(f"blob {digest}: {exc.filename}: {exc.strerror}") from exc
+        if os.fstat(fd).st_size != found.size:
+            os.close(fd)
             return None
-        return _FileReader(self._shared, digest, file, found.size)
+        return _FileReader(self._shared, digest, FileIO(fd), found.size)
 
 
 class ContentReader:
-    """Reads a blob that is in memory."""
+    """Reads a blob that is in memory as a whole."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
         self._offset = 0
 
     async def read(self, size: int) -> bytes:
-        """Return the next bytes."""
+        """Return the next `size` bytes, fewer at the end."""
         data = self._content[self._offset : self._offset + size]
         self._offset += len(data)
         return data
 
     async def seek(self, offset: int) -> None:
-        """Go on at `offset`."""
+        """Continue at `offset`."""
         self._offset = offset
 
     async def close(self) -> None:
@@ -110,6 +124,8 @@ class ContentReader:
 
 
 class _FileReader:
+    """Reads the file of a blob, which it owns; `size` is the recorded one in bytes."""
+
     def __init__(self, shared: AsyncStore, digest: Digest, file: FileIO, size: int) -> None:
         self._shared = shared
         self._digest = digest
@@ -132,7 +148,7 @@ class _FileReader:
         self._file.close()
 
     def _read(self, size: int) -> bytes:
-        # The system may give less than asked for at a time.
+        # pread(2) may return less than asked for.
         parts = []
         left = size
         while left:
@@ -141,7 +157,9 @@ class _FileReader:
             except OSError as exc:
                 raise StoreError(f"blob {self._digest}: {exc.strerror}") from exc
             if not part:
-                raise CorruptBlobError(f"blob {self._digest}: its file is too short")
+                raise CorruptBlobError(
+                    f"blob {self._digest}: its file has become shorter than {self._size} bytes"
+                )
             parts.append(part)
             left -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -151,10 +169,14 @@ class _FileReader:
 
 
 class _LmdbBlobWriter:
-    """Keeps the content in memory while it may be inline, then in a temporary file."""
+    """Keeps the content in memory while it may be inline, then in a temporary file.
 
-    def __init__(self, shared: AsyncStore) -> None:
+    With `expected`, only the blob with that digest is kept.
+    """
+
+    def __init__(self, shared: AsyncStore, expected: Digest | None = None) -> None:
         self._shared = shared
+        self._expected = expected
         self._hasher = blake3()
         self._inline = bytearray()
         self._size = 0
@@ -169,13 +191,16 @@ class _LmdbBlobWriter:
 
     async def close(self) -> Digest:
         digest = Digest(self._hasher.digest())
+        if self._expected is not None and digest != self._expected:
+            await self.abort()
+            raise WrongDigestError("blob", self._expected, digest)
         batch = Batch()
         if self._path is None:
             batch.add_blob(digest, self._inline)
         else:
             self._close_file()
             batch.add_file(digest, self._path, self._size)
-            self._path = None  # the batch's from now on
+            self._path = None  # the batch owns the file from now on
         await self._shared.commit(batch)
         return digest
 

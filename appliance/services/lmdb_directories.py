@@ -8,7 +8,6 @@ from typing import BinaryIO, Final
 from appliance.castore.closure import ClosureChecker, TopologicalOrder
 from appliance.castore.digest import DIGEST_SIZE, Digest
 from appliance.castore.directory import Directory
-from appliance.db.environment import ReadTransaction
 from appliance.errors import (
     ContentMissingError,
     CorruptBlobError,
@@ -19,23 +18,26 @@ from appliance.errors import (
 )
 from appliance.services.contracts import DirectoryPutter, DirectoryService
 from appliance.store.batch import Batch
+from appliance.store.snapshot import Snapshot
 from appliance.store.writer import AsyncStore
 
-# What one visit to a reading thread brings along.
+# What one visit to a reading thread returns at most.
 _VISIT_DIRECTORIES: Final = 256
 _VISIT_BYTES: Final = 1 << 20
-# A closure is gathered in memory up to this size, then in a file; and committed in such pieces.
+# A closure is gathered in memory up to this size, then in a file.
 _SPOOL_MEMORY_BYTES: Final = 1 << 20
+# A closure is committed in pieces of this many bytes, and of this many directories, because each
+# small one dirties pages of its own, and its image others.
 _COMMIT_BYTES: Final = 8 << 20
-# Of those that are small, each lands on pages of its own, and its image on others.
 _COMMIT_DIRECTORIES: Final = 2_000
+# The length of a directory in the spool file, little-endian.
 _LENGTH_BYTES: Final = 4
-# Larger ones are checked in another thread.
+# Directories with this many entries or more are checked in another thread.
 _THREAD_MIN_ENTRIES: Final = 500
 
 
 class LmdbDirectoryService:
-    """Directories of an open store."""
+    """The directories of an open store, verified as they are read."""
 
     def __init__(self, shared: AsyncStore) -> None:
         self._shared = shared
@@ -45,7 +47,7 @@ class LmdbDirectoryService:
         return await self._shared.run(lambda: self._get(digest))
 
     async def get_recursive(self, digest: Digest) -> AsyncIterator[Directory]:
-        """Yield the directory and all below it, parents first; nothing when it is missing."""
+        """Yield the directory and all below it, parents first; nothing if it is missing."""
         if await self.get(digest) is None:
             return
         order = TopologicalOrder(digest)
@@ -64,11 +66,11 @@ class LmdbDirectoryService:
         return _LmdbDirectoryPutter(self._shared)
 
     def _get(self, digest: Digest) -> Directory | None:
-        with self._shared.store.read() as txn:
-            return self._read(txn, digest)
+        with self._shared.store.snapshot() as snapshot:
+            return self._read(snapshot, digest)
 
-    def _read(self, txn: ReadTransaction, digest: Digest) -> Directory | None:
-        encoded = self._shared.store.directory(txn, digest)
+    def _read(self, snapshot: Snapshot, digest: Digest) -> Directory | None:
+        encoded = snapshot.directory(digest)
         if encoded is None:
             return None
         if (actual := Digest.of(encoded)) != digest:
@@ -78,23 +80,25 @@ class LmdbDirectoryService:
         except DirectoryError as exc:
             raise CorruptBlobError(f"directory {digest}: {exc}") from exc
 
-    def _read_present(self, txn: ReadTransaction, digest: Digest) -> Directory:
-        directory = self._read(txn, digest)
+    def _read_present(self, snapshot: Snapshot, digest: Digest) -> Directory:
+        directory = self._read(snapshot, digest)
         if directory is None:
             raise ContentMissingError(f"directory {digest} is not in the store")
         return directory
 
     def _discover(self, order: TopologicalOrder) -> bool:
-        with self._shared.store.read() as txn:
-            return sum(1 for _ in self._visit(txn, order.next_undiscovered, order.discover)) > 0
+        with self._shared.store.snapshot() as snapshot:
+            return (
+                sum(1 for _ in self._visit(snapshot, order.next_undiscovered, order.discover)) > 0
+            )
 
     def _next_ready(self, order: TopologicalOrder) -> list[Directory]:
-        with self._shared.store.read() as txn:
-            return list(self._visit(txn, order.next_ready, order.release))
+        with self._shared.store.snapshot() as snapshot:
+            return list(self._visit(snapshot, order.next_ready, order.release))
 
     def _visit(
         self,
-        txn: ReadTransaction,
+        snapshot: Snapshot,
         next_digest: Callable[[], Digest | None],
         take: Callable[[Directory], None],
     ) -> Iterator[Directory]:
@@ -103,7 +107,7 @@ class LmdbDirectoryService:
             digest = next_digest()
             if digest is None:
                 return
-            directory = self._read_present(txn, digest)
+            directory = self._read_present(snapshot, digest)
             take(directory)
             num_bytes += len(directory.to_bytes())
             num_directories += 1
@@ -113,7 +117,8 @@ class LmdbDirectoryService:
 class _LmdbDirectoryPutter:
     """Keeps a closure aside until it is complete, then commits it leaves first.
 
-    A commit of a large closure is several: whoever sees a directory sees all below it.
+    A large closure takes several commits. Since leaves come first, everything below a visible
+    directory is visible, too.
     """
 
     def __init__(self, shared: AsyncStore) -> None:
@@ -150,7 +155,7 @@ class _LmdbDirectoryPutter:
         self._in_memory.clear()
         if self._spool is not None:
             spool, self._spool = self._spool, None
-            with suppress(OSError):  # it writes first what the full disk has refused before
+            with suppress(OSError):  # closing writes once more what a full disk has refused
                 spool.close()
 
     def _put(self, directory: Directory) -> None:
@@ -163,7 +168,7 @@ class _LmdbDirectoryPutter:
     def _spill(self) -> None:
         try:
             if self._spool is None:
-                # Without a name: nothing of it stays behind, whatever happens.
+                # A file without a name leaves nothing behind, whatever happens.
                 self._spool = tempfile.TemporaryFile(dir=self._shared.temp_directory())  # noqa: SIM115 - closed by abort
             for directory in self._in_memory:
                 encoded = directory.to_bytes()
@@ -192,7 +197,7 @@ async def put_one(service: DirectoryService, directory: Directory) -> Digest:
     """Put a closure of one directory.
 
     Raises:
-        InvalidRequestError: it has subdirectories.
+        InvalidRequestError: the directory has subdirectories.
     """
     if directory.directories:
         raise InvalidRequestError("a directory with subdirectories has to come with them")

@@ -14,13 +14,18 @@ from appliance.services.path_info_checks import check_stated_size
 from appliance.store.batch import Batch
 from appliance.store.writer import AsyncStore
 
+# PathInfos read in one transaction for a listing.
 _LIST_CHUNK: Final = 256
 
 
 class LmdbPathInfoService:
-    """PathInfos of an open store, whose contents are in the services given.
+    """The PathInfos of an open store.
 
-    With `may_replace`, what is put takes the place of what it does not agree with.
+    Args:
+        shared: the store (lent).
+        blobs: where the contents of files are.
+        directories: where the directories are.
+        may_replace: a PathInfo that is put replaces one that it contradicts.
     """
 
     def __init__(
@@ -51,7 +56,7 @@ class LmdbPathInfoService:
         return await self.get(info.path.digest) or path_info
 
     async def list(self) -> AsyncIterator[bytes]:
-        """Yield all PathInfos by ascending digest; a bad one fails it when the rest has come."""
+        """Yield all PathInfos by ascending digest; raise for a bad one after all others."""
         after = b""
         bad: CorruptBlobError | None = None
         while chunk := await self._shared.run(lambda: self._chunk(after)):  # noqa: B023 - awaited at once
@@ -67,7 +72,7 @@ class LmdbPathInfoService:
             raise bad
 
     async def calculate_nar(self, node: Node) -> NarInfo:
-        """Return size and digest of the NAR of `node`, remembered from the first time on."""
+        """Return size and digest of the NAR of `node`; they are kept once calculated."""
         key = nar_key(node)
         known = await self._shared.run(lambda: self._known_nar(key))
         if known is not None:
@@ -80,22 +85,19 @@ class LmdbPathInfoService:
         return info
 
     def _get(self, path_digest: bytes) -> bytes | None:
-        store = self._shared.store
-        with store.read() as txn:
-            path_info = store.path_info(txn, path_digest)
+        with self._shared.store.snapshot() as snapshot:
+            path_info = snapshot.path_info(path_digest)
         if path_info is not None:
             _check_stored(path_digest, path_info)
         return path_info
 
     def _chunk(self, after: bytes) -> Sequence[tuple[bytes, bytes]]:
-        store = self._shared.store
-        with store.read() as txn:
-            return [*islice(store.path_infos(txn, after), _LIST_CHUNK)]
+        with self._shared.store.snapshot() as snapshot:
+            return [*islice(snapshot.path_infos(after), _LIST_CHUNK)]
 
     def _known_nar(self, key: bytes) -> NarInfo | None:
-        store = self._shared.store
-        with store.read() as txn:
-            known = store.nar_info(txn, key)
+        with self._shared.store.snapshot() as snapshot:
+            known = snapshot.nar_info(key)
         return None if known is None else NarInfo(*known)
 
 

@@ -24,7 +24,6 @@ from blake3 import blake3
 
 from appliance.castore.digest import Digest
 from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node, SymlinkNode
-from appliance.db.environment import ReadTransaction
 from appliance.errors import (
     ContentMissingError,
     CorruptBlobError,
@@ -37,7 +36,9 @@ from appliance.nix import nar
 from appliance.nix.path_info import read_path_info
 from appliance.services.nar_extent import ROOT_SIZE, Extent, Part, body_size, part_of
 from appliance.services.paths_in_store import display_path, parse_path
-from appliance.store.store import BlobFile, Store
+from appliance.store.blob_files import BlobFile
+from appliance.store.snapshot import Snapshot
+from appliance.store.store import Store
 from appliance.system import libc
 
 # In bytes. A piece of small files has about this size, and a part of a large file at most. It stays
@@ -73,8 +74,8 @@ def find_node(store: Store, path: str) -> Node:
         StoreError: there is no such path.
     """
     store_path, names = parse_path(path)
-    with store.read() as txn:
-        encoded = store.path_info(txn, store_path.digest)
+    with store.snapshot() as snapshot:
+        encoded = snapshot.path_info(store_path.digest)
         info = None if encoded is None else read_path_info(encoded)
         if info is None or info.path != store_path:
             raise StoreError(f"path {store_path.absolute()} is not valid")
@@ -82,7 +83,7 @@ def find_node(store: Store, path: str) -> Node:
         for name in names:
             if not isinstance(node, DirectoryNode):
                 raise StoreError(f"path {display_path(path)} does not exist")
-            entries = _read_directory(store, txn, node).nodes()
+            entries = _read_directory(snapshot, node).nodes()
             node = next((child for child in entries if child.name == name), None)
     if node is None:
         raise StoreError(f"path {display_path(path)} does not exist")
@@ -101,7 +102,7 @@ class LocalNar:
     def __init__(self, store: Store, node: Node, *, kept_entries: int = _KEPT_ENTRIES) -> None:
         self._store = store
         self._node = node
-        self._trees = _Trees(store, kept_entries)
+        self._trees = _Trees(kept_entries)
         self._measured: Measured | None = None
 
     def measure(self) -> Measured:
@@ -112,8 +113,8 @@ class LocalNar:
             NarTooLargeError: the tree has too many entries, or its NAR too many bytes.
         """
         if self._measured is None:
-            with self._store.read() as txn:
-                self._measured = self._trees.measure(txn, self._node)
+            with self._store.snapshot() as snapshot:
+                self._measured = self._trees.measure(snapshot, self._node)
             self._measured.extent.check("the tree")
         return self._measured
 
@@ -139,8 +140,8 @@ class LocalNar:
     def _pieces(self, rendering: "_Rendering") -> Generator[Piece, None, None]:
         buffer: memoryview | None = None
         while True:
-            with self._store.read() as txn:
-                piece, large = rendering.render(txn)
+            with self._store.snapshot() as snapshot:
+                piece, large = rendering.render(snapshot)
             if piece:
                 yield piece
             if rendering.is_done:
@@ -148,7 +149,7 @@ class LocalNar:
             if large is not None:
                 if buffer is None:
                     buffer = memoryview(bytearray(PIECE_SIZE))
-                yield from large.pieces(buffer)
+                yield from large.pieces(self._store, buffer)
 
 
 class _LargeFile(NamedTuple):
@@ -158,9 +159,9 @@ class _LargeFile(NamedTuple):
     file: BlobFile
     start: int
 
-    def pieces(self, buffer: memoryview) -> Iterator[memoryview]:
+    def pieces(self, store: Store, buffer: memoryview) -> Iterator[memoryview]:
         """Yield the content as views of `buffer`; check it at the end if nothing was left out."""
-        fd = self._open()
+        fd = self._open(store)
         try:
             hasher = None if self.start else blake3()
             offset = self.start
@@ -179,9 +180,9 @@ class _LargeFile(NamedTuple):
         finally:
             os.close(fd)
 
-    def _open(self) -> int:
+    def _open(self, store: Store) -> int:
         try:
-            fd = os.open(self.file.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = store.open_blob(self.file)
         except FileNotFoundError as exc:
             raise _blob_not_found(self.node) from exc
         except OSError as exc:
@@ -194,22 +195,21 @@ class _LargeFile(NamedTuple):
 
 
 class _Trees:
-    """Directories and blobs of a store, checked; recent Directories are kept decoded."""
+    """Directories and blobs of a store, checked; some Directories are kept decoded."""
 
-    def __init__(self, store: Store, kept_entries: int) -> None:
-        self._store = store
+    def __init__(self, kept_entries: int) -> None:
         self._kept: dict[Digest, list[Node]] = {}
         self._num_to_keep = kept_entries
 
-    def nodes(self, txn: ReadTransaction, node: DirectoryNode) -> list[Node]:
+    def nodes(self, snapshot: Snapshot, node: DirectoryNode) -> list[Node]:
         """Return the entries of a directory by ascending name."""
         kept = self._kept.get(node.digest)
-        return _sorted(_read_directory(self._store, txn, node)) if kept is None else kept
+        return _sorted(_read_directory(snapshot, node)) if kept is None else kept
 
-    def content(self, txn: ReadTransaction, node: FileNode) -> memoryview | BlobFile:
+    def content(self, snapshot: Snapshot, node: FileNode) -> memoryview | BlobFile:
         """Return the content of a file, checked; or the file that has it, which is not checked."""
         digest = node.digest
-        content = self._store.blob(txn, digest)
+        content = snapshot.blob(digest)
         if isinstance(content, memoryview):
             size = len(content)
             if size == node.size and (actual := blake3(content).digest()) != digest:
@@ -225,7 +225,7 @@ class _Trees:
             )
         return content
 
-    def measure(self, txn: ReadTransaction, root: Node) -> Measured:
+    def measure(self, snapshot: Snapshot, root: Node) -> Measured:
         """Return how large a tree is."""
         if not isinstance(root, DirectoryNode):
             return Measured(Extent(0, ROOT_SIZE + body_size(root)), {})
@@ -236,7 +236,7 @@ class _Trees:
             node = left[-1]
             part = parts.get(node.digest)
             if part is None:
-                directory = self._read(txn, node)
+                directory = self._read(snapshot, node)
                 parts[node.digest] = part_of(directory)
                 left.extend(below for below in directory.directories if below.digest not in parts)
                 continue
@@ -251,8 +251,8 @@ class _Trees:
         sizes = {digest: size for digest, (_num_entries, size) in extents.items()}
         return Measured(Extent(num_entries, ROOT_SIZE + size), sizes)
 
-    def _read(self, txn: ReadTransaction, node: DirectoryNode) -> Directory:
-        directory = _read_directory(self._store, txn, node)
+    def _read(self, snapshot: Snapshot, node: DirectoryNode) -> Directory:
+        directory = _read_directory(snapshot, node)
         self._num_to_keep -= 1 + len(directory)
         if self._num_to_keep >= 0:
             self._kept[node.digest] = _sorted(directory)
@@ -276,7 +276,7 @@ class _Rendering:
         self._parts: list[Piece] = []
         self.is_done = False
 
-    def render(self, txn: ReadTransaction) -> tuple[bytes, _LargeFile | None]:
+    def render(self, snapshot: Snapshot) -> tuple[bytes, _LargeFile | None]:
         """Return the next bytes, and the large file whose content follows them, if one does.
 
         All of the NAR was returned once `is_done` is set.
@@ -292,12 +292,12 @@ class _Rendering:
                 break
             size += _ENTRY_COST
             if isinstance(node, FileNode):
-                large = self._render_file(txn, node)
+                large = self._render_file(snapshot, node)
                 size += 0 if large else node.size
             elif isinstance(node, SymlinkNode):
                 parts += (nar.SYMLINK, nar.string(node.target), self._close())
             else:
-                self._render_directory(txn, node)
+                self._render_directory(snapshot, node)
         # Parts may be views of the map, so they are copied before the snapshot ends.
         data = b"".join(parts)
         parts.clear()
@@ -325,7 +325,7 @@ class _Rendering:
             parts.append(self._close())
         return None
 
-    def _render_file(self, txn: ReadTransaction, node: FileNode) -> _LargeFile | None:
+    def _render_file(self, snapshot: Snapshot, node: FileNode) -> _LargeFile | None:
         _name, _digest, size, executable = node
         parts = self._parts
         parts += (nar.EXECUTABLE if executable else nar.REGULAR, nar.length(size))
@@ -333,13 +333,13 @@ class _Rendering:
         if start == size > 0:
             parts += (nar.PADDING[size & 7], self._close())
             return None
-        content = self._trees.content(txn, node)
+        content = self._trees.content(snapshot, node)
         if isinstance(content, BlobFile):
             return _LargeFile(node, content, start)
         parts += (content[start:] if start else content, nar.PADDING[size & 7], self._close())
         return None
 
-    def _render_directory(self, txn: ReadTransaction, node: DirectoryNode) -> None:
+    def _render_directory(self, snapshot: Snapshot, node: DirectoryNode) -> None:
         if self._num_to_drop:
             size = self._sizes[node.digest]
             held = sum(map(len, self._parts))
@@ -348,7 +348,7 @@ class _Rendering:
                 self._parts.append(self._close())
                 return
         self._parts.append(nar.DIRECTORY)
-        self._entries.append(iter(self._trees.nodes(txn, node)))
+        self._entries.append(iter(self._trees.nodes(snapshot, node)))
 
     def _close(self) -> bytes:
         return nar.CLOSE_ENTRY if self._entries else nar.CLOSE
@@ -374,8 +374,8 @@ def _first(pieces: Generator[Piece, None, None], size: int) -> Generator[Piece, 
             yield piece
 
 
-def _read_directory(store: Store, txn: ReadTransaction, node: DirectoryNode) -> Directory:
-    encoded = store.directory(txn, node.digest)
+def _read_directory(snapshot: Snapshot, node: DirectoryNode) -> Directory:
+    encoded = snapshot.directory(node.digest)
     if encoded is None:
         raise ContentMissingError(
             f"directory {node.digest}, named {node.name!r}, is not in the store",

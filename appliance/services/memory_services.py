@@ -1,4 +1,4 @@
-"""Services that keep everything in memory, for as long as they live."""
+"""Services that keep everything in the memory of this process."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -32,11 +32,11 @@ class MemoryBlobService:
         self._blobs = {EMPTY_DIGEST: b""}
 
     async def has(self, digest: Digest) -> bool:
-        """Whether the blob is there."""
+        """Return whether the blob exists."""
         return digest in self._blobs
 
     async def stat(self, digest: Digest) -> Sequence[BlobChunk] | None:
-        """Return no chunks, or None."""
+        """Return no chunks, or None if the blob is absent."""
         return () if digest in self._blobs else None
 
     async def size_of(self, digest: Digest) -> int | None:
@@ -82,7 +82,7 @@ class MemoryDirectoryService:
         return self._directories.get(digest)
 
     async def get_recursive(self, digest: Digest) -> AsyncIterator[Directory]:
-        """Yield the directory and all below it, parents first; nothing when it is missing."""
+        """Yield the directory and all below it, parents first; nothing if it is missing."""
         if digest not in self._directories:
             return
         order = TopologicalOrder(digest)
@@ -128,9 +128,12 @@ class _MemoryDirectoryPutter:
 
 
 class MemoryPathInfoService:
-    """PathInfos in a dictionary, whose contents are in the services given.
+    """PathInfos in a dictionary.
 
-    With `may_replace`, what is put takes the place of what it does not agree with.
+    Args:
+        blobs: where the contents of files are.
+        directories: where the directories are.
+        may_replace: a PathInfo that is put replaces one that it contradicts.
     """
 
     def __init__(
@@ -155,7 +158,7 @@ class MemoryPathInfoService:
         if digest in self._path_infos:
             for node in (read_path_info(self._path_infos[digest]).node, info.node):
                 await known.read(node, self._directories)
-        # Not one await between what is kept now and what will be.
+        # No await from here on: what is compared must still be there when it is replaced.
         kept = accepted(
             self._path_infos.get(digest), path_info, known, may_replace=self._may_replace
         )
@@ -163,12 +166,12 @@ class MemoryPathInfoService:
         return kept
 
     async def list(self) -> AsyncIterator[bytes]:
-        """Yield all PathInfos there are at the first step."""
+        """Yield all PathInfos that exist when the iteration begins."""
         for path_info in [*self._path_infos.values()]:
             yield path_info
 
     async def calculate_nar(self, node: Node) -> NarInfo:
-        """Return size and digest of the NAR of `node`, remembered from the first time on."""
+        """Return size and digest of the NAR of `node`; they are kept once calculated."""
         key = nar_key(node)
         info = self._nar_infos.get(key)
         if info is None:
@@ -178,7 +181,7 @@ class MemoryPathInfoService:
 
 
 class _KnownContents:
-    """See `path_info_rules.Known`; with the directories that were read before."""
+    """Implements `path_info_rules.Known` with directories that `read` has loaded before."""
 
     def __init__(self, nar_infos: Mapping[Digest, NarInfo]) -> None:
         self._nar_infos = nar_infos
@@ -186,7 +189,7 @@ class _KnownContents:
 
     async def read(self, node: Node, directories: DirectoryService) -> None:
         if isinstance(node, DirectoryNode) and node.digest not in self._directories:
-            with suppress(StoreError):  # what cannot be had cannot be compared
+            with suppress(StoreError):  # content that cannot be read is not compared
                 async for directory in directories.get_recursive(node.digest):
                     self._directories[directory.digest()] = directory
 

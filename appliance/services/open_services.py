@@ -1,4 +1,8 @@
-"""Services by their addresses."""
+"""Opening services by their addresses, and a thread to use them from programs with another loop.
+
+gRPC needs an asyncio event loop. Programs that have another loop, or none, run one in a
+`LoopThread`, which also keeps network traffic from delaying what they do themselves.
+"""
 
 import asyncio
 import threading
@@ -33,10 +37,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Above a message of content.
+# For malloc, in bytes; the first is above the size of a message with content.
 _MMAP_THRESHOLD: Final = 4 << 20
 _TRIM_THRESHOLD: Final = 16 << 20
 _NUM_ARENAS: Final = 2
+
+
+# --- Opening ---
 
 
 @asynccontextmanager
@@ -47,12 +54,17 @@ async def open_services(
     stores: "Mapping[Path, AsyncStore] | None" = None,
     may_replace_paths: bool = False,
 ) -> AsyncIterator[Services]:
-    """Open the services; a store in LMDB is created when missing, unless for reading only.
+    """Open the services, for the duration of the block; connect to peers when first needed.
 
-    One that this process may not write to is opened for reading only, and refuses what is put.
-    Peers are connected to when they are first needed. `stores` are those that this process has open
-    already, by their resolved paths; they stay open. With `may_replace_paths`, what is put takes
-    the place of what it does not agree with, in services of this process.
+    A store in LMDB that this process may not write to is opened for reading only, and refuses what
+    is put.
+
+    Args:
+        addresses: where the services are.
+        is_readonly: open stores for reading only. Without it, missing stores are created.
+        stores: stores that this process has open already, by their resolved paths; they stay open.
+        may_replace_paths: in services of this process, a PathInfo that is put replaces one that it
+            contradicts.
 
     Raises:
         StoreError: a store cannot be opened.
@@ -69,7 +81,7 @@ async def open_services(
 
 
 class _Opener:
-    """Opens each store and each connection once: a process may not open an environment twice."""
+    """Opens each store and each peer once: a process must not open an LMDB environment twice."""
 
     def __init__(
         self, stack: AsyncExitStack, *, is_readonly: bool, stores: "Mapping[Path, AsyncStore]"
@@ -136,21 +148,22 @@ class _Opener:
 
 
 def keep_message_memory() -> None:
-    """Have malloc keep what a message took for the next one; this may be called again.
+    """Have malloc keep the memory of a message for the next one; may be called again.
 
-    By default glibc returns each message's memory to the system and faults it in again for the
-    next: a blob of 1 GiB took 500,000 page faults, and half as long again. What is kept is bounded.
+    By default glibc returns the memory of each message to the system and faults it in again for the
+    next one: a blob of 1 GiB caused 500,000 page faults and took half as long again. The memory
+    that is kept is bounded.
     """
     libc.tune_malloc(
         mmap_threshold=_MMAP_THRESHOLD, trim_threshold=_TRIM_THRESHOLD, num_arenas=_NUM_ARENAS
     )
 
 
-class LoopThread:
-    """A thread that runs an event loop, for programs that have another loop, or none.
+# --- An event loop in a thread ---
 
-    gRPC needs the loop of asyncio itself, and network traffic must not hold up front-ends.
-    """
+
+class LoopThread:
+    """A thread called `name` that runs an event loop until `close`."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -158,11 +171,11 @@ class LoopThread:
         self._thread.start()
 
     async def run(self, work: Coroutine[None, None, T]) -> T:
-        """Run `work` on that loop and wait for it on this one."""
+        """Run `work` on that loop and wait for it on the loop of the caller."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     def run_and_wait(self, work: Coroutine[None, None, T]) -> T:
-        """Run `work` on that loop and block this thread until it is done."""
+        """Run `work` on that loop and block the calling thread until it is done."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
@@ -170,7 +183,7 @@ class LoopThread:
         asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
-        """End the loop and the thread; nothing may run any more."""
+        """End the loop and the thread; no work may be left."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

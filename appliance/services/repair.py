@@ -15,7 +15,7 @@ from blake3 import blake3
 from appliance.castore.digest import Digest
 from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.castore.size_dialect import SizeDialect
-from appliance.errors import DirectoryError
+from appliance.errors import DirectoryError, WrongDigestError
 from appliance.services.contracts import Services
 from appliance.services.lmdb_blobs import LmdbBlobService
 from appliance.store.batch import Batch
@@ -86,16 +86,14 @@ class Repairer:
     async def _repair_blob(self, store: AsyncStore, node: FileNode) -> bool:
         if self._source is None:
             return False
-        writer = await LmdbBlobService(store).open_write()
-        hasher = blake3()
+        writer = await LmdbBlobService(store).open_write_of(node.digest)
         try:
             async with aclosing(self._source.content(node)) as pieces:
                 async for piece in pieces:
-                    hasher.update(piece)
                     await writer.write(piece)
-            if hasher.digest() != node.digest:
-                return False
             await writer.close()
+        except WrongDigestError:
+            return False
         finally:
             await writer.abort()
         return True

@@ -1,4 +1,4 @@
 """What the processes of one session share: the control channel, its messages, and shared memory.
 
-Nothing here decides anything; it knows neither guests nor services.
+Nothing here makes decisions, and nothing here depends on guests or services.
 """

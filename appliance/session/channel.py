@@ -1,6 +1,7 @@
-"""The control channel: an Envelope per SOCK_SEQPACKET message, file descriptors beside it.
+"""The control channel: one Envelope per SOCK_SEQPACKET message, with file descriptors attached.
 
-Both ends are ours. A message that cannot be parsed is a bug, not input, and is not guarded against.
+Both ends belong to this program. A message that cannot be parsed is therefore a bug rather than bad
+input, and is not handled.
 """
 
 import array
@@ -9,22 +10,23 @@ from collections.abc import Sequence
 
 from appliance.protos.control_pb2 import Envelope
 
-# SCM_MAX_FD is 253 (linux include/net/scm.h); a longer table is sent in several messages.
+# The largest number of descriptors in one message. The kernel's limit, SCM_MAX_FD, is 253 (linux
+# include/net/scm.h). Longer tables are sent in several messages.
 MAX_FDS = 200
 _MAX_MESSAGE_BYTES = 64 << 10
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS * 4)
 
 
 def channel_pair() -> tuple[socket.socket, socket.socket]:
-    """Return the two ends of a new control channel, both close-on-exec."""
+    """Return the two ends of a new control channel, both close-on-exec; the caller owns them."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def send(sock: socket.socket, envelope: Envelope, fds: Sequence[int] = ()) -> None:
-    """Send one message; `fds` are lent, the peer gets duplicates.
+    """Send one message. `fds` are lent: the peer gets duplicates.
 
     Raises:
-        BlockingIOError: the socket is non-blocking and its buffer is full; nothing was sent.
+        BlockingIOError: the socket is non-blocking and its buffer is full. Nothing was sent.
         OSError: the peer is gone.
     """
     data = envelope.SerializeToString()
@@ -33,7 +35,9 @@ def send(sock: socket.socket, envelope: Envelope, fds: Sequence[int] = ()) -> No
 
 
 def receive(sock: socket.socket) -> tuple[Envelope, list[int]] | None:
-    """Return the next message and its fds, which the caller owns; None when the peer is gone.
+    """Return the next message and its descriptors, which the caller owns; None at the end.
+
+    The end is reached when the peer has closed its socket or has died.
 
     Raises:
         BlockingIOError: the socket is non-blocking and has no message.

@@ -1,36 +1,38 @@
-"""The grants of a session: which store paths it may see, and from which nodeid on.
+"""The grants of a session: which store paths it may see, and which nodeids their nodes have.
 
 A grant is a row (base, span) with the root node of a store path. The nodes of that path have the
-nodeids from `base` to `base + span - 1`: base plus the node's place. Bases follow each other, so a
-nodeid is found by binary search, and no two paths share one. The supervisor alone appends rows,
-when the session first resolves a name in the root; workers map the same memory, read-only, and
-need nothing else to find any node of the session.
+nodeids from `base` to `base + span - 1`: the nodeid of a node is the base plus the node's place.
+Rows are ordered by base and their nodeid ranges do not overlap, so the grant of a nodeid is found
+by binary search. Only the supervisor appends rows, when the session first resolves a name in the
+root. Workers map the same memory read-only and need nothing else to find any node of the session.
 
     offset            size  field
-    0                 8     num: rows that are complete
-    8                 8     index: offset of the hash table << 8 | log2 of its slots
-    16                8     root_generation: all that the store had at this generation was granted
+    0                 8     num: number of complete rows
+    8                 8     index: offset of the hash table << 8 | log2 of its number of slots
+    16                8     root_generation: every path that the store had at this generation has
+                            been granted
     24                8     root_fresh_until: when the root must be listed again, for a service that
-                            has no generations: CLOCK_MONOTONIC in ns; 0 if it never was listed
+                            has no generations: CLOCK_MONOTONIC in ns; 0 if it was never listed
     32                4     generation in every entry of this session (linux/fuse.h: fuse_entry_out)
-    36                4     1: st_ino is by content (--inodes=content)
-    40                8     num_revoked: rows that were revoked
+    36                4     1 if st_ino is derived from content (--inodes=content), else 0
+    40                8     num_revoked: number of revoked rows
     4096              32 each rows: base (8), span (8), offset of the root record (8),
-                            state (8): 0, or 1 when the grant was revoked
+                            state (8): 0, or 1 if the grant was revoked
     ROWS_END                the heap: root records and hash tables, each a multiple of 8 bytes long
 
-Root record: kind (4), length of the target (4), size as the node states it (8), digest (32), then a
-READDIRPLUS record as in an image, with nodeids for places, then the target of a symlink.
+A root record has: kind (4), length of the symlink target (4), size as the node states it (8),
+digest (32), a READDIRPLUS record as in an image but with nodeids in place of places, and the
+target of a symlink.
 
-The hash table has a power of two of slots of 4 bytes: 0, or the number of a row from 1 on. A name
-goes to slot crc32(name) modulo the slots, or the next one that is free. When it is half full, one
-of twice the size takes its place behind it.
+The hash table has a power of two of slots, 4 bytes each: 0 if free, else the number of a row,
+counted from 1. A name is stored in slot crc32(name) modulo the number of slots, or in the next free
+one. When the table is half full, one of twice the size is appended to the heap and replaces it.
 
-Writer and readers share no lock. The writer stores a row, its record and its slot before `num`,
-each published word by one aligned store; a reader that misses what has just been added asks the
-supervisor, and looks again after the answer. Nothing that was published moves or changes, but for
-the state of a row. The file grows at its end; a reader maps it again when an offset is beyond what
-it has mapped.
+The writer and the readers share no lock. The writer stores a row, its record and its slot before it
+increments `num`, and publishes each word by one aligned store. A reader that misses a row which has
+just been added asks the supervisor, and looks again after the answer. Nothing that was published
+moves or changes, except for the state of a row. The file grows at its end; a reader maps it again
+when an offset lies beyond what it has mapped.
 """
 
 import contextlib
@@ -52,7 +54,7 @@ from appliance.images.layout import NAME_AT, NAMELEN_AT, Kind
 ROOT_NODEID: Final = 1
 FIRST_BASE: Final = 2
 GRANTS_MAX: Final = 1 << 20
-# Nodeids stay below, as st_ino must fit a signed number in many programs.
+# All nodeids are below this, because st_ino must fit a signed number in many programs.
 NODEID_LIMIT: Final = 1 << 63
 LINKS: Final = 2
 
@@ -65,28 +67,32 @@ _NUM_REVOKED: Final = 5
 _NUMBERS: Final = struct.Struct("<II")
 _NUMBERS_AT: Final = 32
 _RECORD_HEAD: Final = struct.Struct("<IIQ32s")
-# No root record is longer; the file always has as much behind the last one.
+# No root record is longer. The file always has this many bytes after the start of the last one.
 _RECORD_MAX: Final = 8192
 _REVOKED: Final = 1
+# The file grows in multiples of this many bytes.
 _GROWTH: Final = 1 << 20
 _FIRST_SLOTS_LOG2: Final = 6
 _U32: Final = struct.Struct("<I")
 
 
 class Grant(NamedTuple):
-    """A row with its root record; `record` is a view of the grants' memory."""
+    """A row with its root record."""
 
     base: int
     span: int
     kind: Kind
     size: int
+    """As the root node states it: bytes of a file, entries below a directory."""
     digest: bytes
     record: memoryview
+    """The READDIRPLUS record of the root node, a view of the grants' memory."""
     target: bytes
+    """The target of a symlink, else empty."""
 
 
 class _Mapping:
-    # What the writer and the readers have in common: a file of this layout, mapped.
+    # A mapped file of this layout. The descriptor is lent. Used by the writer and the readers.
 
     def __init__(self, fd: int, access: int) -> None:
         self._fd = fd
@@ -103,11 +109,11 @@ class _Mapping:
     def close(self) -> None:
         self.words.release()
         self.bytes.release()
-        with contextlib.suppress(BufferError):  # a view is left: it goes with that
+        with contextlib.suppress(BufferError):  # a view still exists and keeps the mapping alive
             self._mmap.close()
 
     def at(self, offset: int, size: int) -> memoryview:
-        """Return the `size` bytes, or more than a root record has, from `offset` on."""
+        """Return `size` bytes from `offset` on; map the file again if it has grown that far."""
         if offset + size > self.size:
             self._map()
         return self.bytes[offset : offset + size]
@@ -147,7 +153,11 @@ class _Mapping:
 
 
 class Grants:
-    """A worker's view of the grants of its session; keeps `fd`, which it may map again."""
+    """A worker's read-only view of the grants of its session.
+
+    Args:
+        fd: `GrantTable.fd`, lent; it must stay open, because the file is mapped again as it grows.
+    """
 
     def __init__(self, fd: int) -> None:
         self._memory = _Mapping(fd, mmap.ACCESS_READ)
@@ -158,13 +168,16 @@ class Grants:
         return self._memory.words[_NUM]
 
     def by_name(self, name: bytes) -> Grant | None:
-        """Return the grant of a name in the root; a revoked one is none."""
+        """Return the grant of a name in the root; None if there is none or it was revoked."""
         memory = self._memory
         row = memory.find(name)
         return None if row < 0 or memory.is_revoked(row) else memory.grant(row)
 
     def by_nodeid(self, nodeid: int) -> Grant | None:
-        """Return the grant that `nodeid` (any number) lies in; a revoked one is none."""
+        """Return the grant whose range contains `nodeid`, which may be any number.
+
+        The result is None if there is no such grant or it was revoked.
+        """
         memory = self._memory
         words = memory.words
         low, high = 0, words[_NUM]
@@ -181,7 +194,7 @@ class Grants:
         return grant if nodeid - grant.base < grant.span else None
 
     def listing(self, first: int) -> Iterator[memoryview]:
-        """Yield the READDIRPLUS records of the root from row `first` on."""
+        """Yield the READDIRPLUS records of the root from row `first` on, without revoked rows."""
         memory = self._memory
         for row in range(first, memory.words[_NUM]):
             if not memory.is_revoked(row):
@@ -189,7 +202,7 @@ class Grants:
 
     @property
     def num_revoked(self) -> int:
-        """How many grants were revoked; what was cached before it changed is not to be used."""
+        """How many grants were revoked. When it changes, grants cached before must be dropped."""
         return self._memory.words[_NUM_REVOKED]
 
     @property
@@ -199,23 +212,25 @@ class Grants:
 
     @property
     def root_fresh_until_ns(self) -> int:
-        """Up to when (CLOCK_MONOTONIC) the root's listing counts as new; 0 if it never was made."""
+        """When the root must be listed again, on CLOCK_MONOTONIC; 0 if it was never listed."""
         return self._memory.words[_FRESH_UNTIL]
 
 
 class GrantTable:
-    """The supervisor's side: appends grants. Owns the memory.
+    """The supervisor's side: appends grants. Owns the memory and its descriptors.
 
-    What is in the memory is never read back to decide anything.
+    Nothing is decided by what is read back from the memory.
+
+    `fd` is a read-only descriptor of the memory, to be passed to workers.
     """
 
     def __init__(self, *, is_by_content: bool = False) -> None:
         fd = os.memfd_create("grants", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, _ROWS_END + _GROWTH)
-            # A holder that shrank it would pull the memory away from under the others.
+            # If a holder could shrink the file, the others would get SIGBUS.
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-            # What workers get: they cannot write to it.
+            # Workers get this descriptor, through which they cannot write.
             self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             os.close(fd)
@@ -237,20 +252,21 @@ class GrantTable:
         return len(self._rows)
 
     def start_apart(self) -> None:
-        """Number from a high random base on: the guest may still hold nodeids of another session.
+        """Begin at a high random base, because the guest may hold nodeids of an earlier session.
 
-        They then mean nothing here, rather than other nodes. Only before the first grant.
+        Those nodeids are then stale here instead of denoting other nodes. This has an effect only
+        before the first grant.
         """
         if not self._rows:
             self._next_base = (secrets.randbits(20) + 1) << 41
 
     def grant(self, node: Node) -> None:
-        """Let the session see `node` by its name, unless it does already.
+        """Let the session see `node` under its name; do nothing if it already does.
 
         Raises:
-            OSError: EOVERFLOW, the numbers that its size takes are not there; ENOENT, the name was
+            OSError: EOVERFLOW if too few nodeids are left for its size; ENOENT if the name was
                 revoked.
-            StoreError: there is no memory, or there are too many grants.
+            StoreError: there is not enough memory, or there are too many grants.
         """
         if node.name in self._revoked:
             raise OSError(ENOENT, f"{node.name!r} was revoked")
@@ -258,10 +274,11 @@ class GrantTable:
             return
         row = len(self._rows)
         if row >= GRANTS_MAX:
-            raise StoreError(f"a session can see {GRANTS_MAX} store paths, and no more")
+            raise StoreError(f"a session can see {GRANTS_MAX} store paths, not more")
         span = 1 + (node.size if isinstance(node, DirectoryNode) else 0)
         if span > NODEID_LIMIT - self._next_base:
-            raise OSError(EOVERFLOW, f"{node.name!r}: its size {span - 1} leaves no nodeids")
+            left = NODEID_LIMIT - self._next_base
+            raise OSError(EOVERFLOW, f"{node.name!r}: {span} nodeids needed, {left} left")
         at = self._put(self._root_record(node, row))
         words = self._memory.words
         word = _ROWS_AT // 8 + row * _ROW_WORDS
@@ -275,7 +292,13 @@ class GrantTable:
         words[_NUM] = row + 1
 
     def revoke(self, name: bytes) -> None:
-        """Hide a name and everything below it; what the guest still holds of it is stale."""
+        """Hide a granted name and everything below it; nodeids that the guest holds become stale.
+
+        The name cannot be granted again in this session.
+
+        Raises:
+            KeyError: the name was never granted.
+        """
         row = self._rows[name]
         self._revoked.add(name)
         self._memory.words[_ROWS_AT // 8 + row * _ROW_WORDS + 3] = _REVOKED
@@ -287,16 +310,16 @@ class GrantTable:
         return self._root_generation
 
     def set_root_generation(self, generation: int) -> None:
-        """Note that all that the store had at `generation` was granted."""
+        """Note that every path that the store had at `generation` has been granted."""
         self._root_generation = generation
         self._memory.words[_ROOT_GENERATION] = generation
 
     def set_root_fresh_until(self, time_ns: int) -> None:
-        """Note up to when (CLOCK_MONOTONIC) the root's listing counts as new."""
+        """Note when the root must be listed again: `time_ns` on CLOCK_MONOTONIC."""
         self._memory.words[_FRESH_UNTIL] = time_ns
 
     def close(self) -> None:
-        """Unmap the memory and close the descriptors."""
+        """Unmap the memory and close its descriptors."""
         self._memory.close()
         os.close(self.fd)
         os.close(self._writable_fd)
@@ -330,7 +353,7 @@ class GrantTable:
             os.ftruncate(self._writable_fd, -(-end // _GROWTH) * _GROWTH)
         except OSError as exc:
             raise StoreError(f"memory of the grants: {exc.strerror}") from exc
-        self._memory.at(end - 1, 1)
+        self._memory.at(end - 1, 1)  # maps the file again
 
     def _grow_index(self) -> None:
         self._slots_log2 = max(_FIRST_SLOTS_LOG2, self._slots_log2 + 1)

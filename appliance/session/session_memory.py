@@ -1,21 +1,24 @@
 """Memory that the supervisor and the workers of one session share, and that outlives any worker.
 
-Two memfds. `SessionMemory` holds what INIT negotiated and the request counters:
+There are two memfds. `SessionMemory` holds what INIT negotiated and the request counters, all in
+host byte order:
 
     offset  type  field
-    0       u32   initialised (0 or 1; the other fields are valid when 1)
+    0       u32   initialised (0 or 1); the next three fields are valid when it is 1
     4       u32   FUSE minor version
-    8       u64   FUSE flags agreed on
-    16      u32   max_readahead, bytes
-    20      u32   whether a request without INIT was seen (0 or 1)
-    4096    u64   counters[num_queues][64], indexed by opcode; 0 counts unknown opcodes
+    8       u64   negotiated FUSE flags
+    16      u32   max_readahead in bytes
+    20      u32   whether a request without a preceding INIT was seen (0 or 1)
+    4096    u64   counters[num_queues][64], indexed by opcode; index 0 counts unknown opcodes
 
-Only the worker of a queue writes that queue's counters, so plain stores do. INIT may come on any
-queue: its worker fills the fields and sets `initialised` before it publishes the reply, and the
-guest sends nothing else before it has the reply.
+Only the worker of a queue writes that queue's counters, so plain stores suffice. INIT may come on
+any queue. Its worker fills in the fields and sets `initialised` before it publishes the reply, and
+the guest sends nothing else before it has the reply.
 
-`InflightMemory` holds the record of popped and unreturned requests, one area per queue
-(vhost-user: Inflight I/O tracking; split virtqueue layout).
+`InflightMemory` holds the record of requests that were popped and not yet returned, one area per
+queue, in the layout for split virtqueues.
+
+Spec: vhost-user: Inflight I/O tracking.
 """
 
 import contextlib
@@ -34,7 +37,7 @@ _FIELDS: Final = struct.Struct("<IIQI")
 _INITIALISED: Final = struct.Struct("<I")
 _WITHOUT_INIT_OFFSET: Final = _FIELDS.size
 
-# struct vring_inflight_split: the version is 0 until the queue is started.
+# QueueRegionSplit.version in the specification; it is 0 until the queue is started.
 _VERSION_OFFSET: Final = 8
 
 
@@ -48,7 +51,11 @@ class SessionMemory:
 
     @classmethod
     def create(cls, num_queues: int) -> "SessionMemory":
-        """Return blank session memory for `num_queues` virtqueues."""
+        """Return blank session memory for `num_queues` virtqueues.
+
+        Raises:
+            OSError: there is not enough memory or no free descriptor.
+        """
         fd = _sealed_memfd("session", _COUNTERS_OFFSET + num_queues * _COUNTER_BYTES)
         try:
             return cls(fd)
@@ -58,12 +65,12 @@ class SessionMemory:
 
     @property
     def is_initialised(self) -> bool:
-        """Whether INIT was answered and no DESTROY or reset came since."""
+        """Whether INIT was answered, and no DESTROY or device reset has followed."""
         return self._map[0] != 0
 
     @property
     def flags(self) -> int:
-        """The negotiated FUSE flags, 64 of them."""
+        """The negotiated FUSE flags, a mask of 64 bits."""
         flags: int = _FIELDS.unpack_from(self._map)[2]
         return flags
 
@@ -74,25 +81,31 @@ class SessionMemory:
         return minor
 
     def start(self, minor: int, flags: int, max_readahead: int) -> None:
-        """Record what INIT agreed on; visible to every worker when this returns."""
+        """Record what INIT negotiated; every worker sees it when this returns.
+
+        Args:
+            minor: the FUSE minor version.
+            flags: the FUSE flags, 64 bits.
+            max_readahead: in bytes.
+        """
         _FIELDS.pack_into(self._map, 0, 0, minor, flags, max_readahead)
         _INITIALISED.pack_into(self._map, 0, 1)
 
     def end(self) -> None:
-        """Forget the session (DESTROY, device reset)."""
+        """Mark the session as ended (DESTROY, device reset)."""
         _INITIALISED.pack_into(self._map, 0, 0)
 
     def is_first_without_init(self) -> bool:
-        """Whether no request before has found that INIT is missing.
+        """Return whether this is the first request without INIT, and note that one was seen.
 
-        Two workers that ask at the same instant may both hear that it is.
+        If two workers call this at the same instant, both may get True.
         """
         is_first = self._map[_WITHOUT_INIT_OFFSET] == 0
         self._map[_WITHOUT_INIT_OFFSET] = 1
         return is_first
 
     def counters(self, queue: int) -> memoryview:
-        """Return the live counters of `queue` as 64 unsigned 64-bit numbers indexed by opcode."""
+        """Return a writable view of the counters of `queue`: 64 u64, indexed by opcode."""
         start = _COUNTERS_OFFSET + queue * _COUNTER_BYTES
         return memoryview(self._map)[start : start + _COUNTER_BYTES].cast("Q")
 
@@ -102,17 +115,18 @@ class SessionMemory:
         return [sum(every[opcode::COUNTERS_PER_QUEUE]) for opcode in range(COUNTERS_PER_QUEUE)]
 
     def close(self) -> None:
-        """Close the fd, and the mapping, which holds a second one, unless a view is left."""
+        """Close the descriptor, and the mapping unless a view of it still exists."""
         os.close(self.fd)
         with contextlib.suppress(BufferError):
             self._map.close()
 
 
 class InflightMemory:
-    """The inflight record of every queue of a device; owns its fd.
+    """The inflight record of every queue of a device; owns its descriptor.
 
-    The file may be the front-end's, who may shrink it at any time: a mapping of it is then a SIGBUS
-    in waiting. So only a worker maps it, by `area`; the supervisor reads and writes the file.
+    The file may belong to the front-end, which may shrink it at any time. Accessing a mapping of it
+    would then raise SIGBUS. Therefore only workers map it, through `area`; the supervisor uses
+    pread(2) and pwrite(2).
 
     Spec: vhost-user: Inflight I/O tracking.
     """
@@ -131,26 +145,39 @@ class InflightMemory:
         self.size = num_queues * self.area_bytes
         file_size = os.fstat(fd).st_size
         if file_size < offset + self.size:
-            raise ValueError(f"{offset + self.size} bytes, greater than file size {file_size}")
+            raise ValueError(
+                f"the file has {file_size} bytes, expected at least {offset + self.size}"
+            )
         if offset % mmap.ALLOCATIONGRANULARITY:
-            raise ValueError("the offset is not page-aligned")
+            raise ValueError(
+                f"the offset {offset} is not a multiple of {mmap.ALLOCATIONGRANULARITY}"
+            )
 
     @classmethod
     def create(cls, num_queues: int, queue_size: int) -> "InflightMemory":
-        """Return blank areas for `num_queues` queues of `queue_size` descriptors each."""
+        """Return blank areas for `num_queues` queues of `queue_size` entries each.
+
+        Raises:
+            OSError: there is not enough memory or no free descriptor.
+        """
         size = num_queues * inflight_size(queue_size)
         return cls(
             _sealed_memfd("inflight", size), offset=0, num_queues=num_queues, queue_size=queue_size
         )
 
     def area(self, queue: int) -> memoryview:
-        """Map the areas; return the writable one of `queue`. The mapping goes with the view."""
+        """Map the areas and return the writable one of `queue`; the view keeps the mapping alive.
+
+        Raises:
+            OSError: the areas cannot be mapped.
+            ValueError: the file has become too small for them.
+        """
         start = queue * self.area_bytes
         mapping = mmap.mmap(self.fd, self.size, offset=self.offset)
         return memoryview(mapping)[start : start + self.area_bytes]
 
     def clear(self, queue: int) -> None:
-        """Forget what was in flight on `queue`: its ring starts afresh.
+        """Erase the record of `queue`, whose ring then starts with nothing in flight.
 
         Raises:
             OSError: the file cannot be written.
@@ -159,17 +186,17 @@ class InflightMemory:
 
     @property
     def is_blank(self) -> bool:
-        """Whether no queue was ever started on this memory (version 0 everywhere)."""
+        """Whether no queue was ever started on this memory: the version is 0 in every area."""
         versions = range(self.offset + _VERSION_OFFSET, self.offset + self.size, self.area_bytes)
         return not any(any(os.pread(self.fd, 1, at)) for at in versions)
 
     def close(self) -> None:
-        """Close the fd."""
+        """Close the descriptor."""
         os.close(self.fd)
 
 
 def _sealed_memfd(name: str, size: int) -> int:
-    # Sealed so that no holder of the fd can shrink it under a mapping (SIGBUS).
+    # Sealed, so that no holder of the descriptor can shrink the file under a mapping (SIGBUS).
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, size)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)

@@ -1,4 +1,4 @@
-"""What a request can wait for: its worker does not have it, the supervisor can provide it."""
+"""Wants: what a request may have to wait for because only the supervisor can provide it."""
 
 from typing import NamedTuple
 
@@ -6,30 +6,30 @@ from appliance.protos import control_pb2 as pb
 
 
 class DirectoryWanted(NamedTuple):
-    """The image of the Directory with this digest."""
+    """The image of the Directory with the digest `digest` (32 bytes)."""
 
     digest: bytes
 
 
 class RootNameWanted(NamedTuple):
-    """A grant of this name in the root: a base name that may or may not be a store path."""
+    """A grant of `name` in the root, a base name that may or may not be that of a store path."""
 
     name: bytes
 
 
 class RootListWanted(NamedTuple):
-    """Grants of all paths that there are now."""
+    """Grants of all store paths that exist now."""
 
 
 class BlobWanted(NamedTuple):
-    """A blob that the cache lacks, of which a directory says that it has `size` bytes."""
+    """A blob that the cache lacks; `size` is its size in bytes as its directory states it."""
 
     digest: bytes
     size: int
 
 
 class BackingWanted(NamedTuple):
-    """The backing file for one open of `nodeid`: the request `unique`, of this blob."""
+    """The backing file, with the content of a blob, for the OPEN request `unique` of `nodeid`."""
 
     nodeid: int
     unique: int
@@ -57,7 +57,7 @@ def pack_want(want: Want) -> pb.Resolve:
 
 
 def unpack_want(message: pb.Resolve) -> Want:
-    """Return what `message` asks for; the request of an open stays with the worker."""
+    """Return what `message` asks for; the `unique` of a `BackingWanted` is not sent and is 0."""
     match message.WhichOneof("want"):
         case "directory":
             return DirectoryWanted(message.directory)

@@ -1,4 +1,4 @@
-"""The authoritative store: blobs, Directories, images and PathInfos in LMDB and in blob files.
+"""The authoritative store: blobs, Directories, images and PathInfos, in LMDB and in blob files.
 
-It is the only package that knows tables, keys and paths of blob files.
+Only this package knows the tables, their keys, and where the files of blobs are.
 """

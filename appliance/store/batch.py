@@ -1,4 +1,4 @@
-"""What one commit adds to the store."""
+"""The objects that one commit adds to a store."""
 
 import os
 from contextlib import suppress
@@ -10,16 +10,16 @@ from appliance.store import schema
 
 
 class StagedFile(NamedTuple):
-    """Complete content of a blob, in a file that the commit moves or removes."""
+    """A file with the complete content of a blob; the commit moves or removes it."""
 
     path: str
     size: int
 
 
 class Batch:
-    """Objects to be committed together; what they refer to must be among them, or stored already.
+    """Objects to be committed together; all that they refer to must be in the batch or the store.
 
-    The digests are the caller's word: it has hashed what it adds.
+    Digests are not checked: the caller has computed them from the content that it adds.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Batch:
         self.size_bytes = 0
 
     def __contains__(self, digest: bytes) -> bool:
-        """Whether the blob is in it."""
+        """Whether the batch has a blob with this digest."""
         return digest in self.blobs or digest in self.files
 
     def add_blob(self, digest: bytes, content: bytes | bytearray | memoryview) -> None:
@@ -40,31 +40,26 @@ class Batch:
         self.blobs[digest] = schema.pack_inline(content)
         self.size_bytes += len(content)
 
-    def add_blob_record(self, digest: bytes, record: bytes | memoryview) -> None:
-        """Add a blob by its record, as of `schema.pack_inline`; not copied before the commit."""
-        self.blobs[digest] = record
-        self.size_bytes += len(record)
-
     def add_file(self, digest: bytes, path: Path | str, size: int) -> None:
-        """Add a blob by a file on the file system of the store, which becomes the batch's."""
+        """Add a blob by a file on the file system of the store; the batch takes the file over."""
         self.files[digest] = StagedFile(os.fspath(path), size)
         self.size_bytes += size
 
     def add_directory(self, digest: Digest, encoded: bytes) -> None:
-        """Add a directory in canonical encoding."""
+        """Add a Directory in canonical encoding."""
         self.directories[digest] = encoded
         self.size_bytes += len(encoded)
 
     def add_path_info(self, path_digest: bytes, encoded: bytes) -> None:
         """Add a PathInfo under the digest (20 bytes) of its store path.
 
-        What becomes of it, and of one that is there, `castore.path_info_rules` says.
+        `nix.path_info_rules.accepted` decides whether it is stored, and in place of what.
         """
         self.path_infos[path_digest] = encoded
         self.size_bytes += len(encoded)
 
     def add_nar_info(self, node_digest: bytes, size: int, sha256: bytes) -> None:
-        """Add what the NAR of a node was calculated to be."""
+        """Add the calculated size and SHA-256 of the NAR of a node."""
         self.nar_infos[node_digest] = schema.pack_nar_info(size, sha256)
 
     def is_empty(self) -> bool:
@@ -73,7 +68,7 @@ class Batch:
         return not any(objects)
 
     def merge(self, other: "Batch") -> None:
-        """Take over all that is in `other`."""
+        """Move everything from `other` into this batch; a second file of one blob is removed."""
         for digest in self.files.keys() & other.files.keys():
             _remove(other.files.pop(digest))
         self.blobs |= other.blobs
@@ -92,4 +87,4 @@ class Batch:
 
 def _remove(file: StagedFile) -> None:
     with suppress(FileNotFoundError):
-        os.unlink(file.path)  # noqa: PTH108 -- no Path is made for each of many files
+        os.unlink(file.path)  # noqa: PTH108 -- a Path per file would be slow

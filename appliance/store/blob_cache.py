@@ -1,24 +1,26 @@
-"""A bounded store of what can be had again: blobs, images, PathInfos; the least used go first.
+"""A bounded cache of blobs, images and PathInfos of remote services; the least recently used go.
 
-It is a `Store`, so whoever reads stores reads this, in a directory of this boot (see `per_boot`):
-nothing in it is worth an fsync. Several processes may fill one cache. Beside the store's own:
+A cache is a `Store`, so that workers read it as they read any other. It lies in a directory for one
+boot (see `per_boot`): everything in it can be fetched again, so nothing is worth an fsync. Several
+processes may fill one cache. Its databases, beside those of the store:
 
 database   key                                          value
-cache      digest of a blob; "d" and digest of a        CLOCK_MONOTONIC ns of the last use, charge
-           Directory, of which it has the image;
-           "p" and digest of a store path, of
-           which it has the PathInfo
+cache      digest of a blob                             CLOCK_MONOTONIC ns of the last use, charge
+           "d", digest of a Directory with an image     the same
+           "p", digest of a store path with a PathInfo  the same
            "charged"                                    sum of all charges as u64 LE
 cache_use  CLOCK_MONOTONIC ns as u64 BE, key in `cache` (nothing)
 cache_end  digest of a blob                             (nothing)
 
-A blob is charged before it is fetched and evicted before another takes its place, so that the sum
-never passes the bound; a process killed in between leaves a charge for nothing, which ages and
-goes. `cache_end` names blobs that have no records now and whose files may still be there: a file is
-removed under the write lock and only without a record, as another process may have put it back.
+The sum of charges never exceeds the bound: a blob is charged before it is fetched, after others
+were evicted to make room. A process that is killed in between leaves a charge without a blob, which
+ages and is evicted like any other.
+
+`cache_end` names blobs without records whose files may still exist. A file is removed in a second
+transaction, under the write lock and only if there is still no record, as another process may have
+put the blob again.
 """
 
-import struct
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -33,27 +35,23 @@ from appliance.db.per_boot import directory_of_boot, remove_other_boots
 from appliance.errors import StoreError
 from appliance.images import builder
 from appliance.store.batch import Batch
+from appliance.store.blob_files import BlobFile
+from appliance.store.cache_ledger import ENTRIES, USES, CacheLedger
 from appliance.store.damage import is_blob_right
 from appliance.store.schema import (
     BLOBS,
     INLINE_MAX,
     PATH_INFOS,
     pack_inline,
-    pack_number,
-    unpack_number,
 )
-from appliance.store.store import BlobFile, Store
+from appliance.store.store import Store
 from appliance.store.temp_directory import TempDirectory
 
 _SCHEMA: Final = 2
-_CACHE: Final = b"cache"
-_USE: Final = b"cache_use"
 _END: Final = b"cache_end"
-_CHARGED_KEY: Final = b"charged"
-_ENTRY: Final = struct.Struct("<QQ")
-_TIME: Final = struct.Struct(">Q")
 
-# What LMDB gives a page of its own costs whole pages, and each blob something.
+# What an object costs: LMDB gives larger values whole pages of their own, and packs smaller ones
+# into shared pages with some overhead each.
 _PAGE: Final = 4096
 _SHARED_PAGE_MAX: Final = 2000
 _OVERHEAD: Final = 128
@@ -64,14 +62,14 @@ class BlobTooLargeError(StoreError):
 
 
 def charge_of(size: int) -> int:
-    """Return what a blob of `size` bytes counts in the bound of a cache."""
+    """Return how many bytes of a cache's bound a blob of `size` bytes takes up."""
     if size <= _SHARED_PAGE_MAX:
         return size + _OVERHEAD
     return -(-size // _PAGE) * _PAGE
 
 
 def has_cache(path: Path) -> bool:
-    """Whether there is a cache of this boot at `path`, as far as this process may see."""
+    """Whether there is a cache of this boot at `path`; False if this process may not look."""
     try:
         return directory_of_boot(path, _SCHEMA).is_dir()
     except PermissionError:
@@ -79,7 +77,7 @@ def has_cache(path: Path) -> bool:
 
 
 def directory_key(digest: bytes) -> bytes:
-    """Return the key in `cache` of the image of a Directory; a blob may have the same digest."""
+    """Return the key in `cache` for the image of a Directory (a blob may have the same digest)."""
     return b"d" + digest
 
 
@@ -88,10 +86,14 @@ def _path_key(path_digest: bytes) -> bytes:
 
 
 class BlobCache:
-    """An open cache of at most `max_bytes`; for threads, each call a transaction or two.
+    """An open cache; threads may share it, and every call opens transactions of its own.
+
+    Args:
+        path: the directory that holds caches, one for each boot; those of other boots are removed.
+        max_bytes: the bound; if it is lower than before, the excess is evicted at once.
 
     Raises:
-        StoreError: it cannot be opened.
+        StoreError: the cache cannot be opened.
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
@@ -101,72 +103,81 @@ class BlobCache:
             directory_of_boot(path, _SCHEMA),
             create=True,
             is_durable=False,
-            more_databases=(_CACHE, _USE, _END),
+            more_databases=(ENTRIES, USES, _END),
         )
         env = self.store.env
-        self._entries = env.database(_CACHE)
-        self._uses = env.database(_USE)
+        self._ledger = CacheLedger(env)
         self._ends = env.database(_END)
         self._blobs = env.database(BLOBS)
         self._path_infos = env.database(PATH_INFOS)
         self._temp = TempDirectory(self.store.path)
-        # The bound may be lower than it was.
         env.write(lambda txn: self._evict(txn, 0, ()))
         self._remove_files()
 
     @property
     def temp_path(self) -> Path:
-        """Where to put files that are to become blobs."""
+        """The directory for files that are to become blobs."""
         return self._temp.path
 
     def has(self, digest: Digest) -> bool:
-        """Whether there is a record of the blob; quick, but the file may be gone."""
-        with self.store.read() as txn:
-            return self.store.blob(txn, digest) is not None
+        """Whether a blob has a record. This is quick, but does not look for the file."""
+        with self.store.snapshot() as snapshot:
+            return snapshot.blob(digest) is not None
 
     def find(self, digest: Digest) -> int | None:
-        """Return the size of a blob that is there as it should be; one that is not is dropped."""
-        with self.store.read() as txn:
-            blob = self.store.blob(txn, digest)
+        """Return the size of a blob, or None; a blob without a whole file is dropped."""
+        with self.store.snapshot() as snapshot:
+            blob = snapshot.blob(digest)
             if blob is None:
                 return None
             if not isinstance(blob, BlobFile):
                 return len(blob)
         with suppress(OSError):
-            if blob.path.stat().st_size == blob.size:
+            if self.store.files.status(digest).st_size == blob.size:
                 return blob.size
         self.drop(digest)
         return None
 
     def drop_damaged(self) -> Iterator[Digest]:
-        """Yield the digests of blobs that are something else, each dropped: they are fetched again.
+        """Drop the blobs whose contents have other digests, and yield their digests.
+
+        A dropped blob is fetched again when it is needed.
 
         Raises:
             StoreError: LMDB failed.
         """
-        with self.store.read() as txn:
-            cursor = txn.cursor(db=self._blobs)
-            digests = [Digest(key) for key in cursor.iternext(keys=True, values=False)]
+        with self.store.snapshot() as snapshot:
+            digests = [Digest(digest) for digest in snapshot.blob_digests()]
         for digest in digests:
             if not is_blob_right(self.store, digest):
                 self.drop(digest)
                 yield digest
 
     def check_size(self, digest: Digest, size: int) -> None:
-        """Raise BlobTooLargeError if a blob would take more than the whole cache."""
+        """Check that a blob of `size` bytes fits an otherwise empty cache.
+
+        Raises:
+            BlobTooLargeError: it does not.
+        """
         if charge_of(size) > self.max_bytes:
             raise BlobTooLargeError(
-                f"blob {digest}: {size} bytes are more than the whole cache may take, "
-                f"{self.max_bytes}"
+                f"blob {digest}: has {size} bytes, more than the whole cache may hold "
+                f"({self.max_bytes})"
             )
 
     def reserve(self, digest: Digest, size: int, keep: Collection[bytes]) -> bool:
-        """Charge for a blob that is to be fetched, and evict others for it.
+        """Charge for a blob that is about to be fetched, and evict others to make room.
 
-        Returns False, and does nothing, if that takes one of those in `keep`.
+        Args:
+            digest: digest of the blob.
+            size: its size in bytes.
+            keep: keys in `cache` that must not be evicted.
+
+        Returns:
+            False if there is no room without evicting one of `keep`; then nothing was changed.
 
         Raises:
-            BlobTooLargeError: it would take more than all.
+            BlobTooLargeError: the blob does not fit an empty cache.
             StoreError: LMDB failed.
         """
         self.check_size(digest, size)
@@ -184,10 +195,11 @@ class BlobCache:
     ) -> list[bool]:
         """Put blobs of at most `schema.INLINE_MAX` bytes, which need no reservation.
 
-        Returns of each what `reserve` would.
+        Returns:
+            For each blob whether it was put: False where `reserve` would return False.
 
         Raises:
-            StoreError: LMDB failed; none of them is there.
+            StoreError: LMDB failed; none of the blobs was put.
         """
 
         def put(txn: WriteTransaction, digest: Digest, content: bytes) -> bool:
@@ -206,19 +218,23 @@ class BlobCache:
         return are_put
 
     def put_directory(self, digest: Digest, encoded: bytes) -> None:
-        """Put the image of a Directory, in canonical encoding.
+        """Make the image of a Directory and put it.
+
+        Args:
+            digest: digest of the Directory.
+            encoded: its canonical encoding.
 
         Raises:
-            DirectoryError: it is none.
-            BlobTooLargeError: the image would take more than the whole cache.
+            DirectoryError: `encoded` breaks a rule of Directories.
+            BlobTooLargeError: the image does not fit an empty cache.
             StoreError: LMDB failed.
         """
         pieces = dict(builder.pieces(encoded))
         charge = sum(charge_of(len(piece)) for piece in pieces.values())
         if charge > self.max_bytes:
             raise BlobTooLargeError(
-                f"directory {digest}: its image of {charge} bytes is more than the whole cache may "
-                f"take, {self.max_bytes}"
+                f"directory {digest}: its image takes {charge} bytes, more than the whole cache "
+                f"may hold ({self.max_bytes})"
             )
 
         def work(txn: WriteTransaction) -> None:
@@ -229,12 +245,12 @@ class BlobCache:
         self._remove_files()
 
     def path_info(self, path_digest: bytes) -> bytes | None:
-        """Return the PathInfo of a store path by its digest (20 bytes)."""
-        with self.store.read() as txn:
-            return self.store.path_info(txn, path_digest)
+        """Return the PathInfo of a store path, given the path's digest (20 bytes), or None."""
+        with self.store.snapshot() as snapshot:
+            return snapshot.path_info(path_digest)
 
     def put_path_info(self, path_digest: bytes, encoded: bytes) -> None:
-        """Put a PathInfo, valid as the caller knows, in place of one for the same path.
+        """Put a PathInfo, which the caller has checked; it replaces one of the same path.
 
         Raises:
             StoreError: LMDB failed.
@@ -248,13 +264,17 @@ class BlobCache:
         self._remove_files()
 
     def commit(self, digest: Digest, size: int, batch: Batch) -> None:
-        """Put a blob that was reserved; takes over its file in any case."""
+        """Commit the batch of a blob that was reserved; takes over its file in any case.
+
+        Raises:
+            StoreError: the blob was not put; the disk may be full.
+        """
         self.store.commit(batch)
         charge = charge_of(size)
 
         def work(txn: WriteTransaction) -> None:
-            # Another process may have taken the reservation for a blob long unused.
-            is_charged = txn.get(digest, None, self._entries) is not None
+            # Another process may have evicted the reservation in the meantime.
+            is_charged = self._ledger.charge(txn, digest) is not None
             if not is_charged and not self._charge(txn, digest, charge, ()):
                 self._remove_blob(txn, digest)
 
@@ -262,113 +282,78 @@ class BlobCache:
         self._remove_files()
 
     def drop(self, digest: Digest) -> None:
-        """Forget a blob, or the reservation of one."""
+        """Remove a blob, or the reservation for one."""
 
         def work(txn: WriteTransaction) -> None:
-            self._remove_entry(txn, digest)
+            self._ledger.remove(txn, digest)
             self._remove_blob(txn, digest)
 
         self.store.env.write(work)
         self._remove_files()
 
     def touch(self, keys: Iterable[bytes]) -> None:
-        """Note that entries, by their keys in `cache`, were used just now."""
+        """Note that the entries with these keys in `cache` were used just now."""
         now_ns = time.monotonic_ns()
 
         def work(txn: WriteTransaction) -> None:
-            for digest in keys:
-                value = txn.get(digest, db=self._entries)
-                if value is not None and digest != _CHARGED_KEY:
-                    used_ns, charge = _ENTRY.unpack(value)
-                    txn.delete(_TIME.pack(used_ns) + digest, db=self._uses)
-                    self._put_entry(txn, digest, now_ns, charge)
+            for key in keys:
+                self._ledger.touch(txn, key, now_ns)
 
         self.store.env.write(work)
 
     def charged_bytes(self) -> int:
-        """Return the sum of what all blobs count; never more than `max_bytes`."""
-        with self.store.read() as txn:
-            return unpack_number(txn.get(_CHARGED_KEY, db=self._entries))
+        """Return the sum of all charges in bytes, which never exceeds `max_bytes`."""
+        with self.store.env.read() as txn:
+            return self._ledger.total(txn)
 
     def close(self) -> None:
-        """Close; no transaction may be open."""
+        """Close the cache; no transaction may be open."""
         self._temp.close()
         self.store.close()
 
     # --- In a write transaction ---
 
     def _charge(
-        self, txn: WriteTransaction, digest: bytes, charge: int, keep: Collection[bytes]
+        self, txn: WriteTransaction, key: bytes, charge: int, keep: Collection[bytes]
     ) -> bool:
-        value = txn.get(digest, None, self._entries)
-        had_charge = 0 if value is None else _ENTRY.unpack(value)[1]
-        if not self._evict(txn, charge - had_charge, {*keep, digest}):
+        had_charge = self._ledger.charge(txn, key) or 0
+        if not self._evict(txn, charge - had_charge, {*keep, key}):
             return False
-        self._remove_entry(txn, digest)
-        self._put_entry(txn, digest, time.monotonic_ns(), charge)
-        self._add_charge(txn, charge)
+        self._ledger.put(txn, key, charge)
         return True
 
     def _evict(self, txn: WriteTransaction, wanted: int, keep: Collection[bytes]) -> bool:
-        excess = self._charged(txn) + wanted - self.max_bytes
-        victims: list[tuple[bytes, int]] = []
-        if excess > 0:
-            for key in txn.cursor(self._uses).iternext(keys=True, values=False):
-                digest = key[_TIME.size :]
-                if digest in keep:
-                    continue
-                _used_ns, charge = _ENTRY.unpack(txn.get(digest, b"", self._entries))
-                victims.append((digest, charge))
-                excess -= charge
-                if excess <= 0:
-                    break
-        if excess > 0:
+        excess = self._ledger.total(txn) + wanted - self.max_bytes
+        victims = self._ledger.least_used(txn, excess, keep)
+        if victims is None:
             return False
-        for digest, charge in victims:
-            self._remove_entry(txn, digest)
-            if len(digest) > DIGEST_SIZE:
-                self.store.images.remove(txn, digest[1:])
-            elif len(digest) < DIGEST_SIZE:
-                txn.delete(digest[1:], db=self._path_infos)
+        for key, charge in victims:
+            self._ledger.remove(txn, key)
+            # The length tells the kinds of keys apart; see the top of this module.
+            if len(key) > DIGEST_SIZE:
+                self.store.images.remove(txn, key[1:])
+            elif len(key) < DIGEST_SIZE:
+                txn.delete(key[1:], db=self._path_infos)
             elif charge > INLINE_MAX:
-                self._remove_blob(txn, digest)
+                self._remove_blob(txn, key)
             else:
-                txn.delete(digest, db=self._blobs)
+                self.store.remove_blob(txn, key)
         return True
 
-    def _put_entry(self, txn: WriteTransaction, digest: bytes, time_ns: int, charge: int) -> None:
-        txn.put(digest, _ENTRY.pack(time_ns, charge), db=self._entries)
-        txn.put(_TIME.pack(time_ns) + digest, b"", db=self._uses)
-
-    def _remove_entry(self, txn: WriteTransaction, digest: bytes) -> None:
-        value = txn.get(digest, None, self._entries)
-        if value is not None:
-            used_ns, charge = _ENTRY.unpack(value)
-            txn.delete(digest, db=self._entries)
-            txn.delete(_TIME.pack(used_ns) + digest, db=self._uses)
-            self._add_charge(txn, -charge)
-
     def _remove_blob(self, txn: WriteTransaction, digest: bytes) -> None:
-        # Of a process killed before its record was there, there is a file all the same.
-        txn.delete(digest, db=self._blobs)
+        # Also without a record: a process killed before it put the record may have left a file.
+        self.store.remove_blob(txn, digest)
         txn.put(digest, b"", db=self._ends)
 
-    def _charged(self, txn: WriteTransaction) -> int:
-        return unpack_number(txn.get(_CHARGED_KEY, None, self._entries))
-
-    def _add_charge(self, txn: WriteTransaction, charge: int) -> None:
-        txn.put(_CHARGED_KEY, pack_number(self._charged(txn) + charge), db=self._entries)
-
     def _remove_files(self) -> None:
-        with self.store.read() as txn:
+        with self.store.env.read() as txn:
             if not _count(txn, self._ends):
                 return
 
         def work(txn: WriteTransaction) -> None:
             ended = list(txn.cursor(self._ends).iternext(keys=True, values=False))
             for digest in ended:
-                if txn.get(digest, None, self._blobs) is None:
-                    self.store.blob_path(digest).unlink(missing_ok=True)
+                self.store.remove_stray_file(txn, digest)
                 txn.delete(digest, db=self._ends)
 
         self.store.env.write(work)

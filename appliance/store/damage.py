@@ -1,9 +1,11 @@
-"""Damaged objects are taken off the record, so that the next put of the same content replaces them.
+"""Finding damaged objects and deleting their records, so that the next put replaces them.
 
-An object is looked at again before it goes, as what was read may have been replaced since; and a
-file is looked at outside of the write transaction, which must not take as long as reading it does.
+An object may have been replaced since it was found to be damaged, so each function checks it again
+before it deletes the record. Hashing a large file takes too long for a write transaction: the file
+is hashed before, and inside the transaction only its identity (inode, size, mtime) is compared.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
@@ -12,33 +14,40 @@ from typing import Final, NamedTuple
 from blake3 import blake3
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.db.environment import ReadTransaction, WriteTransaction
+from appliance.db.environment import WriteTransaction
 from appliance.errors import DirectoryError
 from appliance.images import builder
 from appliance.store import schema
-from appliance.store.store import BlobFile, Store
+from appliance.store.blob_files import BlobFile
+from appliance.store.snapshot import Snapshot
+from appliance.store.store import Store
 
+# Bytes that are read from a file at a time.
 _PIECE_SIZE: Final = 1 << 20
+# Directories whose images are checked in one snapshot.
 _CHUNK: Final = 256
 
 
 class _Seen(NamedTuple):
-    """A file as it was when it was hashed; None for what could not be found out."""
+    """A blob file as it was when it was hashed; both are None if the file could not be read."""
 
     digest: bytes | None
     identity: tuple[int, ...] | None
 
 
 def drop_blob(store: Store, digest: Digest) -> bool:
-    """Take a blob off the record if its content is not there or has another digest.
+    """Delete the record of a blob if its content is missing or has another digest.
 
-    Returns whether it was taken off. A file stays where it is until the blob is put again.
+    A damaged file stays where it is until the blob is put again.
+
+    Returns:
+        Whether the record was deleted.
 
     Raises:
         StoreError: the store cannot be written.
     """
-    with store.read() as txn:
-        blob = store.blob(txn, digest)
+    with store.snapshot() as snapshot:
+        blob = snapshot.blob(digest)
         is_file = isinstance(blob, BlobFile)
     seen = _look(store, digest) if is_file else _Seen(None, None)
     if blob is None or digest == EMPTY_DIGEST or (is_file and seen.digest == digest):
@@ -55,15 +64,16 @@ def drop_blob(store: Store, digest: Digest) -> bool:
             return False
         if not is_file and Digest.of(schema.inline_content(record)) == digest:
             return False
-        return txn.delete(digest, db=blobs)
+        return store.remove_blob(txn, digest)
 
     return store.env.write(work)
 
 
 def drop_directory(store: Store, digest: Digest) -> bool:
-    """Take a directory off the record if its encoding has another digest.
+    """Delete a Directory, and its image, if the encoding has another digest.
 
-    Returns whether it was taken off.
+    Returns:
+        Whether the Directory was deleted.
 
     Raises:
         StoreError: the store cannot be written.
@@ -74,7 +84,7 @@ def drop_directory(store: Store, digest: Digest) -> bool:
         encoded = txn.get(digest, db=directories)
         if encoded is None or Digest.of(encoded) == digest:
             return False
-        # As the image may have been made of that.
+        # The image may have been made from the damaged encoding.
         store.images.remove(txn, digest)
         return txn.delete(digest, db=directories)
 
@@ -82,31 +92,28 @@ def drop_directory(store: Store, digest: Digest) -> bool:
 
 
 def wrong_images(store: Store) -> Iterator[Digest]:
-    """Yield the digests of directories whose images are not those that are made of them.
+    """Yield the digests of Directories whose stored images differ from newly made ones.
 
     Raises:
         StoreError: LMDB failed.
     """
-    directories = store.env.database(schema.DIRECTORIES)
     after = b""
     while True:
-        wrong: list[Digest] = []
-        with store.read() as txn:
-            cursor = txn.cursor(db=directories)
-            if not cursor.set_range(after):
-                return
-            chunk = [(bytes(key), bytes(value)) for key, value in islice(cursor, _CHUNK)]
-            for key, encoded in chunk:
-                if key != after and not _is_image_right(store, txn, key, encoded):
-                    wrong.append(Digest(key))
+        with store.snapshot() as snapshot:
+            chunk = list(islice(snapshot.directories(after), _CHUNK))
+            wrong = [
+                Digest(digest)
+                for digest, encoded in chunk
+                if not _is_image_right(snapshot, digest, encoded)
+            ]
         yield from wrong
-        if chunk[-1][0] == after:
+        if not chunk:
             return
         after = chunk[-1][0]
 
 
 def drop_image(store: Store, digest: Digest) -> None:
-    """Forget the image of a directory; it is made again when it is needed.
+    """Delete the image of a Directory; it is made again when it is needed.
 
     Raises:
         StoreError: the store cannot be written.
@@ -115,9 +122,10 @@ def drop_image(store: Store, digest: Digest) -> None:
 
 
 def restore_blob(store: Store, digest: Digest, size: int) -> bool:
-    """Put a blob on the record that is not, and whose file is in its place and right.
+    """Put back the record of a blob that has none, if its file is in place and has the digest.
 
-    Returns whether it was put.
+    Returns:
+        Whether the record was put.
 
     Raises:
         StoreError: the store cannot be written.
@@ -136,44 +144,46 @@ def restore_blob(store: Store, digest: Digest, size: int) -> bool:
 
 
 def is_blob_right(store: Store, digest: Digest) -> bool:
-    """Whether a blob on record has its digest; True for one that is not on record any more.
+    """Whether the content of a blob has its digest; True if the blob has no record any more.
 
     Raises:
         StoreError: LMDB failed.
     """
-    with store.read() as txn:
-        blob = store.blob(txn, digest)
+    with store.snapshot() as snapshot:
+        blob = snapshot.blob(digest)
         if not isinstance(blob, BlobFile):
             return blob is None or Digest.of(blob) == digest
     return _look(store, digest).digest == digest
 
 
-def _is_image_right(store: Store, txn: ReadTransaction, digest: bytes, encoded: bytes) -> bool:
-    if store.images.piece(txn, digest) is None or Digest.of(encoded) != digest:
-        return True  # none, or that of something else: the directory is reported
+def _is_image_right(snapshot: Snapshot, digest: bytes, encoded: bytes) -> bool:
+    if snapshot.image(digest) is None or Digest.of(encoded) != digest:
+        return True  # no image, or a damaged Directory, which is reported as such
     try:
         pieces = list(builder.pieces(encoded))
     except DirectoryError:
         return True
-    return all(
-        bytes(store.images.piece(txn, digest, number) or b"") == piece for number, piece in pieces
-    )
+    return all(bytes(snapshot.image(digest, number) or b"") == piece for number, piece in pieces)
 
 
 def _look(store: Store, digest: Digest) -> _Seen:
-    # What cannot be read, as on a bad sector, is as good as wrong.
+    # A file that cannot be read, for example on a bad sector, counts as damaged.
     identity = _identity(store, digest)
-    with suppress(OSError), store.blob_path(digest).open("rb", buffering=0) as file:
-        hasher = blake3()
-        while piece := file.read(_PIECE_SIZE):
-            hasher.update(piece)
+    with suppress(OSError):
+        fd = store.files.open(digest)
+        try:
+            hasher = blake3()
+            while piece := os.read(fd, _PIECE_SIZE):
+                hasher.update(piece)
+        finally:
+            os.close(fd)
         return _Seen(hasher.digest(), identity)
     return _Seen(None, identity)
 
 
 def _identity(store: Store, digest: Digest) -> tuple[int, ...] | None:
     try:
-        status = store.blob_path(digest).stat()
+        status = store.files.status(digest)
     except OSError:
         return None
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

@@ -1,4 +1,4 @@
-"""Making the images of a whole path, of a store that was filled without them."""
+"""Making all images of a store path that an earlier release stored without them."""
 
 import logging
 from typing import Final
@@ -9,21 +9,22 @@ from appliance.errors import CorruptBlobError, DirectoryError
 from appliance.store.store import Store
 
 _LOG: Final = logging.getLogger(__name__)
-# Encoded directories whose images go into one transaction.
+# Bytes of encoded Directories whose images are committed in one transaction.
 _COMMIT_BYTES: Final = 1 << 20
 
 
 def make_images(store: Store, root: Digest) -> None:
     """Make the images of the directory `root` and all below it, children before their parents.
 
-    A directory that has its image is taken to have all those below, too. One that is missing or
-    corrupt is logged and left out: whoever walks into it is told.
+    Where a directory has an image, so have all directories below it, and the walk stops there. A
+    directory that is missing or corrupt is logged and left without an image; a guest that enters it
+    gets an error.
 
     Raises:
         StoreError: the store cannot be written.
     """
     maker = _Maker(store)
-    # A directory is on the stack twice: to go on to those below, and then to make its image.
+    # Each directory is pushed twice: once to visit its children, once to make its own image.
     stack = [(root, False)]
     seen = {root}
     while stack:
@@ -69,13 +70,13 @@ class _Maker:
         self._num_bytes = 0
 
     def _read(self, digest: Digest) -> Directory | None:
-        with self._store.read() as txn:
-            if self._store.images.piece(txn, digest) is not None:
+        with self._store.snapshot() as snapshot:
+            if snapshot.image(digest) is not None:
                 return None
-            encoded = self._store.directory(txn, digest)
+            encoded = snapshot.directory(digest)
         if encoded is None:
-            raise CorruptBlobError("it is not in the store")
+            raise CorruptBlobError("not in the store")
         directory = Directory.from_bytes(encoded)
         if directory.digest() != digest:
-            raise CorruptBlobError(f"the store has {directory.digest()} by that digest")
+            raise CorruptBlobError(f"the stored content has digest {directory.digest()}")
         return directory

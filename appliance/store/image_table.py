@@ -1,71 +1,72 @@
-"""The images of Directories in an environment: reading them, putting them, removing them.
+"""Directory images of a store: the table that keeps them, and images made in memory instead.
 
-An image is visible by its first piece, which is put last. A Directory with a great many entries has
-several pieces, and LMDB keeps what a transaction writes in memory: so `put_ahead` puts all but the
-first in transactions of their own, before the one that makes the Directory visible.
+`ImageTable` writes the database `images1`; `Snapshot.image` reads it. A reader takes an image to be
+there when its first piece is, so that piece is put last. LMDB keeps in memory whatever a
+transaction writes, and the image of a Directory with very many entries is large: `put_ahead` puts
+all pieces but the first in transactions of their own, before the transaction that makes the
+Directory visible.
+
+`MadeImages` is for the worker of a store that has no images and that this host can only read: an
+older release filled it, and nobody here can put what is missing.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
-from appliance.castore.digest import EMPTY_DIGEST
-from appliance.db.environment import Environment, ReadTransaction, WriteTransaction
+from appliance.db.environment import Environment, WriteTransaction
 from appliance.errors import DirectoryError, StoreError
 from appliance.images import builder, layout
 from appliance.store.schema import IMAGES, image_key
+from appliance.store.snapshot import Snapshot
 
-_EMPTY_IMAGE: Final = memoryview(bytes(builder.build(b"")))
-# A Directory whose image has several pieces is not encoded in less: 8 bytes an entry at the least.
+# An entry is encoded in 8 bytes or more, so a shorter Directory has an image of one piece.
 _PIECES_MIN_BYTES: Final = 8 * layout.PIECE_ENTRIES
+# Images that `MadeImages` keeps.
+_MADE_BYTES_MAX: Final = 4 << 20
+
+
+# --- Images in the store ---
 
 
 class ImageTable:
-    """The database `images1` of `env`; a store that is only read may be older than it."""
+    """Writes the images of Directories in `env`, which must be writable."""
 
     def __init__(self, env: Environment) -> None:
         self._env = env
+        # None in a store of a release without images that is open for reading only.
         self._database = env.newer_database(IMAGES)
 
-    def piece(
-        self, txn: "ReadTransaction | WriteTransaction", digest: bytes, number: int = 0
-    ) -> memoryview | None:
-        """Return a piece of the image of a Directory; the view dies with `txn`.
-
-        There is none of a Directory that was stored by a release without images. That of the empty
-        one is always there.
-        """
-        image = None
-        if self._database is not None:
-            image = txn.get(image_key(digest, number), None, self._database)
-        if image is None:
-            return _EMPTY_IMAGE if digest == EMPTY_DIGEST else None
-        return memoryview(image)
-
     def put(self, txn: WriteTransaction, directories: Mapping[bytes, bytes]) -> None:
-        """Put the images that are not there yet, of Directories by digest in canonical encoding.
+        """Put the images of Directories, unless they are there already.
 
-        One that is not a Directory gets none, and keeps no other from its image: whoever walks into
-        it is told.
+        An encoding that breaks a rule is skipped: it gets no image, and a guest that enters the
+        directory gets an error.
+
+        Args:
+            txn: a write transaction of `env`.
+            directories: canonical encodings by digest.
         """
         images = txn.cursor(db=self._database)
         for digest, encoded in sorted(directories.items()):
             if not images.set_key(digest):
                 with suppress(DirectoryError):
                     for number, piece in builder.pieces(encoded):
-                        # Pieces of an image that was never finished are the same bytes.
+                        # A piece left by an unfinished `put_ahead` has the same bytes.
                         images.put(image_key(digest, number), piece, overwrite=False)
 
     def put_pieces(
         self, txn: WriteTransaction, digest: bytes, pieces: Mapping[int, bytearray]
     ) -> None:
-        """Put an image that was made already."""
+        """Put all pieces of one image, by their numbers."""
         for number, piece in pieces.items():
             txn.put(image_key(digest, number), piece, db=self._database)
 
     def put_ahead(self, directories: Mapping[bytes, bytes]) -> None:
-        """Put all pieces but the first of images that have several, in transactions of their own.
+        """Put the later pieces of large images, each in a transaction of its own.
+
+        `put` must follow, to put the first pieces and the images of one piece.
 
         Raises:
             StoreError: LMDB failed.
@@ -78,7 +79,7 @@ class ImageTable:
                             self._put_piece(image_key(digest, number), piece)
 
     def remove(self, txn: WriteTransaction, digest: bytes) -> None:
-        """Remove an image, if it is there, and all pieces of one that was never finished."""
+        """Remove all pieces of an image, including those of an unfinished one."""
         cursor = txn.cursor(db=self._database)
         is_there = cursor.set_range(digest)
         while is_there and cursor.key().startswith(digest):
@@ -89,45 +90,38 @@ class ImageTable:
 
     def _is_there(self, digest: bytes) -> bool:
         with self._env.read() as txn:
-            return self.piece(txn, digest) is not None
+            return txn.get(digest, None, self._database) is not None
 
 
-# --- Images that a worker makes, of a store that nobody here can write and that has none ---
-
-_BYTES_MAX: Final = 4 << 20
+# --- Images in memory ---
 
 
 class MadeImages:
-    """The images made last, up to 4 MiB of them, or one that is larger.
+    """The images that were made last: 4 MiB of them, or a single larger one."""
 
-    Args:
-        directory: returns the encoding of a Directory, or None if it is not there.
-    """
-
-    def __init__(self, directory: Callable[[ReadTransaction, bytes], bytes | None]) -> None:
-        self._directory = directory
+    def __init__(self) -> None:
         self._made: OrderedDict[bytes, dict[int, bytearray]] = OrderedDict()
         self._num_bytes = 0
 
-    def piece(self, txn: ReadTransaction, digest: bytes, piece: int) -> memoryview:
-        """Return a piece of the image of a Directory.
+    def piece(self, snapshot: Snapshot, digest: bytes, piece: int) -> memoryview:
+        """Return a piece of the image of a Directory, which is made if it is not kept.
 
         Raises:
             StoreError: the store does not have the Directory.
-            DirectoryError: what it has is none.
+            DirectoryError: what the store has breaks a rule of Directories.
         """
         pieces = self._made.get(digest)
         if pieces is None:
-            pieces = self._make(txn, digest)
+            pieces = self._make(snapshot, digest)
         return memoryview(pieces[piece])
 
-    def _make(self, txn: ReadTransaction, digest: bytes) -> dict[int, bytearray]:
-        encoded = self._directory(txn, digest)
+    def _make(self, snapshot: Snapshot, digest: bytes) -> dict[int, bytearray]:
+        encoded = snapshot.directory(digest)
         if encoded is None:
-            raise StoreError("it is not in the store")
+            raise StoreError("not in the store")
         pieces = self._made[digest] = dict(builder.pieces(encoded))
         self._num_bytes += _size_of(pieces)
-        while self._num_bytes > _BYTES_MAX and len(self._made) > 1:
+        while self._num_bytes > _MADE_BYTES_MAX and len(self._made) > 1:
             _digest, oldest = self._made.popitem(last=False)
             self._num_bytes -= _size_of(oldest)
         return pieces

@@ -1,24 +1,24 @@
-"""What is where in the store.
+"""The layout of a store: its files, its databases, and the encoding of keys and values.
 
 data.mdb, lock.mdb    the LMDB environment
-blobs/ab/abcd...      content of the blobs over 64 KiB, named by their digests in hexadecimal;
-                      means nothing unless a record in `blobs` says that the blob is there
-tmp/PID-N/            files that a process is writing; swept once the process is gone
+blobs/ab/abcd...      content of each blob over 64 KiB, named by its digest in hexadecimal; a file
+                      without a record in the database `blobs` means nothing
+tmp/PID-N/            files that a process is writing; swept once that process has ended
 
 database        key                         value
 meta            "version"                   u64 LE, VERSION
                 "generation"                u64 LE, number of PathInfos ever put
-                "id"                        16 bytes, of this store alone (and copies of it)
+                "id"                        16 random bytes; only copies of a store share them
 blobs           digest                      0, content | 1, size as u64 LE
 directories     digest                      Directory, canonical encoding
-images1         digest                      image of a Directory (appliance/images/layout.py), made
-                                            in the transaction that makes the Directory visible;
-                                            the 1 is the version of the layout
-                digest, piece as u32 BE     the pieces after the first of an image that has several;
-                                            they mean nothing without the first
+images1         digest                      first piece of the image of a Directory, put in the
+                                            transaction that makes the Directory visible; 1 is the
+                                            version of the layout (appliance/images/layout.py)
+                digest, piece as u32 BE     each further piece of a large image; these mean nothing
+                                            without the first
 path_infos      digest of the store path    PathInfo
 path_info_log   generation as u64 BE        digest of the store path put as that generation
-nar_infos       digest of a nameless Node   size of its NAR as u64 LE, SHA-256 of its NAR
+nar_infos       digest of a nameless Node   size of the node's NAR as u64 LE, SHA-256 of that NAR
 """
 
 import struct
@@ -35,7 +35,7 @@ PATH_INFOS: Final = b"path_infos"
 PATH_INFO_LOG: Final = b"path_info_log"
 NAR_INFOS: Final = b"nar_infos"
 DATABASES: Final = (META, BLOBS, DIRECTORIES, PATH_INFOS, PATH_INFO_LOG, NAR_INFOS)
-# Missing in a store of an earlier release, until it is opened for writing.
+# A store of an earlier release lacks these until it is opened for writing.
 NEWER_DATABASES: Final = (IMAGES,)
 
 VERSION_KEY: Final = b"version"
@@ -71,7 +71,7 @@ def unpack_number(value: bytes | memoryview | None) -> int:
 
 
 def pack_log_key(generation: int) -> bytes:
-    """Encode a key of `path_info_log`; keys sort as their generations."""
+    """Encode a key of `path_info_log`; keys sort in the order of their generations."""
     return _LOG_KEY.pack(generation)
 
 

@@ -1,4 +1,8 @@
-"""Temporary files of one process, swept by the next one if this one is killed."""
+"""A process's temporary files below a store; if it is killed, a later process sweeps them.
+
+Each process has its own directory, and holds a flock on it for as long as it lives. So a directory
+that another process can lock is abandoned.
+"""
 
 import fcntl
 import itertools
@@ -17,9 +21,10 @@ _OPEN_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class TempDirectory:
-    """A directory below the store's `tmp/`, for as long as its lock is held.
+    """A directory of this process below the store's `tmp/`.
 
-    The lock belongs to an open file description: forked children share it, it ends with the last.
+    The lock belongs to an open file description, which forked children share: it is released when
+    the last of them has closed it or ended.
 
     Raises:
         StoreFullError: the disk is full.
@@ -31,7 +36,7 @@ class TempDirectory:
         try:
             store_path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
             parent.mkdir(mode=0o755, exist_ok=True)
-            with _locked(parent):  # no sweep between mkdir and flock
+            with _locked(parent):  # so that no sweep comes between mkdir and flock
                 self.path = _make_unique(parent)
                 self._fd = os.open(self.path, _OPEN_FLAGS)
                 fcntl.flock(self._fd, fcntl.LOCK_EX)
@@ -39,7 +44,7 @@ class TempDirectory:
             raise disk_error(exc, parent) from exc
 
     def close(self) -> None:
-        """Remove the directory and all in it."""
+        """Remove the directory with everything in it, and release the lock."""
         _remove(self.path)
         os.close(self._fd)
 
@@ -56,7 +61,7 @@ class TempDirectory:
 
 
 def sweep(store_path: Path) -> None:
-    """Remove the temporary directories of processes that are gone."""
+    """Remove the temporary directories of processes that have ended."""
     parent = store_path / TEMP_DIRECTORY
     if not parent.is_dir():
         return
@@ -76,7 +81,7 @@ def _make_unique(parent: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    # By hand, as shutil loads four compressors. Nobody else has a hand in these directories.
+    # Not by shutil, whose import loads four compressors. No other process changes this directory.
     for directory, _, names in os.walk(path, topdown=False):
         for name in names:
             with suppress(OSError):
@@ -89,7 +94,7 @@ def _is_held(path: Path) -> bool:
     try:
         fd = os.open(path, _OPEN_FLAGS)
     except (FileNotFoundError, NotADirectoryError):
-        return True  # just removed by its owner; or not ours at all
+        return True  # its owner has just removed it, or it is no directory
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

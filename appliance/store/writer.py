@@ -1,4 +1,26 @@
-"""Commits of concurrent tasks, gathered: what arrives during one commit makes up the next."""
+"""Group commit: the writes of concurrent tasks, committed together by one thread per process.
+
+Every commit syncs the disk, whatever its size, so many small commits in a row are slow where one
+commit of all their objects is not. No timer gathers them: while the thread is busy with one commit,
+new batches queue up, and together they make up the next one. So the batch of a lone task is
+committed at once, and concurrent tasks share commits.
+
+    submit a, b, c ...   ->  waiting: [a] [b] [c] ...
+    the thread           ->  takes a group from the front, merges it, commits it, ends its futures
+
+What keeps the tasks of one group apart:
+
+* A group ends at 16 MiB, so that no commit takes long or holds many dirty pages in memory.
+* A group has at most one PathInfo for each store path: `Batch.merge` would keep only the last. The
+  second one waits for the next group, where the rules compare it with the first as stored.
+* A PathInfo that is refused fails its own task alone; everything else in the group is committed,
+  including the other objects of the same batch. If the disk fails, nothing in the group is stored
+  and every task in it fails.
+
+Objects are named by digests of their contents, so merging batches that have objects in common is
+safe. `AsyncStore` puts the queue and a few reading threads behind coroutines, for services on an
+event loop, which must not block in LMDB or in reading blob files.
+"""
 
 import asyncio
 import itertools
@@ -13,8 +35,14 @@ from appliance.store.batch import Batch
 from appliance.store.store import Store
 from appliance.store.temp_directory import TempDirectory
 
-# So that one commit neither takes long nor holds many dirty pages.
+T = TypeVar("T")
+
+# The size at which a group ends; a single larger batch is a group of its own.
 _COMMIT_BYTES: Final = 16 << 20
+_NUM_READERS: Final = 4
+
+
+# --- The queue ---
 
 
 class _Waiting(NamedTuple):
@@ -22,7 +50,7 @@ class _Waiting(NamedTuple):
     future: Future[None]
 
     def end(self, refused: Mapping[bytes, ApplianceError]) -> None:
-        """Tell who waits that it was committed, or what of it was refused."""
+        """End the future, with an error if one of the batch's PathInfos was refused."""
         error = next((refused[path] for path in self.batch.path_infos if path in refused), None)
         if error is None:
             self.future.set_result(None)
@@ -31,7 +59,7 @@ class _Waiting(NamedTuple):
 
 
 class CommitQueue:
-    """A thread that commits to `store`; it is the writer of this process."""
+    """Commits batches to `store`, in a thread of its own."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -42,9 +70,14 @@ class CommitQueue:
         self._thread.start()
 
     def submit(self, batch: Batch) -> Future[None]:
-        """Commit `batch`, with others perhaps; the future fails as `Store.commit` does."""
+        """Take over `batch` and commit it, perhaps together with others.
+
+        Returns:
+            A future that ends when the batch is committed, and fails with the errors of
+            `Store.commit`. It cannot be cancelled.
+        """
         future: Future[None] = Future()
-        future.set_running_or_notify_cancel()  # the batch is taken over: too late to cancel
+        future.set_running_or_notify_cancel()  # makes `cancel` refuse
         with self._changed:
             if self._is_closing:
                 raise RuntimeError("the store is being closed")
@@ -53,7 +86,7 @@ class CommitQueue:
         return future
 
     def close(self) -> None:
-        """Commit what waits, and end the thread."""
+        """Commit all that waits, and end the thread."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
@@ -66,7 +99,7 @@ class CommitQueue:
                 merged.merge(item.batch)
             try:
                 refused = self._store.commit_accepted(merged)
-            except BaseException as exc:  # noqa: BLE001 - whatever it was, those who wait must know
+            except BaseException as exc:  # noqa: BLE001 - passed on to every waiting task
                 for item in group:
                     item.future.set_exception(exc)
             else:
@@ -74,7 +107,7 @@ class CommitQueue:
                     item.end(refused)
 
     def _next_group(self) -> list[_Waiting]:
-        # Empty when closing and all is done.
+        # Waits for one; an empty group means that the queue is closed and drained.
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closing)
             size_bytes = 0
@@ -83,7 +116,6 @@ class CommitQueue:
             for item in self._waiting:
                 if num_items and size_bytes + item.batch.size_bytes > _COMMIT_BYTES:
                     break
-                # Of two PathInfos of one path, the second is put when the first is there.
                 if not paths.isdisjoint(item.batch.path_infos):
                     break
                 paths.update(item.batch.path_infos)
@@ -94,15 +126,14 @@ class CommitQueue:
             return group
 
 
-# --- A store used from an event loop: reading in a few threads, committing in one.
-
-T = TypeVar("T")
-
-_NUM_READERS: Final = 4
+# --- A store on an event loop ---
 
 
 class AsyncStore:
-    """An open store with its threads; one per store and process."""
+    """An open store with its threads: a few that read, and one that commits.
+
+    A process has at most one for each store. `store` is closed with it.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -121,19 +152,20 @@ class AsyncStore:
         create: bool = False,
         or_readonly: bool = False,
     ) -> "AsyncStore":
-        """Open the store in the directory `path`, as `Store.open` does.
+        """Open the store in the directory `path`; the arguments are those of `Store.open`.
 
         Raises:
-            StoreError: it does not exist (and `create` is not set), or cannot be opened.
+            StoreError: the store does not exist (and `create` is not set), or cannot be opened.
         """
         return cls(
             Store.open(path, is_readonly=is_readonly, create=create, or_readonly=or_readonly)
         )
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run `work` in a reading thread; it may open one transaction at a time.
+        """Run `work` in a reading thread and return its result; it may open snapshots in turn.
 
-        It has ended when this returns, also when this is cancelled: what it uses can be closed.
+        This returns only when `work` has ended, even if it is cancelled, so that the caller can
+        then close what `work` uses.
         """
         future = asyncio.get_running_loop().run_in_executor(self._readers, work)
         try:
@@ -143,11 +175,14 @@ class AsyncStore:
             raise
 
     async def commit(self, batch: Batch) -> None:
-        """Make `batch` durable and visible.
+        """Take over `batch` and make it durable and visible.
+
+        Cancelling this does not stop the commit.
 
         Raises:
             ReadOnlyStoreError: the store was opened for reading only.
-            StoreError: nothing of it is; the disk may be full.
+            StoreError: nothing in the batch is stored; the disk may be full.
+            AlreadyExistsError, PathInfoError: see `Store.commit`.
         """
         if self._commits is None:
             batch.discard()
@@ -162,11 +197,11 @@ class AsyncStore:
             return self._temp.path
 
     def new_temp_path(self) -> Path:
-        """Return the path of a temporary file to create."""
+        """Return the path of a temporary file, which the caller creates."""
         return self.temp_directory() / str(next(self._temp_numbers))
 
     def close(self) -> None:
-        """Finish all commits and close the store."""
+        """Finish all reads and commits, remove the temporary files, and close the store."""
         self._readers.shutdown()
         if self._commits is not None:
             self._commits.close()

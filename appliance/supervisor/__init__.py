@@ -1,4 +1,4 @@
-"""The long-lived processes: they accept front-ends or mount, and keep workers alive.
+"""The supervisor processes: they accept front-ends or mount, and keep worker processes alive.
 
-No request of a guest is read or answered here; that is what workers are for.
+Nothing here reads or answers a guest's requests; only workers do that.
 """

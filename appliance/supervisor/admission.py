@@ -1,42 +1,62 @@
-"""Descriptors for front-ends: each is let in when there are enough for all that it may need."""
+"""Front-ends that must wait: for descriptors, or for the front-end that is served on their socket.
+
+`DescriptorRoom` sets descriptors aside for each front-end before it is served, so that a front-end
+is not let in only to fail half-way, when its memory table arrives. `WaitingFrontEnds` keeps account
+of front-ends that connected to a socket on which another one is still served.
+"""
 
 import asyncio
 import contextlib
 import logging
 import resource
+import select
+import socket
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
 _LOG = logging.getLogger(__name__)
 
-# A queue has its kick, call and err descriptors, and the channel of its worker.
+# Per queue: the kick, call and err descriptors, and the control channel of its worker.
 _EACH_QUEUE: Final = 4
-# Connection, session memory, grants, inflight record, each with its mapping; and some regions.
+# Per front-end: the connection; session memory, grants and inflight record, each with its mapping;
+# and some memory regions.
 _EACH_FRONT_END: Final = 20
-# For what is passing: a message's descriptors, a worker being started, a client of `status`.
-_PASSING: Final = 8
+# Short-lived ones: those of a message, of a worker being started, of a client of `status`.
+_TRANSIENT: Final = 8
+# How often to look whether the limit has been raised.
 _LOOK_AGAIN_S: Final = 1.0
+# struct ucred (unix(7)): pid, uid, gid.
+_UCRED: Final = struct.Struct("=iII")
+
+
+# --- Waiting for descriptors ---
 
 
 class DescriptorRoom:
-    """Front-ends that are served have their descriptors set aside; the others wait their turn.
+    """Sets descriptors aside for each front-end that is served; others wait for their turn.
 
-    So one too many is not let in to fail half-way, when its memory table arrives. With no other
-    there, one is always let in: a limit too low for one front-end may still do for a small one.
+    If no front-end is served, the next one is always let in: a limit that is too low for the
+    estimate may still be enough for a small front-end.
     """
 
     def __init__(self, *, num_queues: int, num_listeners: int) -> None:
-        """Count what is open now; each of `num_listeners` may have a front-end that waits."""
+        """Count the descriptors that are open now.
+
+        Args:
+            num_queues: virtqueues of each front-end.
+            num_listeners: listening sockets; each may have one accepted connection that waits.
+        """
         self._each = _EACH_FRONT_END + _EACH_QUEUE * num_queues
-        self._others = len(list(Path("/proc/self/fd").iterdir())) + num_listeners + _PASSING
+        self._others = len(list(Path("/proc/self/fd").iterdir())) + num_listeners + _TRANSIENT
         self._num_served = 0
         self._turn = asyncio.Lock()
         self._left = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def place(self, label: str) -> AsyncIterator[None]:
-        """Wait for room for a front-end, which then has it until the block ends."""
+        """Wait until there is room for the front-end on socket `label`; keep it for the block."""
         async with self._turn:
             await self._wait(label)
             self._num_served += 1
@@ -47,12 +67,12 @@ class DescriptorRoom:
             self._left.set()
 
     async def _wait(self, label: str) -> None:
-        is_told = False
+        is_logged = False
         while self._needed() > _limit():
-            if not is_told:
-                is_told = True
+            if not is_logged:
+                is_logged = True
                 _LOG.warning(
-                    "%s: RLIMIT_NOFILE is %d, and %d descriptors are needed to serve %d front-ends"
+                    "%s: RLIMIT_NOFILE is %d, but %d descriptors are needed to serve %d front-ends"
                     " and this one%s",
                     label,
                     _limit(),
@@ -63,7 +83,7 @@ class DescriptorRoom:
             if not self._num_served:
                 return
             self._left.clear()
-            with contextlib.suppress(TimeoutError):  # the limit may have been raised
+            with contextlib.suppress(TimeoutError):  # look whether the limit has been raised
                 async with asyncio.timeout(_LOOK_AGAIN_S):
                     await self._left.wait()
 
@@ -74,3 +94,53 @@ class DescriptorRoom:
 def _limit() -> int:
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft
+
+
+# --- Waiting for the front-end on the same socket ---
+
+
+class WaitingFrontEnds:
+    """Front-ends that wait for the one served on their socket to leave, at most one per socket.
+
+    The connections are lent: the caller of `add` closes them.
+    """
+
+    def __init__(self) -> None:
+        self._socks: dict[str, socket.socket] = {}
+
+    def add(self, label: str, sock: socket.socket) -> None:
+        """Note and log that the front-end connected through `sock` waits on socket `label`."""
+        self._socks[label] = sock
+        _LOG.warning(
+            "%s: a second front-end, process %d, waits until the one that is served leaves",
+            label,
+            _peer_pid(sock),
+        )
+
+    def remove(self, label: str) -> None:
+        """Note that no front-end waits on socket `label` any more."""
+        self._socks.pop(label, None)
+
+    def report(self) -> list[dict[str, object]]:
+        """Return the socket and pid of each front-end that waits and has not hung up."""
+        return [
+            {"socket": label, "pid": _peer_pid(sock)}
+            for label, sock in self._socks.items()
+            if not has_hung_up(sock)
+        ]
+
+
+def has_hung_up(sock: socket.socket) -> bool:
+    """Return whether the front-end has closed its end of `sock`, or `sock` itself is closed."""
+    if sock.fileno() < 0:
+        return True
+    poller = select.poll()
+    poller.register(sock, 0)  # POLLHUP is reported even when no event is asked for
+    return bool(poller.poll(0))
+
+
+def _peer_pid(sock: socket.socket) -> int:
+    pid, _uid, _gid = _UCRED.unpack(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    )
+    return int(pid)

@@ -1,4 +1,4 @@
-"""One front-end's virtio-fs device: its memory, its session state, a worker per started queue."""
+"""One front-end's virtio-fs device: guest memory, session, and a worker per started queue."""
 
 import asyncio
 import contextlib
@@ -9,17 +9,28 @@ from appliance.errors import VhostError
 from appliance.session.session_memory import InflightMemory
 from appliance.supervisor.ring_worker import RingWorker
 from appliance.supervisor.runtime import Runtime
+from appliance.vhost._vhost_wire import Region
 from appliance.vhost.backend import VringConfig
-from appliance.vhost.guest_memory import Region
 
-# What a resumed session is taken to have agreed on: the oldest minor version that we serve.
+# The FUSE minor version that a resumed session is assumed to have negotiated: the oldest one that
+# this program serves.
 _RESUMED_MINOR = 28
 
 
 class Device:
     """The `Backend` of one vhost-user connection.
 
-    It owns everything that must outlive a worker: region fds, session memory, the inflight record.
+    Owns everything that must outlive a worker: the descriptors of memory regions, session memory
+    and grants, and the inflight record.
+
+    Args:
+        label: the name of the front-end's socket, for logs and `status`.
+        num_queues: the number of virtqueues, including hiprio.
+        max_queue_size: the largest number of entries of a ring.
+        runtime: where workers and the session come from.
+
+    Raises:
+        OSError: there is not enough memory or no free descriptor.
     """
 
     def __init__(
@@ -40,28 +51,29 @@ class Device:
         except OSError:
             self._inflight.close()
             raise
-        # Where each ring that runs has its record: a buffer that comes later is for later starts.
+        # The inflight buffer of each running ring. It may differ from `_inflight`, because a new
+        # buffer is used only by rings that start after it came.
         self._recording: dict[int, InflightMemory] = {}
-        self._workers: dict[int, RingWorker] = {}
+        self._ring_workers: dict[int, RingWorker] = {}
 
-    # What a person asks about.
+    # --- Status ---
 
     def requests(self) -> dict[str, int]:
-        """Return how often each opcode was answered since the session began."""
+        """Return how many requests of each opcode were answered; see `ServedSession.requests`."""
         return self._session.requests()
 
     def workers(self) -> list[dict[str, object]]:
-        """Return the living workers, each with its pid, queues and number of restarts."""
+        """Return the pid, queues and number of restarts of each living worker, for `status`."""
         return [
-            {"pid": worker.pid, "queues": [queue], "restarts": worker.restarts}
-            for queue, worker in sorted(self._workers.items())
-            if worker.is_alive
+            {"pid": ring_worker.pid, "queues": [queue], "restarts": ring_worker.restarts}
+            for queue, ring_worker in sorted(self._ring_workers.items())
+            if ring_worker.is_alive
         ]
 
-    # Guest memory.
+    # --- Guest memory ---
 
     async def add_region(self, region: Region, fd: int) -> None:
-        """Make `region` part of guest memory; takes `fd`."""
+        """Add `region` to guest memory. Takes `fd`."""
         try:
             _check_file(region, fd)
             await self._change_memory({**self._regions, region: fd})
@@ -70,14 +82,14 @@ class Device:
             raise
 
     async def remove_region(self, region: Region) -> None:
-        """Take `region` out of guest memory."""
+        """Remove `region` from guest memory and close its descriptor."""
         left = dict(self._regions)
         fd = left.pop(region)
         await self._change_memory(left)
         os.close(fd)
 
     async def set_regions(self, regions: list[tuple[Region, int]]) -> None:
-        """Replace guest memory; takes the fds."""
+        """Replace all of guest memory. Takes the descriptors."""
         unused = [fd for _region, fd in regions]
         before = list(self._regions.values())
         try:
@@ -90,7 +102,7 @@ class Device:
                 os.close(fd)
 
     async def _change_memory(self, regions: dict[Region, int]) -> None:
-        # What a worker cannot map is refused, and the session then goes on with what it knew.
+        # If a worker cannot map the new table, every worker gets the previous one again.
         before = dict(self._regions)
         try:
             await self._set_memory(regions)
@@ -100,27 +112,31 @@ class Device:
             raise
 
     async def _set_memory(self, regions: dict[Region, int]) -> None:
-        # The same dictionary: the workers' side looks into it when one starts.
+        # Changed in place, because every RingWorker holds this dictionary.
         self._regions.clear()
         self._regions.update(regions)
-        for worker in self._workers.values():
-            await worker.update_memory()
+        for ring_worker in self._ring_workers.values():
+            await ring_worker.update_memory()
 
-    # Rings.
+    # --- Rings ---
 
     async def start_ring(self, index: int, config: VringConfig) -> None:
-        """Serve ring `index` with a worker of its own."""
+        """Serve ring `index` with its own worker; see `Backend`.
+
+        Raises:
+            VhostError: the ring does not fit the inflight buffer, or no worker can serve it.
+        """
         inflight = self._inflight
         if index >= inflight.num_queues or config.num > inflight.queue_size:
             raise VhostError(
-                f"queue {index} with {config.num} entries does not fit the inflight buffer of "
-                f"{inflight.num_queues} queues with {inflight.queue_size} entries"
+                f"ring {index} with {config.num} entries does not fit the inflight buffer, which "
+                f"has {inflight.num_queues} queues of {inflight.queue_size} entries"
             )
         if config.fresh:
             inflight.clear(index)
-        worker = self._workers.get(index)
-        if worker is None:
-            worker = self._workers[index] = RingWorker(
+        ring_worker = self._ring_workers.get(index)
+        if ring_worker is None:
+            ring_worker = self._ring_workers[index] = RingWorker(
                 index,
                 self.label,
                 self._runtime,
@@ -129,33 +145,33 @@ class Device:
             )
         self._recording[index] = inflight
         try:
-            await worker.start_ring(config, inflight)
+            await ring_worker.start_ring(config, inflight)
         except VhostError:
             self._end_recording(index)
             raise
 
     async def stop_ring(self, index: int) -> int:
-        """Drain ring `index` and return the avail index it reached."""
+        """Drain ring `index` and return the avail index that it reached."""
         try:
-            return await self._workers[index].stop_ring()
+            return await self._ring_workers[index].stop_ring()
         finally:
             self._end_recording(index)
 
     async def set_call(self, index: int, fd: int | None) -> None:
         """Signal completions of ring `index` through `fd` (lent)."""
-        await self._workers[index].set_call(fd)
+        await self._ring_workers[index].set_call(fd)
 
-    # The session.
+    # --- Session ---
 
     async def inflight(self, num_queues: int, queue_size: int) -> tuple[int, int, int]:
-        """Return (fd, size, offset) of a blank inflight buffer, which is ours; the fd is lent."""
+        """Return (fd, size, offset) of a new, blank inflight buffer; `fd` is lent."""
         self._replace_inflight(InflightMemory.create(num_queues, queue_size))
         return self._inflight.fd, self._inflight.size, self._inflight.offset
 
     async def set_inflight(
         self, fd: int, mmap_size: int, mmap_offset: int, num_queues: int, queue_size: int
     ) -> None:
-        """Use the front-end's inflight buffer; takes `fd`."""
+        """Use the front-end's inflight buffer for rings that start from now on. Takes `fd`."""
         try:
             memory = InflightMemory(
                 fd, offset=mmap_offset, num_queues=num_queues, queue_size=queue_size
@@ -169,10 +185,10 @@ class Device:
         self._replace_inflight(memory)
         session = self._session
         if not memory.is_blank and not session.memory.is_initialised:
-            # The front-end comes back with requests of a session that another supervisor served;
-            # the guest does not repeat INIT. Nothing that INIT settles changes our answers. What
-            # that session granted is gone with it: its nodeids are stale here, and the guest's
-            # kernel looks the paths up anew.
+            # The front-end reconnects with requests of a session that another supervisor served,
+            # and the guest does not repeat INIT. Nothing that INIT negotiates changes our answers.
+            # The grants of that session are gone, so its nodeids are stale here, and the guest's
+            # kernel looks the paths up again.
             session.memory.start(_RESUMED_MINOR, 0, 0)
             session.grants.start_apart()
 
@@ -188,14 +204,14 @@ class Device:
             memory.close()
 
     async def reset(self) -> None:
-        """Forget the FUSE session."""
+        """End the FUSE session; the guest must send INIT again."""
         self._session.memory.end()
 
     async def close(self) -> None:
-        """End the workers, then let go of guest memory."""
-        # Side by side: each may be stuck for as long as its end may take.
-        await asyncio.gather(*(worker.close() for worker in self._workers.values()))
-        self._workers.clear()
+        """End the workers, then close guest memory, the session and the inflight buffers."""
+        # Concurrently, because each worker may take as long as the deadline for its end.
+        await asyncio.gather(*(ring_worker.close() for ring_worker in self._ring_workers.values()))
+        self._ring_workers.clear()
         for fd in self._regions.values():
             os.close(fd)
         self._regions.clear()
@@ -206,10 +222,10 @@ class Device:
 
 
 def _check_file(region: Region, fd: int) -> None:
-    # A mapping beyond the end of its file is a SIGBUS in waiting.
+    # Accessing a mapping beyond the end of its file raises SIGBUS.
     status = os.fstat(fd)
     if stat.S_ISREG(status.st_mode) and status.st_size < region.mmap_offset + region.size:
         raise VhostError(
             f"memory region at {region.gpa:#x}: its file has {status.st_size:#x} bytes, "
-            f"the region needs {region.mmap_offset + region.size:#x}"
+            f"the region needs at least {region.mmap_offset + region.size:#x}"
         )

@@ -1,4 +1,4 @@
-"""The supervisor's side of the fork server: asks it for workers, hears of their ends."""
+"""The supervisor's side of the fork server: requests workers and learns how they ended."""
 
 import asyncio
 import logging
@@ -21,37 +21,44 @@ _BACK_OFF_LIMIT_S: Final = 2.0
 
 
 def next_back_off_s(back_off_s: float) -> float:
-    """Return how long to wait after one more failure, if the wait was `back_off_s` before it."""
+    """Return the wait before the next attempt, in seconds, given the wait before the last one.
+
+    The first wait is 0.05 s; each doubles the one before it, up to 2 s.
+    """
     return min(max(_BACK_OFF_S, 2 * back_off_s), _BACK_OFF_LIMIT_S)
 
 
 class CannotSpawnError(LinkClosedError):
-    """There is no descriptor, or no process, for a worker now; the text says which."""
+    """No descriptor or process is available for a worker at the moment; the text says which."""
 
 
 class StartedWorker(NamedTuple):
-    """A worker that was just started; the socket is the receiver's."""
+    """A worker process that was just started."""
 
     pid: int
     sock: socket.socket
-    """Our end of its control channel."""
+    """The supervisor's end of its control channel; the caller of `spawn` owns it."""
     exit: "asyncio.Future[WorkerExit]"
+    """Set when the process has ended."""
 
 
 class WorkerExit(NamedTuple):
-    """How a worker ended."""
+    """How a worker process ended."""
 
     status: int
-    """Its exit status, or minus the number of the signal that killed it."""
+    """The exit status, or the negated number of the signal that killed the process."""
     is_orphan: bool = False
-    """Whether it was killed because its fork server ended."""
+    """Whether the process was killed because its fork server had ended."""
 
 
 class Forker:
-    """Spawns workers through a fork server, which is started anew should it die.
+    """Spawns workers through a fork server, and starts another fork server if it dies.
 
-    The fork server and its workers log as the arguments say. No worker has a process id that LMDB
-    takes for another process in the environment at `store_path`, if that is given.
+    Args:
+        log_level: the log level of the fork server and its workers.
+        log_json: whether they log JSON lines.
+        store_path: an LMDB environment. No worker gets a process id that LMDB would take for
+            another process in that environment.
     """
 
     def __init__(
@@ -61,16 +68,17 @@ class Forker:
         self._process: subprocess.Popen[bytes] | None = None
         self._link: Link | None = None
         self._exits: dict[int, asyncio.Future[WorkerExit]] = {}
-        # Grows while fork servers end before they have spawned anything.
+        # The wait before the next fork server is started. It grows as long as fork servers end
+        # before they have spawned a worker.
         self._back_off_s = 0.0
         self._has_spawned = False
 
     async def spawn(self, label: str = "") -> StartedWorker:
-        """Start a worker, whose log lines are said to come from `label`.
+        """Start a worker; `label` is the source that its log lines show.
 
         Raises:
-            LinkClosedError: the fork server died meanwhile; call again.
-            CannotSpawnError: no descriptor or process is to be had now; call again later.
+            LinkClosedError: the fork server died meanwhile. The caller may try again at once.
+            CannotSpawnError: no descriptor or process is available. The caller may try again later.
         """
         if self._link is None and self._back_off_s:
             await asyncio.sleep(self._back_off_s)
@@ -78,16 +86,17 @@ class Forker:
             link = self._link or self._start()
             ours, theirs = channel_pair()
         except OSError as exc:
-            _LOG.error("no worker can be started now: %s", exc.strerror)
-            raise CannotSpawnError(f"no worker can be started: {exc.strerror}") from exc
+            _LOG.error("cannot start a worker now: %s", exc.strerror)
+            raise CannotSpawnError(f"cannot start a worker: {exc.strerror}") from exc
         with theirs:
             try:
                 reply = await link.request(Envelope(spawn=Spawn(label=label)), [theirs.fileno()])
-                # Its end may have come with its answer: then nobody would tell of the worker's.
+                # The fork server may have ended right after its reply. The worker then dies with
+                # it, and no message about the worker's end would come.
                 if self._link is not link:
                     raise LinkClosedError
                 if reply.spawned.pid < 0:
-                    raise CannotSpawnError("no worker can be started: it cannot be forked")
+                    raise CannotSpawnError("cannot start a worker: the fork server cannot fork")
             except LinkClosedError:
                 ours.close()
                 raise
@@ -95,16 +104,16 @@ class Forker:
         return StartedWorker(reply.spawned.pid, ours, self._exit_of(reply.spawned.pid))
 
     async def warm_up(self) -> None:
-        """Return when the fork server has imported all that workers need, and spawns them."""
+        """Return when the fork server has imported everything that workers need."""
         try:
             worker = await self.spawn()
         except LinkClosedError:
-            return  # the next worker starts another, and says why if it cannot
-        worker.sock.close()  # a worker that is told nothing ends
+            return  # the next `spawn` starts another fork server, or raises
+        worker.sock.close()  # the worker ends, as its channel closes
         await worker.exit
 
     async def close(self) -> None:
-        """End the fork server; all workers must have been closed before."""
+        """End the fork server. All workers must have been closed before."""
         if self._link is not None:
             self._link.close()
         if self._process is not None:
@@ -112,13 +121,13 @@ class Forker:
 
     def _start(self) -> Link:
         ours, theirs = channel_pair()
-        # A fresh interpreter, not a fork of this one: this process has threads, a loop and LMDB
-        # envs. It finds modules where this process does, so it is the same program.
+        # A new interpreter rather than a fork, because this process has threads, an event loop and
+        # open LMDB environments. It has the same module search path, so it runs the same code.
         with theirs:
             self._process = subprocess.Popen(
                 [
                     sys.executable,
-                    "-P",  # the working directory is not a place to import from
+                    "-P",  # do not import from the working directory
                     "-m",
                     "appliance.worker.forkserver",
                     str(theirs.fileno()),
@@ -137,15 +146,16 @@ class Forker:
         self._exit_of(envelope.exited.pid).set_result(WorkerExit(envelope.exited.status))
 
     def _exit_of(self, pid: int) -> "asyncio.Future[WorkerExit]":
-        # Asked for twice, by spawn() and by the exit, in either order: the second one takes it out.
+        # Called twice per worker, by `spawn` and for the message about its end, in either order:
+        # the first call creates the future, the second removes it from the table.
         future = self._exits.pop(pid, None)
         if future is None:
             future = self._exits[pid] = asyncio.get_running_loop().create_future()
         return future
 
     def _on_closed(self) -> None:
-        # Its workers die with it (parent-death signal) and are replaced through the next fork
-        # server.
+        # The workers of this fork server die with it (parent-death signal). `WorkerProcess`
+        # replaces them through the next fork server.
         self._link = None
         self._back_off_s = 0.0 if self._has_spawned else next_back_off_s(self._back_off_s)
         process, self._process = self._process, None

@@ -1,4 +1,4 @@
-"""The supervisor's end of a control channel, on the event loop."""
+"""The supervisor's end of a control channel to a worker or the fork server, on the event loop."""
 
 import asyncio
 import collections
@@ -12,13 +12,16 @@ from appliance.session import channel
 
 
 class LinkClosedError(ConnectionError):
-    """The process at the other end is gone."""
+    """The process at the other end is gone, or the link was closed."""
 
 
 class Link:
-    """Sends requests and awaits their replies; hands every other message to `on_message`.
+    """Sends messages and requests, and matches replies with requests. Owns its socket.
 
-    Owns its socket. `on_closed` is called once, when the peer ends or `close` is called.
+    Args:
+        sock: the supervisor's end, from `channel_pair`.
+        on_message: called with every message that is not a reply.
+        on_closed: called once, when the peer ends or `close` is called.
     """
 
     def __init__(
@@ -39,7 +42,10 @@ class Link:
         self._loop.add_reader(sock, self._read)
 
     def post(self, envelope: Envelope, fds: Sequence[int] = ()) -> None:
-        """Send a message; `fds` are lent for the time of the call only."""
+        """Send a message that has no reply, now or as soon as the socket takes it.
+
+        `fds` are lent for the duration of the call only. If the link is closed, nothing happens.
+        """
         if not self._is_open:
             return
         if not self._unsent and self._try_send(envelope, fds):
@@ -49,10 +55,10 @@ class Link:
             self._loop.add_writer(self._sock, self._write)
 
     async def request(self, envelope: Envelope, fds: Sequence[int] = ()) -> Envelope:
-        """Send `envelope` under a fresh id and return the reply to it.
+        """Send `envelope` with a new id and return its reply; `fds` are lent as in `post`.
 
         Raises:
-            LinkClosedError: the peer ended before it answered.
+            LinkClosedError: the link was closed before the reply came.
         """
         if not self._is_open:
             raise LinkClosedError
@@ -64,7 +70,7 @@ class Link:
         return await reply
 
     def close(self) -> None:
-        """Close the channel; the peer ends when it notices. Pending requests fail."""
+        """Close the channel, upon which the peer ends. Pending requests fail."""
         if not self._is_open:
             return
         self._is_open = False
@@ -96,7 +102,7 @@ class Link:
             self._dispatch(envelope)
 
     def _dispatch(self, envelope: Envelope) -> None:
-        # A worker numbers its own requests (Resolve) by itself: those ids say nothing about ours.
+        # A worker chooses the ids of its own requests (Resolve); they are unrelated to ours.
         if envelope.id == 0 or envelope.HasField("resolve"):
             self._on_message(envelope)
             return

@@ -1,20 +1,30 @@
-"""The sockets that front-ends connect to: made here or inherited."""
+"""The sockets that front-ends connect to, bound here or inherited, and accepting on them."""
 
+import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from appliance.errors import ConfigError
 from appliance.system.listening import claim_socket_path, set_socket_group, socket_mode
 
-_SOCKET_MODE = 0o660
+_LOG = logging.getLogger(__name__)
+
+_SOCKET_MODE: Final = 0o660
+# How long to wait before retrying after accept(2) has failed.
+_ACCEPT_AGAIN_S: Final = 1.0
 
 
 class Listener:
-    """A listening AF_UNIX stream socket; `label` is what logs and `status` call it."""
+    """A listening AF_UNIX stream socket. Owns the socket, and the socket file that it created.
+
+    `label` names the socket in logs and in `appliance status`.
+    """
 
     def __init__(self, sock: socket.socket, label: str, path: Path | None) -> None:
         sock.settimeout(0)
@@ -25,17 +35,18 @@ class Listener:
 
     @classmethod
     def bind(cls, path: Path, gid: int | None = None) -> "Listener":
-        """Listen at `path`, for owner and group; a socket file that nobody listens on is replaced.
+        """Listen at `path`, with access for owner and group.
 
-        Other threads must not make files meanwhile.
+        A socket file that has no listener is replaced. Other threads must not create files
+        meanwhile, because the umask is changed.
 
         Args:
-            path: where the socket file is to be.
-            gid: its group, if not this process's.
+            path: where to create the socket file.
+            gid: the group of the socket file; None leaves it to the kernel.
 
         Raises:
             ConfigError: the path is too long, in use, not a socket, or cannot be created; or the
-                group cannot be given to it. No socket file is left behind.
+                socket file cannot be given to the group. No socket file is left behind.
         """
         try:
             claim_socket_path(path)
@@ -56,13 +67,13 @@ class Listener:
 
     @classmethod
     def inherit(cls, fd: int) -> "Listener":
-        """Listen on the already listening socket `fd`, which is owned from now on.
+        """Take ownership of `fd`, an inherited socket that already listens.
 
         Raises:
             ConfigError: `fd` is not a listening AF_UNIX stream socket.
         """
         try:
-            os.fstat(fd)  # says why a number is no descriptor
+            os.fstat(fd)  # its error says why the number is not a descriptor
             sock = socket.socket(fileno=fd)
             is_listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         except OSError as exc:
@@ -74,8 +85,24 @@ class Listener:
         os.set_inheritable(sock.fileno(), False)  # noqa: FBT003 - the function's only form
         return cls(sock, _name_of(sock) or f"fd:{fd}", None)
 
+    async def accept(self) -> socket.socket:
+        """Return the next connection; the caller owns it.
+
+        An error of accept(2) either concerns a single connection or is temporary: there may be no
+        free descriptor at the moment. It is logged, and accepting is tried again after a second.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _address = await loop.sock_accept(self.sock)
+            except OSError as exc:
+                _LOG.error("%s: cannot accept a front-end now: %s", self.label, exc.strerror)
+                await asyncio.sleep(_ACCEPT_AGAIN_S)
+            else:
+                return sock
+
     def close(self) -> None:
-        """Stop listening; the socket file is removed, unless the path is another one's by now."""
+        """Stop listening and remove the socket file, unless another file has taken its place."""
         self.sock.close()
         path, self._path = self._path, None
         if path is not None:
@@ -84,13 +111,23 @@ class Listener:
                     path.unlink()
 
 
-def listen(paths: Sequence[Path], fd: int | None, gid: int | None = None) -> list[Listener]:
-    """Listen at each of `paths`, and on the inherited socket `fd` if there is one; all or none.
+async def cancel_accept(accepting: "asyncio.Task[socket.socket]") -> None:
+    """Cancel a task that accepts, and close the connection if it has accepted one already."""
+    accepting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        (await accepting).close()
 
-    The socket files get the group `gid`, if one is given.
+
+def listen(paths: Sequence[Path], fd: int | None, gid: int | None = None) -> list[Listener]:
+    """Listen on all the given sockets, or on none if one of them fails.
+
+    Args:
+        paths: where to create socket files.
+        fd: an inherited listening socket, of which the result takes ownership; or None.
+        gid: the group of the socket files; None leaves it to the kernel.
 
     Raises:
-        ConfigError: one of them cannot be listened on; no socket file is left behind.
+        ConfigError: one of the sockets cannot be used. No socket file is left behind.
     """
     with contextlib.ExitStack() as stack:
         listeners = [
@@ -109,5 +146,5 @@ def _identity(path: Path) -> tuple[int, int]:
 
 def _name_of(sock: socket.socket) -> str:
     name = sock.getsockname()
-    # Bytes, with a NUL first, are an abstract name (unix(7)).
+    # An abstract name is returned as bytes that begin with a NUL (unix(7)).
     return "@" + os.fsdecode(name[1:]) if isinstance(name, bytes) else str(name)

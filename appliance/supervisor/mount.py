@@ -1,9 +1,8 @@
-"""`appliance mount`: mounts, serves until told to stop or unmounted, and unmounts."""
+"""`appliance mount`: mounts, serves until a signal or an unmount ends it, and unmounts."""
 
 import asyncio
 import contextlib
 import logging
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,26 +17,27 @@ from appliance.services.addresses import LmdbAddress
 from appliance.supervisor.mount_worker import MountWorker
 from appliance.supervisor.mountpoint import MountFlags, Mountpoint
 from appliance.supervisor.runtime import Runtime, RuntimeConfig, running
-from appliance.system.listening import notify, told_to_stop
+from appliance.system.listening import announce_ready, announce_stopping, stop_event
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountConfig(RuntimeConfig):
-    """What `appliance mount` was asked to do."""
+    """The options of `appliance mount`."""
 
     path: Path
+    """The mount point."""
     num_workers: int
     has_passthrough: bool
     flags: MountFlags
 
 
 class Mount:
-    """Serves a mount with `num_workers` processes.
+    """A mount that is served by `num_workers` worker processes.
 
-    It holds a duplicate of every worker's descriptor, so that requests which a killed worker had
-    read stay with the kernel, to be sent again.
+    This process keeps a duplicate of every worker's /dev/fuse descriptor. Requests that a worker
+    had read when it was killed therefore stay with the kernel, which can send them again.
     """
 
     def __init__(
@@ -51,37 +51,37 @@ class Mount:
         self.label = str(mountpoint.path)
         self.has_passthrough = has_passthrough
         self.backings = Backings(mountpoint.fd, runtime.resolver.open_blob)
-        # Set when the mount is gone, or with a failure when it cannot be served.
+        # Set when the mount is gone or cannot be served; in the latter case `failure` says why.
         self.ended = asyncio.Event()
         self.failure = ""
         self.mountpoint = mountpoint
         self.session = runtime.new_session(num_workers)
-        self._workers = [MountWorker(slot, self, runtime) for slot in range(num_workers)]
+        self._mount_workers = [MountWorker(slot, self, runtime) for slot in range(num_workers)]
 
     def requests(self) -> dict[str, int]:
-        """Return how often each opcode was answered."""
+        """Return how many requests of each opcode were answered, by the opcode's name."""
         return self.session.requests()
 
     def workers(self) -> list[dict[str, object]]:
-        """Return the living workers, each with its pid, slot and number of restarts."""
+        """Return the pid, slot and number of restarts of each living worker, for `status`."""
         return [
-            {"pid": worker.pid, "queues": [slot], "restarts": worker.restarts}
-            for slot, worker in enumerate(self._workers)
-            if worker.is_alive
+            {"pid": mount_worker.pid, "queues": [slot], "restarts": mount_worker.restarts}
+            for slot, mount_worker in enumerate(self._mount_workers)
+            if mount_worker.is_alive
         ]
 
     async def start(self) -> None:
-        """Start every worker; the mount fails if one cannot be."""
-        await asyncio.gather(*(worker.start() for worker in self._workers))
+        """Start every worker; if one cannot be started, the mount fails (see `fail`)."""
+        await asyncio.gather(*(mount_worker.start() for mount_worker in self._mount_workers))
 
     def fail(self, reason: str) -> None:
-        """Give up: at its start the mount could not be served as asked."""
+        """Give the mount up because it could not be served when it was started."""
         self.failure = reason
         self.ended.set()
 
     async def close(self) -> None:
-        """End the workers; the mount must be gone, or is dead then."""
-        await asyncio.gather(*(worker.close() for worker in self._workers))
+        """End the workers and close the session; a mount that is still in the tree is then dead."""
+        await asyncio.gather(*(mount_worker.close() for mount_worker in self._mount_workers))
         self.session.close()
 
 
@@ -89,18 +89,19 @@ def serve(config: MountConfig, when_ready: Callable[[str], None] | None = None) 
     """Mount and serve until SIGTERM, SIGINT, SIGHUP or an unmount from outside.
 
     Args:
-        config: what to mount where.
-        when_ready: called with the mount point when it answers; says so on stderr by default.
+        config: what to mount, and where.
+        when_ready: called with the mount point once the mount answers; by default, readiness is
+            announced on stderr and to the service manager.
 
     Raises:
         MountError: the mount point cannot be used, or the connection to the kernel was aborted.
         ApplianceError: the store or the state directory is unusable.
     """
-    uvloop.run(Mounter(config, when_ready or _say_ready).run())
+    uvloop.run(Mounter(config, when_ready or _announce_mounted).run())
 
 
 class Mounter:
-    """The long-lived state of one mounting process."""
+    """Mounts, keeps a `Mount` served, and unmounts; one per process."""
 
     def __init__(self, config: MountConfig, when_ready: Callable[[str], None]) -> None:
         self._config = config
@@ -108,19 +109,19 @@ class Mounter:
         self._mount: Mount | None = None
 
     async def run(self) -> None:
-        """Serve to the end."""
-        stop = told_to_stop()
+        """Mount and serve until the end; see `serve` for the errors."""
+        stop = stop_event()
         config = self._config
         _check_covers_nothing_needed(config)
         mountpoint = Mountpoint(config.path, config.flags)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(mountpoint.close)
             runtime = await stack.enter_async_context(running(config, self.report))
-            # The interpreter may be on the very path that is mounted on.
+            # The interpreter's files may lie below the mount point, which the mount will cover.
             await runtime.forker.warm_up()
             mountpoint.mount()
             await self._serve(self._mounted(mountpoint, runtime), stop)
-            notify("STOPPING=1")
+            announce_stopping()
 
     def report(self) -> dict[str, Any]:
         """Return what `appliance status` shows of this process."""
@@ -155,38 +156,42 @@ class Mounter:
         ready = asyncio.create_task(_come_up(mount))
         ends = [asyncio.create_task(stop.wait()), asyncio.create_task(mount.ended.wait())]
         try:
+            # Until the mount answers or cannot be served, a signal comes, or the mount ends.
             await asyncio.wait([ready, *ends], return_when=asyncio.FIRST_COMPLETED)
             if ready.done() and not ready.exception():
                 flags = mount.session.memory.flags
                 if self._config.has_passthrough and not flags & InitFlag.PASSTHROUGH:
-                    _LOG.warning("this kernel has no FUSE passthrough; going on without")
+                    _LOG.warning("this kernel has no FUSE passthrough; it is not used")
                 self._when_ready(mount.label)
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 if not stop.is_set():
-                    _tell_end(mount)
+                    _note_unmount(mount)
         finally:
             mount.mountpoint.unmount()
             await mount.close()
-            mount.mountpoint.close()  # which ends a probe that still waits
+            mount.mountpoint.close()  # this ends a probe that still waits
             for task in (ready, *ends):
                 task.cancel()
             error, *_ = await asyncio.gather(ready, *ends, return_exceptions=True)
+        # The error of `ready` is the reason only if nothing else has ended the mount, because an
+        # unmount makes the probe fail, too.
         reason = mount.failure or error
         if reason and (mount.failure or not (stop.is_set() or mount.ended.is_set())):
             raise MountError(f"mount point {mount.label}: {reason}")
 
 
-def _tell_end(mount: Mount) -> None:
-    """Say why the mount can be served no longer: nobody told this process to stop."""
+def _note_unmount(mount: Mount) -> None:
+    """Note why the mount ended although no signal asked this process to stop."""
     if mount.mountpoint.is_mounted:
-        # As by /sys/fs/fuse/connections/N/abort: whoever used the mount has met an error.
+        # For example through /sys/fs/fuse/connections/N/abort: users of the mount get errors.
         mount.failure = mount.failure or "the connection to the kernel was aborted"
     else:
         _LOG.info("%s: unmounted from outside", mount.label)
 
 
 def _check_covers_nothing_needed(config: MountConfig) -> None:
-    # Workers open blob files by their paths: they would ask the mount, and so wait for themselves.
+    # Workers open blob files by path. If the mount covered them, workers would send requests to the
+    # mount and wait for themselves.
     stores = [address.path for address in config.services if isinstance(address, LmdbAddress)]
     for needed in (*stores, config.state_dir):
         if needed.resolve().is_relative_to(config.path.resolve()):
@@ -195,11 +200,10 @@ def _check_covers_nothing_needed(config: MountConfig) -> None:
 
 async def _come_up(mount: Mount) -> None:
     await mount.start()
-    # The probe waits for INIT and for an answer, in the kernel: on a thread of its own.
+    # On another thread, because the probe blocks in the kernel until INIT and its own request are
+    # answered.
     await asyncio.to_thread(mount.mountpoint.probe)
 
 
-def _say_ready(label: str) -> None:
-    sys.stderr.write(f"READY: mounted on {label}\n")
-    sys.stderr.flush()
-    notify("READY=1")
+def _announce_mounted(label: str) -> None:
+    announce_ready(f"mounted on {label}")

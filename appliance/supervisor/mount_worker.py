@@ -1,4 +1,4 @@
-"""A worker on a clone of a mount's /dev/fuse descriptor, as the supervisor sees it."""
+"""The supervisor's side of one clone of a mount's /dev/fuse descriptor, and of its worker."""
 
 import logging
 import os
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from appliance.supervisor.mount import Mount
 
 _LOG = logging.getLogger(__name__)
-# A mount that is in use outlives its place in the tree; its workers are killed then.
+# How long a worker may take to end after the unmount. A mount that is still in use lives on after
+# it was detached from the tree, so its workers do not end by themselves and are killed.
 _END_DEADLINE_S: Final = 0.2
 
 
 class MountWorker:
-    """Serves one clone with a worker of its own; the `WorkerOwner` of that process."""
+    """Keeps a worker process serving one clone; owns the clone. The process's `WorkerOwner`."""
 
     def __init__(self, slot: int, mount: "Mount", runtime: Runtime) -> None:
         self._slot = slot
@@ -37,27 +38,28 @@ class MountWorker:
 
     @property
     def pid(self) -> int:
-        """The process id of the last worker started, 0 if there was none."""
+        """The process id of the worker started last, or 0 if none was started."""
         return self._process.pid
 
     @property
     def restarts(self) -> int:
-        """How often a worker of this clone died."""
+        """How many workers of this clone have died."""
         return self._process.restarts
 
     @property
     def is_alive(self) -> bool:
-        """Whether there is a process, as far as is known."""
+        """Whether the channel to a worker is open."""
         return self._process.link is not None
 
     async def close(self) -> None:
-        """End the worker and close the clone; the mount must be gone by then."""
-        # The worker waits in read(2), not on its channel: it ends by itself only with the mount.
+        """End the worker and close the clone; the mount must have been unmounted before."""
+        # The worker blocks in read(2) on its clone, not on its channel, so it ends by itself only
+        # when the mount ends.
         await self._process.close(_END_DEADLINE_S)
         os.close(self._fd)
 
     async def start(self) -> None:
-        """Return when a worker has its clone; the mount fails if none lives long enough."""
+        """Return when a worker has the clone; the mount fails if no worker lives long enough."""
         try:
             await self._process.do(self._nothing_more, attempts=START_ATTEMPTS)
         except WorkerFailedError as exc:
@@ -75,12 +77,12 @@ class MountWorker:
         return configure, [*self._mount.session.fds, self._fd]
 
     async def bring_up(self, link: Link) -> None:
-        """See `WorkerOwner`; the descriptor is all that this worker needs."""
+        """See `WorkerOwner`. The descriptors sent with `Configure` are all that is needed."""
 
     def died(self) -> None:
         """See `WorkerOwner`."""
         if self.restarts >= START_ATTEMPTS and not self._mount.session.memory.is_initialised:
-            self._mount.fail(f"{START_ATTEMPTS} workers died at their start")
+            self._mount.fail(f"{START_ATTEMPTS} workers died at startup")
             self._process.begin_close()
             return
         self._recover_requests()
@@ -97,24 +99,25 @@ class MountWorker:
                 self._mount.backings.release(envelope.released.nodeid)
 
     async def _nothing_more(self, link: Link) -> None:
-        """Do nothing: a worker that lives has what it needs."""
+        """Do nothing: a step that succeeds as soon as a worker lives."""
 
     async def _grant(self, envelope: pb.Envelope, link: Link | None) -> None:
         want = unpack_want(envelope.resolve)
-        assert isinstance(want, BackingWanted)  # noqa: S101 - WorkerProcess takes the others
+        assert isinstance(want, BackingWanted)  # noqa: S101 - WorkerProcess handles the others
         backing_id = await self._mount.backings.take(want)
         if link is not None:
             resolved = pb.Resolved(backing_id=backing_id)
             link.post(pb.Envelope(id=envelope.id, resolved=resolved))
 
     def _recover_requests(self) -> None:
-        # Nobody but the dead worker could answer what was read from its clone.
+        # Only the dead worker could have answered the requests that it had read from its clone.
         mountpoint = self._mount.mountpoint
         try:
             if self._mount.session.memory.flags & InitFlag.HAS_RESEND:
                 mountpoint.resend()
                 return
-            # Before Linux 6.9: closing the clone fails its requests, rather than leave them.
+            # Before Linux 6.9 the kernel cannot resend requests. Closing the clone makes them fail
+            # instead of leaving them unanswered for ever.
             replacement = mountpoint.clone()
         except OSError as exc:
             _LOG.error("%s: %s", self._mount.label, exc.strerror)

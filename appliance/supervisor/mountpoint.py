@@ -1,4 +1,4 @@
-"""Where a mount goes: the checks, mount(2) or fusermount3, and the descriptors of the device."""
+"""A mount point: checks, mount(2) or fusermount3, unmounting, and /dev/fuse descriptors."""
 
 import contextlib
 import errno
@@ -27,7 +27,8 @@ _DEVICE: Final = "/dev/fuse"
 _READ_AHEAD_KIB: Final = 1024
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 _FUSERMOUNT: Final = "fusermount3"
-# fusermount3.c: the environment variable that names the socket the descriptor is sent over
+# The environment variable that names the socket over which fusermount3 sends the descriptor
+# (libfuse util/fusermount.c).
 _COMM_FD: Final = "_FUSE_COMMFD"
 
 
@@ -39,35 +40,42 @@ class MountEntry(NamedTuple):
     device: str
     """major:minor"""
     kind: str
-    """The type of the file system."""
+    """The file system type."""
 
 
 class MountFlags(NamedTuple):
-    """What the kernel is told of a mount."""
+    """Properties of a mount that the kernel enforces or shows."""
 
     source: str
-    """What lists of mounts show as its source."""
+    """What lists of mounts show as the source."""
     allows_other: bool
+    """Whether other users than the one that mounted it have access."""
     is_noexec: bool
+    """Whether programs cannot be executed from the mount."""
 
 
 class Mountpoint:
-    """A directory to mount on; owns the first descriptor of the mount once there is one."""
+    """A directory to mount on, and the mount; owns the mount's first /dev/fuse descriptor, `fd`.
+
+    `fd` is -1 until `mount` has succeeded.
+    """
 
     def __init__(self, path: Path, flags: MountFlags) -> None:
-        """Check `path`; a mount of ours that lost its server is taken away first.
+        """Check `path`, and unmount a mount of this program there whose server is gone.
 
         Raises:
-            MountError: it is not there, not a directory, or a dead mount of another program.
+            MountError: the path does not exist, is not a directory, or is a mount of another
+                program whose server is gone.
         """
         self.path = path
         self.fd = -1
-        # Looked up once: on the way it asks what is there, and a new mount does not answer yet.
+        # Resolved once, before mounting: resolving a path asks the file system that is mounted
+        # there, and a new mount does not answer yet.
         self._where = os.path.realpath(path)
         self._flags = flags
         self._is_root = os.geteuid() == 0
         self._device = ""
-        # Held open: the mount must be found, and taken away, when no descriptor is left, too.
+        # Kept open, so that the mount can be found and unmounted even when no descriptor is free.
         self._mount_list = Path("/proc/self/mountinfo").open("rb", 0)  # noqa: SIM115 - see `close`
         try:
             self._check()
@@ -76,12 +84,14 @@ class Mountpoint:
             raise
 
     def mount(self) -> None:
-        """Mount; the kernel then waits for INIT to be answered on `fd` or a clone of it.
+        """Mount; the kernel then waits for a reply to INIT on `fd` or a clone of it.
 
         Raises:
             MountError: the kernel or fusermount3 refused.
         """
-        self._check()  # again: of a server that was killed, the workers may have lived until now
+        # Checked again, because the workers of a supervisor that was killed, and with them its
+        # mount, may have lived until now.
+        self._check()
         before = {entry.mount_id for entry in self._mounts()}
         options = "default_permissions" + ",allow_other" * self._flags.allows_other
         self.fd = self._mount(options) if self._is_root else self._fusermount(options)
@@ -89,7 +99,7 @@ class Mountpoint:
         self._device = connection_of(self.fd) or (added[-1].device if added else "")
 
     def probe(self) -> None:
-        """Return when the mount answers; large files are then read ahead by the whole reply.
+        """Block until the mount answers, then raise its read-ahead if this process is root.
 
         Raises:
             OSError: the mount is gone.
@@ -97,22 +107,22 @@ class Mountpoint:
         self.path.stat()
         if not self._is_root:
             return
-        # INIT can only lower what the kernel has as its default.
+        # The reply to INIT can only lower the kernel's default.
         bdi = Path(f"/sys/class/bdi/{self._device}/read_ahead_kb")
         try:
             bdi.write_text(str(_READ_AHEAD_KIB))
         except OSError as exc:
-            _LOG.info("%s: %s; large files are read in smaller pieces", bdi, exc.strerror)
+            _LOG.info("%s: %s; the kernel reads large files in smaller pieces", bdi, exc.strerror)
 
     @property
     def is_mounted(self) -> bool:
-        """Whether the mount is in the tree, served or not, and whatever is mounted over it."""
+        """Whether the mount is in the tree, even if its server is gone or it is covered."""
         return any(map(self._is_ours, self._mounts()))
 
     def unmount(self) -> None:
-        """Take the mount away; whoever uses it still keeps it until the descriptors are closed.
+        """Detach the mount; processes that use it keep it until the descriptors are closed.
 
-        What others have mounted over it is left alone, and ours stays below then.
+        If something else is mounted over it, both mounts stay, and a warning is logged.
         """
         entries = self._mounts()
         if not any(map(self._is_ours, entries)):
@@ -121,20 +131,26 @@ class Mountpoint:
             _LOG.warning("%s: something else is mounted over this mount, which stays", self.path)
             return
         self._take_away()
-        # It may have been mounted over one of this program's, which has ended since.
+        # Below it there may be another mount of this program whose server has ended since.
         with contextlib.suppress(MountError):
             while self._is_one_of_this_kind_there() and self._mode() is None:
                 self._remove_stale()
 
     def close(self) -> None:
-        """Close the descriptors; with the last clone of the device's the mount is dead."""
+        """Close the descriptors. The mount is dead once all clones are closed, too."""
         self._mount_list.close()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
     def clone(self) -> int:
-        """Return a new descriptor of the mount, with requests in progress of its own."""
+        """Return a new /dev/fuse descriptor of the mount, which the caller owns.
+
+        A reply must be written to the descriptor from which its request was read.
+
+        Raises:
+            OSError: the mount is gone, or there is no free descriptor.
+        """
         fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
         try:
             libc.clone_fuse_device(fd, self.fd)
@@ -144,8 +160,13 @@ class Mountpoint:
         return fd
 
     def resend(self) -> None:
-        """Have the kernel queue again whatever was read from any clone and not answered."""
-        # Living workers meet ENOENT for those of theirs: another one answers.
+        """Have the kernel queue again all requests that were read and not answered, on any clone.
+
+        Raises:
+            OSError: the kernel cannot resend requests, or the mount is gone.
+        """
+        # This includes requests that living workers are about to answer. Their replies fail with
+        # ENOENT, and whichever worker reads a request again answers it.
         os.write(self.fd, pack_out_header(OutHeader(OUT_HEADER_SIZE, NotifyCode.RESEND, 0)))
 
     def _mounts(self) -> list[MountEntry]:
@@ -160,11 +181,11 @@ class Mountpoint:
 
     def _take_away(self) -> None:
         if self._is_root:
-            with contextlib.suppress(OSError):  # somebody was faster
+            with contextlib.suppress(OSError):  # another process has unmounted it
                 libc.detach_mount(self.path)
             return
         command = [_FUSERMOUNT, "-u", "-q", "-z", "--", os.fspath(self.path)]
-        with contextlib.suppress(FileNotFoundError):  # it was there when it mounted, if it did
+        with contextlib.suppress(FileNotFoundError):  # fusermount3 has been uninstalled
             subprocess.run(command, check=False)
 
     def _check(self) -> None:
@@ -176,7 +197,7 @@ class Mountpoint:
             raise MountError(f"mount point {self.path}: not a directory")
 
     def _mode(self) -> int | None:
-        """Return the mode of what is there; None if it is a mount whose server is gone."""
+        """Return the mode of the file at `path`; None if it is a mount whose server is gone."""
         try:
             return libc.mode_now(self.path)
         except OSError as exc:
@@ -188,11 +209,13 @@ class Mountpoint:
         entries = self._mounts()
         kind = entries[-1].kind if entries else "unknown"
         if kind != FS_TYPE:
-            raise MountError(f"mount point {self.path}: a dead mount of type {kind}, not ours")
+            raise MountError(
+                f"mount point {self.path}: a dead mount of type {kind}, only {FS_TYPE} is replaced"
+            )
         _LOG.warning("%s: replacing a mount whose server is gone", self.path)
         self._take_away()
         if len(self._mounts()) >= len(entries):
-            raise MountError(f"mount point {self.path}: its dead mount cannot be taken away")
+            raise MountError(f"mount point {self.path}: the dead mount cannot be unmounted")
 
     def _mount(self, options: str) -> int:
         try:
@@ -213,7 +236,7 @@ class Mountpoint:
         with ours:
             with theirs:
                 options += ",noexec" * self._flags.is_noexec
-                # As libfuse has it: a comma would begin another option.
+                # Escaped as libfuse does, because a comma would begin another option.
                 source = self._flags.source.replace("\\", "\\\\").replace(",", "\\,")
                 command = [_FUSERMOUNT, "-o", f"ro,nosuid,nodev,{options},fsname={source}"]
                 command[2] += f",subtype={FS_TYPE.removeprefix('fuse.')}"
@@ -227,7 +250,7 @@ class Mountpoint:
                         text=True,
                     )
                 except FileNotFoundError as exc:
-                    raise MountError(f"{_FUSERMOUNT} is not there; install fuse3") from exc
+                    raise MountError(f"{_FUSERMOUNT} was not found; install fuse3") from exc
             if done.returncode != 0:
                 reason = done.stderr.strip().removeprefix(f"{_FUSERMOUNT}: ")
                 raise MountError(f"mount point {self.path}: {reason or _FUSERMOUNT + ' failed'}")
@@ -239,7 +262,11 @@ class Mountpoint:
 
 
 def remount(path: Path, *, is_noexec: bool) -> None:
-    """Change what can be changed of a mount that is served: whether programs may be started.
+    """Change the one option of a mount in use that can be changed: noexec.
+
+    Args:
+        path: the mount point.
+        is_noexec: whether programs cannot be executed from the mount.
 
     Raises:
         MountError: the kernel refused.
@@ -255,9 +282,9 @@ def _mount_flags(*, is_noexec: bool) -> int:
 
 
 def connection_of(fd: int) -> str:
-    """Return the device number of the mount that the /dev/fuse descriptor `fd` serves.
+    """Return the device number, as in mountinfo, of the mount that the /dev/fuse `fd` serves.
 
-    In the form of mountinfo; empty if it cannot be had (no descriptor, or an older kernel).
+    The result is empty if `fd` is not open or the kernel does not report the number.
     """
     try:
         lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
@@ -271,10 +298,10 @@ def connection_of(fd: int) -> str:
 
 
 def mounts_on(place: str, mount_list: str) -> list[MountEntry]:
-    """Return the mounts on `place`, a path without symlinks; the one on top last.
+    """Return the mounts on one directory, from the lowest to the one on top.
 
     Args:
-        place: where.
+        place: the absolute path of the directory, without symlinks.
         mount_list: the text of /proc/self/mountinfo.
     """
     entries = []
@@ -284,7 +311,7 @@ def mounts_on(place: str, mount_list: str) -> list[MountEntry]:
         if where == place:
             kind = fields[fields.index("-") + 1]
             entries.append(MountEntry(int(fields[0]), int(fields[1]), fields[2], kind))
-    # Each is mounted on the one below it.
+    # The parent of each mount is the mount that it covers.
     below = {entry.parent_id: entry for entry in entries}
     ids = {entry.mount_id for entry in entries}
     found = [entry for entry in entries if entry.parent_id not in ids][-1:]

@@ -1,4 +1,7 @@
-"""The worker of one virtqueue: its ring and its memory, told to every successor."""
+"""The supervisor's side of one virtqueue: its ring, its memory table, and its worker process.
+
+The state that a worker needs is kept here and sent again to every successor.
+"""
 
 import asyncio
 import logging
@@ -16,22 +19,30 @@ from appliance.supervisor.worker_process import (
     WorkerFailedError,
     WorkerProcess,
 )
+from appliance.vhost._vhost_wire import Region
 from appliance.vhost.backend import VringConfig
-from appliance.vhost.guest_memory import Region
 
 _LOG = logging.getLogger(__name__)
-# Longer than a worker may take to drain its ring.
+# How long a worker may take to answer. This is more than it may take to drain its ring.
 _ANSWER_DEADLINE_S = 15.0
 
 
 class _WorkerStuckError(VhostError):
-    """The worker did not answer in time and was killed: a successor will start."""
+    """The worker did not answer in time and was killed; a successor will be started."""
 
 
 class RingWorker:
-    """Serves one queue of one device with a worker of its own; the `WorkerOwner` of that process.
+    """Keeps a worker process serving one queue of a device. The process's `WorkerOwner`.
 
-    Every operation returns when the living worker has done what was asked.
+    Every method returns when a living worker has carried out the request.
+
+    Args:
+        queue: the number of the virtqueue.
+        label: the name of the front-end's socket, for logs.
+        runtime: where workers come from.
+        session: the session of the device.
+        regions: the device's memory table, each region with its descriptor (lent). The device
+            changes it in place, and closes a descriptor only after it has left the table.
     """
 
     def __init__(
@@ -48,35 +59,37 @@ class RingWorker:
         self._session = session
         self._regions = regions
         self._process = WorkerProcess(self._label, runtime.forker, session, self)
-        # What the guest has started, with descriptors and memory that are lent.
+        # The ring while the guest has it started; its descriptors and memory are lent.
         self._ring: tuple[VringConfig, InflightMemory] | None = None
-        # The channel to the worker that serves it; its successor does not yet.
+        # The channel to the worker that serves the ring. After that worker's death it differs from
+        # the channel to the successor, which does not serve the ring yet.
         self._serving: Link | None = None
         self._last_avail = 0
 
     @property
     def pid(self) -> int:
-        """The process id of the last worker started, 0 if there was none."""
+        """The process id of the worker started last, or 0 if none was started."""
         return self._process.pid
 
     @property
     def restarts(self) -> int:
-        """How often the worker died."""
+        """How many workers of this queue have died."""
         return self._process.restarts
 
     @property
     def is_alive(self) -> bool:
-        """Whether there is a process, as far as is known."""
+        """Whether the channel to a worker is open."""
         return self._process.link is not None
 
     async def start_ring(self, config: VringConfig, inflight: InflightMemory) -> None:
-        """Start serving the ring; descriptors and memory are lent for as long as it runs.
+        """Start serving the ring; descriptors and memory are lent until it is stopped.
 
         Raises:
-            VhostError: the worker could not map the ring or guest memory, or no worker lives.
+            VhostError: the worker could not map the ring or guest memory, did not answer in time,
+                or could not be kept alive.
         """
         self._ring = (config, inflight)
-        self._serving = None  # the last ring may have broken in this worker
+        self._serving = None  # the ring that this worker served before may have broken
         try:
             await self._process.do(self._serve_ring, attempts=START_ATTEMPTS)
         except WorkerFailedError as exc:
@@ -87,26 +100,30 @@ class RingWorker:
             raise
 
     async def stop_ring(self) -> int:
-        """Return the next avail index, once everything popped has been returned to the guest."""
+        """Stop the ring; return the next avail index once all popped requests are answered.
+
+        Raises:
+            VhostError: the worker did not answer in time. The ring is stopped nevertheless.
+        """
         if self._ring is not None:
             try:
                 await self._process.do(self._stop)
             finally:
-                # Even if it failed: what was lent must not be served any more.
+                # Even after a failure: a successor must not use what was lent.
                 self._ring = None
         return self._last_avail
 
     async def update_memory(self) -> None:
-        """Return when the worker uses the device's present memory table.
+        """Return when the worker, if one lives, uses the device's current memory table.
 
         Raises:
-            VhostError: the worker could not map it.
+            VhostError: the worker could not map it, or did not answer in time.
         """
         if self._process.link is not None:
             await self._process.do(self._send_memory)
 
     async def set_call(self, fd: int | None) -> None:
-        """Make the worker signal `fd` (lent) from now on."""
+        """Make the worker signal completions through `fd` (lent) from now on; None: not at all."""
         if self._ring is None:
             return
         config, inflight = self._ring
@@ -114,7 +131,7 @@ class RingWorker:
         await self._process.do(self._send_call)
 
     async def close(self) -> None:
-        """End the worker; when this returns it can touch guest memory no more."""
+        """End the worker. When this returns, it can no longer access guest memory."""
         await self._process.close()
 
     # --- WorkerOwner ---
@@ -129,7 +146,7 @@ class RingWorker:
             await self._send_memory(link)
             await self._serve_ring(link)
         except _WorkerStuckError:
-            raise  # its successor may be quicker
+            raise  # the ring is kept for the successor
         except VhostError:
             self._ring = None
             raise
@@ -145,16 +162,19 @@ class RingWorker:
             self._ring = None
             self._serving = None
 
-    # --- Steps: each may be repeated with a successor ---
+    # --- Steps, each of which may be repeated with a successor ---
 
     async def _ask(self, link: Link, envelope: pb.Envelope, fds: Sequence[int] = ()) -> pb.Envelope:
         try:
             async with asyncio.timeout(_ANSWER_DEADLINE_S):
                 return await link.request(envelope, fds)
         except TimeoutError as exc:
-            # Only a descriptor of the front-end can block a worker: a full pipe for calls, say.
+            # Only a descriptor from the front-end can block a worker, such as a full pipe as call
+            # descriptor.
             self._process.kill()
-            raise _WorkerStuckError(f"the worker was stuck for {_ANSWER_DEADLINE_S:.0f} s") from exc
+            raise _WorkerStuckError(
+                f"the worker was stuck: no answer within {_ANSWER_DEADLINE_S:.0f} s"
+            ) from exc
 
     async def _serve_ring(self, link: Link) -> None:
         if self._ring is not None and self._serving is not link:
@@ -163,7 +183,7 @@ class RingWorker:
 
     async def _stop(self, link: Link) -> None:
         if self._ring is None:
-            return  # it broke meanwhile, and said how far it came
+            return  # the ring broke meanwhile; `received` has noted the last avail index
         reply = await self._ask(link, pb.Envelope(stop_ring=pb.StopRing()))
         self._serving = None
         self._last_avail = reply.ring_stopped.last_avail

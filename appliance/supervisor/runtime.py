@@ -1,4 +1,4 @@
-"""What every supervisor runs beside what it serves: envs, resolver, fork server, status."""
+"""What every supervisor runs next to its front-ends or mount: resolver, fork server, status."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
@@ -18,39 +18,46 @@ from appliance.supervisor.status import StatusServer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeConfig:
-    """What every supervisor is told: the store, and how workers serve it."""
+    """The options that all supervisors share: the store, and how workers serve it."""
 
     services: ServiceAddresses
     blob_cache_bytes: int
+    """The largest size of the cache of blobs from remote services."""
     state_dir: Path
     is_root_listable: bool
-    # Equal contents have one st_ino.
     is_by_content: bool
+    """Whether files with equal content have the same st_ino."""
     log_level: str
     log_json: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What is there while `running`."""
+    """What `running` provides to the code that serves front-ends or a mount."""
 
     forker: Forker
     resolver: Resolver
     configure: pb.Configure
-    """The first message to every worker, less what is one worker's own."""
+    """The part of the first message that is the same for every worker."""
     is_by_content: bool
+    """As in `RuntimeConfig`."""
 
     def configure_for(self, slot: int, device: pb.Device | None = None) -> pb.Configure:
-        """Return the first message to a worker: of queue `slot`, or of that clone of a mount."""
+        """Return the first message to the worker of queue `slot`, or of clone `slot` of a mount.
+
+        Args:
+            slot: the number of the queue or clone.
+            device: set for a worker of a mount, None for one of a queue.
+        """
         configure = pb.Configure(queue=slot, device=device)
         configure.MergeFrom(self.configure)
         return configure
 
     def new_session(self, num_queues: int) -> ServedSession:
-        """Return a blank session for a front-end or mount, which owns it.
+        """Return a blank session for a front-end or mount; the caller owns it.
 
         Raises:
-            OSError: there is no memory or descriptor for it.
+            OSError: there is not enough memory or no free descriptor.
         """
         return ServedSession(num_queues, self.resolver, is_by_content=self.is_by_content)
 
@@ -59,7 +66,13 @@ class Runtime:
 async def running(
     config: RuntimeConfig, report: Callable[[], dict[str, Any]]
 ) -> AsyncIterator[Runtime]:
-    """Open the envs and run the services; every worker must have ended before the block does.
+    """Open the store or services, and run the fork server and the status socket, for a block.
+
+    Every worker must have ended before the block ends.
+
+    Args:
+        config: the options.
+        report: returns what `appliance status` shows of this supervisor.
 
     Raises:
         ApplianceError: the store or the state directory is unusable.
@@ -72,7 +85,7 @@ async def running(
             resolver: Resolver = LocalResolver(store)
             has_cache, has_remote_root = False, False
         else:
-            # Loaded here, as one local store has no need of gRPC.
+            # Imported here because a local store does not need gRPC.
             from appliance.resolve.remote import open_remote  # noqa: PLC0415 - see above
 
             resolver = remote = await stack.enter_async_context(

@@ -1,19 +1,19 @@
-"""What outlives the workers of one session, on the supervisor's side: memory, grants, answers."""
+"""The supervisor's part of one session, which outlives its workers: memory, grants, resolving."""
 
 from collections.abc import Sequence
 
 from appliance.fuse_proto._fuse_wire import Opcode
-from appliance.resolve.resolver import Resolver, SessionResolving
+from appliance.resolve.resolver import Resolver, SessionGrants
 from appliance.session.grants import GrantTable
 from appliance.session.session_memory import COUNTERS_PER_QUEUE, SessionMemory
 from appliance.session.wants import Want
 
 
 class ServedSession:
-    """INIT's outcome, counters and grants of a front-end or mount; owns their memory.
+    """The session of a front-end or mount; owns its session memory and its grants.
 
     Raises:
-        OSError: there is no memory or descriptor for it.
+        OSError: there is not enough memory or no free descriptor.
     """
 
     def __init__(self, num_queues: int, resolver: Resolver, *, is_by_content: bool) -> None:
@@ -24,16 +24,16 @@ class ServedSession:
             self.memory.close()
             raise
         self._resolver = resolver
-        self._resolving = SessionResolving(resolver, self.grants)
+        self._session_grants = SessionGrants(self.grants)
 
     @property
     def fds(self) -> Sequence[int]:
-        """The descriptors (lent) that a worker of this session is given first."""
+        """The descriptors (lent) of session memory and grants, which every worker gets first."""
         return self.memory.fd, self.grants.fd
 
     async def resolve(self, want: Want) -> int:
-        """See `SessionResolving.resolve`."""
-        return await self._resolving.resolve(want)
+        """See `Resolver.resolve`."""
+        return await self._resolver.resolve(want, self._session_grants)
 
     def cache_used(self, keys: Sequence[bytes]) -> None:
         """See `Resolver.used`."""
@@ -44,12 +44,15 @@ class ServedSession:
         await self._resolver.reap_readers()
 
     def requests(self) -> dict[str, int]:
-        """Return how often each opcode was answered since the session began."""
+        """Return how many requests were answered, by opcode name; opcodes without any are absent.
+
+        Requests with unknown opcodes are counted under "UNKNOWN".
+        """
         totals = self.memory.totals()
         counts = {op.name: totals[op] for op in Opcode if op < COUNTERS_PER_QUEUE and totals[op]}
         return counts | {"UNKNOWN": totals[0]} if totals[0] else counts
 
     def close(self) -> None:
-        """Close the memory; the workers must have ended."""
+        """Close session memory and grants; all workers must have ended before."""
         self.memory.close()
         self.grants.close()

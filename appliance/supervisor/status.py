@@ -1,7 +1,7 @@
 """`appliance status`: every running supervisor answers on a socket in the state directory.
 
-The socket is `STATE_DIR/supervisors/PID`. A connection gets one JSON document and the end of the
-stream.
+The socket is `STATE_DIR/supervisors/PID`. The supervisor sends one JSON document over each
+connection and closes it.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _SOCKET_MODE = 0o600
 
 
 class StatusServer:
-    """Serves `report()` to whoever connects."""
+    """Sends the result of `report()` to every client that connects."""
 
     def __init__(self, state_dir: Path, report: Callable[[], dict[str, Any]]) -> None:
         self._path = _directory(state_dir) / str(os.getpid())
@@ -29,10 +29,10 @@ class StatusServer:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listen, in a directory made if missing.
+        """Listen; the directory is created if it is missing.
 
         Raises:
-            StoreError: the state directory does not take the socket.
+            StoreError: the socket cannot be created in the state directory.
         """
         try:
             sock = self._listen()
@@ -42,12 +42,13 @@ class StatusServer:
 
     def _listen(self) -> socket.socket:
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        # Renamed into place when it listens: a socket that refuses is taken for a dead one's.
+        # Bound under another name and renamed once it listens, because `collect` removes a socket
+        # that refuses connections as one of a dead supervisor.
         unready = self._path.with_suffix(_UNREADY)
         unready.unlink(missing_ok=True)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Linux makes the file with the mode that the socket has (unix_bind_bsd in net/unix), so no
-        # thread has to do without its umask, and no chmod can meet another file.
+        # Linux creates the socket file with the mode of the socket (unix_bind_bsd in net/unix).
+        # Unlike umask, this affects no other thread, and unlike chmod, no other file.
         os.fchmod(sock.fileno(), _SOCKET_MODE)
         with _short_path(unready) as address:
             sock.bind(address)
@@ -59,7 +60,7 @@ class StatusServer:
         """Stop listening and remove the socket file."""
         if self._server is not None:
             self._server.close()
-        # The directory may be gone, or read-only by now; the next `status` removes what stays.
+        # The directory may be gone or read-only by now. If the file stays, `collect` removes it.
         with contextlib.suppress(OSError):
             self._path.unlink()
 
@@ -71,10 +72,10 @@ class StatusServer:
 
 
 def collect(state_dir: Path) -> list[dict[str, Any]]:
-    """Return the reports of all supervisors that run on `state_dir`; sockets of dead ones go.
+    """Return the reports of all supervisors that use `state_dir`; remove sockets of dead ones.
 
     Raises:
-        StoreError: a supervisor is there and does not answer, or may not be asked.
+        StoreError: a supervisor does not answer, or this user may not connect to it.
     """
     reports = []
     directory = _directory(state_dir)
@@ -94,7 +95,7 @@ def collect(state_dir: Path) -> list[dict[str, Any]]:
                 raise StoreError(f"supervisor {path.name} at {path}: {exc}") from exc
             except ValueError as exc:
                 raise StoreError(
-                    f"supervisor {path.name} at {path}: it ended within its answer"
+                    f"supervisor {path.name} at {path}: it ended before its answer was complete"
                 ) from exc
     return reports
 
@@ -105,7 +106,7 @@ def _directory(state_dir: Path) -> Path:
 
 @contextlib.contextmanager
 def _short_path(path: Path) -> Iterator[str]:
-    # A state directory may lie deeper than the 107 bytes that a socket address holds.
+    # A socket address holds 107 bytes, but the path of a state directory may be longer.
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{directory}/{path.name}"

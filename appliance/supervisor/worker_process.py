@@ -1,35 +1,37 @@
-"""A worker process as the supervisor sees it: one life after another, until it is closed.
+"""Keeps a worker process alive on behalf of its owner: starts it, and restarts it when it dies.
 
 Theory of operation
 -------------------
-A worker touches guest memory, so it may be killed at any instruction: by a guest that makes it
-fault, by an administrator, by the kernel when memory is short. Nothing may depend on its survival.
-Everything that it needs is therefore kept on this side and told to every successor again.
+A worker accesses guest memory, so it may be killed at any instruction: by a guest that makes it
+fault, by an administrator, or by the kernel when memory is short. Nothing may depend on its
+survival. Therefore everything that it needs is kept in the supervisor and sent again to every
+successor.
 
-One task per worker, `WorkerProcess._live`, is the only code that starts a worker or talks to it. It
-is a plain loop, and one turn of it is one life:
+One task per worker, `WorkerProcess._live`, is the only code that starts a worker or sends steps to
+it. It is a plain loop, and each iteration is the life of one process:
 
-    wait as long as the back-off says     the first early death is free, later ones cost time
-    spawn                                 the fork server forks; it may be restarted itself
-    configure                             the first message, with the session's descriptors
-    bring up                              the owner tells the worker what must be so by now
-    take steps                            one after another, in the order in which they came
-    notice the death                      the channel closes; the exit status says why
+    wait             for the back-off to pass; it is 0 after the first early death in a row
+    spawn            the fork server forks a worker; a dead fork server is replaced first
+    configure        post the first message, with the session's descriptors
+    bring up         the owner sends what this worker must know, such as the ring it is to serve
+    take steps       one after another, in the order in which they were queued
+    note the death   the channel has closed; the exit status says why
 
-Others do not talk to the worker. They call `do` with a step, which is a coroutine function that
+Other code does not use the channel directly. It calls `do` with a step, a coroutine function that
 takes the channel. The loop runs one step at a time, so no locks are needed. A step that fails
 because the worker died is not lost: it stays at the head of the queue and runs again in the next
-life, after the owner has brought the successor up. A step must therefore say what shall be so ("the
-ring is served", "the ring is stopped"), not what shall change, and must be harmless when repeated.
+life, after the owner has brought the successor up. A step must therefore describe a state to reach
+("the ring is served", "the ring is stopped") rather than a change, and must be harmless when
+repeated.
 
-Someone who waits for a step may ask for a limited number of lives. A front-end that waits for its
-ring is told that no worker lives, rather than left to hang; a successor that nobody waits for is
-started again for ever, with waits of up to two seconds.
+The caller of `do` may limit the number of lives that its step may take. A front-end that waits for
+its ring then gets an error instead of waiting for ever. A successor that nobody waits for is
+started again and again, with waits of up to two seconds.
 
-Two kinds of end are not deaths of the worker's own making. If the fork server ends, the kernel
-kills its workers with it; they are started again without a wait. If the worker does not answer
-within its owner's deadline, the owner kills it, and the step fails instead of being repeated:
-whatever blocked it (a descriptor of the front-end) would block its successor too.
+Two kinds of death are not the worker's own fault. If the fork server ends, the kernel kills its
+workers, too; they are started again without a wait. If a worker does not answer within its owner's
+deadline, the owner kills it, and the step fails instead of being repeated, because whatever blocked
+the worker (a descriptor from the front-end) would block its successor, too.
 """
 
 import asyncio
@@ -52,38 +54,38 @@ from appliance.supervisor.served_session import ServedSession
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# A worker that lived for less has died at its start. The first such death in a row may have been
-# caused from outside, and the next start is immediate; from the second on, a start waits.
+# A worker that dies within this time has died early. The first early death in a row may have been
+# caused from outside, so the next start is immediate. From the second on, the next start waits.
 _STABLE_S: Final = 5.0
-# How long a worker may take to end by itself after its channel was closed.
+# How long a worker may take to end by itself after its channel was closed, before it is killed.
 END_DEADLINE_S: Final = 5.0
-# For steps that somebody waits for.
+# The number of lives for steps that must not wait for ever.
 START_ATTEMPTS: Final = 5
 
 
 class WorkerFailedError(ApplianceError):
-    """No worker lives long enough to take a step; the log says why."""
+    """No worker lived long enough to complete a step; the log says why they died."""
 
 
 class WorkerOwner(Protocol):
-    """What a worker is there for."""
+    """What a worker process serves: a queue (`RingWorker`) or a clone (`MountWorker`)."""
 
     def configuration(self) -> tuple[pb.Configure, Sequence[int]]:
-        """Return the first message to a new worker, and the descriptors (lent) that go with it."""
+        """Return the first message to a new worker, and the descriptors (lent) to send with it."""
 
     async def bring_up(self, link: Link) -> None:
-        """Tell a new worker everything that it must know to serve.
+        """Send a new worker everything else that it must know to serve.
 
         Raises:
-            LinkClosedError: it died meanwhile.
-            ApplianceError: it cannot serve; it goes on living, and takes steps.
+            LinkClosedError: the worker died meanwhile.
+            ApplianceError: the worker cannot serve. It is kept, and takes steps.
         """
 
     def died(self) -> None:
         """Called after each death, before the next worker is started."""
 
     def received(self, envelope: pb.Envelope) -> None:
-        """Handle a message that is neither a reply nor for the session."""
+        """Handle a message that is neither a reply nor meant for the session."""
 
 
 class _Step:
@@ -95,7 +97,7 @@ class _Step:
         self.result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def fail(self, exc: Exception) -> None:
-        if not self.result.done():  # whoever waited may have been cancelled
+        if not self.result.done():  # the caller of `do` may have been cancelled
             self.result.set_exception(exc)
 
     def succeed(self, result: object) -> None:
@@ -104,9 +106,16 @@ class _Step:
 
 
 class WorkerProcess:
-    """Keeps a worker alive for its owner, under one label in the logs.
+    """One worker process after another, each started when the one before it has died.
 
-    It is started by the first step. `link` is the channel to the living worker, if there is one.
+    The first call of `do` starts the first process. `link` is the channel to the living process, or
+    None; `pid` is the id of the process started last, or 0; `restarts` counts deaths.
+
+    Args:
+        label: what logs call the worker.
+        forker: spawns the processes.
+        session: answers the workers' requests to resolve something.
+        owner: knows what the workers serve.
     """
 
     def __init__(
@@ -120,7 +129,7 @@ class WorkerProcess:
         self._session = session
         self._owner = owner
         self._steps: collections.deque[_Step] = collections.deque()
-        # Set when there is a step, the channel has closed, or the worker is to be closed.
+        # Set when a step was queued, the channel has closed, or `begin_close` was called.
         self._wake = asyncio.Event()
         self._lives: asyncio.Task[None] | None = None
         self._is_closing = False
@@ -131,12 +140,17 @@ class WorkerProcess:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def do(self, step: Callable[[Link], Awaitable[T]], *, attempts: int | None = None) -> T:
-        """Return what `step` returns, after as many lives as that takes, or `attempts` at most.
+        """Run `step` with a living worker and return its result.
+
+        Args:
+            step: takes the channel; may run several times, each time with another worker.
+            attempts: how many workers may die, or fail to start, before the step fails; None
+                means that it is repeated until it completes.
 
         Raises:
-            LinkClosedError: the worker is being closed.
-            WorkerFailedError: `attempts` workers died, or could not be started.
-            ApplianceError: the step's own error.
+            LinkClosedError: this object is being closed.
+            WorkerFailedError: `attempts` workers died or could not be started.
+            ApplianceError: raised by the step itself.
         """
         if self._is_closing:
             raise LinkClosedError
@@ -149,26 +163,31 @@ class WorkerProcess:
         return result
 
     def spawn_task(self, work: Coroutine[None, None, None]) -> None:
-        """Run `work` beside everything else."""
-        # The loop keeps only weak references to tasks.
+        """Run `work` as a task of its own, without waiting for it."""
+        # The event loop keeps only weak references to tasks.
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def kill(self) -> None:
-        """Kill the process if it lives; a successor follows, unless this is being closed."""
+        """Kill the living process, if any. A successor follows, unless `begin_close` was called."""
         if self.link is not None:
             _kill(self.pid)
 
     def begin_close(self) -> None:
-        """Close the channel for good. Steps that wait fail, and no other worker is started."""
+        """Close the channel and start no other process. Queued steps fail."""
         self._is_closing = True
         self._wake.set()
         if self.link is not None:
             self.link.close()
 
     async def close(self, deadline_s: float = END_DEADLINE_S) -> None:
-        """Return when the process is gone: it ends as its channel closes, or is killed."""
+        """Close the channel and return when the process is gone.
+
+        Args:
+            deadline_s: how long the process may take to end by itself, in seconds; it is killed
+                after that.
+        """
         self._end_deadline_s = deadline_s
         self.begin_close()
         if self._lives is not None:
@@ -178,7 +197,7 @@ class WorkerProcess:
 
     async def _live(self) -> None:
         while not self._is_closing:
-            # The step that waits for this life, if one does, learns why there is none.
+            # If a step waits for this life, its caller gets the reason when there is none.
             first = self._steps[0] if self._steps else None
             try:
                 started = await self._start()
@@ -248,8 +267,8 @@ class WorkerProcess:
         try:
             result = await step.run(link)
         except LinkClosedError:
-            raise  # it runs again in the next life
-        except Exception as exc:  # noqa: BLE001 - it is raised where somebody waits for it
+            raise  # the step runs again in the next life
+        except Exception as exc:  # noqa: BLE001 - it is raised in `do`
             step.fail(exc)
         else:
             step.succeed(result)
@@ -278,19 +297,19 @@ class WorkerProcess:
         step.attempts_left -= 1
         if step.attempts_left == 0:
             self._steps.remove(step)
-            reason = reason or f"{START_ATTEMPTS} workers died at their start"
+            reason = reason or f"{START_ATTEMPTS} workers died at startup"
             step.fail(WorkerFailedError(f"{self._label}: {reason}"))
 
     async def _await_end(self, started: StartedWorker) -> None:
         try:
-            # Not wait_for: until Python 3.12 it may swallow a cancellation.
+            # asyncio.wait_for may swallow a cancellation before Python 3.12.
             async with asyncio.timeout(self._end_deadline_s):
                 await asyncio.shield(started.exit)
         except TimeoutError:
             _kill(started.pid)
             await started.exit
 
-    # --- What comes from the worker ---
+    # --- Messages from the worker ---
 
     def _on_message(self, envelope: pb.Envelope) -> None:
         if envelope.HasField("resolve") and not envelope.resolve.HasField("backing"):
@@ -313,5 +332,5 @@ class WorkerProcess:
 
 
 def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it ended this moment
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
         os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Linux, where Python's standard library ends: system calls, child processes, sockets, sd_notify.
+"""Linux facilities that Python's standard library lacks: system calls, processes, sd_notify.
 
-Nothing here knows what the rest of this program is for.
+Nothing here depends on what the rest of the program does.
 """

@@ -1,7 +1,8 @@
-"""System calls that Python's standard library does not have, and the numbers of ioctl(2) requests.
+"""System calls that Python's standard library lacks, and ioctl(2) requests of /dev/fuse.
 
-Each function raises an OSError with the errno of the call, unless it says otherwise. Loading ctypes
-takes as long as loading a small program: a command that may do without imports this module late.
+Every function raises an OSError with the errno of the call, unless its docstring says otherwise.
+Loading ctypes takes as long as loading a small program, so a command that may not need these calls
+imports this module late.
 """
 
 import ctypes
@@ -23,7 +24,7 @@ _SYNC_FILE_RANGE_WRITE: Final = 2
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
-# linux/stat.h: struct statx has 256 bytes, and `stx_mode` at 28.
+# linux/stat.h: struct statx has 256 bytes, with `stx_mode` at byte 28.
 _AT_FDCWD: Final = -100
 _AT_STATX_FORCE_SYNC: Final = 0x2000
 _STATX_TYPE_AND_MODE: Final = 0x3
@@ -41,59 +42,65 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 def signal_on_parent_death(number: int, parent_pid: int) -> None:
     """Have the kernel send signal `number` to this process when its parent ends (prctl(2)).
 
-    Ends the process at once if the parent, `parent_pid`, was gone before.
+    If the parent is no longer `parent_pid`, it has already ended, and this process exits at once
+    with status 1.
     """
     _check(_LIBC.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent_pid:
         os._exit(1)
 
 
-def syncfs(path: str | os.PathLike[str]) -> None:
-    """Make the whole file system of the directory `path` durable (syncfs(2))."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _check(_LIBC.syncfs(fd), path)
-    finally:
-        os.close(fd)
+def syncfs(fd: int) -> None:
+    """Write everything in the file system that `fd` is on to disk (syncfs(2))."""
+    _check(_LIBC.syncfs(fd), "")
 
 
 def fallocate(fd: int, size: int) -> None:
-    """Reserve the first `size` bytes of a file (fallocate(2)), where its file system can do so.
+    """Reserve disk space for the first `size` bytes of the file `fd` (fallocate(2)).
 
-    posix_fallocate(3) writes to the file where it cannot, which is wrong beneath processes that
-    have it mapped.
+    Fails if the file system cannot reserve space. posix_fallocate(3) would write to the file
+    instead, which is wrong while other processes have it mapped.
     """
     _check(_LIBC.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size)), "")
 
 
 def start_writeback(fd: int) -> None:
-    """Have the kernel begin to write a file out, without waiting (sync_file_range(2)).
+    """Ask the kernel to start writing the file `fd` to disk, without waiting (sync_file_range(2)).
 
-    This is advice: errors are ignored, and show when the file is synced.
+    This is only advice. Errors are ignored here; they are reported when the file is synced.
     """
     _LIBC.sync_file_range(fd, _WHOLE_FILE, _WHOLE_FILE, _SYNC_FILE_RANGE_WRITE)
 
 
 def mount(source: str, path: str | os.PathLike[str], fs_type: str, flags: int, data: str) -> None:
-    """Mount a file system at `path`; `flags` are `MS_` numbers (mount(2))."""
+    """Mount a file system at `path` (mount(2)).
+
+    Args:
+        source: what lists of mounts show as the source.
+        path: the mount point.
+        fs_type: the type of the file system.
+        flags: a combination of `MS_` constants.
+        data: options that the file system itself parses.
+    """
     arguments = (os.fsencode(source), os.fsencode(path), fs_type.encode(), flags, data.encode())
     _check(_LIBC.mount(*arguments), path)
 
 
 def remount(path: str | os.PathLike[str], flags: int) -> None:
-    """Change the flags of the mount at `path` to the `MS_` numbers `flags` (mount(2))."""
+    """Change the flags of the mount at `path` to the `MS_` constants in `flags` (mount(2))."""
     _check(_LIBC.mount(None, os.fsencode(path), None, MS_REMOUNT | flags, None), path)
 
 
 def detach_mount(path: str | os.PathLike[str]) -> None:
-    """Take the mount at `path` out of the tree, though it may be in use (umount2(2))."""
+    """Detach the mount at `path` from the tree, even if it is in use (umount2(2), MNT_DETACH)."""
     _check(_LIBC.umount2(os.fsencode(path), _MNT_DETACH), path)
 
 
 def mode_now(path: str | os.PathLike[str]) -> int:
-    """Return the mode of the file at `path` as its file system has it now (statx(2)).
+    """Return the mode of the file at `path` as its file system reports it now (statx(2)).
 
-    Unlike stat(2), this is not answered from what the kernel remembers of a server that is gone.
+    Unlike stat(2), this is never answered from attributes that the kernel has cached, so it fails
+    if the server of a FUSE mount is gone.
     """
     result = ctypes.create_string_buffer(_STATX_SIZE)
     arguments = (os.fsencode(path), _AT_STATX_FORCE_SYNC, _STATX_TYPE_AND_MODE, result)
@@ -102,7 +109,13 @@ def mode_now(path: str | os.PathLike[str]) -> int:
 
 
 def tune_malloc(*, mmap_threshold: int, trim_threshold: int, num_arenas: int) -> None:
-    """Set thresholds of glibc's allocator, in bytes (mallopt(3)); other libraries ignore them."""
+    """Configure glibc's allocator (mallopt(3)); do nothing with another C library.
+
+    Args:
+        mmap_threshold: allocations of at least this many bytes are mapped individually.
+        trim_threshold: free bytes at the top of the heap beyond which they are returned.
+        num_arenas: the largest number of arenas.
+    """
     if hasattr(_LIBC, "mallopt"):
         _LIBC.mallopt(_M_MMAP_THRESHOLD, mmap_threshold)
         _LIBC.mallopt(_M_TRIM_THRESHOLD, trim_threshold)
@@ -110,22 +123,22 @@ def tune_malloc(*, mmap_threshold: int, trim_threshold: int, num_arenas: int) ->
 
 
 def clone_fuse_device(fd: int, mount_fd: int) -> None:
-    """Make the new /dev/fuse descriptor `fd` serve the mount that `mount_fd` serves."""
+    """Attach `fd`, newly opened on /dev/fuse, to the mount that `mount_fd` serves; both lent."""
     fcntl.ioctl(fd, _FUSE_DEV_IOC_CLONE, mount_fd.to_bytes(4, sys.byteorder))
 
 
 def open_fuse_backing(device_fd: int, backing_map: bytes) -> int:
-    """Register a backing file with a mount, and return its id.
+    """Register a backing file with a mount and return its backing id.
 
     Args:
-        device_fd: a /dev/fuse descriptor of the mount.
-        backing_map: `struct fuse_backing_map`, which names the descriptor of the file.
+        device_fd: a /dev/fuse descriptor of the mount (lent).
+        backing_map: a packed `struct fuse_backing_map`, which holds the file's descriptor.
     """
     return int(fcntl.ioctl(device_fd, _FUSE_DEV_IOC_BACKING_OPEN, bytearray(backing_map)))
 
 
 def close_fuse_backing(device_fd: int, backing_id: int) -> None:
-    """Release a backing file that `open_fuse_backing` registered."""
+    """Release a backing id that `open_fuse_backing` returned for the mount of `device_fd`."""
     fcntl.ioctl(device_fd, _FUSE_DEV_IOC_BACKING_CLOSE, backing_id.to_bytes(4, sys.byteorder))
 
 

@@ -10,7 +10,12 @@ from appliance.system import libc
 
 
 class Child:
-    """A forked process that runs `work` and ends, or dies with its parent."""
+    """A forked process that runs `work` and then exits; it is killed if its parent ends first.
+
+    Args:
+        name: what `describe_end` calls the process.
+        work: runs in the child; the exit status is 0 if it returns and 1 if it raises.
+    """
 
     def __init__(self, name: str, work: Callable[[], None]) -> None:
         self._name = name
@@ -20,15 +25,15 @@ class Child:
             _run(work, parent_pid)
 
     def describe_end(self) -> str:
-        """Wait for the process to end, and say how it did."""
-        # Left a zombie for `kill`, so that the pid stays its own until then.
+        """Wait for the process to end and return a sentence that says how it ended."""
+        # WNOWAIT leaves a zombie, so that the pid cannot be reused before `kill` reaps it.
         exited = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         if exited is None or exited.si_code == os.CLD_EXITED:
             return f"{self._name} ended with status {exited.si_status if exited else 0}"
         return f"{self._name} was killed by {signal.Signals(exited.si_status).name}"
 
     def kill(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process, if it still runs, and reap it."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
 
@@ -37,14 +42,14 @@ def _run(work: Callable[[], None], parent_pid: int) -> NoReturn:
     status = 1
     try:
         libc.signal_on_parent_death(signal.SIGKILL, parent_pid)
-        # Ctrl-C reaches the whole foreground group; the parent decides what it means.
+        # Ctrl-C signals the whole foreground process group; only the parent reacts to it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # Nothing here makes cycles, but much is allocated.
+        # The work allocates many objects but creates no cycles.
         gc.disable()
         work()
         status = 0
-    except Exception:  # noqa: BLE001 -- os._exit would drop it; the parent sees the status
-        import traceback  # noqa: PLC0415 -- slow to load
+    except Exception:  # noqa: BLE001 - os._exit would drop it; the parent sees the status
+        import traceback  # noqa: PLC0415 - slow to load
 
         traceback.print_exc()
     finally:

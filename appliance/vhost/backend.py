@@ -1,41 +1,53 @@
-"""What a vhost-user session asks of the process that serves its rings."""
+"""`Backend`: what a vhost-user session requires of the process that has guest memory and workers.
+
+Spec: vhost-user: Ring states; Memory access; Inflight I/O tracking.
+"""
 
 from typing import NamedTuple, Protocol
 
-from appliance.vhost.guest_memory import Region
+from appliance.vhost._vhost_wire import Region
 
 
 class VringConfig(NamedTuple):
-    """Everything that a ring needs to run.
+    """Everything that is needed to serve a ring.
 
-    The descriptors are lent: the session closes them when the front-end replaces them, after the
-    backend was told (`stop_ring`, `set_call`), or when the session closes.
+    The descriptors are lent. The session closes them when the front-end replaces them, after
+    `stop_ring` or `set_call` of the backend, or when the session closes.
     """
 
     num: int
-    desc: int  # user address, as used and avail: the front-end's address space
+    """The number of entries of the ring."""
+    desc: int
+    """The user address of the descriptor table."""
     used: int
+    """The user address of the used ring."""
     avail: int
-    base: int  # free-running index of the first avail entry to take
-    features: int  # negotiated virtio features
+    """The user address of the available ring."""
+    base: int
+    """The free-running 16-bit index of the first avail entry to take."""
+    features: int
+    """The negotiated virtio features."""
     kick_fd: int
-    call_fd: int | None  # None: the guest polls, or wants no interrupts yet
+    call_fd: int | None
+    """None if the guest polls, or wants no interrupts yet."""
     err_fd: int | None
-    fresh: bool  # False: this ring's area of the front-end's inflight buffer decides over `base`
+    fresh: bool
+    """If False, this ring's area of the inflight buffer decides where to start, not `base`."""
 
 
 class Backend(Protocol):
     """The owner of guest memory and workers.
 
-    Every method may raise VhostError to refuse; the session then answers with a failed ack, or lets
-    the error end the connection if the front-end asked for no ack. A method that takes ownership of
-    a descriptor has it whether it returns or raises. Calls never overlap.
+    Every method may raise VhostError to refuse a request. The session then answers with a failed
+    ack, or lets the error end the connection if the front-end did not ask for an ack. A method
+    whose docstring says that it takes a descriptor owns it from the call on, whether it returns or
+    raises; all other descriptors are lent. Calls never overlap.
     """
 
     async def add_region(self, region: Region, fd: int) -> None:
         """Map `region` in every worker before returning. Takes `fd`.
 
-        The size of the file behind `fd` is for the backend to check.
+        The backend must check that the file behind `fd` is large enough.
         """
 
     async def remove_region(self, region: Region) -> None:
@@ -45,24 +57,37 @@ class Backend(Protocol):
         """Replace the whole table in every worker before returning. Takes the descriptors."""
 
     async def start_ring(self, index: int, config: VringConfig) -> None:
-        """Serve ring `index`, first without waiting for a kick."""
+        """Start to serve ring `index`, whose first entries are taken without waiting for a kick."""
 
     async def stop_ring(self, index: int) -> int:
-        """Finish what was popped, pop nothing more; return the free-running avail index reached."""
+        """Stop ring `index` once all popped requests are answered; pop no others.
+
+        Returns:
+            The free-running 16-bit avail index that was reached.
+        """
 
     async def set_call(self, index: int, fd: int | None) -> None:
-        """Signal completions of a running ring through `fd`, lent, from now on and once now."""
+        """Signal completions of the running ring `index` through `fd` from now on, and once now.
+
+        `fd` is lent until the next call or the ring's stop; None means that nothing is signalled.
+        """
 
     async def inflight(self, num_queues: int, queue_size: int) -> tuple[int, int, int]:
-        """Return (fd, mmap_size, mmap_offset) of a zeroed inflight buffer; `fd` is lent."""
+        """Return (fd, mmap_size, mmap_offset) of a new, zeroed inflight buffer.
+
+        `fd` stays the backend's. Size and offset are in bytes.
+        """
 
     async def set_inflight(
         self, fd: int, mmap_size: int, mmap_offset: int, num_queues: int, queue_size: int
     ) -> None:
-        """Use the front-end's inflight buffer for rings that start from now on. Takes `fd`."""
+        """Use the front-end's inflight buffer for rings that start from now on. Takes `fd`.
+
+        Size and offset are in bytes.
+        """
 
     async def reset(self) -> None:
-        """Forget the FUSE session; every ring was stopped before."""
+        """End the FUSE session; every ring was stopped before."""
 
     async def close(self) -> None:
-        """Stop every ring without draining and let go of guest memory; the front-end is gone."""
+        """Stop every ring without draining and release guest memory; the front-end is gone."""

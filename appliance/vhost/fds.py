@@ -1,7 +1,10 @@
-"""Who owns a file descriptor that a front-end passed.
+"""Ownership of the file descriptors that a front-end passes.
 
-A descriptor is owned from the moment recvmsg returned it: by `ReceivedFds` while its message is
-handled, by whoever took it from there, or by an `FdHolder` for as long as a vring uses it.
+A descriptor always has an owner from the moment that recvmsg returns it: `ReceivedFds` while its
+message is handled; then the caller that took it from there, or an `FdHolder` as long as a vring
+uses it. What is never taken is closed with its message.
+
+Spec: vhost-user: Communication.
 """
 
 import os
@@ -9,28 +12,28 @@ from collections.abc import Iterable
 
 
 class ReceivedFds:
-    """The descriptors that came with one message; what nobody takes is closed with it."""
+    """Owns the descriptors that came with one message until they are taken or closed."""
 
     def __init__(self, fds: Iterable[int] = ()) -> None:
         self._fds: list[int | None] = list(fds)
 
     def __len__(self) -> int:
-        """Return how many descriptors came, taken or not."""
+        """Return how many descriptors came, whether or not they were taken."""
         return len(self._fds)
 
     def extend(self, fds: Iterable[int]) -> None:
-        """Own `fds` too, numbered after those that are here."""
+        """Take ownership of `fds`, which get the next indices."""
         self._fds.extend(fds)
 
     def take(self, index: int) -> int:
-        """Return descriptor `index`; the caller owns it from here on.
+        """Return the descriptor at `index`; the caller owns it from now on.
 
         Raises:
-            LookupError: there is no such descriptor, or it was taken before.
+            LookupError: there is no descriptor at `index`, or it has been taken.
         """
         fd = self._fds[index]
         if fd is None:
-            raise LookupError(f"descriptor {index} was taken before")
+            raise LookupError(f"descriptor {index} has been taken")
         self._fds[index] = None
         return fd
 
@@ -49,7 +52,7 @@ class FdHolder:
         self.fd: int | None = None
 
     def replace(self, fd: int | None) -> None:
-        """Own `fd` instead of the present descriptor, which is closed."""
+        """Take ownership of `fd`, if it is not None, and close the previous descriptor."""
         previous, self.fd = self.fd, fd
         if previous is not None:
             os.close(previous)

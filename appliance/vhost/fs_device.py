@@ -1,9 +1,10 @@
 """The virtio-fs device as a front-end sees it: queues, features, configuration space.
 
-Queue 0 is hiprio, queues from 1 are request queues; there is no notification queue, because its
-feature bit, which would shift the others, is never offered.
+Queue 0 is the hiprio queue, and the queues from 1 on are request queues. There is no notification
+queue, because its feature bit, which would shift the request queues, is never offered.
 
-Spec: VIRTIO 1.3, 5.11 (File System Device).
+Spec: VIRTIO 1.3, 5.11 (File System Device). vhost-user: Multiple queue support; Protocol features;
+Virtio device config space.
 """
 
 from dataclasses import dataclass
@@ -13,19 +14,22 @@ from appliance.errors import ConfigError
 from appliance.vhost._vhost_wire import FsConfig, ProtocolFeature, VirtioFeature, pack_fs_config
 
 TAG_MAX_BYTES: Final = 36
-MAX_REQUEST_QUEUES: Final = 255  # SET_VRING_KICK has 8 bits for the ring; one is hiprio
+MAX_REQUEST_QUEUES: Final = 255  # SET_VRING_KICK has 8 bits for a ring; one of 256 is hiprio
 _MAX_QUEUE_SIZE: Final = 32768
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceProperties:
-    """What the operator chose.
+    """The properties that the operator chose.
 
     Args:
-        num_queues: one hiprio and at least one request queue, at most 256 together.
-        max_queue_size: largest ring to accept, a power of two up to 32768.
-        tag: from `encode_tag`; None leaves the configuration space to the front-end, as QEMU needs:
-            a QEMU 7.1 to 8.0 without its stable fixes dies when CONFIG is offered.
+        num_queues: one hiprio and at least one request queue, at most 256 in all.
+        max_queue_size: the largest number of entries of a ring, a power of two up to 32768.
+        tag: from `encode_tag`. None leaves the configuration space to the front-end, as QEMU
+            requires: QEMU 7.1 to 8.0 without its stable fixes crashes when CONFIG is offered.
+
+    Raises:
+        ConfigError: a number is out of range.
     """
 
     num_queues: int
@@ -35,16 +39,16 @@ class DeviceProperties:
     def __post_init__(self) -> None:
         if not 1 <= self.num_queues - 1 <= MAX_REQUEST_QUEUES:
             raise ConfigError(
-                f"{self.num_queues - 1} request queues: must be 1 to {MAX_REQUEST_QUEUES}"
+                f"{self.num_queues - 1} request queues: expected 1 to {MAX_REQUEST_QUEUES}"
             )
         if not is_queue_size(self.max_queue_size, _MAX_QUEUE_SIZE):
             raise ConfigError(
-                f"queue size {self.max_queue_size}: must be a power of two up to {_MAX_QUEUE_SIZE}"
+                f"queue size {self.max_queue_size}: expected a power of two up to {_MAX_QUEUE_SIZE}"
             )
 
     @property
     def virtio_features(self) -> VirtioFeature:
-        """Features of GET_FEATURES. None of those that change the ring's layout or order."""
+        """The reply to GET_FEATURES; no feature that changes the layout or order of rings."""
         return (
             VirtioFeature.VERSION_1
             | VirtioFeature.EVENT_IDX
@@ -54,12 +58,13 @@ class DeviceProperties:
 
     @property
     def protocol_features(self) -> ProtocolFeature:
-        """Features of GET_PROTOCOL_FEATURES.
+        """The reply to GET_PROTOCOL_FEATURES.
 
-        Not STATUS: QEMU never reports DRIVER_OK for this device. Not INBAND_NOTIFICATIONS: UML
-        would take it and send no kick and call descriptors. BACKEND_REQ goes with CONFIG, for UML:
-        up to 6.12 it has an interrupt for its queues only if it has that channel (linux
-        arch/um/drivers/virtio_uml.c: vhost_user_init). Nothing is ever sent on it.
+        STATUS is not offered, because QEMU never reports DRIVER_OK for this device.
+        INBAND_NOTIFICATIONS is not offered, because UML would use it and send no kick and call
+        descriptors. BACKEND_REQ is offered together with CONFIG for UML, which up to 6.12 has an
+        interrupt for its queues only if it has that channel (linux arch/um/drivers/virtio_uml.c:
+        vhost_user_init). Nothing is ever sent on that channel.
         """
         features = (
             ProtocolFeature.MQ
@@ -73,7 +78,10 @@ class DeviceProperties:
         return features | ProtocolFeature.CONFIG | ProtocolFeature.BACKEND_REQ
 
     def read_config(self, offset: int, size: int) -> bytes:
-        """Return `size` bytes of virtio_fs_config from `offset`; zeros past its end."""
+        """Return `size` bytes of virtio_fs_config from byte `offset`, with zeros past its end.
+
+        Spec: VIRTIO 1.3, 5.11.4 (Device configuration layout).
+        """
         config = pack_fs_config(FsConfig(self.tag or b"", self.num_queues - 1))
         return config[offset : offset + size].ljust(size, b"\0")
 
@@ -82,19 +90,19 @@ def encode_tag(tag: str) -> bytes:
     """Return `tag` as the configuration space holds it, without padding.
 
     Raises:
-        ConfigError: no guest could mount that tag.
+        ConfigError: no guest could mount a file system with that tag.
     """
     try:
         encoded = tag.encode()
     except UnicodeEncodeError as exc:
-        raise ConfigError(f"--tag {tag!r}: must be UTF-8") from exc
+        raise ConfigError(f"--tag {tag!r}: is not UTF-8") from exc
     if not 1 <= len(encoded) <= TAG_MAX_BYTES:
-        raise ConfigError(f"--tag {tag!r}: must be 1 to {TAG_MAX_BYTES} bytes")
+        raise ConfigError(f"--tag {tag!r}: has {len(encoded)} bytes, expected 1 to {TAG_MAX_BYTES}")
     if "\n" in tag or "\0" in tag:
-        raise ConfigError(f"--tag {tag!r}: must not contain a newline or a NUL")
+        raise ConfigError(f"--tag {tag!r}: contains a newline or a NUL")
     return encoded
 
 
 def is_queue_size(num: int, largest: int) -> bool:
-    """Return whether a ring may have `num` entries: a power of two, 1..`largest`."""
+    """Return whether a ring may have `num` entries: a power of two from 1 to `largest`."""
     return 1 <= num <= largest and num & (num - 1) == 0

@@ -1,9 +1,11 @@
-"""Guest memory as a front-end describes it: regions, and what may stand beside what.
+"""Guest memory as a front-end describes it: which regions may exist together.
 
-Nothing is mapped here. A region has two addresses: `gpa`, which descriptors use, and `user_addr`,
-the front-end's own, which SET_VRING_ADDR uses; neither range may overlap another region's.
+Nothing is mapped here, and no descriptors are held. All addresses, sizes and offsets are in bytes.
+A region has two addresses: `gpa`, the guest physical address, which the descriptors of a ring use;
+and `user_addr`, an address in the front-end's address space, which SET_VRING_ADDR uses. Neither
+range may overlap that of another region.
 
-Spec: vhost-user: Memory region description; Communication.
+Spec: vhost-user: Memory region description; Memory access.
 """
 
 from typing import Final
@@ -11,23 +13,27 @@ from typing import Final
 from appliance.errors import VhostError
 from appliance.vhost._vhost_wire import Region
 
-MAX_REGIONS: Final = 509  # as KVM has slots; never to shrink between connections
+# As many as KVM has memory slots. It must never shrink from one connection to the next.
+MAX_REGIONS: Final = 509
 _ADDRESS_SPACE: Final = 1 << 64
 _PAGE_BYTES: Final = 4096
 
 
 class RegionTable:
-    """The regions of one front-end; a change returns a new table, to keep once it took effect."""
+    """The regions of one front-end, immutable.
+
+    A change returns a new table, which the caller keeps once the back-end has accepted the change.
+    """
 
     def __init__(self, regions: tuple[Region, ...] = ()) -> None:
         self.regions = regions
 
     def with_region_untrusted(self, region: Region) -> "RegionTable":
-        """Return this table and `region`.
+        """Return a table with `region` added.
 
         Raises:
             VhostError: the region is empty, wraps around, is not page-aligned in its file, overlaps
-                another or is one too many.
+                another region, or would exceed `MAX_REGIONS`.
         """
         _check_untrusted(region)
         for other in self.regions:
@@ -36,16 +42,18 @@ class RegionTable:
             ):
                 raise VhostError(f"region {describe(region)} overlaps {describe(other)}")
         if len(self.regions) == MAX_REGIONS:
-            raise VhostError(f"region {describe(region)} is one more than {MAX_REGIONS}")
+            raise VhostError(
+                f"region {describe(region)}: there are {MAX_REGIONS} regions, the largest number"
+            )
         return RegionTable((*self.regions, region))
 
     def without_region_untrusted(self, region: Region) -> tuple["RegionTable", Region]:
-        """Return this table without a region, and the region as it was added.
+        """Return a table without `region`, and the region as it was added.
 
-        Front-ends fill in `mmap_offset` or not: it is not compared.
+        `mmap_offset` is not compared, because some front-ends do not fill it in here.
 
         Raises:
-            VhostError: there is no such region.
+            VhostError: the table has no such region.
         """
         for index, known in enumerate(self.regions):
             if known[:3] == region[:3]:
@@ -53,14 +61,17 @@ class RegionTable:
         raise VhostError(f"region {describe(region)} was never added")
 
     def holds_user_range(self, user_addr: int, size: int) -> bool:
-        """Return whether one region holds all of `size` bytes from `user_addr`, a user address."""
+        """Return whether a single region contains the `size` bytes from user address `user_addr`.
+
+        Spec: vhost-user: Memory access.
+        """
         return any(
             0 <= user_addr - region.user_addr <= region.size - size for region in self.regions
         )
 
 
 def describe(region: Region) -> str:
-    """Return `region` as logs show it."""
+    """Return `region` as text for logs and errors."""
     return (
         f"gpa 0x{region.gpa:x} size 0x{region.size:x} user 0x{region.user_addr:x} "
         f"offset 0x{region.mmap_offset:x}"
@@ -73,11 +84,10 @@ def _check_untrusted(region: Region) -> None:
     if max(region.gpa, region.user_addr, region.mmap_offset) > _ADDRESS_SPACE - region.size:
         raise VhostError(f"region {describe(region)} wraps around")
     if region.mmap_offset % _PAGE_BYTES:
-        raise VhostError(f"region {describe(region)}: the offset is not page-aligned")
+        raise VhostError(
+            f"region {describe(region)}: the offset is not a multiple of {_PAGE_BYTES}"
+        )
 
 
 def _overlap(start: int, size: int, other_start: int, other_size: int) -> bool:
     return start < other_start + other_size and other_start < start + size
-
-
-__all__ = ["MAX_REGIONS", "Region", "RegionTable", "describe"]

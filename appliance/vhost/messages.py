@@ -1,10 +1,10 @@
-"""Header, payload and descriptors <-> Message and MessageReply, without I/O.
+"""Codec between header, payload and descriptors, and Message and MessageReply; without I/O.
 
-Checked here is only what a message can be checked for on its own: the header's flags, the payload's
-size. What breaks these rules ends the connection, because the stream can no longer be trusted; all
-else (order, features, values) is for the session.
+Only what can be checked for a message on its own is checked here: the header's flags and the
+payload's size. A message that breaks these rules ends the connection, because the stream can no
+longer be trusted. Everything else (order, features, values) is checked by the session.
 
-Spec: vhost-user: Header, Payload; REPLY_ACK.
+Spec: vhost-user: Header; Payload; VHOST_USER_PROTOCOL_F_REPLY_ACK.
 """
 
 from typing import Final, NamedTuple, Self
@@ -27,7 +27,7 @@ from appliance.vhost._vhost_wire import (
 from appliance.vhost.fds import ReceivedFds
 from appliance.vhost.requests import REQUESTS, RequestRow, Tail
 
-# The largest legal payload is a SET_MEM_TABLE of 32 regions, 1032 bytes.
+# In bytes. The largest legal payload, a SET_MEM_TABLE of 32 regions, has 1032.
 MAX_PAYLOAD: Final = 4096
 
 ROWS: Final = {row.number: row for row in REQUESTS}
@@ -36,7 +36,7 @@ _REPLY_FLAGS: Final = HeaderFlag.VERSION_1 | HeaderFlag.REPLY  # front-ends comp
 
 
 class MessageReply(NamedTuple):
-    """One message to the front-end; `fds` are lent until it is sent."""
+    """One message to the front-end; `fds` are lent until it has been sent."""
 
     request: int
     payload: bytes
@@ -44,7 +44,13 @@ class MessageReply(NamedTuple):
 
 
 class Message:
-    """One request. Owns the descriptors that came with it until they are taken or it is closed."""
+    """One request. Owns the descriptors that came with it, until they are taken or it is closed.
+
+    Args:
+        header: the decoded header.
+        payload: the bytes after the header, of a checked size.
+        fds: the descriptors, owned by the message from now on.
+    """
 
     def __init__(self, header: Header, payload: bytes, fds: ReceivedFds) -> None:
         self.number = header.request
@@ -55,11 +61,11 @@ class Message:
 
     @property
     def name(self) -> str:
-        """The request's name, or its number if it has none."""
+        """The request's name, or its number if it is unknown."""
         return self.row.name if self.row else f"request {self.number}"
 
     def take_fd(self, index: int) -> int:
-        """Return descriptor `index`; the caller owns it from here on."""
+        """Return the descriptor at `index`; the caller owns it from now on."""
         return self.fds.take(index)
 
     def close(self) -> None:
@@ -86,18 +92,19 @@ class Message:
 
 
 def decode_header_untrusted(data: bytes) -> Header:
-    """Return the header in `data`, of exactly HEADER_SIZE bytes.
+    """Return the header in `data`, which has exactly HEADER_SIZE bytes.
 
     Raises:
-        VhostError: a version or flag that no request has, or a payload beyond MAX_PAYLOAD.
+        VhostError: the header has a version or flag that no request has, or announces a payload
+            of more than MAX_PAYLOAD bytes.
     """
     header = unpack_header(data)
     row = ROWS.get(header.request)
     name = row.name if row else f"request {header.request}"
     if header.flags not in _REQUEST_FLAGS:
-        raise VhostError(f"{name}: header flags 0x{header.flags:x} are not those of a request")
+        raise VhostError(f"{name}: header flags 0x{header.flags:x}, expected 0x1 or 0x9")
     if header.size > MAX_PAYLOAD:
-        raise VhostError(f"{name}: payload of {header.size} bytes, at most {MAX_PAYLOAD}")
+        raise VhostError(f"{name}: payload of {header.size} bytes, expected at most {MAX_PAYLOAD}")
     return header
 
 
@@ -105,7 +112,7 @@ def decode_untrusted(header: Header, payload: bytes, fds: ReceivedFds) -> Messag
     """Return the message, which owns `fds` from now on.
 
     Raises:
-        VhostError: the payload is not of the request's size; `fds` stay the caller's.
+        VhostError: the payload does not have the request's size. The caller still owns `fds`.
     """
     row = ROWS.get(header.request)
     if row is not None and row.refused is None:
@@ -114,29 +121,32 @@ def decode_untrusted(header: Header, payload: bytes, fds: ReceivedFds) -> Messag
 
 
 def encode_reply(reply: MessageReply) -> bytes:
-    """Return header and payload of `reply`."""
+    """Return the header and payload of `reply` as bytes; its descriptors are not touched."""
     return pack_header(Header(reply.request, _REPLY_FLAGS, len(reply.payload))) + reply.payload
 
 
 def ack(message: Message, *, is_ok: bool) -> MessageReply:
-    """Return the answer to a request that has no own reply."""
+    """Return the answer to a request that has no reply of its own: a u64, 0 for success.
+
+    Spec: vhost-user: VHOST_USER_PROTOCOL_F_REPLY_ACK.
+    """
     return MessageReply(message.number, pack_word(Word(0 if is_ok else 1)))
 
 
 def _check_size_untrusted(row: RequestRow, payload: bytes) -> None:
     fixed = CODECS[row.payload].size if row.payload else 0
     if len(payload) < fixed or (row.tail is Tail.NONE and len(payload) != fixed):
-        raise VhostError(f"{row.name}: payload of {len(payload)} bytes instead of {fixed}")
+        raise VhostError(f"{row.name}: payload of {len(payload)} bytes, expected {fixed}")
     if row.tail is Tail.REGIONS:
         num_regions = unpack_mem_table(payload).num_regions
         wanted = MEM_TABLE_SIZE + REGION_SIZE * num_regions
-        # UML before 6.13 always sends two slots, whatever the count.
+        # UML before 6.13 always sends two slots, whatever the number of regions.
         if len(payload) < wanted:
             raise VhostError(
                 f"{row.name}: payload of {len(payload)} bytes for {num_regions} regions, "
-                f"at least {wanted}"
+                f"expected at least {wanted}"
             )
     elif row.tail is Tail.CONFIG:
         wanted = CONFIG_SIZE + unpack_config(payload).size
         if len(payload) != wanted:
-            raise VhostError(f"{row.name}: payload of {len(payload)} bytes instead of {wanted}")
+            raise VhostError(f"{row.name}: payload of {len(payload)} bytes, expected {wanted}")

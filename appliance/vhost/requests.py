@@ -2,7 +2,8 @@
 
 Structures are named as in `_vhost_wire.CODECS`.
 
-Spec: vhost-user: Front-end message types.
+Spec: vhost-user: Front-end message types; Communication (which requests have replies and carry
+descriptors); VHOST_USER_PROTOCOL_F_REPLY_ACK.
 """
 
 from enum import Enum
@@ -10,32 +11,38 @@ from typing import Final, NamedTuple
 
 
 class Tail(Enum):
-    """What follows the fixed part of a payload."""
+    """What follows the structure at the start of a payload."""
 
     NONE = "nothing"
-    REGIONS = "num_regions x Region, and perhaps unused slots"
-    CONFIG = "size bytes"
+    REGIONS = "num_regions x Region, and possibly unused slots"
+    CONFIG = "as many bytes as the structure's size says"
 
 
 class RequestRow(NamedTuple):
     """One front-end request, and when it is legal.
 
-    A request with an own reply is answered by that, whether or not NEED_REPLY is set; every other
-    one by a u64, 0 for success, if NEED_REPLY is set.
+    A request with a reply of its own gets that reply whether or not NEED_REPLY is set. Any other
+    request gets a u64, 0 for success, if NEED_REPLY is set.
     """
 
     number: int
     name: str
-    payload: str | None = None  # name of a structure, as `reply`
+    payload: str | None = None
+    """The name of a structure; None if there is no payload."""
     tail: Tail = Tail.NONE
-    fds: tuple[int, int] = (0, 0)  # fewest and most
-    needs: str | None = None  # member of ProtocolFeature
-    reply: str = "ack"  # or "other": one that this device never sends
-    failure: bytes | None = None  # an own reply that tells failure; without one the connection ends
-    refused: str | None = None  # why this device never serves it; its payload is skipped unread
+    fds: tuple[int, int] = (0, 0)
+    """The smallest and the largest number of descriptors that may come with it."""
+    needs: str | None = None
+    """The member of ProtocolFeature that must have been negotiated, if any."""
+    reply: str = "ack"
+    """The name of the reply's structure, "ack", or "other": one that this device never sends."""
+    failure: bytes | None = None
+    """The payload of its own reply that reports failure. If None, a failure ends the connection."""
+    refused: str | None = None
+    """Why this device never serves it, if so. Its payload is then skipped unread."""
 
 
-# As many descriptors as one message may carry: regions of a SET_MEM_TABLE.
+# The largest number of descriptors in one message: those of the regions of a SET_MEM_TABLE.
 MAX_FDS: Final = 32
 
 _NET: Final = "only for network devices"
@@ -84,7 +91,7 @@ REQUESTS: Final = (
         "Inflight",
         needs="INFLIGHT_SHMFD",
         reply="Inflight",
-        failure=bytes(24),  # an mmap_size of 0: there is no buffer
+        failure=bytes(24),  # with an mmap_size of 0: there is no buffer
     ),
     RequestRow(32, "SET_INFLIGHT_FD", "Inflight", fds=(1, 1), needs="INFLIGHT_SHMFD"),
     RequestRow(33, "GPU_SET_SOCKET", refused="only for GPU devices"),
@@ -92,7 +99,7 @@ REQUESTS: Final = (
     RequestRow(35, "VRING_KICK", refused="in-band notifications are not offered"),
     RequestRow(36, "GET_MAX_MEM_SLOTS", needs="CONFIGURE_MEM_SLOTS", reply="Word"),
     RequestRow(37, "ADD_MEM_REG", "MemReg", fds=(1, 1), needs="CONFIGURE_MEM_SLOTS"),
-    # Some front-ends attach the region's descriptor here too.
+    # Some front-ends send the region's descriptor here, too.
     RequestRow(38, "REM_MEM_REG", "MemReg", fds=(0, 1), needs="CONFIGURE_MEM_SLOTS"),
     RequestRow(39, "SET_STATUS", refused=_STATUS),
     RequestRow(40, "GET_STATUS", reply="Word", refused=_STATUS),

@@ -1,20 +1,21 @@
-"""The ring state machine: which rings run, and what each message changes about that.
+"""The ring state machine: which rings run, and how each message changes that.
 
-A ring is stopped or started (it has a kick descriptor) and disabled or enabled; it runs when it is
-started and enabled. Only `_settle` lets a ring run, only `_stop` ends that:
+A ring is stopped or started (it has a kick descriptor), and disabled or enabled. It runs while it
+is started and enabled. Only `_settle` makes a ring run, and only `_stop` ends that:
 
-    SET_VRING_KICK            started; a ring that runs is stopped and started anew
-    GET_VRING_BASE            drained, stopped; kick and call descriptors closed
-    SET_VRING_ENABLE 1 | 0    enabled | drained, disabled
-    SET_VRING_ADDR            a ring that runs is restarted if its addresses change
-    SET_VRING_ERR             a ring that runs is restarted
-    SET_FEATURES              without PROTOCOL_FEATURES: all enabled; rings that run are restarted
-                              if features change
-    RESET_DEVICE, RESET_OWNER all drained, disabled
+    SET_VRING_KICK            the ring is started; a running ring is stopped and started again
+    GET_VRING_BASE            the ring is drained and stopped; its kick and call descriptors are
+                              closed
+    SET_VRING_ENABLE 1 | 0    the ring is enabled | drained and disabled
+    SET_VRING_ADDR            a running ring is restarted if its addresses change
+    SET_VRING_ERR             a running ring is restarted
+    SET_FEATURES              without PROTOCOL_FEATURES, all rings are enabled; running rings are
+                              restarted if the features change
+    RESET_DEVICE, RESET_OWNER all rings are drained and disabled
 
-Stopping always drains and leaves the index reached as the base of the next start.
+A stop always drains the ring, and the index that it reached becomes the base of the next start.
 
-Spec: vhost-user: Ring states; Starting and stopping rings.
+Spec: vhost-user: Ring states; Multiple queue support; Front-end message types.
 """
 
 from appliance.errors import VhostError
@@ -24,14 +25,15 @@ from appliance.vhost.fs_device import DeviceProperties, is_queue_size
 from appliance.vhost.guest_memory import RegionTable
 from appliance.vhost.vring import Vring, check_addr_untrusted
 
-_MAX_BASE = 0xFFFF  # a split ring's index has 16 bits
+_MAX_BASE = 0xFFFF  # the index of a split ring has 16 bits
 
 
 class Rings:
-    """Every vring of one session.
+    """All vrings of one session. Owns their descriptors.
 
-    Where a method raises VhostError because the backend refused to start a ring, the ring keeps
-    what the front-end set but does not run; the next message that changes its state tries again.
+    The methods raise VhostError for invalid values and for a refusal of the backend. If the backend
+    refuses to start a ring, the ring keeps what the front-end set, but does not run. The next
+    message that changes its state tries again.
     """
 
     def __init__(self, device: DeviceProperties, backend: Backend) -> None:
@@ -39,14 +41,14 @@ class Rings:
         self._backend = backend
         self._rings = tuple(Vring(index) for index in range(device.num_queues))
         self._features = 0
-        self.memory = RegionTable()  # kept current by the session
+        self.memory = RegionTable()  # the session replaces it when guest memory changes
 
     def check_index_untrusted(self, index: int) -> None:
         """Raise VhostError if there is no ring `index`."""
         self._ring_untrusted(index)
 
     async def set_features(self, features: int) -> None:
-        """Use these virtio features in rings that start from now on; restart those that run."""
+        """Use these virtio features; running rings are restarted if they change."""
         if features == self._features:
             return
         self._features = features
@@ -70,33 +72,35 @@ class Rings:
         """Enable or disable one ring."""
         ring = self._ring_untrusted(state.ring)
         if state.num > 1:
-            raise VhostError(f"ring {ring.index}: neither 0 nor 1 but {state.num}")
+            raise VhostError(f"ring {ring.index}: enable is {state.num}, expected 0 or 1")
         ring.is_enabled = bool(state.num)
         await self._settle(ring)
 
     def set_num_untrusted(self, state: VringState) -> None:
-        """Set the size of a ring that does not run."""
+        """Set the number of entries of a ring that does not run."""
         ring = self._ring_untrusted(state.ring)
         if not is_queue_size(state.num, self._device.max_queue_size):
             raise VhostError(
-                f"ring {ring.index}: size {state.num} is not a power of two "
+                f"ring {ring.index}: size {state.num}, expected a power of two "
                 f"up to {self._device.max_queue_size}"
             )
         if ring.is_running and state.num != ring.num:
-            raise VhostError(f"ring {ring.index} runs with size {ring.num}, not {state.num}")
+            raise VhostError(
+                f"ring {ring.index}: size {state.num} while the ring runs with {ring.num}"
+            )
         ring.num = state.num
 
     def set_base_untrusted(self, state: VringState) -> None:
-        """Set the avail index at which a ring that does not run will start."""
+        """Set the avail index, of 16 bits, at which a ring that does not run will start."""
         ring = self._ring_untrusted(state.ring)
         if state.num > _MAX_BASE:
-            raise VhostError(f"ring {ring.index}: base {state.num} has more than 16 bits")
+            raise VhostError(f"ring {ring.index}: base {state.num}, expected at most {_MAX_BASE}")
         if ring.is_running:
-            raise VhostError(f"ring {ring.index} runs: base {state.num} has no effect")
+            raise VhostError(f"ring {ring.index}: base {state.num} while the ring runs")
         ring.base = state.num
 
     async def set_addr_untrusted(self, addr: VringAddr) -> None:
-        """Set a ring's addresses. Only the log flag and address may differ without a restart."""
+        """Set the user addresses of a ring; a running ring is restarted if one of them changes."""
         ring = self._ring_untrusted(addr.ring)
         check_addr_untrusted(addr)
         previous, ring.addr = ring.addr, addr
@@ -109,7 +113,7 @@ class Rings:
             await self._settle(ring)
 
     async def take_base_untrusted(self, index: int) -> int:
-        """Stop a ring; return its last avail index."""
+        """Stop a ring, close its kick and call descriptors, and return its next avail index."""
         ring = self._ring_untrusted(index)
         await self._stop(ring)
         ring.kick.close()
@@ -117,7 +121,7 @@ class Rings:
         return ring.base
 
     async def set_kick(self, index: int, fd: int) -> None:
-        """Start a checked ring. Takes `fd`."""
+        """Start ring `index`, which the caller has checked. Takes `fd`."""
         ring = self._rings[index]
         try:
             await self._stop(ring)
@@ -126,7 +130,7 @@ class Rings:
         await self._settle(ring)
 
     async def set_call(self, index: int, fd: int | None) -> None:
-        """Set a checked ring's call descriptor, at any time. Takes `fd`."""
+        """Set the call descriptor of ring `index`, which the caller has checked. Takes `fd`."""
         ring = self._rings[index]
         try:
             if ring.is_running:
@@ -135,7 +139,10 @@ class Rings:
             ring.call.replace(fd)
 
     async def set_err(self, index: int, fd: int | None) -> None:
-        """Set a checked ring's err descriptor; a ring that runs is restarted. Takes `fd`."""
+        """Set the err descriptor of ring `index`, which the caller has checked. Takes `fd`.
+
+        A running ring is restarted.
+        """
         ring = self._rings[index]
         was_running = ring.is_running
         try:
@@ -146,20 +153,23 @@ class Rings:
             await self._settle(ring)
 
     def set_inflight(self, inflight: Inflight) -> None:
-        """Let the next start of each ring recover from the front-end's inflight buffer."""
+        """Make the next start of each ring recover from the front-end's inflight buffer.
+
+        Spec: vhost-user: Inflight description; Inflight I/O tracking.
+        """
         for ring in self._rings:
             has_area = ring.index < inflight.num_queues
             ring.recover_num = inflight.queue_size if has_area else None
 
     def close(self) -> None:
-        """Close every descriptor; the backend was closed before."""
+        """Close the descriptors of all rings; the backend must have been closed before."""
         for ring in self._rings:
             ring.is_running = False
             ring.close()
 
     def _ring_untrusted(self, index: int) -> Vring:
         if index >= len(self._rings):
-            raise VhostError(f"ring {index} of {len(self._rings)}")
+            raise VhostError(f"ring {index}, expected 0 to {len(self._rings) - 1}")
         return self._rings[index]
 
     async def _settle(self, ring: Vring) -> None:

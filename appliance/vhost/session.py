@@ -1,18 +1,20 @@
-"""One vhost-user session: negotiation, memory, rings; what a request does, and its answer.
+"""One vhost-user session: negotiation, memory and rings; how each request is served and answered.
 
-How a request that cannot be served is answered:
+A request that cannot be served is answered according to the first line that applies:
 
-    own reply with a failure form   that form (GET_CONFIG: empty; GET_INFLIGHT_FD: size 0)
-    own reply without one           the connection ends
-    NEED_REPLY                      a failed ack
-    unknown, or refused by table    ignored: nothing later depends on it
-    anything else                   the connection ends: the front-end would count on the effect
+    own reply with a failure form       that form (GET_CONFIG: empty; GET_INFLIGHT_FD: size 0)
+    own reply without a failure form    the connection ends
+    NEED_REPLY is set                   a failed ack
+    unknown, or refused by `REQUESTS`   ignored, because nothing later depends on it
+    anything else                       the connection ends, because the front-end would rely on
+                                        the effect of the request
 
-Acks are sent whenever NEED_REPLY asks for one, REPLY_ACK negotiated or not. A front-end that sent
-no SET_PROTOCOL_FEATURES on this connection is taken to have negotiated what is offered: a QEMU
-whose socket reconnected goes on as if nothing had happened.
+An ack is sent whenever NEED_REPLY asks for one, even if REPLY_ACK was not negotiated. A front-end
+that sent no SET_PROTOCOL_FEATURES on this connection is assumed to have negotiated everything that
+is offered, because QEMU does not repeat the negotiation after its socket has reconnected.
 
-Spec: vhost-user: Front-end message types; REPLY_ACK.
+Spec: vhost-user: Front-end message types; Protocol features; Memory access; Inflight I/O tracking;
+VHOST_USER_PROTOCOL_F_REPLY_ACK.
 """
 
 import logging
@@ -52,17 +54,17 @@ from appliance.vhost.messages import Message, MessageReply, ack
 from appliance.vhost.rings import Rings
 from appliance.vhost.transport import Connection
 
-__all__ = ["DeviceProperties", "Session"]
-
 _LOG: Final = logging.getLogger(__name__)
 
 _RING_MASK: Final = 0xFF
 
 
 class Session:
-    """What one front-end set up, from its connection to its end.
+    """The state that one front-end sets up between its connection and its end.
 
-    Messages are handled one after the other; `close` must be called at the end, whatever happened.
+    Messages are handled one at a time. `close` must be called at the end, even after an error.
+    Descriptors that come with messages are owned by the session or, where `Backend` says so, by
+    the backend.
     """
 
     def __init__(self, device: DeviceProperties, backend: Backend) -> None:
@@ -71,13 +73,15 @@ class Session:
         self._rings = Rings(device, backend)
         self._features: int | None = None
         self._protocol_features: int | None = None
-        self._backend_channel = FdHolder()  # held for as long as the front-end listens there
+        self._backend_channel = FdHolder()  # kept open, and never used
 
     async def handle(self, message: Message) -> MessageReply | None:
-        """Carry out `message`, close what is left of it, and return the reply that is due.
+        """Carry out `message`, close it, and return the reply to send, if any.
+
+        The descriptors of the reply are lent.
 
         Raises:
-            VhostError: the connection must end; the text names the request and is not logged yet.
+            VhostError: the connection must end. The text names the request and was not logged.
         """
         _LOG.debug("received %s", message)
         try:
@@ -92,7 +96,7 @@ class Session:
         return reply
 
     async def close(self) -> None:
-        """Stop everything and close every descriptor: the front-end is gone."""
+        """Close the backend and every descriptor; the front-end is gone."""
         try:
             await self._backend.close()
         finally:
@@ -109,7 +113,7 @@ class Session:
             raise VhostError(f"protocol feature {row.needs} was not negotiated")
         fewest, most = row.fds
         if not fewest <= len(message.fds) <= most:
-            raise VhostError(f"{len(message.fds)} descriptors, {fewest} to {most} belong to it")
+            raise VhostError(f"{len(message.fds)} descriptors, expected {fewest} to {most}")
 
     def _has(self, feature: ProtocolFeature) -> bool:
         features = self._protocol_features
@@ -140,7 +144,7 @@ class Session:
         return _word(message, self._device.num_queues)
 
     async def _set_owner(self, message: Message) -> None:
-        """Nothing to do: one connection has one owner."""
+        """Do nothing, because every connection has one owner."""
 
     async def _reset_owner(self, _message: Message) -> None:
         await self._rings.disable_all()
@@ -156,13 +160,16 @@ class Session:
 
     async def _get_config(self, message: Message) -> MessageReply:
         config = unpack_config(message.payload)
-        # The header is returned as it came: crosvm sets flags that others leave clear.
+        # The fields before the content are returned as they came, because crosvm sets flags that
+        # others leave clear.
         content = self._device.read_config(config.offset, config.size)
         return MessageReply(message.number, message.payload[:CONFIG_SIZE] + content)
 
     async def _set_config(self, message: Message) -> None:
         config = unpack_config(message.payload)
-        raise VhostError(f"offset {config.offset}, {config.size} bytes: it is read-only")
+        raise VhostError(
+            f"offset {config.offset}, {config.size} bytes: the configuration space is read-only"
+        )
 
     # --- Memory ---
 
@@ -172,7 +179,9 @@ class Session:
     async def _set_mem_table(self, message: Message) -> None:
         num_regions = unpack_mem_table(message.payload).num_regions
         if len(message.fds) != num_regions:
-            raise VhostError(f"{len(message.fds)} descriptors for {num_regions} regions")
+            raise VhostError(
+                f"{len(message.fds)} descriptors for {num_regions} regions, expected one for each"
+            )
         regions = [
             unpack_region(message.payload, MEM_TABLE_SIZE + REGION_SIZE * index)
             for index in range(num_regions)
@@ -215,7 +224,7 @@ class Session:
 
     async def _set_vring_enable(self, message: Message) -> None:
         if self._features is not None and not self._features & VirtioFeature.PROTOCOL_FEATURES:
-            raise VhostError("feature PROTOCOL_FEATURES was not negotiated")
+            raise VhostError("virtio feature PROTOCOL_FEATURES was not negotiated")
         await self._rings.set_enabled_untrusted(unpack_vring_state(message.payload))
 
     async def _set_vring_kick(self, message: Message) -> None:
@@ -240,7 +249,9 @@ class Session:
             raise VhostError(f"ring {index}: unknown bits in 0x{value:x}")
         num_fds = 0 if value & VringFd.NONE else 1
         if len(message.fds) != num_fds:
-            raise VhostError(f"ring {index}: {len(message.fds)} descriptors with 0x{value:x}")
+            raise VhostError(
+                f"ring {index}: {len(message.fds)} descriptors with 0x{value:x}, expected {num_fds}"
+            )
         return index, message.take_fd(0) if num_fds else None
 
     # --- Inflight buffer ---
@@ -257,19 +268,22 @@ class Session:
         self._check_inflight_untrusted(inflight)
         needed = inflight.num_queues * inflight_size(inflight.queue_size)
         if inflight.mmap_size < needed:
-            raise VhostError(f"inflight buffer of {inflight.mmap_size} bytes, at least {needed}")
+            raise VhostError(
+                f"inflight buffer of {inflight.mmap_size} bytes, expected at least {needed}"
+            )
         await self._backend.set_inflight(message.take_fd(0), *inflight)
         self._rings.set_inflight(inflight)
 
     def _check_inflight_untrusted(self, inflight: Inflight) -> None:
         if not 1 <= inflight.num_queues <= self._device.num_queues:
             raise VhostError(
-                f"inflight buffer for {inflight.num_queues} of {self._device.num_queues} queues"
+                f"inflight buffer for {inflight.num_queues} queues, expected 1 to "
+                f"{self._device.num_queues}"
             )
         if not is_queue_size(inflight.queue_size, self._device.max_queue_size):
             raise VhostError(
-                f"inflight buffer for queues of {inflight.queue_size}, not a power of two "
-                f"up to {self._device.max_queue_size}"
+                f"inflight buffer for queues of {inflight.queue_size} entries, expected a power of "
+                f"two up to {self._device.max_queue_size}"
             )
 
     _HANDLERS: ClassVar[
@@ -308,14 +322,14 @@ def _word(message: Message, value: int) -> MessageReply:
 
 
 def _check_subset_untrusted(features: int, offered: int) -> None:
-    # As a plain int: the complement of an IntFlag has only the bits that the flag has names for.
+    # Converted to int, because the complement of an IntFlag has only bits that have names.
     unknown = features & ~int(offered)
     if unknown:
         raise VhostError(f"features 0x{unknown:x} were not offered")
 
 
 def _refuse(message: Message, error: VhostError) -> MessageReply | None:
-    # The rule that the module's header states.
+    # Follows the table in the module's docstring.
     row = message.row
     reply = None
     if row is not None and row.failure is not None:
@@ -330,17 +344,17 @@ def _refuse(message: Message, error: VhostError) -> MessageReply | None:
     return reply
 
 
-# --- One front-end from its connection to its end ---
+# --- One connection ---
 
 
 async def converse(connection: Connection, session: Session) -> None:
-    """Handle requests until the front-end is gone; then close both, however it ended.
+    """Handle requests until the front-end is gone, then close `session` and `connection`.
 
-    The session is closed first: a front-end that sees its socket end may rely on its memory being
-    left alone.
+    Both are closed even after an error. The session is closed first, because a front-end that sees
+    the end of its socket may rely on its memory not being accessed any more.
 
     Raises:
-        VhostError: the front-end broke the protocol; not logged yet.
+        VhostError: the front-end broke the protocol. The error was not logged.
     """
     try:
         while (message := await connection.receive()) is not None:

@@ -1,6 +1,8 @@
-"""vhost-user messages over a stream socket, with their descriptors; the only file with sockets.
+"""vhost-user messages over a stream socket, with their descriptors; the only module with sockets.
 
-Spec: vhost-user: Communication (descriptors travel with the first byte of their message).
+The descriptors of a message travel with its first byte.
+
+Spec: vhost-user: Communication; Header.
 """
 
 import asyncio
@@ -25,9 +27,9 @@ _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_FD.size * MAX_FDS)
 
 
 class Connection:
-    """One connected front-end. Owns its socket, an AF_UNIX stream.
+    """The connection to one front-end. Owns its socket, an AF_UNIX stream socket.
 
-    One task receives and sends; `close` may be called by any.
+    `receive` and `send` must be called by one task only; `close` may be called by any.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -36,10 +38,12 @@ class Connection:
         self._waiter: asyncio.Future[None] | None = None
 
     async def receive(self) -> Message | None:
-        """Return the next request, to be closed by whoever handles it; None when the peer is gone.
+        """Return the next request, or None at the end of the stream.
+
+        The caller must close the message, which owns the descriptors that came with it.
 
         Raises:
-            VhostError: the stream ends within a message, or what came cannot be a message.
+            VhostError: the stream ends within a message, or the received bytes are not a message.
         """
         fds = ReceivedFds()
         try:
@@ -52,7 +56,7 @@ class Connection:
         return message
 
     async def send(self, reply: MessageReply) -> None:
-        """Send `reply`; its descriptors stay the caller's.
+        """Send `reply`. Its descriptors are lent.
 
         Raises:
             VhostError: the peer is gone.
@@ -73,7 +77,7 @@ class Connection:
                 ancillary = []
 
     def close(self) -> None:
-        """Close the socket; a `receive` that waits returns None."""
+        """Close the socket; a task that waits in `receive` gets None."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
         self._stop_watching()
@@ -101,7 +105,7 @@ class Connection:
             except BlockingIOError:
                 await self._wait(is_writing=False)
                 continue
-            except OSError:  # reset by the peer, or closed here
+            except OSError:  # reset by the peer, or closed by `close`
                 return b""
             for level, kind, content in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -109,14 +113,15 @@ class Connection:
                     fds.extend(fd for (fd,) in _FD.iter_unpack(content[:whole]))
             if flags & socket.MSG_CTRUNC:
                 raise VhostError(
-                    f"more than {MAX_FDS} descriptors, or RLIMIT_NOFILE is too low for them"
+                    f"descriptors were lost: more than {MAX_FDS} came, or RLIMIT_NOFILE is too low"
                 )
             return data
 
     async def _receive_bytes(self, size: int) -> bytes:
         while True:
             try:
-                # Without a control buffer the kernel drops descriptors that have no place here.
+                # Without a control buffer, the kernel closes descriptors that come with these
+                # bytes, where they are not allowed.
                 return self._sock.recv(size)
             except BlockingIOError:
                 await self._wait(is_writing=False)

@@ -1,9 +1,10 @@
-"""One vring as the front-end described it, and what of that a start needs.
+"""One vring as the front-end described it, and the checks before it starts.
 
-Messages arrive in any order (addresses before the base or after it, call descriptors before there
-is memory), so values are kept as they came and first put together when the ring starts.
+Messages arrive in any order: addresses before or after the base, call descriptors before there is
+memory. Values are therefore kept as they came, and are combined and checked when the ring starts.
 
-Spec: vhost-user: Ring states; A vring address description. VIRTIO 1.3, 2.7 (Split Virtqueues).
+Spec: vhost-user: Ring states; A vring state description; A vring address description. VIRTIO 1.3,
+2.7 (Split Virtqueues).
 """
 
 from appliance.errors import VhostError
@@ -14,19 +15,21 @@ from appliance.vhost.guest_memory import RegionTable
 
 
 class Vring:
-    """What is known of one vring; owns its descriptors.
+    """The state of one vring. Owns its kick, call and err descriptors.
 
-    Started means that there is a kick descriptor. A ring runs when it is started and enabled.
+    A ring is started while it has a kick descriptor. It runs while it is started and enabled, once
+    the backend serves it.
     """
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.num: int | None = None
-        self.addr: VringAddr | None = None
-        self.base = 0
+        self.num: int | None = None  # entries
+        self.addr: VringAddr | None = None  # user addresses
+        self.base = 0  # avail index at which the ring starts next, 16 bits
         self.is_enabled = False
         self.is_running = False
-        # Entries of this ring's area in the front-end's inflight buffer, until a start has read it.
+        # The number of entries of this ring's area in the front-end's inflight buffer, until the
+        # ring has started with it.
         self.recover_num: int | None = None
         self.kick = FdHolder()
         self.call = FdHolder()
@@ -34,30 +37,36 @@ class Vring:
 
     @property
     def is_started(self) -> bool:
-        """Whether the front-end started the ring, enabled or not."""
+        """Whether the front-end has started the ring, enabled or not."""
         return self.kick.fd is not None
 
     def config_untrusted(self, features: int, memory: RegionTable) -> VringConfig:
-        """Return what to start this started ring with.
+        """Return the configuration with which to run this started ring; its descriptors are lent.
+
+        Args:
+            features: the negotiated virtio features.
+            memory: guest memory, in which the ring must lie.
 
         Raises:
-            VhostError: something was never set, or the ring does not lie in guest memory.
+            VhostError: the size or the addresses were never set, a part of the ring lies outside
+                guest memory, or the inflight buffer has too few entries for the ring.
         """
         if self.num is None or self.addr is None or self.kick.fd is None:
-            raise VhostError(f"ring {self.index} started without size or addresses")
+            raise VhostError(f"ring {self.index} was started without size or addresses")
         num, addr = self.num, self.addr
         for name, user_addr, size in (
             ("desc", addr.desc, 16 * num),
-            ("avail", addr.avail, 6 + 2 * num),  # used_event included
-            ("used", addr.used, 6 + 8 * num),  # avail_event included
+            ("avail", addr.avail, 6 + 2 * num),  # with used_event
+            ("used", addr.used, 6 + 8 * num),  # with avail_event
         ):
             if not memory.holds_user_range(user_addr, size):
                 raise VhostError(
-                    f"ring {self.index}: {name} 0x{user_addr:x}, {size} bytes, lies in no region"
+                    f"ring {self.index}: {name} at 0x{user_addr:x}, {size} bytes, is in no region"
                 )
         if self.recover_num is not None and self.recover_num < num:
             raise VhostError(
-                f"ring {self.index}: {num} entries, {self.recover_num} in the inflight buffer"
+                f"ring {self.index}: the inflight buffer has {self.recover_num} entries, "
+                f"expected at least {num}"
             )
         return VringConfig(
             num=num,
@@ -73,17 +82,17 @@ class Vring:
         )
 
     def close(self) -> None:
-        """Close every descriptor."""
+        """Close the descriptors of the ring."""
         self.kick.close()
         self.call.close()
         self.err.close()
 
 
 def check_addr_untrusted(addr: VringAddr) -> None:
-    """Check the alignment of a ring's three parts.
+    """Check the alignment of the three parts of a ring.
 
     Raises:
-        VhostError: one of them is not aligned.
+        VhostError: a part is not aligned to 16 (descriptor table), 2 (avail) or 4 (used) bytes.
 
     Spec: VIRTIO 1.3, 2.7 (Split Virtqueues).
     """
@@ -94,5 +103,5 @@ def check_addr_untrusted(addr: VringAddr) -> None:
     ):
         if user_addr % alignment:
             raise VhostError(
-                f"ring {addr.ring}: {name} 0x{user_addr:x} is not aligned to {alignment} bytes"
+                f"ring {addr.ring}: {name} at 0x{user_addr:x} is not aligned to {alignment} bytes"
             )

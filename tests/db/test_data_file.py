@@ -1,4 +1,4 @@
-"""The files of an environment, cut off, garbled or on a full disk: errors, never a signal."""
+"""Truncated or garbled files of an environment, and full disks: errors, never a signal."""
 
 import os
 import random
@@ -80,7 +80,7 @@ def test_database_that_is_not_whole_is_one_line_and_status_one(
 
 
 def test_database_short_by_pages_that_are_free_is_whole(tmp_path: Path) -> None:
-    # LMDB does not write pages at the end that it has allocated and freed in one transaction.
+    # LMDB does not write the last pages if one transaction has allocated and freed them.
     path = tmp_path / "env"
     env = lmdb.Environment(os.fspath(path), map_size=1 << 28, max_dbs=1)
     database = env.open_db(b"0")
@@ -101,7 +101,7 @@ def test_database_short_by_pages_that_are_free_is_whole(tmp_path: Path) -> None:
     with Environment(path, databases=[b"0"], is_readonly=True, is_durable=False).read() as txn:
         assert txn.stat()["entries"] == 1
     os.truncate(path / "data.mdb", size - 4096)
-    with pytest.raises(StoreError, match="it was cut off"):
+    with pytest.raises(StoreError, match="truncated: has"):
         check_data(path)
 
 
@@ -171,7 +171,7 @@ def test_map_takes_no_more_address_space_than_there_is(tmp_path: Path) -> None:
         put(env, range(60), size=1 << 20)
         with pytest.raises(StoreError, match="RLIMIT_AS"):
             put(env, range(60, 400), size=1 << 20)
-        # What is there can be read, and something can be put.
+        # The store can be read and written.
         put(env, range(60), size=1 << 10)
 
 
@@ -180,7 +180,7 @@ def test_reader_follows_a_writer_that_reserves_more_than_it_may(tmp_path: Path) 
     with opened(tmp_path / "env") as env:
         put(env, range(100))
     script = (
-        "import sys; from pathlib import Path; from tests.store import test_lmdb_env as t\n"
+        "import sys; from pathlib import Path; from tests.db import test_environment as t\n"
         "with t.opened(Path(sys.argv[1]), size=1 << 30) as env: t.put(env, range(30000))"
     )
     with (

@@ -74,7 +74,7 @@ def process(target: object, path: Path) -> Iterator[tuple[Connection, int]]:
     try:
         yield channel, child.pid
     finally:
-        # At the end of the channel it would end by itself, and close its environment.
+        # Closing the channel would make it exit normally, and close its environment.
         child.kill()
         child.join(DEADLINE_S)
         channel.close()
@@ -115,7 +115,7 @@ def test_writer_adopts_a_map_grown_by_another_writer(tmp_path: Path) -> None:
     with opened(path) as env:
         put(env, range(1))
         script = (
-            "import sys; from pathlib import Path; from tests.store import test_lmdb_env as t\n"
+            "import sys; from pathlib import Path; from tests.db import test_environment as t\n"
             "with t.opened(Path(sys.argv[1])) as env: t.put(env, range(3000))"
         )
         subprocess.run([sys.executable, "-c", script, path], check=True, timeout=DEADLINE_S)
@@ -206,7 +206,7 @@ def test_slot_of_a_killed_reader_is_freed_by_the_next_writer(tmp_path: Path) -> 
     path = tmp_path / "env"
     with opened(path) as env:
         put(env, range(1))
-    # As long as somebody has it open, LMDB does not begin anew with its slots.
+    # LMDB does not reset the reader slots as long as a process has the environment open.
     with process(serve_reads, path) as (channel, _):
         channel.send("read")
         assert channel.poll(DEADLINE_S)

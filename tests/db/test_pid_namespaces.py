@@ -1,4 +1,4 @@
-"""One store, used from two PID namespaces in which processes have the same ids."""
+"""One store, used from two PID namespaces whose processes have equal ids."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ from tests.fakes.daemon_process import DaemonProcess
 
 pytestmark = pytest.mark.slow
 
-# A container of its own as far as process ids go: the program is 1 in it, and its children follow.
+# Runs a program in a new PID namespace, where its id is 1 and its children follow.
 NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 HOLD = """
 import os, sys
@@ -52,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @contextlib.contextmanager
 def holding(store: Path, num_children: int = 0) -> Iterator[None]:
-    """Have the store open in processes 1, 2, ... of another namespace."""
+    """Hold the store open in processes 1, 2, ... of another namespace."""
     with subprocess.Popen(
         [*NAMESPACE, sys.executable, "-c", HOLD, store, str(num_children)],
         stdin=subprocess.PIPE,

@@ -15,7 +15,7 @@ from appliance.fuse_proto.operations import NotReady
 from appliance.nix.path_info import encode_nar_addressed
 from appliance.nix.store_path import StorePath, nar_path
 from appliance.resolve.local import LocalResolver
-from appliance.resolve.resolver import SessionResolving
+from appliance.resolve.resolver import SessionGrants
 from appliance.session.grants import Grants, GrantTable
 from appliance.session.wants import Want
 from appliance.store.batch import Batch
@@ -82,7 +82,7 @@ def node_of(
 
 
 def add_path(batch: Batch, name: str, node: Node) -> None:
-    """Add the store path called `name`, which is `node`."""
+    """Add the store path called `name`, with `node` as its root."""
     path = store_path(name)
     encoded = encode_nar_addressed(path, node, nar_size=0, nar_sha256=bytes(32))
     batch.add_path_info(path.digest, encoded)
@@ -99,7 +99,7 @@ def put(
 
 
 class Guest:
-    """Asks one handler; what is not ready it has resolved and asks again, as a worker does."""
+    """Sends requests to one handler; when it is not ready, resolves the want and asks again."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Guest:
         )
         self.runner = asyncio.Runner()
         self.resolver = LocalResolver(self.store)
-        self.resolving = SessionResolving(self.resolver, self.table)
+        self.session = SessionGrants(self.table)
         self.wants: list[Want] = []
         self.dispatcher = Dispatcher(
             self.handler, PlainSession(), memoryview(bytearray(8 * COUNTERS)).cast("Q")
@@ -151,7 +151,7 @@ class Guest:
     def _resolve(self, want: object) -> int:
         assert isinstance(want, Want)
         self.wants.append(want)
-        return self.runner.run(self.resolving.resolve(want))
+        return self.runner.run(self.resolver.resolve(want, self.session))
 
     def body(self, request: bytes) -> bytes:
         answer = self.ask(request)
@@ -162,7 +162,7 @@ class Guest:
         return fuse_client.parse_entry(self.body(fuse_client.lookup(nodeid, name)))
 
     def walk(self, *names: bytes) -> int:
-        """Return the nodeid below the root that `names` lead to."""
+        """Return the nodeid that the path `names` leads to from the root."""
         nodeid = fuse_client.ROOT
         for name in names:
             nodeid = self.lookup(nodeid, name).nodeid

@@ -20,6 +20,7 @@ from appliance.store.schema import INLINE_MAX
 from tests.fakes import fuse_client
 from tests.fakes.fuse_client import ROOT
 from tests.fs.guest import File, Guest, Link, Tree, add_path, basename, put
+from tests.store.audit import blob_path
 
 SMALL = b"small content"
 BIG = bytes(range(256)) * 400
@@ -61,7 +62,7 @@ def test_nodeids_are_the_base_of_the_path_and_the_position_in_its_tree(
     assert top == FIRST_BASE
     names = [b"big", b"empty", b"here", b"hollow", b"link", b"run", b"small", b"there", b"twin"]
     assert sorted(TREE) == names
-    # "here" and "there" take three more each.
+    # "here" and "there" take up three more numbers each.
     expected = [1, 2, 3, 7, 8, 9, 10, 11, 15]
     assert [guest.lookup(top, name).nodeid - top for name in names] == expected
     for name, place in ((b"here", 3), (b"there", 11)):
@@ -73,7 +74,7 @@ def test_nodeids_are_the_base_of_the_path_and_the_position_in_its_tree(
 
 
 def test_only_what_was_granted_is_answered(guest: Guest) -> None:
-    # Two neighbours' paths are in the store; this session has looked up one of three.
+    # The store has two more paths; this session has looked up one of the three.
     for name in ("a", "b", "c"):
         put(guest.store, name, TREE)
     top = guest.walk(basename("b"))
@@ -117,7 +118,8 @@ def test_dots_are_looked_up(guest: Guest, top: int) -> None:
     assert guest.lookup(here, b".").nodeid == here
     file = guest.lookup(top, b"small")
     assert guest.lookup(file.nodeid, b".") == file
-    # As Linux calls what it has found by a handle, when overlayfs asks whether it still stands.
+    # Linux looks up this name in a node that it has found by a file handle, when overlayfs
+    # revalidates it.
     assert guest.lookup(file.nodeid, b"/") == file
     for nodeid, name in ((top, b".."), (ROOT, b"."), (ROOT, b".."), (ROOT, b"/")):
         root = guest.lookup(nodeid, name)
@@ -241,7 +243,7 @@ def test_extended_attributes_are_the_digest_under_two_names(
     guest: Guest, top: int, name: bytes, expected: dict[bytes, bytes]
 ) -> None:
     nodeid = guest.lookup(top, name).nodeid
-    # Not listed: copies would carry a digest that is wrong after their first change.
+    # Not listed, as copies would get a digest that is wrong after their first change.
     assert guest.body(fuse_client.listxattr(nodeid, 4096)) == b""
     assert fuse_client.parse_xattr_size(guest.body(fuse_client.listxattr(nodeid, 0))) == 0
     for attribute, value in expected.items():
@@ -377,13 +379,21 @@ def test_a_damaged_blob_file_is_an_error(
     guest: Guest, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     nodeid = guest.walk(put(guest.store, "file", File(BIG)))
-    path = guest.store.blob_path(Digest.of(BIG))
+    path = blob_path(guest.store, Digest.of(BIG))
     if damage == "unlink":
         path.unlink()
     else:
         os.truncate(path, 100)
     assert guest.ask(fuse_client.read(nodeid, 0, 5)).error == errno.EIO
     assert f"blob {Digest.of(BIG).hex()}" in caplog.text
+
+
+def test_a_file_is_read_from_a_store_that_was_moved(guest: Guest) -> None:
+    nodeid = guest.walk(put(guest.store, "file", File(BIG)))
+    path = guest.store.path
+    path.rename(path.with_name("moved"))
+    path.mkdir()
+    assert guest.body(fuse_client.read(nodeid, 0, 5)) == BIG[:5]
 
 
 @pytest.mark.parametrize("stored", [{}, {Digest.of(b"broken"): b"\xff\xff"}])
@@ -421,7 +431,7 @@ def test_a_size_that_does_not_hold_the_entries_is_an_error(
     following = guest.walk(put(guest.store, "honest", TREE))
     for request in (fuse_client.lookup(nodeid, b"0"), fuse_client.readdirplus(nodeid, 0)):
         assert guest.ask(request).error == errno.EIO
-    # The nodeids beyond the lie are the next path's, and so they stay.
+    # Numbers beyond the stated size belong to the next path, and still do.
     for beyond in range(nodeid + 1, following):
         assert guest.ask(fuse_client.getattr_(beyond)).error in {errno.EIO, errno.ESTALE}
     assert guest.lookup(following, b"small").attr.size == len(SMALL)

@@ -15,7 +15,7 @@ from appliance.fs.handler import Handler
 from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
 from appliance.fuse_proto.operations import NotReady
 from appliance.resolve.local import LocalResolver
-from appliance.resolve.resolver import SessionResolving
+from appliance.resolve.resolver import SessionGrants
 from appliance.session.grants import Grants, GrantTable
 from appliance.store.store import Store
 from tests.fakes import fuse_client
@@ -94,10 +94,10 @@ def _resolve_for(path: Path, channel: Connection) -> None:
     put(store, "t", TREE)
     table = GrantTable()
     with asyncio.Runner() as runner:
-        resolving = SessionResolving(LocalResolver(store), table)
+        resolver, grants = LocalResolver(store), SessionGrants(table)
         reduction.send_handle(channel, table.fd, os.getppid())
         while (want := channel.recv()) is not None:
-            channel.send(runner.run(resolving.resolve(want)))
+            channel.send(runner.run(resolver.resolve(want, grants)))
 
 
 def test_a_reader_sees_what_the_supervisor_in_another_process_grants(tmp_path: Path) -> None:

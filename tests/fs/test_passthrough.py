@@ -21,6 +21,7 @@ from appliance.session.wants import BackingWanted
 from appliance.store.schema import INLINE_MAX
 from tests.fakes import fuse_client
 from tests.fs.guest import File, Guest, basename, put
+from tests.store.audit import blob_path
 
 RESENT = 1 << 63
 LARGE = b"l" * (INLINE_MAX + 1)
@@ -38,7 +39,7 @@ class Rig:
         self.large = guest.walk(basename("tree"), b"large")
         self.sparse = guest.walk(basename("tree"), b"sparse")
         self.top = guest.walk(basename("tree"))
-        with guest.store.blob_path(Digest.of(SPARSE)).open("wb") as file:
+        with blob_path(guest.store, Digest.of(SPARSE)).open("wb") as file:
             for offset in (0, BLOCK + HOLE):
                 file.seek(offset)
                 file.write(b"d" * BLOCK)
@@ -56,7 +57,7 @@ class Rig:
         return unpack_open_out(body)
 
     def lseek(self, nodeid: int, offset: int, whence: int) -> int:
-        """Return what is found, or the error."""
+        """Return the offset found, or the errno."""
         request = Request(46, 9, nodeid, 0, 0, 1, LseekIn(0, offset, whence), ())
         try:
             with self.handler.batch():

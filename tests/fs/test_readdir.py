@@ -34,7 +34,7 @@ TREES = trees(st.recursive(LEAVES, trees, max_leaves=12))
 
 
 class Seen:
-    """The whole of a walk: the nodeid and ino of every node, and the inos of each content."""
+    """The result of a walk: nodeid and ino of every node, and the inos of each content."""
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest

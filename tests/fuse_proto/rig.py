@@ -1,4 +1,4 @@
-"""A dispatcher, a small file system behind it, and one good request of each kind."""
+"""A dispatcher with a small file system, and one valid request of each kind."""
 
 from errno import ENODATA, ERANGE
 from typing import Final
@@ -16,7 +16,7 @@ VALUE: Final = b"attribute value"
 ENTRY: Final = _fuse_wire.pack_entry_out(NO_ENTRY._replace(nodeid=2))
 ROOM: Final = 1 << 16
 
-# One valid request of each opcode that a method of Operations answers.
+# One valid request for each opcode that a method of Operations answers.
 HANDLED: Final = {
     "LOOKUP": fuse_client.lookup(1, b"file", unique=99),
     "GETATTR": fuse_client.getattr_(2, unique=99),
@@ -37,7 +37,7 @@ HANDLED: Final = {
 
 
 class OneFile(Operations):
-    """A root with one file; `seen` keeps what reached the operations."""
+    """A root with one file; `seen` has the requests that reached the operations."""
 
     def __init__(self) -> None:
         self.seen: list[Request] = []
@@ -71,7 +71,7 @@ class OneFile(Operations):
 
 
 class Rig:
-    """A dispatcher over `operations`, with a session that is up unless said otherwise."""
+    """A dispatcher with `operations`, and by default with a session that has begun."""
 
     def __init__(self, operations: Operations, *, is_initialised: bool = True) -> None:
         self.session = PlainSession()

@@ -99,5 +99,5 @@ def test_other_names_may_exist(name: bytes) -> None:
 
 def test_long_names_are_refused() -> None:
     for check in (check_name_untrusted, check_entry_name_untrusted):
-        with pytest.raises(OSError, match="name of 256 bytes"):
+        with pytest.raises(OSError, match="name has 256 bytes"):
             check(b"/" * 256)

@@ -50,7 +50,7 @@ def test_every_handled_opcode_is_in_these_tests() -> None:
 def test_fixed_answers_need_no_body(opcode: int, error: int) -> None:
     rig = Rig(OneFile())
     assert rig.answer(fuse_client.request(opcode, 1, unique=3)) == (3, error, b"")
-    # A payload beyond what the front end copied: the request counts it, the view lacks it.
+    # The transport has not copied all of the payload: `len` includes it, the view does not.
     data = with_len(fuse_client.request(opcode, 1, b"x" * 8152, unique=3), 1 << 20)
     reply = rig.handle(data, readable_len=1 << 20)
     assert reply == Reply(3, error, b"")

@@ -1,4 +1,4 @@
-"""Any bytes from a guest give a reply that fits or none at all, and never another exception."""
+"""Any bytes from a guest result in a reply that fits, or in none, and never in an exception."""
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 class Obliging(Operations):
-    """Gives whatever was asked for, and would betray an argument that was not checked."""
+    """Replies as the arguments ask, so that arguments that were not checked cause errors."""
 
     def lookup(self, request: Request) -> Body:
         assert 1 <= len(request.names[0]) <= 255

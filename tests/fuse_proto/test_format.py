@@ -23,8 +23,10 @@ def test_guests_bytes_are_escaped_and_cut() -> None:
 
 
 def test_broken_requests_have_a_line_too() -> None:
-    assert "3 bytes has no whole header: b'abc'" in shown(b"abc")
-    assert "LOOKUP: a name without NUL" in shown(fuse_client.request(Opcode.LOOKUP, 1, b"bin"))
+    assert "request has 3 bytes, a header has 40: b'abc'" in shown(b"abc")
+    assert "LOOKUP: a name does not end with NUL" in shown(
+        fuse_client.request(Opcode.LOOKUP, 1, b"bin")
+    )
     assert shown(fuse_client.request(54, 1, b"?!")).startswith("opcode 54 unique=1 nodeid=1")
     data = fuse_client.request(Opcode.STATFS, 1)
     assert "len=40 of 44" in shown(data + b"junk")

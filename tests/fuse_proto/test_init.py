@@ -19,7 +19,7 @@ WITHOUT_HANDLES = WANTED_FLAGS & ~InitFlag.EXPORT_SUPPORT
 
 
 class Offer(NamedTuple):
-    """What a kernel sends; where not recorded, every flag of its minor but DAX's."""
+    """Return what a kernel sends; if not recorded, all flags of its minor version except DAX."""
 
     kernel: str
     offer: InitIn

@@ -1,4 +1,4 @@
-"""An image as the documentation of the layout describes it, made in Python: the builder's twin."""
+"""Images made in Python from the documented layout, to compare with those of the C builder."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""Images as the C builder makes them, and encodings that are none of a Directory."""
+"""Images from the C builder, and encodings that it must refuse."""
 
 import pytest
 from hypothesis import given, settings
@@ -198,7 +198,7 @@ def test_damage_is_refused_or_makes_another_directory(
         made = dict(builder.pieces(bytes(encoded)))
     except DirectoryError:
         return
-    # What the builder takes, the validating reader takes, with the same outcome.
+    # The validating reader accepts whatever the builder does, with the same result.
     assert {n: bytes(p) for n, p in made.items()} == expected_pieces(
         Directory.from_bytes(bytes(encoded))
     )

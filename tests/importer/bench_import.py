@@ -56,7 +56,8 @@ def main() -> None:
     num_bytes = sum(Path(os.fsdecode(path)).stat().st_size for path in files)
     print(f"{tree}: {len(files)} files, {num_bytes / 1e6:.0f} MB, store below {parent}")
     bare_s, import_s = [], []
-    # The stores go at the end: a disk that discards what is deleted would do it in the next sync.
+    # The stores are deleted at the end, because a disk that discards deleted blocks would do so in
+    # the next sync.
     with tempfile.TemporaryDirectory(dir=parent) as directory:
         for number in range(_ROUNDS):
             bare_s.append(_bare(files))

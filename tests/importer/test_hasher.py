@@ -1,4 +1,4 @@
-"""One hashing process, without the process."""
+"""The loop of a hashing process, run in this process."""
 
 import mmap
 import os
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 from blake3 import blake3
 
-from appliance.importer.hasher import PIECE_MAX, HasherLoop, Links
+from appliance.importer.hasher import PIECE_MAX, HardLinks, HasherLoop
 from appliance.importer.records import HASH_RECORD, HashKind, HashRecord, pack_root_request
 from appliance.importer.walk import open_root
 
@@ -17,7 +17,7 @@ BLOCK = 4096
 
 
 class Read(NamedTuple):
-    """What came of one file."""
+    """The records of one file, and its content."""
 
     kind: int
     content: bytes
@@ -25,7 +25,7 @@ class Read(NamedTuple):
 
 
 class Rig:
-    """Files below `tree`, and what hashing them gives."""
+    """Hashes files below `tree`."""
 
     def __init__(self, tree: Path) -> None:
         self.tree = tree
@@ -92,7 +92,7 @@ def test_a_file_that_changed_since_is_another_one(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"one")
     (tmp_path / "link").hardlink_to(path)
-    links = Links()
+    links = HardLinks()
     links.remember(path.stat(), b"digest")
     assert links.digest((tmp_path / "link").stat()) == b"digest"
     path.chmod(0o755)
@@ -100,11 +100,11 @@ def test_a_file_that_changed_since_is_another_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_more_than_so_many_files_are_remembered(tmp_path: Path) -> None:
+def test_the_number_of_remembered_files_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"")
     (tmp_path / "link").hardlink_to(path)
-    links = Links()
+    links = HardLinks()
     fields = list(path.stat())
     for inode in range(100_000):
         fields[1] = inode

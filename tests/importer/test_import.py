@@ -77,7 +77,7 @@ def test_equal_content_is_stored_once(tmp_path: Path) -> None:
 def test_root_of_any_kind_gets_the_path_that_nix_gives_it(tmp_path: Path, name: str) -> None:
     tree = make_varied_tree(tmp_path / "tree")
     (path,) = run(tmp_path / "store", tree / name)
-    if name != "dangling":  # Nix follows a symlink given to it
+    if name != "dangling":  # Nix follows a symlink that is an argument
         assert path == nix_path(tree / name, tmp_path / "nix")
     (info,) = audit(tmp_path / "store").path_infos
     kind = {"empty": DirectoryNode, "dangling": SymlinkNode}.get(name, FileNode)
@@ -108,14 +108,14 @@ def test_second_import_of_the_same_changes_nothing(tmp_path: Path) -> None:
     assert run(tmp_path / "store", tree, tree) == first * 2
     assert audit(tmp_path / "store") == before
     store = Store.open(tmp_path / "store", is_readonly=True)
-    with store.read() as txn:
-        assert store.generation(txn) == 1
+    with store.snapshot() as snapshot:
+        assert snapshot.generation == 1
     store.close()
 
 
 @pytest.fixture
 def num_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How many files the imports have read since the last time."""
+    """Return the number of files that imports have read since the last call."""
     log = os.open(tmp_path / "log", os.O_CREAT | os.O_RDWR | os.O_APPEND)
     request = HasherPool.request
 
@@ -210,8 +210,8 @@ def test_documented_dialect_changes_directories_but_not_the_path(tmp_path: Path)
     infos = []
     for name in ("one", "two"):
         store = Store.open(tmp_path / name, is_readonly=True)
-        with store.read() as txn:
-            infos.append([encoded for _, encoded in store.path_infos(txn)])
+        with store.snapshot() as snapshot:
+            infos.append([encoded for _, encoded in snapshot.path_infos()])
         store.close()
     assert infos[0] != infos[1]
 

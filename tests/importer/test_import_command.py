@@ -1,4 +1,4 @@
-"""`appliance import` as a person, a shell and a service manager meet it."""
+"""`appliance import` as a command: for people, shells and service managers."""
 
 import fcntl
 import os
@@ -24,7 +24,7 @@ NO_SPACE = "appliance: standard output: No space left on device\n"
 
 @pytest.fixture
 def command(tmp_path: Path) -> str:
-    """The command that imports a small file, for a shell."""
+    """Return a shell command that imports a small file."""
     (tmp_path / "file").write_text("content")
     return shlex.join(map(str, import_command(tmp_path / "store", tmp_path / "file")))
 
@@ -81,7 +81,7 @@ def test_an_empty_argument_is_not_taken_for_the_working_directory_or_the_default
         ("--name 'sp ace'", "--name 'sp ace': character ' ' at 2 is not allowed"),
         ("--name .-x", "--name '.-x': begins with a part that is . or .."),
         ("--name ''", "--name '': has 0 characters, expected 1 to 211"),
-        ("/ --name x", "--name x: goes with one PATH only"),
+        ("/ --name x", "--name x: there are 2 PATHs, expected one"),
     ],
 )
 def test_a_name_that_no_store_path_has_is_bad_usage(
@@ -126,7 +126,7 @@ def large_tree(tmp_path: Path) -> Path:
 
 
 class Terminal:
-    """A terminal on which an import runs; every line of progress is at most as wide as it is."""
+    """Runs an import on a terminal."""
 
     def __init__(self, command: "list[str | Path]", columns: int) -> None:
         self.fd, theirs = pty.openpty()
@@ -141,7 +141,7 @@ class Terminal:
         try:
             while piece := os.read(self.fd, 4096):
                 text += piece
-        except OSError:  # the last of the import's processes has closed it
+        except OSError:  # all processes of the import have closed it
             os.close(self.fd)
         return text.decode()
 
@@ -200,7 +200,7 @@ def running(tmp_path: Path, large_tree: Path) -> Iterator["subprocess.Popen[byte
 def test_ctrl_c_ends_an_import_by_the_signal_and_leaves_nothing(
     tmp_path: Path, running: "subprocess.Popen[bytes]"
 ) -> None:
-    # By the signal, for a shell to end its loop too.
+    # It ends by the signal, so that a shell ends its loop, too.
     os.killpg(running.pid, signal.SIGINT)
     out, _ = running.communicate(timeout=DEADLINE_S)
     assert (running.returncode, out) == (-signal.SIGINT, b"")

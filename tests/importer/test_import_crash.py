@@ -1,4 +1,4 @@
-"""The importer killed at any moment: nothing incomplete is ever visible, and it can begin again."""
+"""Imports that are killed at any moment leave nothing incomplete visible, and can be repeated."""
 
 import random
 import subprocess
@@ -17,13 +17,13 @@ NUM_KILLS = 8
 
 
 def killed_after(store: Path, tree: Path, delay_s: float) -> bool:
-    """Whether the import was still running then, and is gone now with all its processes."""
+    """Kill an import; return whether it was still running. All its processes are gone then."""
     with start_import(store, tree) as command:
         try:
             command.wait(delay_s)
         except subprocess.TimeoutExpired:
             command.kill()
-        # The pipe ends when the last of the import's processes has: they die with the first.
+        # The pipe ends with the last process of the import; they all die with the first.
         command.communicate(timeout=DEADLINE_S)
     return command.returncode != 0
 
@@ -42,7 +42,7 @@ def test_killed_import_leaves_nothing_incomplete_and_can_be_repeated(tmp_path: P
         if killed_after(store, tree, noise.uniform(0.2, 1.0) * duration_s):
             num_killed += 1
         else:
-            duration_s *= 0.7  # imports are quicker by now than the first one was
+            duration_s *= 0.7  # later imports take less time than the first one
         if (store / "data.mdb").exists():
             found = audit(store)
             assert len(found.path_infos) <= 1

@@ -1,4 +1,4 @@
-"""Imports of several paths into a service that does not take all of them."""
+"""Imports of several paths into a service that refuses some of them."""
 
 import asyncio
 import subprocess
@@ -23,7 +23,7 @@ HELD_MAX_S = 30
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
-    """Two files, and between them a tree whose size is another in each dialect."""
+    """Two files, and between them a tree that has another size in each dialect."""
     (tmp_path / "tree" / "sub").mkdir(parents=True)
     (tmp_path / "tree" / "sub" / "file").write_text("in the tree")
     (tmp_path / "first").write_text("first")
@@ -70,7 +70,7 @@ def test_current_peers_take_what_is_written_by_default(tmp_path: Path, paths: li
     ):
         done = run(server.tcp_uri, *paths)
         assert (done.returncode, done.stderr) == (0, "")
-        # And through a daemon of ours in between.
+        # Import through a daemon of ours, too.
         assert run(daemon.unix_uri, *paths).stdout == done.stdout
         refused = run(daemon.unix_uri, "--directory-sizes", "documented", *paths)
     assert refused.stderr.endswith("import --directory-sizes doubled writes\n")
@@ -94,7 +94,7 @@ def test_every_failure_is_a_line_and_every_path_that_is_stored_is_printed(
 
 
 class Gate:
-    """Lets one PathInfo in, then does what it was told."""
+    """Accepts one PathInfo, and then calls a function."""
 
     def __init__(self, then: Callable[[], None]) -> None:
         self._num_seen = 0

@@ -1,4 +1,4 @@
-"""Trees that somebody else changes while they are imported."""
+"""Imports of trees that another process changes meanwhile."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ SECRETS = b"only root may read this", b"/only/root/may/read/this/link"
 
 @pytest.fixture
 def trees(tmp_path: Path) -> list[Path]:
-    """Trees of another user's: each with a directory, and a symlink to one of root's like it."""
+    """Trees of another user: each has a directory, and a symlink to a similar one of root's."""
     secrets = tmp_path / "secrets"
     secrets.mkdir(mode=0o700)
     trees = [tmp_path / f"tree{number}" for number in range(NUM_TREES)]

@@ -1,4 +1,4 @@
-"""What cannot be imported: told by name, and nothing of it visible."""
+"""What cannot be imported is reported by name, and nothing of it is visible."""
 
 import os
 import signal
@@ -132,7 +132,7 @@ def test_file_that_tells_no_size_is_refused(tmp_path: Path) -> None:
 
 
 def children() -> list[int]:
-    """Return the processes that this one has started, oldest first."""
+    """Return the child processes of this one, oldest first."""
     return [*map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())]
 
 
@@ -143,7 +143,7 @@ def test_killed_hashing_process_ends_the_import_with_a_reason(tmp_path: Path) ->
     before = tmp_path / "before"
     before.write_bytes(b"complete before it happens")
 
-    others = children()  # of other tests
+    others = children()  # those of other tests
 
     class Killing:
         is_done = False

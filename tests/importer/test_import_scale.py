@@ -29,7 +29,7 @@ MEMORY_LIMIT_BYTES = 200 << 20
 
 @pytest.fixture
 def deep(tmp_path: Path) -> Iterator[Path]:
-    """A tree with paths longer than the kernel, and Nix, take at once."""
+    """A tree with paths longer than the kernel and Nix accept."""
     top = tmp_path / "deep"
     top.mkdir()
     dir_fd = os.open(top, os.O_RDONLY)
@@ -89,7 +89,7 @@ def test_directory_of_50000_entries_is_imported(tmp_path: Path) -> None:
 
 
 def test_directory_of_a_million_entries_takes_little_memory(tmp_path: Path) -> None:
-    # In memory: they are made and removed in no time.
+    # In memory, where making and removing them takes little time.
     with small_disk(tmp_path / "disk", "2g,nr_inodes=2m") as disk:
         make_symlinks(disk / "wide", 1_000_000, b"t")
         measured = measure_memory(import_command(disk / "store", disk / "wide"))
@@ -147,11 +147,11 @@ def test_the_limit_is_that_of_the_encoding_to_the_byte(
     (info,) = audit(tmp_path / "store").path_infos
     assert isinstance(info.node, DirectoryNode)
     store = Store.open(tmp_path / "store", is_readonly=True)
-    with store.read() as txn:
-        size = len(store.directory(txn, info.node.digest) or b"")
+    with store.snapshot() as snapshot:
+        size = len(snapshot.directory(info.node.digest) or b"")
     store.close()
     for limit in (size, size - 1):
-        monkeypatch.setattr("appliance.importer.listing.ENCODED_MAX", limit)
+        monkeypatch.setattr("appliance.importer.walk.ENCODED_MAX", limit)
         monkeypatch.setattr("appliance.importer.tree.ENCODED_MAX", limit)
         monkeypatch.setattr("appliance.importer.tree.PEER_ENCODED_MAX", 0)
         if limit == size:

@@ -1,4 +1,4 @@
-"""The store that an import writes is not among what it reads."""
+"""An import does not read the store that it writes."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def refusal(store: Path, path: Path) -> str:
 
 @contextmanager
 def bound(directory: Path, at: Path) -> Iterator[Path]:
-    """Mount `directory` at another place too."""
+    """Bind-mount `directory` at another place, too."""
     at.mkdir(parents=True)
     subprocess.run(["mount", "--bind", directory, at], check=True)
     try:
@@ -107,5 +107,5 @@ def test_on_the_way_to_services_large_files_are_not_imported_from_where_they_wai
     assert above.startswith("contains the store ")
     waiting = tmp_path / f"appliance-import-{os.geteuid()}"
     assert excluded[identity_of(waiting.stat())] == (
-        f"is where this import keeps large files for a while, {waiting}"
+        f"is the staging directory of this import, {waiting}"
     )

@@ -1,4 +1,4 @@
-"""Importing content whose digests are published."""
+"""Imports of content whose digests are published."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ COMPLICATED = {
 def imported(
     store: Path, path: Path, dialect: SizeDialect = DEFAULT_DIALECT
 ) -> tuple[PathInfo, Node]:
-    """Return the PathInfo, and its node without the name."""
+    """Return the PathInfo and its node, without the name of the node."""
     (name,) = import_paths(store, [path], progress=Silent(), dialect=dialect)
     (info,) = audit(store).path_infos
     assert info.path.absolute() == name
@@ -55,8 +55,8 @@ def test_file_is_the_digest_of_its_content(tmp_path: Path) -> None:
     assert node == FileNode(b"", HELLO_DIGEST, 12, executable=False)
     assert info.nar_size == 128
     store = Store.open(tmp_path / "store", is_readonly=True)
-    with store.read() as txn:
-        assert content(store, txn, HELLO_DIGEST) == HELLO
+    with store.snapshot() as snapshot:
+        assert content(store, snapshot, HELLO_DIGEST) == HELLO
     store.close()
 
 
@@ -74,11 +74,11 @@ def test_tree_is_the_digest_of_its_directories(tmp_path: Path, dialect: SizeDial
     assert info.path.basename() == "4jagc832b703jlcbarhzgf6m4yxp3hj1-test"
     assert info.nar_size == 840
     store = Store.open(tmp_path / "store", is_readonly=True)
-    with store.read() as txn:
-        keep = store.directory(txn, WITH_KEEP_DIGEST)
+    with store.snapshot() as snapshot:
+        keep = snapshot.directory(WITH_KEEP_DIGEST)
         assert keep is not None
         assert Directory.from_bytes(keep).files == (
             FileNode(b".keep", EMPTY_DIGEST, 0, executable=False),
         )
-        assert store.blob(txn, EMPTY_DIGEST) is not None
+        assert snapshot.blob(EMPTY_DIGEST) is not None
     store.close()

@@ -1,4 +1,4 @@
-"""Trees to import, and what a test needs around an import."""
+"""Trees to import, and helpers for tests of imports."""
 
 import os
 import random
@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Final
 
 DEADLINE_S: Final = 120
-# Around the limits of inline blobs and of one piece.
+# Sizes around the limits of inline blobs and of one piece, in bytes.
 SIZES: Final = (0, 1, 65535, 65536, 65537, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3_500_000)
 _FANOUT: Final = 99
 
 
 class Silent:
-    """Shows nothing."""
+    """Shows no progress."""
 
     def update(self, *, num_files: int, num_bytes: int, path: str) -> None:
-        """Ignore it."""
+        """Ignore the arguments."""
 
 
 def make_varied_tree(top: Path) -> Path:
-    """Make a tree with something of everything that can be imported."""
+    """Make a tree with everything that can be imported."""
     top.mkdir()
     for size in SIZES:
         (top / f"size{size}").write_bytes(random.Random(size).randbytes(size))
@@ -43,7 +43,7 @@ def make_varied_tree(top: Path) -> Path:
 
 
 def make_many_files(top: Path, *, num_small: int, num_large: int) -> Path:
-    """Make a tree of small and large files, no two alike."""
+    """Make a tree of small and large files with different contents."""
     top.mkdir()
     noise = random.Random(num_small)
     for number in range(num_small):
@@ -56,20 +56,20 @@ def make_many_files(top: Path, *, num_small: int, num_large: int) -> Path:
 
 
 def make_sparse(path: Path, size: int) -> None:
-    """Make a file of `size` zeros that takes no disk."""
+    """Make a file of `size` zeros that takes no space on the disk."""
     with path.open("wb") as file:
         file.truncate(size)
 
 
 def nix_path(tree: Path, root: Path) -> str:
-    """Return the store path that Nix gives to `tree`, in a throw-away store below `root`."""
+    """Return the store path of `tree` as Nix has it, with a temporary store below `root`."""
     command: list[str | Path] = ["nix-store", "--store", f"local?root={root}", "--add", tree]
     done = subprocess.run(command, check=True, capture_output=True, timeout=DEADLINE_S)
     return done.stdout.decode().strip()
 
 
 def start_import(store: Path, *paths: Path) -> "subprocess.Popen[bytes]":
-    """Start the command. Its stdout is a pipe that all its processes hold."""
+    """Start the command. Its stdout is a pipe that all its processes keep open."""
     return subprocess.Popen(
         import_command(store, *paths), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -81,7 +81,7 @@ def import_command(store: Path, *paths: Path) -> list[str | Path]:
 
 
 def make_directories(top: Path, num_directories: int) -> None:
-    """Make a tree of so many directories, no two alike."""
+    """Make a tree of `num_directories` directories with different contents."""
     num_made = 0
     while num_made < num_directories:
         parent = top / f"{num_made}"

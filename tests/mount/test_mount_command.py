@@ -1,4 +1,4 @@
-"""`appliance mount` as a program: how it begins, ends, and what it survives."""
+"""`appliance mount` as a program: how it starts, how it ends, and what it survives."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from tests.fakes.mounted import Mounted, is_mounted
 pytestmark = pytest.mark.slow
 
 NOBODY = 65534
-# The interpreter may be where only root can look.
+# With a capability, because the interpreter may be in a directory that only root can search.
 AS_NOBODY = (
     "setpriv",
     f"--reuid={NOBODY}",
@@ -59,7 +59,7 @@ def run_to_its_end(
 def test_a_signal_unmounts_and_ends_with_status_0(
     store: Path, name: str, mountpoint: Path, signum: signal.Signals
 ) -> None:
-    mounted = Mounted(store, mountpoint, "--foreground")
+    mounted = Mounted(store, mountpoint)
     assert (mountpoint / name / "large").read_bytes() == LARGE
     assert f"READY: mounted on {mountpoint}\n" in mounted.log()
     mounted.process.send_signal(signum)
@@ -120,7 +120,7 @@ def test_a_mount_whose_server_was_killed_is_replaced(
 
 @pytest.mark.parametrize("needed", ["store", "state"])
 def test_a_mount_that_would_cover_its_own_store_is_refused(tmp_path: Path, needed: str) -> None:
-    # Whoever looked at it would wait for ever, out of reach of any signal.
+    # A process that accessed such a mount would wait for ever, and no signal would end it.
     (tmp_path / "mnt").mkdir()
     inside, outside = tmp_path / "mnt" / needed, tmp_path / "elsewhere"
     store, state = (inside, outside) if needed == "store" else (outside, inside)
@@ -134,7 +134,7 @@ def leave_dead_mount(store: Path, mountpoint: Path) -> None:
     mounted = Mounted(store, mountpoint)
     mounted.process.kill()
     mounted.process.wait(DEADLINE_S)
-    for _ in every_event(DEADLINE_S):  # its workers follow it
+    for _ in every_event(DEADLINE_S):  # until its workers have ended, too
         if stat_error(mountpoint) == errno.ENOTCONN:
             break
 
@@ -144,7 +144,7 @@ def test_a_dead_mount_that_cannot_be_taken_away_is_told_of(store: Path, mountpoi
     try:
         powerless = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
         done = run_to_its_end(store, mountpoint, prefix=powerless)
-        expected = f"appliance: mount point {mountpoint}: its dead mount cannot be taken away"
+        expected = f"appliance: mount point {mountpoint}: the dead mount cannot be unmounted"
         assert (done.returncode, done.stderr.splitlines()[1:]) == (1, [expected])
     finally:
         subprocess.run(["umount", "-l", mountpoint], check=True)
@@ -154,7 +154,7 @@ def test_a_dead_mount_that_cannot_be_taken_away_is_told_of(store: Path, mountpoi
 def test_a_mount_that_cannot_be_served_is_taken_away_again(
     store: Path, mountpoint: Path, num_fds: int
 ) -> None:
-    # There is no room for a descriptor for each worker, or for its channel.
+    # There are too few descriptors for a clone, or a channel, for each worker.
     prefix = ("prlimit", f"--nofile={num_fds}")
     done = run_to_its_end(store, "--threads=36", mountpoint, prefix=prefix)
     assert not is_mounted(mountpoint)
@@ -165,17 +165,17 @@ def test_a_mount_that_cannot_be_served_is_taken_away_again(
 
 
 def the_reasons(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """Return what is no log line, of which some may be told of at the end only."""
+    """Return the lines on stderr that are errors of the command and not log lines."""
     return [line for line in done.stderr.splitlines() if line.startswith("appliance: ")]
 
 
 def run_from(directory: Path) -> tuple[str, ...]:
-    """Return how to run the copy of the program in `directory`, wherever it is run."""
+    """Return a command prefix that makes Python import the program from `directory`."""
     return ("env", "PYTHONSAFEPATH=1", f"PYTHONPATH={directory}")
 
 
 def broken_fork_server(directory: Path) -> tuple[str, ...]:
-    """Return how to run a copy of the program in which no worker can be started."""
+    """Copy the program without a working fork server; return the prefix to run the copy."""
     shutil.copytree(Path(appliance.__file__).parent, directory / "appliance")
     (directory / "appliance" / "worker" / "forkserver.py").write_text("raise SystemExit(3)")
     return run_from(directory)
@@ -189,7 +189,7 @@ def test_a_mount_without_a_worker_gives_up(store: Path, mountpoint: Path, tmp_pa
     assert done.returncode == 1
     (last,) = the_reasons(done)
     assert last.startswith(f"appliance: mount point {mountpoint}: ")
-    assert last.endswith("5 workers died at their start")
+    assert last.endswith("5 workers died at startup")
 
 
 def stat_error(path: Path) -> int | None:
@@ -215,7 +215,9 @@ def test_a_dead_mount_of_another_program_is_left_alone(
         other.wait(DEADLINE_S)
         done = run_to_its_end(store, mountpoint)
         assert done.returncode == 1
-        assert done.stderr.endswith("a dead mount of type fuse.squashfuse, not ours\n")
+        assert done.stderr.endswith(
+            "a dead mount of type fuse.squashfuse, only fuse.appliance is replaced\n"
+        )
         assert is_mounted(mountpoint)
     finally:
         subprocess.run(["umount", "-l", mountpoint], check=True)
@@ -239,7 +241,7 @@ def test_a_path_imported_later_appears(store: Path, mountpoint: Path, tmp_path: 
         (tmp_path / "later").write_text("later")
         (later,) = import_tree(store, tmp_path / "later")
         assert (mountpoint / later).read_text() == "later"
-        for _ in every_event(DEADLINE_S):  # the root's listing may be kept for a second
+        for _ in every_event(DEADLINE_S):  # the kernel may keep the root's listing for a second
             if names_in(mountpoint) == before | {later}:
                 break
         assert names_in(mountpoint) == before | {later}
@@ -262,7 +264,7 @@ def test_other_users_get_in_where_they_are_allowed(
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    # Not below pytest's directory, which is for one user only.
+    # Not below pytest's directory, which only one user may enter.
     with tempfile.TemporaryDirectory() as name:
         path = Path(name)
         path.chmod(0o777)
@@ -273,7 +275,7 @@ def open_directory() -> Iterator[Path]:
 
 @pytest.fixture
 def device_for_all() -> Iterator[None]:
-    # As Debian's udev has it; containers often keep it to root.
+    # As Debian's udev sets it; in containers it is often only for root.
     device = Path("/dev/fuse")
     mode = device.stat().st_mode
     device.chmod(0o666)
@@ -306,7 +308,7 @@ def test_every_thread_is_a_process_and_status_tells_of_it(
 
 
 def test_killing_workers_loses_no_request(store: Path, name: str, mountpoint: Path) -> None:
-    # Cold directories: some requests are parked in the worker when it dies.
+    # The directories are cold, so some requests are parked in the worker when it dies.
     with Mounted(store, mountpoint, "--threads=2") as mounted:
         problems: list[object] = []
         done = threading.Event()
@@ -319,7 +321,7 @@ def test_killing_workers_loses_no_request(store: Path, name: str, mountpoint: Pa
                         assert path.read_text() == str(number)
                     assert (mountpoint / name / "large").read_bytes() == LARGE
                     Path("/proc/sys/vm/drop_caches").write_text("3")
-            except Exception as exc:  # noqa: BLE001 - told to the test
+            except Exception as exc:  # noqa: BLE001 - the test asserts that there are none
                 problems.append(exc)
 
         readers = [threading.Thread(target=read_all) for _ in range(3)]
@@ -342,16 +344,16 @@ def test_killing_workers_loses_no_request(store: Path, name: str, mountpoint: Pa
 def test_a_request_that_a_killed_worker_had_parked_is_answered(
     name: str, store: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
-    # A state directory of its own: nothing is indexed yet, so the worker has to ask.
+    # With a new state directory nothing is indexed yet, so the worker has to ask the supervisor.
     with Mounted(store, mountpoint, "--threads=1", f"--state-dir={tmp_path}/state") as mounted:
         supervisor = mounted.process.pid
         (pid,) = workers_of(supervisor)
-        os.kill(supervisor, signal.SIGSTOP)  # and with it the resolver
+        os.kill(supervisor, signal.SIGSTOP)  # and thereby the resolver
         try:
             command: list[str | Path] = ["cat", mountpoint / name / "dir1" / "file"]
             reader = subprocess.Popen(command, stdout=subprocess.PIPE)
             for _ in every_event(DEADLINE_S):
-                if system_call_of(pid) == EPOLL_WAIT:  # it has read a request and parked it
+                if system_call_of(pid) == EPOLL_WAIT:  # it has parked the request that it read
                     break
             assert system_call_of(pid) == EPOLL_WAIT
             os.kill(pid, signal.SIGKILL)
@@ -361,7 +363,7 @@ def test_a_request_that_a_killed_worker_had_parked_is_answered(
         assert (reader.returncode, output) == (0, b"1")
 
 
-# x86-64; a worker that waits for a request is in readv(2).
+# The number on x86-64. A worker that waits for a request is in readv(2) instead.
 EPOLL_WAIT = 232
 
 
@@ -391,7 +393,7 @@ def test_killing_the_fork_server_is_survived(
 
 
 def test_the_mount_may_cover_the_program_itself(tmp_path: Path) -> None:
-    # As a mount on /nix/store covers the interpreter that was started from there.
+    # Just as a mount on /nix/store covers the interpreter that was started from there.
     work = tmp_path / "work"
     shutil.copytree(Path(appliance.__file__).parent, work / "appliance")
     (work / "file").write_text("covered")

@@ -1,4 +1,4 @@
-"""How mounts end, each by itself: by signals, from outside, and one over another."""
+"""How mounts end: by signals, from outside, and one mounted over another."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def test_a_start_right_after_the_server_was_killed_replaces_its_mount(
 ) -> None:
     killed = Mounted(store, mountpoint)
     for _ in range(attempt):
-        mountpoint.stat()  # what the kernel remembers would be answered for long
+        mountpoint.stat()  # the kernel now has attributes cached for a long time
     killed.process.kill()
     with Mounted(store, mountpoint) as mounted:
         assert "replacing a mount whose server is gone" in mounted.log()
@@ -83,14 +83,14 @@ def test_the_mount_below_another_serves_on_when_that_one_ends(
 def test_the_end_of_its_terminal_unmounts(store: Path, name: str, mountpoint: Path) -> None:
     mounted = Mounted(store, mountpoint)
     assert (mountpoint / name).read_bytes() == CONTENT
-    os.killpg(mounted.process.pid, signal.SIGHUP)  # as the kernel does: workers and all
+    os.killpg(mounted.process.pid, signal.SIGHUP)  # to the whole group, as the kernel does
     assert mounted.process.wait(DEADLINE_S) == 0
     assert not is_mounted(mountpoint)
     assert "Traceback" not in mounted.log()
     assert "starting another" not in mounted.log()
 
 
-def test_who_is_told_to_ignore_the_end_of_its_terminal_serves_on(
+def test_a_mount_that_ignores_sighup_survives_the_end_of_its_terminal(
     store: Path, name: str, mountpoint: Path
 ) -> None:
     with Mounted(store, mountpoint, prefix=("nohup",)) as mounted:
@@ -130,7 +130,7 @@ def test_an_aborted_connection_is_a_failure_that_is_told(
 
 
 def test_paths_with_any_character_are_found_again(store: Path, tmp_path: Path) -> None:
-    # Some of which Python takes for ends of lines, and some of which the kernel escapes.
+    # Python splits lines at some of these characters, and the kernel escapes others.
     path = tmp_path / "a b\\c\td\x85\u2028\ne"
     path.mkdir()
     mounted = Mounted(store, path)

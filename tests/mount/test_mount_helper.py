@@ -91,7 +91,7 @@ def test_only_what_libfuse_s_helper_says_is_taken_for_a_mount() -> None:
 
 
 class Namespace:
-    """Commands in a mount namespace in which mount(8) finds the helper; one shell script a time."""
+    """A mount namespace in which mount(8) finds the helper; runs shell scripts in it."""
 
     def __init__(self, directory: Path, *, is_libfuse: bool) -> None:
         self._sbin = directory / "sbin"
@@ -105,7 +105,7 @@ class Namespace:
             (self._sbin / "mount.fuse.appliance").symlink_to(BIN / "mount.fuse.appliance")
 
     def run(self, script: str) -> subprocess.CompletedProcess[str]:
-        """Run `script`, in which each command must succeed; return when no output is held open."""
+        """Run `script`, all commands of which must succeed; return at the end of its output."""
         begin = f"mount --bind {self._sbin} /usr/sbin; mount --bind {self._bin} /usr/local/bin\n"
         return subprocess.run(
             ["unshare", "--mount", "sh", "-e", "-c", begin + script],
@@ -171,7 +171,7 @@ def test_an_entry_of_fstab_is_mounted_once(
 @pytest.mark.parametrize(
     ("options", "status", "reason"),
     [
-        ("bogus", EXIT_USAGE, "option bogus: not known to this file system"),
+        ("bogus", EXIT_USAGE, "option bogus: unknown to this file system"),
         ("threads=0", EXIT_USAGE, "--threads 0: expected 1 to 254"),
         ("threads=x", EXIT_USAGE, "argument --threads: invalid int value: 'x'"),
         ("store=lmdb:///proc/store", EXIT_FAILURE, "/proc/store"),

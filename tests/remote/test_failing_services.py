@@ -125,7 +125,7 @@ def test_blobs_that_do_not_come_keep_nothing_else_waiting(
     }
 
 
-def test_who_reads_a_small_file_has_some_after_it_fetched_too(
+def test_small_files_after_one_that_is_read_are_fetched_too(
     services: ScriptedServices, guest: FakeGuest
 ) -> None:
     contents = [os.urandom(100) for _ in range(50)]
@@ -151,7 +151,7 @@ def test_small_files_that_do_not_come_ahead_keep_no_read_waiting(
     for number in (0, 40, 42, 49):
         assert read(guest, guest.lookup(top, b"%02d" % number)).body == contents[number]
     wait_until(lambda: services.num_reads(contents[1]) == 1)
-    assert len(errors(appliance)) == num_errors  # nobody has asked for what is missing
+    assert len(errors(appliance)) == num_errors  # no guest has asked for what is missing
     for let_go in release:
         let_go()
     assert read(guest, guest.lookup(top, b"01")).body == contents[1]

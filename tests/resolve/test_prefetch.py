@@ -1,4 +1,4 @@
-"""What is named to be fetched ahead when a file is missed."""
+"""Which files are named to be fetched ahead when a file is missed."""
 
 import pytest
 
@@ -75,7 +75,7 @@ def test_no_more_bytes_are_named_than_is_said() -> None:
     assert len(missed(small_files, "a0", is_under_way=False)) == 3
 
 
-def test_who_reads_to_the_end_goes_on_in_the_next_directory() -> None:
+def test_a_reader_that_comes_to_the_end_goes_on_in_the_next_directory() -> None:
     one, other = directory("a", 4), directory("b", 50)
     small_files = remembering(directory("top", 0, one, other), one, other)
     for number in range(2):
@@ -85,7 +85,7 @@ def test_who_reads_to_the_end_goes_on_in_the_next_directory() -> None:
     assert named
 
 
-def test_who_reads_on_goes_down_then_beside_then_up() -> None:
+def test_a_reader_goes_on_down_then_beside_then_up() -> None:
     deepest = directory("deepest", 2)
     deep, beside = directory("deep", 2, deepest), directory("beside", 2)
     one, other = directory("one", 3, deep, beside), directory("other", 2)
@@ -106,7 +106,7 @@ def test_equal_directories_in_many_places_lead_to_an_end() -> None:
             assert len(missed(small_files, label)) <= 2
 
 
-def test_who_reads_one_file_of_each_directory_is_not_taken_for_one_who_reads_all() -> None:
+def test_one_file_read_in_each_directory_names_no_files_of_the_next() -> None:
     leaves = [directory(f"leaf{number}-", 30) for number in range(20)]
     small_files = remembering(directory("top", 0, *leaves), *leaves)
     for number in range(20):

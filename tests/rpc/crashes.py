@@ -22,7 +22,7 @@ from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.prepared_commands import Command, Ended, PreparedCommands
 from tests.store.audit import audit, has_leftovers
 
-# A store is used for so many moments: what one leaves behind, the next may trip over.
+# A store is killed this many times, so that each kill meets what the last one left behind.
 _MOMENTS_PER_STORE = 10
 _WINDOW_S = 0.6
 _FILE_SIZES = (0, 100, 4096, 65_537, 300_000)
@@ -127,7 +127,7 @@ class _Imports:
         assert staged == []
 
     def check_end(self, command: Command, uri: str, number: int) -> bool:
-        """Whether an import failed as its daemon was killed, and said so; or was done by then."""
+        """Return whether an import reported that its daemon was killed, or had ended by then."""
         done = command.wait()
         if done == Ended(0, self._expected[number % len(self._trees)], ""):
             return False

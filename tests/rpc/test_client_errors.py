@@ -65,7 +65,7 @@ def test_message_that_a_daemon_does_not_take_is_no_full_disk(tmp_path: Path) -> 
 
 
 async def start_other(path: Path) -> grpc.aio.Server:
-    """Serve as somebody else might: no message over 4 MiB, which is the default, and no put."""
+    """Serve as other servers do: no message over 4 MiB, which is the default, and no put."""
 
     async def stat(_request: bytes, context: Context) -> bytes:
         return await context.abort(grpc.StatusCode.NOT_FOUND)

@@ -401,7 +401,7 @@ def test_socket_that_nobody_listens_on_is_replaced(tmp_path: Path) -> None:
 
 def test_logs_json_when_asked(tmp_path: Path) -> None:
     gone = f"grpc+unix://{tmp_path}/nobody.sock"
-    with DaemonProcess(gone, tmp_path, options=["--json"]) as daemon:
+    with DaemonProcess(gone, tmp_path, options=["--log-format=json"]) as daemon:
         run(f"unix:{daemon.socket}", lambda wire: wire.ask(f"{BLOBS}/Stat", STAT_EMPTY))
     lines = daemon.log().splitlines()
     assert len(lines) > 1

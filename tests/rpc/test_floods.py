@@ -60,7 +60,7 @@ async def health(channel: grpc.aio.Channel) -> Code:
 
 
 async def watching(stack: AsyncExitStack, daemon: DaemonProcess, num_watches: int) -> None:
-    """Begin so many watches on a connection of their own, and wait for as many as it may have."""
+    """Begin watches on a connection of their own; wait for as many as it may have."""
     channel = await stack.enter_async_context(channel_to(daemon))
     method: UnaryStream = channel.unary_stream("/grpc.health.v1.Health/Watch")
     calls = [method(b"") for _ in range(num_watches)]
@@ -70,7 +70,7 @@ async def watching(stack: AsyncExitStack, daemon: DaemonProcess, num_watches: in
 
 
 async def some_of(tasks: Sequence[asyncio.Task[T]], num_wanted: int) -> None:
-    """Wait for so many of the tasks, whichever they are: which calls wait is up to gRPC."""
+    """Wait for `num_wanted` of the tasks; gRPC decides which calls wait."""
     ended = asyncio.as_completed(tasks, timeout=30)
     for _ in range(num_wanted):
         await next(ended)
@@ -106,7 +106,7 @@ def test_large_messages_of_many_calls_wait_for_room(tmp_path: Path) -> None:
         assert daemon.memory_bytes("VmHWM") < MEMORY_LIMIT_BYTES
 
 
-def test_calls_that_send_nothing_hold_up_nobody(tmp_path: Path) -> None:
+def test_calls_that_send_nothing_delay_no_others(tmp_path: Path) -> None:
     async def hold_up(daemon: DaemonProcess) -> None:
         async with channel_to(daemon) as idle, channel_to(daemon) as other:
             method: StreamUnary = idle.stream_unary(f"{BLOBS}/Put")

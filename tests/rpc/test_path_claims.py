@@ -51,9 +51,9 @@ def test_second_content_of_a_path_is_already_exists_and_the_log_does_not_grow(
             answer = ask(target, lambda wire: wire.ask(method, encoded))  # noqa: B023 - asked at once
             assert answer.code == code
     store = Store.open(tmp_path / "store", is_readonly=True)
-    with store.read() as txn:
-        assert store.generation(txn) == 1
-        assert [encoded for _, encoded in store.path_infos(txn)] == [first]
+    with store.snapshot() as snapshot:
+        assert snapshot.generation == 1
+        assert [encoded for _, encoded in snapshot.path_infos()] == [first]
     store.close()
 
 
@@ -133,9 +133,9 @@ def test_of_processes_that_claim_a_path_at_once_one_has_it(tmp_path: Path) -> No
     codes = [child.exitcode for child in children]
     assert sorted(codes, key=str) == [0, 3, 3]
     store = Store.open(tmp_path / "store")
-    with store.read() as txn:
-        ((_, encoded),) = store.path_infos(txn)
-        assert store.generation(txn) == 1
+    with store.snapshot() as snapshot:
+        ((_, encoded),) = snapshot.path_infos()
+        assert snapshot.generation == 1
     store.close()
     node = read_path_info(encoded).node
     assert isinstance(node, SymlinkNode)
@@ -150,8 +150,8 @@ def test_importing_the_same_tree_again_is_fine_and_changes_nothing(tmp_path: Pat
     with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path / "d") as daemon:
         assert import_tree(daemon.unix_uri, tmp_path / "tree") == first
     store = Store.open(tmp_path / "store")
-    with store.read() as txn:
-        assert store.generation(txn) == 1
+    with store.snapshot() as snapshot:
+        assert snapshot.generation == 1
     store.close()
 
 

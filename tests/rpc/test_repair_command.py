@@ -17,6 +17,7 @@ from appliance.store.blob_cache import BlobCache
 from appliance.store.store import Store
 from tests.fakes.appliance_process import APPLIANCE, import_tree
 from tests.fakes.daemon_process import DaemonProcess
+from tests.store.audit import blob_path
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +82,7 @@ def rewrite(made: Made, database: bytes, change: Callable[[bytes], bytes | None]
     store = Store.open(made.store)
     handle = store.env.newer_database(database)
     assert handle is not None
-    with store.read() as txn:
+    with store.env.read() as txn:
         objects = [(bytes(k), bytes(v)) for k, v in txn.cursor(db=handle)]
     for key, value in objects:
         new = change(value)
@@ -212,7 +213,7 @@ def test_damaged_blob_of_the_cache_is_dropped(made: Made, tmp_path: Path) -> Non
     small, large = map(Digest.of, contents[:2])
     blobs = cache.store.env.database(schema.BLOBS)
     cache.store.env.write(lambda txn: txn.put(small, b"\0wrong", db=blobs))
-    cache.store.blob_path(large).write_bytes(bytes(100_000))
+    blob_path(cache.store, large).write_bytes(bytes(100_000))
     cache.close()
 
     state = f"--state-dir={tmp_path}/state"
@@ -230,7 +231,7 @@ def test_wrong_image_of_a_directory_is_dropped(damaged: Made) -> None:
     done = run("verify", "--store", damaged.uri, status=1)
     *told, summary = done.stderr.decode().splitlines()
     assert len(told) == 3
-    assert all(line.endswith(": is not the one made of it, and was dropped") for line in told)
+    assert all(line.endswith(": does not match the directory, and was removed") for line in told)
     assert summary.endswith("failures: 3")
     assert run("verify", "--store", damaged.uri).stderr == b""
 

@@ -22,6 +22,7 @@ from appliance.store import schema
 from appliance.store.store import Store
 from tests.fakes.appliance_process import APPLIANCE, import_tree
 from tests.fakes.daemon_process import DaemonProcess
+from tests.store.audit import blob_path
 
 pytestmark = pytest.mark.slow
 
@@ -93,17 +94,17 @@ def damage_store(path: Path, store_path: str, damage: Damage) -> None:
 
 
 def flip_a_byte(store: Store, _path: StorePath) -> None:
-    with store.blob_path(Digest.of(BIG)).open("r+b") as file:
+    with blob_path(store, Digest.of(BIG)).open("r+b") as file:
         file.seek(200_000)
         file.write(b"!")
 
 
 def cut_a_file(store: Store, _path: StorePath) -> None:
-    os.truncate(store.blob_path(Digest.of(BIG)), 200_000)
+    os.truncate(blob_path(store, Digest.of(BIG)), 200_000)
 
 
 def remove_a_file(store: Store, _path: StorePath) -> None:
-    store.blob_path(Digest.of(BIG)).unlink()
+    blob_path(store, Digest.of(BIG)).unlink()
 
 
 def forget_a_blob(store: Store, _path: StorePath) -> None:
@@ -118,8 +119,8 @@ def overwrite_a_blob(store: Store, _path: StorePath) -> None:
 
 
 def root_of(store: Store, path: StorePath) -> DirectoryNode:
-    with store.read() as txn:
-        encoded = store.path_info(txn, path.digest)
+    with store.snapshot() as snapshot:
+        encoded = snapshot.path_info(path.digest)
     assert encoded is not None
     node = read_path_info(encoded).node
     assert isinstance(node, DirectoryNode)
@@ -135,8 +136,8 @@ def overwrite_the_root(store: Store, path: StorePath) -> None:
 def rewrite(
     store: Store, path: StorePath, change: Callable[[pathinfo_pb2.PathInfo], object]
 ) -> None:
-    with store.read() as txn:
-        message = pathinfo_pb2.PathInfo.FromString(store.path_info(txn, path.digest) or b"")
+    with store.snapshot() as snapshot:
+        message = pathinfo_pb2.PathInfo.FromString(snapshot.path_info(path.digest) or b"")
     change(message)
     path_infos = store.env.database(schema.PATH_INFOS)
     store.env.write(lambda txn: txn.put(path.digest, message.SerializeToString(), db=path_infos))

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from appliance.cli.options import default_state_dir
 from appliance.errors import ConfigError
 from appliance.services.addresses import (
     GrpcAddress,
     LmdbAddress,
     MemoryAddress,
     ServiceAddress,
+    ServiceAddresses,
     parse_service_uri,
 )
 
@@ -88,3 +90,61 @@ def test_invalid_address_is_refused_by_its_rule(uri: str, rule: str) -> None:
 
     assert str(caught.value).startswith(f"service address {uri}: ")
     assert rule in str(caught.value)
+
+
+def addresses(*uris: str) -> ServiceAddresses:
+    return ServiceAddresses(*(parse_service_uri(uri) for uri in uris))
+
+
+@pytest.mark.parametrize(
+    ("uri", "text"),
+    [
+        ("memory://", "memory:"),
+        ("lmdb:/srv//./store/", "lmdb:///srv/store"),
+        ("lmdb:///srv/../etc/with%20space%ff", "lmdb:///etc/with%20space%FF"),
+        ("grpc+unix:/no/such.sock", "grpc+unix:///no/such.sock"),
+        ("grpc+unix:///no/%73uch.sock", "grpc+unix:///no/such.sock"),
+        ("grpc+http://Store.Example", "grpc+http://store.example:80"),
+        ("grpc+http://store.example:80", "grpc+http://store.example:80"),
+        ("grpc+https://Store.Example", "grpc+https://store.example:443"),
+        ("grpc+https://store.example:8443", "grpc+https://store.example:8443"),
+        ("grpc+http://[::AB]:8000", "grpc+http://[::ab]:8000"),
+    ],
+)
+def test_address_has_one_canonical_text(uri: str, text: str) -> None:
+    address = parse_service_uri(uri)
+    assert address.canonical() == text
+    assert parse_service_uri(text).canonical() == text
+
+
+def test_canonical_text_follows_symbolic_links(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for scheme in ("lmdb", "grpc+unix"):
+        texts = {
+            parse_service_uri(f"{scheme}:{tmp_path}/{name}/x").canonical()
+            for name in ("real", "link")
+        }
+        assert texts == {f"{scheme}://{tmp_path}/real/x"}
+
+
+# Literal, as caches of installed releases are found by them: a change here orphans those.
+CANONICAL = """\
+blobs=grpc+https://store.example:443
+directories=grpc+unix:///no/such.sock
+path-infos=lmdb:///no/store
+"""
+STATE_DIRECTORY = "remote-13eb5c9c103d4c09.state"
+
+
+def test_canonical_text_of_services_and_their_state_directory_never_change() -> None:
+    services = addresses("grpc+https://Store.example", "grpc+unix:/no/such.sock", "lmdb:/no/store")
+    assert services.canonical() == CANONICAL
+    state_home = {"XDG_STATE_HOME": "/no/home"}
+    assert default_state_dir(services, state_home).name == STATE_DIRECTORY
+
+
+def test_services_in_another_order_are_others() -> None:
+    one, other = "grpc+http://one", "grpc+http://other"
+    texts = {addresses(*uris).canonical() for uris in [(one, other, one), (other, one, one)]}
+    assert len(texts) == 2

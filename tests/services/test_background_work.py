@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from appliance.errors import StoreError
-from appliance.services.fetch import RUNNING_MAX, BackgroundWork, Work
+from appliance.services.tasks import RUNNING_MAX, BackgroundWork, Work
 
 DEADLINE_S = 30
 
 
 class Recorder:
-    """Work that notes when it begins and ends when it is let."""
+    """Work that records its beginning, and ends once `may_end` is set."""
 
     def __init__(self) -> None:
         self.begun: list[int] = []
@@ -49,7 +49,7 @@ def run(work: Callable[[BackgroundWork, Recorder], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_work_is_begun_in_order_and_so_many_at_a_time() -> None:
+def test_work_is_begun_in_order_and_a_limited_number_at_a_time() -> None:
     async def work(ahead: BackgroundWork, recorder: Recorder) -> None:
         num = 3 * RUNNING_MAX
         ahead.want(recorder.work(number) for number in range(num))

@@ -19,6 +19,7 @@ from appliance.store.schema import INLINE_MAX
 from appliance.store.writer import AsyncStore
 from tests.contracts.rig import put_blob, read_blob
 from tests.db.test_environment import small_disk
+from tests.store.audit import blob_path
 
 
 def run(path: Path, work: Callable[[AsyncStore], Awaitable[None]]) -> None:
@@ -93,8 +94,8 @@ def test_blob_whose_file_is_not_whole_is_absent_until_it_is_put_again(
 ) -> None:
     async def work(store: AsyncStore) -> None:
         blobs, digest = await put_large(store)
-        content = store.store.blob_path(digest).read_bytes()
-        damage(store.store.blob_path(digest))
+        content = blob_path(store.store, digest).read_bytes()
+        damage(blob_path(store.store, digest))
         assert not await blobs.has(digest)
         assert await blobs.stat(digest) is None
         assert await blobs.open_read(digest) is None

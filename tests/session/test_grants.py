@@ -1,4 +1,4 @@
-"""Grants: what is granted is found by name and by nodeid, by readers that mapped them before."""
+"""Grants are found by name and by nodeid, even by readers that mapped the memory before."""
 
 import errno
 import mmap
@@ -62,7 +62,7 @@ def test_bases_follow_each_other_and_each_nodeid_is_in_one_grant(table: GrantTab
 @pytest.mark.slow
 def test_a_reader_finds_what_came_after_it_mapped_the_memory(table: GrantTable) -> None:
     early = Grants(table.fd)
-    num = 20_000  # the memory grows, and so does the hash table
+    num = 20_000  # enough for the memory and the hash table to grow
     for i in range(num):
         table.grant(directory(i))
     late = Grants(table.fd)
@@ -79,7 +79,7 @@ def test_a_reader_finds_what_came_after_it_mapped_the_memory(table: GrantTable) 
 def test_blank_grants_cost_next_to_nothing() -> None:
     table = GrantTable()
     assert os.fstat(table.fd).st_blocks * 512 <= 16 << 10
-    assert os.fstat(table.fd).st_size > 32 << 20  # room, not yet memory
+    assert os.fstat(table.fd).st_size > 32 << 20  # reserved, but not allocated
     table.close()
 
 
@@ -94,7 +94,7 @@ def test_a_worker_cannot_write_to_the_grants(table: GrantTable) -> None:
 
 def test_numbers_run_out_with_an_error_and_what_was_granted_stays(table: GrantTable) -> None:
     table.grant(directory(1, NODEID_LIMIT - FIRST_BASE - 2))
-    with pytest.raises(OSError, match="leaves no nodeids") as caught:
+    with pytest.raises(OSError, match="4 nodeids needed, 1 left") as caught:
         table.grant(directory(2))
     assert caught.value.errno == errno.EOVERFLOW
     table.grant(FileNode(b"last", DIGEST, 5, executable=False))
@@ -102,7 +102,7 @@ def test_numbers_run_out_with_an_error_and_what_was_granted_stays(table: GrantTa
     grant = reader.by_name(b"last")
     assert grant is not None
     assert grant.base == NODEID_LIMIT - 1
-    with pytest.raises(OSError, match="leaves no nodeids"):
+    with pytest.raises(OSError, match="1 nodeids needed, 0 left"):
         table.grant(FileNode(b"one more", DIGEST, 5, executable=False))
 
 
@@ -140,7 +140,7 @@ def test_a_session_that_starts_apart_shares_no_numbers_with_another() -> None:
         assert grant is not None
         bases.add(grant.base >> 41)
         assert grant.base < NODEID_LIMIT // 2
-        table.start_apart()  # too late: it changes nothing
+        table.start_apart()  # has no effect after the first grant
         table.grant(directory(2))
         following = Grants(table.fd).by_name(b"directory-2")
         assert following is not None

@@ -33,7 +33,7 @@ def test_memory_that_cannot_be_mapped_leaves_no_descriptor() -> None:
     os.close(lowest_free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 1, hard))
     try:
-        for _ in range(2):  # the second finds the one descriptor free again
+        for _ in range(2):  # the second time, the only free descriptor is free again
             with pytest.raises(OSError, match="Too many open files"):
                 SessionMemory.create(1)
             assert os.dup(0) == lowest_free
@@ -99,6 +99,6 @@ def test_nobody_can_shrink_our_memory_under_a_mapping() -> None:
 def test_a_buffer_too_small_for_its_queues_is_refused() -> None:
     fd = os.memfd_create("small")
     os.ftruncate(fd, 64)
-    with pytest.raises(ValueError, match="greater than file size"):
+    with pytest.raises(ValueError, match="the file has 64 bytes, expected at least"):
         InflightMemory(fd, offset=0, num_queues=2, queue_size=1024)
     os.close(fd)

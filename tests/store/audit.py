@@ -1,54 +1,67 @@
-"""Checking all that a store shows against what it says of itself."""
+"""Checks that a store is consistent: digests, closures, and the log of PathInfos."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node
 from appliance.castore.size_dialect import SizeDialect
-from appliance.db.environment import ReadTransaction
 from appliance.nix.path_info import PathInfo, read_path_info
-from appliance.store import schema
-from appliance.store.store import BlobFile, Store
+from appliance.store.blob_files import BlobFile
+from appliance.store.snapshot import Snapshot
+from appliance.store.store import Store
 
 
 class Audit(NamedTuple):
-    """What is in the store; all of it was hashed and found complete."""
+    """The contents of a store, all hashed and found complete."""
 
     num_blobs: int
     num_directories: int
     path_infos: list[PathInfo]
 
 
-def content(store: Store, txn: ReadTransaction, digest: bytes) -> bytes:
+def blob_path(store: Store, digest: bytes) -> Path:
+    """Return the path of the file of a blob."""
+    name = digest.hex()
+    return store.path / "blobs" / name[:2] / name
+
+
+def read_file(store: Store, blob: BlobFile) -> bytes:
+    """Return the content of a blob file."""
+    with os.fdopen(store.open_blob(blob), "rb") as file:
+        return file.read()
+
+
+def content(store: Store, snapshot: Snapshot, digest: bytes) -> bytes:
     """Return the content of a blob, which must be there."""
-    blob = store.blob(txn, digest)
+    blob = snapshot.blob(digest)
     assert blob is not None, f"blob {digest.hex()} is absent"
     if isinstance(blob, BlobFile):
-        found = blob.path.read_bytes()
+        found = read_file(store, blob)
         assert len(found) == blob.size
         return found
     return bytes(blob)
 
 
 def audit(path: Path, *, is_readonly: bool = False) -> Audit:
-    """Open the store at `path`, and check everything in it; a writer's is without leftovers."""
+    """Check everything in the store at `path`; one that is writable must have no leftovers."""
     store = Store.open(path, is_readonly=is_readonly)
     try:
         assert is_readonly or not has_leftovers(path)
-        with store.read() as txn:
-            blobs = _all_keys(store, txn, schema.BLOBS)
+        with store.snapshot() as snapshot:
+            blobs = list(snapshot.blob_digests())
             for digest in blobs:
-                assert Digest.of(content(store, txn, digest)) == digest
-            directories = _all_keys(store, txn, schema.DIRECTORIES)
+                assert Digest.of(content(store, snapshot, digest)) == digest
+            directories = [digest for digest, _ in snapshot.directories()]
             for digest in directories:
-                _check_directory(store, txn, digest)
-            path_infos = [read_path_info(encoded) for _, encoded in store.path_infos(txn)]
+                _check_directory(snapshot, digest)
+            path_infos = [read_path_info(encoded) for _, encoded in snapshot.path_infos()]
             for info in path_infos:
-                _check_closure(store, txn, info.node)
-            log = [read_path_info(encoded) for _, encoded in store.path_infos_since(txn, 0)]
+                _check_closure(snapshot, info.node)
+            log = [read_path_info(encoded) for _, encoded in snapshot.path_infos_since(0)]
             assert set(log) == set(path_infos)
-            assert store.generation(txn) >= len(path_infos)
+            assert snapshot.generation >= len(path_infos)
         return Audit(len(blobs), len(directories), path_infos)
     finally:
         store.close()
@@ -59,13 +72,8 @@ def has_leftovers(path: Path) -> bool:
     return any((path / "tmp").glob("*"))
 
 
-def _all_keys(store: Store, txn: ReadTransaction, database: bytes) -> list[bytes]:
-    cursor = txn.cursor(db=store.env.database(database))
-    return [bytes(key) for key in cursor.iternext(keys=True, values=False)]
-
-
-def _check_directory(store: Store, txn: ReadTransaction, digest: bytes) -> Directory:
-    encoded = store.directory(txn, digest)
+def _check_directory(snapshot: Snapshot, digest: bytes) -> Directory:
+    encoded = snapshot.directory(digest)
     assert encoded is not None, f"directory {digest.hex()} is absent"
     directory = Directory.from_bytes(encoded)
     assert directory.to_bytes() == encoded
@@ -73,19 +81,19 @@ def _check_directory(store: Store, txn: ReadTransaction, digest: bytes) -> Direc
     return directory
 
 
-def _check_closure(store: Store, txn: ReadTransaction, root: Node) -> None:
+def _check_closure(snapshot: Snapshot, root: Node) -> None:
     stack = [root]
     while stack:
         node = stack.pop()
         if isinstance(node, FileNode):
-            blob = store.blob(txn, node.digest)
+            blob = snapshot.blob(node.digest)
             assert blob is not None
             assert node.size == (blob.size if isinstance(blob, BlobFile) else len(blob))
         elif isinstance(node, DirectoryNode):
             directory = (
                 Directory()
                 if node.digest == EMPTY_DIGEST
-                else _check_directory(store, txn, node.digest)
+                else _check_directory(snapshot, node.digest)
             )
             assert node.size in {directory.size(dialect) for dialect in SizeDialect}
             stack += directory.nodes()

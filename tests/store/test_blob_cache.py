@@ -1,4 +1,4 @@
-"""The cache alone, and what fetches into it, over services in this process."""
+"""The cache alone, and the fetcher that fills it, over services in this process."""
 
 import asyncio
 import os
@@ -14,8 +14,9 @@ from appliance.services.contracts import BlobReader
 from appliance.services.fetch import FETCHES_MAX, BlobFetcher
 from appliance.services.memory_services import MemoryBlobService
 from appliance.store.blob_cache import BlobCache, BlobTooLargeError, charge_of
+from appliance.store.blob_files import BlobFile
 from appliance.store.schema import INLINE_MAX
-from appliance.store.store import BlobFile
+from tests.store.audit import blob_path, read_file
 
 MAX_BYTES = 1 << 20
 SMALL = 10_000
@@ -30,7 +31,7 @@ def cache(tmp_path: Path) -> Iterator[BlobCache]:
 
 
 class SlowBlobs(MemoryBlobService):
-    """Blobs in memory; those in `held` do not come before they are released."""
+    """Blobs in memory; reading one in `held` waits until it is released."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,10 +73,10 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
 
 
 def content_in(cache: BlobCache, digest: Digest) -> bytes | None:
-    with cache.store.read() as txn:
-        blob = cache.store.blob(txn, digest)
+    with cache.store.snapshot() as snapshot:
+        blob = snapshot.blob(digest)
         if isinstance(blob, BlobFile):
-            return blob.path.read_bytes()
+            return read_file(cache.store, blob)
         return None if blob is None else bytes(blob)
 
 
@@ -137,7 +138,7 @@ def test_a_blob_larger_than_the_cache_is_refused(cache: BlobCache) -> None:
             kept = await blobs.put(b"kept")
             await fetcher.fetch(kept, 4)
             digest = await blobs.put(os.urandom(MAX_BYTES + 1))
-            with pytest.raises(BlobTooLargeError, match="more than the whole cache"):
+            with pytest.raises(BlobTooLargeError, match="more than the whole cache may hold"):
                 await fetcher.fetch(digest, MAX_BYTES + 1)
             assert content_in(cache, kept) == b"kept"
 
@@ -159,7 +160,7 @@ def test_what_failed_leaves_nothing_and_is_asked_for_again(cache: BlobCache, siz
             assert cache.charged_bytes() == 0
             assert files_of(cache) == []
             await fetcher.fetch(digest, size)
-            with pytest.raises(CorruptBlobError, match="not"):
+            with pytest.raises(CorruptBlobError, match=f"has {size} bytes, expected"):
                 await fetcher.fetch(digest, size + 1)
             assert content_in(cache, digest) == content
 
@@ -171,7 +172,7 @@ def test_a_blob_that_does_not_come_fails_in_time(cache: BlobCache) -> None:
         async with fetching(cache, timeout_s=0.05) as (blobs, fetcher):
             digest = await blobs.put(b"content")
             blobs.held[digest] = asyncio.Event()
-            with pytest.raises(ServiceUnavailableError, match="nothing came"):
+            with pytest.raises(ServiceUnavailableError, match="nothing arrived"):
                 await fetcher.fetch(digest, 7)
             blobs.held[digest].set()
             await fetcher.fetch(digest, 7)
@@ -317,11 +318,11 @@ def test_a_reservation_of_a_killed_process_ages_and_goes(cache: BlobCache) -> No
 
 
 def test_a_file_without_a_record_goes_with_its_reservation(cache: BlobCache) -> None:
-    # As a process leaves it that is killed after the file was moved to its place.
+    # This is what a process leaves if it is killed after it has moved the file to its place.
     digest = Digest(bytes(32))
     assert cache.reserve(digest, LARGE, ())
-    cache.store.blob_path(digest).parent.mkdir(parents=True)
-    cache.store.blob_path(digest).write_bytes(bytes(LARGE))
+    blob_path(cache.store, digest).parent.mkdir(parents=True)
+    blob_path(cache.store, digest).write_bytes(bytes(LARGE))
     assert cache.reserve(Digest(b"1" * 32), MAX_BYTES, ())
     assert files_of(cache) == []
 

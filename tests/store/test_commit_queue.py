@@ -1,4 +1,4 @@
-"""Commits that come together, and what becomes of them when one cannot be done."""
+"""Commits that are gathered, and what happens to the others when one of them fails."""
 
 import threading
 from pathlib import Path
@@ -33,14 +33,14 @@ def test_what_waits_during_a_commit_is_one_commit(tmp_path: Path) -> None:
     holder.start()
     held.wait()
     futures = [queue.submit(batch_of(b"%d" % number)) for number in range(50)]
-    with store.read() as txn:
+    with store.env.read() as txn:
         before = txn.id()
     release.set()
     for future in futures:
         future.result(30)
     holder.join()
-    with store.read() as txn:
-        # The holder's, that of the batch the thread had in hand, and one for all the others.
+    with store.env.read() as txn:
+        # One by the holder, one of the batch that the thread had taken, and one of all others.
         assert txn.id() - before <= 3
     queue.close()
     store.close()

@@ -1,4 +1,4 @@
-"""Stores without images, as earlier releases left them: they are made once, or for the moment."""
+"""Stores of earlier releases, without images: these are made and stored, or made in memory."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def drop_images(store: Store) -> None:
 
 
 def num_images(store: Store) -> int:
-    with store.read() as txn:
+    with store.env.read() as txn:
         return txn.stat(store.env.database(schema.IMAGES))["entries"]
 
 
@@ -35,7 +35,7 @@ def test_the_first_lookup_makes_the_images_of_the_whole_path(
     drop_images(guest.store)
     assert guest.body(fuse_client.read(guest.walk(name, b"7", b"a", b"b"), 0, 100)) == b"7"
     assert num_images(guest.store) == made_by_the_commit - 1, "the empty one needs none"
-    assert len([r for r in caplog.records if "are made" in r.message]) == 1
+    assert len([r for r in caplog.records if "making its image" in r.message]) == 1
     assert len(guest.wants) == 1, "no directory is asked for by itself"
 
 
@@ -78,9 +78,9 @@ def test_one_bad_directory_keeps_no_other_from_its_image(
     guest.store.commit(batch)
     drop_images(guest.store)
     make_images(guest.store, root.digest())
-    with guest.store.read() as txn:
+    with guest.store.snapshot() as snapshot:
         images = {
-            name: guest.store.images.piece(txn, digest) is not None
+            name: snapshot.image(digest) is not None
             for name, digest in (
                 ("root", root.digest()),
                 ("good", good.digest()),
@@ -89,8 +89,8 @@ def test_one_bad_directory_keeps_no_other_from_its_image(
             )
         }
     assert images == {"root": True, "good": True, "forged": False, "missing": False}
-    assert f"directory {forged}: the store has {good.digest()} by that digest" in caplog.text
-    assert f"directory {missing}: it is not in the store" in caplog.text
+    assert f"directory {forged}: the stored content has digest {good.digest()}" in caplog.text
+    assert f"directory {missing}: not in the store" in caplog.text
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_an_image_comes_with_its_directory_and_never_without(tmp_path: Path) -> 
     batch = Batch()
     batch.add_directory(many.digest(), many.to_bytes())
     store.commit(batch)
-    with store.read() as txn:
-        pieces = [store.images.piece(txn, many.digest(), number) is not None for number in range(4)]
+    with store.snapshot() as snapshot:
+        pieces = [snapshot.image(many.digest(), number) is not None for number in range(4)]
     assert pieces == [True, True, True, False]
     store.close()

@@ -19,7 +19,7 @@ READERS = 4711
 
 @pytest.fixture
 def store() -> Iterator[Path]:
-    """A store that is made with no umask, where others can get to."""
+    """A store that is made without a umask, in a directory that others can enter."""
     directory = Path(tempfile.mkdtemp())
     directory.chmod(0o755)
     (directory / "file").write_bytes(b"x" * 100_000)
@@ -33,7 +33,7 @@ def store() -> Iterator[Path]:
 
 
 def reads_as(uid: int, group: int, store_path: Path) -> bool:
-    """Whether a user reads a blob of the store; each way is a process of its own."""
+    """Whether a user can read a blob of the store; each way runs in its own process."""
     pid = os.fork()
     if pid == 0:
         status = 2

@@ -1,4 +1,4 @@
-"""Stores on read-only file systems, and of somebody else: read and served, never written."""
+"""Stores on read-only file systems, and of other users: they can be read and served."""
 
 import os
 import subprocess
@@ -26,13 +26,13 @@ from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.mounted import Mounted
 
 BIG = b"big" * 100_000
-# A user who may do with files what anybody may, but goes by the name of root.
+# Runs as root, but without the capabilities that override file permissions.
 NO_PRIVILEGE = ("setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner")
 OTHER_UID = 4242
 
 
 class Readonly(NamedTuple):
-    """A store that can be read only, and how to run who can only read it."""
+    """A store that can only be read, and the prefix of commands that can only read it."""
 
     store: Path
     path: str
@@ -74,7 +74,7 @@ def readonly(
         store = disk / "store"
         if request.param == "owner":
             for name in (store, *store.rglob("*")):
-                os.chown(name, OTHER_UID, -1)  # whose group may read it
+                os.chown(name, OTHER_UID, -1)  # the group may still read it
             disk.chmod(0o555)
             os.chown(disk, OTHER_UID, OTHER_UID)
             yield Readonly(store, path, NO_PRIVILEGE)
@@ -143,7 +143,7 @@ def test_daemon_serves_what_is_there_and_refuses_the_rest(
         encoded = encode_nar_addressed(path, node, nar_size=1, nar_sha256=sha256)
         with pytest.raises(StoreError, match="opened for reading only"):
             Rig(daemon.unix_uri).run(lambda services: services.path_infos.put(encoded))
-        # Calculated each time, as it cannot be kept.
+        # Calculated each time, as the result cannot be stored.
         Rig(daemon.unix_uri).run(lambda services: services.path_infos.calculate_nar(node))
 
 
@@ -197,7 +197,7 @@ READ_SLOWLY = """
 import sys
 from pathlib import Path
 from appliance.errors import SnapshotLostError
-from tests.store import test_lmdb_env as t
+from tests.db import test_environment as t
 with t.opened(Path(sys.argv[1]), is_readonly=True) as env:
     print(env.is_locked, flush=True)
     try:

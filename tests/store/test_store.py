@@ -1,4 +1,4 @@
-"""The store: what is committed is there, complete, and in the order it came."""
+"""The store: committed objects are there, complete, and in the order of their commits."""
 
 import os
 from collections.abc import Iterator
@@ -11,9 +11,10 @@ from appliance.castore.directory import Directory, FileNode
 from appliance.errors import SchemaVersionError, StoreError, StoreFullError
 from appliance.store import schema
 from appliance.store.batch import Batch
-from appliance.store.store import BlobFile, Store
+from appliance.store.blob_files import BlobFile
+from appliance.store.store import Store
 from tests.db.test_environment import small_disk
-from tests.store.audit import content
+from tests.store.audit import blob_path, content, read_file
 
 LARGE = os.urandom(schema.INLINE_MAX + 1)
 
@@ -53,8 +54,8 @@ def key(number: int) -> bytes:
 def test_small_blob_comes_back_from_the_map(store: Store, size: int) -> None:
     data = os.urandom(size)
     store.commit(batch_of(data))
-    with store.read() as txn:
-        found = store.blob(txn, Digest.of(data))
+    with store.snapshot() as snapshot:
+        found = snapshot.blob(Digest.of(data))
         assert isinstance(found, memoryview)
         assert found == data
 
@@ -66,12 +67,12 @@ def test_large_blob_comes_back_as_a_file_of_its_own(store: Store) -> None:
     batch.add_file(digest, staged, len(LARGE))
     store.commit(batch)
     assert not staged.exists()
-    with store.read() as txn:
-        found = store.blob(txn, digest)
+    with store.snapshot() as snapshot:
+        found = snapshot.blob(digest)
+    assert found == BlobFile(digest, len(LARGE))
+    assert read_file(store, found) == LARGE
     name = digest.hex()
-    path = store.path / "blobs" / name[:2] / name
-    assert found == BlobFile(path, len(LARGE))
-    assert path.read_bytes() == LARGE
+    assert (store.path / "blobs" / name[:2] / name).read_bytes() == LARGE
 
 
 def test_large_blob_that_is_there_is_not_replaced(store: Store) -> None:
@@ -81,31 +82,31 @@ def test_large_blob_that_is_there_is_not_replaced(store: Store) -> None:
         batch = Batch()
         batch.add_file(digest, stage(store, LARGE), len(LARGE))
         store.commit(batch)
-        inodes.add(store.blob_path(digest).stat().st_ino)
+        inodes.add(blob_path(store, digest).stat().st_ino)
         assert not (store.path / "staged").exists()
     assert len(inodes) == 1
 
 
 def test_torn_file_without_a_record_is_replaced(store: Store) -> None:
     digest = Digest.of(LARGE)
-    store.blob_path(digest).parent.mkdir(parents=True)
-    store.blob_path(digest).write_bytes(LARGE[:100])
-    with store.read() as txn:
-        assert store.blob(txn, digest) is None
+    blob_path(store, digest).parent.mkdir(parents=True)
+    blob_path(store, digest).write_bytes(LARGE[:100])
+    with store.snapshot() as snapshot:
+        assert snapshot.blob(digest) is None
     batch = Batch()
     batch.add_file(digest, stage(store, LARGE), len(LARGE))
     store.commit(batch)
-    with store.read() as txn:
-        assert content(store, txn, digest) == LARGE
+    with store.snapshot() as snapshot:
+        assert content(store, snapshot, digest) == LARGE
 
 
 def test_absent_objects_are_none_but_the_empty_ones_are_always_there(store: Store) -> None:
-    with store.read() as txn:
-        assert store.blob(txn, bytes(32)) is None
-        assert store.directory(txn, bytes(32)) is None
-        assert store.path_info(txn, bytes(20)) is None
-        assert content(store, txn, EMPTY_DIGEST) == b""
-        assert store.directory(txn, EMPTY_DIGEST) == b""
+    with store.snapshot() as snapshot:
+        assert snapshot.blob(bytes(32)) is None
+        assert snapshot.directory(bytes(32)) is None
+        assert snapshot.path_info(bytes(20)) is None
+        assert content(store, snapshot, EMPTY_DIGEST) == b""
+        assert snapshot.directory(EMPTY_DIGEST) == b""
 
 
 def test_directory_comes_back_as_it_was_put(store: Store) -> None:
@@ -113,44 +114,44 @@ def test_directory_comes_back_as_it_was_put(store: Store) -> None:
     batch = Batch()
     batch.add_directory(directory.digest(), directory.to_bytes())
     store.commit(batch)
-    with store.read() as txn:
-        assert store.directory(txn, directory.digest()) == directory.to_bytes()
+    with store.snapshot() as snapshot:
+        assert snapshot.directory(directory.digest()) == directory.to_bytes()
 
 
 def test_path_infos_are_listed_by_digest_after_any_point(store: Store) -> None:
     infos = {key(number): b"info %d" % number for number in (5, 1, 3)}
     store.commit(path_infos_batch(*infos.items()))
-    with store.read() as txn:
-        assert list(store.path_infos(txn)) == sorted(infos.items())
-        assert list(store.path_infos(txn, key(1))) == sorted(infos.items())[1:]
-        assert list(store.path_infos(txn, key(2))) == sorted(infos.items())[1:]
-        assert list(store.path_infos(txn, key(5))) == []
-        assert store.path_info(txn, key(3)) == b"info 3"
+    with store.snapshot() as snapshot:
+        assert list(snapshot.path_infos()) == sorted(infos.items())
+        assert list(snapshot.path_infos(key(1))) == sorted(infos.items())[1:]
+        assert list(snapshot.path_infos(key(2))) == sorted(infos.items())[1:]
+        assert list(snapshot.path_infos(key(5))) == []
+        assert snapshot.path_info(key(3)) == b"info 3"
 
 
 def test_path_infos_since_a_generation_come_in_the_order_they_were_put(store: Store) -> None:
     for number in (9, 2, 7):
         store.commit(path_infos_batch((key(number), b"%d" % number)))
-    with store.read() as txn:
-        assert store.generation(txn) == 3
-        assert list(store.path_infos_since(txn, 0)) == [(1, b"9"), (2, b"2"), (3, b"7")]
-        assert list(store.path_infos_since(txn, 2)) == [(3, b"7")]
-        assert list(store.path_infos_since(txn, 3)) == []
+    with store.snapshot() as snapshot:
+        assert snapshot.generation == 3
+        assert list(snapshot.path_infos_since(0)) == [(1, b"9"), (2, b"2"), (3, b"7")]
+        assert list(snapshot.path_infos_since(2)) == [(3, b"7")]
+        assert list(snapshot.path_infos_since(3)) == []
 
 
 def test_generation_counts_path_infos_and_nothing_else(store: Store) -> None:
     store.commit(batch_of(b"x"))
-    with store.read() as txn:
-        assert store.generation(txn) == 0
+    with store.snapshot() as snapshot:
+        assert snapshot.generation == 0
     store.commit(path_infos_batch((key(1), b"a"), (key(2), b"b")))
     store.commit(path_infos_batch((key(1), b"a")))
-    with store.read() as txn:
-        assert store.generation(txn) == 2
+    with store.snapshot() as snapshot:
+        assert snapshot.generation == 2
     store.commit(path_infos_batch((key(1), b"changed")))
-    with store.read() as txn:
-        assert store.generation(txn) == 3
-        assert list(store.path_infos_since(txn, 2)) == [(3, b"changed")]
-        assert [encoded for _, encoded in store.path_infos(txn)] == [b"changed", b"b"]
+    with store.snapshot() as snapshot:
+        assert snapshot.generation == 3
+        assert list(snapshot.path_infos_since(2)) == [(3, b"changed")]
+        assert [encoded for _, encoded in snapshot.path_infos()] == [b"changed", b"b"]
 
 
 def test_store_grows_from_a_tiny_map(tmp_path: Path) -> None:
@@ -158,8 +159,8 @@ def test_store_grows_from_a_tiny_map(tmp_path: Path) -> None:
     blobs = [os.urandom(5000) for _ in range(500)]
     for start in range(0, 500, 50):
         store.commit(batch_of(*blobs[start : start + 50]))
-    with store.read() as txn:
-        assert all(content(store, txn, Digest.of(blob)) == blob for blob in blobs)
+    with store.snapshot() as snapshot:
+        assert all(content(store, snapshot, Digest.of(blob)) == blob for blob in blobs)
     store.close()
 
 
@@ -168,8 +169,8 @@ def test_large_blob_survives_a_commit_that_had_to_grow_the_map(tmp_path: Path) -
     batch = batch_of(*(os.urandom(5000) for _ in range(200)))
     batch.add_file(Digest.of(LARGE), stage(store, LARGE), len(LARGE))
     store.commit(batch)
-    with store.read() as txn:
-        assert content(store, txn, Digest.of(LARGE)) == LARGE
+    with store.snapshot() as snapshot:
+        assert content(store, snapshot, Digest.of(LARGE)) == LARGE
     store.close()
 
 
@@ -180,8 +181,8 @@ def test_reopened_store_has_what_was_committed(tmp_path: Path) -> None:
     store.close()
     for is_readonly in (True, False):
         again = Store.open(path, is_readonly=is_readonly)
-        with again.read() as txn:
-            assert content(again, txn, Digest.of(b"kept")) == b"kept"
+        with again.snapshot() as snapshot:
+            assert content(again, snapshot, Digest.of(b"kept")) == b"kept"
         again.close()
 
 
@@ -213,10 +214,10 @@ def test_full_disk_leaves_neither_records_nor_files(tmp_path: Path) -> None:
         with pytest.raises(StoreFullError):
             store.commit(batch)
         assert not (store.path / "staged").exists()
-        assert not store.blob_path(Digest.of(LARGE)).exists()
-        with store.read() as txn:
-            assert store.blob(txn, Digest.of(LARGE)) is None
-            assert all(store.blob(txn, digest) is None for digest in batch.blobs)
-            assert content(store, txn, Digest.of(b"before")) == b"before"
+        assert not blob_path(store, Digest.of(LARGE)).exists()
+        with store.snapshot() as snapshot:
+            assert snapshot.blob(Digest.of(LARGE)) is None
+            assert all(snapshot.blob(digest) is None for digest in batch.blobs)
+            assert content(store, snapshot, Digest.of(b"before")) == b"before"
         store.commit(batch_of(b"after"))
         store.close()

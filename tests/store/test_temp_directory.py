@@ -1,4 +1,4 @@
-"""Temporary directories: held while their process lives, swept after."""
+"""Temporary directories: kept while their process lives, and swept after that."""
 
 import os
 import select
@@ -63,8 +63,8 @@ def test_directory_is_swept_once_its_process_and_its_children_are_gone(tmp_path:
 
 
 def kill(pid: int) -> None:
-    # Of a process that ends, its pipes may be closed before its locks are released; its end itself
-    # is told of after both.
+    # When a process ends, its pipes may be closed before its locks are released; wait(2) returns
+    # after both.
     pidfd = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)

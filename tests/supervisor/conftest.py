@@ -1,4 +1,4 @@
-"""What tests with guests of our own serve to them."""
+"""The store that tests with fake guests serve."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.fakes.hostile_guest import make_tree
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
-    """The store's path, and the name of the one store path in it."""
+    """The path of the store, and the name of its only store path."""
     path = tmp_path_factory.mktemp("store") / "store"
     (name,) = import_tree(path, make_tree(tmp_path_factory.mktemp("tree")))
     return path, name.encode()

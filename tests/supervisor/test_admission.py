@@ -1,4 +1,4 @@
-"""Front-ends beyond the limit of descriptors wait for one to leave, and are served then."""
+"""Front-ends for which there are too few descriptors wait until another one leaves."""
 
 import contextlib
 import os
@@ -36,7 +36,7 @@ def appliance(
         assert "is closed" not in process.log()
 
 
-def test_who_finds_no_room_waits_and_is_served_in_its_turn(
+def test_a_front_end_without_room_waits_and_is_served_in_turn(
     appliance: ApplianceProcess, store: tuple[Path, bytes]
 ) -> None:
     with contextlib.ExitStack() as stack:
@@ -55,12 +55,12 @@ def test_who_finds_no_room_waits_and_is_served_in_its_turn(
 
 
 def has_to_wait(appliance: ApplianceProcess, served: list[FakeGuest]) -> bool:
-    """Return whether the front-end that comes next after those served is told to wait."""
+    """Return whether the front-end that connected after those served has to wait."""
     start = f": {appliance.sockets[len(served)]}: "
     for _ in every_event(DEADLINE_S):
         if f"{start}front-end connected" in appliance.log():
             break
-    served[0].vmm.front_end.get_features()  # answered by the loop that has decided by then
+    served[0].vmm.front_end.get_features()  # the event loop has decided before it answers
     return any(
         start in line and "it waits for one to leave" in line
         for line in appliance.log().splitlines()

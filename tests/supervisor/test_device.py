@@ -1,4 +1,4 @@
-"""A device and its workers, which are real, before a driver's ring."""
+"""A device with real worker processes, which serve the ring of a fake driver."""
 
 import asyncio
 import contextlib
@@ -71,12 +71,12 @@ def ring_config(ring: DriverRing) -> VringConfig:
 
 
 def worker_restarts(device: Device) -> int:
-    """Return how often the one worker died; 0, too, while there is none."""
+    """Return how often the only worker has died, or 0 while no worker lives."""
     return sum(int(str(worker["restarts"])) for worker in device.workers())
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    # Memory that other processes write has no event; `run` has the deadline.
+    # Polls, because a write of another process to shared memory is no event. `run` has a deadline.
     while True:
         if condition():
             return
@@ -102,14 +102,14 @@ def run(tmp_path: Path, test: Callable[[Device, DriverRing], Coroutine[None, Non
 
 
 def stop_workers(device: Device) -> None:
-    """Stop every worker, as a descriptor of the front-end's that blocks could."""
+    """Stop every worker, as a blocking descriptor of the front-end could."""
     for worker in device.workers():
         os.kill(int(str(worker["pid"])), signal.SIGSTOP)
 
 
 async def the_next_worker(device: Device, restarts: int) -> None:
     await until(lambda: worker_restarts(device) == restarts)
-    await device.set_call(QUEUE, None)  # waits for what the worker's start may have to do
+    await device.set_call(QUEUE, None)  # returns after the worker has been brought up
 
 
 def test_a_ring_whose_stop_failed_is_not_served_again(
@@ -159,7 +159,7 @@ def test_a_successor_that_was_slow_to_start_is_not_the_last(
         before = ring_worker._ANSWER_DEADLINE_S
         monkeypatch.setattr(ring_worker, "_ANSWER_DEADLINE_S", 0.0)
         (worker,) = device.workers()
-        os.kill(int(str(worker["pid"])), signal.SIGKILL)  # no successor is quick enough
+        os.kill(int(str(worker["pid"])), signal.SIGKILL)  # before a successor can start
         await until(lambda: worker_restarts(device) >= 2)
         monkeypatch.setattr(ring_worker, "_ANSWER_DEADLINE_S", before)
         ask(ring)
@@ -190,14 +190,14 @@ def test_memory_that_cannot_be_mapped_is_refused_and_forgotten(tmp_path: Path) -
 
 
 def processes(device: Device) -> list[WorkerProcess]:
-    return [worker._process for worker in device._workers.values()]
+    return [ring_worker._process for ring_worker in device._ring_workers.values()]
 
 
 async def all_restarted(device: Device, restarts: int) -> None:
-    """Return when each worker has died so often, and its successor serves."""
+    """Return when each worker has died as often as given and its successor serves."""
     await until(lambda: all(kept.restarts == restarts and kept.link for kept in processes(device)))
-    for queue in device._workers:
-        await device.set_call(queue, None)  # waits for what the start may have to do
+    for queue in device._ring_workers:
+        await device.set_call(queue, None)  # returns after the worker has been brought up
 
 
 def test_fork_servers_killed_in_a_row_make_no_worker_wait(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_worker_that_dies_at_its_start_waits_from_the_second_time_on(tmp_path:
             await all_restarted(device, kill)
             waits.append(kept._back_off_s)
         assert waits == [0, 0.05, 0.1, 0.2]
-        kept._started_s -= 60  # it has lived for a while
+        kept._started_s -= 60  # as if it had lived for a minute
         kept.kill()
         await all_restarted(device, 5)
         assert kept._back_off_s == 0

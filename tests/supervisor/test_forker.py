@@ -1,4 +1,4 @@
-"""The fork server and the supervisor's side of it, each before a real other one."""
+"""The fork server and the supervisor's side of it, each tested against the real other one."""
 
 import asyncio
 import json
@@ -39,8 +39,8 @@ async def spawn_from_a_server_that_dies_after_its_answer(forker: Forker) -> None
     await forker.warm_up()
     (server,) = descendants(os.getpid()) - before
     spawning = asyncio.create_task(forker.spawn())
-    await asyncio.sleep(0)  # it is asked
-    # The loop stands still: it will find the answer and the end of the stream at once.
+    await asyncio.sleep(0)  # the request is sent
+    # The event loop is blocked here. It will find the answer and the end of the stream together.
     wait_until(lambda: len(descendants(server)) == 1 and state(server) == "S")
     os.kill(server, signal.SIGKILL)
     wait_until(lambda: state(server) == "Z")
@@ -53,7 +53,7 @@ def test_a_worker_whose_fork_server_is_gone_is_not_handed_out() -> None:
         forker = Forker()
         async with asyncio.timeout(DEADLINE_S):
             await spawn_from_a_server_that_dies_after_its_answer(forker)
-            worker = await forker.spawn()  # the next server's
+            worker = await forker.spawn()  # from the next fork server
             worker.sock.close()
             assert await worker.exit == WorkerExit(0)
             await forker.close()
@@ -61,7 +61,7 @@ def test_a_worker_whose_fork_server_is_gone_is_not_handed_out() -> None:
     asyncio.run(main())
 
 
-# In a PID namespace whose first process has ended nothing can be forked (pid_namespaces(7)).
+# In a PID namespace whose first process has ended, fork(2) fails (pid_namespaces(7)).
 SERVER_THAT_CANNOT_FORK: Final = """
 import ctypes, os
 from appliance.worker import forkserver

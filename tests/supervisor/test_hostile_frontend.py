@@ -1,4 +1,4 @@
-"""Front-ends that vanish, lie or flood, against a real supervisor; a neighbour must not notice."""
+"""Front-ends that vanish, lie or flood a real supervisor, which must serve others unaffected."""
 
 import contextlib
 import os
@@ -52,7 +52,7 @@ def appliance(
     directory = tmp_path_factory.mktemp("run")
     options = ("--num-request-queues=1", "--tag=t", f"--queue-size={QUEUE_SIZE}")
     with ApplianceProcess(store[0], directory, *options, sockets=("a", "b")) as process:
-        visit(process)  # the fork server is there from the first visit on
+        visit(process)  # starts the fork server
         yield process
 
 
@@ -69,7 +69,7 @@ def _nothing_is_left_and_no_bug_shows(appliance: ApplianceProcess) -> Iterator[N
 
 
 def visit(appliance: ApplianceProcess) -> None:
-    """Connect to the attacked socket as a good guest would; it must be served."""
+    """Connect to the attacked socket as a well-behaved guest, which must be served."""
     with FakeGuest(appliance.connect(0)) as guest:
         guest.mount()
         assert guest.ask(fuse_client.getattr_(ROOT)).error == 0
@@ -89,7 +89,7 @@ def neighbour(appliance: ApplianceProcess, store: tuple[Path, bytes]) -> Iterato
 
 
 def load_rings(memory: GuestMemory) -> list[DriverRing]:
-    """Return rings that hold requests from the moment they start."""
+    """Return rings that contain requests before they are started."""
     hiprio, requests = DriverRing(memory, 128), DriverRing(memory, 128)
     hiprio.add_chain([fuse_client.forget(5)], [])
     requests.add_chain([fuse_client.init()], [4096])
@@ -155,7 +155,7 @@ def test_a_front_end_may_vanish_after_any_message(
 def test_memory_of_a_guest_that_left_is_no_longer_touched(appliance: ApplianceProcess) -> None:
     with GuestMemory() as memory, started_qemu(appliance, memory) as (vmm, rings):
         vmm.front_end.sock.shutdown(socket.SHUT_WR)
-        assert vmm.front_end.sock.recv(1) == b""  # the back-end has let go
+        assert vmm.front_end.sock.recv(1) == b""  # the back-end has closed guest memory
         for ring in rings:
             ring.add_chain([fuse_client.statfs()], [4096])
             ring.publish()
@@ -177,7 +177,7 @@ def test_200_connections_cost_the_supervisor_no_memory(
                 with ready_qemu(appliance):
                     pass
 
-    connect(40)  # allocator and caches reach their size
+    connect(40)  # until allocator and caches have reached their size
     before = memory_kib(pid, "Rss")
     connect(NUM_CONNECTS)
     assert memory_kib(pid, "Rss") - before <= 1024
@@ -242,7 +242,7 @@ def test_guest_memory_that_shrinks_harms_only_its_owner(
     with FakeGuest(appliance.connect(0)) as guest:
         guest.mount()
         before = descendants(appliance.process.pid)
-        os.ftruncate(guest.memory.fd, 4096)  # what the worker touches next is SIGBUS
+        os.ftruncate(guest.memory.fd, 4096)  # the next access of the worker raises SIGBUS
         os.write(guest.rings[1].kick_fd, EVENTFD.pack(1))
         for _ in every_event(DEADLINE_S):
             if not before <= descendants(appliance.process.pid):
@@ -336,7 +336,7 @@ def test_a_storm_of_kicks_slows_nobody_down(
             if number % 100 == 0:
                 assert guest.ask(fuse_client.lookup(ROOT, store[1])).error == 0
                 assert neighbour.ask(fuse_client.lookup(ROOT, store[1])).error == 0
-        # The largest count an eventfd holds: the next write would block.
+        # The largest count that an eventfd holds, so that the next write would block.
         os.eventfd_write(guest.rings[1].kick_fd, (1 << 64) - 3 - (1 << 32))
         assert guest.lookup(ROOT, store[1])
 
@@ -376,12 +376,12 @@ def test_a_worker_that_is_stuck_does_not_keep_its_socket(
 ) -> None:
     with FakeGuest(appliance.connect(0)) as guest:
         guest.mount()
-        guest.vmm.front_end.get_features()  # answered when all workers are there
+        guest.vmm.front_end.get_features()  # answered when all workers serve
         for session in appliance.status():
             if session["socket"] == str(appliance.sockets[0]):
                 for worker in session["workers"]:
                     os.kill(worker["pid"], signal.SIGSTOP)
-        guest.vmm.front_end.sock.settimeout(2 * DEADLINE_S)  # the back-end gives its worker 15 s
+        guest.vmm.front_end.sock.settimeout(2 * DEADLINE_S)  # a worker may take 15 s to answer
         with pytest.raises(BackendGoneError):
             guest.vmm.front_end.get_vring_base(1)
     assert neighbour.ask(fuse_client.statfs()).error == 0
@@ -408,7 +408,7 @@ def test_a_call_descriptor_without_room_makes_no_worker_wait(
 
 @contextlib.contextmanager
 def a_descriptor(kind: str, path: Path) -> Iterator[int]:
-    """Yield a blocking descriptor whose next write would wait, or which is a file."""
+    """Yield a blocking descriptor: a file, or one whose next write would block."""
     if kind == "file":
         fds = [os.open(path, os.O_WRONLY | os.O_CREAT)]
     elif kind == "full eventfd":

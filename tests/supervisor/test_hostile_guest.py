@@ -1,7 +1,7 @@
-"""A guest that breaks its rings or speaks bad FUSE, against a real supervisor and workers.
+"""Guests that break their rings or send invalid FUSE requests to a real supervisor and workers.
 
-A broken ring stops alone; a bad request in a good chain gets the answer that `fuse_proto.dispatch`
-specifies, and its chain always comes back.
+A broken ring stops without affecting other rings. An invalid request in a valid chain gets the
+answer that `fuse_proto.dispatch` specifies, and its chain is always returned.
 """
 
 import errno
@@ -47,7 +47,7 @@ def appliance(
     store: tuple[Path, bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ApplianceProcess]:
     directory = tmp_path_factory.mktemp("run")
-    # With debug events no other ones are left out, however many.
+    # At debug level, repeated log lines are not suppressed.
     options = ("--num-request-queues=2", "--list-root", "--log-level=debug")
     with ApplianceProcess(store[0], directory, *options, sockets=("a", "b")) as process:
         yield process
@@ -84,7 +84,7 @@ def _no_process_ends(
     appliance: ApplianceProcess, attacker: HostileGuest, neighbour: FakeGuest
 ) -> Iterator[None]:
     for guest in (attacker, neighbour):
-        guest.vmm.front_end.get_features()  # answered when all its workers are there
+        guest.vmm.front_end.get_features()  # answered when all its workers serve
     before = descendants(appliance.process.pid)
     yield
     assert appliance.process.poll() is None
@@ -148,10 +148,10 @@ def test_requests_popped_before_the_break_are_answered_or_left_alone(
     guest.reset()
 
 
-# --- FUSE in good chains ---
+# --- FUSE requests in valid chains ---
 
 
-# Requests that carry bytes behind their arguments and names.
+# Requests with bytes after their arguments and names.
 WITH_PAYLOAD = {"WRITE", "SETXATTR", "IOCTL", "NOTIFY_REPLY", "BATCH_FORGET", "REMOVEMAPPING"}
 
 
@@ -167,9 +167,9 @@ def with_len(request: bytes, length: int) -> bytes:
 
 
 def needed_bytes(op: Op) -> int:
-    """Return the length from which on `whole_request(op)` can be decoded."""
+    """Return the smallest length to which `whole_request(op)` can be cut and still be decoded."""
     args = (op.compat or CODECS[op.args].size) if op.args else 0
-    # A structure that may end early and is followed by names is never sent longer.
+    # A structure that has a shorter form and is followed by names is always sent in that form.
     names = 2 * op.names if op.names else 0
     return IN_HEADER_SIZE + args + names
 

@@ -1,4 +1,4 @@
-"""One directory of a million entries: no process grows with it."""
+"""A directory with a million entries does not make any process grow."""
 
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ LIMIT_BYTES: Final = 200 << 20
 
 
 def own_peak_bytes(pid: int) -> int:
-    """Return the peak of a process beside what it maps of files and shares."""
+    """Return the peak memory of a process, without file mappings and shared memory."""
     status = dict(
         line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
     )

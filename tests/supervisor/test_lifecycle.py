@@ -1,4 +1,4 @@
-"""Starts that fail, processes killed under load, memory, and the end of `appliance virtiofs`."""
+"""The life of `appliance virtiofs`: failing starts, processes killed under load, memory, end."""
 
 import os
 import random
@@ -55,7 +55,7 @@ def guest(appliance: ApplianceProcess) -> Iterator[FakeGuest]:
 
 
 class Load:
-    """Reads of the large file, outstanding on every request queue; each answer is checked."""
+    """Keeps reads of the large file outstanding on every request queue and checks each answer."""
 
     def __init__(self, guest: FakeGuest, name: bytes) -> None:
         self.num_answered = 0
@@ -75,7 +75,7 @@ class Load:
                 self._guest.send(request, queue=queue)
 
     def drain(self) -> None:
-        """Await every answer: one for each request, with its bytes."""
+        """Wait for all answers and check that each request got one, with the right bytes."""
         for queue in range(1, NUM_QUEUES + 1):
             for used in self._guest.rings[queue].collect(16, timeout_s=DEADLINE_S):
                 answer = fuse_client.parse_reply(used.data)
@@ -156,7 +156,7 @@ def test_the_end_of_its_terminal_ends_everything_with_status_0(
     appliance: ApplianceProcess, guest: FakeGuest, store: tuple[Path, bytes]
 ) -> None:
     assert guest.lookup(ROOT, store[1])
-    os.killpg(appliance.process.pid, signal.SIGHUP)  # as the kernel does: workers and all
+    os.killpg(appliance.process.pid, signal.SIGHUP)  # to the whole group, as the kernel does
     assert appliance.process.wait(DEADLINE_S) == 0
     assert not appliance.sockets[0].exists()
     assert "Traceback" not in appliance.log()
@@ -169,7 +169,7 @@ def test_the_end_of_its_terminal_ends_everything_with_status_0(
 def test_a_worker_keeps_at_most_12_mib_of_memory_to_itself(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    """What counts is Private_Dirty: pages written by this process that no other one shares."""
+    """Measures Private_Dirty: pages that the process has written and shares with no other one."""
     tree = tmp_path_factory.mktemp("many") / "many"
     num_directories, num_files = 50, 100
     for directory in range(num_directories):
@@ -213,12 +213,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def refusals(directory: Path) -> Sequence[tuple[list[str], int, str]]:
-    """Return (options, exit status, what the line says) of starts that must fail."""
+    """Return (options, exit status, a part of the error) of starts that must fail."""
     file = directory / "file"
     socket_path = os.fspath(directory / "fs.sock")
     store = f"--store=lmdb://{directory}/store"
     return [
-        ([store, "/tmp/" + "x" * 120], 2, "longer than 107 bytes"),
+        ([store, "/tmp/" + "x" * 120], 2, "has 125 bytes, at most 107 are allowed"),
         ([store, os.fspath(file)], 2, "exists and is not a socket"),
         ([store, os.fspath(directory / "no" / "such" / "fs.sock")], 2, "No such file"),
         ([store], 2, "needs a SOCKET"),
@@ -231,8 +231,8 @@ def refusals(directory: Path) -> Sequence[tuple[list[str], int, str]]:
             f"--state-dir {file}/state: {file} is",
         ),
         ([store, "--state-dir=/proc/state", socket_path], 1, "/proc/state"),
-        ([store, "--tag=", socket_path], 2, "--tag '': must be 1 to 36 bytes"),
-        ([store, "--tag=" + "t" * 37, socket_path], 2, "must be 1 to 36 bytes"),
+        ([store, "--tag=", socket_path], 2, "--tag '': has 0 bytes, expected 1 to 36"),
+        ([store, "--tag=" + "t" * 37, socket_path], 2, "has 37 bytes, expected 1 to 36"),
         ([store, "--queue-size=0", socket_path], 2, "--queue-size 0"),
         ([store, "--queue-size=100", socket_path], 2, "--queue-size 100"),
         ([store, "--queue-size=65536", socket_path], 2, "--queue-size 65536"),
@@ -272,7 +272,7 @@ def test_a_socket_whose_owner_is_stuck_is_left_to_it(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
         listener.bind(path)
         listener.listen(0)
-        client.connect(path)  # the only one it has room for
+        client.connect(path)  # fills the backlog
         result = run("virtiofs", f"--store=lmdb://{tmp_path}/store", path)
     assert result.returncode == 2
     assert result.stderr == f"appliance: socket path {path}: another process listens there\n"
@@ -305,7 +305,7 @@ def test_status_shows_sessions_workers_and_request_counts(
     with FakeGuest(appliance.connect()) as guest:
         guest.mount()
         guest.lookup(ROOT, store[1])
-        guest.vmm.front_end.get_features()  # answered when all workers are there
+        guest.vmm.front_end.get_features()  # answered when all workers serve
         pids = [worker["pid"] for worker in appliance.status()[0]["workers"]]
         assert run(*options).stdout.splitlines() == [
             os.fspath(appliance.sockets[0]),

@@ -1,4 +1,4 @@
-"""The sockets that front-ends connect to: made, inherited, given up."""
+"""The sockets that front-ends connect to: bound, inherited, closed."""
 
 import grp
 import os
@@ -19,7 +19,7 @@ from tests.mount.test_mount_command import NOBODY
 def test_a_socket_file_that_is_another_process_s_by_now_stays(tmp_path: Path) -> None:
     path = tmp_path / "fs.sock"
     first = Listener.bind(path)
-    path.unlink()  # as an administrator who cleans up would
+    path.unlink()  # as an administrator might
     second = Listener.bind(path)
     first.close()
     assert path.is_socket()
@@ -77,7 +77,7 @@ def test_one_socket_that_cannot_be_had_leaves_no_other_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-# Who may connect.
+# --- Permissions ---
 
 OTHER_GROUP = 4242
 
@@ -119,7 +119,7 @@ def test_socket_is_given_to_a_group_by_number_or_name(tmp_path: Path) -> None:
 
 
 def virtiofs(*words: str) -> str:
-    """Return the line that it ends with."""
+    """Run `appliance virtiofs`, which must fail; return its error without the prefix."""
     done = subprocess.run(
         [*APPLIANCE, "virtiofs", *words],
         check=False,
@@ -136,18 +136,21 @@ def virtiofs(*words: str) -> str:
 @pytest.mark.parametrize("group", ["no-such-group", "-1", str(2**32 - 1), ""])
 def test_group_that_is_none_is_refused(tmp_path: Path, group: str) -> None:
     line = virtiofs(f"--store=lmdb://{tmp_path}/store", f"--socket-group={group}", f"{tmp_path}/s")
-    assert line == f"--socket-group {group}: there is no such group"
+    assert line == f"--socket-group {group}: no such group"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_group_of_an_inherited_socket_is_not_ours_to_change(tmp_path: Path) -> None:
     line = virtiofs(f"--store=lmdb://{tmp_path}/store", "--socket-group=daemon", "--fd=3")
-    assert line == "--socket-group: an inherited socket has its group already"
+    assert (
+        line
+        == "--socket-group: only an inherited socket is listened on, and its group is not changed"
+    )
 
 
 def bind_as_nobody(directory: Path) -> str:
-    """Return what it fails with, in a process of its own."""
+    """Bind as an ordinary user, in another process; return the error's text."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -1,4 +1,4 @@
-"""What guests and front-ends can cause to be logged, they cause without end. It stays small."""
+"""The log stays small even if guests and front-ends cause the same lines again and again."""
 
 import contextlib
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ def test_a_guest_that_breaks_its_ring_again_and_again_is_logged_a_few_times(
 
 
 def test_new_workers_bring_no_new_lines(appliance: ApplianceProcess) -> None:
-    # A front-end that comes again has new workers, each a process of its own.
+    # Each connection of a front-end has new worker processes.
     for _ in range(BURST + 5):
         with HostileGuest(appliance.connect(0)) as guest:
             break_ring(guest)
@@ -83,12 +83,12 @@ def test_what_was_dropped_is_told_at_the_end(appliance: ApplianceProcess) -> Non
 
 
 def test_the_fork_server_is_told_how_to_log(store: tuple[Path, bytes], tmp_path: Path) -> None:
-    options = ("--num-request-queues=1", "--json", "--log-level=warning")
+    options = ("--num-request-queues=1", "--log-format=json", "--log-level=warning")
     with (
         ApplianceProcess(store[0], tmp_path, *options) as appliance,
         FakeGuest(appliance.connect()) as guest,
     ):
-        guest.vmm.front_end.get_features()  # answered when all workers are there
+        guest.vmm.front_end.get_features()  # answered when all workers serve
         pid = appliance.process.pid
         (server,) = (child for child in descendants(pid) if parent_of(child) == pid)
         assert b"\0WARNING\0json\0" in Path(f"/proc/{server}/cmdline").read_bytes()

@@ -1,4 +1,4 @@
-"""What a successor of a killed worker needs may have been replaced, or be short, when it starts."""
+"""Successors of killed workers, when descriptors were replaced or are scarce as they start."""
 
 import contextlib
 import os
@@ -42,7 +42,7 @@ def appliance(
 def guest(appliance: ApplianceProcess) -> Iterator[FakeGuest]:
     with FakeGuest(appliance.connect()) as guest:
         guest.mount()
-        guest.vmm.front_end.get_features()  # answered when all workers are there
+        guest.vmm.front_end.get_features()  # answered when all workers serve
         yield guest
 
 
@@ -61,7 +61,7 @@ def await_log(appliance: ApplianceProcess, text: str, *, start: int) -> None:
 
 @contextlib.contextmanager
 def without_descriptors(pid: int) -> Iterator[None]:
-    """Let process `pid` open nothing more."""
+    """Let process `pid` open no other descriptor within the block."""
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
     try:
@@ -128,7 +128,7 @@ def test_a_ring_that_no_successor_can_go_on_with_signals_its_err_descriptor(
     ring = guest.rings[1]
     guest.vmm.front_end.set_vring_err(1, ring.err_fd)
     guest.vmm.front_end.get_features()
-    ring.used_idx = (ring.used_idx + 5000) & 0xFFFF  # the guest's doing
+    ring.used_idx = (ring.used_idx + 5000) & 0xFFFF  # as a guest might
     kill_worker(appliance)
     wait_readable(ring.err_fd)
     assert guest.vmm.front_end.get_vring_base(1) >= 0
@@ -150,14 +150,14 @@ def test_a_front_end_that_comes_back_with_its_inflight_buffer_misses_no_answer(
         with ApplianceProcess(store[0], tmp_path, "--num-request-queues=1") as second:
             guest.vmm = CloudHypervisor(second.connect(), inflight=vmm.inflight)
             guest.vmm.realize()
-            # What it has for bases is of no use to anybody.
+            # The bases are ignored, because the inflight buffer decides where the rings start.
             guest.vmm.start(guest.memory, guest.rings, [ring.avail_idx for ring in guest.rings])
             answers = [
                 fuse_client.parse_reply(used.data)
                 for used in guest.rings[1].collect(32, timeout_s=DEADLINE_S)
             ]
-    # What the first supervisor granted is gone with it: what it did not answer is stale for the
-    # second one, and never the content of another file.
+    # The grants of the first supervisor are gone, so requests that it did not answer are stale for
+    # the second one. They must never get the content of another file.
     assert sorted(answer.unique for answer in answers) == list(range(1, 33))
     for answer in answers:
         expected = LARGE[(answer.unique - 1) * 4096 :][:4096]

@@ -1,4 +1,4 @@
-"""Asking supervisors that are not as they should be."""
+"""Collecting the status of supervisors that are dead, stuck or otherwise broken."""
 
 import asyncio
 import os

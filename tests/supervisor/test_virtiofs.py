@@ -1,4 +1,4 @@
-"""A real supervisor with real workers, driven by a fake guest through real rings."""
+"""A real supervisor and real workers serve a fake guest through real rings."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = 1
 LARGE = os.urandom(3 << 20)
-# A real guest sees ten.
+# The tests with real guests kill ten.
 NUM_KILLS = 4
 
 
@@ -136,7 +136,8 @@ def test_killing_a_worker_loses_no_request_and_no_count(
                 assert answer.body == LARGE[offset : offset + 4096]
         (session,) = appliance.status()
         living_worker(appliance, restarts=NUM_KILLS)
-        # A worker killed between counting and returning a chain counts that request twice.
+        # If a worker is killed between counting a request and returning its chain, the request is
+        # counted twice.
         assert 0 <= session["requests"]["READ"] - 32 * NUM_KILLS <= NUM_KILLS
 
 
@@ -202,7 +203,8 @@ def test_several_front_ends_are_served_at_once(store: Path, name: bytes, tmp_pat
         FakeGuest(appliance.connect(1)) as second,
     ):
         first.mount()
-        assert second.ask(fuse_client.lookup(ROOT, name)).error == errno.EIO  # its own session
+        # The second front-end has a session of its own, without INIT.
+        assert second.ask(fuse_client.lookup(ROOT, name)).error == errno.EIO
         second.mount()
         assert first.lookup(ROOT, name) == second.lookup(ROOT, name)
         assert {s["socket"] for s in appliance.status()} == {str(p) for p in appliance.sockets}
@@ -215,7 +217,7 @@ def test_a_ring_stopped_and_started_goes_on_where_it_was(
         guest.mount()
         top = guest.lookup(ROOT, name)
         bases = guest.vmm.stop()
-        guest.send(fuse_client.lookup(top, b"small"))  # waits for the ring
+        guest.send(fuse_client.lookup(top, b"small"))  # waits in the ring
         guest.vmm.start(guest.memory, guest.rings, bases)
         (used,) = guest.rings[1].collect(timeout_s=DEADLINE_S)
         assert fuse_client.parse_reply(used.data).error == 0
@@ -310,7 +312,8 @@ def test_a_second_front_end_waits_for_the_first_to_leave(
     waiting = appliance.connect()
     (at_socket,) = next(found for _ in every_event(DEADLINE_S) if (found := appliance.waiting()))
     assert at_socket == {"socket": str(appliance.sockets[0]), "pid": os.getpid()}
-    line = f"{appliance.sockets[0]}: process {os.getpid()} waits for the one served to leave"
+    state = "waits for the connected front-end to disconnect"
+    line = f"{appliance.sockets[0]}: process {os.getpid()} {state}"
     assert line in appliance.status_text().splitlines()
     first.close()
     with FakeGuest(waiting) as second:
@@ -357,7 +360,7 @@ def test_requests_without_init_are_logged_once_for_a_connection(
 
 
 def living_worker(appliance: ApplianceProcess, *, restarts: int) -> int:
-    """Return the pid of queue 1's worker once it was restarted so often."""
+    """Return the pid of the worker of queue 1 once it was restarted `restarts` times."""
     for _ in every_event(DEADLINE_S):
         for worker in appliance.status()[0]["workers"]:
             if worker["queues"] == [1] and worker["restarts"] == restarts:

@@ -1,4 +1,4 @@
-"""A session without a socket or an event loop, before a backend that records what it is asked."""
+"""A session without a socket or an event loop, with a backend that records its calls."""
 
 import os
 from collections.abc import Coroutine, Sequence
@@ -50,7 +50,7 @@ def num_open_fds() -> int:
 
 
 def run_now(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Return what a coroutine returns that waits for nothing."""
+    """Return the result of a coroutine that never waits."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
@@ -60,7 +60,7 @@ def run_now(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 class RecordingBackend:
-    """A Backend that serves nothing, owns what it is given and checks the order of its calls.
+    """A Backend that serves no ring, owns the descriptors it takes, and checks the order of calls.
 
     `refuses` names methods that raise VhostError; `reached` is what stop_ring adds to the base.
     """
@@ -159,7 +159,7 @@ def message(
     num_fds: int = 0,
     flags: int = HeaderFlag.VERSION_1,
 ) -> Message:
-    """Return a message as the transport would, with `num_fds` new descriptors."""
+    """Return a message as the transport would, with `num_fds` newly opened descriptors."""
     fds = ReceivedFds(os.memfd_create("received", os.MFD_CLOEXEC) for _ in range(num_fds))
     try:
         header = decode_header_untrusted(pack_header(Header(request, flags, len(payload))))
@@ -197,7 +197,7 @@ class Rig:
         return run_now(self.session.handle(message(request, payload, num_fds, flags)))
 
     def is_acked(self, request: int, payload: bytes = b"", num_fds: int = 0) -> bool:
-        """Send a request with NEED_REPLY; return whether the ack tells success."""
+        """Send a request with NEED_REPLY; return whether the ack reports success."""
         reply = self.handle(request, payload, num_fds, need_reply=True)
         assert reply is not None
         assert reply.request == request
@@ -206,10 +206,10 @@ class Rig:
         return unpack_word(reply.payload).value == 0
 
     def do(self, request: int, payload: bytes = b"", num_fds: int = 0) -> None:
-        """Send a request that has no own reply, and must succeed."""
+        """Send a request that has no reply of its own and must succeed."""
         assert self.handle(request, payload, num_fds) is None
 
-    # Whole steps of a set-up.
+    # --- Steps of several requests ---
 
     def negotiate(self, features: int = GUEST_FEATURES) -> None:
         self.do(RequestNumber.SET_FEATURES, word(features))
@@ -244,7 +244,7 @@ def state(ring: int, num: int) -> bytes:
 
 
 def ring_addr(ring: int, *, shift: int = 0, flags: int = 0) -> bytes:
-    """Return addresses in REGION, other ones for each ring and `shift`."""
+    """Return addresses in REGION that differ for each ring and `shift`."""
     start = REGION.user_addr + 0x8000 * ring + shift
     return pack_vring_addr(VringAddr(ring, flags, start, start + 0x4000, start + 0x6000, 0))
 

@@ -33,7 +33,7 @@ PAGE: Final = 4096
 
 
 class BackEnd:
-    """A session that converses in a thread of its own; `error` is how it ended."""
+    """A session that converses in its own thread; `error` is the error that ended it, if any."""
 
     def __init__(self, loop_name: str) -> None:
         self.backend = RecordingBackend()
@@ -52,7 +52,7 @@ class BackEnd:
                 self.error = exc
 
     def join(self) -> None:
-        """Wait for the end of a conversation whose front-end has gone."""
+        """Wait for the end of the conversation; the front-end must be gone."""
         self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive()
         assert self.backend.is_closed
@@ -88,7 +88,7 @@ def _guest() -> Iterator[Guest]:
 
 
 def is_same_eventfd(fd: int, other: int) -> bool:
-    # All eventfds share an inode: what tells them apart is what arrives through them.
+    # All eventfds share one inode, so they can only be told apart by what arrives through them.
     with contextlib.suppress(BlockingIOError):
         os.eventfd_read(other)
     os.eventfd_write(fd, 7)
@@ -105,7 +105,7 @@ def test_each_vmm_starts_stops_and_starts_again(
         vmm = VMMS[vmm_name](FrontEnd(back_end.front_end_sock))
         vmm.realize()
         vmm.start(guest.memory, guest.rings)
-        vmm.front_end.get_features()  # the answer comes after all that was sent before took effect
+        vmm.front_end.get_features()  # answered after all requests before it have taken effect
         assert list(backend.regions) == [Region._make(region) for region in guest.memory.regions]
         assert [backend.running[index].base for index in (0, 1)] == [0, 0xFFFF]
         for index, ring in enumerate(guest.rings):
@@ -193,7 +193,7 @@ def test_a_broken_protocol_ends_the_connection_and_says_why(guest: Guest) -> Non
         with pytest.raises(BackendGoneError):
             vmm.front_end.get_features()
         back_end.join()
-        assert str(back_end.error) == "SET_VRING_NUM: ring 7 of 2"
+        assert str(back_end.error) == "SET_VRING_NUM: ring 7, expected 0 to 1"
         vmm.close()
 
 

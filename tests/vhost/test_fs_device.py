@@ -1,4 +1,4 @@
-"""What the device offers and shows in its configuration space."""
+"""The features that the device offers, and its configuration space."""
 
 import pytest
 

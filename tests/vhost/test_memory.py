@@ -1,9 +1,10 @@
-"""Which regions may stand in one table."""
+"""Which regions may be in one table."""
 
 import pytest
 
 from appliance.errors import VhostError
-from appliance.vhost.guest_memory import MAX_REGIONS, Region, RegionTable
+from appliance.vhost._vhost_wire import Region
+from appliance.vhost.guest_memory import MAX_REGIONS, RegionTable
 
 PAGE = 0x1000
 A = Region(0x10000, 0x10000, 0x7F0000010000, 0)

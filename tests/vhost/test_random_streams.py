@@ -1,4 +1,4 @@
-"""Whatever a front-end sends, it is served, refused or disconnected, and no descriptor leaks."""
+"""Whatever a front-end sends, the session serves it, refuses it or ends; no descriptor leaks."""
 
 import asyncio
 import contextlib
@@ -134,7 +134,7 @@ def test_messages_are_served_or_refused_whatever_their_order(
             set_up(rig)
         rig.backend.refuses = refusals
         for (request, payload, num_fds), need_reply in stream:
-            # The session bears going on where the connection would have ended.
+            # The session must survive further messages, although the connection would have ended.
             with contextlib.suppress(VhostError):
                 rig.handle(request, payload, num_fds, need_reply=need_reply)
     assert num_open_fds() == before

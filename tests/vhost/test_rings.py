@@ -78,9 +78,9 @@ def test_the_order_of_messages_does_not_matter(rig: Rig, order: tuple[str, ...])
         "k": (RequestNumber.SET_VRING_KICK, word(1), 1),
         "e": (RequestNumber.SET_VRING_ENABLE, state(1, 1), 0),
     }
-    # Kicked and enabled before it has a size and addresses, there is nothing to start.
+    # A ring that is kicked and enabled before it has a size and addresses cannot start.
     is_complete = max(order.index("n"), order.index("a")) < max(order.index("k"), order.index("e"))
-    # A base after the start is too late.
+    # A base that comes after the start is refused.
     is_based = order.index("b") < max(order.index("k"), order.index("e"))
     with rig:
         acks = [rig.is_acked(*sends[step]) for step in order]
@@ -127,7 +127,7 @@ def test_get_vring_base_stops_the_ring_and_drops_its_descriptors(rig: Rig) -> No
         rig.run_ring(0, base=10)
         assert base_of(rig, 0) == 13
         assert rig.backend.running == {}
-        # Still enabled, but not started: only a new kick descriptor makes it run.
+        # The ring is still enabled, but stopped, so only a new kick descriptor makes it run.
         rig.enable_ring(0)
         assert rig.backend.running == {}
         rig.kick_ring(0)
@@ -304,7 +304,7 @@ def test_a_given_inflight_buffer_counts_for_the_next_start_only(rig: Rig) -> Non
         rig.do(RequestNumber.SET_INFLIGHT_FD, payload, 1)
         assert not rig.run_ring(0).fresh
         assert not rig.run_ring(1).fresh
-        assert rig.run_ring(2).fresh  # the buffer has no area for it
+        assert rig.run_ring(2).fresh  # the buffer has no area for ring 2
         base_of(rig, 0)
         rig.kick_ring(0)
         assert rig.backend.running[0].fresh
@@ -354,6 +354,6 @@ def test_values_out_of_range_are_refused(
 
 
 def test_the_base_of_a_ring_that_is_not_there_ends_the_connection(rig: Rig) -> None:
-    # An ack would be taken for the state of ring 1: it has the size of this request's own reply.
-    with rig, pytest.raises(VhostError, match="ring 3 of 3"):
+    # A failed ack has the size of this request's own reply, and would be read as ring 1's state.
+    with rig, pytest.raises(VhostError, match="ring 3, expected 0 to 2"):
         rig.handle(RequestNumber.GET_VRING_BASE, state(3, 0), need_reply=True)

@@ -1,4 +1,4 @@
-"""Negotiation, configuration, memory, inflight buffers, and the answer to what cannot be served."""
+"""Negotiation, configuration, memory, inflight buffers, and answers to unservable requests."""
 
 import logging
 
@@ -136,7 +136,7 @@ def test_without_a_tag_config_fails_even_so() -> None:
         )
 
 
-# --- What cannot be served ---
+# --- Requests that cannot be served ---
 
 
 @pytest.mark.parametrize("request_", [0, 46, 1002, 2**32 - 1])
@@ -221,7 +221,7 @@ def test_what_the_backend_refuses_is_refused() -> None:
         assert not rig.is_acked(RequestNumber.SET_INFLIGHT_FD, inflight, 1)
         assert rig.handle(RequestNumber.GET_INFLIGHT_FD, inflight) == (31, bytes(24), ())
         rig.backend.refuses.clear()
-        # Nothing of it was kept: the same region is no overlap.
+        # Nothing of the refused request was kept, so the same region does not overlap itself.
         assert rig.is_acked(RequestNumber.ADD_MEM_REG, add(REGION), 1)
 
 

@@ -78,7 +78,8 @@ def test_a_message_may_arrive_byte_by_byte_with_descriptors_on_each(
         message = await receiving
         assert message is not None
         assert message.payload == state(1, 256)
-        # Those of the header belong to the message, those of the payload to nobody.
+        # Descriptors that come with the header belong to the message; those that come with the
+        # payload are dropped.
         assert len(message.fds) == 12
         message.close()
 

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from appliance.resolve.resolver import SingleFlight
+from appliance.services.tasks import SingleFlight
 
 
-def test_those_who_come_meanwhile_share_one_run_and_its_failure() -> None:
+def test_equal_work_under_way_is_shared_and_so_is_its_failure() -> None:
     async def main() -> None:
         flights: SingleFlight[str, int] = SingleFlight()
         runs: list[str] = []

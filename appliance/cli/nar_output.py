@@ -3,16 +3,21 @@
 import fcntl
 import gc
 import sys
+from collections.abc import Generator
 from contextlib import closing, suppress
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 from typing import Final
 
 from appliance.cli.output import write
-from appliance.services.local_nar import LocalNar, find_node, keep_piece_memory
+from appliance.services.local_nar import LocalNar, Piece, find_node, keep_piece_memory
 from appliance.store.store import Store
 
 # In bytes; what a user without privileges may have.
 _PIPE_SIZE: Final = 1 << 20
+# Pieces that are rendered and not being written yet.
+_AHEAD: Final = 4
 
 
 def write_local_nar(store_path: Path, path: str) -> None:
@@ -28,5 +33,37 @@ def write_local_nar(store_path: Path, path: str) -> None:
     with suppress(OSError):  # It is not a pipe, or this user may not have a larger one.
         fcntl.fcntl(sys.stdout.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
     with closing(Store.open(store_path, is_readonly=True)) as store:
-        for piece in LocalNar(store, find_node(store, path)).pieces():
-            write(piece)
+        # One more is being written, and one rendered.
+        nar = LocalNar(store, find_node(store, path), num_valid=_AHEAD + 2)
+        with closing(_rendered_ahead(nar.pieces())) as pieces:
+            for piece in pieces:
+                write(piece)
+
+
+def _rendered_ahead(pieces: Generator[Piece, None, None]) -> Generator[Piece, None, None]:
+    """Yield `pieces`, which another thread renders while the one before is written."""
+    rendered: Queue[Piece | Exception | None] = Queue(_AHEAD)
+    is_over = False
+
+    def render() -> None:
+        try:
+            for piece in pieces:
+                rendered.put(piece)
+                if is_over:
+                    break
+            rendered.put(None)
+        except Exception as exc:  # noqa: BLE001 - raised again where the pieces are written
+            rendered.put(exc)
+
+    thread = Thread(target=render, name="render")
+    thread.start()
+    try:
+        while (piece := rendered.get()) is not None:
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+    finally:
+        is_over = True
+        while thread.is_alive():
+            with suppress(Empty):
+                rendered.get(timeout=0.01)

@@ -15,6 +15,7 @@ ends within it, is yielded unchecked.
 
 import os
 import stat
+from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from operator import attrgetter
@@ -97,13 +98,22 @@ class LocalNar:
         store: has the contents.
         node: the root of the tree; its name does not matter.
         kept_entries: how many entries, of Directories read by `measure`, are kept for `pieces`.
+        num_valid: how many pieces are valid at a time: the last one and those before it.
     """
 
-    def __init__(self, store: Store, node: Node, *, kept_entries: int = _KEPT_ENTRIES) -> None:
+    def __init__(
+        self,
+        store: Store,
+        node: Node,
+        *,
+        kept_entries: int = _KEPT_ENTRIES,
+        num_valid: int = 1,
+    ) -> None:
         self._store = store
         self._node = node
         self._trees = _Trees(kept_entries)
         self._measured: Measured | None = None
+        self._num_valid = num_valid
 
     def measure(self) -> Measured:
         """Return how large the tree is; each of its Directories is read once.
@@ -119,7 +129,7 @@ class LocalNar:
         return self._measured
 
     def pieces(self, start: int = 0, end: int | None = None) -> Generator[Piece, None, None]:
-        """Yield the NAR in pieces, each valid until the next one is asked for.
+        """Yield the NAR in pieces, of which the last `num_valid` are valid.
 
         Args:
             start: offset in bytes of the first byte to yield; contents before it are not read.
@@ -138,7 +148,7 @@ class LocalNar:
         return _first(pieces, end - start)
 
     def _pieces(self, rendering: "_Rendering") -> Generator[Piece, None, None]:
-        buffer: memoryview | None = None
+        buffers: deque[memoryview] = deque(maxlen=self._num_valid)
         while True:
             with self._store.snapshot() as snapshot:
                 piece, large = rendering.render(snapshot)
@@ -147,9 +157,7 @@ class LocalNar:
             if rendering.is_done:
                 return
             if large is not None:
-                if buffer is None:
-                    buffer = memoryview(bytearray(PIECE_SIZE))
-                yield from large.pieces(self._store, buffer)
+                yield from large.pieces(self._store, buffers)
 
 
 class _LargeFile(NamedTuple):
@@ -159,13 +167,22 @@ class _LargeFile(NamedTuple):
     file: BlobFile
     start: int
 
-    def pieces(self, store: Store, buffer: memoryview) -> Iterator[memoryview]:
-        """Yield the content as views of `buffer`; check it at the end if nothing was left out."""
+    def pieces(self, store: Store, buffers: deque[memoryview]) -> Iterator[memoryview]:
+        """Yield the content, and check it at the end if nothing was left out.
+
+        Args:
+            store: has the file.
+            buffers: what is yielded are views of these, in turn; more are made up to its maximum.
+        """
         fd = self._open(store)
         try:
             hasher = None if self.start else blake3()
             offset = self.start
             while offset < self.node.size:
+                if len(buffers) < (buffers.maxlen or 0):
+                    buffers.append(memoryview(bytearray(PIECE_SIZE)))
+                buffers.rotate()
+                buffer = buffers[0]
                 size = os.preadv(fd, [buffer[: self.node.size - offset]], offset)
                 if not size:
                     raise CorruptBlobError(f"blob {self.node.digest}: its file is too short")

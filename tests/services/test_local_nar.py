@@ -1,6 +1,7 @@
 """NARs rendered straight from a store: equal to those of `nar_render`, whole and in parts."""
 
 import hashlib
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from appliance.nix.store_path import nar_path
 from appliance.services.local_nar import LocalNar, find_node
 from appliance.store.batch import Batch
 from appliance.store.store import Store
+from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, import_tree
 from tests.refusal import refused
 
 SMALL = b"content"
@@ -205,3 +207,33 @@ def test_nodes_are_found_by_their_paths(store: Store) -> None:
             find_node(store, missing)
     with pytest.raises(ConfigError):
         find_node(store, "/nowhere")
+
+
+@pytest.mark.slow
+def test_command_that_wrote_wrong_content_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(LARGE * 10)
+    (name,) = import_tree(tmp_path / "store", tmp_path / "file")
+    command = [*APPLIANCE, "nar", "--store", f"lmdb://{tmp_path}/store", f"/nix/store/{name}"]
+    done = subprocess.run(command, check=True, capture_output=True)
+    assert done.stdout.count(LARGE * 10) == 1
+
+    (blob,) = (path for path in (tmp_path / "store" / "blobs").rglob("*") if path.is_file())
+    blob.chmod(0o600)
+    with blob.open("r+b") as changed:
+        changed.write(b"changed")
+    done = subprocess.run(command, check=False, capture_output=True)
+    assert done.returncode == 1
+    assert b"the content has the digest" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.slow
+def test_command_whose_reader_has_gone_ends(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(LARGE * 10)
+    (name,) = import_tree(tmp_path / "store", tmp_path / "file")
+    command = [*APPLIANCE, "nar", "--store", f"lmdb://{tmp_path}/store", f"/nix/store/{name}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(100)
+        process.stdout.close()
+        assert process.wait(DEADLINE_S) == 1

@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
+import uvloop
 from aiohttp import ClientError, web
 
 from appliance.errors import (
@@ -111,8 +112,11 @@ def serve_cache(config: CacheConfig) -> None:
     Raises:
         StoreError: the store cannot be opened.
     """
-    raise_descriptor_limit()
-    asyncio.run(_serve(config))
+    raise_descriptor_limit()  # connections, uploads, and large blobs being read take descriptors
+    # gRPC needs the loop of asyncio itself; with a local store there is none.
+    is_local = config.services.one_store() is not None
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if is_local else None) as runner:
+        runner.run(_serve(config))
 
 
 async def _serve(config: CacheConfig) -> None:
@@ -158,7 +162,9 @@ async def _listen(config: CacheConfig, runner: web.AppRunner, stack: AsyncExitSt
     server = runner.server
     assert server is not None  # noqa: S101 - it is set up
     for item in config.listen:
-        listening = await loop.create_server(
+        is_unix = item.socket.family == socket.AF_UNIX
+        create = loop.create_unix_server if is_unix else loop.create_server
+        listening = await create(
             lambda: CountedConnection(count, server), sock=item.socket, backlog=_BACKLOG
         )
         # At the end, before anything else: another server may listen there while this one finishes.

@@ -7,7 +7,7 @@ until the first request is complete, so each of its protocols is wrapped in one 
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,13 +49,12 @@ class CountedConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for the type checker
         self._count.num_open += 1
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
         if self._count.num_open > self._count.maximum:
             _LOG.warning("%d connections, which is the limit", self._count.maximum)
-            transport.write(_TOO_MANY)
-            transport.close()
+            self._transport.write(_TOO_MANY)
+            self._transport.close()
             return
         self._protocol = self._new_protocol()
         self._protocol.connection_made(transport)

@@ -15,8 +15,10 @@ from appliance.services.nar_extent import extent_of
 from appliance.services.nar_render import render_nar
 from appliance.store.writer import AsyncStore
 
-# Entries of Directories that one response keeps decoded: 1 MiB of memory.
-_KEPT_ENTRIES: Final = 1 << 12
+# Entries of Directories that one response keeps decoded: 100 KiB of memory.
+_KEPT_ENTRIES: Final = 1 << 9
+# In bytes; less is gathered before the event loop is given something to send.
+_GATHERED_SIZE: Final = 1 << 18
 # The size in bits of what zstd looks back on, for each response: 1 MiB.
 _WINDOW_LOG: Final = 20
 
@@ -74,9 +76,8 @@ class _StoredNar:
     async def pieces(self, start: int, end: int) -> AsyncGenerator[bytes, None]:
         pieces = self._nar.pieces(start, end)
         try:
-            # A transport may keep what it is given, and pieces are views of a buffer.
-            while piece := await self._local.run(lambda: _next_piece(pieces)):
-                yield piece
+            while data := await self._local.run(lambda: _next_bytes(pieces)):
+                yield data
         finally:
             pieces.close()
 
@@ -114,5 +115,13 @@ async def compressed(
     yield compressor.flush()
 
 
-def _next_piece(pieces: Generator[Piece, None, None]) -> bytes:
-    return bytes(next(pieces, b""))
+def _next_bytes(pieces: Generator[Piece, None, None]) -> bytes:
+    # Copied: a transport may keep what it is given, and pieces are views of a buffer.
+    gathered = []
+    size = 0
+    for piece in pieces:
+        gathered.append(bytes(piece))
+        size += len(piece)
+        if size >= _GATHERED_SIZE:
+            break
+    return gathered[0] if len(gathered) == 1 else b"".join(gathered)

@@ -142,6 +142,9 @@ class LocalNar:
             NarTooLargeError: see `measure`; nothing is yielded.
         """
         measured = self.measure()
+        if start == 0:  # The sizes of directories are not needed, and may be many.
+            measured = measured._replace(sizes={})
+            self._measured = None
         pieces = self._pieces(_Rendering(self._trees, self._node, measured.sizes, start))
         if end is None or end >= measured.extent.nar_size:
             return pieces

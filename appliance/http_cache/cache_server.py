@@ -310,7 +310,7 @@ class _Cache:
         async with self._receivers:
             self._pending.check_room()
             directory = None if self._local is None else self._local.temp_directory()
-            receiver = NarReceiver(file_hash, compression, directory)
+            receiver = NarReceiver(file_hash, compression, directory, self._pending.budget)
             try:
                 async with aclosing(_body(request)) as pieces:
                     async for data in pieces:

@@ -9,6 +9,7 @@ import bz2
 import hashlib
 import lzma
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +47,30 @@ class PendingNar(NamedTuple):
     compression: str
 
 
+class DiskBudget:
+    """How many bytes uploaded NARs take, those that are being received included."""
+
+    def __init__(self, maximum: int = _PENDING_BYTES_MAX) -> None:
+        self._left = maximum
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> None:
+        """Account for `size` more bytes.
+
+        Raises:
+            ServiceLimitError: there is no room for them, and they are not accounted for.
+        """
+        with self._lock:
+            if size > self._left:
+                raise ServiceLimitError("uploaded NARs that wait for their narinfos are too large")
+            self._left -= size
+
+    def give(self, size: int) -> None:
+        """Account for `size` bytes that are gone."""
+        with self._lock:
+            self._left += size
+
+
 class _Entry:
     def __init__(self, nar: PendingNar) -> None:
         self.nar = nar
@@ -58,12 +83,9 @@ class PendingNars:
     """The NARs that wait for narinfos, by their URLs."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.budget = DiskBudget()
         self._entries: dict[str, _Entry] = {}
         self._clock = clock
-
-    def num_bytes(self) -> int:
-        """Return how many bytes they have together."""
-        return sum(entry.nar.nar_size for entry in self._entries.values())
 
     def check_room(self) -> None:
         """Check that one more NAR may come.
@@ -75,7 +97,7 @@ class PendingNars:
         for url, entry in list(self._entries.items()):
             if entry.deadline_s <= now_s and not entry.num_users:
                 self._remove(url)
-        if len(self._entries) >= _PENDING_MAX or self.num_bytes() >= _PENDING_BYTES_MAX:
+        if len(self._entries) >= _PENDING_MAX:
             raise ServiceLimitError("too many uploaded NARs wait for their narinfos")
 
     def add(self, url: str, nar: PendingNar) -> None:
@@ -84,7 +106,7 @@ class PendingNars:
         if entry is None:
             entry = self._entries[url] = _Entry(nar)
         else:
-            nar.file.close()
+            self._drop(nar)
         entry.num_expected += 1
         entry.deadline_s = self._clock() + _LIFETIME_S
 
@@ -114,7 +136,11 @@ class PendingNars:
             self._remove(url)
 
     def _remove(self, url: str) -> None:
-        self._entries.pop(url).nar.file.close()
+        self._drop(self._entries.pop(url).nar)
+
+    def _drop(self, nar: PendingNar) -> None:
+        nar.file.close()
+        self.budget.give(nar.nar_size)
 
 
 class NarReceiver:
@@ -124,15 +150,19 @@ class NarReceiver:
         file_hash: SHA-256 that the file must have, in base 32.
         compression: how the file is compressed.
         directory: where the NAR is kept; None for the usual place of temporary files.
+        budget: what the bytes of the NAR are taken from; `abort` gives them back.
 
     Raises:
         StoreError: no file can be made.
     """
 
-    def __init__(self, file_hash: str, compression: str, directory: Path | None) -> None:
+    def __init__(
+        self, file_hash: str, compression: str, directory: Path | None, budget: DiskBudget
+    ) -> None:
         self._expected = NixHash.parse(f"sha256:{file_hash}")
         self._compression = compression
         self._decompress = _DECOMPRESSORS[compression]()
+        self._budget = budget
         self._file_hasher = hashlib.sha256()
         self._nar_hasher = hashlib.sha256()
         self._file_size = 0
@@ -148,19 +178,16 @@ class NarReceiver:
 
         Raises:
             InvalidRequestError: the compression is broken.
-            NarTooLargeError: there are too many bytes.
+            ServiceLimitError: there are too many bytes.
             StoreError: the disk is full, or fails.
         """
         self._file_hasher.update(data)
         self._file_size += len(data)
         try:
             for piece in self._decompress.pieces(data):
-                self._nar_hasher.update(piece)
+                self._budget.take(len(piece))
                 self._nar_size += len(piece)
-                if self._nar_size > _PENDING_BYTES_MAX:
-                    raise NarTooLargeError(
-                        f"NAR has more than {_PENDING_BYTES_MAX} bytes, which is the limit"
-                    )
+                self._nar_hasher.update(piece)
                 _write_all(self._file, piece)
         except _BROKEN as exc:
             raise InvalidRequestError(f"{self._compression}: {exc}") from exc
@@ -190,6 +217,7 @@ class NarReceiver:
     def abort(self) -> None:
         """Drop what has come; not to be called after `finish` has returned."""
         self._file.close()
+        self._budget.give(self._nar_size)
 
 
 def buffered(file: BinaryIO) -> BinaryIO:

@@ -6,7 +6,7 @@ import io
 import pytest
 
 from appliance.errors import InvalidRequestError, ServiceLimitError
-from appliance.http_cache.pending_nars import NarReceiver, PendingNar, PendingNars
+from appliance.http_cache.pending_nars import DiskBudget, NarReceiver, PendingNar, PendingNars
 from appliance.nix.hashes import NixHash
 from appliance.nix.nar import NarWriter
 from appliance.nix.store_path import encode_base32
@@ -82,9 +82,21 @@ def test_a_nar_is_received_in_any_pieces() -> None:
     writer.finish()
     expected = encode_base32(hashlib.sha256(out).digest())
     for size in (1, 7, len(out)):
-        receiver = NarReceiver(expected, "none", None)
+        receiver = NarReceiver(expected, "none", None, DiskBudget())
         for start in range(0, len(out), size):
             receiver.receive(bytes(out[start : start + size]))
         nar = receiver.finish()
         assert (nar.nar_size, nar.file_size, nar.nar_hash) == (len(out), len(out), nar.file_hash)
         nar.file.close()
+
+
+def test_nars_take_no_more_disk_than_there_is_for_them() -> None:
+    budget = DiskBudget(100)
+    receivers = [NarReceiver("0" * 52, "none", None, budget) for _ in range(2)]
+    receivers[0].receive(bytes(60))
+    with pytest.raises(ServiceLimitError):
+        receivers[1].receive(bytes(60))
+    receivers[0].abort()
+    receivers[1].receive(bytes(60))
+    receivers[1].abort()
+    budget.take(100)

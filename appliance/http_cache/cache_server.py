@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import uvloop
 from aiohttp import ClientError, web
+from aiohttp.http import HttpProcessingError
 
 from appliance.errors import (
     AlreadyExistsError,
@@ -112,6 +113,7 @@ def serve_cache(config: CacheConfig) -> None:
     Raises:
         StoreError: the store cannot be opened.
     """
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
     raise_descriptor_limit()  # connections, uploads, and large blobs being read take descriptors
     # gRPC needs the loop of asyncio itself; with a local store there is none.
     is_local = config.services.one_store() is not None
@@ -145,6 +147,15 @@ async def _serve(config: CacheConfig) -> None:
         announce_ready(f"serving on {labels}")
         await stopping.wait()
         announce_stopping()
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Drop the traceback that aiohttp logs for a request that is not HTTP; a line says as much."""
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, HttpProcessingError):
+        return True
+    _LOG.info("not a request: %s", " ".join(error.message.split())[:200])
+    return False
 
 
 def _local_stores(config: CacheConfig) -> dict[Path, AsyncStore]:

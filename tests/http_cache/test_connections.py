@@ -123,6 +123,24 @@ def test_wrong_content_cuts_the_answer_short(tmp_path: Path) -> None:
         assert "cut off" in server.log()
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"garbage\r\n\r\n",
+        bytes(range(256)),
+        b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 5000 + b"\r\n",
+        b"PUT /nar/x.nar HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\n",
+    ],
+    ids=["garbage", "bytes", "long", "headers", "chunks"],
+)
+def test_what_is_not_http_is_answered_and_no_traceback(served: Served, sent: bytes) -> None:
+    with served.server.connect() as sock:
+        sock.sendall(sent)
+        assert sock.recv(100).startswith((b"HTTP/1.0 400", b"HTTP/1.1 400"))
+    assert "Traceback" not in served.server.log()
+
+
 def test_inherited_and_other_sockets(big: tuple[Path, str], tmp_path: Path) -> None:
     store, digest = big
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -6,7 +6,7 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("engine", "images", "reader")
+NAMES = ("bench", "engine", "images", "reader")
 
 
 def cdef_text(name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance import engine
+from appliance.bench import generator
 
 ROOT = Path(__file__).parents[1]
 C_DIR = ROOT / "cffi_build"
@@ -50,8 +51,14 @@ spec.loader.exec_module(module)
 """
 RUN_PYTEST = f"""{LOADER}
 import pytest
-import appliance.engine, appliance.images.builder, appliance.importer.file_reader
-users = (appliance.engine, appliance.images.builder, appliance.importer.file_reader)
+import appliance.bench.generator, appliance.engine
+import appliance.images.builder, appliance.importer.file_reader
+users = (
+    appliance.bench.generator,
+    appliance.engine,
+    appliance.images.builder,
+    appliance.importer.file_reader,
+)
 assert module.lib in [user.lib for user in users]
 sys.exit(pytest.main(sys.argv[2:]))
 """
@@ -155,7 +162,7 @@ def test_the_sanitized_build_reports_a_planted_overrun(sanitized: Path) -> None:
 @pytest.mark.slow
 def test_the_ring_tests_pass_under_sanitizers(sanitized: Path) -> None:
     suites = [
-        f"tests/appliance/test_engine{name}.py" for name in ("", "_map", "_hostile", "_recovery")
+        f"tests/engine/test_engine{name}.py" for name in ("", "_map", "_hostile", "_recovery")
     ]
     check_suites(sanitized, *suites)
 
@@ -174,6 +181,13 @@ def test_the_image_builder_tests_pass_under_sanitizers(tmp_path: Path) -> None:
     check_suites(extension, "tests/images/test_builder.py")
 
 
+@pytest.mark.slow
+def test_the_load_generator_tests_pass_under_sanitizers(tmp_path: Path) -> None:
+    sources = [C_DIR / "bench_ring.c", C_DIR / "bench_calls.c"]
+    extension = build_sanitized("_bench", sources, tmp_path)
+    check_suites(extension, "tests/bench/test_generator.py")
+
+
 def check_suites(extension: Path, *suites: str) -> None:
     done = run_sanitized(RUN_PYTEST, extension, "-q", "-p", "no:cacheprovider", *suites)
     assert done.returncode == 0, done.stdout[-5000:]
@@ -186,6 +200,13 @@ def test_every_error_code_has_a_text() -> None:
     texts = engine._RULES.keys() | engine._MISUSES.keys()
     assert len(codes) > 20
     assert {getattr(LIB, name) for name in codes} == texts
+
+
+def test_the_stub_names_what_the_load_generator_has() -> None:
+    stub = (ROOT / "appliance" / "_bench.pyi").read_text(encoding="utf-8")
+    names = set(re.findall(r"\b(?:bench_\w+(?=\()|BENCH_[A-Z_]+)", stub))
+    assert len(names) > 20
+    assert names <= set(dir(vars(generator)["lib"]))
 
 
 def test_the_stub_names_what_the_module_has() -> None:

@@ -14,8 +14,8 @@ from appliance.cli.output import write
 from appliance.services.local_nar import LocalNar, Piece, find_node, keep_piece_memory
 from appliance.store.store import Store
 
-# In bytes: four times the default, for fewer switches to the reader, and a piece fits in. What is in
-# the pipe should still be in the processor's cache when it is read.
+# In bytes: four times the default, for fewer switches to the reader. More would no longer be in the
+# processor's cache when it is read.
 _PIPE_SIZE: Final = 1 << 18
 # Pieces that are rendered and not being written yet.
 _AHEAD: Final = 4

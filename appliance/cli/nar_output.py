@@ -6,7 +6,7 @@ import sys
 from collections.abc import Generator
 from contextlib import closing, suppress
 from pathlib import Path
-from queue import Empty, Queue
+from queue import SimpleQueue
 from threading import Thread
 from typing import Final
 
@@ -17,8 +17,8 @@ from appliance.store.store import Store
 # In bytes: four times the default, for fewer switches to the reader. More would no longer be in the
 # processor's cache when it is read.
 _PIPE_SIZE: Final = 1 << 18
-# Pieces that are rendered and not being written yet.
-_AHEAD: Final = 4
+# Pieces that have been passed on to be written, the one being written included.
+_AHEAD: Final = 5
 
 
 def write_local_nar(store_path: Path, path: str) -> None:
@@ -34,28 +34,31 @@ def write_local_nar(store_path: Path, path: str) -> None:
     with suppress(OSError):  # It is not a pipe, or this user may not have a larger one.
         fcntl.fcntl(sys.stdout.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
     with closing(Store.open(store_path, is_readonly=True)) as store:
-        # One more is being written, and one rendered.
-        nar = LocalNar(store, find_node(store, path), num_valid=_AHEAD + 2)
+        # One more is rendered, and waits to be passed on.
+        nar = LocalNar(store, find_node(store, path), num_valid=_AHEAD + 1)
         with closing(_rendered_ahead(nar.pieces())) as pieces:
             for piece in pieces:
                 write(piece)
 
 
 def _rendered_ahead(pieces: Generator[Piece, None, None]) -> Generator[Piece, None, None]:
-    """Yield `pieces`, which another thread renders while the one before is written."""
-    rendered: Queue[Piece | Exception | None] = Queue(_AHEAD)
-    is_over = False
+    """Yield `pieces`, which another thread renders while the ones before are written."""
+    rendered: SimpleQueue[Piece | Exception | None] = SimpleQueue()
+    # The right to pass on one piece each; or False, to end.
+    rights: SimpleQueue[bool] = SimpleQueue()
 
     def render() -> None:
         try:
             for piece in pieces:
+                if not rights.get():
+                    return
                 rendered.put(piece)
-                if is_over:
-                    break
             rendered.put(None)
         except Exception as exc:  # noqa: BLE001 - raised again where the pieces are written
             rendered.put(exc)
 
+    for _ in range(_AHEAD):
+        rights.put(True)  # noqa: FBT003 - an item, not a flag
     thread = Thread(target=render, name="render")
     thread.start()
     try:
@@ -63,8 +66,7 @@ def _rendered_ahead(pieces: Generator[Piece, None, None]) -> Generator[Piece, No
             if isinstance(piece, Exception):
                 raise piece
             yield piece
+            rights.put(True)  # noqa: FBT003 - as above
     finally:
-        is_over = True
-        while thread.is_alive():
-            with suppress(Empty):
-                rendered.get(timeout=0.01)
+        rights.put(False)  # noqa: FBT003 - as above
+        thread.join()

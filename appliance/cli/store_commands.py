@@ -173,6 +173,13 @@ def _run_daemon(options: argparse.Namespace) -> None:
 
 
 def _run_nar(options: argparse.Namespace) -> None:
+    local_store = service_addresses(options).one_store()
+    if local_store is not None:
+        from appliance.cli.nar_output import write_local_nar
+
+        write_local_nar(local_store, options.path)
+        return
+
     async def work(view: "StoreView") -> None:
         node = await view.find(options.path)
         async with aclosing(view.nar(node)) as pieces:

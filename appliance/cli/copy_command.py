@@ -392,7 +392,7 @@ def _store_path(text: str, source: "SourceAddress") -> "StorePath":
     """Return the store path that `text` names, is below, or points into as a symlink."""
     from appliance.copier.nix_store import NixStorePlace, logical_path
     from appliance.nix.store_path import STORE_DIR
-    from appliance.services.store_view import parse_path
+    from appliance.services.paths_in_store import parse_path
 
     directory = source.directory if isinstance(source, NixStorePlace) else Path(STORE_DIR)
     found = text

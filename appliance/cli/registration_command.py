@@ -41,8 +41,8 @@ def add_registration(commands: "Subparsers") -> None:
 
 
 def _run_registration(options: argparse.Namespace) -> None:
+    from appliance.services.paths_in_store import parse_path
     from appliance.services.registration import registered
-    from appliance.services.store_view import parse_path
 
     paths = []
     for text in options.paths:

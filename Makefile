@@ -14,7 +14,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-WRAPPERS := cffi_build/_engine.c cffi_build/_images.c cffi_build/_reader.c
+WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_images.c cffi_build/_reader.c
 # a process for each CPU, but no more guests than memory is for
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
@@ -53,6 +53,7 @@ bench: packages-test $(INSTALLED)
 	@status=0; \
 	$(BIN)/python vm-tests/bench.py $(ARGS) || status=1; \
 	$(BIN)/python -m tests.bench_walk $(if $(BEFORE),--before "$(BEFORE)") || status=1; \
+	PYTHONPATH=vm-tests $(BIN)/python -m tests.bench_back_ends || status=1; \
 	$(BIN)/python -m tests.bench_neighbour || status=1; \
 	$(BIN)/python -m tests.mount.bench || status=1; \
 	$(BIN)/python -m tests.bench_rpc || status=1; \

@@ -1,6 +1,7 @@
-# The typed face of the C extension: mirrors cffi_build/engine.h, as far as engine.py uses it.
+# The typed face of the C extension: mirrors engine.h and answers.h, as far as they are used.
 
 from collections.abc import Iterable, Sequence
+from mmap import mmap
 from typing import Literal, Protocol, overload
 
 class CData:
@@ -42,6 +43,43 @@ class EngRing(CData):
     readable_len: CData
     writable_len: CData
 
+class EngBytes(CData):
+    at: CData
+    size: int
+
+class EngStore(CData): ...
+
+class EngUsed(CData):
+    kind: int
+    digest: CData
+
+class EngUsage(CData):
+    is_kept: list[int]
+    num: int
+    used: Sequence[EngUsed]
+
+class EngPlaces(CData):
+    store: EngStore
+    usage: CData
+
+class EngReply(CData):
+    head: CData
+    head_size: int
+    fd: int
+    offset: int
+    body: CData
+    body_size: int
+
+class EngAnswers(CData):
+    session: CData
+    counters: CData
+    listing: CData
+    store: EngStore
+    places: EngPlaces
+    usage: EngUsage
+    left_num: int
+    left: Sequence[int]
+
 class _Allocator(Protocol):
     @overload
     def __call__(self, cdecl: Literal["struct eng_recovered[]"], num: int) -> EngRecoveredArray: ...
@@ -54,16 +92,27 @@ class _Ffi(Protocol):
     def new(self, cdecl: Literal["struct eng_map *"]) -> EngMap: ...
     @overload
     def new(self, cdecl: Literal["struct eng_ring *"]) -> EngRing: ...
+    @overload
+    def new(self, cdecl: Literal["struct eng_bytes *"]) -> EngBytes: ...
+    @overload
+    def new(self, cdecl: Literal["struct eng_store *"]) -> EngStore: ...
+    @overload
+    def new(self, cdecl: Literal["struct eng_reply *"]) -> EngReply: ...
     def new_allocator(self, *, should_clear_after_alloc: bool) -> _Allocator: ...
-    def addressof(self, cdata: EngRing, field: str, /) -> CData: ...
+    def addressof(self, cdata: CData, field: str, /) -> CData: ...
     @overload
     def from_buffer(self, source: bytes | bytearray | memoryview, /) -> CData: ...
     @overload
     def from_buffer(
-        self, cdecl: str, source: bytearray | memoryview, /, *, require_writable: bool
+        self, cdecl: str, source: bytearray | memoryview | mmap, /, *, require_writable: bool
     ) -> CData: ...
-    def buffer(self, cdata: CData) -> memoryview: ...
+    def buffer(self, cdata: CData, size: int = -1, /) -> memoryview: ...
+    def string(self, cdata: CData) -> bytes: ...
+    @overload
+    def cast(self, cdecl: Literal["struct eng_answers *"], source: CData) -> EngAnswers: ...
+    @overload
     def cast(self, cdecl: str, source: CData) -> CData: ...
+    def sizeof(self, cdecl: str) -> int: ...
     def release(self, cdata: CData) -> None: ...
 
 class _Lib(Protocol):
@@ -121,6 +170,70 @@ class _Lib(Protocol):
         file_offset: int,
         size: int,
         /,
+    ) -> int: ...
+    ENG_META: int
+    ENG_BLOBS: int
+    ENG_DIRECTORIES: int
+    ENG_IMAGES: int
+    ENG_PATH_INFOS: int
+    ENG_PATH_INFO_LOG: int
+    ENG_NAR_INFOS: int
+    ENG_STORE_NOT_FOUND: int
+    ENG_STORE_RESIZED: int
+    ENG_BLOB_FDS_MAX: int
+    ENG_LISTING_SIZE: int
+    ENG_USED_BLOB: int
+    ENG_USED_DIRECTORY: int
+    ENG_NOT_PLAIN: int
+    ENG_NO_REPLY: int
+
+    def eng_store_open(
+        self, ret: EngStore, path: bytes, map_size: int, readers_max: int, is_locked: int, /
+    ) -> int: ...
+    def eng_store_close(self, store: EngStore, /) -> None: ...
+    def eng_store_begin(self, store: EngStore, /) -> int: ...
+    def eng_store_end(self, store: EngStore, /) -> None: ...
+    def eng_store_resize(self, store: EngStore, map_size: int, /) -> int: ...
+    def eng_store_map_size(self, store: EngStore, /) -> int: ...
+    def eng_store_commits_since(self, store: EngStore, /) -> int: ...
+    def eng_store_error(self, code: int, /) -> CData: ...
+    def eng_store_get(
+        self, store: EngStore, table: int, key: bytes, key_size: int, ret: EngBytes, /
+    ) -> int: ...
+    def eng_grants_init(self, ret: CData, fd: int, /) -> int: ...
+    def eng_grants_deinit(self, grants: CData, /) -> None: ...
+    def eng_blob_fds_init(
+        self, ret: CData, directory_fd: int, skip: int, num: int, /
+    ) -> None: ...
+    def eng_blob_fds_close(self, fds: CData, /) -> None: ...
+    def eng_blob_fds_close_unlinked(self, fds: CData, /) -> None: ...
+    def eng_usage_is_due(self, usage: CData, /) -> int: ...
+    def eng_usage_clear(self, usage: CData, /) -> None: ...
+    def eng_answer(
+        self,
+        answers: EngAnswers,
+        request: CData,
+        size: int,
+        readable_len: int,
+        writable_len: int,
+        ret: EngReply,
+        /,
+    ) -> int: ...
+    def eng_answers_begin(self, answers: EngAnswers, /) -> int: ...
+    def eng_answers_end(self, answers: EngAnswers, /) -> None: ...
+    def eng_answers_count(self, answers: EngAnswers, request: CData, /) -> None: ...
+    def eng_serve_batch(self, answers: EngAnswers, ring: EngRing, limit: int, /) -> int: ...
+    def eng_serve_ring(
+        self,
+        answers: EngAnswers,
+        ring: EngRing,
+        epoll_fd: int,
+        kick_fd: int,
+        is_busy: int,
+        /,
+    ) -> int: ...
+    def eng_serve_device(
+        self, answers: EngAnswers, fd: int, request: CData, size: int, /
     ) -> int: ...
 
 ffi: _Ffi

@@ -8,10 +8,13 @@ import os
 import stat
 from mmap import PAGESIZE
 from struct import Struct
-from typing import ClassVar, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, NoReturn
 
 from appliance._engine import ffi, lib
 from appliance.errors import RingError, VhostError
+
+if TYPE_CHECKING:
+    from appliance._engine import EngRing
 
 _U64_MAX: Final = 2**64 - 1
 
@@ -267,6 +270,20 @@ class Ring:
         self._readable = memoryview(ffi.buffer(ring.readable_len)).cast("Q")
         self._writable = memoryview(ffi.buffer(ring.writable_len)).cast("Q")
         self._is_due = memoryview(ffi.buffer(ffi.addressof(ring, "is_signal_due"))).cast("I")
+
+    @property
+    def cdata(self) -> "EngRing":
+        """The ring as the C module knows it, to be lent to its other functions."""
+        return self._ring
+
+    def check(self, status: int) -> None:
+        """Raise the error that a negative `status` of a function of the C module stands for.
+
+        Raises:
+            RingError: the guest broke a rule of the ring.
+        """
+        if status < 0:
+            self._raise(-status)
 
     def _check(self, status: int) -> None:
         if status:

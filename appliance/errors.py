@@ -129,6 +129,10 @@ class MountError(ApplianceError):
     """A mount point cannot be used; the text names it and why."""
 
 
+class BenchError(ApplianceError):
+    """A measurement cannot be made: the back-end is gone, silent or wrong; the text says how."""
+
+
 def disk_error(exc: OSError, path: str | os.PathLike[str]) -> StoreError:
     """Return the store error for `exc`; its text names the file of `exc`, or else `path`."""
     kind = StoreFullError if exc.errno in FULL_ERRNOS else StoreError

@@ -10,11 +10,17 @@ from pathlib import Path
 import pytest
 
 from appliance import engine
+from appliance.bench import generator
 
 ROOT = Path(__file__).parents[1]
 C_DIR = ROOT / "cffi_build"
 LIB = vars(engine)["lib"]
-SOURCES = [C_DIR / name for name in ("ring.c", "map.c", "copy.c")]
+RING_SOURCES = [C_DIR / name for name in ("ring.c", "map.c", "copy.c")]
+ANSWERS = ("image_view.c", "grants.c", "places.c", "blob_fds.c", "usage.c", "answers.c")
+ANSWERS_SOURCES = [C_DIR / name for name in ANSWERS]
+SERVING_SOURCES = [C_DIR / name for name in ("lmdb_reader.c", "serve.c", "device.c")]
+SOURCES = RING_SOURCES + ANSWERS_SOURCES + SERVING_SOURCES
+BUILDER_SOURCES = [C_DIR / "images.c", C_DIR / "castore.c"]
 SOURCE_NAMES = sorted(path.name for path in C_DIR.glob("[!_]*.c"))
 SANITIZE = [
     "-g",
@@ -50,8 +56,14 @@ spec.loader.exec_module(module)
 """
 RUN_PYTEST = f"""{LOADER}
 import pytest
-import appliance.engine, appliance.images.builder, appliance.importer.file_reader
-users = (appliance.engine, appliance.images.builder, appliance.importer.file_reader)
+import appliance.bench.generator, appliance.engine
+import appliance.images.builder, appliance.importer.file_reader
+users = (
+    appliance.bench.generator,
+    appliance.engine,
+    appliance.images.builder,
+    appliance.importer.file_reader,
+)
 assert module.lib in [user.lib for user in users]
 sys.exit(pytest.main(sys.argv[2:]))
 """
@@ -96,7 +108,7 @@ def test_every_warning_is_an_error(name: str, tmp_path: Path) -> None:
 def test_the_fuzzer_finds_nothing_under_sanitizers(tmp_path: Path) -> None:
     program = tmp_path / "fuzz_ring"
     built = run(
-        "gcc", "-std=gnu11", *SANITIZE, "-DFUZZ_STANDALONE", C_DIR / "fuzz_ring.c", *SOURCES,
+        "gcc", "-std=gnu11", *SANITIZE, "-DFUZZ_STANDALONE", C_DIR / "fuzz_ring.c", *RING_SOURCES,
         "-o", program,
     )  # fmt: skip
     assert built.returncode == 0, built.stdout
@@ -108,18 +120,34 @@ def test_the_fuzzer_finds_nothing_under_sanitizers(tmp_path: Path) -> None:
     assert int(match[2]) > 30, "and what a predecessor left"
 
 
+@pytest.mark.slow
+def test_the_fuzzer_of_the_answers_finds_nothing_under_sanitizers(tmp_path: Path) -> None:
+    program = tmp_path / "fuzz_answers"
+    built = run(
+        "gcc", "-std=gnu11", *SANITIZE, "-DFUZZ_STANDALONE", C_DIR / "fuzz_answers.c",
+        *ANSWERS_SOURCES, *BUILDER_SOURCES, "-o", program,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stdout
+    done = run(program, "10000", "7")
+    assert done.returncode == 0, done.stdout
+    match = re.fullmatch(r"10000 inputs, (\d+) replies, (\d+) left\n", done.stdout)
+    assert match
+    assert int(match[1]) > 10000, "the inputs reach the replies, too"
+
+
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_sanitized("_engine", SOURCES, tmp_path_factory.mktemp("sanitized"))
+    return build_sanitized("_engine", SOURCES, tmp_path_factory.mktemp("sanitized"), "-llmdb")
 
 
-def build_sanitized(name: str, sources: list[Path], directory: Path) -> Path:
+def build_sanitized(name: str, sources: list[Path], directory: Path, *libraries: str) -> Path:
     target = directory / f"{name}.so"
     emitted = run(sys.executable, C_DIR / "build_modules.py", directory)
     assert emitted.returncode == 0, emitted.stdout
     built = run(
         "gcc", "-std=gnu11", *SANITIZE, "-shared", "-fPIC", f"-I{C_DIR}",
-        f"-I{sysconfig.get_path('include')}", target.with_suffix(".c"), *sources, "-o", target,
+        f"-I{sysconfig.get_path('include')}", target.with_suffix(".c"), *sources, *libraries,
+        "-o", target,
     )  # fmt: skip
     assert built.returncode == 0, built.stdout
     return target
@@ -155,9 +183,14 @@ def test_the_sanitized_build_reports_a_planted_overrun(sanitized: Path) -> None:
 @pytest.mark.slow
 def test_the_ring_tests_pass_under_sanitizers(sanitized: Path) -> None:
     suites = [
-        f"tests/appliance/test_engine{name}.py" for name in ("", "_map", "_hostile", "_recovery")
+        f"tests/engine/test_engine{name}.py" for name in ("", "_map", "_hostile", "_recovery")
     ]
     check_suites(sanitized, *suites)
+
+
+@pytest.mark.slow
+def test_the_answers_tests_pass_under_sanitizers(sanitized: Path) -> None:
+    check_suites(sanitized, "tests/worker", "tests/store/test_store_reader.py")
 
 
 @pytest.mark.slow
@@ -169,9 +202,15 @@ def test_the_file_reader_tests_pass_under_sanitizers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_image_builder_tests_pass_under_sanitizers(tmp_path: Path) -> None:
-    sources = [C_DIR / "images.c", C_DIR / "castore.c"]
-    extension = build_sanitized("_images", sources, tmp_path)
+    extension = build_sanitized("_images", BUILDER_SOURCES, tmp_path)
     check_suites(extension, "tests/images/test_builder.py")
+
+
+@pytest.mark.slow
+def test_the_load_generator_tests_pass_under_sanitizers(tmp_path: Path) -> None:
+    sources = [C_DIR / "bench_ring.c", C_DIR / "bench_calls.c"]
+    extension = build_sanitized("_bench", sources, tmp_path)
+    check_suites(extension, "tests/bench/test_generator.py")
 
 
 def check_suites(extension: Path, *suites: str) -> None:
@@ -186,6 +225,13 @@ def test_every_error_code_has_a_text() -> None:
     texts = engine._RULES.keys() | engine._MISUSES.keys()
     assert len(codes) > 20
     assert {getattr(LIB, name) for name in codes} == texts
+
+
+def test_the_stub_names_what_the_load_generator_has() -> None:
+    stub = (ROOT / "appliance" / "_bench.pyi").read_text(encoding="utf-8")
+    names = set(re.findall(r"\b(?:bench_\w+(?=\()|BENCH_[A-Z_]+)", stub))
+    assert len(names) > 20
+    assert names <= set(dir(vars(generator)["lib"]))
 
 
 def test_the_stub_names_what_the_module_has() -> None:

@@ -23,7 +23,7 @@ def long_options(parser: argparse.ArgumentParser) -> set[str]:
 def test_options_are_never_abbreviated(command: str) -> None:
     parser = commands()[command]
     options = long_options(parser)
-    assert "--store" in options
+    assert "--log-level" in options
     for option in options:
         for word in {option[:-1], f"{option[:-1]}=1"} - options:
             _, unknown = parser.parse_known_args([word, "argument"])
@@ -37,7 +37,7 @@ def test_every_argument_has_a_help_text(command: str) -> None:
 
 def test_only_commands_that_print_json_take_json() -> None:
     takers = {name for name, parser in commands().items() if "--json" in long_options(parser)}
-    assert takers == {"status", "path-info", "ls", "verify"}
+    assert takers == {"status", "path-info", "ls", "verify", "copy", "bench"}
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from appliance import __version__
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
+from appliance.cli.bench_command import add_bench
+from appliance.cli.http_command import add_http
 from appliance.cli.mount_commands import is_mount_call
 from appliance.cli.options import (
     add_json_option,
@@ -44,7 +46,7 @@ from appliance.errors import ApplianceError, ConfigError, StoreError
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
 
-_COMMANDS: Final = ("import", "virtiofs", "mount", "status", *STORE_COMMANDS)
+_COMMANDS: Final = ("import", "virtiofs", "mount", "http", "status", "bench", *STORE_COMMANDS)
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
 
@@ -188,7 +190,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
         "import": _add_import,
         "virtiofs": add_virtiofs,
         "mount": add_mount,
+        "http": add_http,
         "status": _add_status,
+        "bench": add_bench,
         **STORE_COMMANDS,
     }
     for add in [adders[command]] if command in adders else adders.values():

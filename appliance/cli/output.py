@@ -42,7 +42,7 @@ def write_line(text: str) -> None:
     write(text.encode("utf-8", "surrogateescape") + b"\n")
 
 
-def write(data: bytes) -> None:
+def write(data: bytes | memoryview) -> None:
     """Print `data` and flush.
 
     Raises:

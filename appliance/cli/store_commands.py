@@ -9,6 +9,8 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance.cli.copy_command import add_copy
+from appliance.cli.import_nar_command import add_import_nar
 from appliance.cli.options import (
     add_json_option,
     add_log_options,
@@ -16,6 +18,7 @@ from appliance.cli.options import (
     service_addresses,
 )
 from appliance.cli.output import print_json, with_services, write, write_line
+from appliance.cli.registration_command import add_registration
 from appliance.cli.verify_command import add_verify
 from appliance.errors import ConfigError, PathInfoError, StoreError
 
@@ -170,6 +173,13 @@ def _run_daemon(options: argparse.Namespace) -> None:
 
 
 def _run_nar(options: argparse.Namespace) -> None:
+    local_store = service_addresses(options).one_store()
+    if local_store is not None:
+        from appliance.cli.nar_output import write_local_nar
+
+        write_local_nar(local_store, options.path)
+        return
+
     async def work(view: "StoreView") -> None:
         node = await view.find(options.path)
         async with aclosing(view.nar(node)) as pieces:
@@ -267,9 +277,12 @@ def _with_view(options: argparse.Namespace, work: "Callable[[StoreView], Awaitab
 
 # For each command, the function that adds its parser.
 COMMANDS: "Final[dict[str, Callable[[Subparsers], None]]]" = {
+    "copy": add_copy,
+    "import-nar": add_import_nar,
     "daemon": _add_daemon,
     "nar": _add_nar,
     "path-info": _add_path_info,
+    "registration": add_registration,
     "verify": add_verify,
     "ls": _add_ls,
     "cat": _add_cat,

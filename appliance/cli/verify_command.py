@@ -74,7 +74,7 @@ def add_verify(commands: "Subparsers") -> None:
 def _run_verify(options: argparse.Namespace) -> None:
     import asyncio
 
-    from appliance.services.store_view import parse_path
+    from appliance.services.paths_in_store import parse_path
 
     if options.source is not None and not options.repair:
         raise ConfigError("--from: expected --repair, too")

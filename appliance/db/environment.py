@@ -19,7 +19,6 @@ longer, it ends with a SnapshotLostError, and its results must not be used.
 """
 
 import errno
-import mmap
 import os
 import resource
 import threading
@@ -31,6 +30,7 @@ from typing import Final, Generic, NoReturn, TypeAlias, TypeVar
 
 import lmdb
 
+from appliance.db import address_space
 from appliance.db.data_file import (
     allocate_lock,
     check_data,
@@ -66,9 +66,6 @@ _NOT_WRITABLE_ERRNOS: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM}
 # Commits that an unregistered snapshot survives: LMDB reuses the pages that a transaction has freed
 # in the second transaction after it, at the earliest (mdb.c: mdb_page_alloc).
 _SAFE_COMMITS: Final = 1
-# Where address space is limited, a map exceeds its file by this much at first; and a map only grows
-# if this much address space stays free.
-_MAP_SLACK_BYTES: Final = 16 << 20
 
 
 class NotWritableError(StoreError):
@@ -120,7 +117,7 @@ class Environment:
             self._is_registered = self._is_locked or is_written_by_nobody(path)
             self._env = lmdb.Environment(
                 os.fspath(path),
-                map_size=_map_size(map_size_bytes, data_size),
+                map_size=address_space.map_size(map_size_bytes, data_size),
                 readonly=is_readonly,
                 create=not is_readonly,
                 sync=is_durable,
@@ -317,7 +314,7 @@ class Environment:
 
     def _resize(self, size_bytes: int) -> None:
         with self._gate.closed():
-            if _is_address_space_limited():
+            if address_space.is_limited():
                 size_bytes = self._limited_size(size_bytes)
             try:
                 self._env.set_mapsize(size_bytes)
@@ -328,9 +325,11 @@ class Environment:
         # LMDB unmaps the old map before it maps the new one. If that failed, no map would be left;
         # so it is tested first whether there is room for the new one.
         present = self.map_size_bytes()
-        least = _with_slack(self._used_bytes())
+        least = address_space.with_slack(self._used_bytes())
         for size in (wanted_bytes, max(least, present + present // 8)):
-            if size > present and _is_free(size - present + _MAP_SLACK_BYTES):
+            if size > present and address_space.is_free(
+                size - present + address_space.MAP_SLACK_BYTES
+            ):
                 return size
         raise self._no_address_space(max(least, present))
 
@@ -348,7 +347,7 @@ class Environment:
 
     def _raise_translated(self, exc: lmdb.Error | OSError) -> NoReturn:
         code = exc.code if isinstance(exc, lmdb.Error) else exc.errno
-        if code == errno.ENOMEM and _is_address_space_limited():
+        if code == errno.ENOMEM and address_space.is_limited():
             raise self._no_address_space(self._used_bytes()) from exc
         if code == errno.EAGAIN:
             # After `check_pid`, a process with the same id in another PID namespace took the lock.
@@ -396,26 +395,3 @@ class _Reading(Generic[V]):
 
 def _itself(txn: ReadTransaction) -> ReadTransaction:
     return txn
-
-
-def _is_address_space_limited() -> bool:
-    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
-
-
-def _map_size(wanted_bytes: int, data_size: int) -> int:
-    # If this is less than the size of the file, LMDB maps the whole file.
-    return (
-        min(wanted_bytes, _with_slack(data_size)) if _is_address_space_limited() else wanted_bytes
-    )
-
-
-def _with_slack(size_bytes: int) -> int:
-    return -(-(size_bytes + _MAP_SLACK_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
-
-
-def _is_free(size_bytes: int) -> bool:
-    try:
-        mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ).close()
-    except OSError:
-        return False
-    return True

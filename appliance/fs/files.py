@@ -25,7 +25,7 @@ from appliance.fuse_proto.operations import NotReady
 from appliance.session.wants import BlobWanted
 from appliance.store.blob_files import BlobFile
 from appliance.store.snapshot import Snapshot
-from appliance.store.store import Store
+from appliance.store.store_reader import ReadableStore
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class OpenBlob(NamedTuple):
 class Blobs:
     """The blobs of one store, with up to `OPEN_MAX` of the files used last held open."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ReadableStore) -> None:
         self._store = store
         self._open: OrderedDict[bytes, OpenBlob] = OrderedDict()
         limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -179,7 +179,7 @@ class CachedBlobs(Blobs):
     their space.
     """
 
-    def __init__(self, store: Store, usage: Usage) -> None:
+    def __init__(self, store: ReadableStore, usage: Usage) -> None:
         super().__init__(store)
         self._usage = usage
 

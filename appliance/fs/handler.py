@@ -29,7 +29,7 @@ from appliance.session.wants import DirectoryWanted, RootListWanted, RootNameWan
 from appliance.store.blob_cache import directory_key
 from appliance.store.image_table import MadeImages
 from appliance.store.snapshot import Snapshot
-from appliance.store.store import Store
+from appliance.store.store_reader import ReadableStore
 
 _LOG: Final = logging.getLogger(__name__)
 _EMPTY: Final = memoryview(b"")
@@ -67,7 +67,7 @@ class Handler(Operations):
     def __init__(
         self,
         grants: Grants,
-        store: Store,
+        store: ReadableStore,
         *,
         is_root_listable: bool,
         remote: RemoteParts = ALL_LOCAL,

@@ -22,7 +22,7 @@ from appliance.images.layout import Kind
 from appliance.session.grants import Grants
 from appliance.session.wants import BackingWanted
 from appliance.store.schema import INLINE_MAX
-from appliance.store.store import Store
+from appliance.store.store_reader import ReadableStore
 
 _CACHED: Final = pack_open_out(OpenOut(fh=0, open_flags=OpenFlag.KEEP_CACHE, backing_id=0))
 
@@ -51,7 +51,7 @@ class PassthroughHandler(Handler):
     def __init__(
         self,
         grants: Grants,
-        store: Store,
+        store: ReadableStore,
         *,
         is_root_listable: bool,
         released: Callable[[int], None],

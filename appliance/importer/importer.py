@@ -45,6 +45,7 @@ from appliance.importer.hasher_pool import Hasher
 from appliance.importer.own_places import excluded_directories, own_places
 from appliance.importer.roots import Identity, Root, identity_of
 from appliance.importer.staging import user_staging_directory
+from appliance.importer.store_places import refuse_store_path
 from appliance.importer.tree_process import start_tree_process
 from appliance.nix.store_path import STORE_DIR, StorePathError, check_new_name
 from appliance.services.addresses import ServiceAddresses
@@ -157,6 +158,7 @@ def _root(path: bytes, name: str | None, excluded: Mapping[Identity, str]) -> Ro
     path = path.rstrip(b"/") or b"/"
     if path.rpartition(b"/")[2] in {b"", b".", b".."}:
         path = os.path.realpath(path)
+    refuse_store_path(path)
     if name is None:
         name = path.rpartition(b"/")[2].decode("utf-8", "backslashreplace")
     try:

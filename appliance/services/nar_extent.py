@@ -20,9 +20,9 @@ ENTRIES_MAX: Final = 1 << 24
 BYTES_MAX: Final = 1 << 44
 
 _LENGTH: Final = 8
-# What an entry has in place of `_ROOT`, which opens and closes the root.
-_ENTRY: Final = len(nar.ENTRY) + len(nar.NODE) + len(nar.CLOSE_ENTRY)
-_ROOT: Final = len(nar.HEADER) + len(nar.CLOSE)
+# What an entry has in place of `ROOT_SIZE`, which opens and closes the root.
+ENTRY_SIZE: Final = len(nar.ENTRY) + len(nar.NODE) + len(nar.CLOSE_ENTRY)
+ROOT_SIZE: Final = len(nar.HEADER) + len(nar.CLOSE)
 
 
 class NarTooLargeError(NarError):
@@ -57,7 +57,7 @@ class Extent(NamedTuple):
             )
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """What a directory adds to a tree without its subdirectories, and the digests of those.
 
     `size` is in bytes of the NAR.
@@ -74,11 +74,11 @@ async def extent_of(node: Node, directories: DirectoryService) -> Extent | None:
     Return None if a directory cannot be read. The caller meets the error when it walks the tree.
     """
     if not isinstance(node, DirectoryNode):
-        return Extent(0, _ROOT + _body(node))
-    parts: dict[Digest, _Part] = {}
+        return Extent(0, ROOT_SIZE + body_size(node))
+    parts: dict[Digest, Part] = {}
     try:
         async for directory in directories.get_recursive(node.digest):
-            parts[directory.digest()] = _part(directory)
+            parts[directory.digest()] = part_of(directory)
     except StoreError:
         return None
     if node.digest not in parts:
@@ -92,24 +92,27 @@ async def extent_of(node: Node, directories: DirectoryService) -> Extent | None:
             part.size + sum(size for _num_entries, size in below),
         )
     num_entries, size = extents[node.digest]
-    return Extent(num_entries, _ROOT + size)
+    return Extent(num_entries, ROOT_SIZE + size)
 
 
-def _part(directory: Directory) -> _Part:
+def part_of(directory: Directory) -> Part:
+    """Return what a directory adds to a tree, without its subdirectories."""
     size = len(nar.DIRECTORY)
     for node in directory.nodes():
-        size += _ENTRY + _string(len(node.name))
+        size += ENTRY_SIZE + string_size(len(node.name))
         if not isinstance(node, DirectoryNode):
-            size += _body(node)
+            size += body_size(node)
     below = tuple(node.digest for node in directory.directories)
-    return _Part(len(directory), size, below)
+    return Part(len(directory), size, below)
 
 
-def _body(node: FileNode | SymlinkNode) -> int:
+def body_size(node: FileNode | SymlinkNode) -> int:
+    """Return the size in bytes of a node in a NAR, without what opens and closes it."""
     if isinstance(node, SymlinkNode):
-        return len(nar.SYMLINK) + _string(len(node.target))
-    return len(nar.EXECUTABLE if node.executable else nar.REGULAR) + _string(node.size)
+        return len(nar.SYMLINK) + string_size(len(node.target))
+    return len(nar.EXECUTABLE if node.executable else nar.REGULAR) + string_size(node.size)
 
 
-def _string(size: int) -> int:
+def string_size(size: int) -> int:
+    """Return the size in bytes of a string of `size` bytes in a NAR."""
     return _LENGTH + size + -size % _LENGTH

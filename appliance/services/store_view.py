@@ -1,22 +1,21 @@
 """Store paths as a person sees them: their contents, and what is known about them."""
 
-import os
 from collections.abc import AsyncGenerator, Sequence
 from typing import Final, TypeAlias
 
 from appliance.castore.directory import DirectoryNode, FileNode, Node, SymlinkNode
-from appliance.castore.names import display
-from appliance.errors import ConfigError, StoreError
+from appliance.errors import StoreError
 from appliance.nix.content_address import ContentAddress
 from appliance.nix.hashes import NixHash
 from appliance.nix.narinfo import deriver_of
 from appliance.nix.path_info import read_path_info
 from appliance.nix.signing import Signature
-from appliance.nix.store_path import STORE_DIR, StorePath, StorePathError
+from appliance.nix.store_path import STORE_DIR
 from appliance.protos import pathinfo_pb2
 from appliance.services.contracts import Services
 from appliance.services.nar_extent import ENTRIES_MAX, NarTooLargeError, extent_of
 from appliance.services.nar_render import directory_not_found, file_content, render_nar
+from appliance.services.paths_in_store import display_path, parse_path, text_of
 
 # JSON is built in memory before it is printed, and recursively.
 _JSON_ENTRIES_MAX: Final = 1 << 21
@@ -49,7 +48,7 @@ class StoreView:
         for name in names:
             child = await self._child(node, name)
             if child is None:
-                raise StoreError(f"path {_shown(path)} does not exist")
+                raise StoreError(f"path {display_path(path)} does not exist")
             node = child
         return node
 
@@ -65,7 +64,7 @@ class StoreView:
             NarError: its content is not as long as its node says.
         """
         if not isinstance(node, FileNode):
-            raise StoreError(f"path {_shown(path)} is not a regular file")
+            raise StoreError(f"path {display_path(path)} is not a regular file")
         return file_content(node, self._services.blobs)
 
     async def walk(
@@ -81,7 +80,7 @@ class StoreView:
         if is_recursive:
             await self._check_extent(node)
         if not isinstance(node, DirectoryNode):
-            yield _text(node.name), node
+            yield text_of(node.name), node
             return
         left = [(".", child) for child in reversed(await self._children(node))]
         num_entries = 0
@@ -91,7 +90,7 @@ class StoreView:
             if num_entries > ENTRIES_MAX:
                 raise NarTooLargeError(f"tree has more than {ENTRIES_MAX} entries")
             parent, child = left.pop()
-            path = f"{parent}/{_text(child.name)}"
+            path = f"{parent}/{text_of(child.name)}"
             yield path, child
             if is_recursive and isinstance(child, DirectoryNode):
                 left.extend((path, below) for below in reversed(await self._children(child)))
@@ -111,7 +110,7 @@ class StoreView:
             raise NarTooLargeError(f"tree is more than {_JSON_DEPTH_MAX} directories deep")
         match node:
             case SymlinkNode():
-                return {"type": "symlink", "target": _text(node.target)}
+                return {"type": "symlink", "target": text_of(node.target)}
             case FileNode():
                 shown: Json = {"type": "regular", "size": node.size}
                 if node.executable:
@@ -120,7 +119,7 @@ class StoreView:
         entries: Json = {}
         for child in await self._children(node):
             is_shown = is_recursive or not isinstance(child, DirectoryNode)
-            entries[_text(child.name)] = (
+            entries[text_of(child.name)] = (
                 await self._tree(child, is_recursive=True, depth=depth + 1)
                 if is_shown
                 else {"type": "directory"}
@@ -152,7 +151,7 @@ class StoreView:
         extent = await extent_of(node, self._services.directories)
         if extent is not None and extent.num_entries > entries_max:
             raise NarTooLargeError(
-                f"{_text(node.name)} has {extent.num_entries} entries, the limit is {entries_max}"
+                f"{text_of(node.name)} has {extent.num_entries} entries, the limit is {entries_max}"
             )
 
     async def _child(self, node: Node, name: bytes) -> Node | None:
@@ -175,7 +174,7 @@ def describe(name: str, node: Node, *, is_long: bool) -> str:
         case DirectoryNode():
             return f"dr-xr-xr-x {0:>20} {name}"
         case SymlinkNode():
-            return f"lrwxrwxrwx {0:>20} {name} -> {_text(node.target)}"
+            return f"lrwxrwxrwx {0:>20} {name} -> {text_of(node.target)}"
         case FileNode():
             mode = "-r-xr-xr-x" if node.executable else "-r--r--r--"
             return f"{mode} {node.size:>20} {name}"
@@ -200,34 +199,3 @@ def path_info_json(message: pathinfo_pb2.PathInfo) -> "dict[str, object]":
 def _ca_text(narinfo: pathinfo_pb2.NARInfo) -> str:
     address = ContentAddress.of_message(narinfo)
     return f"unknown:{narinfo.ca.type}" if address is None else str(address)
-
-
-def parse_path(path: str) -> tuple[StorePath, list[bytes]]:
-    """Return the store path that `path` begins with, and the names below it.
-
-    Args:
-        path: absolute, or without the store directory.
-
-    Raises:
-        ConfigError: `path` does not begin with a store path.
-    """
-    relative = _text(os.fsencode(path)).removeprefix(f"{STORE_DIR}/")
-    basename, *names = relative.split("/")
-    try:
-        store_path = StorePath.parse(basename)
-    except StorePathError as exc:
-        raise ConfigError(f"{_shown(path)}: not a store path: {exc}") from exc
-    return store_path, [_name(text) for text in names if text not in {"", "."}]
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")
-
-
-def _name(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
-def _shown(path: str) -> str:
-    # The command line decodes paths in the encoding of the locale.
-    return display(os.fsencode(path))

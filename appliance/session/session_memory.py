@@ -64,6 +64,11 @@ class SessionMemory:
             raise
 
     @property
+    def memory(self) -> memoryview:
+        """A view of all of it; the first byte is 0 unless the session is initialised."""
+        return memoryview(self._map)
+
+    @property
     def is_initialised(self) -> bool:
         """Whether INIT was answered, and no DESTROY or device reset has followed."""
         return self._map[0] != 0

@@ -177,6 +177,16 @@ class BlobFiles:
                 return self._store_fd
         return self._blobs_fd
 
+    def directory(self) -> tuple[int, int]:
+        """Return the descriptor (lent) through which files are found, for other code to use.
+
+        The second value is the number of bytes at the start of the names that `schema` describes
+        which the descriptor stands for: 0 if it is the store's directory, 6 if it is `blobs/`.
+        """
+        if self._blobs_fd is not None:
+            return self._blobs_fd, _PREFIX_SIZE
+        return self._store_fd, 0
+
     def private_to(self) -> tuple[int, int] | None:
         """Return the uid and gid of the owner if other users cannot read the files, else None.
 

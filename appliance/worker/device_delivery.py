@@ -13,7 +13,9 @@ from appliance.fuse_proto._fuse_wire import IN_HEADER_SIZE, OUT_HEADER_SIZE, unp
 from appliance.fuse_proto.dispatch import Dispatcher
 from appliance.fuse_proto.encode import pack_reply_header
 from appliance.fuse_proto.init import MAX_PAGES
-from appliance.fuse_proto.operations import FileSlice
+from appliance.fuse_proto.operations import FileSlice, NotReady
+from appliance.session.wants import BlobWanted
+from appliance.worker.plain_answers import PlainAnswers
 
 _LOG: Final = logging.getLogger(__name__)
 # At least 8 KiB is the rule for this file system (linux fs/fuse/dev.c: fuse_dev_do_read). With
@@ -32,10 +34,16 @@ class DeviceEndedError(Exception):
 
 
 class FuseDevice:
-    """One clone of a mount's /dev/fuse descriptor (lent), with the buffers to use it."""
+    """One clone of a mount's /dev/fuse descriptor (lent), with the buffers to use it.
 
-    def __init__(self, fd: int) -> None:
+    Args:
+        fd: the descriptor.
+        plain: answers plain requests before `receive` returns one that is not plain.
+    """
+
+    def __init__(self, fd: int, plain: PlainAnswers | None = None) -> None:
         self.fd = fd
+        self._plain = plain
         self._request = memoryview(bytearray(REQUEST_BYTES))
         self._reply = memoryview(bytearray(REPLY_BYTES))
         self._buffers = [self._request]
@@ -43,13 +51,18 @@ class FuseDevice:
     def receive(self) -> memoryview | None:
         """Return the next request, valid until the next call; None if there is none after all.
 
+        Plain requests that come before it are answered, if that is not left to the handler.
+
         Waits for one unless the descriptor is non-blocking.
 
         Raises:
             DeviceEndedError: the mount is gone.
         """
         try:
-            size = os.readv(self.fd, self._buffers)
+            if self._plain is not None:
+                size = self._plain.serve_device(self.fd, self._request)
+            else:
+                size = os.readv(self.fd, self._buffers)
         except OSError as exc:
             if exc.errno in _NOTHING:
                 return None
@@ -65,7 +78,12 @@ class FuseDevice:
             NotReady: the answer is not there yet; the caller parks a copy of the request.
             DeviceEndedError: the mount is gone.
         """
-        reply = dispatcher.handle_untrusted(request, len(request), REPLY_BYTES)
+        try:
+            reply = dispatcher.handle_untrusted(request, len(request), REPLY_BYTES)
+        except NotReady as exc:
+            if self._plain is not None and isinstance(exc.want, BlobWanted):
+                self._plain.close_unlinked()
+            raise
         if reply is None:
             return True
         body = reply.body

@@ -22,6 +22,7 @@ from appliance.session import channel
 from appliance.session.wants import BackingWanted, Want
 from appliance.worker.device_delivery import DeviceEndedError, FuseDevice
 from appliance.worker.pending import Asking, Parking
+from appliance.worker.plain_answers import PlainAnswers
 
 
 class DeviceLoop:
@@ -33,13 +34,19 @@ class DeviceLoop:
     """
 
     def __init__(
-        self, sock: socket.socket, device_fd: int, dispatcher: Dispatcher, handler: Handler
+        self,
+        sock: socket.socket,
+        device_fd: int,
+        dispatcher: Dispatcher,
+        handler: Handler,
+        plain: PlainAnswers | None = None,
     ) -> None:
         self._sock = sock
         self._device_fd = device_fd
         self._handler = handler
         self._asking = Asking(sock)
-        self._server = DeviceServer(FuseDevice(device_fd), dispatcher, handler, self._asking.ask)
+        device = FuseDevice(device_fd, plain)
+        self._server = DeviceServer(device, dispatcher, handler, self._asking.ask)
         self._poller = select.epoll()
         self._poller.register(sock, select.EPOLLIN)
         self._poller.register(device_fd, select.EPOLLIN)

@@ -13,7 +13,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Final
 
@@ -25,9 +25,10 @@ from appliance.fuse_proto.operations import NotReady
 from appliance.protos import control_pb2 as pb
 from appliance.session import channel
 from appliance.session.session_memory import InflightMemory
-from appliance.session.wants import Want
+from appliance.session.wants import BlobWanted, Want
 from appliance.worker import ring_delivery
 from appliance.worker.pending import Asking, Parking
+from appliance.worker.plain_answers import PlainAnswers
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,12 +43,18 @@ class RingLoop:
     """The loop of a worker that serves a virtqueue; it owns every descriptor that it is sent."""
 
     def __init__(
-        self, sock: socket.socket, queue: int, dispatcher: Dispatcher, handler: Handler
+        self,
+        sock: socket.socket,
+        queue: int,
+        dispatcher: Dispatcher,
+        handler: Handler,
+        plain: PlainAnswers | None = None,
     ) -> None:
         self._sock = sock
         self._queue = queue
         self._dispatcher = dispatcher
         self._handler = handler
+        self._plain = plain
         self._memory = GuestMap()
         self._regions: list[MappedRegion] = []
         self._incoming: list[tuple[MappedRegion, int]] = []
@@ -64,6 +71,7 @@ class RingLoop:
         """Serve until the supervisor closes the channel."""
         is_busy = False
         while True:
+            is_busy = self._serve_plain(is_busy=is_busy)
             for fd, _event in self._poller.poll(self._timeout_s(is_busy=is_busy)):
                 if fd == self._sock.fileno():
                     if not self._serve_channel():
@@ -96,6 +104,18 @@ class RingLoop:
         except RingError as exc:
             self._break_ring(exc)
         return False
+
+    def _serve_plain(self, *, is_busy: bool) -> bool:
+        # It waits, too. After it, `run` looks at the descriptors and the ring without waiting.
+        server = self._server
+        if server is None or self._plain is None or self._stop_id is not None:
+            return is_busy
+        try:
+            server.serve_plain(self._poller.fileno(), self._ring_fds["kick"], is_busy=is_busy)
+        except RingError as exc:
+            self._break_ring(exc)
+            return False
+        return True
 
     def _take_kick(self) -> None:
         # The eventfd only says that there may be something; the ring itself says what.
@@ -199,7 +219,9 @@ class RingLoop:
             self._done(envelope.id, str(exc))
             self._drop_ring()
             return
-        self._server = RingServer(ring, self._dispatcher, self._handler, self._asking.ask)
+        self._server = RingServer(
+            ring, self._dispatcher, self._handler, self._asking.ask, self._plain
+        )
         self._done(envelope.id)
         try:
             self._server.recover()
@@ -278,9 +300,15 @@ class RingServer:
     """
 
     def __init__(
-        self, ring: Ring, dispatcher: Dispatcher, handler: Handler, ask: Callable[[Want], None]
+        self,
+        ring: Ring,
+        dispatcher: Dispatcher,
+        handler: Handler,
+        ask: Callable[[Want], None],
+        plain: PlainAnswers | None = None,
     ) -> None:
         self._ring = ring
+        self._plain = plain
         self._dispatcher = dispatcher
         self._handler = handler
         self._parked: Parking[int] = Parking(ask)
@@ -305,8 +333,22 @@ class RingServer:
     def serve_batch(self) -> bool:
         """Answer up to BATCH requests; return whether to look again without sleeping."""
         ring = self._ring
-        self._serve_all(iter(range(ring.pop(BATCH))), self._serve)
+        slots: Sequence[int]
+        if self._plain is None:
+            slots = range(ring.pop(BATCH))
+        else:
+            slots = self._plain.serve_batch(ring, BATCH)
+        self._serve_all(iter(slots), self._serve)
         return ring.arm()
+
+    def serve_plain(self, epoll_fd: int, kick_fd: int, *, is_busy: bool) -> None:
+        """Serve, and wait, until something happens at another descriptor of `epoll_fd`.
+
+        It may return earlier, with requests left in the ring. See `PlainAnswers.serve_ring`.
+        """
+        if self._plain is not None:
+            slots = self._plain.serve_ring(self._ring, epoll_fd, kick_fd, is_busy=is_busy)
+            self._serve_all(iter(slots), self._serve)
 
     def resolved(self, want: Want, error: int) -> None:
         """Run what waited for `want` again, or answer it with `error` (a positive errno)."""
@@ -351,4 +393,6 @@ class RingServer:
         try:
             ring_delivery.serve(self._ring, slot, self._dispatcher)
         except NotReady as exc:
+            if self._plain is not None and isinstance(exc.want, BlobWanted):
+                self._plain.close_unlinked()
             self._parked.park(exc, self._ring.head(slot))

@@ -24,7 +24,10 @@ from appliance.session import channel
 from appliance.session.grants import Grants
 from appliance.session.session_memory import SessionMemory
 from appliance.store.store import Store
+from appliance.store.store_reader import ReadableStore, StoreReader
+from appliance.worker import plain_answers
 from appliance.worker.device_loop import DeviceLoop
+from appliance.worker.plain_answers import PlainAnswers
 from appliance.worker.ring_loop import RingLoop
 from appliance.worker.sandbox import MOUNT_RULES, RING_RULES, Surroundings, lock_down
 
@@ -48,16 +51,26 @@ def main(sock: socket.socket, surroundings: Surroundings) -> None:
     config = envelope.configure
     configure_logging(config.log_level, is_json=config.log_json)
     grants = Grants(grants_fd)
-    store = Store.open(Path(config.store_path), is_readonly=True)
     session = SessionMemory(session_fd)
     counters = session.counters(config.queue)
-    wanted_flags = WANTED_FLAGS
     remote = RemoteParts(
         has_blobs=config.has_remote_blobs,
         has_directories=config.has_remote_directories,
         has_root=config.has_remote_root,
         used=lambda keys: channel.send(sock, pb.Envelope(cache_used=pb.CacheUsed(keys=keys))),
     )
+    store: ReadableStore
+    plain = None
+    if plain_answers.are_wanted():
+        store = StoreReader(Path(config.store_path))
+        if config.HasField("sandbox"):
+            store.files.enter_blobs()
+        # A snapshot that may be lost is checked before anything that was read in it is used.
+        if store.is_registered:
+            plain = PlainAnswers(store, grants_fd, session.memory, counters, remote=remote)
+    else:
+        store = Store.open(Path(config.store_path), is_readonly=True)
+    wanted_flags = WANTED_FLAGS
     new_handler: type[Handler] | partial[PassthroughHandler] = Handler
     if config.device.passthrough:
         wanted_flags = PASSTHROUGH_FLAGS
@@ -79,9 +92,9 @@ def main(sock: socket.socket, surroundings: Surroundings) -> None:
     dispatcher = Dispatcher(handler, session, counters, wanted_flags=wanted_flags)
     loop: DeviceLoop | RingLoop
     if device_fds:
-        loop, rules = DeviceLoop(sock, device_fds[0], dispatcher, handler), MOUNT_RULES
+        loop, rules = DeviceLoop(sock, device_fds[0], dispatcher, handler, plain), MOUNT_RULES
     else:
-        loop, rules = RingLoop(sock, config.queue, dispatcher, handler), RING_RULES
+        loop, rules = RingLoop(sock, config.queue, dispatcher, handler, plain), RING_RULES
     if config.HasField("sandbox"):
         lock_down(config.sandbox, surroundings, store.files, rules)
     loop.run()

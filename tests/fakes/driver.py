@@ -9,19 +9,12 @@ import os
 import select
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from struct import Struct
-from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
-from appliance.engine import (
-    FEATURE_EVENT_IDX,
-    FEATURE_INDIRECT_DESC,
-    GuestMap,
-    MappedRegion,
-    RingLayout,
-)
+from appliance.bench.guest_ram import GuestRam
+from appliance.engine import FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC, GuestMap, RingLayout
 
 DESC: Final = Struct("<QIHH")
 """addr, len, flags, next."""
@@ -37,8 +30,6 @@ USED_NO_NOTIFY: Final = 1
 
 VERSION_1: Final = 1 << 32
 PAGE: Final = mmap.PAGESIZE
-DEFAULT_REGIONS: Final = ((0, 0xA0000), (0xC0000, 0x2000000))
-"""The hole of a PC below 1 MiB."""
 
 _fence_lock = threading.Lock()
 
@@ -49,97 +40,13 @@ def _fence() -> None:
         pass
 
 
-class GuestMemory:
-    """Guest RAM in one memfd. Owns the memfd and its own mapping of it.
-
-    Args:
-        regions: (gpa, size) of each region, whole pages, ascending; they may touch or leave holes.
-        user_base: the front-end's address of the first region. Regions never touch in user space,
-            and in the file a page that belongs to none lies between them.
-    """
-
-    def __init__(
-        self,
-        regions: Sequence[tuple[int, int]] = DEFAULT_REGIONS,
-        *,
-        user_base: int = 0x7F12_3400_0000,
-    ) -> None:
-        placed: list[MappedRegion] = []
-        offset = PAGE
-        for gpa, size in regions:
-            placed.append(MappedRegion(gpa, size, user_base + offset, offset))
-            offset += size + PAGE
-        self.regions = tuple(placed)
-        self.size = offset
-        self.fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, self.size)
-        self._mapping = mmap.mmap(self.fd, self.size)
-        self.file = memoryview(self._mapping)
-        self.words = self.file.cast("H")
-        # Page 0 is left alone: a zero address in a descriptor is then never somebody's buffer.
-        self._next = [max(region.gpa, PAGE) for region in self.regions]
-        self._free: defaultdict[int, list[int]] = defaultdict(list)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Unmap and close; views handed out must be gone."""
-        self.words.release()
-        self.file.release()
-        self._mapping.close()
-        os.close(self.fd)
+class GuestMemory(GuestRam):
+    """Guest memory whose bytes tests read and write."""
 
     def map_into(self, guest_map: GuestMap) -> None:
         """Add every region to a back-end's map."""
         for region in self.regions:
             guest_map.add(self.fd, region)
-
-    def region_of(self, gpa: int) -> MappedRegion:
-        for region in self.regions:
-            if 0 <= gpa - region.gpa < region.size:
-                return region
-        raise KeyError(hex(gpa))
-
-    def user_addr(self, gpa: int) -> int:
-        """Return the front-end's address of a guest address."""
-        region = self.region_of(gpa)
-        return gpa - region.gpa + region.user_addr
-
-    def offset(self, gpa: int) -> int:
-        """Return where a guest address is in `file`."""
-        region = self.region_of(gpa)
-        return gpa - region.gpa + region.mmap_offset
-
-    def alloc(self, size: int, *, region: int = -1) -> int:
-        """Return the gpa of `size` bytes inside one region, the last one by default.
-
-        Aligned to a page from a page upwards, else to 16.
-        """
-        align = PAGE if size >= PAGE else 16
-        rounded = -(-size // align) * align
-        home = self.regions[region]
-        for at, gpa in enumerate(self._free[rounded]):
-            if 0 <= gpa - home.gpa < home.size:
-                return self._free[rounded].pop(at)
-        gpa = -(-self._next[region] // align) * align
-        if gpa + rounded > home.gpa + home.size:
-            raise MemoryError(f"guest region {region} is full")
-        self._next[region] = gpa + rounded
-        return gpa
-
-    def free(self, gpa: int, size: int) -> None:
-        """Give back what `alloc(size)` returned."""
-        align = PAGE if size >= PAGE else 16
-        self._free[-(-size // align) * align].append(gpa)
 
     def read(self, gpa: int, size: int) -> bytes:
         """Return bytes of guest memory; they may span regions that touch."""

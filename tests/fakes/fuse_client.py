@@ -1,22 +1,72 @@
-"""The kernel's side of FUSE: builds requests, reads replies, and is strict about both.
+"""The kernel's side of FUSE: the requests and parsers of the product, and all others.
 
-One function per opcode returns the bytes of a request; `parse_reply` and the parsers below it take
-a reply apart, and raise ValueError for whatever Linux would refuse.
+One function per opcode returns the bytes of a request; `parse_reply` and the parsers take a reply
+apart, and raise ValueError for whatever Linux would refuse.
 """
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
+from appliance.bench.fuse_requests import (
+    INIT_6_1,
+    ROOT,
+    DirectoryRecord,
+    ParsedReply,
+    destroy,
+    exactly,
+    getattr_,
+    init,
+    lookup,
+    names,
+    open_,
+    opendir,
+    parse_attr,
+    parse_direntplus,
+    parse_dirents,
+    parse_entry,
+    parse_init,
+    parse_reply,
+    read,
+    readdir,
+    readdirplus,
+    readlink,
+    release,
+    releasedir,
+    request,
+)
 from appliance.fuse_proto import _fuse_wire
-from appliance.fuse_proto._fuse_wire import InHeader, Opcode
+from appliance.fuse_proto._fuse_wire import Opcode
 from appliance.fuse_proto.dispatch import Reply
 from appliance.fuse_proto.encode import body_size, pack_reply_header
 from appliance.fuse_proto.operations import FileSlice
 
-ROOT = 1
-# What Linux 6.1 offers over virtiofs.
-INIT_6_1 = _fuse_wire.InitIn(7, 38, 131072, 0x7BFFFFFB, 0xB)
+__all__ = [
+    "INIT_6_1",
+    "ROOT",
+    "DirectoryRecord",
+    "destroy",
+    "getattr_",
+    "init",
+    "lookup",
+    "names",
+    "open_",
+    "opendir",
+    "parse_attr",
+    "parse_direntplus",
+    "parse_dirents",
+    "parse_entry",
+    "parse_init",
+    "parse_reply",
+    "read",
+    "readdir",
+    "readdirplus",
+    "readlink",
+    "release",
+    "releasedir",
+    "request",
+]
+
+Answer = ParsedReply
 
 
 class PlainSession:
@@ -44,36 +94,6 @@ class PlainSession:
 # --- Requests ---
 
 
-def request(opcode: int, nodeid: int = ROOT, body: bytes = b"", *, unique: int = 1) -> bytes:
-    header = InHeader(
-        len=_fuse_wire.IN_HEADER_SIZE + len(body),
-        opcode=opcode,
-        unique=unique,
-        nodeid=nodeid,
-        uid=0,
-        gid=0,
-        pid=1,
-        total_extlen=0,
-    )
-    return _fuse_wire.pack_in_header(header) + body
-
-
-def names(*values: bytes) -> bytes:
-    return b"".join(value + b"\0" for value in values)
-
-
-def init(offer: _fuse_wire.InitIn = INIT_6_1, *, unique: int = 1) -> bytes:
-    return request(Opcode.INIT, 0, _fuse_wire.pack_init_in(offer), unique=unique)
-
-
-def destroy(*, unique: int = 1) -> bytes:
-    return request(Opcode.DESTROY, 0, unique=unique)
-
-
-def lookup(nodeid: int, name: bytes, *, unique: int = 1) -> bytes:
-    return request(Opcode.LOOKUP, nodeid, names(name), unique=unique)
-
-
 def forget(nodeid: int, nlookup: int = 1, *, unique: int = 1) -> bytes:
     body = _fuse_wire.pack_forget_in(_fuse_wire.ForgetIn(nlookup))
     return request(Opcode.FORGET, nodeid, body, unique=unique)
@@ -96,18 +116,9 @@ def interrupt(target: int, *, unique: int = 1) -> bytes:
     )
 
 
-def getattr_(nodeid: int, *, unique: int = 1) -> bytes:
-    body = _fuse_wire.pack_getattr_in(_fuse_wire.GetattrIn(0, 0))
-    return request(Opcode.GETATTR, nodeid, body, unique=unique)
-
-
 def setattr_(nodeid: int, *, unique: int = 1) -> bytes:
     body = bytes(_fuse_wire.SETATTR_IN_SIZE)
     return request(Opcode.SETATTR, nodeid, body, unique=unique)
-
-
-def readlink(nodeid: int, *, unique: int = 1) -> bytes:
-    return request(Opcode.READLINK, nodeid, unique=unique)
 
 
 def symlink(nodeid: int, name: bytes, target: bytes, *, unique: int = 1) -> bytes:
@@ -154,28 +165,6 @@ def create(nodeid: int, name: bytes, *, unique: int = 1) -> bytes:
     return request(Opcode.CREATE, nodeid, body, unique=unique)
 
 
-def open_(nodeid: int, flags: int = os.O_RDONLY, *, unique: int = 1) -> bytes:
-    return request(
-        Opcode.OPEN, nodeid, _fuse_wire.pack_open_in(_fuse_wire.OpenIn(flags, 0)), unique=unique
-    )
-
-
-def opendir(nodeid: int, *, unique: int = 1) -> bytes:
-    return request(
-        Opcode.OPENDIR, nodeid, _fuse_wire.pack_open_in(_fuse_wire.OpenIn(0, 0)), unique=unique
-    )
-
-
-def release(nodeid: int, *, unique: int = 1) -> bytes:
-    body = _fuse_wire.pack_release_in(_fuse_wire.ReleaseIn(0, 0, 0, 0))
-    return request(Opcode.RELEASE, nodeid, body, unique=unique)
-
-
-def releasedir(nodeid: int, *, unique: int = 1) -> bytes:
-    body = _fuse_wire.pack_release_in(_fuse_wire.ReleaseIn(0, 0, 0, 0))
-    return request(Opcode.RELEASEDIR, nodeid, body, unique=unique)
-
-
 def flush(nodeid: int, *, unique: int = 1) -> bytes:
     return request(
         Opcode.FLUSH, nodeid, _fuse_wire.pack_flush_in(_fuse_wire.FlushIn(0, 0)), unique=unique
@@ -192,22 +181,6 @@ def fsyncdir(nodeid: int, *, unique: int = 1) -> bytes:
     return request(
         Opcode.FSYNCDIR, nodeid, _fuse_wire.pack_fsync_in(_fuse_wire.FsyncIn(0, 0)), unique=unique
     )
-
-
-def _read_in(offset: int, size: int) -> bytes:
-    return _fuse_wire.pack_read_in(_fuse_wire.ReadIn(0, offset, size, 0, 0, 0))
-
-
-def read(nodeid: int, offset: int, size: int, *, unique: int = 1) -> bytes:
-    return request(Opcode.READ, nodeid, _read_in(offset, size), unique=unique)
-
-
-def readdir(nodeid: int, offset: int, size: int = 4096, *, unique: int = 1) -> bytes:
-    return request(Opcode.READDIR, nodeid, _read_in(offset, size), unique=unique)
-
-
-def readdirplus(nodeid: int, offset: int, size: int = 4096, *, unique: int = 1) -> bytes:
-    return request(Opcode.READDIRPLUS, nodeid, _read_in(offset, size), unique=unique)
 
 
 def write(nodeid: int, offset: int, data: bytes, *, unique: int = 1) -> bytes:
@@ -281,21 +254,6 @@ def syncfs(*, unique: int = 1) -> bytes:
 # --- Replies ---
 
 
-class Answer(NamedTuple):
-    """A reply as received; `error` is a positive errno."""
-
-    unique: int
-    error: int
-    body: bytes
-
-
-class DirectoryRecord(NamedTuple):
-    ino: int
-    off: int
-    kind: int
-    name: bytes
-
-
 def wire(reply: Reply) -> bytes:
     """Return the bytes a front end delivers for `reply`."""
     header = pack_reply_header(reply.unique, reply.error, body_size(reply.body))
@@ -304,80 +262,15 @@ def wire(reply: Reply) -> bytes:
     return header + bytes(reply.body)
 
 
-def parse_reply(data: bytes) -> Answer:
-    if len(data) < _fuse_wire.OUT_HEADER_SIZE:
-        raise ValueError(f"a reply of {len(data)} bytes")
-    header = _fuse_wire.unpack_out_header(data)
-    if header.len != len(data):
-        raise ValueError(f"len {header.len} in a reply of {len(data)} bytes")
-    if not -512 < header.error <= 0:
-        raise ValueError(f"error {header.error}")
-    body = data[_fuse_wire.OUT_HEADER_SIZE :]
-    if header.error and body:
-        raise ValueError(f"error {header.error} and a body")
-    return Answer(header.unique, -header.error, body)
-
-
-def parse_init(body: bytes) -> _fuse_wire.InitOut:
-    return _fuse_wire.unpack_init_out(_exactly(body, _fuse_wire.INIT_OUT_SIZE))
-
-
-def parse_entry(body: bytes) -> _fuse_wire.EntryOut:
-    return _fuse_wire.unpack_entry_out(_exactly(body, _fuse_wire.ENTRY_OUT_SIZE))
-
-
-def parse_attr(body: bytes) -> _fuse_wire.AttrOut:
-    return _fuse_wire.unpack_attr_out(_exactly(body, _fuse_wire.ATTR_OUT_SIZE))
-
-
 def parse_statfs(body: bytes) -> _fuse_wire.Kstatfs:
-    return _fuse_wire.unpack_statfs_out(_exactly(body, _fuse_wire.STATFS_OUT_SIZE)).st
+    return _fuse_wire.unpack_statfs_out(exactly(body, _fuse_wire.STATFS_OUT_SIZE)).st
 
 
 def parse_xattr_size(body: bytes) -> int:
-    return _fuse_wire.unpack_getxattr_out(_exactly(body, _fuse_wire.GETXATTR_OUT_SIZE)).size
+    return _fuse_wire.unpack_getxattr_out(exactly(body, _fuse_wire.GETXATTR_OUT_SIZE)).size
 
 
 def parse_xattr_names(body: bytes) -> list[bytes]:
     if body and not body.endswith(b"\0"):
         raise ValueError(f"unended list {body!r}")
     return body.split(b"\0")[:-1]
-
-
-def parse_dirents(body: bytes) -> list[DirectoryRecord]:
-    records: list[DirectoryRecord] = []
-    at = 0
-    while at < len(body):
-        record, at = _dirent(body, at)
-        records.append(record)
-    return records
-
-
-def parse_direntplus(body: bytes) -> list[tuple[_fuse_wire.EntryOut, DirectoryRecord]]:
-    records: list[tuple[_fuse_wire.EntryOut, DirectoryRecord]] = []
-    at = 0
-    while at < len(body):
-        entry = _fuse_wire.unpack_entry_out(body, at)
-        record, at = _dirent(body, at + _fuse_wire.ENTRY_OUT_SIZE)
-        records.append((entry, record))
-    return records
-
-
-# linux fs/fuse/readdir.c: parse_dirfile; the padding's zeros are our own rule.
-def _dirent(body: bytes, at: int) -> tuple[DirectoryRecord, int]:
-    head = _fuse_wire.unpack_dirent(body, at)
-    start = at + _fuse_wire.DIRENT_SIZE
-    name = body[start : start + head.namelen]
-    end = start + (head.namelen + 7) // 8 * 8
-    if not 1 <= len(name) == head.namelen <= 255 or b"/" in name or b"\0" in name:
-        raise ValueError(f"name {name!r} of {head.namelen} bytes")
-    padding = body[start + head.namelen : end]
-    if end > len(body) or padding.strip(b"\0"):
-        raise ValueError(f"padding {padding!r} after {name!r}")
-    return DirectoryRecord(head.ino, head.off, head.type, name), end
-
-
-def _exactly(body: bytes, size: int) -> bytes:
-    if len(body) != size:
-        raise ValueError(f"{len(body)} bytes in place of {size}")
-    return body

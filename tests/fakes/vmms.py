@@ -96,7 +96,7 @@ class Qemu:
         for queue, (ring, base) in enumerate(zip(rings, _bases(rings, bases), strict=True)):
             fe.set_vring_num(queue, ring.num)
             fe.set_vring_base(queue, base)
-            fe.set_vring_addr(queue, ring)
+            fe.set_vring_addr(queue, ring.layout())
             fe.set_vring_kick(queue, ring.kick_fd)
         for queue in range(len(rings)):
             fe.set_vring_enable(queue, 1)
@@ -181,7 +181,7 @@ class CloudHypervisor:
             self.inflight = fe.get_inflight_fd(len(rings), max(ring.num for ring in rings))
         fe.set_inflight_fd(*self.inflight)
         for queue, (ring, base) in enumerate(zip(rings, _bases(rings, bases), strict=True)):
-            fe.set_vring_addr(queue, ring)
+            fe.set_vring_addr(queue, ring.layout())
             fe.set_vring_base(queue, base)
             fe.set_vring_call(queue, ring.call_fd)
             fe.set_vring_kick(queue, ring.kick_fd)
@@ -246,7 +246,7 @@ class Crosvm:
         fe.set_mem_table(memory)
         for queue, (ring, base) in enumerate(zip(rings, _bases(rings, bases), strict=True)):
             fe.set_vring_num(queue, ring.num)
-            fe.set_vring_addr(queue, ring)
+            fe.set_vring_addr(queue, ring.layout())
             fe.set_vring_base(queue, base)
             fe.set_vring_call(queue, ring.call_fd)
             fe.set_vring_kick(queue, ring.kick_fd)
@@ -303,7 +303,7 @@ class Uml:
                 fe.set_vring_call(queue, theirs.fileno())
             fe.set_vring_num(queue, ring.num)
             fe.set_vring_base(queue, base)
-            fe.set_vring_addr(queue, ring, log_guest_addr=2**64 - 1)
+            fe.set_vring_addr(queue, ring.layout(), log_guest_addr=2**64 - 1)
         for queue, ring in enumerate(rings):
             fe.set_vring_kick(queue, ring.kick_fd)
             fe.set_vring_enable(queue, 1)

@@ -1,0 +1,181 @@
+"""`appliance http`: a binary cache for Nix."""
+
+import argparse
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.cli.options import add_log_options, add_service_options, service_addresses
+from appliance.errors import ConfigError, PathInfoError
+
+if TYPE_CHECKING:
+    from appliance.http_cache.cache_server import ListeningSocket
+    from appliance.nix.signing import PublicKey, SecretKey
+    from appliance.rpc.listen import ListenAddress
+
+    Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
+
+_DEFAULT_LISTEN: Final = "[::1]:9000"
+_DEFAULT_PRIORITY: Final = 39
+_DEFAULT_LEVEL: Final = 3
+_LEVEL_MAX: Final = 19
+# Sockets that are made: for their owner and group.
+_SOCKET_MODE: Final = 0o660
+
+
+def add_http(commands: "Subparsers") -> None:
+    """Add `appliance http`."""
+    command = commands.add_parser(
+        "http",
+        usage="%(prog)s [OPTION]...",
+        help="serve the store as a binary cache for Nix over HTTP",
+        description="Serve the store as a binary cache for Nix over HTTP, until a signal ends it.",
+    )
+    _add_serving(command.add_argument_group("serving"))
+    uploads = command.add_argument_group("uploads")
+    uploads.add_argument(
+        "--allow-put",
+        action="store_true",
+        help="accept uploads, as `nix copy --to` sends them, from every client that can connect",
+    )
+    uploads.add_argument(
+        "--trusted-key",
+        action="append",
+        default=[],
+        metavar="NAME:KEY",
+        help="refuse uploads that are neither content-addressed nor signed with the secret key of "
+        "this public key; may be given several times",
+    )
+    add_service_options(command)
+    add_log_options(command)
+    command.set_defaults(run=_run_http)
+
+
+def _add_serving(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "-l",
+        "--listen-address",
+        action="append",
+        default=[],
+        metavar="ADDR",
+        help="listen on ADDR: HOST:PORT, the path of a Unix socket, @NAME for an abstract one, or "
+        "sd-listen[:NAME] for those that systemd passes; may be given several times (default: "
+        f"{_DEFAULT_LISTEN})",
+    )
+    group.add_argument(
+        "--sign",
+        metavar="FILE",
+        type=Path,
+        help="sign each narinfo with the secret key in FILE",
+    )
+    group.add_argument(
+        "--priority",
+        type=int,
+        default=_DEFAULT_PRIORITY,
+        metavar="N",
+        help="of several caches, Nix asks the one with the lowest N first (default: "
+        f"{_DEFAULT_PRIORITY})",
+    )
+    group.add_argument(
+        "--zstd-level",
+        type=int,
+        default=_DEFAULT_LEVEL,
+        metavar="N",
+        help="compress NARs at this level, from 1 to "
+        f"{_LEVEL_MAX}, for clients that accept zstd; 0 for never (default: {_DEFAULT_LEVEL})",
+    )
+
+
+def _run_http(options: argparse.Namespace) -> None:
+    from appliance.http_cache.cache_server import CacheConfig, serve_cache
+    from appliance.rpc.listen import parse_listen_address
+
+    if options.priority < 0:
+        raise ConfigError(f"--priority {options.priority}: is below 0")
+    if not 0 <= options.zstd_level <= _LEVEL_MAX:
+        raise ConfigError(f"--zstd-level {options.zstd_level}: is not 0 to {_LEVEL_MAX}")
+    if options.trusted_key and not options.allow_put:
+        raise ConfigError("--trusted-key: goes with --allow-put only")
+    services = service_addresses(options)
+    secret_key = None if options.sign is None else _secret_key(options.sign)
+    trusted_keys = [_public_key(text) for text in options.trusted_key]
+    addresses = [
+        address
+        for text in options.listen_address or [_DEFAULT_LISTEN]
+        for address in parse_listen_address(text, os.environ)
+    ]
+    serve_cache(
+        CacheConfig(
+            services,
+            [_listening(address) for address in addresses],
+            secret_key=secret_key,
+            priority=options.priority,
+            allows_put=options.allow_put,
+            trusted_keys=trusted_keys,
+            zstd_level=options.zstd_level,
+        )
+    )
+
+
+def _secret_key(path: Path) -> "SecretKey":
+    from appliance.nix.signing import SecretKey
+
+    try:
+        return SecretKey.parse(path.read_text(encoding="ascii").strip())
+    except OSError as exc:
+        raise ConfigError(f"--sign {path}: {exc.strerror}") from exc
+    except (UnicodeDecodeError, PathInfoError) as exc:
+        raise ConfigError(f"--sign {path}: {exc}") from exc
+
+
+def _public_key(text: str) -> "PublicKey":
+    from appliance.nix.signing import PublicKey
+
+    try:
+        return PublicKey.parse(text)
+    except PathInfoError as exc:
+        raise ConfigError(f"--trusted-key {text}: {exc}") from exc
+
+
+def _listening(address: "ListenAddress") -> "ListeningSocket":
+    from appliance.http_cache.cache_server import ListeningSocket
+    from appliance.rpc.listen import (
+        AbstractListen,
+        InheritedListen,
+        TcpListen,
+        UnixListen,
+        inherited_socket,
+    )
+    from appliance.system.listening import claim_socket_path, socket_mode
+
+    match address:
+        case TcpListen(family, host, port):
+            sock = _bound(family, (host, port), address.target())
+            label = f"{address.target().rpartition(':')[0]}:{sock.getsockname()[1]}"
+            return ListeningSocket(sock, label)
+        case AbstractListen(name):
+            return ListeningSocket(_bound(socket.AF_UNIX, f"\0{name}", f"@{name}"), f"@{name}")
+        case UnixListen(path):
+            claim_socket_path(path)
+            with socket_mode(_SOCKET_MODE):
+                sock = _bound(socket.AF_UNIX, os.fspath(path), str(path))
+            return ListeningSocket(sock, str(path), path)
+        case InheritedListen(fd):
+            return ListeningSocket(inherited_socket(fd), f"inherited socket {fd}")
+
+
+def _bound(family: int, address: "tuple[str, int] | str", where: str) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen()
+    except OSError as exc:
+        sock.close()
+        raise ConfigError(f"cannot listen on {where}: {exc.strerror or exc}") from exc
+    sock.setblocking(False)  # noqa: FBT003 - the method's only form
+    return sock

@@ -1,0 +1,98 @@
+"""Connections of the HTTP server: how many there are, and how long one may be idle.
+
+aiohttp parses requests and runs handlers. It limits neither the number of connections nor the time
+until the first request is complete, so each of its protocols is wrapped in one that does.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final, cast
+
+_LOG = logging.getLogger(__name__)
+
+CONNECTIONS_MAX: Final = 512
+# Between two requests, and until the first one is complete.
+IDLE_S: Final = 60.0
+
+_TOO_MANY: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\n"
+    b"Content-Length: 21\r\nRetry-After: 5\r\nConnection: close\r\n\r\n"
+    b"too many connections\n"
+)
+
+
+class ConnectionCount:
+    """The connections of all listening sockets of one server."""
+
+    def __init__(self, maximum: int = CONNECTIONS_MAX) -> None:
+        self.num_open = 0
+        self.maximum = maximum
+
+
+class CountedConnection(asyncio.Protocol):
+    """Passes everything to the protocol of one connection.
+
+    The connection is refused if there are too many, and aborted when it has been idle for too long;
+    it is not idle while `num_requests` is above 0, which is the handlers' to keep.
+    """
+
+    def __init__(
+        self, count: ConnectionCount, new_protocol: Callable[[], asyncio.Protocol]
+    ) -> None:
+        self.num_requests = 0
+        self._count = count
+        self._new_protocol = new_protocol
+        self._protocol: asyncio.Protocol | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        self._count.num_open += 1
+        self._transport = cast("asyncio.Transport", transport)
+        if self._count.num_open > self._count.maximum:
+            _LOG.warning("%d connections, which is the limit", self._count.maximum)
+            self._transport.write(_TOO_MANY)
+            self._transport.close()
+            return
+        self._protocol = self._new_protocol()
+        self._protocol.connection_made(transport)
+        self.restart_timer()
+
+    def restart_timer(self) -> None:
+        """Begin to count the time in which the connection is idle."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(IDLE_S, self._end_if_idle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._count.num_open -= 1
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._protocol is not None:
+            self._protocol.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if self._protocol is not None:
+            self._protocol.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        """See `asyncio.Protocol`."""
+        return None if self._protocol is None else self._protocol.eof_received()
+
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        if self._protocol is not None:
+            self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        if self._protocol is not None:
+            self._protocol.resume_writing()
+
+    def _end_if_idle(self) -> None:
+        if self.num_requests == 0 and self._transport is not None:
+            self._transport.abort()

@@ -1,0 +1,21 @@
+/* Reading the grants of a session; not part of the cdef. */
+#ifndef GRANTS_H
+#define GRANTS_H
+#include "image_view.h"
+
+/* The root node of a granted path; what it points to is valid until the next call. */
+struct grant {
+	uint64_t base, span;
+	uint64_t size;			/* as the node states it */
+	uint32_t kind;
+	const uint8_t *digest;
+	struct eng_bytes record, target;
+};
+
+/* Both return 1 and the grant, or 0: there is none that this process can see and use. */
+int grants_by_nodeid(struct eng_grants *grants, uint64_t nodeid, struct grant *ret);
+int grants_by_name(struct eng_grants *grants, const uint8_t *name, uint32_t size,
+		   struct grant *ret);
+/* The number of grants that were revoked. */
+uint64_t grants_revoked_num(const struct eng_grants *grants);
+#endif

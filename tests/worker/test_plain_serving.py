@@ -1,0 +1,417 @@
+"""The loops in C: what they answer, what they leave, when they return, and what they signal."""
+
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.castore.directory import Node
+from appliance.engine import Ring
+from appliance.errors import RingError
+from appliance.fuse_proto._fuse_wire import Opcode
+from appliance.store.store_reader import StoreReader
+from appliance.worker.device_delivery import REQUEST_BYTES, DeviceEndedError, FuseDevice
+from appliance.worker.ring_loop import RingServer
+from tests.fakes import fuse_client
+from tests.fakes.appliance_process import every_event
+from tests.fakes.driver import EVENTFD
+from tests.fakes.engine_rig import Rig
+from tests.fakes.fuse_client import ROOT
+from tests.fs.guest import File, Link, Model, basename
+from tests.store.test_store_reader import commit_elsewhere
+from tests.worker.twins import Twins, filled_store
+
+ROOT_PATH = Path(__file__).parents[2]
+BIG = os.urandom(300_000)
+NUM_BIG = 100
+TREE: dict[bytes, Model] = {
+    b"big": File(BIG),
+    b"file": File(b"content"),
+    b"link": Link(b"target"),
+    b"many": {b"%03d" % i: File(b"%d" % i * 70_000) for i in range(NUM_BIG)},
+}
+REPLY_BYTES = 16 + (1 << 20)
+
+
+@pytest.fixture(scope="module")
+def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store") / "store"
+
+
+@pytest.fixture(scope="module")
+def nodes(store_path: Path) -> list[Node]:
+    return filled_store(store_path, {"tree": TREE})
+
+
+@pytest.fixture(scope="module")
+def twins(store_path: Path, nodes: list[Node]) -> Iterator[Twins]:
+    store = StoreReader(store_path)
+    pair = Twins(store, nodes)
+    yield pair
+    pair.close()
+    store.close()
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with Rig(num=128, regions=((0x10000, 48 << 20),)) as rig:
+        yield rig
+
+
+def top_of(twins: Twins) -> int:
+    return twins.lookup(ROOT, basename("tree")).nodeid
+
+
+def requests_of(twins: Twins) -> list[bytes]:
+    top = top_of(twins)
+    big, link = twins.lookup(top, b"big").nodeid, twins.lookup(top, b"link").nodeid
+    return [
+        fuse_client.lookup(top, b"file"),
+        fuse_client.getattr_(ROOT),
+        fuse_client.read(big, 1000, 200_000),
+        fuse_client.forget(big),
+        fuse_client.readlink(link),
+        fuse_client.statfs(),
+        fuse_client.readdirplus(top, 0),
+        fuse_client.lookup(top, b"no such"),
+        fuse_client.readlink(big),
+        fuse_client.read(big, len(BIG) - 10, 4096),
+    ]
+
+
+PLAIN = [True, False, True, True, True, False, True, True, False, True]
+
+
+def queue(rig: Rig, requests: list[bytes]) -> list[int]:
+    # Replies are scattered, so that none fits the first buffer.
+    heads = [rig.driver.add_chain([request], [16, 100, REPLY_BYTES - 116]) for request in requests]
+    rig.driver.publish()
+    return heads
+
+
+def test_plain_requests_are_answered_and_others_left(twins: Twins, rig: Rig) -> None:
+    requests = requests_of(twins)
+    heads = queue(rig, requests)
+    before = list(twins.counters_of_c)
+    left = twins.plain.serve_batch(rig.ring, 32)
+    assert left == [index for index, is_plain in enumerate(PLAIN) if not is_plain]
+    assert rig.driver.calls() == 1, "one signal for all of them"
+    answers = {used.head: used.data for used in rig.driver.poll()}
+    for head, request, is_plain in zip(heads, requests, PLAIN, strict=True):
+        assert answers.get(head) == (twins.python(request) if is_plain else None)
+    for slot in left:
+        assert bytes(rig.ring.request(slot)) == requests[slot], "they are as they were"
+    counted = [now - then for now, then in zip(twins.counters_of_c, before, strict=True)]
+    assert sum(counted) == sum(PLAIN)
+    assert counted[Opcode.READ] == 2
+
+
+def test_a_server_answers_all_of_them(twins: Twins, rig: Rig) -> None:
+    requests = requests_of(twins)
+    heads = queue(rig, requests)
+    server = RingServer(rig.ring, twins.dispatcher, twins.handler, lambda _want: None, twins.plain)
+    assert not server.serve_batch()
+    answers = {used.head: used.data for used in rig.driver.poll()}
+    assert [answers[head] for head in heads] == [twins.python(request) for request in requests]
+
+
+def test_a_chain_without_room_is_left(twins: Twins, rig: Rig) -> None:
+    request = fuse_client.lookup(top_of(twins), b"file")
+    rig.driver.add_chain([request], [16, 127])
+    rig.driver.add_chain([request], [15])
+    rig.driver.add_chain([request], [])
+    rig.driver.add_chain([request[:39]], [200])
+    rig.driver.publish()
+    assert twins.plain.serve_batch(rig.ring, 32) == [0, 1, 2, 3]
+    assert rig.driver.poll() == []
+
+
+def test_a_request_in_pieces_of_any_size(twins: Twins, rig: Rig) -> None:
+    request = fuse_client.lookup(top_of(twins), b"file")
+    rig.driver.add_chain([request[:1], request[1:41], request[41:]], [1] * 20 + [200])
+    rig.driver.publish()
+    assert twins.plain.serve_batch(rig.ring, 32) == []
+    assert [used.data for used in rig.driver.poll()] == [twins.python(request)]
+
+
+def test_the_snapshot_has_ended_after_a_batch(twins: Twins, rig: Rig) -> None:
+    queue(rig, requests_of(twins)[:1])
+    twins.plain.serve_batch(rig.ring, 32)
+    with twins.store.snapshot():
+        pass
+
+
+def test_files_held_open_are_few(twins: Twins, rig: Rig) -> None:
+    many = twins.lookup(top_of(twins), b"many").nodeid
+    nodeids = [twins.lookup(many, b"%03d" % i).nodeid for i in range(NUM_BIG)]
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names only
+    for _ in range(3):
+        for index, nodeid in enumerate(nodeids):
+            queue(rig, [fuse_client.read(nodeid, 0, 4096)])
+            assert twins.plain.serve_batch(rig.ring, 32) == []
+            (used,) = rig.driver.poll()
+            assert used.data[16:] == (b"%d" % index * 70_000)[:4096]
+    assert len(os.listdir("/proc/self/fd")) - before <= 64  # noqa: PTH208
+
+
+def test_a_file_that_ends_early_is_left(twins: Twins, rig: Rig, store_path: Path) -> None:
+    many = twins.lookup(top_of(twins), b"many").nodeid
+    nodeid = twins.lookup(many, b"099").nodeid
+    request = fuse_client.read(nodeid, 100_000, 4096)
+    twins.both(request)
+    digest = twins.handler._node(nodeid).digest.hex()
+    path = store_path / "blobs" / digest[:2] / digest
+    os.truncate(path, 100_100)
+    queue(rig, [request])
+    assert twins.plain.serve_batch(rig.ring, 32) == [0]
+
+
+def test_what_was_used_of_a_cache_is_reported(twins: Twins, rig: Rig, nodes: list[Node]) -> None:
+    top = top_of(twins)
+    requests = [request for request in requests_of(twins) if twins.check(request)]
+    later = [fuse_client.read(twins.lookup(top, b"file").nodeid, 0, 100)]
+    cache = Twins(twins.store, nodes, is_cache=True)
+    for _ in every_event(20):
+        for batch in (requests, later):
+            queue(rig, batch)
+            assert cache.plain.serve_batch(rig.ring, 32) == []
+            rig.driver.poll()
+            for request in batch:
+                cache.python(request)
+        if len(set(cache.used)) == len(set(cache.used_by_c)) == 3:
+            break
+    cache.close()
+    assert set(cache.used_by_c) == set(cache.used)
+    assert len(set(cache.used)) == 3
+    assert len(cache.used_by_c) < 10, "each once a second at most"
+
+
+def test_files_that_were_evicted_can_be_closed(twins: Twins, store_path: Path) -> None:
+    many = twins.lookup(top_of(twins), b"many").nodeid
+    nodeid = twins.lookup(many, b"098").nodeid
+    twins.both(fuse_client.read(nodeid, 0, 4096))
+    digest = twins.handler._node(nodeid).digest.hex()
+    path = store_path / "blobs" / digest[:2] / digest
+    path.unlink()
+    assert twins.check(fuse_client.read(nodeid, 0, 4096)), "it is open"
+    twins.plain.close_unlinked()
+    assert not twins.check(fuse_client.read(nodeid, 0, 4096))
+
+
+def test_a_broken_ring_is_an_error(twins: Twins, rig: Rig) -> None:
+    rig.driver.avail_idx = 1000
+    with pytest.raises(RingError, match="runs ahead"):
+        twins.plain.serve_batch(rig.ring, 32)
+    with pytest.raises(RingError, match="stopped"):
+        twins.plain.serve_batch(rig.ring, 32)
+
+
+def test_requests_before_a_broken_chain_are_answered(twins: Twins, rig: Rig) -> None:
+    queue(rig, requests_of(twins)[:1])
+    rig.driver.offer(5000)
+    rig.driver.publish()
+    assert twins.plain.serve_batch(rig.ring, 32) == []
+    assert len(rig.driver.poll()) == 1
+    with pytest.raises(RingError, match="head 5000"):
+        twins.plain.serve_batch(rig.ring, 32)
+
+
+# --- Waiting ---
+
+
+@pytest.fixture
+def other() -> Iterator[tuple[select.epoll, int, int]]:
+    """An epoll descriptor, a kick in it, and another descriptor in it, both eventfds."""
+    poller = select.epoll()
+    kick, other = os.eventfd(0, os.EFD_NONBLOCK), os.eventfd(0, os.EFD_NONBLOCK)
+    poller.register(kick, select.EPOLLIN)
+    poller.register(other, select.EPOLLIN)
+    yield poller, kick, other
+    poller.close()
+    os.close(kick)
+    os.close(other)
+
+
+def serve(twins: Twins, ring: Ring, poller: select.epoll, kick: int, *, is_busy: bool) -> list[int]:
+    return twins.plain.serve_ring(ring, poller.fileno(), kick, is_busy=is_busy)
+
+
+def test_the_loop_returns_at_another_descriptor(
+    twins: Twins, rig: Rig, other: tuple[select.epoll, int, int]
+) -> None:
+    poller, kick, other_fd = other
+    os.eventfd_write(kick, 1)
+    os.eventfd_write(other_fd, 1)
+    assert serve(twins, rig.ring, poller, kick, is_busy=False) == []
+    assert poller.poll(0) == [(other_fd, select.EPOLLIN)], "the kick was taken, the other was not"
+
+
+def test_the_loop_serves_until_something_is_left(
+    twins: Twins, rig: Rig, other: tuple[select.epoll, int, int]
+) -> None:
+    poller, kick, other_fd = other
+    requests = requests_of(twins)
+    queue(rig, [requests[0]] * 16)
+    os.eventfd_write(kick, 1)
+    queue(rig, [requests[1]])
+    assert serve(twins, rig.ring, poller, kick, is_busy=False) == [16]
+    assert len(rig.driver.poll()) == 16
+    rig.ring.complete(16, 0)
+    # What was left is not left again.
+    os.eventfd_write(other_fd, 1)
+    assert serve(twins, rig.ring, poller, kick, is_busy=False) == []
+
+
+def test_a_busy_loop_does_not_wait_first(
+    twins: Twins, rig: Rig, other: tuple[select.epoll, int, int]
+) -> None:
+    poller, kick, _other_fd = other
+    queue(rig, requests_of(twins)[1:2])
+    assert serve(twins, rig.ring, poller, kick, is_busy=True) == [0]
+
+
+def test_a_kick_that_cannot_be_read_is_left(twins: Twins, rig: Rig) -> None:
+    kick, end = os.pipe()
+    os.close(end)
+    with select.epoll() as poller:
+        poller.register(kick, select.EPOLLIN)
+        assert serve(twins, rig.ring, poller, kick, is_busy=False) == []
+        assert poller.poll(0)
+    os.close(kick)
+
+
+def test_the_loop_asks_for_kicks(
+    twins: Twins, rig: Rig, other: tuple[select.epoll, int, int]
+) -> None:
+    poller, kick, other_fd = other
+    requests = requests_of(twins)
+    queue(rig, requests[:1])
+    os.eventfd_write(kick, 1)
+    pid = os.fork()
+    if pid == 0:  # a guest that goes on when it has its reply
+        code = 1
+        try:
+            rig.driver.collect(1)
+            rig.driver.add_chain([requests[1]], [4096])
+            if rig.driver.publish():
+                os.write(kick, EVENTFD.pack(1))
+            code = 0
+        finally:
+            os._exit(code)
+    # The loop ends by the second request, which is not plain; a lost kick would have it wait.
+    assert serve(twins, rig.ring, poller, kick, is_busy=False) == [0]
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.eventfd_write(other_fd, 1)
+
+
+# --- A device ---
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    kernel.settimeout(10)
+    for end in (ours, kernel):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+    yield ours, kernel
+    ours.close()
+    kernel.close()
+
+
+def test_a_device_is_served_until_a_request_is_not_plain(
+    twins: Twins, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, kernel = ends
+    requests = requests_of(twins)
+    for request in requests:
+        kernel.send(request)
+    device = FuseDevice(ours.fileno(), twins.plain)
+    left = []
+    for _ in range(len(PLAIN) - sum(PLAIN)):
+        request_left = device.receive()
+        assert request_left is not None
+        left.append(bytes(request_left))
+    ours.setblocking(False)  # noqa: FBT003
+    assert device.receive() is None, "what came after them is answered"
+    assert left == [one for one, is_plain in zip(requests, PLAIN, strict=True) if not is_plain]
+    for request, is_plain in zip(requests, PLAIN, strict=True):
+        if is_plain and request != requests[3]:
+            assert kernel.recv(REPLY_BYTES) == twins.python(request)
+
+
+def test_a_device_is_left_now_and_then(
+    twins: Twins, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, kernel = ends
+    for _ in range(40):
+        kernel.send(requests_of(twins)[3])
+    device = FuseDevice(ours.fileno(), twins.plain)
+    ours.setblocking(False)  # noqa: FBT003
+    assert device.receive() is None
+    assert os.read(ours.fileno(), REQUEST_BYTES) == requests_of(twins)[3], "after 32 of them"
+    while device.receive() is not None:
+        pass
+
+
+def test_a_device_that_is_gone(twins: Twins, tmp_path: Path) -> None:
+    device = FuseDevice(os.open(tmp_path, os.O_RDONLY), twins.plain)
+    with pytest.raises(IsADirectoryError):
+        device.receive()
+    os.close(device.fd)
+    fuse = Path("/dev/fuse")
+    if os.access(fuse, os.R_OK):
+        device = FuseDevice(os.open(fuse, os.O_RDWR), twins.plain)
+        with pytest.raises((DeviceEndedError, PermissionError)):
+            device.receive()
+        os.close(device.fd)
+
+
+# --- A store that grows ---
+
+
+def test_a_store_that_outgrows_its_map_is_left_once(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    nodes = filled_store(path, {"tree": TREE})
+    store = StoreReader(path, map_size_bytes=1 << 20)
+    twins = Twins(store, nodes)
+    request = fuse_client.lookup(top_of(twins), b"file")
+    commit_elsewhere(path, 1, 8 << 20)
+    assert not twins.check(request)
+    answer = twins.python(request)  # which has the store mapped anew
+    assert answer is not None
+    assert twins.check(request)
+    assert twins.python(request) == answer
+    twins.close()
+    store.close()
+
+
+WRITER_OF_DIRECTORIES = """
+import sys
+from pathlib import Path
+from appliance.store.store import Store
+from tests.fs.guest import File, put
+store = Store.open(Path(sys.argv[1]))
+for i in range(40):
+    put(store, "more%d" % i, {b"%d" % j: {b"%d" % i: File(b"%d" % j)} for j in range(20)})
+store.close()
+"""
+
+
+def test_an_image_that_has_moved_since(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    nodes = filled_store(path, {"tree": TREE})
+    store = StoreReader(path)
+    twins = Twins(store, nodes)
+    top = top_of(twins)
+    requests = [fuse_client.lookup(top, b"file"), fuse_client.readdirplus(top, 0)]
+    before = [twins.both(request) for request in requests]
+    # Every commit copies the pages that it changes, and uses again those of earlier ones.
+    subprocess.run([sys.executable, "-c", WRITER_OF_DIRECTORIES, path], check=True, cwd=ROOT_PATH)
+    assert [twins.both(request) for request in requests] == before
+    twins.close()
+    store.close()

@@ -1,0 +1,124 @@
+"""The C answers and the Python handler side by side, over one store and one session's grants."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from appliance.castore.directory import Node
+from appliance.fs.files import RemoteParts
+from appliance.fs.handler import Handler
+from appliance.fuse_proto._fuse_wire import IN_HEADER_SIZE, EntryOut
+from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
+from appliance.fuse_proto.operations import NotReady
+from appliance.session.grants import Grants, GrantTable
+from appliance.store.batch import Batch
+from appliance.store.store import Store
+from appliance.store.store_reader import StoreReader
+from appliance.worker.plain_answers import PlainAnswers
+from tests.fakes import fuse_client
+from tests.fakes.fuse_client import PlainSession
+from tests.fs.guest import Model, basename, node_of
+
+ROOM: Final = 16 + (1 << 20)
+
+
+def filled_store(path: Path, models: Mapping[str, Model]) -> list[Node]:
+    """Make a store with `models` and return their nodes; no LMDB is open afterwards."""
+    store = Store.open(path, create=True, map_size_bytes=1 << 26)
+    batch = Batch()
+    nodes = [node_of(batch, path / "spare", basename(name), models[name]) for name in models]
+    store.commit(batch)
+    store.close()
+    return nodes
+
+
+def _counters() -> memoryview:
+    return memoryview(bytearray(8 * COUNTERS)).cast("Q")
+
+
+def _remote(used: list[bytes], *, is_cache: bool) -> RemoteParts:
+    return RemoteParts(
+        has_blobs=is_cache, has_directories=is_cache, has_root=False, used=used.extend
+    )
+
+
+class Twins:
+    """Both answerers of one session; every node in `nodes` is granted. `store` is lent."""
+
+    def __init__(
+        self,
+        store: StoreReader,
+        nodes: list[Node],
+        *,
+        is_by_content: bool = False,
+        is_cache: bool = False,
+    ) -> None:
+        self.used_by_c: list[bytes] = []
+        self.used: list[bytes] = []
+        self.table = GrantTable(is_by_content=is_by_content)
+        for node in nodes:
+            self.table.grant(node)
+        self.grants = Grants(self.table.fd)
+        self.store = store
+        self.session = memoryview(bytearray(b"\1"))
+        self.counters_of_c, self.counters = _counters(), _counters()
+        self.plain = PlainAnswers(
+            self.store,
+            self.table.fd,
+            self.session,
+            self.counters_of_c,
+            remote=_remote(self.used_by_c, is_cache=is_cache),
+        )
+        self.handler = Handler(
+            self.grants,
+            self.store,
+            is_root_listable=True,
+            remote=_remote(self.used, is_cache=is_cache),
+        )
+        self.dispatcher = Dispatcher(self.handler, PlainSession(), self.counters)
+        self.python(fuse_client.init())
+
+    def close(self) -> None:
+        self.plain.close()
+        self.handler.close()
+        self.table.close()
+
+    def python(
+        self, request: bytes, room: int = ROOM, readable_len: int | None = None
+    ) -> bytes | None:
+        """Return what the handler answers; None if it has to wait."""
+        size = len(request) if readable_len is None else readable_len
+        try:
+            with self.handler.batch():
+                reply = self.dispatcher.handle_untrusted(memoryview(request), size, room)
+                return b"" if reply is None else fuse_client.wire(reply)
+        except NotReady:
+            return None
+
+    def check(self, request: bytes, room: int = ROOM, readable_len: int | None = None) -> bool:
+        """Compare the two, which must agree if C answers at all; return whether it does."""
+        size = len(request) if readable_len is None else readable_len
+        opcode = int.from_bytes(request[4:8], "little")
+        before = list(self.counters_of_c)
+        answer = self.plain.answer(request, size, room)
+        after = list(self.counters_of_c)
+        if answer is None:
+            assert after == before
+            return False
+        assert len(request) >= IN_HEADER_SIZE
+        before[opcode] += 1
+        assert after == before
+        assert answer == self.python(request, room, size), request
+        return True
+
+    def both(self, request: bytes, room: int = ROOM) -> bytes:
+        """Return the body of the answer to a plain request that succeeds."""
+        assert self.check(request, room), request
+        reply = self.python(request, room)
+        assert reply is not None
+        answer = fuse_client.parse_reply(reply)
+        assert answer.error == 0
+        return answer.body
+
+    def lookup(self, nodeid: int, name: bytes) -> EntryOut:
+        return fuse_client.parse_entry(self.both(fuse_client.lookup(nodeid, name)))

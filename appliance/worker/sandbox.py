@@ -22,6 +22,7 @@ Whatever a worker still needs after that must be loaded and open before, since i
 a module nor open a file elsewhere: `rehearse` makes the interpreter load what it loads late.
 """
 
+import errno
 import fcntl
 import logging
 import mmap
@@ -185,37 +186,54 @@ def lock_down(
     directory_fd = files.enter_blobs()
     if version:
         landlock.allow_only_reading(version, directory_fd)
-    if surroundings.may_change_user:
-        os.setgroups([])
-        os.setresgid(config.gid, config.gid, config.gid)
-        os.setresuid(config.uid, config.uid, config.uid)
+    user_obstacle = _change_user(config, surroundings)
     libc.drop_capabilities()
     libc.signal_on_parent_death(signal.SIGKILL, parent_pid)
     libc.forbid_dumps()
+    filter_obstacle = _filter_system_calls(rules)
     if not _has_reported[0]:
         _has_reported[0] = 1
-        _report(version, surroundings)
-    if seccomp.is_supported():
-        # abort(3) signals its own process.
-        own = seccomp.AnyOf("tgkill", 0, (os.getpid(),))
+        # Each layer with the reason why it is missing, or an empty text.
+        _report(
+            {
+                "no capabilities": "",
+                "own namespaces": surroundings.namespaces_obstacle,
+                "another user": user_obstacle,
+                f"Landlock ABI {version}": ""
+                if version
+                else "refused by the kernel or a filter of system calls",
+                "a filter of system calls": filter_obstacle,
+            }
+        )
+
+
+def _change_user(config: pb.Sandbox, surroundings: Surroundings) -> str:
+    if not surroundings.may_change_user:
+        return "needs CAP_SETUID, CAP_SETGID and CAP_KILL"
+    try:
+        os.setgroups([])
+        os.setresgid(config.gid, config.gid, config.gid)
+        os.setresuid(config.uid, config.uid, config.uid)
+    except OSError as exc:  # the root of a user namespace where there is no other user
+        return exc.strerror or str(exc)
+    return ""
+
+
+def _filter_system_calls(rules: tuple[seccomp.Rule, ...]) -> str:
+    if not seccomp.is_supported():
+        return f"not made for {os.uname().machine}"
+    # abort(3) signals its own process.
+    own = seccomp.AnyOf("tgkill", 0, (os.getpid(),))
+    try:
         libc.set_seccomp_filter(seccomp.program((*rules, own)))
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+        return "the kernel has none"
+    return ""
 
 
-def _report(landlock_version: int, surroundings: Surroundings) -> None:
-    # Each layer with the reason why it is missing, or an empty text.
-    layers = {
-        "no capabilities": "",
-        "own namespaces": surroundings.namespaces_obstacle,
-        "another user": ""
-        if surroundings.may_change_user
-        else "needs CAP_SETUID, CAP_SETGID and CAP_KILL",
-        f"Landlock (ABI {landlock_version})" if landlock_version else "Landlock": ""
-        if landlock_version
-        else "refused by the kernel or a filter of system calls",
-        "a filter of system calls": ""
-        if seccomp.is_supported()
-        else f"not made for {os.uname().machine}",
-    }
+def _report(layers: dict[str, str]) -> None:
     applied = ", ".join(layer for layer, obstacle in layers.items() if not obstacle)
     missing = ", ".join(f"{layer} ({obstacle})" for layer, obstacle in layers.items() if obstacle)
     not_here = f"; not possible here: {missing}" if missing else ""

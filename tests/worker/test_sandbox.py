@@ -181,8 +181,9 @@ def test_the_log_says_once_how_workers_are_locked_down(victim: Victim) -> None:
     [
         (AS_NOBODY, "own namespaces (needs CAP_SYS_ADMIN)"),
         (AS_POWERLESS_ROOT, "another user (needs CAP_SETUID, CAP_SETGID and CAP_KILL)"),
+        (("unshare", "--user", "--map-root-user"), "another user (Operation not permitted)"),
     ],
-    ids=["nobody", "root without capabilities"],
+    ids=["nobody", "root without capabilities", "root of a user namespace"],
 )
 def test_a_supervisor_with_fewer_rights_locks_workers_down_too(
     store: tuple[Path, bytes], tmp_path: Path, prefix: tuple[str, ...], obstacle: str

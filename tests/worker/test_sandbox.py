@@ -154,6 +154,18 @@ def test_a_worker_opens_only_blobs(victim: Victim, store: tuple[Path, bytes]) ->
     assert victim.outcomes({"a blob": code}) == {"a blob": "done"}
 
 
+def test_a_worker_cannot_write_to_the_database_that_it_has_open(
+    victim: Victim, store: tuple[Path, bytes]
+) -> None:
+    data = f"open_files[{str(store[0] / 'data.mdb')!r}]"
+    attempts = {
+        "map it for writing": f"mmap.mmap({data}, 4096)",
+        "write to it": f"os.write({data}, b'x')",
+    }
+    found = victim.outcomes(attempts)
+    assert found == {"map it for writing": "EACCES", "write to it": "EBADF"}
+
+
 def test_what_a_worker_need_not_do_is_deadly_to_itself_alone(victim: Victim) -> None:
     for name, action in (victim.acting() | DEADLY_ONLY).items():
         assert victim.outcomes({name: action}) == {name: "deadly"}

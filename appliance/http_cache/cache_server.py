@@ -6,41 +6,44 @@
 /nar/snix-castore/NODE          a NAR; with ranges, and compressed for those that accept zstd
 /nar/HASH.nar[.EXTENSION]       PUT, with uploads
 /health                         whether the store can be read
+
+Every client that can connect may read all contents whose digests it knows, as with the daemon. TLS
+and passwords need another server in front of this one.
 """
 
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import uvloop
-from aiohttp import ClientError, web
+from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
 from appliance.errors import (
-    AlreadyExistsError,
-    ApplianceError,
-    ContentMissingError,
     InvalidRequestError,
-    NarError,
     PathInfoError,
-    ProtocolError,
-    ReadOnlyStoreError,
-    ServiceLimitError,
-    ServiceUnavailableError,
-    StoreError,
-    StoreFullError,
 )
 from appliance.http_cache.connections import ConnectionCount, CountedConnection
+from appliance.http_cache.http_exchange import (
+    Handler,
+    accepts_zstd,
+    answer_errors,
+    body_of,
+    digest_of,
+    in_thread,
+    listed,
+    range_of,
+    send,
+)
 from appliance.http_cache.listings import listing
-from appliance.http_cache.nar_source import NarSource, OpenNar, compressed
+from appliance.http_cache.nar_source import NarSource, compressed
 from appliance.http_cache.nar_urls import NAR_PREFIX, nar_url, node_of_url, parse_upload
 from appliance.http_cache.pending_nars import NarReceiver, PendingNars
 from appliance.http_cache.uploads import UploadTarget, accept
-from appliance.log import set_log_source
 from appliance.nix.narinfo import narinfo_of, parse_narinfo
 from appliance.nix.path_info import PathInfo, validate
 from appliance.nix.signing import PublicKey, SecretKey
@@ -49,7 +52,6 @@ from appliance.nix.store_path import (
     DIGEST_SIZE,
     STORE_DIR,
     base32_size,
-    decode_base32,
 )
 from appliance.protos import pathinfo_pb2
 from appliance.services.addresses import ServiceAddresses
@@ -68,20 +70,14 @@ _LOG = logging.getLogger(__name__)
 
 # Requests under way at the end may take so long; more than that, and they are cut off.
 _GRACE_S: Final = 60.0
-# A client that takes or gives nothing for this long is cut off.
-_STALL_S: Final = 120.0
 _BACKLOG: Final = 128
-# In bytes. What a handler gathers of an upload before a thread takes it; and the limit of narinfos.
-_RECEIVED_SIZE: Final = 1 << 19
+# In bytes.
 _NARINFO_MAX: Final = 2 << 20
 _LISTING_MAX: Final = 256 << 20
 # Uploads at a time; the others wait. Each may need memory for a large dictionary of lzma.
 _RECEIVERS: Final = 16
 _IMMUTABLE: Final = "max-age=31536000, immutable"
 _DIGEST: Final = f"{{digest:[{BASE32_ALPHABET}]{{{base32_size(DIGEST_SIZE)}}}}}"
-
-T = TypeVar("T")
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class ListeningSocket(NamedTuple):
@@ -207,7 +203,7 @@ class _Cache:
 
     def application(self) -> web.Application:
         """Return the routes."""
-        application = web.Application(middlewares=[_answer_errors])
+        application = web.Application(middlewares=[answer_errors])
         routes: list[tuple[str, Handler]] = [
             ("/", _index),
             ("/health", self._health),
@@ -262,38 +258,36 @@ class _Cache:
         response = web.StreamResponse()
         response.content_type = "application/json"
         pieces = listing(info.node, self._services.directories)
-        return await _send(request, response, pieces)
+        return await send(request, response, pieces)
 
     async def _get_nar(self, request: web.Request) -> web.StreamResponse:
         node = node_of_url(request.match_info["node"])
         etag = f'"{request.match_info["node"]}"'
         headers = {"ETag": etag, "Cache-Control": _IMMUTABLE, "Vary": "Accept-Encoding"}
-        if etag in _listed(request.headers.get("If-None-Match")):
+        if etag in listed(request.headers.get("If-None-Match")):
             return web.Response(status=304, headers=headers)
         nar = await self._nars.open(node)
         stated = request.query.get("narsize")
         if stated is not None and stated != str(nar.size):
             raise web.HTTPNotFound(text=f"narsize is {stated[:20]}, but the NAR has {nar.size}\n")
         is_whole = request.headers.get("If-Range", etag) != etag
-        start, end, status = (0, nar.size, 200) if is_whole else _range(request, nar)
+        start, end, status = (0, nar.size, 200) if is_whole else range_of(request, nar)
         response = web.StreamResponse(status=status, headers=headers)
         response.content_type = "application/x-nix-nar"
         if status == 206:
             response.headers["Content-Range"] = f"bytes {start}-{end - 1}/{nar.size}"
         level = self._config.zstd_level
-        is_compressed = status == 200 and level > 0 and _accepts_zstd(request)
+        is_compressed = status == 200 and level > 0 and accepts_zstd(request)
         if is_compressed:
             response.headers["Content-Encoding"] = "zstd"
         else:
             response.headers["Accept-Ranges"] = "bytes"
             response.content_length = end - start
         pieces = nar.pieces(start, end)
-        return await _send(
-            request, response, compressed(pieces, level) if is_compressed else pieces
-        )
+        return await send(request, response, compressed(pieces, level) if is_compressed else pieces)
 
     async def _path_info(self, request: web.Request) -> tuple[pathinfo_pb2.PathInfo, PathInfo]:
-        encoded = await self._services.path_infos.get(_digest(request))
+        encoded = await self._services.path_infos.get(digest_of(request))
         if encoded is None:
             raise web.HTTPNotFound(text="no such path\n")
         message = pathinfo_pb2.PathInfo.FromString(encoded)
@@ -323,10 +317,10 @@ class _Cache:
             directory = None if self._local is None else self._local.temp_directory()
             receiver = NarReceiver(file_hash, compression, directory, self._pending.budget)
             try:
-                async with aclosing(_body(request)) as pieces:
+                async with aclosing(body_of(request)) as pieces:
                     async for data in pieces:
-                        await _in_thread(lambda: receiver.receive(data))  # noqa: B023 - awaited at once
-                nar = await _in_thread(receiver.finish)
+                        await in_thread(lambda: receiver.receive(data))  # noqa: B023 - awaited at once
+                nar = await in_thread(receiver.finish)
             except BaseException:
                 receiver.abort()
                 raise
@@ -337,7 +331,7 @@ class _Cache:
         self._check_put(request)
         # Ours are made from what is in the store.
         num_bytes = 0
-        async with aclosing(_body(request)) as pieces:
+        async with aclosing(body_of(request)) as pieces:
             async for data in pieces:
                 num_bytes += len(data)
                 if num_bytes > _LISTING_MAX:
@@ -347,7 +341,7 @@ class _Cache:
     async def _put_narinfo(self, request: web.Request) -> web.Response:
         self._check_put(request)
         body = bytearray()
-        async with aclosing(_body(request)) as pieces:
+        async with aclosing(body_of(request)) as pieces:
             async for data in pieces:
                 body += data
                 if len(body) > _NARINFO_MAX:
@@ -356,7 +350,7 @@ class _Cache:
             narinfo = parse_narinfo(body.decode())
         except UnicodeDecodeError as exc:
             raise InvalidRequestError(f"narinfo: {exc}") from exc
-        if narinfo.path.digest != _digest(request):
+        if narinfo.path.digest != digest_of(request):
             raise InvalidRequestError(
                 f"narinfo: describes {narinfo.path.absolute()}, not this path"
             )
@@ -373,162 +367,3 @@ async def _no_upload(request: web.Request) -> web.Response:
     # Nix asks before it uploads a NAR, and relies on it if it is there. Until its narinfo comes,
     # it might go any moment.
     raise web.HTTPNotFound(text=f"no {request.path[:200]}\n")
-
-
-# --- Requests and responses ---
-
-
-@web.middleware
-async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    set_log_source(request.remote or "a local client")
-    connection = None if request.transport is None else request.transport.get_protocol()
-    if isinstance(connection, CountedConnection):
-        connection.num_requests += 1
-    try:
-        return await handler(request)
-    except ApplianceError as exc:
-        status = _status_of(exc)
-        log = _LOG.error if status >= 500 else _LOG.info
-        log("%s %s: %s", request.method, request.path[:200], exc)
-        return web.Response(status=status, text=f"{exc}\n")
-    finally:
-        if isinstance(connection, CountedConnection):
-            connection.num_requests -= 1
-            connection.restart_timer()
-
-
-_STATUSES: Final[Sequence[tuple[type[ApplianceError], int]]] = (
-    (AlreadyExistsError, 409),
-    (ProtocolError, 400),
-    (ContentMissingError, 404),
-    (ReadOnlyStoreError, 403),
-    (StoreFullError, 507),
-    (ServiceUnavailableError, 503),
-    (ServiceLimitError, 503),
-)
-
-
-def _status_of(exc: ApplianceError) -> int:
-    return next((status for kind, status in _STATUSES if isinstance(exc, kind)), 500)
-
-
-async def _send(
-    request: web.Request, response: web.StreamResponse, pieces: AsyncGenerator[bytes, None]
-) -> web.StreamResponse:
-    """Send a body; the connection is cut off if it turns out to be wrong, or nobody reads it."""
-    async with aclosing(pieces):
-        if request.method == "HEAD":
-            await response.prepare(request)
-            return response
-        try:
-            # The first piece may be an error that can still be answered.
-            first = await anext(pieces, b"")
-            await response.prepare(request)
-            await _write(response, first)
-            async for piece in pieces:
-                await _write(response, piece)
-            async with asyncio.timeout(_STALL_S):
-                await response.write_eof()
-        except (StoreError, NarError) as exc:
-            if not response.prepared:
-                raise
-            _LOG.error("%s: cut off: %s", request.path[:200], exc)
-            _abort(request)
-        except TimeoutError:
-            _LOG.info("%s: cut off: nothing was read for %d s", request.path[:200], _STALL_S)
-            _abort(request)
-        except ConnectionError as exc:
-            _LOG.debug("%s: the client is gone: %s", request.path[:200], exc)
-            _abort(request)
-    return response
-
-
-async def _write(response: web.StreamResponse, data: bytes) -> None:
-    async with asyncio.timeout(_STALL_S):
-        await response.write(data)
-
-
-def _abort(request: web.Request) -> None:
-    if request.transport is not None:
-        request.transport.abort()
-
-
-async def _body(request: web.Request) -> AsyncGenerator[bytes, None]:
-    """Yield the body in pieces.
-
-    Raises:
-        InvalidRequestError: it ends too early, or nothing comes for a while.
-    """
-    gathered = bytearray()
-    while True:
-        try:
-            async with asyncio.timeout(_STALL_S):
-                data = await request.content.readany()
-        except TimeoutError as exc:
-            raise InvalidRequestError(f"nothing was sent for {_STALL_S:.0f} s") from exc
-        except (OSError, ClientError, web.RequestPayloadError) as exc:
-            raise InvalidRequestError(f"the body ends too early: {exc}") from exc
-        gathered += data
-        if gathered and (not data or len(gathered) >= _RECEIVED_SIZE):
-            yield bytes(gathered)
-            gathered.clear()
-        if not data:
-            return
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Run `work` in a thread; it has ended when this returns, also when this is cancelled."""
-    future = asyncio.get_running_loop().run_in_executor(None, work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait({future})
-        raise
-
-
-def _digest(request: web.Request) -> bytes:
-    try:
-        return decode_base32(request.match_info["digest"])
-    except ValueError as exc:
-        raise web.HTTPNotFound(text=f"{exc}\n") from exc
-
-
-def _range(request: web.Request, nar: OpenNar) -> tuple[int, int, int]:
-    """Return start and end of what is wanted, and the status.
-
-    Several ranges at once are answered with the whole, as a server may.
-    """
-    text = request.headers.get("Range", "")
-    if not text.startswith("bytes=") or "," in text:
-        return 0, nar.size, 200
-    first, dash, last = text.removeprefix("bytes=").strip().partition("-")
-    if not dash or not (first or last) or not all(_is_number(part) for part in (first, last)):
-        return 0, nar.size, 200
-    if not first:
-        start, end = max(nar.size - int(last), 0), nar.size
-    else:
-        start, end = int(first), min(int(last or nar.size) + 1, nar.size)
-        if last and int(last) < start:
-            return 0, nar.size, 200
-    if start >= end:
-        raise web.HTTPRequestRangeNotSatisfiable(
-            headers={"Content-Range": f"bytes */{nar.size}"}, text="nothing is in this range\n"
-        )
-    return start, end, 206
-
-
-def _is_number(text: str) -> bool:
-    return not text or (text.isascii() and text.isdecimal() and len(text) <= 19)
-
-
-def _accepts_zstd(request: web.Request) -> bool:
-    for item in _listed(request.headers.get("Accept-Encoding")):
-        coding, _, parameters = item.partition(";")
-        if coding.strip().lower() == "zstd":
-            quality = parameters.strip().lower().removeprefix("q=")
-            return quality.strip("0.") != "" or not parameters
-    return False
-
-
-def _listed(value: str | None) -> list[str]:
-    return [item.strip() for item in value.split(",")] if value else []

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
-from typing import Final
 
 from blake3 import blake3
 
@@ -29,8 +28,6 @@ from appliance.protos import pathinfo_pb2
 from appliance.services.contracts import Services
 from appliance.services.nar_extent import NarTooLargeError, extent_of
 from appliance.services.nar_render import PIECE_SIZE, RecentDirectories, render
-
-_NOTHING: Final = "nothing"
 
 
 class VerifyError(StoreError):
@@ -345,7 +342,7 @@ class _CheckedContents:
             found = await self._directories.get(node.digest)
             actual = None if found is None else found.digest()
             if found is None or actual != node.digest:
-                raise _content_mismatch(where, node, actual or _NOTHING)
+                raise _content_mismatch(where, node, actual or "nothing")
             directory = found
             self._check_size(node, directory, where)
         return self._entered(node, directory)
@@ -357,7 +354,7 @@ class _CheckedContents:
             self._progress.path = where
             reader = await self._blobs.open_read(node.digest)
             if reader is None:
-                raise _content_mismatch(where, node, _NOTHING)
+                raise _content_mismatch(where, node, "nothing")
             try:
                 while data := await reader.read(PIECE_SIZE):
                     hasher.update(data)

@@ -145,5 +145,5 @@ def test_only_root_may_use_it(mountpoint: Path, tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (
         2,
-        "appliance: --passthrough: only root may use it\n",
+        "appliance: --passthrough: only root may use this option\n",
     )

@@ -1,0 +1,197 @@
+"""What the handlers of the HTTP server have in common: bodies, ranges, and answers to errors."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Final, TypeVar
+
+from aiohttp import ClientError, web
+
+from appliance.errors import (
+    AlreadyExistsError,
+    ApplianceError,
+    ContentMissingError,
+    InvalidRequestError,
+    NarError,
+    ProtocolError,
+    ReadOnlyStoreError,
+    ServiceLimitError,
+    ServiceUnavailableError,
+    StoreError,
+    StoreFullError,
+)
+from appliance.http_cache.connections import CountedConnection
+from appliance.http_cache.nar_source import OpenNar
+from appliance.log import set_log_source
+from appliance.nix.store_path import decode_base32
+
+_LOG = logging.getLogger(__name__)
+
+# A client that takes or gives nothing for this long is cut off.
+_STALL_S: Final = 120.0
+# In bytes. What is gathered of an upload before a thread takes it.
+_RECEIVED_SIZE: Final = 1 << 19
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer errors with their text, and keep count of the requests of the connection."""
+    set_log_source(request.remote or "a local client")
+    connection = None if request.transport is None else request.transport.get_protocol()
+    if isinstance(connection, CountedConnection):
+        connection.num_requests += 1
+    try:
+        return await handler(request)
+    except ApplianceError as exc:
+        status = _status_of(exc)
+        log = _LOG.error if status >= 500 else _LOG.info
+        log("%s %s: %s", request.method, request.path[:200], exc)
+        return web.Response(status=status, text=f"{exc}\n")
+    finally:
+        if isinstance(connection, CountedConnection):
+            connection.num_requests -= 1
+            connection.restart_timer()
+
+
+_STATUSES: Final[Sequence[tuple[type[ApplianceError], int]]] = (
+    (AlreadyExistsError, 409),
+    (ProtocolError, 400),
+    (ContentMissingError, 404),
+    (ReadOnlyStoreError, 403),
+    (StoreFullError, 507),
+    (ServiceUnavailableError, 503),
+    (ServiceLimitError, 503),
+)
+
+
+def _status_of(exc: ApplianceError) -> int:
+    return next((status for kind, status in _STATUSES if isinstance(exc, kind)), 500)
+
+
+async def send(
+    request: web.Request, response: web.StreamResponse, pieces: AsyncGenerator[bytes, None]
+) -> web.StreamResponse:
+    """Send a body; the connection is cut off if it turns out to be wrong, or nobody reads it."""
+    async with aclosing(pieces):
+        if request.method == "HEAD":
+            await response.prepare(request)
+            return response
+        try:
+            # The first piece may be an error that can still be answered.
+            first = await anext(pieces, b"")
+            await response.prepare(request)
+            await _write(response, first)
+            async for piece in pieces:
+                await _write(response, piece)
+            async with asyncio.timeout(_STALL_S):
+                await response.write_eof()
+        except (StoreError, NarError) as exc:
+            if not response.prepared:
+                raise
+            _LOG.error("%s: cut off: %s", request.path[:200], exc)
+            _abort(request)
+        except TimeoutError:
+            _LOG.info("%s: cut off: nothing was read for %d s", request.path[:200], _STALL_S)
+            _abort(request)
+        except ConnectionError as exc:
+            _LOG.debug("%s: the client is gone: %s", request.path[:200], exc)
+            _abort(request)
+    return response
+
+
+async def _write(response: web.StreamResponse, data: bytes) -> None:
+    async with asyncio.timeout(_STALL_S):
+        await response.write(data)
+
+
+def _abort(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
+
+
+async def body_of(request: web.Request) -> AsyncGenerator[bytes, None]:
+    """Yield the body in pieces.
+
+    Raises:
+        InvalidRequestError: it ends too early, or nothing comes for a while.
+    """
+    gathered = bytearray()
+    while True:
+        try:
+            async with asyncio.timeout(_STALL_S):
+                data = await request.content.readany()
+        except TimeoutError as exc:
+            raise InvalidRequestError(f"nothing was sent for {_STALL_S:.0f} s") from exc
+        except (OSError, ClientError, web.RequestPayloadError) as exc:
+            raise InvalidRequestError(f"the body ends too early: {exc}") from exc
+        gathered += data
+        if gathered and (not data or len(gathered) >= _RECEIVED_SIZE):
+            yield bytes(gathered)
+            gathered.clear()
+        if not data:
+            return
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Run `work` in a thread; it has ended when this returns, also when this is cancelled."""
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait({future})
+        raise
+
+
+def digest_of(request: web.Request) -> bytes:
+    """Return the digest of the store path that the URL names."""
+    try:
+        return decode_base32(request.match_info["digest"])
+    except ValueError as exc:
+        raise web.HTTPNotFound(text=f"{exc}\n") from exc
+
+
+def range_of(request: web.Request, nar: OpenNar) -> tuple[int, int, int]:
+    """Return start and end of what is wanted, and the status.
+
+    Several ranges at once are answered with the whole, as a server may.
+    """
+    text = request.headers.get("Range", "")
+    if not text.startswith("bytes=") or "," in text:
+        return 0, nar.size, 200
+    first, dash, last = text.removeprefix("bytes=").strip().partition("-")
+    if not dash or not (first or last) or not all(_is_number(part) for part in (first, last)):
+        return 0, nar.size, 200
+    if not first:
+        start, end = max(nar.size - int(last), 0), nar.size
+    else:
+        start, end = int(first), min(int(last or nar.size) + 1, nar.size)
+        if last and int(last) < start:
+            return 0, nar.size, 200
+    if start >= end:
+        raise web.HTTPRequestRangeNotSatisfiable(
+            headers={"Content-Range": f"bytes */{nar.size}"}, text="nothing is in this range\n"
+        )
+    return start, end, 206
+
+
+def _is_number(text: str) -> bool:
+    return not text or (text.isascii() and text.isdecimal() and len(text) <= 19)
+
+
+def accepts_zstd(request: web.Request) -> bool:
+    """Whether the client takes a body that is compressed with zstd."""
+    for item in listed(request.headers.get("Accept-Encoding")):
+        coding, _, parameters = item.partition(";")
+        if coding.strip().lower() == "zstd":
+            quality = parameters.strip().lower().removeprefix("q=")
+            return quality.strip("0.") != "" or not parameters
+    return False
+
+
+def listed(value: str | None) -> list[str]:
+    """Return the items of a header that is a list."""
+    return [item.strip() for item in value.split(",")] if value else []

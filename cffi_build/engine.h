@@ -122,6 +122,16 @@ uint8_t *eng_map_user(const struct eng_map *map, uint64_t user_addr, uint64_t si
 /* Copies out of guest memory, across regions; 0, or -1 and in `ret` the address not in memory. */
 int eng_map_read(struct eng_map *map, uint64_t gpa, void *data, uint64_t size, uint64_t *ret);
 
+/* chain.c */
+int eng_ring_break(struct eng_ring *ring, int code, uint32_t head, uint64_t value);
+int eng_ring_usable(const struct eng_ring *ring);
+int eng_chain_walk(struct eng_ring *ring, uint32_t slot, uint16_t head);
+int eng_slot_write(struct eng_ring *ring, uint32_t slot, uint64_t offset, const void *data,
+		   uint64_t size);
+/* Returns the bytes read, fewer than `size` only at end of file, or a negated errno. */
+int64_t eng_slot_read_file(struct eng_ring *ring, uint32_t slot, uint64_t offset, int fd,
+			   int64_t file_offset, uint64_t size);
+
 /* ring.c. After eng_ring_start(), `in_flight` entries of `recovered` are filled, by head. */
 int eng_ring_start(struct eng_ring *ring, uint16_t base);
 int eng_ring_translate(struct eng_ring *ring);
@@ -130,19 +140,9 @@ int eng_ring_load(struct eng_ring *ring, uint16_t head);
 int eng_ring_complete(struct eng_ring *ring, uint32_t slot, uint32_t length);
 /* 1: chains arrived meanwhile, do not sleep. */
 int eng_ring_arm(struct eng_ring *ring);
-int eng_ring_break(struct eng_ring *ring, int code, uint32_t head, uint64_t value);
-int eng_ring_usable(const struct eng_ring *ring);
 /* Signals if a completion since the last call asks for it, even if the ring broke after that. */
 void eng_ring_signal(struct eng_ring *ring);
 /* Never waits, unless the front-end fills `fd` between our look at it and our write. */
 void eng_signal(int fd, int is_socket);
-
-/* copy.c */
-int eng_chain_walk(struct eng_ring *ring, uint32_t slot, uint16_t head);
-int eng_slot_write(struct eng_ring *ring, uint32_t slot, uint64_t offset, const void *data,
-		   uint64_t size);
-/* Returns the bytes read, fewer than `size` only at end of file, or a negated errno. */
-int64_t eng_slot_read_file(struct eng_ring *ring, uint32_t slot, uint64_t offset, int fd,
-			   int64_t file_offset, uint64_t size);
 
 #endif

@@ -15,24 +15,6 @@ _Static_assert(offsetof(struct eng_inflight, desc) == 16, "vhost-user: inflight 
 
 enum { INFLIGHT_VERSION = 1 };
 
-int eng_ring_break(struct eng_ring *ring, int code, uint32_t head, uint64_t value)
-{
-	ring->fault = (uint32_t)code;
-	ring->fault_head = head;
-	ring->fault_value = value;
-	return -code;
-}
-
-/* Whether the ring may be touched: not broken, and its pointers belong to what is mapped now. */
-int eng_ring_usable(const struct eng_ring *ring)
-{
-	if (ring->fault)
-		return -ENG_EBROKEN;
-	if (ring->generation != ring->map->generation)
-		return -ENG_ESTALE;
-	return 0;
-}
-
 static int ring_area(struct eng_ring *ring, int code, uint64_t user_addr, uint64_t size,
 		     uint64_t alignment, void **ret)
 {

@@ -15,7 +15,7 @@ from appliance.bench import generator
 ROOT = Path(__file__).parents[1]
 C_DIR = ROOT / "cffi_build"
 LIB = vars(engine)["lib"]
-RING_SOURCES = [C_DIR / name for name in ("ring.c", "map.c", "copy.c")]
+RING_SOURCES = [C_DIR / name for name in ("ring.c", "map.c", "chain.c")]
 ANSWERS = ("image_view.c", "grants.c", "places.c", "blob_fds.c", "usage.c", "answers.c")
 ANSWERS_SOURCES = [C_DIR / name for name in ANSWERS]
 SERVING_SOURCES = [C_DIR / name for name in ("lmdb_reader.c", "serve.c", "device.c")]
@@ -239,3 +239,25 @@ def test_the_stub_names_what_the_module_has() -> None:
     names = set(re.findall(r"\b(?:eng_\w+(?=\()|ENG_[A-Z_]+)", stub))
     assert len(names) > 30
     assert names <= set(dir(LIB))
+
+
+def uses(source: Path, definers: dict[str, str]) -> set[str]:
+    """Return the C files that define functions which `source` calls, other than itself."""
+    called = set(re.findall(r"\b(\w+)\(", source.read_text()))
+    return {definers[name] for name in called & definers.keys()} - {source.name}
+
+
+@pytest.mark.lint
+def test_no_c_files_use_each_other() -> None:
+    # A definition begins a line, and its body is a brace at the start of a later one.
+    definition = re.compile(r"^(?!static)[a-z][\w *]*?\b(\w+)\([^;{]*\)\n\{", re.MULTILINE)
+    sources = [path for path in SOURCES if not path.name.startswith("fuzz_")]
+    definers = {
+        name: path.name for path in sources for name in definition.findall(path.read_text())
+    }
+    assert {"eng_ring_pop", "eng_answer", "eng_map_add"} <= definers.keys()
+    left = {path.name: uses(path, definers) for path in sources}
+    while free := [name for name, used in left.items() if not used & left.keys()]:
+        for name in free:
+            del left[name]
+    assert left == {}

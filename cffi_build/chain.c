@@ -13,6 +13,28 @@ _Static_assert(sizeof(struct iovec) * ENG_IOV_NUM == ENG_IOV_SIZE, "size of the 
 #define CHAIN_BYTES_MAX ((uint64_t)1 << 32)
 #define DESC_SIZE ((uint32_t)sizeof(struct vring_desc))
 
+/* --- Whether the ring may be used --- */
+
+int eng_ring_break(struct eng_ring *ring, int code, uint32_t head, uint64_t value)
+{
+	ring->fault = (uint32_t)code;
+	ring->fault_head = head;
+	ring->fault_value = value;
+	return -code;
+}
+
+/* Whether the ring may be touched: not broken, and its pointers belong to what is mapped now. */
+int eng_ring_usable(const struct eng_ring *ring)
+{
+	if (ring->fault)
+		return -ENG_EBROKEN;
+	if (ring->generation != ring->map->generation)
+		return -ENG_ESTALE;
+	return 0;
+}
+
+/* --- The walk --- */
+
 struct walk {
 	struct eng_ring *ring;
 	const uint8_t *table;	/* NULL: an indirect table that lies in several regions */

@@ -156,8 +156,8 @@ def test_a_front_end_that_comes_back_with_its_inflight_buffer_misses_no_answer(
                 fuse_client.parse_reply(used.data)
                 for used in guest.rings[1].collect(32, timeout_s=DEADLINE_S)
             ]
-    # What the first supervisor granted is gone with it. So whatever it had not answered yet is stale
-    # for the second one, and never another file's content.
+    # What the first supervisor granted is gone with it: what it did not answer is stale for the
+    # second one, and never the content of another file.
     assert sorted(answer.unique for answer in answers) == list(range(1, 33))
     for answer in answers:
         expected = LARGE[(answer.unique - 1) * 4096 :][:4096]

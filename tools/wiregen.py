@@ -1,20 +1,13 @@
 """Generates the wire codecs and `tests/c/wire_abi.c` from the wire tables.
 
-`fuse_table.py` and `vhost_table.py` declare each structure and number of a protocol once, as rows
-of the types below. This program writes the Python codecs. For tables with a C header, it also
-writes compile-time assertions that compare the table with the header.
+`fuse_table.py` and `vhost_table.py` have each structure and number of a protocol once, as rows of
+the types below: `STRUCTS` (nested ones before their users), `ENUMS`, `OUTPUT` (the codec's path)
+and `C_HEADER` (or None). `python -m tools.wiregen`, at the top of the checkout, writes the codecs
+and assertions that compare the tables with the C headers; `--check` prints a diff instead.
 
-Run `python -m tools.wiregen` from the top of the checkout to write the files. With `--check`, it
-writes nothing, prints a diff, and exits with status 1 if any file is out of date.
-
-A table module has `STRUCTS` (a sequence of `Struct`, nested ones before their users), `ENUMS` (a
-sequence of `Enum` and `Flags`), `OUTPUT` (the path of the codec in the checkout) and `C_HEADER`
-(such as "linux/fuse.h", or None if there is no header to compare with).
-
-For `Struct("ReadIn", ...)`, the generated module has `class ReadIn(NamedTuple)`, `READ_IN` (its
-`struct.Struct`), `READ_IN_SIZE` (in bytes), `unpack_read_in(buf, offset=0)` and
-`pack_read_in(value)`. Unpacking a buffer that is too short, and packing a number that is out of
-range, raise `struct.error`. `CODECS` maps each class name to its size, unpacker and packer.
+For `Struct("ReadIn", ...)`, a codec has `class ReadIn(NamedTuple)`, `READ_IN` (a `struct.Struct`),
+`READ_IN_SIZE` (bytes), `unpack_read_in(buf, offset=0)` and `pack_read_in(value)`, which raise
+`struct.error`. `CODECS` maps each class name to its size, unpacker and packer.
 """
 
 import argparse
@@ -416,8 +409,7 @@ def outputs() -> dict[Path, str]:
     """Return the text that each generated file must have."""
     tables = load_tables()
     texts = {table.path: render_python(table) for table in tables}
-    texts[TREE / ABI_FILE] = render_c(tables)
-    return texts
+    return texts | {TREE / ABI_FILE: render_c(tables)}
 
 
 def differences() -> str:

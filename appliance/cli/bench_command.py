@@ -64,6 +64,13 @@ def add_bench(commands: "Subparsers") -> None:
         type=path_argument,
         help="first read the whole tree and compare it with this directory",
     )
+    _add_load_options(command)
+    add_json_option(command)
+    add_log_options(command)
+    command.set_defaults(run=_run_bench)
+
+
+def _add_load_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--ops",
         metavar="OP,...",
@@ -102,9 +109,6 @@ def add_bench(commands: "Subparsers") -> None:
         help="count the CPU time of process N and its descendants (default: the process that "
         "listens on SOCKET)",
     )
-    add_json_option(command)
-    add_log_options(command)
-    command.set_defaults(run=_run_bench)
 
 
 def _run_bench(options: argparse.Namespace) -> None:

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from appliance.cli.terminal import ProgressLine
     from appliance.copier.binary_cache import BinaryCache
     from appliance.copier.claim_checks import CheckClaim
-    from appliance.copier.copier import CopyOutcome
+    from appliance.copier.copier import CopyOutcome, CopySource
     from appliance.copier.path_info_json import Claims
-    from appliance.copier.source import CopySource
     from appliance.copier.source_address import CacheAddress, SourceAddress
     from appliance.copier.target import CopyTarget
     from appliance.nix.signing import PublicKey

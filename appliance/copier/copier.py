@@ -7,17 +7,16 @@ Those jobs have started earlier, so no thread waits for a job that cannot start.
 refused, so is the path.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from enum import Enum
 from graphlib import CycleError, TopologicalSorter
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from appliance.copier.claim_checks import AddressCheck, CheckClaim, check_nar
 from appliance.copier.claims import Content, has_known_nar, path_info_of_claim
 from appliance.copier.ingest import CopyProgress, TreeIngest
-from appliance.copier.source import CopySource
 from appliance.copier.target import CopyTarget, references_of
 from appliance.errors import ApplianceError, ServiceUnavailableError, StoreError, StoreFullError
 from appliance.nix.nar import Event
@@ -43,6 +42,32 @@ def _threads(number: int, name: str) -> Iterator[ThreadPoolExecutor]:
         executor.shutdown(cancel_futures=True)
         raise
     executor.shutdown()
+
+
+class CopySource(Protocol):
+    """Provides store paths: a claim about each, and its tree.
+
+    Its methods may be called from several threads at the same time.
+    """
+
+    # How many trees may be read at the same time.
+    num_readers: int
+    # Whether its claims must be signed by a trusted key.
+    needs_signatures: bool
+
+    def claim(self, path: StorePath) -> NarInfoFile | None:
+        """Return the claim about `path`, or None if the source does not have the path.
+
+        Raises:
+            ApplianceError: the source cannot be read, or the claim breaks a rule.
+        """
+
+    def events(self, claim: NarInfoFile) -> Generator[Event, None, None]:
+        """Yield the tree of a path, as `read_nar` does; the caller closes the generator.
+
+        Raises:
+            ApplianceError: the tree cannot be read, or breaks a rule.
+        """
 
 
 class CopyStatus(Enum):

@@ -36,7 +36,8 @@ def import_export(
     """Copy an export, and yield the result for each path.
 
     Args:
-        read: returns at most so many of the next bytes, and none at the end only.
+        read: takes a number of bytes, and returns at least one and at most that many of the next
+            bytes, or none at the end of the input.
         target: where to copy to.
         committer: commits to `target`.
 

@@ -15,7 +15,8 @@ def import_nar(read: Callable[[int], bytes], name: str, committer: PathCommitter
     """Import the NAR that makes up the whole input as the store path named `name`.
 
     Args:
-        read: returns at most so many of the next bytes, and none at the end only.
+        read: takes a number of bytes, and returns at least one and at most that many of the next
+            bytes, or none at the end of the input.
         name: of the store path; a valid one.
         committer: commits to the target.
 

@@ -32,7 +32,7 @@ def with_slack(size_bytes: int) -> int:
 
 
 def is_free(size_bytes: int) -> bool:
-    """Whether so many bytes more can be mapped now."""
+    """Return whether another `size_bytes` bytes of address space can be mapped now."""
     try:
         mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ).close()
     except OSError:

@@ -87,8 +87,7 @@ def import_paths(
         progress: is updated while the import runs.
         warn: is called with each warning; by default warnings are logged.
         dialect: how the entries of directories are counted.
-        name: name of the store paths; by default, each is named after the last component of its
-            path.
+        name: name of the store path; by default, the last component of its path.
         when_begun: is called once all processes have been forked.
 
     Raises:

@@ -1,8 +1,8 @@
 """Group commit: the writes of concurrent tasks, committed together by one thread per process.
 
-Every commit syncs the disk, whatever its size, so many small commits in a row are slow where one
-commit of all their objects is not. No timer gathers them: while the thread is busy with one commit,
-new batches queue up, and together they make up the next one. So the batch of a lone task is
+Every commit waits for the disk, however little it writes, so a hundred small commits take far
+longer than one commit of the same objects. No timer gathers them: while the thread is busy with one
+commit, new batches queue up, and together they make up the next one. So the batch of a lone task is
 committed at once, and concurrent tasks share commits.
 
     submit a, b, c ...   ->  waiting: [a] [b] [c] ...

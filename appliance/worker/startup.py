@@ -59,17 +59,11 @@ def main(sock: socket.socket, surroundings: Surroundings) -> None:
         has_root=config.has_remote_root,
         used=lambda keys: channel.send(sock, pb.Envelope(cache_used=pb.CacheUsed(keys=keys))),
     )
-    store: ReadableStore
+    store = _open_store(config)
     plain = None
-    if plain_answers.are_wanted():
-        store = StoreReader(Path(config.store_path))
-        if config.HasField("sandbox"):
-            store.files.enter_blobs()
-        # A snapshot that may be lost is checked before anything that was read in it is used.
-        if store.is_registered:
-            plain = PlainAnswers(store, grants_fd, session.memory, counters, remote=remote)
-    else:
-        store = Store.open(Path(config.store_path), is_readonly=True)
+    # A snapshot that may be lost is checked before anything that was read in it is used.
+    if isinstance(store, StoreReader) and store.is_registered:
+        plain = PlainAnswers(store, grants_fd, session.memory, counters, remote=remote)
     wanted_flags = WANTED_FLAGS
     new_handler: type[Handler] | partial[PassthroughHandler] = Handler
     if config.device.passthrough:
@@ -98,3 +92,14 @@ def main(sock: socket.socket, surroundings: Surroundings) -> None:
     if config.HasField("sandbox"):
         lock_down(config.sandbox, surroundings, store.files, rules)
     loop.run()
+
+
+def _open_store(config: pb.Configure) -> ReadableStore:
+    # One process uses one LMDB library, so whoever answers decides who reads.
+    path = Path(config.store_path)
+    if not plain_answers.are_wanted():
+        return Store.open(path, is_readonly=True)
+    store = StoreReader(path)
+    if config.HasField("sandbox"):
+        store.files.enter_blobs()
+    return store

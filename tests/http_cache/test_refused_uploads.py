@@ -255,8 +255,7 @@ def test_full_disk_is_said(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(small)]
-    if subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("cannot mount a tmpfs here")
+    subprocess.run(command, check=True)
     try:
         cache = Cache(small)
         try:

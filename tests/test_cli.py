@@ -37,7 +37,7 @@ def test_every_argument_has_a_help_text(command: str) -> None:
 
 def test_only_commands_that_print_json_take_json() -> None:
     takers = {name for name, parser in commands().items() if "--json" in long_options(parser)}
-    assert takers == {"status", "path-info", "ls", "verify", "copy", "bench"}
+    assert takers == {"status", "path-info", "ls", "verify", "copy", "bench", "doctor"}
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])

@@ -41,12 +41,22 @@ from appliance.cli.terminal import (
     terminal_columns,
     writing_output,
 )
+from appliance.cli.view_command import add_view
 from appliance.errors import ApplianceError, ConfigError, StoreError
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
 
-_COMMANDS: Final = ("import", "virtiofs", "mount", "http", "status", "bench", *STORE_COMMANDS)
+_COMMANDS: Final = (
+    "import",
+    "virtiofs",
+    "mount",
+    "view",
+    "http",
+    "status",
+    "bench",
+    *STORE_COMMANDS,
+)
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
 
@@ -190,6 +200,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         "import": _add_import,
         "virtiofs": add_virtiofs,
         "mount": add_mount,
+        "view": add_view,
         "http": add_http,
         "status": _add_status,
         "bench": add_bench,

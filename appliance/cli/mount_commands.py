@@ -39,9 +39,11 @@ _VALUED: Final = frozenset(
         "threads",
         "inodes",
         "fsname",
+        "root",
         "sandbox",
         "log_level",
         "log_format",
+        "view",
     }
 )
 # Options of mount(8) and fuse(8), and options that the kernel lists for a mount, since a remount

@@ -69,7 +69,8 @@ class PlacedNode(NamedTuple):
 
     Attributes:
         nodeid: its nodeid.
-        parent: the nodeid of the directory that it is in; for the root of a store path, the root's.
+        parent: the nodeid of the directory that it is in; for the root of a store path, that of the
+            root directory, even if it is that itself.
         kind: its kind.
         size: st_size, or for a directory the size that its node states.
         digest: its digest; a symlink has none, and its bytes here mean nothing.
@@ -153,7 +154,7 @@ class Places:
         self._last_directory = None
 
     def node(self, nodeid: int) -> PlacedNode:
-        """Return the node with `nodeid`, which must not be that of the root.
+        """Return the node with `nodeid`, a node of a granted path.
 
         Raises:
             OSError: ESTALE, the session has no such node.

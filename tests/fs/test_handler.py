@@ -13,6 +13,7 @@ from appliance.fs.files import OPEN_MAX
 from appliance.fs.handler import Handler
 from appliance.fuse_proto.encode import FOREVER_S, NO_ENTRY
 from appliance.fuse_proto.operations import Request
+from appliance.images.layout import name_of
 from appliance.session.grants import FIRST_BASE, Grants
 from appliance.session.wants import RootListWanted, RootNameWanted
 from appliance.store.batch import Batch
@@ -101,15 +102,22 @@ def test_a_walk_from_any_nodeid_needs_nothing_but_grants_and_store(guest: Guest,
     successor.close()
 
 
-def test_a_revoked_path_is_stale_and_absent(guest: Guest, top: int) -> None:
+def test_a_revoked_path_is_stale_and_absent_until_it_is_granted_again(
+    guest: Guest, top: int
+) -> None:
     other = guest.walk(put(guest.store, "other", TREE))
     file = guest.lookup(top, b"small").nodeid
     guest.table.revoke(basename("tree"))
     for nodeid in (top, file):
         assert guest.ask(fuse_client.getattr_(nodeid)).error == errno.ESTALE
-    assert guest.ask(fuse_client.lookup(ROOT, basename("tree"))).error == errno.ENOENT
-    assert [record.name for record in guest.listing(ROOT)][2:] == [basename("other")]
+    assert guest.grants.by_name(basename("tree")) is None
+    assert [name_of(record) for record in guest.grants.listing(0)] == [basename("other")]
     assert guest.lookup(other, b"small").attr.size == len(SMALL)
+    again = guest.lookup(ROOT, basename("tree")).nodeid
+    assert again > other
+    assert guest.lookup(again, b"small").nodeid == again + file - top
+    for nodeid in (top, file):
+        assert guest.ask(fuse_client.getattr_(nodeid)).error == errno.ESTALE
 
 
 def test_dots_are_looked_up(guest: Guest, top: int) -> None:

@@ -135,6 +135,41 @@ def test_dots_are_looked_up(guest: Guest, top: int) -> None:
         assert root.attr.mode == 0o040555
 
 
+@pytest.mark.parametrize("is_by_content", [False, True])
+def test_a_store_path_that_is_the_root(tmp_path: Path, is_by_content: bool) -> None:  # noqa: FBT001
+    guest = Guest(tmp_path, is_by_content=is_by_content, root=TREE)
+    names = [record.name for record in guest.listing(ROOT)]
+    assert names == [b".", b"..", *sorted(TREE)]
+    root = fuse_client.parse_attr(guest.body(fuse_client.getattr_(ROOT)))
+    assert root.attr.mode == 0o040555
+    assert root.attr_valid == FOREVER_S
+    here = guest.walk(b"here", b"same")
+    assert guest.lookup(guest.walk(b"here"), b"..") == guest.lookup(ROOT, b".")
+    for nodeid, name in ((ROOT, b"."), (ROOT, b".."), (ROOT, b"/"), (here, b"..")):
+        entry = guest.lookup(nodeid, name)
+        assert entry.nodeid == (ROOT if nodeid == ROOT else guest.walk(b"here"))
+    # Linux requires generation 0 of the root's inode.
+    assert guest.lookup(ROOT, b"..").generation == 0
+    listed = {record.name: record.ino for record in guest.listing(ROOT)}
+    assert listed[b"."] == listed[b".."] == root.attr.ino
+    below = {record.name: record.ino for record in guest.listing(guest.walk(b"here"))}
+    assert below[b".."] == root.attr.ino
+    small = guest.walk(b"small")
+    assert guest.body(fuse_client.read(small, 0, 100)) == SMALL
+    # Absence is for ever here, as everywhere below a store path, and nothing else can be named.
+    assert guest.lookup(ROOT, basename("root")).nodeid == 0
+    assert guest.lookup(ROOT, b"absent").entry_valid == FOREVER_S
+    digest = guest.body(fuse_client.getxattr(ROOT, b"user.snix.castore.directory.digest", 100))
+    assert digest.startswith(b"blake3-")
+    assert guest.wants == []
+    last = guest.grants.by_nodeid(ROOT)
+    assert last is not None
+    for nodeid in (0, last.span + 1, 1 << 63, (1 << 64) - 1):
+        assert guest.ask(fuse_client.getattr_(nodeid)).error == errno.ESTALE
+    assert guest.ask(fuse_client.lookup(0, b"small")).error == errno.ESTALE
+    guest.close()
+
+
 def test_the_root_is_a_directory_whose_mtime_follows_the_store(guest: Guest) -> None:
     before = fuse_client.parse_attr(guest.body(fuse_client.getattr_(ROOT)))
     assert (before.attr.mode, before.attr.ino, before.attr_valid) == (0o040555, 1, 1)

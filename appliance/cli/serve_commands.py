@@ -3,7 +3,8 @@
 import argparse
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -80,6 +81,16 @@ def add_virtiofs(commands: "Subparsers") -> None:
     )
     listening.add_argument(
         "--fd", type=int, metavar="FD", help="listen on an inherited socket, by its descriptor"
+    )
+    listening.add_argument(
+        "--exit-on-disconnect", action="store_true", help="end when a front-end leaves"
+    )
+    listening.add_argument(
+        "--pid-file",
+        type=path_argument,
+        metavar="PATH",
+        help="write the process id to a file at PATH once the sockets listen, and remove it at "
+        "the end",
     )
     device = command.add_argument_group("device")
     device.add_argument(
@@ -202,6 +213,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         num_request_queues=_in_range(
             "--num-request-queues", num_request_queues, MAX_REQUEST_QUEUES
         ),
+        exits_on_disconnect=options.exit_on_disconnect,
         queue_size=_power_of_two("--queue-size", options.queue_size, _MAX_QUEUE_SIZE),
         log_level=options.log_level,
         log_json=is_json_log(options),
@@ -218,7 +230,36 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         )
     gid = None if options.socket_group is None else socket_group(options.socket_group)
     mode = socket_mode_of(options.socket_mode)
-    serve(config, listen(places, options.fd, default, gid=gid, mode=mode))
+    listeners = listen(places, options.fd, default, gid=gid, mode=mode)
+    with _pid_file(options.pid_file):
+        serve(config, listeners)
+
+
+@contextmanager
+def _pid_file(path: Path | None) -> Iterator[None]:
+    """Have a file at `path`, if it is not None, with the id of this process for a block.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    if path is None:
+        yield
+        return
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # Whoever waits for the file must never find it empty.
+        new.write_text(f"{os.getpid()}\n")
+        new.rename(path)
+    except OSError as exc:
+        with suppress(OSError):
+            new.unlink()
+        raise ConfigError(f"--pid-file {path}: {exc.strerror}") from exc
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if path.read_text() == f"{os.getpid()}\n":
+                path.unlink()
 
 
 def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | None = None) -> None:

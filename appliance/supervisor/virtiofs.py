@@ -40,6 +40,8 @@ class VirtiofsConfig(RuntimeConfig):
     num_request_queues: int
     queue_size: int
     """The largest number of entries that a ring may have."""
+    exits_on_disconnect: bool = False
+    """Whether to end when a front-end leaves."""
 
 
 def serve(config: VirtiofsConfig, listeners: Sequence[Listener]) -> None:
@@ -65,10 +67,11 @@ class Supervisor:
         )
         self._devices: list[Device] = []
         self._waiting = WaitingFrontEnds()
+        self._stop = asyncio.Event()
 
     async def run(self) -> None:
         """Serve until a signal asks to stop, then end every worker."""
-        stop = stop_event()
+        stop = self._stop = stop_event()
         async with contextlib.AsyncExitStack() as stack:
             for listener in self._listeners:
                 stack.callback(listener.close)
@@ -113,6 +116,8 @@ class Supervisor:
                 sock = await accepting
                 accepting = asyncio.create_task(self._accept_next(listener, sock))
                 await self._serve_connection(sock, listener, runtime, room)
+                if self._config.exits_on_disconnect:
+                    self._stop.set()
                 self._waiting.remove(listener.label)
         finally:
             await cancel_accept(accepting)

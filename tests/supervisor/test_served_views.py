@@ -1,7 +1,9 @@
 """Guests of one supervisor, each with a view or a store path of its own, and mounts of the same."""
 
+import contextlib
 import errno
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -253,6 +255,45 @@ def test_mounts_of_a_view_and_of_a_store_path(own: Stored, tmp_path: Path) -> No
                 break
         else:
             raise AssertionError(listed(view))
+
+
+def memory_of(process: ApplianceProcess) -> int:
+    """Return the bytes that a supervisor and its children have, shared ones counted in part."""
+    total = 0
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (place / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[2]) == process.process.pid:
+                rollup = (place / "smaps_rollup").read_text()
+                total += sum(map(int, re.findall(r"^Pss: *(\d+) kB", rollup, re.MULTILINE)))
+    return total << 10
+
+
+def test_a_second_view_costs_next_to_nothing(own: Stored, tmp_path: Path) -> None:
+    def disk() -> int:
+        return sum(path.stat().st_blocks * 512 for path in own.store.rglob("*"))
+
+    before = disk()
+    own.view("create", "c", "--registration-files", "--closure", *own.names[2:])
+    assert disk() - before <= 1 << 20
+
+    # Beside what a guest's workers take anyway.
+    costs = []
+    sockets = ("first.sock,view=a", "whole.sock", "second.sock,view=c")
+    with (
+        ApplianceProcess(own.store, tmp_path, "--list-root", sockets=sockets) as process,
+        contextlib.ExitStack() as guests,
+    ):
+        for index in range(len(sockets)):
+            before = memory_of(process)
+            guest = guests.enter_context(FakeGuest(process.connect(index)))
+            guest.mount()
+            for name in listing(guest):
+                if not name.startswith(b"."):
+                    content(guest, ROOT, name, b"sub", b"number")
+            costs.append(memory_of(process) - before)
+        _first, whole, second = costs
+        assert second - whole <= 5 << 20
 
 
 @pytest.mark.parametrize(

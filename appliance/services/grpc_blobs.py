@@ -6,6 +6,7 @@ from typing import Final
 from blake3 import blake3
 from google.protobuf.message import DecodeError
 
+from appliance.castore.chunking import BlobChunk
 from appliance.castore.digest import Digest
 from appliance.errors import (
     ContentMissingError,
@@ -14,7 +15,7 @@ from appliance.errors import (
     StoreError,
 )
 from appliance.protos import castore_rpc_pb2 as pb
-from appliance.services.contracts import BlobChunk, BlobReader, BlobWriter, Buffer
+from appliance.services.contracts import BlobReader, BlobWriter, Buffer
 from appliance.services.grpc_client import Peer, Sending, StreamCall
 from appliance.services.grpc_messages import CONTENT_MAX, decode_chunk_untrusted, encode_chunk
 
@@ -30,14 +31,12 @@ class GrpcBlobService:
         self._peer = peer
 
     async def has(self, digest: Digest) -> bool:
-        """Return whether the blob exists."""
-        return await self.stat(digest) is not None
+        """See `BlobService.has`."""
+        return await self._stat(pb.StatBlobRequest(digest=digest)) is not None
 
     async def stat(self, digest: Digest) -> Sequence[BlobChunk] | None:
         """Return the chunks that the peer names."""
-        family = await self._peer.castore_family()
-        request = pb.StatBlobRequest(digest=digest, send_chunks=True).SerializeToString()
-        answer = await self._peer.find(f"{family.blobs()}/Stat", request)
+        answer = await self._stat(pb.StatBlobRequest(digest=digest, send_chunks=True))
         if answer is None:
             return None
         try:
@@ -45,6 +44,10 @@ class GrpcBlobService:
             return [BlobChunk(Digest(chunk.digest), chunk.size) for chunk in response.chunks]
         except (DecodeError, DirectoryError) as exc:
             raise StoreError(f"{self._peer.name}: blob {digest}: malformed answer") from exc
+
+    async def _stat(self, request: pb.StatBlobRequest) -> bytes | None:
+        family = await self._peer.castore_family()
+        return await self._peer.find(f"{family.blobs()}/Stat", request.SerializeToString())
 
     async def open_read(self, digest: Digest) -> BlobReader | None:
         """Open the blob at its start; the first message has arrived when this returns."""

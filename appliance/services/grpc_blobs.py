@@ -1,6 +1,6 @@
 """The blob service of a peer, over gRPC (castore_rpc.proto: BlobService)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from blake3 import blake3
@@ -25,10 +25,15 @@ _SEND_MIN: Final = 1 << 18
 
 
 class GrpcBlobService:
-    """The blobs of `peer`."""
+    """The blobs of `peer`.
+
+    Attributes:
+        message_bytes: see `blob_stream.SendsMessages`.
+    """
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
+        self.message_bytes = 0
 
     async def has(self, digest: Digest) -> bool:
         """See `BlobService.has`."""
@@ -52,12 +57,15 @@ class GrpcBlobService:
     async def open_read(self, digest: Digest) -> BlobReader | None:
         """Open the blob at its start; the first message has arrived when this returns."""
         family = await self._peer.castore_family()
-        reader = _GrpcBlobReader(self._peer, f"{family.blobs()}/Read", digest)
+        reader = _GrpcBlobReader(self._peer, f"{family.blobs()}/Read", digest, self._note)
         try:
             await reader.receive()
         except ContentMissingError:
             return None
         return reader
+
+    def _note(self, message_bytes: int) -> None:
+        self.message_bytes = max(self.message_bytes, message_bytes)
 
     async def open_write(self) -> BlobWriter:
         """Begin a new blob."""
@@ -71,8 +79,11 @@ class _GrpcBlobReader:
     A seek forward receives what lies between.
     """
 
-    def __init__(self, peer: Peer, method: str, digest: Digest) -> None:
+    def __init__(
+        self, peer: Peer, method: str, digest: Digest, note: Callable[[int], None]
+    ) -> None:
         self._peer = peer
+        self._note = note
         self._method = method
         self._request = pb.ReadBlobRequest(digest=digest).SerializeToString()
         self._digest = digest
@@ -96,6 +107,7 @@ class _GrpcBlobReader:
             data = decode_chunk_untrusted(message)
         except InvalidRequestError as exc:
             raise StoreError(f"{self._peer.name}: blob {self._digest}: {exc}") from exc
+        self._note(len(data))
         self._received_at += len(self._received)
         self._received = memoryview(data)
 

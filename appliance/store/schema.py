@@ -9,7 +9,8 @@ database        key                         value
 meta            "version"                   u64 LE, VERSION
                 "generation"                u64 LE, number of PathInfos ever put
                 "id"                        16 random bytes; only copies of a store share them
-blobs           digest                      0, content | 1, size as u64 LE
+blobs           digest                      0, content | 1, size as u64 LE; in a cache also 2, with
+                                            what is there of a blob (store/partial_blob.py)
 chunks          digest of a blob            its chunks, as `castore/chunking.py` packs them; a blob
                                             without an entry is not cut, or was put by a release
                                             that cut none
@@ -52,6 +53,7 @@ ID_SIZE: Final = 16
 
 INLINE: Final = 0
 IN_FILE: Final = 1
+PARTIAL: Final = 2
 
 BLOBS_DIRECTORY: Final = "blobs"
 TEMP_DIRECTORY: Final = "tmp"

@@ -46,13 +46,14 @@ from appliance.http_cache.pending_nars import NarReceiver, PendingNars
 from appliance.http_cache.uploads import UploadTarget, accept
 from appliance.nix.narinfo import narinfo_of, parse_narinfo
 from appliance.nix.path_info import PathInfo, validate
-from appliance.nix.signing import PublicKey, SecretKey
+from appliance.nix.signing import SecretKey
 from appliance.nix.store_path import (
     BASE32_ALPHABET,
     DIGEST_SIZE,
     STORE_DIR,
     base32_size,
 )
+from appliance.nix.trusted_keys import TrustedKeys
 from appliance.protos import pathinfo_pb2
 from appliance.services.addresses import ServiceAddresses
 from appliance.services.contracts import Services
@@ -99,7 +100,7 @@ class CacheConfig(NamedTuple):
     secret_key: SecretKey | None = None
     priority: int = 39
     allows_put: bool = False
-    trusted_keys: Sequence[PublicKey] = ()
+    trusted_keys: TrustedKeys | None = None
     zstd_level: int = 3
 
 

@@ -1,7 +1,7 @@
 """Checks of a PathInfo against contents: a cheap one of the size, and one of everything."""
 
 from collections.abc import AsyncIterator
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from appliance.castore.digest import Digest
 from appliance.castore.directory import DirectoryNode, FileNode, Node
@@ -17,7 +17,10 @@ from appliance.services.contracts import (
     PathInfoService,
     Services,
 )
-from appliance.services.verify import Verifier, VerifyError
+from appliance.services.verify import Verifier
+
+if TYPE_CHECKING:
+    from appliance.services.verify_errors import VerifyError
 
 
 @runtime_checkable

@@ -87,6 +87,10 @@ class PendingNars:
         self._entries: dict[str, _Entry] = {}
         self._clock = clock
 
+    def __len__(self) -> int:
+        """Return the number of NARs that wait."""
+        return len(self._entries)
+
     def check_room(self) -> None:
         """Check that one more NAR may come.
 

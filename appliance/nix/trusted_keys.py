@@ -21,7 +21,7 @@ class TrustedKeys:
     """Public keys whose signatures are trusted."""
 
     def __init__(self, keys: Sequence[PublicKey]) -> None:
-        self._keys: Final = tuple(keys)
+        self.keys: Final = tuple(keys)
 
     def check(self, claim: NarInfoFile) -> None:
         """Check that one of the keys has signed a claim.
@@ -40,12 +40,12 @@ class TrustedKeys:
     def wrong_signatures(self, claim: NarInfoFile) -> list[str]:
         """Return the names of the keys under which the claim has a signature that is wrong."""
         fingerprint = _fingerprint(claim)
-        names = {key.name for key in self._keys}
+        names = {key.name for key in self.keys}
         return [
             signature.name
             for signature in claim.signatures
             if signature.name in names
-            and not any(key.verifies(signature, fingerprint) for key in self._keys)
+            and not any(key.verifies(signature, fingerprint) for key in self.keys)
         ]
 
     def _has_signed(self, claim: NarInfoFile) -> bool:
@@ -53,7 +53,7 @@ class TrustedKeys:
         return any(
             key.verifies(signature, fingerprint)
             for signature in claim.signatures
-            for key in self._keys
+            for key in self.keys
         )
 
     def _reason(self, claim: NarInfoFile) -> str:

@@ -79,6 +79,7 @@ _LOG = logging.getLogger(__name__)
 # Requests under way at the end may take so long; more than that, and they are cut off.
 _GRACE_S: Final = 60.0
 _BACKLOG: Final = 128
+_SWEEP_INTERVAL_S: Final = 15.0
 # In bytes.
 _NARINFO_MAX: Final = 2 << 20
 _LISTING_MAX: Final = 256 << 20
@@ -139,6 +140,8 @@ async def _serve(config: CacheConfig) -> None:
         services = await stack.enter_async_context(opening)
         cache = _Cache(config, services, next(iter(stores.values()), None))
         stack.callback(cache.close)
+        sweeping = asyncio.create_task(cache.drop_old_nars())
+        stack.callback(sweeping.cancel)
         connections = ConnectionCount()
         runner = web.AppRunner(
             cache.application(connections),
@@ -218,6 +221,12 @@ class _Cache:
     def close(self) -> None:
         """Drop what was uploaded in part."""
         self._pending.close()
+
+    async def drop_old_nars(self) -> None:
+        """Drop uploaded NARs whose narinfos do not come, again and again."""
+        while True:
+            await asyncio.sleep(_SWEEP_INTERVAL_S)
+            self._pending.drop_old()
 
     def application(self, connections: ConnectionCount) -> web.Application:
         """Return the routes."""

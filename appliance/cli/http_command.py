@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from appliance.cli.key_options import (
     add_sign_option,
     add_signature_options,
-    read_secret_key,
     required_keys,
+    secret_keys,
 )
 from appliance.cli.options import add_log_options, add_service_options, service_addresses
 from appliance.errors import ConfigError
@@ -90,7 +90,6 @@ def _run_http(options: argparse.Namespace) -> None:
     if options.require_signatures and not options.allow_put:
         raise ConfigError("--require-signatures: goes with --allow-put only")
     services = service_addresses(options)
-    secret_key = None if options.sign is None else read_secret_key(options.sign)
     trusted_keys = required_keys(options)
     addresses = [
         address
@@ -101,7 +100,7 @@ def _run_http(options: argparse.Namespace) -> None:
         CacheConfig(
             services,
             [_listening(address) for address in addresses],
-            secret_key=secret_key,
+            secret_keys=secret_keys(options),
             priority=options.priority,
             allows_put=options.allow_put,
             trusted_keys=trusted_keys,

@@ -34,8 +34,15 @@ def add_trusted_keys_option(parser: argparse._ActionsContainer, meaning: str) ->
 
 
 def add_sign_option(parser: argparse._ActionsContainer, meaning: str) -> None:
-    """Add the option that names the file of a secret key; `meaning` says what it signs."""
-    parser.add_argument("--sign", metavar="FILE", type=Path, help=meaning)
+    """Add the option that names files of secret keys; `meaning` says what they sign."""
+    parser.add_argument(
+        "--sign",
+        action="append",
+        default=[],
+        metavar="FILE",
+        type=Path,
+        help=f"{meaning}; may be given several times",
+    )
 
 
 def required_keys(options: argparse.Namespace) -> "TrustedKeys | None":
@@ -53,12 +60,16 @@ def required_keys(options: argparse.Namespace) -> "TrustedKeys | None":
     return None
 
 
-def read_secret_key(path: Path) -> "SecretKey":
-    """Read the file that --sign names.
+def secret_keys(options: argparse.Namespace) -> "list[SecretKey]":
+    """Read the files that --sign names.
 
     Raises:
-        ConfigError: it cannot be read, or does not contain a secret key.
+        ConfigError: one cannot be read, or does not contain a secret key.
     """
+    return [_read_secret_key(path) for path in options.sign]
+
+
+def _read_secret_key(path: Path) -> "SecretKey":
     from appliance.nix.signing import SecretKey
 
     try:

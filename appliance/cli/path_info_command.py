@@ -3,12 +3,14 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from appliance.cli.key_options import add_sign_option, read_secret_key
+from appliance.cli.key_options import add_sign_option, secret_keys
 from appliance.cli.options import add_json_option, add_log_options, add_service_options
 from appliance.cli.output import print_json, with_services, write, write_line
 from appliance.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from appliance.nix.signing import SecretKey
     from appliance.nix.store_path import StorePath
     from appliance.protos import pathinfo_pb2
@@ -77,7 +79,7 @@ def _run_path_info(options: argparse.Namespace) -> None:
     from appliance.services.paths_in_store import parse_path
 
     _check_options(options)
-    key = None if options.sign is None else read_secret_key(options.sign)
+    keys = secret_keys(options)
     paths = [parse_path(text)[0] for text in options.paths]
 
     async def work(services: "Services") -> None:
@@ -88,7 +90,7 @@ def _run_path_info(options: argparse.Namespace) -> None:
         more = known.found
         if options.closure_size and paths and not options.recursive:
             more = (await look_up(services.path_infos, paths, is_recursive=True)).found
-        _print(options, known, _closure_sizes(known, more) if options.closure_size else None, key)
+        _print(options, known, _closure_sizes(known, more) if options.closure_size else None, keys)
 
     with_services(options, work)
 
@@ -128,7 +130,7 @@ def _print(
     options: argparse.Namespace,
     known: "PathInfos",
     closure_sizes: "dict[StorePath, int] | None",
-    key: "SecretKey | None",
+    keys: "Sequence[SecretKey]",
 ) -> None:
     from appliance.services.path_info_forms import path_infos_json
 
@@ -140,7 +142,7 @@ def _print(
     has_columns = options.size or closure_sizes is not None or options.sigs
     for path, info in known.found.items():
         if options.narinfo:
-            write(_narinfo(info, key).encode())
+            write(_narinfo(info, keys).encode())
             continue
         columns = [path.absolute().ljust(longest if has_columns else 0)]
         if options.size:
@@ -163,10 +165,10 @@ def _signatures(info: "pathinfo_pb2.PathInfo") -> list[str]:
     return signatures if address is None else [f"ca:{address}", *signatures]
 
 
-def _narinfo(info: "pathinfo_pb2.PathInfo", key: "SecretKey | None") -> str:
+def _narinfo(info: "pathinfo_pb2.PathInfo", keys: "Sequence[SecretKey]") -> str:
     from appliance.nix.narinfo import narinfo_of
 
     narinfo = narinfo_of(info)
-    if key is not None:
+    for key in keys:
         narinfo = narinfo.with_signature(key.sign(narinfo.fingerprint()))
     return str(narinfo)

@@ -13,8 +13,8 @@ from appliance.cli.import_nar_command import add_import_nar
 from appliance.cli.key_options import (
     add_sign_option,
     add_signature_options,
-    read_secret_key,
     required_keys,
+    secret_keys,
 )
 from appliance.cli.options import (
     add_json_option,
@@ -155,7 +155,7 @@ def _run_daemon(options: argparse.Namespace) -> None:
             checks_content=options.check_content,
             is_readonly=options.read_only,
             trusted_keys=trusted_keys,
-            secret_key=None if options.sign is None else read_secret_key(options.sign),
+            secret_keys=secret_keys(options),
         )
     )
 

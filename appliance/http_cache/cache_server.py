@@ -107,7 +107,7 @@ class CacheConfig(NamedTuple):
 
     services: ServiceAddresses
     listen: Sequence[ListeningSocket]
-    secret_key: SecretKey | None = None
+    secret_keys: Sequence[SecretKey] = ()
     priority: int = 39
     allows_put: bool = False
     trusted_keys: TrustedKeys | None = None
@@ -214,7 +214,7 @@ class _Cache:
         self._documents = DocumentHandlers(
             Documents(None if local is None else local.store.path / _DOCUMENTS),
             services.path_infos,
-            secret_key=config.secret_key,
+            secret_keys=config.secret_keys,
             trusted_keys=config.trusted_keys,
         )
 
@@ -282,9 +282,8 @@ class _Cache:
             _LOG.warning("%s", exc)
             raise web.HTTPNotFound(text=f"{exc}\n") from exc
         narinfo = narinfo._replace(url=nar_url(info.node, narinfo.nar_size))
-        if self._config.secret_key is not None:
-            signature = self._config.secret_key.sign(narinfo.fingerprint())
-            narinfo = narinfo.with_signature(signature)
+        for key in self._config.secret_keys:
+            narinfo = narinfo.with_signature(key.sign(narinfo.fingerprint()))
         return web.Response(text=str(narinfo), content_type="text/x-nix-narinfo")
 
     async def _get_listing(self, request: web.Request) -> web.StreamResponse:

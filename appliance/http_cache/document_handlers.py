@@ -1,7 +1,7 @@
 """The handlers of build logs and realisations; see `documents`."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -37,7 +37,7 @@ class DocumentHandlers:
     Args:
         documents: where they are.
         path_infos: what realisations lead to must be there.
-        secret_key: signs realisations when they are sent.
+        secret_keys: sign realisations when they are sent.
         trusted_keys: one of them must have signed a realisation that is put; None if none need be.
     """
 
@@ -46,12 +46,12 @@ class DocumentHandlers:
         documents: Documents,
         path_infos: PathInfoService,
         *,
-        secret_key: SecretKey | None,
+        secret_keys: Sequence[SecretKey],
         trusted_keys: TrustedKeys | None,
     ) -> None:
         self._documents = documents
         self._path_infos = path_infos
-        self._secret_key = secret_key
+        self._secret_keys = secret_keys
         self._trusted_keys = trusted_keys
         self._receivers = asyncio.Semaphore(_RECEIVERS)
 
@@ -95,8 +95,8 @@ class DocumentHandlers:
         found = await in_thread(lambda: self._documents.realisation(name))
         if found is None:
             raise web.HTTPNotFound(text="no such realisation\n")
-        if self._secret_key is not None:
-            found = signed(found, self._secret_key)
+        for key in self._secret_keys:
+            found = signed(found, key)
         return web.json_response(found)
 
     async def put_realisation(self, request: web.Request) -> web.Response:

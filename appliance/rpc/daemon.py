@@ -60,7 +60,7 @@ class DaemonConfig(NamedTuple):
         checks_content: read all contents of a path before its PathInfo is accepted.
         is_readonly: refuse everything that is put.
         trusted_keys: one of them must have signed a path without a content address.
-        secret_key: signs each path that is put.
+        secret_keys: sign each path that is put.
     """
 
     services: ServiceAddresses
@@ -69,7 +69,7 @@ class DaemonConfig(NamedTuple):
     checks_content: bool = False
     is_readonly: bool = False
     trusted_keys: "TrustedKeys | None" = None
-    secret_key: "SecretKey | None" = None
+    secret_keys: "Sequence[SecretKey]" = ()
 
 
 def serve(config: DaemonConfig) -> None:
@@ -97,7 +97,7 @@ async def _serve(config: DaemonConfig) -> None:
         served = guarded(
             services,
             trusted_keys=config.trusted_keys,
-            secret_key=config.secret_key,
+            secret_keys=config.secret_keys,
             checks_content=config.checks_content,
         )
         server = Server(served, verifies_blobs=is_of_peer, is_readonly=config.is_readonly)

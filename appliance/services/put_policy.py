@@ -5,13 +5,13 @@ in this order, outermost first:
 
     SignedPathInfoService      refuses what no trusted key has signed
     CheckedPathInfoService     reads all contents and compares them with the PathInfo
-    SigningPathInfoService     adds a signature
+    SigningPathInfoService     adds signatures
 
 A signature covers the NAR, not the castore node, and a content address is a mere claim until the
 content has been read. So whoever requires signatures, or signs, checks contents as well.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from appliance.castore.directory import Node
 from appliance.errors import PathInfoError
@@ -71,11 +71,11 @@ class SignedPathInfoService(_InFrontOf):
 
 
 class SigningPathInfoService(_InFrontOf):
-    """Adds a signature by `key` to each PathInfo that states its NAR and its references."""
+    """Adds signatures by `keys` to each PathInfo that states its NAR and its references."""
 
-    def __init__(self, path_infos: PathInfoService, key: SecretKey) -> None:
+    def __init__(self, path_infos: PathInfoService, keys: Sequence[SecretKey]) -> None:
         super().__init__(path_infos)
-        self._key = key
+        self._keys = keys
 
     async def put(self, path_info: bytes) -> bytes:
         """See `PathInfoService.put`."""
@@ -83,10 +83,11 @@ class SigningPathInfoService(_InFrontOf):
         message = pathinfo_pb2.PathInfo.FromString(path_info)
         claim = _complete(message)
         if claim is not None:
-            name, data = self._key.sign(claim.fingerprint())
-            if (name, data) not in claim.signatures:
-                message.narinfo.signatures.add(name=name, data=data)
-                path_info = message.SerializeToString(deterministic=True)
+            made = [key.sign(claim.fingerprint()) for key in self._keys]
+            for signature in made:
+                if signature not in claim.signatures:
+                    message.narinfo.signatures.add(name=signature.name, data=signature.data)
+            path_info = message.SerializeToString(deterministic=True)
         return await super().put(path_info)
 
 
@@ -94,7 +95,7 @@ def guarded(
     services: Services,
     *,
     trusted_keys: TrustedKeys | None = None,
-    secret_key: SecretKey | None = None,
+    secret_keys: Sequence[SecretKey] = (),
     checks_content: bool = False,
 ) -> Services:
     """Return services whose PathInfos are put by these rules.
@@ -102,13 +103,13 @@ def guarded(
     Args:
         services: take what is accepted.
         trusted_keys: one of them must have signed a path without a content address.
-        secret_key: signs what is put.
+        secret_keys: sign what is put.
         checks_content: read and check all contents, which the other two imply.
     """
     path_infos = services.path_infos
-    if secret_key is not None:
-        path_infos = SigningPathInfoService(path_infos, secret_key)
-    if checks_content or trusted_keys is not None or secret_key is not None:
+    if secret_keys:
+        path_infos = SigningPathInfoService(path_infos, secret_keys)
+    if checks_content or trusted_keys is not None or secret_keys:
         path_infos = CheckedPathInfoService(services._replace(path_infos=path_infos))
     if trusted_keys is not None:
         path_infos = SignedPathInfoService(path_infos, trusted_keys)

@@ -100,7 +100,7 @@ def test_units_are_those_of_the_package_and_commands_exist(tmp_path: Path) -> No
         assert is_of_package == (not name.startswith("appliance-closure-"))
     assert {f"{name}.socket" for name in systemd["sockets"]} <= UNITS
     for words in commands(services).values():
-        # The program knows all of the words but the last, for which it ends before it does anything.
+        # The program knows all words but the last, because of which it ends at once.
         done = subprocess.run(
             [*APPLIANCE, *words, "--no-such-option"], check=False, capture_output=True, text=True
         )

@@ -13,6 +13,7 @@ from appliance.errors import ApplianceError
 
 _CLEAR_LINE: Final = "\r\x1b[K"
 _DEFAULT_COLUMNS: Final = 80
+_DEFAULT_ROWS: Final = 24
 _STDOUT_FILENO: Final = 1
 _MEGABYTE: Final = 1_000_000
 
@@ -121,3 +122,11 @@ def terminal_columns() -> int:
         return os.get_terminal_size(_STDOUT_FILENO).columns or _DEFAULT_COLUMNS
     except OSError:  # stdout is closed or not a terminal
         return _DEFAULT_COLUMNS
+
+
+def terminal_rows() -> int:
+    """Return the height of the terminal in lines, or 24 if standard output is none."""
+    try:
+        return os.get_terminal_size(_STDOUT_FILENO).lines or _DEFAULT_ROWS
+    except OSError:
+        return _DEFAULT_ROWS

@@ -17,6 +17,8 @@ import pytest
 from appliance.doctor.findings import Use
 from appliance.doctor.trial import attempt
 
+pytestmark = pytest.mark.slow
+
 APPLIANCE: Final = str(Path(sys.executable).with_name("appliance"))
 DEADLINE_S: Final = 120
 NOBODY: Final = 65534

@@ -28,6 +28,7 @@ from appliance.cli.options import (
     add_state_option,
     environments,
     is_json_log,
+    progress_form,
     service_addresses,
     state_dir,
 )
@@ -288,7 +289,7 @@ def _run_import(options: argparse.Namespace) -> None:
     services = service_addresses(options)
     dialect = SizeDialect[options.directory_sizes.upper()]
     name = _new_name(options)
-    with progress_line() as progress:
+    with progress_line(progress_form(options)) as progress:
 
         def warn(text: str) -> None:
             import logging

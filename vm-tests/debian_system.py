@@ -59,7 +59,7 @@ def newer(package: Path, directory: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("deb"), is_compressed=False)
+    return build(tmp_path_factory.mktemp("deb"))
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,10 @@ def test_systemd_starts_the_units(fact: str, facts: list[str]) -> None:
     assert fact in facts
 
 
+def test_a_connection_starts_the_daemon(facts: list[str]) -> None:
+    assert {"on connection: activating", "on connection: active"} & set(facts)
+
+
 def test_an_upgrade_leaves_guests_alone(facts: list[str]) -> None:
     after = facts[facts.index("upgrade: 0") :]
     assert after[1:4] == [
@@ -145,7 +149,7 @@ def test_removal_ends_everything_and_keeps_the_store(facts: list[str]) -> None:
     assert after[1] == "afterwards: inactive inactive inactive"
     assert "ls: cannot access '/usr/lib/appliance': No such file or directory" in after
     assert "ls: cannot access '/usr/bin/appliance': No such file or directory" in after
-    assert after[-2:] == ["store: store", "end"]
+    assert after[-2:] == ["store: store store.state", "end"]
 
 
 def test_the_units_log_nothing_to_worry_about(facts: list[str]) -> None:

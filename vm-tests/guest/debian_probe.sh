@@ -5,6 +5,10 @@ export LC_ALL=C.UTF-8
 pid() { systemctl show -p MainPID --value "$1"; }
 echo "before: $(systemctl is-active appliance-daemon.socket appliance-daemon | xargs)"
 systemctl start appliance-daemon.socket appliance-http.socket
+# A connection starts the service; `start` then waits until it says that it is ready.
+python3 -c 'import socket; socket.socket(socket.AF_UNIX).connect("/run/appliance/store.sock")'
+echo "on connection: $(systemctl show -p ActiveState --value appliance-daemon)"
+systemctl start appliance-daemon
 mkdir /root/tree; echo hello > /root/tree/file
 export APPLIANCE_STORE=grpc+unix:/run/appliance/store.sock
 path=$(appliance import /root/tree)
@@ -27,5 +31,5 @@ journalctl -b -o cat -p warning -u 'appliance*' | sed 's/^/log: /'
 dpkg -r appliance >> /root/dpkg.log; echo "removal: $?"
 echo "afterwards: $(systemctl is-active appliance-virtiofs@web1 appliance-daemon appliance-daemon.socket | xargs)"
 ls /usr/lib/appliance /usr/bin/appliance
-echo "store: $(ls /var/lib/appliance)"
+echo "store: $(ls /var/lib/appliance | xargs)"
 echo end

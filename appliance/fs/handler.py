@@ -17,7 +17,15 @@ from appliance.castore.digest import Digest
 from appliance.errors import DirectoryError, StoreError
 from appliance.fs import attributes, readdir
 from appliance.fs.attributes import DOTS, Statfs, root_attributes, root_entry
-from appliance.fs.files import ALL_LOCAL, Blobs, CachedBlobs, OpenBlob, RemoteParts, Usage
+from appliance.fs.files import (
+    ALL_LOCAL,
+    Blobs,
+    ByteRange,
+    CachedBlobs,
+    OpenBlob,
+    RemoteParts,
+    Usage,
+)
 from appliance.fs.readdir import Listing
 from appliance.fuse_proto.encode import FOREVER_S, negative_entry
 from appliance.fuse_proto.operations import Body, FileSlice, NotReady, Operations, Request
@@ -201,10 +209,13 @@ class Handler(Operations):
         left = node.size - offset
         if left <= 0:
             return _EMPTY
-        content = self._blobs.content(self._in_store(), node.digest, node.size)
+        part = ByteRange(offset, min(args.size, left))
+        if part.length == 0:
+            return _EMPTY
+        content = self._blobs.content(self._in_store(), node.digest, node.size, part)
         if isinstance(content, OpenBlob):
-            return FileSlice(content.fd, offset, min(args.size, left))
-        return content[offset : offset + min(args.size, left)]
+            return FileSlice(content.fd, *part)
+        return content[offset : offset + part.length]
 
     def readdir(self, request: Request) -> Body:
         """See `Operations.readdir`; ENOTDIR unless the node is a directory."""

@@ -130,14 +130,22 @@ class ContentLoader:
         self._want_directories(beside, iter(range(_BESIDE_MAX)))
         self._want_directories(self._below(directory), iter(range(_BELOW_MAX)))
 
-    async def load_blob(self, digest: Digest, size: int) -> None:
-        """Put a blob into the cache; fetch small files ahead that are likely to be read next."""
+    async def load_blob(self, want: BlobWanted) -> None:
+        """Put a range of a blob into the cache, or all of it.
+
+        Small files that are likely to be read next are fetched ahead.
+        """
         fetcher = self._fetcher
         if fetcher is None:
             return
+        digest, end = Digest(want.digest), want.offset + want.length
         is_under_way = fetcher.is_under_way(digest)
         # A task begins first; what is fetched ahead comes after it.
-        fetching = asyncio.create_task(fetcher.fetch(digest, size))
+        if want.length:
+            fetch = fetcher.fetch_range(digest, want.size, want.offset, end)
+        else:
+            fetch = fetcher.fetch(digest, want.size)
+        fetching = asyncio.create_task(fetch)
         fetcher.fetch_ahead(self._small_files.after(digest, is_under_way=is_under_way))
         await fetching
 
@@ -336,7 +344,7 @@ class RemoteResolver:
         await self._thread.run(self._loader.load_directory(Digest(digest)))
 
     async def _load_blob(self, want: BlobWanted) -> None:
-        await self._thread.run(self._loader.load_blob(Digest(want.digest), want.size))
+        await self._thread.run(self._loader.load_blob(want))
 
 
 @asynccontextmanager

@@ -33,7 +33,7 @@ def debootstrap(path: Path) -> None:
     if program is None:
         raise HarnessError("debootstrap is not installed")
     options = ("--variant=minbase", "--include=systemd-sysv,dbus")
-    command = [program, *options, "bookworm", path, MIRROR]
+    command: list[str | Path] = [program, *options, "bookworm", path, MIRROR]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     shutil.rmtree(path / "dev")  # nodes of devices cannot be imported
     (path / "dev").mkdir()

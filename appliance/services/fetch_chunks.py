@@ -386,6 +386,7 @@ class ChunkFetcher:
                 blob.file.write(arrived.content, start)
             except OSError as exc:
                 raise disk_error(exc, self._cache.store.path) from exc
+            blob.hash_next(arrived.content, start)
             ranges.append((start, end))
         return self._parts.add_ranges(blob.record, ranges), errors
 

@@ -23,6 +23,7 @@ from tests.fakes.appliance_process import (
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.fuse_client import ROOT
 from tests.fakes.mounted import Mounted
+from tests.fakes.peak_memory import peak_bytes, with_children
 from tests.fakes.strict_server import Peer, strict_server
 from tests.remote.test_daemon import size_of_files
 
@@ -79,17 +80,6 @@ def check_everything(guest: FakeGuest, nodeid: int, content: bytes, step: int = 
 
 def nodeid_of(guest: FakeGuest, base_name: str, name: bytes = b"large") -> int:
     return guest.lookup(guest.lookup(ROOT, base_name.encode()), name)
-
-
-def peak_bytes(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
-def with_children(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(below for child in children for below in with_children(int(child)))]
 
 
 @pytest.mark.parametrize("answers", ANSWERS)

@@ -27,7 +27,7 @@ from appliance.castore.directory import Directory, Node
 from appliance.errors import ContentMissingError, ServiceUnavailableError, StoreError
 from appliance.resolve.local import listed_node, open_blob, path_digest, root_node
 from appliance.resolve.prefetch import SmallFiles
-from appliance.resolve.resolver import RootListing, SessionGrants, errno_of
+from appliance.resolve.resolver import RootListing, SessionGrants, errno_of, nodes_there
 from appliance.services.addresses import LmdbAddress, ServiceAddresses
 from appliance.services.contracts import Services
 from appliance.services.fetch import BlobFetcher
@@ -310,6 +310,10 @@ class RemoteResolver:
                 return await errno_of(want, self._load_blob(want))
             case _:
                 return EINVAL
+
+    async def root_nodes(self, names: Sequence[bytes]) -> Sequence[Node]:
+        """See `Resolver.root_nodes`."""
+        return await nodes_there(names, self._find_path)
 
     async def open_blob(self, want: BlobWanted) -> int | None:
         """See `Resolver.open_blob`."""

@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from blake3 import blake3
@@ -22,12 +23,15 @@ from appliance.services.lmdb_blobs import LmdbBlobService
 from appliance.services.nar_render import file_content, render_nar
 from appliance.services.open_services import open_services
 from appliance.services.repair import LocalStores, Repairer, ServiceSource
-from appliance.services.verify import Verifier, VerifyError
+from appliance.services.verify import Verifier
 from appliance.store.blob_cache import BlobCache
 from appliance.store.writer import AsyncStore
 from tests.contracts.rig import read_blob
 from tests.fakes.scripted_services import ScriptedServices
 from tests.fs.guest import File, store_path
+
+if TYPE_CHECKING:
+    from appliance.services.verify_errors import VerifyError
 
 SIZES = [3000, 1 << 20, (5 << 20) + 3]
 DEADLINE_S = 60

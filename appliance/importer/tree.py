@@ -162,12 +162,12 @@ class TreeImport:
         while True:
             kind, _, _, offset, size, *_, digest = record
             content = ring[offset : offset + size]
-            if kind not in {HashKind.PIECE, HashKind.LAST, HashKind.CHUNKS}:
-                _refuse(kind, bytes(content).decode(errors="replace"))
-            # Chunks are for the committing process; the last record after them has no content.
-            if size and kind != HashKind.CHUNKS:
-                self._nars.content(content)
+            if kind in {HashKind.PIECE, HashKind.LAST}:
+                if size:
+                    self._nars.content(content)
                 self._feed.piece_done(size)
+            elif kind != HashKind.CHUNKS:  # those are for the committing process
+                _refuse(kind, bytes(content).decode(errors="replace"))
             if kind == HashKind.LAST:
                 return bytes(digest)
             ring, record = self._receive()

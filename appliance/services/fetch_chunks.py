@@ -18,10 +18,10 @@ cache, and its errors are dropped.
 
 What is verified. The list of chunks is the service's word: nobody can compare it with the digest of
 the blob before the whole blob is there. So the beginning of the blob is hashed as it grows, and
-when all of it is there, the sum decides. If it is right, the blob becomes one like any other. If
-not, all of it is dropped, an error is logged, and the list is not believed again: the blob is then
-fetched whole, and verified before any byte of it is readable. A blob of which some part is never
-read is never compared as a whole.
+when the last chunk has come, the sum decides before that chunk is readable. If it is right, the
+blob becomes one like any other. If not, all of it is dropped, the READ fails, and the list is not
+believed again: the blob is then fetched whole, and verified before any byte of it is readable. A
+blob of which some part is never read is never compared as a whole.
 """
 
 import asyncio
@@ -37,6 +37,7 @@ from appliance.castore.digest import Digest
 from appliance.errors import (
     ApplianceError,
     ContentMissingError,
+    CorruptBlobError,
     ServiceUnavailableError,
     StoreError,
     WrongDigestError,
@@ -148,12 +149,8 @@ class ChunkFetcher:
 
     async def fetch_whole(self, digest: Digest, size: int) -> bool:
         """Return when the cache has the whole blob, compared with its digest; see `fetch`."""
-        if not await self.fetch(digest, size, 0, size):
-            return False
-        blob = self._listed.get(digest)
-        if blob is not None:
-            await self._settled(blob)
-        return await self._run(partial(self._cache.find, digest)) is not None
+        is_fetched = await self.fetch(digest, size, 0, size)
+        return is_fetched and await self._run(partial(self._cache.find, digest)) is not None
 
     async def close(self) -> None:
         """Cancel all fetches and end the threads."""
@@ -192,7 +189,6 @@ class ChunkFetcher:
         blob = self._listed[digest] = ListedBlob(listed, record, file)
         while len(self._listed) > _LISTED_MAX:
             self._listed.popitem(last=False)
-        self._hash_on(blob)
         return blob
 
     def _distrust(self, digest: Digest) -> None:
@@ -356,11 +352,11 @@ class ChunkFetcher:
         while blob.arrived:
             batch, blob.arrived = blob.arrived, []
             try:
-                record, errors = await self._run(partial(self._write, blob, batch))
+                blob.record, errors = await self._run(partial(self._write, blob, batch))
+                if blob.record.is_whole:
+                    await self._finish(blob)
             except Exception as exc:  # noqa: BLE001 - whatever it was, the callers must get it
                 errors = dict.fromkeys((arrived.number for arrived in batch), exc)
-            else:
-                blob.record = record
             for arrived in batch:
                 error = errors.get(arrived.number)
                 if arrived.is_stored.done():
@@ -390,6 +386,7 @@ class ChunkFetcher:
                 blob.file.write(arrived.content, start)
             except OSError as exc:
                 raise disk_error(exc, self._cache.store.path) from exc
+            blob.hash_next(arrived.content, start)
             ranges.append((start, end))
         return self._parts.add_ranges(blob.record, ranges), errors
 
@@ -403,8 +400,6 @@ class ChunkFetcher:
         try:
             while (end := blob.hashable()) > blob.hashed:
                 await self._run(partial(blob.hash_up_to, end))
-            if blob.hashed == blob.chunks.size:
-                await self._finish(blob)
         except (OSError, StoreError) as exc:
             _LOG.error("%s", exc)
             self._listed.pop(blob.digest, None)
@@ -412,27 +407,31 @@ class ChunkFetcher:
             blob.hashing = None
 
     async def _finish(self, blob: ListedBlob) -> None:
-        stream = self._streams.get(blob.record.token)
-        if stream is not None:
-            stream.end()
+        """Compare a blob, all of which is in its file, with its digest, and make it visible.
+
+        Raises:
+            CorruptBlobError: the chunks make up another blob, which was dropped.
+            PartLostError: another process was faster, or has evicted it.
+            StoreError: the cache fails.
+        """
+        if blob.hashing is not None:
+            await asyncio.wait([blob.hashing])
+        await self._run(partial(blob.hash_up_to, blob.chunks.size))
         actual = Digest(blob.hasher.digest())
         if actual == blob.digest:
-            with suppress(PartLostError):  # another process was faster
-                await self._run(partial(self._parts.complete, blob.record))
+            await self._run(partial(self._parts.complete, blob.record))
             self._listed.pop(blob.digest, None)
+            if blob.record.token in self._streams:
+                self._streams[blob.record.token].end()
             return
-        _LOG.error(
-            "blob %s: the chunks that the service lists make up %s; what was read of it was wrong",
-            blob.digest,
-            actual,
-        )
         self._distrust(blob.digest)
         await self._run(partial(self._cache.drop, blob.digest))
-
-    async def _settled(self, blob: ListedBlob) -> None:
-        while blob.storing is not None or blob.hashing is not None:
-            tasks = [task for task in (blob.storing, blob.hashing) if task is not None]
-            await asyncio.wait(tasks)
+        error = CorruptBlobError(
+            f"blob {blob.digest}: the chunks that the service lists make up {actual}; "
+            "what was read of it was wrong"
+        )
+        _LOG.error("%s", error)  # perhaps nobody waits for the last chunk
+        raise error
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

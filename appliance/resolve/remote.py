@@ -367,7 +367,9 @@ async def open_remote(
         stack.push_async_callback(close)
 
         async def start() -> ContentLoader:
-            services = await inner.enter_async_context(open_services(addresses, stores=stores))
+            services = await inner.enter_async_context(
+                open_services(addresses, stores=stores, is_patient=True)
+            )
             fetcher = None
             if cache is not None:
                 fetcher = BlobFetcher(services.blobs, cache)

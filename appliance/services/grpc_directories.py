@@ -13,6 +13,7 @@ from appliance.errors import (
     ContentMissingError,
     CorruptBlobError,
     DirectoryError,
+    ServiceUnavailableError,
     StoreError,
     WrongDigestError,
 )
@@ -20,6 +21,7 @@ from appliance.protos import castore_rpc_pb2 as pb
 from appliance.services.contracts import DirectoryPutter
 from appliance.services.grpc_client import Peer, Sending
 from appliance.services.lmdb_directories import put_one
+from appliance.services.retry import Patience, persevere
 
 
 class GrpcDirectoryService:
@@ -34,14 +36,20 @@ class GrpcDirectoryService:
             return Directory()
         family = await self._peer.castore_family()
         request = pb.GetDirectoryRequest(digest=digest).SerializeToString()
-        call = self._peer.stream(f"{family.directories()}/Get", request)
+        patience = self._peer.patience()
+
+        async def attempt() -> bytes | None:
+            call = self._peer.stream(f"{family.directories()}/Get", request)
+            try:
+                with self._peer.translating():
+                    return await self._peer.next_message(call, patience)
+            finally:
+                call.cancel()
+
         try:
-            with self._peer.translating():
-                message = await self._peer.next_message(call)
+            message = await persevere(attempt, patience)
         except ContentMissingError:
             return None
-        finally:
-            call.cancel()
         if message is None:
             return None
         directory = self._decode(message)
@@ -50,30 +58,53 @@ class GrpcDirectoryService:
         return directory
 
     async def get_recursive(self, digest: Digest) -> AsyncIterator[Directory]:
-        """Yield the directory and all below it, in the order of the peer: parents first."""
-        family = await self._peer.castore_family()
-        request = pb.GetDirectoryRequest(digest=digest, recursive=True).SerializeToString()
+        """Yield the directory and all below it, in the order of the peer: parents first.
+
+        A stream that breaks is asked for anew, and what has been yielded is passed over.
+        """
         expected = {digest}
         received: set[Digest] = set()
-        with self._peer.translating():
-            call = self._peer.stream(f"{family.directories()}/Get", request)
-            async for message in self._peer.messages(call):
-                directory = self._decode(message)
-                if directory.digest() not in expected:
-                    raise CorruptBlobError(
-                        f"{self._peer.name}: directory {directory.digest()} was not asked for"
+        patience = self._peer.patience()
+        while True:
+            passed_over = set(received)
+            try:
+                async for directory in self._closure(digest, patience):
+                    actual = directory.digest()
+                    if actual in passed_over:
+                        passed_over.remove(actual)
+                        continue
+                    if actual not in expected:
+                        raise CorruptBlobError(
+                            f"{self._peer.name}: directory {actual} was not asked for"
+                        )
+                    expected.remove(actual)
+                    received.add(actual)
+                    expected.update(
+                        node.digest for node in directory.directories if node.digest not in received
                     )
-                received.add(directory.digest())
-                expected.discard(directory.digest())
-                expected.update(
-                    node.digest for node in directory.directories if node.digest not in received
-                )
-                yield directory
+                    yield directory
+                    patience.restart()
+                break
+            except ServiceUnavailableError as exc:
+                if exc.is_final or not await patience.pause():
+                    exc.is_final = True
+                    raise
         if received and expected:
             raise ContentMissingError(
                 f"{self._peer.name}: directory {digest}: "
                 f"{len(expected)} directories below it are missing from the answer"
             )
+
+    async def _closure(self, digest: Digest, patience: Patience) -> AsyncIterator[Directory]:
+        family = await self._peer.castore_family()
+        request = pb.GetDirectoryRequest(digest=digest, recursive=True).SerializeToString()
+        with self._peer.translating():
+            call = self._peer.stream(f"{family.directories()}/Get", request)
+            try:
+                while (message := await self._peer.next_message(call, patience)) is not None:
+                    yield self._decode(message)
+            finally:
+                call.cancel()
 
     async def put(self, directory: Directory) -> Digest:
         """Put a directory without subdirectories."""

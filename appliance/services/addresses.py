@@ -15,14 +15,9 @@ from appliance.errors import ConfigError
 _UNIX_SCHEME: Final = "unix:"
 _DNS_SCHEME: Final = "dns:///"
 _DEFAULT_PORTS: Final = {"grpc+http": 80, "grpc+https": 443}
-# Parameters of an address, as Snix has them, and the fields of `GrpcAddress` that they become.
+# Parameters of an address, as Snix has them; `_with_parameters` reads them.
 _WAIT_CONNECT: Final = "wait-connect"
-_PARAMETERS: Final = {_WAIT_CONNECT: "waits"}
-_TLS_PARAMETERS: Final = {
-    "tls-ca-cert-path": "ca_cert",
-    "tls-client-cert-path": "client_cert",
-    "tls-client-key-path": "client_key",
-}
+_TLS_PARAMETERS: Final = ("tls-ca-cert-path", "tls-client-cert-path", "tls-client-key-path")
 
 
 class MemoryAddress(NamedTuple):
@@ -195,7 +190,7 @@ def _grpc_host(uri: str, parts: SplitResult) -> GrpcAddress:
 
 
 def _with_parameters(uri: str, parts: SplitResult, address: GrpcAddress) -> GrpcAddress:
-    known = _PARAMETERS | (_TLS_PARAMETERS if address.is_tls else {})
+    known = (_WAIT_CONNECT, *_TLS_PARAMETERS) if address.is_tls else (_WAIT_CONNECT,)
     values: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True, errors="surrogateescape"):
         if name in _TLS_PARAMETERS and not address.is_tls:
@@ -210,10 +205,14 @@ def _with_parameters(uri: str, parts: SplitResult, address: GrpcAddress) -> Grpc
     waits = values.pop(_WAIT_CONNECT, "0")
     if waits not in {"0", "1"}:
         raise _refusal(uri, f"{_WAIT_CONNECT} is {waits}, expected 0 or 1")
-    files = {_TLS_PARAMETERS[name]: Path(value) for name, value in values.items()}
-    if ("client_cert" in files) != ("client_key" in files):
+    ca_cert, client_cert, client_key = (
+        Path(values[name]) if name in values else None for name in _TLS_PARAMETERS
+    )
+    if (client_cert is None) != (client_key is None):
         raise _refusal(uri, "tls-client-cert-path and tls-client-key-path need each other")
-    return address._replace(waits=waits == "1", **files)
+    return address._replace(
+        waits=waits == "1", ca_cert=ca_cert, client_cert=client_cert, client_key=client_key
+    )
 
 
 def _refusal(uri: str, rule: str) -> ConfigError:

@@ -50,7 +50,7 @@ PROGRESS_TIMEOUT_S: Final = 30.0
 # blobs that do not fit together would otherwise evict each other in turns for ever.
 GRACE_S: Final = 0.25
 # Bytes fetched ahead at a time: at most this, and at most this share of the cache.
-_AHEAD_BYTES_MAX: Final = 1 << 20
+_AHEAD_BYTES_MAX: Final = 4 << 20
 _AHEAD_SHARE: Final = 16
 _NUM_THREADS: Final = 4
 

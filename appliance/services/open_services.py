@@ -77,9 +77,7 @@ async def open_services(
     """
     keep_message_memory()
     async with AsyncExitStack() as stack:
-        opener = _Opener(
-            stack, is_readonly=is_readonly, stores=stores or {}, is_patient=is_patient
-        )
+        opener = _Opener(stack, is_readonly=is_readonly, stores=stores or {}, is_patient=is_patient)
         blobs = opener.blobs(addresses.blobs)
         directories = opener.directories(addresses.directories)
         path_infos = opener.path_infos(

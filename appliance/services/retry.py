@@ -1,9 +1,9 @@
 """How long a request to a peer may take, and when it is sent again.
 
-Every operation of the services may be repeated: objects are named by their content, and putting one
-twice changes nothing. So a peer that is away for a moment (restarted, cut off, or taking no calls)
-is asked again. There is one limit, `Patience`, for a request and all its repetitions. The clients of
-peers keep it; whoever calls them has no deadline of its own and repeats nothing.
+Every operation of the services may be repeated: objects are named by their content, and putting
+one twice changes nothing. So a peer that is away for a moment (restarted, cut off, or taking no
+calls) is asked again. There is one limit, `Patience`, for a request and all its repetitions. The
+clients of peers keep it; whoever calls them has no deadline of its own and repeats nothing.
 """
 
 import asyncio

@@ -49,13 +49,17 @@ class Peer:
     Args:
         address: where it is.
         is_patient: wait for a server that has never answered, too.
+        budget_s: how long one request may take.
 
     Raises:
         ConfigError: a certificate or key that the address names cannot be read.
     """
 
-    def __init__(self, address: GrpcAddress, *, is_patient: bool = False) -> None:
+    def __init__(
+        self, address: GrpcAddress, *, is_patient: bool = False, budget_s: float = BUDGET_S
+    ) -> None:
         self.name = address.target
+        self._budget_s = budget_s
         self._connections = Connections(address)
         self._may_repeat = is_patient
         self._families: dict[str, Family] = {}
@@ -108,7 +112,11 @@ class Peer:
 
     def patience(self, *, starts_at_failure: bool = False) -> Patience:
         """Return the patience with this server for one request, for `persevere`."""
-        return Patience(may_repeat=lambda: self._may_repeat, starts_at_failure=starts_at_failure)
+        return Patience(
+            self._budget_s,
+            may_repeat=lambda: self._may_repeat,
+            starts_at_failure=starts_at_failure,
+        )
 
     def stream(self, method: str, request: bytes) -> StreamCall:
         """Send one message and return the call, which many answer; use it inside `translating`."""
@@ -145,17 +153,18 @@ class Peer:
             call: a call of `stream`.
             patience: how long to wait; by default, as long as a request may take.
         """
-        timeout_s = BUDGET_S if patience is None else patience.left_s()
+        timeout_s = self._budget_s if patience is None else patience.left_s()
         message = await self.in_time(call.read(), timeout_s)
         self._may_repeat = True
         return message if isinstance(message, bytes) else None
 
-    async def in_time(self, work: Awaitable[T], timeout_s: float = BUDGET_S) -> T:
-        """Wait for `work`, for a limited time.
+    async def in_time(self, work: Awaitable[T], timeout_s: float | None = None) -> T:
+        """Wait for `work` for `timeout_s`, or as long as a request may take.
 
         Raises:
             ServiceUnavailableError: the server has not answered in time.
         """
+        timeout_s = self._budget_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(timeout_s):
                 return await work
@@ -194,7 +203,7 @@ class Peer:
         return answer
 
     def _timed_out(self, timeout_s: float) -> ServiceUnavailableError:
-        error = ServiceUnavailableError(f"{self.name}: no answer within {timeout_s:.0f} s")
+        error = ServiceUnavailableError(f"{self.name}: no answer within {timeout_s:.3g} s")
         error.is_final = True
         return error
 

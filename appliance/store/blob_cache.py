@@ -236,8 +236,8 @@ class BlobCache:
         for digest, charge in charges.items():
             if charge > self.max_bytes:
                 raise BlobTooLargeError(
-                    f"directory {Digest(digest)}: its image takes {charge} bytes, more than the whole "
-                    f"cache may hold ({self.max_bytes})"
+                    f"directory {Digest(digest)}: its image takes {charge} bytes, more than the "
+                    f"whole cache may hold ({self.max_bytes})"
                 )
 
         def work(txn: WriteTransaction) -> None:

@@ -20,13 +20,14 @@ from grpc_reflection.v1alpha.reflection import aio as reflection
 from appliance.castore.digest import EMPTY_DIGEST
 from appliance.errors import ApplianceError, ConfigError, InvalidRequestError
 from appliance.nix.store_path import DIGEST_SIZE
-from appliance.protos import pathinfo_rpc_pb2, snix_store_pb2
-from appliance.rpc.blob_handlers import BlobHandlers
+from appliance.protos import bulk_pb2, pathinfo_rpc_pb2, snix_store_pb2
+from appliance.rpc.blob_handlers import BlobHandlers, SendingShare
+from appliance.rpc.bulk_handlers import BulkHandlers
 from appliance.rpc.calls import CALLS_MAX, WATCHES_MAX, Edge, Handler, decode_untrusted
 from appliance.rpc.directory_handlers import DirectoryHandlers
 from appliance.rpc.path_info_handlers import PathInfoHandlers
 from appliance.services.contracts import Services
-from appliance.services.grpc_messages import CHANNEL_OPTIONS, FAMILIES, Family
+from appliance.services.grpc_messages import BULK, CHANNEL_OPTIONS, FAMILIES, Family
 from appliance.services.grpc_status import not_found
 
 # How often the services are asked whether they work, and how long each answer may take.
@@ -40,11 +41,20 @@ _STREAMS_MAX: Final = CALLS_MAX // 2
 # All calls, including those that are refused or have not sent their request yet. More of them are
 # refused by gRPC itself.
 _ALL_CALLS_MAX: Final = 2 * (CALLS_MAX + WATCHES_MAX)
+_PING_INTERVAL_MIN_MS: Final = 5000
+_SILENCE_MS: Final = 60_000
+_PING_MS: Final = 20_000
 # The newer name of the reflection service.
 _REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
 _SERVER_OPTIONS: Final = (
     *CHANNEL_OPTIONS,
     ("grpc.max_concurrent_streams", _STREAMS_MAX),
+    # Clients ping while a call says nothing, to notice a dead connection. By default, gRPC hangs up
+    # on a client that pings more often than every five minutes.
+    ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_MIN_MS),
+    # A connection whose client has vanished is given up in the same way.
+    ("grpc.keepalive_time_ms", _SILENCE_MS),
+    ("grpc.keepalive_timeout_ms", _PING_MS),
     # Two servers must not share a port unnoticed.
     ("grpc.so_reuseport", 0),
     # Bytes that a call may be sent before it asks for the next message. By default gRPC lets this
@@ -54,7 +64,11 @@ _SERVER_OPTIONS: Final = (
     ("grpc.http2.lookahead_bytes", 256 << 10),
 )
 # Reflection finds only descriptors that were imported.
-_DESCRIPTORS: Final = (pathinfo_rpc_pb2.DESCRIPTOR, snix_store_pb2.DESCRIPTOR)
+_DESCRIPTORS: Final = (
+    pathinfo_rpc_pb2.DESCRIPTOR,
+    snix_store_pb2.DESCRIPTOR,
+    bulk_pb2.DESCRIPTOR,
+)
 
 HEALTH_SERVICE: Final[str] = SERVICE_NAME
 # Bytes in a request to the health service; a watch keeps its request.
@@ -75,7 +89,10 @@ class Server:
 
     def __init__(self, services: Services, *, verifies_blobs: bool = False) -> None:
         self._services = services
-        self._blobs = BlobHandlers(services.blobs, verifies=verifies_blobs)
+        sending = SendingShare()
+        self._blobs = BlobHandlers(services.blobs, sending, verifies=verifies_blobs)
+        self._directories = DirectoryHandlers(services.directories)
+        self._bulk = BulkHandlers(services.blobs, self._directories, sending)
         self._edge = Edge()
         self._server = grpc.aio.server(
             options=_SERVER_OPTIONS, maximum_concurrent_rpcs=_ALL_CALLS_MAX
@@ -84,6 +101,7 @@ class Server:
         self._probing: asyncio.Task[None] | None = None
         for family in FAMILIES:
             self._add_family(family)
+        self._add({BULK: self._bulk.methods(self._edge)})
         self._add({HEALTH_SERVICE: self._health.methods(self._edge)})
         self._add_reflection()
 
@@ -125,7 +143,7 @@ class Server:
     def _add_family(self, family: Family) -> None:
         handlers: Mapping[str, Mapping[str, Handler]] = {
             family.blobs(): self._blobs.methods(self._edge),
-            family.directories(): DirectoryHandlers(self._services.directories).methods(self._edge),
+            family.directories(): self._directories.methods(self._edge),
             family.path_infos(): PathInfoHandlers(self._services.path_infos).methods(self._edge),
         }
         self._add(handlers)
@@ -140,6 +158,7 @@ class Server:
 
     def _add_reflection(self) -> None:
         names = [name for family in FAMILIES for name in _service_names(family)]
+        names.append(BULK)
         names += [HEALTH_SERVICE, REFLECTION_SERVICE, _REFLECTION_V1]
         handler = self._edge.exchange(_Reflection(names).answer)
         self._add(

@@ -17,7 +17,9 @@ from appliance.errors import (
 from appliance.protos import castore_rpc_pb2 as pb
 from appliance.services.contracts import BlobChunk, BlobReader, BlobWriter, Buffer
 from appliance.services.grpc_client import Peer, Sending, StreamCall
+from appliance.services.grpc_many_blobs import GrpcManyBlobs
 from appliance.services.grpc_messages import CONTENT_MAX, decode_chunk_untrusted, encode_chunk
+from appliance.services.many_blobs import ManyBlobs
 from appliance.services.retry import persevere
 
 # Small writes are gathered into messages of at least this many bytes, as each message has a fixed
@@ -57,6 +59,10 @@ class GrpcBlobService:
         except ContentMissingError:
             return None
         return reader
+
+    async def many(self) -> ManyBlobs | None:
+        """See `many_blobs.OffersMany`."""
+        return GrpcManyBlobs(self._peer) if await self._peer.knows_bulk() else None
 
     async def open_write(self) -> BlobWriter:
         """Begin a new blob."""

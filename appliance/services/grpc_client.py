@@ -18,7 +18,7 @@ from appliance.nix.store_path import DIGEST_SIZE
 from appliance.protos import castore_rpc_pb2, pathinfo_rpc_pb2
 from appliance.services.addresses import GrpcAddress
 from appliance.services.grpc_connection import Connections
-from appliance.services.grpc_messages import SNIX, TVIX, Family
+from appliance.services.grpc_messages import BULK, SNIX, TVIX, Family
 from appliance.services.grpc_status import error_of, is_status
 from appliance.services.retry import BUDGET_S, Patience, persevere
 from appliance.services.tasks import SingleFlight
@@ -62,8 +62,9 @@ class Peer:
         self._budget_s = budget_s
         self._connections = Connections(address)
         self._may_repeat = is_patient
-        self._families: dict[str, Family] = {}
-        self._probes: SingleFlight[str, Family] = SingleFlight()
+        # Whether the server has a method, as far as it was asked.
+        self._known: dict[str, bool] = {}
+        self._probes: SingleFlight[str, bool] = SingleFlight()
 
     async def connect(self) -> None:
         """Connect now, and not at the first call.
@@ -83,6 +84,13 @@ class Peer:
         message = pathinfo_rpc_pb2.GetPathInfoRequest(by_output_hash=bytes(DIGEST_SIZE))
         method = f"{TVIX.path_infos()}/Get"
         return await self._family(method, message.SerializeToString())
+
+    async def knows_bulk(self) -> bool:
+        """Return whether the server has the service for many objects in one message."""
+        method = f"{BULK}/HasBlobs"
+        if method not in self._known:
+            self._known[method] = await self._probes.do(method, partial(self._probe, method, b""))
+        return self._known[method]
 
     async def ask(self, method: str, request: bytes, *, timeout_s: float | None = None) -> bytes:
         """Send one message and return the answer.
@@ -209,24 +217,24 @@ class Peer:
 
     async def _family(self, method: str, request: bytes) -> Family:
         # `method` is the one in the names of Tvix.
-        if method not in self._families:
+        if method not in self._known:
             probe = partial(self._probe, method, request)
-            self._families[method] = await self._probes.do(method, probe)
-        return self._families[method]
+            self._known[method] = await self._probes.do(method, probe)
+        return TVIX if self._known[method] else SNIX
 
-    async def _probe(self, method: str, request: bytes) -> Family:
+    async def _probe(self, method: str, request: bytes) -> bool:
         patience = self.patience()
 
-        async def attempt() -> Family:
+        async def attempt() -> bool:
             with self.translating():
                 try:
                     await self._unary(method, request, patience.left_s())
                 except grpc.aio.AioRpcError as exc:
                     if is_status(exc, grpc.StatusCode.UNIMPLEMENTED):
-                        return SNIX
+                        return False
                     if not is_status(exc, grpc.StatusCode.NOT_FOUND):
                         raise
-            return TVIX
+            return True
 
         return await persevere(attempt, patience)
 

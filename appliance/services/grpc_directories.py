@@ -4,6 +4,7 @@ Directories are verified here: what does not have the digest that was asked for 
 """
 
 from collections.abc import AsyncIterator
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -17,11 +18,16 @@ from appliance.errors import (
     StoreError,
     WrongDigestError,
 )
+from appliance.protos import bulk_pb2
 from appliance.protos import castore_rpc_pb2 as pb
 from appliance.services.contracts import DirectoryPutter
 from appliance.services.grpc_client import Peer, Sending
+from appliance.services.grpc_messages import BULK
 from appliance.services.lmdb_directories import put_one
 from appliance.services.retry import Patience, persevere
+
+# Directories are gathered into messages of at least this many bytes, where the peer takes that.
+_SEND_MIN: Final = 1 << 18
 
 
 class GrpcDirectoryService:
@@ -122,22 +128,38 @@ class GrpcDirectoryService:
 
 
 class _GrpcDirectoryPutter:
-    """Sends a closure as one stream; the call begins with the first directory."""
+    """Sends a closure as one stream; the call begins with the first directory.
+
+    Where the peer takes it, many directories make up a message.
+    """
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self._sending: Sending | None = None
+        self._is_bulk = False
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
         self._root: Digest | None = None
 
     async def put(self, directory: Directory) -> None:
         sending = await self._begun()
         self._root = directory.digest()
-        await sending.send(directory.to_bytes())
+        if not self._is_bulk:
+            await sending.send(directory.to_bytes())
+            return
+        encoded = directory.to_bytes()
+        self._unsent.append(encoded)
+        self._unsent_bytes += len(encoded)
+        if self._unsent_bytes >= _SEND_MIN:
+            await self._flush(sending)
 
     async def close(self) -> Digest:
-        answer = await (await self._begun()).finish()
+        sending = await self._begun()
+        await self._flush(sending)
+        answer = await sending.finish()
+        kind = bulk_pb2.PutDirectoriesResponse if self._is_bulk else pb.PutDirectoryResponse
         try:
-            kept = pb.PutDirectoryResponse.FromString(answer).root_digest
+            kept = kind.FromString(answer).root_digest
         except DecodeError as exc:
             raise StoreError(f"{self._peer.name}: malformed answer") from exc
         if self._root is None or kept != self._root:
@@ -150,8 +172,19 @@ class _GrpcDirectoryPutter:
         if self._sending is not None:
             self._sending.cancel()
 
+    async def _flush(self, sending: Sending) -> None:
+        if self._unsent:
+            message = bulk_pb2.PutDirectoriesRequest(directories=self._unsent)
+            self._unsent, self._unsent_bytes = [], 0
+            await sending.send(message.SerializeToString())
+
     async def _begun(self) -> Sending:
         if self._sending is None:
-            family = await self._peer.castore_family()
-            self._sending = Sending(self._peer, f"{family.directories()}/Put")
+            self._is_bulk = await self._peer.knows_bulk()
+            if self._is_bulk:
+                method = f"{BULK}/PutDirectories"
+            else:
+                family = await self._peer.castore_family()
+                method = f"{family.directories()}/Put"
+            self._sending = Sending(self._peer, method)
         return self._sending

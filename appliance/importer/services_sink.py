@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 # Large blobs under way at a time; each takes memory.
 _LARGE_UPLOADS_MAX: Final = 8
+# Paths whose directories are under way at a time.
+_CLOSURES_MAX: Final = 8
 _PIECE_SIZE: Final = 1 << 20
 # Part of the error message of Tvix and Snix for a directory in the other dialect.
 _WRONG_SIZE: Final = "wrong size"
@@ -80,6 +82,8 @@ class ServicesSink:
         # Directories sent in this batch. They are dropped only at its end, because later paths of
         # the batch may contain some of them.
         self._sent: set[Digest] = set()
+        # The closures of the paths of this batch, by their PathInfos.
+        self._closures: dict[bytes, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._is_interrupted = False
 
@@ -104,6 +108,7 @@ class ServicesSink:
                 self._directories.pop(sent, None)
             self._sent.clear()
         finally:
+            self._thread.run_and_wait(self._end_closures())
             batch.discard()
 
     def interrupt(self) -> None:
@@ -114,6 +119,13 @@ class ServicesSink:
         self._is_interrupted = True
         if self._task is not None:
             self._task.cancel()
+
+    async def _end_closures(self) -> None:
+        # Those that are left after an error.
+        for task in self._closures.values():
+            task.cancel()
+        await asyncio.gather(*self._closures.values(), return_exceptions=True)
+        self._closures.clear()
 
     async def _begun(self, work: Coroutine[None, None, None]) -> None:
         self._task = asyncio.current_task()
@@ -127,12 +139,20 @@ class ServicesSink:
         self._directories.update(
             (Digest(digest), encoded) for digest, encoded in batch.directories.items()
         )
+        places = asyncio.Semaphore(_CLOSURES_MAX)
+        for path_info in batch.path_infos.values():
+            node = read_path_info(path_info).node
+            if isinstance(node, DirectoryNode):
+                work = self._put_closure_in(places, node.digest)
+                self._closures[path_info] = asyncio.create_task(work)
+        if self._closures:
+            # Errors are raised for each path in turn.
+            await asyncio.wait(self._closures.values())
 
-    async def _put_path(self, path_info: bytes) -> None:
-        node = read_path_info(path_info).node
-        if isinstance(node, DirectoryNode):
+    async def _put_closure_in(self, places: asyncio.Semaphore, root: Digest) -> None:
+        async with places:
             try:
-                self._sent |= await _repeated(lambda: self._put_closure(node.digest))
+                self._sent |= await _repeated(lambda: self._put_closure(root))
             except ApplianceError as exc:
                 if _WRONG_SIZE not in str(exc):
                     raise
@@ -140,6 +160,11 @@ class ServicesSink:
                 raise StoreError(
                     f"{exc}; it takes what import --directory-sizes {other} writes"
                 ) from exc
+
+    async def _put_path(self, path_info: bytes) -> None:
+        closure = self._closures.pop(path_info, None)
+        if closure is not None:
+            await closure
         await self._services.path_infos.put(path_info)
 
     async def _put_blobs(self, batch: Batch) -> None:

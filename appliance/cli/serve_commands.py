@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance.cli.listen_options import group_id
 from appliance.cli.options import (
     add_log_options,
     add_service_options,
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 _MAX_MOUNT_WORKERS: Final = 254
 _MAX_QUEUE_SIZE: Final = 32768
 _DEFAULT_QUEUE_SIZE: Final = 1024
-# (gid_t)-1, which chown(2) takes as "leave the group alone".
-_NO_GROUP: Final = 2**32 - 1
 _DEFAULT_CACHE_SIZE: Final = "10G"
 
 
@@ -200,7 +199,9 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         raise ConfigError(
             "--socket-group: only an inherited socket is listened on, and its group is not changed"
         )
-    gid = None if options.socket_group is None else _group(options.socket_group)
+    gid = None
+    if options.socket_group is not None:
+        gid = group_id("--socket-group", options.socket_group)
     serve(config, listen(paths, options.fd, gid))
 
 
@@ -244,17 +245,6 @@ def _blob_cache_bytes(options: argparse.Namespace) -> int:
             "or nothing"
         )
     return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
-
-
-def _group(text: str) -> int:
-    import grp
-
-    try:
-        return grp.getgrnam(text).gr_gid
-    except KeyError:
-        if text.isdecimal() and int(text) < _NO_GROUP:
-            return int(text)
-    raise ConfigError(f"--socket-group {text}: no such group")
 
 
 def _in_range(option: str, value: int, maximum: int) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from appliance.cli.copy_command import add_copy
 from appliance.cli.import_nar_command import add_import_nar
+from appliance.cli.listen_options import add_socket_options, socket_access, tls_files
 from appliance.cli.options import (
     add_json_option,
     add_log_options,
@@ -56,6 +57,7 @@ def _add_daemon(commands: "Subparsers") -> None:
         "sd-listen[:NAME] for those that systemd passes; may be given several times (default: "
         f"{_DEFAULT_LISTEN})",
     )
+    add_socket_options(serving)
     serving.add_argument(
         "--check-content",
         action="store_true",
@@ -168,6 +170,8 @@ def _run_daemon(options: argparse.Namespace) -> None:
             listen,
             may_replace_paths=options.allow_replace,
             checks_content=options.check_content,
+            access=socket_access(options),
+            tls=tls_files(options),
         )
     )
 

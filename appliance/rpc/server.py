@@ -105,13 +105,17 @@ class Server:
         self._add({HEALTH_SERVICE: self._health.methods(self._edge)})
         self._add_reflection()
 
-    def listen(self, target: str) -> int:
+    def listen(self, target: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen on `target`, as gRPC writes it; return the port, if the address has one.
+
+        With `credentials`, connections are encrypted.
 
         Raises:
             ConfigError: gRPC cannot listen there; it does not report why.
         """
         try:
+            if credentials is not None:
+                return self._server.add_secure_port(target, credentials)
             return self._server.add_insecure_port(target)
         except RuntimeError as exc:
             raise ConfigError(f"cannot listen on {target}: gRPC refuses it") from exc

@@ -196,7 +196,7 @@ def _with_parameters(uri: str, parts: SplitResult, address: GrpcAddress) -> Grpc
         if name in _TLS_PARAMETERS and not address.is_tls:
             raise _refusal(uri, f"{name} is for grpc+https only")
         if name not in known:
-            raise _refusal(uri, f"unknown parameter {name!r}; {', '.join(known)} are known")
+            raise _refusal(uri, f"unknown parameter {name!r}; known: {', '.join(known)}")
         if name in values:
             raise _refusal(uri, f"{name} is given twice")
         if not value:

@@ -55,6 +55,7 @@ _SERVER_OPTIONS: Final = (
     # A connection whose client has vanished is given up in the same way.
     ("grpc.keepalive_time_ms", _SILENCE_MS),
     ("grpc.keepalive_timeout_ms", _PING_MS),
+    ("grpc.http2.ping_timeout_ms", _PING_MS),
     # Two servers must not share a port unnoticed.
     ("grpc.so_reuseport", 0),
     # Bytes that a call may be sent before it asks for the next message. By default gRPC lets this

@@ -34,6 +34,8 @@ _OPTIONS: Final = (
     # Only while there are calls: an idle connection costs nothing.
     ("grpc.keepalive_time_ms", _SILENCE_MS),
     ("grpc.keepalive_timeout_ms", _PING_MS),
+    # Which of the two counts depends on the release of gRPC.
+    ("grpc.http2.ping_timeout_ms", _PING_MS),
     ("grpc.http2.max_pings_without_data", 0),
 )
 # By default gRPC makes an `:authority` from the path of the socket, and strict servers reset the

@@ -1,8 +1,9 @@
 """Measures a cold walk over small files at a daemon beside one over a local store.
 
 `python -m tests.remote.bench`: 2,000 files of a few KiB, read whole through a mount, in the order
-of the directories; each figure the best of ROUNDS, each round with a new index and a new cache.
-Root only. Status 1 names a broken bound.
+of the directories; each figure the best of ROUNDS, each round with a new cache. Then the
+same over a link of 50 Mbit/s and 20 ms, beside what such a link takes at least: the bytes at its
+bandwidth, and a round trip for each level. Root only. Status 1 names a broken bound.
 """
 
 import os
@@ -17,11 +18,18 @@ from typing import Final
 from tests.fakes.appliance_process import import_tree
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.mounted import Mounted
+from tests.fakes.slow_link import SlowLink
 
 ROUNDS: Final = 3
 NUM_FILES: Final = 2000
 # Files in a directory -> how many times as long as with a local store it may take.
 SHAPES: Final = {20: 15.0, 500: 15.0}
+DELAY_S: Final = 0.01
+BYTES_PER_S: Final = 50e6 / 8
+# Parts of the segments that are lost -> how many times as long as the link takes at least.
+LOSSES: Final = {0.0: 3.0, 0.01: 3.0}
+# The path, its root, a directory in it, a file in that.
+DEPTH: Final = 4
 
 
 def make_tree(tree: Path, files_in_directory: int) -> None:
@@ -72,10 +80,35 @@ def bench(directory: Path, files_in_directory: int) -> float:
     return remote_s / local_s
 
 
+def bench_link(directory: Path, loss: float) -> float:
+    """Print the figures for a link; return the ratio to what the link takes at least."""
+    directory.mkdir()
+    make_tree(directory / "tree", 20)
+    local = f"lmdb://{directory}/store"
+    (base,) = import_tree(local, directory / "tree")
+    num_bytes = sum(path.stat().st_size for path in (directory / "tree").rglob("*/*"))
+    least_s = num_bytes / BYTES_PER_S + 2 * DELAY_S * DEPTH
+    listen = "127.0.0.1:7001"
+    with (
+        DaemonProcess(local, directory / "daemon") as daemon,
+        SlowLink(listen, daemon.tcp, delay_s=DELAY_S, bytes_per_s=BYTES_PER_S, loss=loss),
+    ):
+        cold = cold_s(f"grpc+http://{listen}", base, directory)
+    print(
+        f"{NUM_FILES} small files, {num_bytes / 1e6:.1f} MB, over 50 Mbit/s, 20 ms, {loss:.0%} "
+        f"lost, cold: {cold:.2f} s, the link takes {least_s:.2f} s, ratio {cold / least_s:.1f}"
+    )
+    return cold / least_s
+
+
 def main() -> None:
     directory = Path(tempfile.mkdtemp(prefix="remote-bench-"))
     broken = []
     try:
+        for loss, most in LOSSES.items():
+            ratio = bench_link(directory / f"link-{loss}", loss)
+            if ratio > most:
+                broken.append(f"over a link with {loss:.0%} lost: {ratio:.1f}, not {most:.1f}")
         for files_in_directory, most in SHAPES.items():
             ratio = bench(directory / str(files_in_directory), files_in_directory)
             if ratio > most:

@@ -3,7 +3,8 @@
 A guest that looks up a store path will enter its directories one after the other, and would wait
 for a round trip at each. So when a path is granted, the closure of its root is asked for, and when
 a Directory is wanted which no closure on its way contains, the closure of that. What arrives is put
-where workers read in batches: whatever came while the last one was put makes up the next.
+where workers read in batches: whatever came while the last one was put makes up the next. What is
+known for reading ahead grows with it, by doubling.
 
 A service may look through the whole closure before it sends anything, and may refuse one of which
 something is missing. So a Directory that a guest wants, and that has not come with its closure
@@ -50,6 +51,7 @@ class _Closure:
         self.num_directories = 0
         self.num_bytes = 0
         self._num_remembered = 0
+        self._grown_at = 1
         self._unput: dict[bytes, bytes] = {}
 
     def take(self, directory: Directory) -> None:
@@ -64,6 +66,13 @@ class _Closure:
         self._num_remembered += len(directory)
         if self._num_remembered <= _REMEMBERED_MAX:
             self.received[digest] = directory
+
+    def has_grown(self) -> bool:
+        """Return whether twice as much was received as when this was last so."""
+        if len(self.received) < self._grown_at:
+            return False
+        self._grown_at = 2 * len(self.received)
+        return True
 
     def take_unput(self) -> dict[bytes, bytes]:
         unput, self._unput = self._unput, {}
@@ -173,6 +182,8 @@ class Closures:
 
     async def _put(self, closure: _Closure) -> None:
         while unput := closure.take_unput():
+            if closure.has_grown():
+                self._read_ahead.add(closure.root, closure.name, closure.received)
             await self._put_images(unput)
             closure.expected -= unput.keys()
             for digest in unput:

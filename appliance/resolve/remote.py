@@ -23,12 +23,12 @@ from typing import Final, TypeVar
 
 from appliance.castore.digest import Digest
 from appliance.castore.directory import DirectoryNode, Node
-from appliance.errors import StoreError
+from appliance.errors import ApplianceError, StoreError
 from appliance.resolve.closures import Closures
 from appliance.resolve.local import listed_node, open_blob, path_digest, root_node
 from appliance.resolve.prefetch import ReadAhead
 from appliance.resolve.resolver import RootListing, SessionGrants, errno_of
-from appliance.services.addresses import LmdbAddress, ServiceAddresses
+from appliance.services.addresses import LmdbAddress, ServiceAddress, ServiceAddresses
 from appliance.services.contracts import Services
 from appliance.services.fetch import BlobFetcher
 from appliance.services.open_services import LoopThread, open_services
@@ -77,6 +77,7 @@ class ContentLoader:
         store: the store that workers read.
         cache: the cache that `store` belongs to, or None if it is a local store with all blobs.
         fetcher: fetches blobs into the cache; None if there is no cache.
+        addresses: of the services, for messages.
     """
 
     def __init__(
@@ -85,8 +86,10 @@ class ContentLoader:
         store: Store,
         cache: BlobCache | None,
         fetcher: BlobFetcher | None,
+        addresses: ServiceAddresses,
     ) -> None:
         self._services = services
+        self._addresses = addresses
         self._store = store
         self._cache = cache
         self._fetcher = fetcher
@@ -117,7 +120,10 @@ class ContentLoader:
 
     async def load_directory(self, digest: Digest) -> None:
         """Put the image of a Directory into the store; those below it follow."""
-        await self._closures.load(digest)
+        try:
+            await self._closures.load(digest)
+        except ApplianceError as exc:
+            raise _located(exc, f"directory {digest}", self._addresses.directories) from exc
 
     async def load_blob(self, digest: Digest, size: int) -> None:
         """Put a blob into the cache; fetch small files ahead that are likely to be read next."""
@@ -128,7 +134,12 @@ class ContentLoader:
         # A task begins first; what is fetched ahead comes after it.
         fetching = asyncio.create_task(fetcher.fetch(digest, size))
         fetcher.fetch_ahead(self._read_ahead.after(digest, is_under_way=is_under_way))
-        await fetching
+        try:
+            await fetching
+        except ApplianceError as exc:
+            place = self._read_ahead.place_of(digest)
+            what = f"file {place}: blob {digest}" if place else f"blob {digest}"
+            raise _located(exc, what, self._addresses.blobs) from exc
 
     async def touch(self, keys: Sequence[bytes]) -> None:
         """Record that entries of the cache were used; an error is logged."""
@@ -221,6 +232,14 @@ class ContentLoader:
     def _keep_path_info(self, path_digest: bytes, encoded: bytes) -> None:
         if self._cache is not None:
             self._cache.put_path_info(path_digest, encoded)
+
+
+def _located(exc: ApplianceError, what: str, address: ServiceAddress) -> StoreError:
+    """Return `exc` as an error that names what is missing and the service that was asked."""
+    text = str(exc).removeprefix(f"{address.label()}: ")
+    # What the text begins with, if it names the object itself.
+    text = text.removeprefix(f"{what.rpartition(': ')[2]}: ")
+    return StoreError(f"{what}: {address.label()}: {text}")
 
 
 class RemoteResolver:
@@ -326,7 +345,7 @@ async def open_remote(
             if cache is not None:
                 fetcher = BlobFetcher(services.blobs, cache)
                 inner.push_async_callback(fetcher.close)
-            loader = ContentLoader(services, store, cache, fetcher)
+            loader = ContentLoader(services, store, cache, fetcher, addresses)
             inner.push_async_callback(loader.close)
             return loader
 

@@ -31,6 +31,7 @@ from appliance.services.addresses import GrpcAddress, ServiceAddresses, unix_tar
 from appliance.services.contracts import Services
 from appliance.services.open_services import open_services
 from appliance.services.path_info_checks import CheckedPathInfoService
+from appliance.services.path_info_completion import CompletingPathInfoService
 from appliance.system.listening import (
     announce_ready,
     announce_stopping,
@@ -117,9 +118,11 @@ async def _serve(config: DaemonConfig) -> None:
 
 
 def _served(services: Services, config: DaemonConfig) -> Services:
-    if not config.checks_content:
-        return services
-    return services._replace(path_infos=CheckedPathInfoService(services))
+    if config.checks_content:
+        services = services._replace(path_infos=CheckedPathInfoService(services))
+    if isinstance(config.services.path_infos, GrpcAddress):
+        return services  # the peer does that, if it wants to
+    return services._replace(path_infos=CompletingPathInfoService(services.path_infos))
 
 
 class _Listeners:

@@ -23,6 +23,10 @@ _TLS_PARAMETERS: Final = ("tls-ca-cert-path", "tls-client-cert-path", "tls-clien
 class MemoryAddress(NamedTuple):
     """A service in the memory of this process: `memory:`."""
 
+    def label(self) -> str:
+        """Return the address as messages have it."""
+        return "memory:"
+
     def canonical(self) -> str:
         """See `ServiceAddresses.canonical`."""
         return "memory:"
@@ -32,6 +36,10 @@ class LmdbAddress(NamedTuple):
     """A store in LMDB: `lmdb:///absolute/path`."""
 
     path: Path
+
+    def label(self) -> str:
+        """Return the address as messages have it."""
+        return self.canonical()
 
     def canonical(self) -> str:
         """See `ServiceAddresses.canonical`."""
@@ -65,6 +73,10 @@ class GrpcAddress(NamedTuple):
     def is_unix(self) -> bool:
         """Return whether it is a socket in the file system."""
         return self.target.startswith(_UNIX_SCHEME)
+
+    def label(self) -> str:
+        """Return the address as messages have it."""
+        return self.target
 
     def canonical(self) -> str:
         """See `ServiceAddresses.canonical`."""

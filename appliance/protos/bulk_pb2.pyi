@@ -103,46 +103,6 @@ class PutBlobsResponse(_message.Message):
 Global___PutBlobsResponse: _TypeAlias = PutBlobsResponse  # noqa: Y015
 
 @_typing.final
-class ReadBlobsRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DIGESTS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
-    def __init__(
-        self,
-        *,
-        digests: _abc.Iterable[_builtins.bytes] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReadBlobsRequest: _TypeAlias = ReadBlobsRequest  # noqa: Y015
-
-@_typing.final
-class ReadBlobsResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CONTENTS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def contents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
-    def __init__(
-        self,
-        *,
-        contents: _abc.Iterable[_builtins.bytes] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contents", b"contents"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReadBlobsResponse: _TypeAlias = ReadBlobsResponse  # noqa: Y015
-
-@_typing.final
 class PutDirectoriesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -31,7 +31,7 @@ from appliance.services.tasks import SingleFlight
 
 PutImages = Callable[[Mapping[bytes, bytes]], Awaitable[None]]
 
-_WAIT_S: Final = 0.2
+_WAIT_S: Final = 1.0
 # Closures on their way that nobody waits for; more are not begun.
 _AHEAD_MAX: Final = 16
 _DIRECTORIES_MAX: Final = 1 << 16

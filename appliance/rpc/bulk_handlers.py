@@ -1,6 +1,6 @@
 """The gRPC methods for many objects in one message (bulk.proto: BulkService).
 
-A client that imports or walks small files would spend more time on calls and messages than on their
+A client that imports small files would spend more time on calls and messages than on their
 content. Peers that serve Tvix or Snix do not have this service. A daemon in front of one answers
 that blobs are UNIMPLEMENTED here, and clients make a call for each of them.
 """
@@ -14,7 +14,6 @@ import grpc
 from appliance.castore.digest import Digest
 from appliance.errors import InvalidRequestError
 from appliance.protos import bulk_pb2 as pb
-from appliance.rpc.blob_handlers import SendingShare
 from appliance.rpc.calls import Edge, Handler, decode_untrusted, digest_untrusted
 from appliance.rpc.directory_handlers import DirectoryHandlers
 from appliance.services.contracts import BlobService
@@ -26,8 +25,6 @@ from appliance.store.schema import INLINE_MAX
 # do. Others commit each message by itself, so that memory stays bounded.
 _COMMIT_BYTES: Final = 8 << 20
 _GATHERING_MAX: Final = 4
-# Blobs that are read from the store at a time; each has at most `INLINE_MAX` bytes.
-_READ_AT_A_TIME: Final = 16
 
 
 class BulkHandlers:
@@ -36,15 +33,11 @@ class BulkHandlers:
     Args:
         blobs: the blobs.
         directories: takes directories.
-        sending: limits what is held in memory on its way to clients.
     """
 
-    def __init__(
-        self, blobs: BlobService, directories: DirectoryHandlers, sending: SendingShare
-    ) -> None:
+    def __init__(self, blobs: BlobService, directories: DirectoryHandlers) -> None:
         self._blobs = blobs
         self._directories = directories
-        self._sending = sending
         self._num_gathering = 0
 
     def methods(self, edge: Edge) -> Mapping[str, Handler]:
@@ -52,7 +45,6 @@ class BulkHandlers:
         return {
             "HasBlobs": edge.unary(self.has_blobs),
             "PutBlobs": edge.sink(self.put_blobs),
-            "ReadBlobs": edge.stream(self.read_blobs),
             "PutDirectories": edge.sink(self.put_directories),
         }
 
@@ -82,24 +74,6 @@ class BulkHandlers:
                     received, num_bytes = [], 0
             await many.put_many(received)
         return response.SerializeToString()
-
-    async def read_blobs(self, request: bytes) -> AsyncGenerator[bytes, None]:
-        """Send blobs."""
-        many = await self._many()
-        digests = _digests_untrusted(decode_untrusted(pb.ReadBlobsRequest, request).digests)
-        with self._sending.held():
-            response = pb.ReadBlobsResponse()
-            num_bytes = 0
-            for start in range(0, len(digests), _READ_AT_A_TIME):
-                for content in await many.read_many(digests[start : start + _READ_AT_A_TIME]):
-                    response.contents.append(content)
-                    num_bytes += len(content)
-                if num_bytes >= self._sending.share():
-                    yield response.SerializeToString()
-                    response.Clear()
-                    num_bytes = 0
-            if response.contents:
-                yield response.SerializeToString()
 
     async def put_directories(self, requests: AsyncIterator[bytes]) -> bytes:
         """Receive a closure."""

@@ -21,7 +21,7 @@ from appliance.castore.digest import EMPTY_DIGEST
 from appliance.errors import ApplianceError, ConfigError, InvalidRequestError
 from appliance.nix.store_path import DIGEST_SIZE
 from appliance.protos import bulk_pb2, pathinfo_rpc_pb2, snix_store_pb2
-from appliance.rpc.blob_handlers import BlobHandlers, SendingShare
+from appliance.rpc.blob_handlers import BlobHandlers
 from appliance.rpc.bulk_handlers import BulkHandlers
 from appliance.rpc.calls import CALLS_MAX, WATCHES_MAX, Edge, Handler, decode_untrusted
 from appliance.rpc.directory_handlers import DirectoryHandlers
@@ -90,10 +90,9 @@ class Server:
 
     def __init__(self, services: Services, *, verifies_blobs: bool = False) -> None:
         self._services = services
-        sending = SendingShare()
-        self._blobs = BlobHandlers(services.blobs, sending, verifies=verifies_blobs)
+        self._blobs = BlobHandlers(services.blobs, verifies=verifies_blobs)
         self._directories = DirectoryHandlers(services.directories)
-        self._bulk = BulkHandlers(services.blobs, self._directories, sending)
+        self._bulk = BulkHandlers(services.blobs, self._directories)
         self._edge = Edge()
         self._server = grpc.aio.server(
             options=_SERVER_OPTIONS, maximum_concurrent_rpcs=_ALL_CALLS_MAX

@@ -38,24 +38,6 @@ class GrpcManyBlobs:
         if contents:
             await persevere(lambda: self._put(contents), self._peer.patience())
 
-    async def read_many(self, digests: Sequence[Digest]) -> Sequence[bytes]:
-        """See `ManyBlobs.read_many`."""
-        request = pb.ReadBlobsRequest(digests=digests).SerializeToString()
-        patience = self._peer.patience()
-
-        async def attempt() -> list[bytes]:
-            contents: list[bytes] = []
-            with self._peer.translating():
-                call = self._peer.stream(f"{BULK}/ReadBlobs", request)
-                async for message in self._peer.messages(call):
-                    contents += pb.ReadBlobsResponse.FromString(message).contents
-            return contents
-
-        try:
-            return await persevere(attempt, patience)
-        except DecodeError as exc:
-            raise StoreError(f"{self._peer.name}: malformed answer") from exc
-
     async def _put(self, contents: Sequence[Buffer]) -> None:
         sending = Sending(self._peer, f"{BULK}/PutBlobs")
         try:

@@ -24,10 +24,6 @@ class LmdbManyBlobs:
         if contents:
             await self._shared.commit(await self._shared.run(lambda: _batch_of(contents)))
 
-    async def read_many(self, digests: Sequence[Digest]) -> Sequence[bytes]:
-        """See `ManyBlobs.read_many`."""
-        return await self._shared.run(lambda: self._read(digests))
-
     def _has(self, digests: Sequence[Digest]) -> list[bool]:
         store = self._shared.store
         try:
@@ -35,11 +31,6 @@ class LmdbManyBlobs:
                 return [snapshot.has_blob(digest) for digest in digests]
         except OSError as exc:
             raise disk_error(exc, store.path) from exc
-
-    def _read(self, digests: Sequence[Digest]) -> list[bytes]:
-        with self._shared.store.snapshot() as snapshot:
-            found = (snapshot.blob(digest) for digest in digests)
-            return [bytes(blob) for blob in found if isinstance(blob, memoryview)]
 
 
 def _batch_of(contents: Sequence[Buffer]) -> Batch:

@@ -39,15 +39,6 @@ class ManyBlobs(Protocol):
             StoreError: some may have been put, and others not.
         """
 
-    async def read_many(self, digests: Sequence[Digest]) -> Sequence[bytes]:
-        """Return the contents of the blobs that exist and have at most `schema.INLINE_MAX` bytes.
-
-        They are in no particular order, and not verified.
-
-        Args:
-            digests: at most `DIGESTS_MAX`.
-        """
-
 
 @runtime_checkable
 class OffersMany(Protocol):

@@ -1,6 +1,5 @@
 """Many small blobs at a time, whatever the service makes of them."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,24 +47,6 @@ def test_more_blobs_than_fit_a_call_are_put(rig: Rig) -> None:
         assert await missing_of(services.blobs, digests) == []
 
     rig.run(work)
-
-
-def test_small_blobs_are_read_together(daemon: DaemonProcess, tmp_path: Path) -> None:
-    contents = [fresh_bytes(size) for size in (1, INLINE_MAX - 4, *[50_000] * 60)]
-    large = os.urandom(INLINE_MAX + 1)
-    absent = Digest.of(fresh_bytes())
-
-    async def work(services: Services) -> None:
-        await put_missing(services.blobs, named(contents))
-        writer = await services.blobs.open_write()
-        await writer.write(large)
-        wanted = [await writer.close(), absent, *(Digest.of(content) for content in contents)]
-        many = await many_of(services.blobs)
-        assert many is not None
-        assert sorted(await many.read_many(wanted)) == sorted(contents)
-
-    for uri in (f"lmdb://{tmp_path}/store", daemon.unix_uri):
-        Rig(uri).run(work)
 
 
 def test_daemon_takes_no_large_blob_among_many(daemon: DaemonProcess) -> None:

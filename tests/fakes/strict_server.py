@@ -23,7 +23,7 @@ from h2.errors import ErrorCodes
 
 from appliance.castore.directory import Directory
 from appliance.castore.size_dialect import SizeDialect
-from appliance.rpc.blob_handlers import BlobHandlers, SendingShare
+from appliance.rpc.blob_handlers import BlobHandlers
 from appliance.rpc.directory_handlers import DirectoryHandlers
 from appliance.rpc.path_info_handlers import PathInfoHandlers
 from appliance.services.grpc_messages import SNIX, Family, decode_chunk_untrusted, encode_chunk
@@ -71,7 +71,7 @@ class StrictServer:
         directories = MemoryDirectoryService()
         self._methods = _methods(
             peer,
-            BlobHandlers(blobs, SendingShare()),
+            BlobHandlers(blobs),
             DirectoryHandlers(directories),
             PathInfoHandlers(MemoryPathInfoService(blobs, directories)),
         )

@@ -1,18 +1,16 @@
 """Options of servers: the permissions of the sockets that they create, and TLS."""
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from appliance.cli.exported_options import socket_group, socket_mode_of
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
     from appliance.rpc.daemon import SocketAccess
     from appliance.rpc.server_tls import TlsFiles
 
-# (gid_t)-1, which chown(2) takes as "leave the group alone".
-_NO_GROUP: Final = 2**32 - 1
 _DEFAULT_MODE: Final = "0660"
 
 
@@ -55,14 +53,11 @@ def socket_access(options: argparse.Namespace) -> "SocketAccess":
     """
     from appliance.rpc.daemon import SocketAccess
 
-    if not re.fullmatch("0?[0-7]{3}", options.listen_mode):
-        raise ConfigError(
-            f"--listen-mode {options.listen_mode}: expected three octal digits, for example 660"
-        )
+    mode = socket_mode_of(options.listen_mode, "--listen-mode")
     gid = None
     if options.listen_group is not None:
-        gid = group_id("--listen-group", options.listen_group)
-    return SocketAccess(int(options.listen_mode, 8), gid)
+        gid = socket_group(options.listen_group, "--listen-group")
+    return SocketAccess(mode, gid)
 
 
 def tls_files(options: argparse.Namespace) -> "TlsFiles | None":
@@ -80,19 +75,3 @@ def tls_files(options: argparse.Namespace) -> "TlsFiles | None":
     if options.tls_cert is None or options.tls_key is None:
         raise ConfigError("--tls-cert and --tls-key need each other")
     return TlsFiles(options.tls_cert, options.tls_key, options.tls_client_ca)
-
-
-def group_id(option: str, text: str) -> int:
-    """Return the gid of a group given by name or number.
-
-    Raises:
-        ConfigError: there is no such group; the text names `option`.
-    """
-    import grp
-
-    try:
-        return grp.getgrnam(text).gr_gid
-    except KeyError:
-        if text.isdecimal() and int(text) < _NO_GROUP:
-            return int(text)
-    raise ConfigError(f"{option} {text}: no such group")

@@ -1,7 +1,7 @@
 """Reading ahead: which small files are likely to be wanted after one that was just missed.
 
-This module only names files. `Closures` tells it what is below a store path, `ContentLoader` what
-was missed, and `BlobFetcher` fetches what it names.
+This module only names files. `ClosureLoader` tells it what is below a store path, `ContentLoader`
+what was missed, and `BlobFetcher` fetches what it names.
 """
 
 from collections import OrderedDict
@@ -19,8 +19,8 @@ from appliance.store.schema import INLINE_MAX
 # A guest asks for one thing at a time, and what is not here costs it a round trip to the peer. So
 # whatever it asks for, that which follows in a walk is requested with it, in one of two forms:
 #
-# - Directories come as closures (see `closures`): the one that is wanted and all below it, in one
-#   answer. After the first round trip, a walk waits for the bandwidth only.
+# - Directories come as closures (see `closure_loader`): the one that is wanted and all below it, in
+#   one answer. After the first round trip, a walk waits for the bandwidth only.
 # - Small files follow each other in the order of a walk: the files of a directory by name, then its
 #   subdirectories, depth first. This module has that order for each path, as a list. A *reader* is
 #   a range of places in such a list: those that have been named since it began. A miss within the

@@ -24,10 +24,10 @@ from typing import Final, TypeVar
 from appliance.castore.digest import Digest
 from appliance.castore.directory import DirectoryNode, Node
 from appliance.errors import ApplianceError, StoreError
-from appliance.resolve.closures import Closures
+from appliance.resolve.closure_loader import ClosureLoader
 from appliance.resolve.local import listed_node, open_blob, path_digest, root_node
 from appliance.resolve.prefetch import ReadAhead
-from appliance.resolve.resolver import RootListing, SessionGrants, errno_of
+from appliance.resolve.resolver import RootListing, SessionGrants, errno_of, nodes_there
 from appliance.services.addresses import LmdbAddress, ServiceAddress, ServiceAddresses
 from appliance.services.contracts import Services
 from appliance.services.fetch import BlobFetcher
@@ -96,7 +96,7 @@ class ContentLoader:
         self._thread = ThreadPoolExecutor(1, "images")
         self._read_ahead = ReadAhead(fetcher.ahead_bytes_max if fetcher is not None else 0)
         bytes_max = _CLOSURE_BYTES if cache is None else cache.max_bytes // _CLOSURE_SHARE
-        self._closures = Closures(
+        self._closures = ClosureLoader(
             services.directories, self._put_images, self._read_ahead, bytes_max
         )
         self._paths: SingleFlight[bytes, Node] = SingleFlight()
@@ -125,14 +125,22 @@ class ContentLoader:
         except ApplianceError as exc:
             raise _located(exc, f"directory {digest}", self._addresses.directories) from exc
 
-    async def load_blob(self, digest: Digest, size: int) -> None:
-        """Put a blob into the cache; fetch small files ahead that are likely to be read next."""
+    async def load_blob(self, want: BlobWanted) -> None:
+        """Put a range of a blob into the cache, or all of it.
+
+        Small files that are likely to be read next are fetched ahead.
+        """
         fetcher = self._fetcher
         if fetcher is None:
             return
+        digest, end = Digest(want.digest), want.offset + want.length
         is_under_way = fetcher.is_under_way(digest)
         # A task begins first; what is fetched ahead comes after it.
-        fetching = asyncio.create_task(fetcher.fetch(digest, size))
+        if want.length:
+            fetch = fetcher.fetch_range(digest, want.size, want.offset, end)
+        else:
+            fetch = fetcher.fetch(digest, want.size)
+        fetching = asyncio.create_task(fetch)
         fetcher.fetch_ahead(self._read_ahead.after(digest, is_under_way=is_under_way))
         try:
             await fetching
@@ -274,6 +282,10 @@ class RemoteResolver:
             case _:
                 return EINVAL
 
+    async def root_nodes(self, names: Sequence[bytes]) -> Sequence[Node]:
+        """See `Resolver.root_nodes`."""
+        return await nodes_there(names, self._find_path)
+
     async def open_blob(self, want: BlobWanted) -> int | None:
         """See `Resolver.open_blob`."""
         if self.has_cache:
@@ -303,7 +315,7 @@ class RemoteResolver:
         await self._thread.run(self._loader.load_directory(Digest(digest)))
 
     async def _load_blob(self, want: BlobWanted) -> None:
-        await self._thread.run(self._loader.load_blob(Digest(want.digest), want.size))
+        await self._thread.run(self._loader.load_blob(want))
 
 
 @asynccontextmanager

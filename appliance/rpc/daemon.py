@@ -28,10 +28,9 @@ from appliance.rpc.listen import (
 from appliance.rpc.server import Server
 from appliance.rpc.server_tls import TlsFiles, server_credentials
 from appliance.services.addresses import GrpcAddress, ServiceAddresses, unix_target
-from appliance.services.contracts import Services
 from appliance.services.open_services import open_services
-from appliance.services.path_info_checks import CheckedPathInfoService
 from appliance.services.path_info_completion import CompletingPathInfoService
+from appliance.services.put_policy import guarded
 from appliance.system.listening import (
     announce_ready,
     announce_stopping,
@@ -44,6 +43,9 @@ from appliance.system.listening import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from appliance.nix.signing import SecretKey
+    from appliance.nix.trusted_keys import TrustedKeys
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,6 +77,9 @@ class DaemonConfig(NamedTuple):
         checks_content: read all contents of a path before its PathInfo is accepted.
         access: who may connect to sockets in the file system.
         tls: certificate and key for TCP sockets, created or inherited; None for no encryption.
+        is_readonly: refuse everything that is put.
+        trusted_keys: one of them must have signed a path without a content address.
+        secret_keys: sign each path that is put.
     """
 
     services: ServiceAddresses
@@ -83,6 +88,9 @@ class DaemonConfig(NamedTuple):
     checks_content: bool = False
     access: SocketAccess = SocketAccess()
     tls: TlsFiles | None = None
+    is_readonly: bool = False
+    trusted_keys: "TrustedKeys | None" = None
+    secret_keys: "Sequence[SecretKey]" = ()
 
 
 def serve(config: DaemonConfig) -> None:
@@ -98,13 +106,27 @@ def serve(config: DaemonConfig) -> None:
 
 async def _serve(config: DaemonConfig) -> None:
     stopping = stop_event()
-    opening = open_services(config.services, may_replace_paths=config.may_replace_paths)
+    opening = open_services(
+        config.services,
+        is_readonly=config.is_readonly,
+        may_replace_paths=config.may_replace_paths,
+    )
     credentials = None if config.tls is None else server_credentials(config.tls)
     async with opening as services:
         # Clients verify what comes from a store of this host (see `BlobReader`). What comes from
         # another peer is verified before it is passed on.
         is_of_peer = isinstance(config.services.blobs, GrpcAddress)
-        server = Server(_served(services, config), verifies_blobs=is_of_peer)
+        served = guarded(
+            services,
+            trusted_keys=config.trusted_keys,
+            secret_keys=config.secret_keys,
+            checks_content=config.checks_content,
+        )
+        if not isinstance(config.services.path_infos, GrpcAddress):
+            # A peer completes its own, if it wants to.
+            path_infos = CompletingPathInfoService(served.path_infos)
+            served = served._replace(path_infos=path_infos)
+        server = Server(served, verifies_blobs=is_of_peer, is_readonly=config.is_readonly)
         listeners = _Listeners(server, config.access, credentials)
         try:
             for address in config.listen:
@@ -115,14 +137,6 @@ async def _serve(config: DaemonConfig) -> None:
         finally:
             announce_stopping()
             await listeners.stop()
-
-
-def _served(services: Services, config: DaemonConfig) -> Services:
-    if config.checks_content:
-        services = services._replace(path_infos=CheckedPathInfoService(services))
-    if isinstance(config.services.path_infos, GrpcAddress):
-        return services  # the peer does that, if it wants to
-    return services._replace(path_infos=CompletingPathInfoService(services.path_infos))
 
 
 class _Listeners:

@@ -169,7 +169,7 @@ def test_mount_of_a_host_is_served_by_a_daemon_with_tls_before_another(
         (["--tls-client-ca=FILE"], "--tls-client-ca: needs --tls-cert and --tls-key"),
         (["--tls-cert=/no", "--tls-key=FILE"], "--tls-cert /no: No such file"),
         (["--tls-cert=FILE", "--tls-key=FILE"], "not a certificate and its key in PEM format"),
-        (["--listen-mode=888"], "--listen-mode 888: expected three octal digits"),
+        (["--listen-mode=888"], "--listen-mode 888: expected permissions in octal"),
         (["--listen-group=nobody-has-it"], "--listen-group nobody-has-it: no such group"),
     ],
 )

@@ -79,7 +79,7 @@ class _Closure:
         return unput
 
 
-class Closures:
+class ClosureLoader:
     """Puts the images of Directories where workers read; used on one event loop.
 
     Args:

@@ -3,7 +3,8 @@
 `python -m tests.remote.bench`: 2,000 files of a few KiB, read whole through a mount, in the order
 of the directories; each figure the best of ROUNDS, each round with a new cache. Then the
 same over a link of 50 Mbit/s and 20 ms, beside what such a link takes at least: the bytes at its
-bandwidth, and a round trip for each level. Root only. Status 1 names a broken bound.
+bandwidth, and a round trip for each level. At last, an import of more such files into the daemon
+beside one into a local store. Root only. Status 1 names a broken bound.
 """
 
 import os
@@ -28,6 +29,9 @@ DELAY_S: Final = 0.01
 BYTES_PER_S: Final = 50e6 / 8
 # Parts of the segments that are lost -> how many times as long as the link takes at least.
 LOSSES: Final = {0.0: 3.0, 0.01: 3.0}
+# How many times as long an import into the daemon may take as a local one.
+IMPORT_MOST: Final = 3.0
+IMPORTED: Final = 3
 # The path, its root, a directory in it, a file in that.
 DEPTH: Final = 4
 
@@ -101,14 +105,43 @@ def bench_link(directory: Path, loss: float) -> float:
     return cold / least_s
 
 
+def bench_import(directory: Path) -> float:
+    """Print the figures of imports; return the best ratio of one into the daemon to a local one."""
+    directory.mkdir()
+    for number in range(IMPORTED):
+        make_tree(directory / "tree" / str(number), 20)
+    pairs = []
+    for number in range(ROUNDS):
+        place = directory / str(number)
+        place.mkdir()
+        local_s = import_s(f"lmdb://{place}/local", directory / "tree")
+        with DaemonProcess(f"lmdb://{place}/store", place / "daemon") as daemon:
+            pairs.append((local_s, import_s(daemon.unix_uri, directory / "tree")))
+    local_s, daemon_s = min(pairs, key=lambda pair: pair[1] / pair[0])
+    print(
+        f"import of {IMPORTED * NUM_FILES} small files: local {local_s:.2f} s, into a daemon over "
+        f"grpc+unix {daemon_s:.2f} s, ratio {daemon_s / local_s:.1f}"
+    )
+    return daemon_s / local_s
+
+
+def import_s(store: str, tree: Path) -> float:
+    start_s = time.perf_counter()
+    import_tree(store, tree)
+    return time.perf_counter() - start_s
+
+
 def main() -> None:
     directory = Path(tempfile.mkdtemp(prefix="remote-bench-"))
     broken = []
     try:
+        ratio = bench_import(directory / "import")
+        if ratio > IMPORT_MOST:
+            broken.append(f"import into a daemon: {ratio:.1f}, not {IMPORT_MOST:.1f}")
         for loss, most in LOSSES.items():
             ratio = bench_link(directory / f"link-{loss}", loss)
             if ratio > most:
-                broken.append(f"over a link with {loss:.0%} lost: {ratio:.1f}, not {most:.1f}")
+                broken.append(f"walk over a link with {loss:.0%} lost: {ratio:.1f}, not {most:.1f}")
         for files_in_directory, most in SHAPES.items():
             ratio = bench(directory / str(files_in_directory), files_in_directory)
             if ratio > most:

@@ -7,6 +7,7 @@
 #   make test [ARGS=...]    linters, unit tests, tests in virtual machines; ARGS go to pytest
 #   make bench              measurements against other virtiofs servers, and plain gRPC; with
 #                           BEFORE=dir, of walks and imports against another checkout too
+#   make long-cut           the tests of links between hosts, with a link that is cut for a minute
 #   make protos             regenerate the protobuf code
 #   make clean              remove what make has made, downloads included
 # Debian packages are installed when make runs as root; otherwise what is missing is listed.
@@ -19,7 +20,7 @@ WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_fastcdc.c cffi_
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
-.PHONY: venv demo format lint check test bench protos clean packages-venv packages-demo packages-test
+.PHONY: venv demo format lint check test bench long-cut protos clean packages-venv packages-demo packages-test
 .DELETE_ON_ERROR:
 
 venv: packages-venv $(INSTALLED)
@@ -59,6 +60,9 @@ bench: packages-test $(INSTALLED)
 	$(BIN)/python -m tests.bench_rpc || status=1; \
 	$(BIN)/python -m tests.remote.bench || status=1; \
 	exit $$status
+
+long-cut: packages-test $(INSTALLED)
+	TEST_CUT_S=60 $(BIN)/python -m pytest tests/remote/test_links.py $(ARGS)
 
 protos: $(INSTALLED)
 	setup/protos.sh .

@@ -7,7 +7,8 @@ connection for the time of two delays, as a repetition would. For each line on i
 does something, and answers with a line:
 
     freeze      nothing more comes through the connections that exist, and none of them ends
-    bytes       answers with the bytes from the server to each client, as JSON by address
+    bytes       answers with the bytes from the server to each client so far, as JSON by address;
+                under "", those to the server
 """
 
 import asyncio
@@ -138,7 +139,6 @@ async def _serve(listen: str, target: str, delay_s: float, bytes_per_s: float, l
             relay.freeze()
             print("frozen", flush=True)
         else:
-            del relay.received[""]
             print(json.dumps(relay.received), flush=True)
 
 
@@ -187,9 +187,12 @@ class SlowLink:
         self._order("freeze")
 
     def bytes_to(self, host: str) -> int:
-        """Return how many bytes have come from the server to a host, since this was asked last."""
-        received = json.loads(self._order("bytes"))
-        return int(received.get(host, 0))
+        """Return how many bytes have come from the server to a host."""
+        return int(json.loads(self._order("bytes")).get(host, 0))
+
+    def bytes_from(self) -> int:
+        """Return how many bytes all hosts have sent to the server."""
+        return self.bytes_to("")
 
     def _order(self, text: str) -> str:
         assert self._process.stdin is not None

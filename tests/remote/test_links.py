@@ -2,6 +2,7 @@
 
 import os
 import random
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,7 @@ import pytest
 
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import (
+    APPLIANCE,
     DEADLINE_S,
     ApplianceProcess,
     FakeGuest,
@@ -145,6 +147,34 @@ def test_a_walk_goes_on_while_the_daemon_is_restarted(
         site.restart(kill=bool(number % 2))
     walk.finish()
     assert "ERROR" not in mount.log()
+
+
+def test_an_import_goes_on_while_the_daemon_is_restarted(site: Site, tmp_path: Path) -> None:
+    trees = [tmp_path / name for name in ("one", "other")]
+    for tree in trees:
+        make_tree(tree, 400)
+    command = [*APPLIANCE, "import", "--store", site.uri, *map(str, trees)]
+    log_path = tmp_path / "import.log"
+    with (
+        log_path.open("wb") as log,
+        subprocess.Popen(
+            [*site.network.hosts["a"].prefix, *command],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        ) as importing,
+    ):
+        assert importing.stdout is not None
+        for kill in (True, False):
+            before = site.link.bytes_from()
+            for _ in every_event(DEADLINE_S):
+                if importing.poll() is not None or site.link.bytes_from() > before + (1 << 20):
+                    break
+            site.restart(kill=kill)
+        printed = importing.stdout.read().splitlines()
+        assert importing.wait(4 * DEADLINE_S) == 0, log_path.read_text()
+    assert [line.partition("-")[2] for line in printed] == ["one", "other"]
+    subprocess.run([*APPLIANCE, "verify", "--store", site.store], check=True)
 
 
 def test_each_blob_crosses_the_link_once_for_each_host(

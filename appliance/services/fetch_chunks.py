@@ -38,7 +38,6 @@ from appliance.errors import (
     ApplianceError,
     ContentMissingError,
     CorruptBlobError,
-    ServiceUnavailableError,
     StoreError,
     WrongDigestError,
     disk_error,
@@ -50,6 +49,7 @@ from appliance.services.listed_blob import Arrived, ListedBlob, PartFile, usable
 from appliance.services.tasks import SingleFlight
 from appliance.store.blob_cache import BlobCache, charge_of
 from appliance.store.blob_parts import BlobParts, OtherListError, PartLostError
+from appliance.store.fetch_claims import FetchClaims
 from appliance.store.partial_blob import PartialBlob
 
 T = TypeVar("T")
@@ -73,21 +73,6 @@ _ATTEMPTS_MAX: Final = 16
 _NUM_THREADS: Final = 3
 
 
-async def arriving(work: Awaitable[T], digest: Digest, timeout_s: float) -> T:
-    """Wait for what a service sends of a blob, for a limited time.
-
-    Raises:
-        ServiceUnavailableError: nothing came in time.
-    """
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await work
-    except TimeoutError as exc:
-        raise ServiceUnavailableError(
-            f"blob {digest}: nothing arrived for {timeout_s:.0f} s"
-        ) from exc
-
-
 class ChunkFetcher:
     """Fetches ranges of large blobs on one event loop; each chunk once at a time.
 
@@ -95,17 +80,17 @@ class ChunkFetcher:
         blobs: the service to read.
         cache: where the blobs are put; used in threads of this object.
         room: keeps the blobs that callers wait for.
-        progress_timeout_s: a fetch fails if nothing arrives for this long.
+        claims: other processes that share the cache fetch nothing that is claimed here.
     """
 
     def __init__(
-        self, blobs: BlobService, cache: BlobCache, room: CacheRoom, progress_timeout_s: float
+        self, blobs: BlobService, cache: BlobCache, room: CacheRoom, claims: FetchClaims
     ) -> None:
         self._blobs = blobs
         self._cache = cache
         self._parts = BlobParts(cache)
         self._room = room
-        self._timeout_s = progress_timeout_s
+        self._claims = claims
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "chunks")
         self._wanted_places = asyncio.Semaphore(_WANTED_MAX)
         self._ahead_places = asyncio.Semaphore(_AHEAD_PLACES)
@@ -175,7 +160,7 @@ class ChunkFetcher:
 
     async def _begin(self, digest: Digest, size: int) -> ListedBlob | None:
         self._cache.check_size(digest, size)
-        chunks = await arriving(self._blobs.stat(digest), digest, self._timeout_s)
+        chunks = await self._blobs.stat(digest)
         if chunks is None:
             raise ContentMissingError(f"blob {digest}: the service does not have it")
         listed = usable_list(chunks, size)
@@ -254,23 +239,23 @@ class ChunkFetcher:
             or blob.chunks.size - start <= GAP_MAX
             or self._behind(blob, index) < start
             or not is_worthwhile(self._blobs)
+            or not self._claims.take(_stream_claim(blob.digest))
         ):
             return
         self._streams[blob.record.token] = BlobStream(
-            blob,
-            lambda: arriving(self._blobs.open_read(blob.digest), blob.digest, self._timeout_s),
-            lambda work: arriving(work, blob.digest, self._timeout_s),
-            partial(self._store, blob),
+            blob, lambda: self._blobs.open_read(blob.digest), partial(self._store, blob)
         )
-        self._spawn(self._run_stream(blob.record.token))
+        self._spawn(self._run_stream(blob.digest, blob.record.token))
 
-    async def _run_stream(self, token: bytes) -> None:
+    async def _run_stream(self, digest: Digest, token: bytes) -> None:
         # Whatever fails here is asked for by chunk, and then the error is that of the chunk.
+        stream = self._streams[token]
         try:
             with suppress(ApplianceError):
-                await self._streams[token].run()
+                await stream.run()
         finally:
             del self._streams[token]
+            self._claims.release(_stream_claim(digest))
 
     def _is_near(self, blob: ListedBlob, index: int) -> bool:
         # There, or on its way.
@@ -311,11 +296,24 @@ class ChunkFetcher:
         return self._fetching.begin((blob.record.token, index), work)
 
     async def _fetch_chunk(self, blob: ListedBlob, index: int, places: asyncio.Semaphore) -> None:
-        stream = self._streams.get(blob.record.token)
-        if stream is not None and await stream.brings(index):
-            return
-        async with places:
-            await self._store(blob, index, await self._receive(blob, index))
+        async with self._claims.held(blob.chunks.chunk_digest(index)):
+            if self._has_come(blob, index):
+                return
+            stream = self._streams.get(blob.record.token)
+            if stream is not None and await stream.brings(index):
+                return
+            async with places:
+                await self._store(blob, index, await self._receive(blob, index))
+
+    def _has_come(self, blob: ListedBlob, index: int) -> bool:
+        # Another process may have fetched it.
+        record = self._parts.find(blob.digest)
+        if record is None or record.token != blob.record.token:
+            return False
+        if record.has(*blob.chunks.bounds(index)):
+            blob.record = record
+            return True
+        return False
 
     async def _store(self, blob: ListedBlob, index: int, content: bytes) -> None:
         is_stored = asyncio.get_running_loop().create_future()
@@ -329,7 +327,7 @@ class ChunkFetcher:
         digest = blob.chunks.chunk_digest(index)
         start, end = blob.chunks.bounds(index)
         left = end - start + 1
-        reader = await arriving(self._blobs.open_read(digest), blob.digest, self._timeout_s)
+        reader = await self._blobs.open_read(digest)
         if reader is None:
             raise ContentMissingError(
                 f"blob {blob.digest}: the service lists chunk {digest} and does not have it"
@@ -337,8 +335,7 @@ class ChunkFetcher:
         parts = []
         try:
             while left:
-                read = reader.read(min(left, _PIECE_SIZE))
-                part = await arriving(read, blob.digest, self._timeout_s)
+                part = await reader.read(min(left, _PIECE_SIZE))
                 if not part:
                     break
                 parts.append(part)
@@ -441,3 +438,8 @@ class ChunkFetcher:
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _stream_claim(digest: Digest) -> Digest:
+    # Other processes may fetch chunks meanwhile, but not begin a call for the whole blob.
+    return Digest.of(b"stream " + digest)

@@ -1,9 +1,12 @@
 """Measures reads of a daemon's content: a cold walk over small files, and one large file.
 
 `python -m tests.remote.bench`: 2,000 files of a few KiB, read whole through a mount, in the order
-of the directories, beside the same over a local store; then a file of 1 GiB: the first 4 KiB, and
-all of it in order, with the most memory that any process had. Each figure is the best of ROUNDS,
-each round with a new index and a new cache. Root only. Status 1 names a broken bound.
+of the directories, beside the same over a local store, and the same over a link of 50 Mbit/s and
+20 ms, beside what such a link takes at least: the bytes at its bandwidth, and a round trip for each
+level. Then a file of 1 GiB: the first 4 KiB, and all of it in order, with the most memory that any
+process had. At last, an import of more small files into the daemon beside one into a local store.
+Each figure is the best of ROUNDS, each round with a new index and a new cache. Root only. Status 1
+names a broken bound.
 """
 
 import os
@@ -19,6 +22,7 @@ from tests.fakes.appliance_process import import_tree
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.mounted import Mounted
 from tests.fakes.peak_memory import peak_bytes, with_children
+from tests.fakes.slow_link import SlowLink
 
 ROUNDS: Final = 3
 NUM_FILES: Final = 2000
@@ -29,6 +33,15 @@ LARGE_BYTES: Final = 1 << 30
 FIRST_MOST_S: Final = 0.3
 IN_ORDER_LEAST_MIB_S: Final = 200.0
 MEMORY_MOST_MIB: Final = 200.0
+DELAY_S: Final = 0.01
+BYTES_PER_S: Final = 50e6 / 8
+# Parts of the segments that are lost -> how many times as long as the link takes at least.
+LOSSES: Final = {0.0: 3.0, 0.01: 3.0}
+# How many times as long an import into the daemon may take as a local one.
+IMPORT_MOST: Final = 3.0
+IMPORTED: Final = 3
+# The path, its root, a directory in it, a file in that.
+DEPTH: Final = 4
 
 
 def make_tree(tree: Path, files_in_directory: int) -> None:
@@ -139,10 +152,64 @@ def bench_large(directory: Path) -> list[str]:
     return broken
 
 
+def bench_link(directory: Path, loss: float) -> float:
+    """Print the figures for a link; return the ratio to what the link takes at least."""
+    directory.mkdir()
+    make_tree(directory / "tree", 20)
+    local = f"lmdb://{directory}/store"
+    (base,) = import_tree(local, directory / "tree")
+    num_bytes = sum(path.stat().st_size for path in (directory / "tree").rglob("*/*"))
+    least_s = num_bytes / BYTES_PER_S + 2 * DELAY_S * DEPTH
+    listen = "127.0.0.1:7001"
+    with (
+        DaemonProcess(local, directory / "daemon") as daemon,
+        SlowLink(listen, daemon.tcp, delay_s=DELAY_S, bytes_per_s=BYTES_PER_S, loss=loss),
+    ):
+        cold = cold_s(f"grpc+http://{listen}", base, directory)
+    print(
+        f"{NUM_FILES} small files, {num_bytes / 1e6:.1f} MB, over 50 Mbit/s, 20 ms, {loss:.0%} "
+        f"lost, cold: {cold:.2f} s, the link takes {least_s:.2f} s, ratio {cold / least_s:.1f}"
+    )
+    return cold / least_s
+
+
+def bench_import(directory: Path) -> float:
+    """Print the figures of imports; return the best ratio of one into the daemon to a local one."""
+    directory.mkdir()
+    for number in range(IMPORTED):
+        make_tree(directory / "tree" / str(number), 20)
+    pairs = []
+    for number in range(ROUNDS):
+        place = directory / str(number)
+        place.mkdir()
+        local_s = import_s(f"lmdb://{place}/local", directory / "tree")
+        with DaemonProcess(f"lmdb://{place}/store", place / "daemon") as daemon:
+            pairs.append((local_s, import_s(daemon.unix_uri, directory / "tree")))
+    local_s, daemon_s = min(pairs, key=lambda pair: pair[1] / pair[0])
+    print(
+        f"import of {IMPORTED * NUM_FILES} small files: local {local_s:.2f} s, into a daemon over "
+        f"grpc+unix {daemon_s:.2f} s, ratio {daemon_s / local_s:.1f}"
+    )
+    return daemon_s / local_s
+
+
+def import_s(store: str, tree: Path) -> float:
+    start_s = time.perf_counter()
+    import_tree(store, tree)
+    return time.perf_counter() - start_s
+
+
 def main() -> None:
     directory = Path(tempfile.mkdtemp(prefix="remote-bench-"))
     broken = []
     try:
+        ratio = bench_import(directory / "import")
+        if ratio > IMPORT_MOST:
+            broken.append(f"import into a daemon: {ratio:.1f}, not {IMPORT_MOST:.1f}")
+        for loss, most in LOSSES.items():
+            ratio = bench_link(directory / f"link-{loss}", loss)
+            if ratio > most:
+                broken.append(f"walk over a link with {loss:.0%} lost: {ratio:.1f}, not {most:.1f}")
         for files_in_directory, most in SHAPES.items():
             ratio = bench(directory / str(files_in_directory), files_in_directory)
             if ratio > most:

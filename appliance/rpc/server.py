@@ -25,13 +25,15 @@ from appliance.errors import (
     ReadOnlyStoreError,
 )
 from appliance.nix.store_path import DIGEST_SIZE
-from appliance.protos import pathinfo_rpc_pb2, snix_store_pb2
+from appliance.protos import pathinfo_rpc_pb2, small_blobs_pb2, snix_store_pb2
 from appliance.rpc.blob_handlers import BlobHandlers
 from appliance.rpc.calls import CALLS_MAX, WATCHES_MAX, Edge, Handler, decode_untrusted
 from appliance.rpc.directory_handlers import DirectoryHandlers
 from appliance.rpc.path_info_handlers import PathInfoHandlers
-from appliance.services.contracts import Services
+from appliance.rpc.small_blob_handlers import SmallBlobHandlers
+from appliance.services.contracts import Services, TakesSmallBlobs
 from appliance.services.grpc_messages import CHANNEL_OPTIONS, FAMILIES, Family
+from appliance.services.grpc_small_blobs import SERVICE as SMALL_BLOBS
 from appliance.services.grpc_status import not_found
 
 # How often the services are asked whether they work, and how long each answer may take.
@@ -59,7 +61,11 @@ _SERVER_OPTIONS: Final = (
     ("grpc.http2.lookahead_bytes", 256 << 10),
 )
 # Reflection finds only descriptors that were imported.
-_DESCRIPTORS: Final = (pathinfo_rpc_pb2.DESCRIPTOR, snix_store_pb2.DESCRIPTOR)
+_DESCRIPTORS: Final = (
+    pathinfo_rpc_pb2.DESCRIPTOR,
+    small_blobs_pb2.DESCRIPTOR,
+    snix_store_pb2.DESCRIPTOR,
+)
 
 HEALTH_SERVICE: Final[str] = SERVICE_NAME
 # Bytes in a request to the health service; a watch keeps its request.
@@ -93,6 +99,10 @@ class Server:
         self._probing: asyncio.Task[None] | None = None
         for family in FAMILIES:
             self._add_family(family)
+        if isinstance(services.blobs, TakesSmallBlobs):
+            small = SmallBlobHandlers(services.blobs).methods(self._edge)
+            refused = {"Put": self._edge.sink(_refuse_put)} if is_readonly else {}
+            self._add({SMALL_BLOBS: {**small, **refused}})
         self._add({HEALTH_SERVICE: self._health.methods(self._edge)})
         self._add_reflection()
 
@@ -155,7 +165,7 @@ class Server:
 
     def _add_reflection(self) -> None:
         names = [name for family in FAMILIES for name in _service_names(family)]
-        names += [HEALTH_SERVICE, REFLECTION_SERVICE, _REFLECTION_V1]
+        names += [SMALL_BLOBS, HEALTH_SERVICE, REFLECTION_SERVICE, _REFLECTION_V1]
         handler = self._edge.exchange(_Reflection(names).answer)
         self._add(
             {

@@ -5,13 +5,16 @@ Absence is `None`, not an error. A `ProtocolError` refuses an object that breaks
 one event loop; a single reader, writer or putter belongs to one task at a time.
 """
 
-from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from appliance.castore.digest import Digest
 from appliance.castore.directory import Directory, Node
 
 Buffer = bytes | bytearray | memoryview
+
+# In bytes.
+SMALL_BLOB_MAX: Final = 64 << 10
 
 
 class BlobChunk(NamedTuple):
@@ -81,6 +84,24 @@ class BlobService(Protocol):
 
     async def open_write(self) -> BlobWriter:
         """Begin a new blob."""
+
+
+@runtime_checkable
+class TakesSmallBlobs(Protocol):
+    """A blob service that may take many small blobs at a time."""
+
+    async def missing(self, digests: Sequence[Digest]) -> Sequence[Digest] | None:
+        """Return those whose blobs are not there, or None if only `has` can tell."""
+
+    async def put_small(self, contents: Mapping[Digest, bytes]) -> bool:
+        """Make blobs durable and visible, unless they are there already.
+
+        Args:
+            contents: the blobs, each of at most `SMALL_BLOB_MAX` bytes.
+
+        Returns:
+            Whether they were put; without, nothing was, and they can be put one by one.
+        """
 
 
 class DirectoryPutter(Protocol):

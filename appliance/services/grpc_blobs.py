@@ -1,6 +1,6 @@
 """The blob service of a peer, over gRPC (castore_rpc.proto: BlobService)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from blake3 import blake3
@@ -17,6 +17,7 @@ from appliance.protos import castore_rpc_pb2 as pb
 from appliance.services.contracts import BlobChunk, BlobReader, BlobWriter, Buffer
 from appliance.services.grpc_client import Peer, Sending, StreamCall
 from appliance.services.grpc_messages import CONTENT_MAX, decode_chunk_untrusted, encode_chunk
+from appliance.services.grpc_small_blobs import GrpcSmallBlobs
 
 # Small writes are gathered into messages of at least this many bytes, as each message has a fixed
 # cost.
@@ -28,6 +29,7 @@ class GrpcBlobService:
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
+        self._small = GrpcSmallBlobs(peer)
 
     async def has(self, digest: Digest) -> bool:
         """Return whether the blob exists."""
@@ -60,6 +62,14 @@ class GrpcBlobService:
         """Begin a new blob."""
         family = await self._peer.castore_family()
         return _GrpcBlobWriter(self._peer, f"{family.blobs()}/Put")
+
+    async def missing(self, digests: Sequence[Digest]) -> Sequence[Digest] | None:
+        """See `TakesSmallBlobs.missing`."""
+        return await self._small.missing(digests)
+
+    async def put_small(self, contents: Mapping[Digest, bytes]) -> bool:
+        """See `TakesSmallBlobs.put_small`."""
+        return await self._small.put(contents)
 
 
 class _GrpcBlobReader:

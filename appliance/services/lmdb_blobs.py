@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import FileIO
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -67,6 +67,23 @@ class LmdbBlobService:
         Its `close` raises WrongDigestError, and keeps nothing, if that is something else.
         """
         return _LmdbBlobWriter(self._shared, digest)
+
+    async def missing(self, digests: Sequence[Digest]) -> Sequence[Digest]:
+        """See `TakesSmallBlobs.missing`."""
+        return await self._shared.run(lambda: self._missing(digests))
+
+    async def put_small(self, contents: Mapping[Digest, bytes]) -> bool:
+        """See `TakesSmallBlobs.put_small`; they are one commit."""
+        batch = Batch()
+        for digest in await self.missing(list(contents)):
+            batch.add_blob(digest, contents[digest])
+        if not batch.is_empty():
+            await self._shared.commit(batch)
+        return True
+
+    def _missing(self, digests: Sequence[Digest]) -> list[Digest]:
+        with self._shared.store.snapshot() as snapshot:
+            return [digest for digest in digests if not snapshot.has_blob(digest)]
 
     def _has(self, digest: Digest) -> bool:
         store = self._shared.store

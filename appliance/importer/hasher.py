@@ -244,8 +244,8 @@ class HasherLoop:
         Args:
             fd: the file.
             before: its status before it was read.
-            staged: where to copy the content, which is hashed too; None if the content was staged
-                and hashed before.
+            staged: where to copy the content, which is hashed too, or a clone of the file to be;
+                None if the content was staged and hashed before.
             digest: the digest from that time; not used otherwise.
 
         Raises:
@@ -254,6 +254,8 @@ class HasherLoop:
         """
         hasher = blake3()
         holes = Holes(fd, before)
+        cloned = None if staged is None else staged.clone(fd, before.st_size)
+        source = fd if cloned is None else cloned
         number = _NO_STAGED if staged is None else staged.number
         end = 0
         while True:
@@ -266,7 +268,7 @@ class HasherLoop:
             if is_hole:
                 piece[:] = memoryview(_ZEROS)[:size]
             else:
-                _fill(fd, at, room if is_last else piece, size)
+                _fill(source, at, room if is_last else piece, size)
             if staged is not None:
                 hasher.update(piece)
                 staged.skip(size) if is_hole else staged.write(piece)

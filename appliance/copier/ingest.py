@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from blake3 import blake3
 
+from appliance.castore.chunking import UNCHUNKED_MAX, Chunker
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.castore.directory import DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.castore.directory_encoder import ENCODED_MAX, DirectoryEncoder
@@ -279,6 +280,7 @@ class _FileIngest:
         self.is_small = size <= INLINE_MAX
         self.inline = bytearray()
         self._hasher = blake3()
+        self._chunker = Chunker() if size > UNCHUNKED_MAX else None
         self._fd = -1
         if not self.is_small:
             self._path = staging.new_path()
@@ -314,6 +316,8 @@ class _FileIngest:
             self.inline += data
             return
         self._hasher.update(data)
+        if self._chunker is not None:
+            self._chunker.update(data)
         if self._is_clone:
             return
         left = memoryview(data)
@@ -336,7 +340,8 @@ class _FileIngest:
         if digest in batch:
             self._path.unlink(missing_ok=True)
         else:
-            batch.add_file(digest, self._path, self.size)
+            chunks = b"" if self._chunker is None else self._chunker.finish()
+            batch.add_file(digest, self._path, self.size, chunks)
         return digest
 
     def discard(self) -> None:

@@ -62,6 +62,7 @@ bench: packages-test $(INSTALLED)
 	$(BIN)/python -m tests.bench_neighbour || status=1; \
 	$(BIN)/python -m tests.mount.bench || status=1; \
 	$(BIN)/python -m tests.bench_rpc || status=1; \
+	$(BIN)/python -m tests.bench_nix || status=1; \
 	$(BIN)/python -m tests.remote.bench || status=1; \
 	exit $$status
 

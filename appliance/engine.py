@@ -1,9 +1,11 @@
-"""Guest memory and one virtqueue, device side: the only importer of the C module.
+"""Guest memory and the device side of one virtqueue, as the C module implements them.
 
-The C half moves bytes and holds the guest to the rules; this half turns its codes into errors.
-Nothing here owns an fd, and nothing is safe to share between threads.
+The C functions move bytes and check that the guest follows the rules. The classes here own the
+memory that the C functions use, and turn their codes into exceptions. No object here owns a
+descriptor, and none may be used by several threads.
 """
 
+import fcntl
 import os
 import stat
 from mmap import PAGESIZE
@@ -46,6 +48,7 @@ _RULES: Final = {
     lib.ENG_EORDER: "readable buffer behind a writable one: address {value:#x}, head {head}",
     lib.ENG_ETOTAL: "chain holds more than 4 GiB: buffer at {value:#x}, head {head}",
     lib.ENG_EFRAGMENTS: "chain falls into more than {value} pieces of memory, head {head}",
+    lib.ENG_EKICK: "the kick descriptor cannot be waited for: epoll events {value:#x}",
     lib.ENG_EBROKEN: "closed",
 }
 _MISUSES: Final = {
@@ -168,12 +171,18 @@ def inflight_size(num: int) -> int:
 
 
 def signal_fd(fd: int) -> None:
-    """Signal whoever waits for the eventfd or socket `fd`; -1 is nobody's."""
-    lib.eng_signal(fd, _is_socket(fd))
+    """Signal whoever waits on the eventfd or socket `fd`; -1 means that there is none."""
+    lib.eng_signal(fd, _signal_kind(fd))
 
 
-def _is_socket(fd: int) -> bool:
-    return fd >= 0 and stat.S_ISSOCK(os.fstat(fd).st_mode)
+def _signal_kind(fd: int) -> int:
+    if fd < 0:
+        return lib.ENG_SIGNAL_POLLED
+    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return lib.ENG_SIGNAL_SOCKET
+    # The front-end's choice, which is not changed here. Most of them make their eventfds so.
+    is_nonblocking = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK
+    return lib.ENG_SIGNAL_NONBLOCKING if is_nonblocking else lib.ENG_SIGNAL_POLLED
 
 
 class Ring:
@@ -233,7 +242,7 @@ class Ring:
         self._make_views()
         self._err_fd = err_fd
         self._ring.call_fd = call_fd
-        self._ring.is_call_socket = _is_socket(call_fd)
+        self._ring.call_kind = _signal_kind(call_fd)
         self.recovered = self._start(layout.num, base)
 
     def _start(self, num: int, base: int) -> list[int]:
@@ -269,7 +278,6 @@ class Ring:
         self._heads = memoryview(ffi.buffer(ring.head)).cast("I")
         self._readable = memoryview(ffi.buffer(ring.readable_len)).cast("Q")
         self._writable = memoryview(ffi.buffer(ring.writable_len)).cast("Q")
-        self._is_due = memoryview(ffi.buffer(ffi.addressof(ring, "is_signal_due"))).cast("I")
 
     @property
     def cdata(self) -> "EngRing":
@@ -374,21 +382,17 @@ class Ring:
         return count
 
     def complete(self, slot: int, length: int) -> None:
-        """Return the chain, `length` bytes of it written; see `is_signal_due`."""
+        """Return the chain to the guest, with `length` bytes of it written, without a signal."""
         status = lib.eng_ring_complete(self._ring, slot, length)
         if status:
             self._raise(-status)
 
-    @property
-    def is_signal_due(self) -> bool:
-        """Whether the guest wants to hear of a completion: `signal()` soon."""
-        return bool(self._is_due[0])
-
     def signal(self) -> None:
-        """Signal the guest if that is due, also of a ring that broke since.
+        """Signal the guest once if it asks for that at any chain completed since the last call.
 
-        The caller must hold nothing that others wait for, such as a snapshot of the store: a
-        front-end that times it well can have a write to its descriptor block.
+        This also works after the ring broke. The caller must hold nothing that others wait for,
+        such as a snapshot of the store, because a front-end can make a write to its descriptor
+        block.
         """
         lib.eng_ring_signal(self._ring)
 
@@ -410,7 +414,7 @@ class Ring:
     def set_call(self, fd: int) -> None:
         """Signal completions to `fd` from now on, and once now: the old one may have lost some."""
         self._ring.call_fd = fd
-        self._ring.is_call_socket = _is_socket(fd)
+        self._ring.call_kind = _signal_kind(fd)
         signal_fd(fd)
 
     def signal_error(self) -> None:

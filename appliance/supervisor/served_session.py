@@ -1,12 +1,13 @@
 """The supervisor's part of one session, which outlives its workers: memory, grants, resolving."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from appliance.fuse_proto._fuse_wire import Opcode
 from appliance.resolve.resolver import Resolver, SessionGrants
 from appliance.session.grants import GrantTable
-from appliance.session.session_memory import COUNTERS_PER_QUEUE, SessionMemory
+from appliance.session.session_memory import SessionMemory
 from appliance.session.wants import Want
+from appliance.supervisor.open_files import OpenFiles
 
 
 class ServedSession:
@@ -16,13 +17,17 @@ class ServedSession:
         OSError: there is not enough memory or no free descriptor.
     """
 
-    def __init__(self, num_queues: int, resolver: Resolver, *, is_by_content: bool) -> None:
+    def __init__(
+        self, num_queues: int, resolver: Resolver, open_files: OpenFiles, *, is_by_content: bool
+    ) -> None:
         self.memory = SessionMemory.create(num_queues)
         try:
             self.grants = GrantTable(is_by_content=is_by_content)
         except OSError:
             self.memory.close()
             raise
+        self._open_files = open_files
+        open_files.join(self.grants, num_queues)
         self._resolver = resolver
         self._session_grants = SessionGrants(self.grants)
 
@@ -43,16 +48,12 @@ class ServedSession:
         """See `Resolver.reap_readers`."""
         await self._resolver.reap_readers()
 
-    def requests(self) -> dict[str, int]:
-        """Return how many requests were answered, by opcode name; opcodes without any are absent.
-
-        Requests with unknown opcodes are counted under "UNKNOWN".
-        """
-        totals = self.memory.totals()
-        counts = {op.name: totals[op] for op in Opcode if op < COUNTERS_PER_QUEUE and totals[op]}
-        return counts | {"UNKNOWN": totals[0]} if totals[0] else counts
+    def statistics(self) -> dict[str, Any]:
+        """Return what the workers have served; see `SessionStatistics.report`."""
+        return self.memory.totals().report()
 
     def close(self) -> None:
         """Close session memory and grants; all workers must have ended before."""
+        self._open_files.leave(self.grants)
         self.memory.close()
         self.grants.close()

@@ -12,7 +12,7 @@ enum {
 	INDEX_AT = 8,
 	NUMBERS_AT = 32,
 	REVOKED_NUM_AT = 40,
-	OPEN_FILES_AT = 48,
+	OPEN_FILES_AT = 56,
 	ROWS_AT = 4096,
 	ROW_SIZE = 32,
 	GRANTS_MAX = 1 << 20,
@@ -99,6 +99,11 @@ static uint32_t rows_num(const struct eng_grants *grants)
 	uint64_t num = load(grants, 0);
 
 	return num > GRANTS_MAX ? GRANTS_MAX : (uint32_t)num;
+}
+
+int grants_have_root(const struct eng_grants *grants)
+{
+	return rows_num(grants) && row_word(grants, 0, 0) == ROOT_NODEID;
 }
 
 static int grant_at(struct eng_grants *grants, uint32_t row, struct grant *ret)

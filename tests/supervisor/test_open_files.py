@@ -8,7 +8,7 @@ import pytest
 from appliance.session.grants import GrantTable
 from appliance.supervisor.open_files import OPEN_FILES, OpenFiles
 
-OPEN_FILES_AT = 48
+OPEN_FILES_AT = 56
 
 
 @pytest.fixture

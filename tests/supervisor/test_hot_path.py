@@ -35,6 +35,11 @@ READ_CALLS: Final = {"preadv"}
 FIRST_READ_CALLS: Final = {"openat", "fstat", "newfstatat"}
 
 
+@pytest.fixture(autouse=True)
+def _answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APPLIANCE_ANSWERS", "c")
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     tree = tmp_path_factory.mktemp("tree") / "tree"

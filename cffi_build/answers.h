@@ -44,7 +44,7 @@ struct eng_statistics {
 	uint64_t unused[4];
 };
 
-/* Bytes that belong to somebody else. */
+/* Bytes that are owned elsewhere. */
 struct eng_bytes {
 	const uint8_t *at;
 	uint64_t size;
@@ -233,7 +233,7 @@ struct eng_wait {
 	uint64_t looked_ns;		/* when epoll_fd was last looked at */
 };
 
-/* One batch: pops up to `limit` chains, answers what is plain, signals once. Returns 0 or a negated ENG_E*. */
+/* Pops up to `limit` chains, answers the plain ones, signals once. Returns 0 or a negated ENG_E*. */
 int eng_serve_batch(struct eng_answers *answers, struct eng_ring *ring, uint32_t limit);
 /*
  * Serves a ring until Python must look. Returns 0 for a look at the descriptors in epoll_fd, at

@@ -150,7 +150,10 @@ int eng_ring_has_chains(const struct eng_ring *ring);
  * after that. The caller holds nothing that others wait for, such as a snapshot of a store.
  */
 void eng_ring_signal(struct eng_ring *ring);
-/* Never waits, unless the front-end fills `fd` between our look at it and our write. */
+/*
+ * Never waits, unless the front-end fills `fd` between our look at it and our write, or makes one
+ * that was non-blocking block.
+ */
 void eng_signal(int fd, uint32_t kind);
 
 #endif

@@ -333,7 +333,11 @@ def _run_status(options: argparse.Namespace) -> None:
             queues = ", ".join(map(str, worker["queues"]))
             print(f"  worker {worker['pid']}: queue {queues}, {worker['restarts']} restarts")
         for opcode, count in sorted(session["requests"].items()):
-            print(f"  {opcode:<12} {count:>12}")
+            latency = session["latency_us"][opcode]
+            print(
+                f"  {opcode:<12} {count:>12}   p50 < {latency['p50']:,.1f} us"
+                f"   p99 < {latency['p99']:,.1f} us"
+            )
     for front_end in waiting:
         print(
             f"{front_end['socket']}: process {front_end['pid']} waits for the connected front-end"

@@ -33,6 +33,9 @@ _MAX_MOUNT_WORKERS: Final = 254
 _MAX_QUEUE_SIZE: Final = 32768
 _DEFAULT_QUEUE_SIZE: Final = 1024
 _DEFAULT_CACHE_SIZE: Final = "10G"
+_ANSWERS: Final = "APPLIANCE_ANSWERS"
+_MAX_POLL_US: Final = 1_000_000
+_DEFAULT_POLL_US: Final = 50
 
 
 def path_argument(text: str) -> Path:
@@ -109,6 +112,14 @@ def add_virtiofs(commands: "Subparsers") -> None:
         metavar="N",
         help="let a queue have up to N descriptors, a power of two (default: "
         f"{_DEFAULT_QUEUE_SIZE})",
+    )
+    device.add_argument(
+        "--poll-us",
+        type=int,
+        metavar="N",
+        help="let a worker poll its queue for up to N microseconds before it sleeps, as long as "
+        f"that saves wake-ups; 0 turns it off (default: {_DEFAULT_POLL_US} with more than two "
+        "CPUs, or else 0)",
     )
     _add_files_options(command, "let guests list the root directory")
     _add_common_options(command)
@@ -209,6 +220,8 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         is_root_listable=options.list_root,
         is_by_content=options.inodes == "content",
         is_sandboxed=options.sandbox == "on",
+        is_answered_in_python=_is_answered_in_python(),
+        poll_us=_poll_us(options.poll_us),
         tag=encode_tag(options.tag) if options.tag is not None else None,
         num_request_queues=_in_range(
             "--num-request-queues", num_request_queues, MAX_REQUEST_QUEUES
@@ -278,6 +291,8 @@ def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | N
             is_root_listable=options.list_root,
             is_by_content=options.inodes == "content",
             is_sandboxed=options.sandbox == "on",
+            is_answered_in_python=_is_answered_in_python(),
+            poll_us=0,
             log_level=options.log_level,
             log_json=is_json_log(options),
             path=options.dest,
@@ -288,6 +303,23 @@ def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | N
         ),
         when_ready,
     )
+
+
+def _is_answered_in_python() -> bool:
+    # For tests and for comparisons: the bytes of the answers are the same.
+    answers = os.environ.get(_ANSWERS, "c")
+    if answers not in {"c", "python"}:
+        raise ConfigError(f"{_ANSWERS}={answers}: expected c or python")
+    return answers == "python"
+
+
+def _poll_us(given: int | None) -> int:
+    if given is not None:
+        if not 0 <= given <= _MAX_POLL_US:
+            raise ConfigError(f"--poll-us {given}: expected 0 to {_MAX_POLL_US}")
+        return given
+    # With fewer, whoever polls keeps the guest from running.
+    return _DEFAULT_POLL_US if len(os.sched_getaffinity(0)) > 2 else 0
 
 
 def _blob_cache_bytes(options: argparse.Namespace) -> int:

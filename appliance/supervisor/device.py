@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import stat
+from typing import Any
 
 from appliance.errors import VhostError
 from appliance.resolve.exports import WHOLE_STORE, Exported
@@ -61,9 +62,9 @@ class Device:
 
     # --- Status ---
 
-    def requests(self) -> dict[str, int]:
-        """Return how many requests of each opcode were answered; see `ServedSession.requests`."""
-        return self._session.requests()
+    def statistics(self) -> dict[str, Any]:
+        """Return what the workers have served; see `SessionStatistics.report`."""
+        return self._session.statistics()
 
     def workers(self) -> list[dict[str, object]]:
         """Return the pid, queues and number of restarts of each living worker, for `status`."""

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from appliance.services.addresses import ServiceAddresses
 from appliance.store.store import Store
 from appliance.store.views import Views
 from appliance.supervisor.forker import Forker
+from appliance.supervisor.open_files import OpenFiles
 from appliance.supervisor.served_session import ServedSession
 from appliance.supervisor.status import StatusServer
 from appliance.supervisor.view_watch import ViewWatch
@@ -38,6 +39,10 @@ class RuntimeConfig:
     """Whether files with equal content have the same st_ino."""
     is_sandboxed: bool
     """Whether workers are locked down before they serve."""
+    is_answered_in_python: bool
+    """Whether workers leave every request to the Python handler, which is the reference."""
+    poll_us: int
+    """How long a worker may poll its ring before it sleeps, in microseconds."""
     log_level: str
     log_json: bool
 
@@ -53,6 +58,8 @@ class Runtime:
     """The part of the first message that is the same for every worker."""
     is_by_content: bool
     """As in `RuntimeConfig`."""
+    open_files: OpenFiles = field(default_factory=OpenFiles)
+    """Divides the blob files that may be open among the sessions."""
 
     def configure_for(self, slot: int, device: pb.Device | None = None) -> pb.Configure:
         """Return the first message to the worker of queue `slot`, or of clone `slot` of a mount.
@@ -79,6 +86,7 @@ class Runtime:
             num_queues,
             self.exports[exported],
             self.resolver,
+            self.open_files,
             is_by_content=self.is_by_content,
         )
 
@@ -139,6 +147,8 @@ async def running(
             makes_images=not store.is_writable,
             log_level=config.log_level,
             log_json=config.log_json,
+            answers_in_python=config.is_answered_in_python,
+            poll_us=config.poll_us,
             sandbox=_sandbox(store) if config.is_sandboxed else None,
         )
         yield Runtime(forker, resolver, exports, configure, config.is_by_content)

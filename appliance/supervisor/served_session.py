@@ -2,13 +2,14 @@
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
-from appliance.fuse_proto._fuse_wire import Opcode
 from appliance.resolve.exports import Export
 from appliance.resolve.resolver import Resolver, SessionGrants
 from appliance.session.grants import GrantTable
-from appliance.session.session_memory import COUNTERS_PER_QUEUE, SessionMemory
+from appliance.session.session_memory import SessionMemory
 from appliance.session.wants import Want
+from appliance.supervisor.open_files import OpenFiles
 
 
 class ServedSession:
@@ -25,7 +26,13 @@ class ServedSession:
     """
 
     def __init__(
-        self, num_queues: int, export: Export, resolver: Resolver, *, is_by_content: bool
+        self,
+        num_queues: int,
+        export: Export,
+        resolver: Resolver,
+        open_files: OpenFiles,
+        *,
+        is_by_content: bool,
     ) -> None:
         with contextlib.ExitStack() as made:
             self.memory = SessionMemory.create(num_queues)
@@ -36,6 +43,8 @@ class ServedSession:
             self._resolver = resolver
             self._session_grants = SessionGrants(self.grants)
             export.begin(self._session_grants)
+            open_files.join(self.grants, num_queues)
+            self._open_files = open_files
             made.pop_all()
 
     @property
@@ -55,17 +64,13 @@ class ServedSession:
         """See `Resolver.reap_readers`."""
         await self._resolver.reap_readers()
 
-    def requests(self) -> dict[str, int]:
-        """Return how many requests were answered, by opcode name; opcodes without any are absent.
-
-        Requests with unknown opcodes are counted under "UNKNOWN".
-        """
-        totals = self.memory.totals()
-        counts = {op.name: totals[op] for op in Opcode if op < COUNTERS_PER_QUEUE and totals[op]}
-        return counts | {"UNKNOWN": totals[0]} if totals[0] else counts
+    def statistics(self) -> dict[str, Any]:
+        """Return what the workers have served; see `SessionStatistics.report`."""
+        return self.memory.totals().report()
 
     def close(self) -> None:
         """Close session memory and grants; all workers must have ended before."""
+        self._open_files.leave(self.grants)
         self._export.end(self._session_grants)
         self.memory.close()
         self.grants.close()

@@ -97,7 +97,7 @@ class Supervisor:
                 {
                     "socket": device.label,
                     "workers": device.workers(),
-                    "requests": device.requests(),
+                    **device.statistics(),
                 }
                 for device in self._devices
             ],

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from appliance import __version__
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.cli.bench_command import add_bench
+from appliance.cli.gc_command import COMMANDS as COLLECTOR_COMMANDS
 from appliance.cli.http_command import add_http
 from appliance.cli.mount_commands import is_mount_call
 from appliance.cli.options import (
@@ -46,7 +47,16 @@ from appliance.errors import ApplianceError, ConfigError, StoreError
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
 
-_COMMANDS: Final = ("import", "virtiofs", "mount", "http", "status", "bench", *STORE_COMMANDS)
+_COMMANDS: Final = (
+    "import",
+    "virtiofs",
+    "mount",
+    "http",
+    "status",
+    "bench",
+    *STORE_COMMANDS,
+    *COLLECTOR_COMMANDS,
+)
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
 
@@ -194,6 +204,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         "status": _add_status,
         "bench": add_bench,
         **STORE_COMMANDS,
+        **COLLECTOR_COMMANDS,
     }
     for add in [adders[command]] if command in adders else adders.values():
         add(commands)

@@ -243,6 +243,17 @@ class Environment:
         """Return the current size of the map."""
         return self._env.info()["map_size"]
 
+    def unused_bytes(self) -> int:
+        """Return about how many bytes of the file later commits will use before it grows.
+
+        Pages of the database of free pages count as unused.
+        """
+        info, stat = self._env.info(), self._env.stat()
+        used = _pages(stat)
+        with self.read() as txn:
+            used += sum(_pages(txn.stat(database)) for database in self._databases.values())
+        return max(0, info["last_pgno"] + 1 - used) * stat["psize"]
+
     def close(self) -> None:
         """Close the environment; every transaction must have ended."""
         self._env.close()
@@ -391,6 +402,10 @@ class _Reading(Generic[V]):
         traceback: TracebackType | None,
     ) -> None:
         self._env.end_read(self._txn, exc)
+
+
+def _pages(stat: "lmdb._StatDict") -> int:
+    return stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
 
 
 def _itself(txn: ReadTransaction) -> ReadTransaction:

@@ -1,0 +1,68 @@
+"""Sizes and spans of time on the command line, and the local store of a command."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Final
+
+from appliance.cli.options import service_addresses
+from appliance.errors import ConfigError
+
+_UNITS_S: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_KIB: Final = 1024
+
+
+def size_bytes(option: str, text: str) -> int:
+    """Return a size in bytes, given as a number with K, M, G or T behind it or nothing.
+
+    Raises:
+        ConfigError: it is no such text; the text of the error begins with `option`.
+    """
+    match = re.fullmatch(r"(0|[1-9][0-9]{0,17})([KMGT]?)", text.upper())
+    if not match:
+        raise ConfigError(
+            f"{option} {text}: expected an integer, with K, M, G or T behind it or nothing"
+        )
+    return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
+
+
+def seconds(option: str, text: str) -> float:
+    """Return a span of time in seconds, given as a number with s, m, h, d or w behind it.
+
+    Raises:
+        ConfigError: it is no such text; the text of the error begins with `option`.
+    """
+    match = re.fullmatch(r"([0-9]{1,9})([smhdw]?)", text)
+    if not match:
+        raise ConfigError(
+            f"{option} {text}: expected an integer, with s, m, h, d or w (seconds, minutes, hours, "
+            "days, weeks) behind it or nothing"
+        )
+    return int(match[1]) * _UNITS_S[match[2]]
+
+
+def readable(size: int) -> str:
+    """Return a number of bytes for a person, such as `3.2 MiB`."""
+    if size < _KIB:
+        return f"{size} bytes"
+    amount = float(size)
+    for unit in ("KiB", "MiB", "GiB"):
+        amount /= _KIB
+        if amount < _KIB:
+            return f"{amount:.1f} {unit}"
+    return f"{amount / _KIB:.1f} TiB"
+
+
+def local_store(options: argparse.Namespace) -> Path:
+    """Return the path of the store that a command is about, which must be on this machine.
+
+    Raises:
+        ConfigError: the services are elsewhere, or not in one store.
+    """
+    path = service_addresses(options).one_store()
+    if path is None:
+        raise ConfigError(
+            f"{options.command}: the services are not in one store of this machine; expected "
+            "--store lmdb:///DIR"
+        )
+    return path

@@ -514,7 +514,7 @@ class Resolve(_message.Message):
 
     @_builtins.property
     def blob(self) -> Global___Blob:
-        """A blob that the cache lacks."""
+        """A range of a blob that the cache lacks."""
 
     def __init__(
         self,
@@ -564,18 +564,25 @@ class Blob(_message.Message):
 
     DIGEST_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
     digest: _builtins.bytes
     size: _builtins.int
     """What a directory says of it."""
+    offset: _builtins.int
+    """The bytes that are wanted; a length of 0 stands for the whole blob."""
+    length: _builtins.int
     def __init__(
         self,
         *,
         digest: _builtins.bytes = ...,
         size: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        length: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "length", b"length", "offset", b"offset", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ import os
 import stat
 
 from appliance.errors import VhostError
+from appliance.resolve.exports import WHOLE_STORE, Exported
 from appliance.session.session_memory import InflightMemory
 from appliance.supervisor.ring_worker import RingWorker
 from appliance.supervisor.runtime import Runtime
@@ -28,6 +29,7 @@ class Device:
         num_queues: the number of virtqueues, including hiprio.
         max_queue_size: the largest number of entries of a ring.
         runtime: where workers and the session come from.
+        exported: what its session sees.
 
     Raises:
         OSError: there is not enough memory or no free descriptor.
@@ -39,6 +41,7 @@ class Device:
         num_queues: int,
         max_queue_size: int,
         runtime: Runtime,
+        exported: Exported = WHOLE_STORE,
     ) -> None:
         self.label = label
         self._num_queues = num_queues
@@ -47,7 +50,7 @@ class Device:
         self._regions: dict[Region, int] = {}
         self._inflight = InflightMemory.create(num_queues, max_queue_size)
         try:
-            self._session = runtime.new_session(num_queues)
+            self._session = runtime.new_session(num_queues, exported)
         except OSError:
             self._inflight.close()
             raise

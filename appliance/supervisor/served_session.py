@@ -1,8 +1,10 @@
 """The supervisor's part of one session, which outlives its workers: memory, grants, resolving."""
 
+import contextlib
 from collections.abc import Sequence
 
 from appliance.fuse_proto._fuse_wire import Opcode
+from appliance.resolve.exports import Export
 from appliance.resolve.resolver import Resolver, SessionGrants
 from appliance.session.grants import GrantTable
 from appliance.session.session_memory import COUNTERS_PER_QUEUE, SessionMemory
@@ -12,19 +14,29 @@ from appliance.session.wants import Want
 class ServedSession:
     """The session of a front-end or mount; owns its session memory and its grants.
 
+    Args:
+        num_queues: the number of its queues or clones.
+        export: what it may be granted.
+        resolver: the resolver of `export`.
+        is_by_content: whether files with equal content have the same st_ino.
+
     Raises:
         OSError: there is not enough memory or no free descriptor.
     """
 
-    def __init__(self, num_queues: int, resolver: Resolver, *, is_by_content: bool) -> None:
-        self.memory = SessionMemory.create(num_queues)
-        try:
+    def __init__(
+        self, num_queues: int, export: Export, resolver: Resolver, *, is_by_content: bool
+    ) -> None:
+        with contextlib.ExitStack() as made:
+            self.memory = SessionMemory.create(num_queues)
+            made.callback(self.memory.close)
             self.grants = GrantTable(is_by_content=is_by_content)
-        except OSError:
-            self.memory.close()
-            raise
-        self._resolver = resolver
-        self._session_grants = SessionGrants(self.grants)
+            made.callback(self.grants.close)
+            self._export = export
+            self._resolver = resolver
+            self._session_grants = SessionGrants(self.grants)
+            export.begin(self._session_grants)
+            made.pop_all()
 
     @property
     def fds(self) -> Sequence[int]:
@@ -33,7 +45,7 @@ class ServedSession:
 
     async def resolve(self, want: Want) -> int:
         """See `Resolver.resolve`."""
-        return await self._resolver.resolve(want, self._session_grants)
+        return await self._export.resolve(want, self._session_grants)
 
     def cache_used(self, keys: Sequence[bytes]) -> None:
         """See `Resolver.used`."""
@@ -54,5 +66,6 @@ class ServedSession:
 
     def close(self) -> None:
         """Close session memory and grants; all workers must have ended before."""
+        self._export.end(self._session_grants)
         self.memory.close()
         self.grants.close()

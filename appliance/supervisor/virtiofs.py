@@ -40,6 +40,8 @@ class VirtiofsConfig(RuntimeConfig):
     num_request_queues: int
     queue_size: int
     """The largest number of entries that a ring may have."""
+    exits_on_disconnect: bool = False
+    """Whether to end when a front-end leaves."""
 
 
 def serve(config: VirtiofsConfig, listeners: Sequence[Listener]) -> None:
@@ -65,14 +67,16 @@ class Supervisor:
         )
         self._devices: list[Device] = []
         self._waiting = WaitingFrontEnds()
+        self._stop = asyncio.Event()
 
     async def run(self) -> None:
         """Serve until a signal asks to stop, then end every worker."""
-        stop = stop_event()
+        stop = self._stop = stop_event()
         async with contextlib.AsyncExitStack() as stack:
             for listener in self._listeners:
                 stack.callback(listener.close)
-            runtime = await stack.enter_async_context(running(self._config, self.report))
+            exported = [listener.exported for listener in self._listeners]
+            runtime = await stack.enter_async_context(running(self._config, exported, self.report))
             room = DescriptorRoom(
                 num_queues=self._properties.num_queues, num_listeners=len(self._listeners)
             )
@@ -111,7 +115,9 @@ class Supervisor:
             while True:
                 sock = await accepting
                 accepting = asyncio.create_task(self._accept_next(listener, sock))
-                await self._serve_connection(sock, listener.label, runtime, room)
+                await self._serve_connection(sock, listener, runtime, room)
+                if self._config.exits_on_disconnect:
+                    self._stop.set()
                 self._waiting.remove(listener.label)
         finally:
             await cancel_accept(accepting)
@@ -124,13 +130,14 @@ class Supervisor:
         return sock
 
     async def _serve_connection(
-        self, sock: socket.socket, label: str, runtime: Runtime, room: DescriptorRoom
+        self, sock: socket.socket, listener: Listener, runtime: Runtime, room: DescriptorRoom
     ) -> None:
+        label = listener.label
         _LOG.info("%s: front-end connected", label)
         try:
             with sock:
                 async with room.place(label):
-                    await self._serve_front_end(sock, label, runtime)
+                    await self._serve_front_end(sock, listener, runtime)
         except VhostError as exc:
             _LOG.error("%s: %s; the connection is closed", label, exc)
         except OSError as exc:
@@ -139,23 +146,29 @@ class Supervisor:
             _LOG.exception("%s: the connection is closed", label)
         _LOG.info("%s: front-end left", label)
 
-    async def _serve_front_end(self, sock: socket.socket, label: str, runtime: Runtime) -> None:
-        device = await self._new_device(label, runtime)
+    async def _serve_front_end(
+        self, sock: socket.socket, listener: Listener, runtime: Runtime
+    ) -> None:
+        device = await self._new_device(listener, runtime)
         self._devices.append(device)
         try:
             await converse(Connection(sock), Session(self._properties, device))
         finally:
             self._devices.remove(device)
 
-    async def _new_device(self, label: str, runtime: Runtime) -> Device:
+    async def _new_device(self, listener: Listener, runtime: Runtime) -> Device:
         # As in `Listener.accept`, there may be no free descriptor or memory at the moment.
         while True:
             try:
                 return Device(
-                    label, self._properties.num_queues, self._properties.max_queue_size, runtime
+                    listener.label,
+                    self._properties.num_queues,
+                    self._properties.max_queue_size,
+                    runtime,
+                    listener.exported,
                 )
             except OSError as exc:
-                _LOG.error("%s: cannot serve the front-end now: %s", label, exc.strerror)
+                _LOG.error("%s: cannot serve the front-end now: %s", listener.label, exc.strerror)
                 await asyncio.sleep(_DEVICE_AGAIN_S)
 
 

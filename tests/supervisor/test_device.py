@@ -16,6 +16,7 @@ import pytest
 from appliance.engine import FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
+from appliance.resolve.exports import WHOLE_STORE, WholeStore
 from appliance.resolve.local import LocalResolver
 from appliance.store.store import Store
 from appliance.supervisor import ring_worker
@@ -41,7 +42,8 @@ async def a_device(directory: Path, memory: GuestMemory) -> AsyncIterator[Device
     configure = pb.Configure(store_path=os.fspath(directory / "store"), log_level="INFO")
     forker = Forker()
     resolver = LocalResolver(store)
-    runtime = Runtime(forker, resolver, configure, is_by_content=False)
+    exports = {WHOLE_STORE: WholeStore(resolver)}
+    runtime = Runtime(forker, resolver, exports, configure, is_by_content=False)
     device = Device("a device", 3, NUM, runtime)
     try:
         for region in memory.regions:

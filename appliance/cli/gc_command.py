@@ -4,11 +4,11 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance.cli.du_command import add_du
 from appliance.cli.options import add_json_option, add_log_options, add_service_options
 from appliance.cli.output import print_json, write_line
-from appliance.cli.quantities import local_store, readable, seconds, size_bytes
+from appliance.cli.quantities import local_store, readable, seconds, size_bytes, whole_paths
 from appliance.cli.root_command import add_root
-from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,15 +145,9 @@ def _collect_options(options: argparse.Namespace) -> "CollectOptions":
 
 def _run_delete(options: argparse.Namespace) -> None:
     from appliance.collector.collection import CollectOptions, collect, collecting
-    from appliance.services.paths_in_store import parse_path
     from appliance.store.store import Store
 
-    paths = []
-    for text in options.paths:
-        path, names = parse_path(text)
-        if names:
-            raise ConfigError(f"{text}: is below a store path; expected a whole one")
-        paths.append(path)
+    paths = whole_paths(options.paths)
     store_path = local_store(options)
     store = Store.open(store_path)
     try:
@@ -236,4 +230,5 @@ COMMANDS: "Final[dict[str, Callable[[Subparsers], None]]]" = {
     "gc": add_gc,
     "delete": add_delete,
     "root": add_root,
+    "du": add_du,
 }

@@ -352,6 +352,8 @@ def _run_status(options: argparse.Namespace) -> None:
         for worker in session["workers"]:
             queues = ", ".join(map(str, worker["queues"]))
             print(f"  worker {worker['pid']}: queue {queues}, {worker['restarts']} restarts")
+        for what, held in session.get("holds", {}).items():
+            print(f"  {what}: {held}")
         for opcode, count in sorted(session["requests"].items()):
             print(f"  {opcode:<12} {count:>12}")
     for front_end in waiting:

@@ -1,12 +1,17 @@
-"""Sizes and spans of time on the command line, and the local store of a command."""
+"""Sizes, spans of time and store paths on the command line, and the local store of a command."""
 
 import argparse
 import re
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from appliance.cli.options import service_addresses
 from appliance.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from appliance.nix.store_path import StorePath
 
 _UNITS_S: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _KIB: Final = 1024
@@ -66,3 +71,20 @@ def local_store(options: argparse.Namespace) -> Path:
             "--store lmdb:///DIR"
         )
     return path
+
+
+def whole_paths(texts: "Iterable[str]") -> "list[StorePath]":
+    """Return the store paths that `texts` name, each once.
+
+    Raises:
+        ConfigError: a text is no store path, or something below one.
+    """
+    from appliance.services.paths_in_store import parse_path
+
+    paths = []
+    for text in dict.fromkeys(texts):
+        path, names = parse_path(text)
+        if names:
+            raise ConfigError(f"{text}: is below a store path; expected a whole one")
+        paths.append(path)
+    return paths

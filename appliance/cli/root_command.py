@@ -5,14 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.cli.options import add_json_option, add_log_options, add_service_options
 from appliance.cli.output import print_json, write_line
-from appliance.cli.quantities import local_store
-from appliance.errors import ConfigError, StoreError
+from appliance.cli.quantities import local_store, whole_paths
+from appliance.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from appliance.nix.store_path import StorePath
-
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
 
 
@@ -68,7 +64,7 @@ def _run_add(options: argparse.Namespace) -> None:
     from appliance.store.root_lists import RootLists
     from appliance.store.store import Store
 
-    paths = _parsed(options.paths)
+    paths = whole_paths(options.paths)
     store_path = local_store(options)
     store = Store.open(store_path, or_readonly=True)
     try:
@@ -93,7 +89,7 @@ def _run_add(options: argparse.Namespace) -> None:
 def _run_rm(options: argparse.Namespace) -> None:
     from appliance.store.root_lists import RootLists
 
-    RootLists(local_store(options)).remove(options.name, _parsed(options.paths) or None)
+    RootLists(local_store(options)).remove(options.name, whole_paths(options.paths) or None)
 
 
 def _run_list(options: argparse.Namespace) -> None:
@@ -107,15 +103,3 @@ def _run_list(options: argparse.Namespace) -> None:
     for name, paths in shown.items():
         for path in paths:
             write_line(f"{name}\t{path}")
-
-
-def _parsed(texts: "Sequence[str]") -> "list[StorePath]":
-    from appliance.services.paths_in_store import parse_path
-
-    paths = []
-    for text in dict.fromkeys(texts):
-        path, names = parse_path(text)
-        if names:
-            raise ConfigError(f"{text}: is below a store path; expected a whole one")
-        paths.append(path)
-    return paths

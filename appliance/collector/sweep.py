@@ -86,24 +86,35 @@ class Sweep:
         dead = list(dead)
         self._going = set(dead)
         for part in in_parts(dead):
-            # The lock of the roots is taken inside the transaction, so that nobody waits for it
-            # while this waits for other writers, and is held until the commit.
-            lock = open_roots_lock(self._store.path)
-
-            def work(
-                txn: WriteTransaction, lock: int = lock, part: list[bytes] = part
-            ) -> list[bytes]:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                return self._remove_paths(txn, part, roots_now())
-
-            try:
-                removed = self._store.env.write(work)
-            finally:
-                os.close(lock)
+            removed = self._remove_part(part, roots_now)
             self.swept.num_paths += len(removed)
             self._going.difference_update(removed)
             for digest in removed:
                 del self._graph.paths[digest]
+
+    def _remove_part(
+        self, part: list[bytes], roots_now: Callable[[], dict[bytes, str]]
+    ) -> list[bytes]:
+        # The lock of the roots is held from reading them to the commit. It is taken inside the
+        # transaction, so that sessions do not wait for it while this waits for other writers. But
+        # who has it may be waiting for the transaction, so this does not wait for it there.
+        lock = open_roots_lock(self._store.path)
+
+        def work(txn: WriteTransaction) -> list[bytes] | None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return None
+            return self._remove_paths(txn, part, roots_now())
+
+        try:
+            removed = self._store.env.write(work)
+            while removed is None:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                removed = self._store.env.write(work)
+            return removed
+        finally:
+            os.close(lock)
 
     def _remove_paths(
         self, txn: WriteTransaction, part: list[bytes], roots: dict[bytes, str]

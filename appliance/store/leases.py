@@ -7,6 +7,7 @@ head says whose it is; below are the store paths that the session was granted, i
     #: all no
     #: kind session
     #: of /run/vm1.sock
+    #: view web                                 (if the session is given a view)
     #: boot 5f8b1c0e-6f0e-4a0f-9a51-3c8a4d7f2b11
     #: process 4711 1234567
     #: since 1760000000000000000
@@ -19,7 +20,8 @@ and start time (proc(5), `starttime`) are there for people.
 
 A path is written down before the guest can use it (`hold`), and then looked up once more; see
 `root_lists` for the order. Where the disk is too full to write it down, the lease is made to hold
-all paths instead, by overwriting a word of the head, for which no block is needed.
+all paths instead, by overwriting a word of the head, for which no block is needed. A lease without
+a head holds all paths, too.
 """
 
 import fcntl
@@ -77,25 +79,36 @@ class Lease:
     Attributes:
         lease_id: the name of its file.
         fd: the descriptor (lent) that holds the lock, to be passed to a process that takes over.
+        view: the view that the session is given, or None.
     """
 
-    def __init__(self, store_path: Path, lease_id: str, fd: int, held: Iterable[bytes]) -> None:
+    def __init__(
+        self, store_path: Path, lease_id: str, fd: int, held: Iterable[bytes], view: str | None
+    ) -> None:
         self.lease_id = lease_id
         self.fd = fd
+        self.view = view
         self._path = store_path / LEASES_DIRECTORY / lease_id
         self._held = set(held)
         self._holds_all = False
-        self._roots_fd = open_roots_lock(store_path)
+        try:
+            self._roots_fd = open_roots_lock(store_path)
+        except BaseException:
+            os.close(fd)
+            raise
         self._writing = threading.Lock()
 
     @classmethod
-    def begin(cls, store_path: Path, kind: LeaseKind, owner: str = "") -> "Lease":
+    def begin(
+        cls, store_path: Path, kind: LeaseKind, owner: str = "", *, view: str | None = None
+    ) -> "Lease":
         """Begin a lease that holds no path yet.
 
         Args:
             store_path: directory of the store.
             kind: whose it is.
             owner: the socket or mount of a session, for people.
+            view: the view that the session is given, or None.
 
         Raises:
             StoreError: this user may not write to the store, or the disk failed.
@@ -109,13 +122,9 @@ class Lease:
                 flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 fd = os.open(directory / lease_id, flags, 0o644)
                 fcntl.flock(fd, fcntl.LOCK_EX)
-                try:
-                    _write(fd, _head(kind, owner))
-                    return cls(store_path, lease_id, fd, ())
-                except BaseException:
-                    (directory / lease_id).unlink()
-                    os.close(fd)
-                    raise
+                lease = cls(store_path, lease_id, fd, (), view)
+                lease._begin(_head(kind, owner, view))
+                return lease
         except OSError as exc:
             raise disk_error(exc, directory) from exc
 
@@ -128,7 +137,8 @@ class Lease:
         """
         path = Path(f"/proc/self/fd/{fd}").readlink()
         held = [name.basename().encode() for name in read_listed(path).paths]
-        return cls(store_path, path.name, fd, held)
+        view = _head_of(path).get("view")
+        return cls(store_path, path.name, fd, held, view)
 
     def __len__(self) -> int:
         """Return the number of paths that are held."""
@@ -139,24 +149,34 @@ class Lease:
         """Whether every path of the store is held, because the disk was full."""
         return self._holds_all
 
-    def hold(self, names: Iterable[bytes]) -> None:
+    def hold(self, names: Iterable[bytes]) -> bool:
         """Write down that the session is about to be granted the paths with these base names.
 
+        Nothing is written for a session that is given a view: what it can be granted is in the
+        view, which is a root, and it loses what is removed from that.
+
         This may wait for the collector, for as long as one of its commits takes.
+
+        Returns:
+            Whether any of them was not held before, so that it must be looked up once more.
 
         Raises:
             StoreError: they cannot be written down, so they must not be granted.
         """
         with self._writing:
+            if self.view is not None:
+                return False
             new = [name for name in dict.fromkeys(names) if name not in self._held]
-            if not new or self._holds_all:
-                return
+            if not new:
+                return False
             fcntl.flock(self._roots_fd, fcntl.LOCK_SH)
             try:
-                self._append(b"".join(name + b"\n" for name in new))
+                if not self._holds_all:
+                    self._append(b"".join(name + b"\n" for name in new))
             finally:
                 fcntl.flock(self._roots_fd, fcntl.LOCK_UN)
             self._held.update(new)
+            return True
 
     def leave(self) -> None:
         """Close the descriptors; the lease goes on if another process has taken it over."""
@@ -168,6 +188,12 @@ class Lease:
         with suppress(OSError):  # the collector removes what stays
             self._path.unlink()
         self.leave()
+
+    def _begin(self, head: bytes) -> None:
+        try:
+            _write(self.fd, head)
+        except OSError:  # the disk is full, and a lease without a head holds all paths
+            self._holds_all = True
 
     def _append(self, lines: bytes) -> None:
         size = os.fstat(self.fd).st_size
@@ -228,7 +254,7 @@ def _is_held(path: Path) -> bool:
     return False
 
 
-def _read_state(path: Path) -> LeaseState:
+def _head_of(path: Path) -> dict[str, str]:
     head: dict[str, str] = {}
     try:
         with path.open(encoding="utf-8", errors="backslashreplace") as file:
@@ -240,6 +266,11 @@ def _read_state(path: Path) -> LeaseState:
                     head[key] = value.strip()
     except FileNotFoundError:  # its owner has just ended it
         pass
+    return head
+
+
+def _read_state(path: Path) -> LeaseState:
+    head = _head_of(path)
     since = head.get("since", "0")
     if not since.isdecimal():
         raise StoreError(f"{path}: since {since}: expected a number of nanoseconds")
@@ -248,18 +279,19 @@ def _read_state(path: Path) -> LeaseState:
         head.get("kind", LeaseKind.SESSION),
         head.get("of", ""),
         int(since),
-        head.get("all") == "yes",
+        head.get("all") != "no",
         read_listed(path).paths,
     )
 
 
-def _head(kind: LeaseKind, owner: str) -> bytes:
+def _head(kind: LeaseKind, owner: str, view: str | None) -> bytes:
     pid = os.getpid()
     # The 22nd field; the second one, in parentheses, may have spaces (proc(5)).
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()
     lines = [
         f"#: kind {kind}",
         *([f"#: of {' '.join(owner.splitlines())}"] if owner else []),
+        *([f"#: view {view}"] if view else []),
         f"#: boot {_BOOT_ID_FILE.read_text().strip()}",
         f"#: process {pid} {fields[19]}",
         f"#: since {time.time_ns()}",

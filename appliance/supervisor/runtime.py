@@ -1,6 +1,7 @@
 """What every supervisor runs next to its front-ends or mount: resolver, fork server, status."""
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -8,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from appliance.errors import StoreError
 from appliance.protos import control_pb2 as pb
 from appliance.resolve.exports import Export, Exported, LiveView, PathAsRoot, WholeStore
 from appliance.resolve.local import LocalResolver
 from appliance.resolve.resolver import Resolver
 from appliance.services.addresses import ServiceAddresses
+from appliance.store.leases import Lease, LeaseKind
 from appliance.store.store import Store
 from appliance.store.views import Views
 from appliance.supervisor.forker import Forker
@@ -53,6 +56,9 @@ class Runtime:
     """The part of the first message that is the same for every worker."""
     is_by_content: bool
     """As in `RuntimeConfig`."""
+    leased_store: Path | None = None
+    """The store in which sessions keep what they are granted; None if nothing is collected there,
+    or this process may not write to it."""
 
     def configure_for(self, slot: int, device: pb.Device | None = None) -> pb.Configure:
         """Return the first message to the worker of queue `slot`, or of clone `slot` of a mount.
@@ -65,22 +71,32 @@ class Runtime:
         configure.MergeFrom(self.configure)
         return configure
 
-    def new_session(self, num_queues: int, exported: Exported) -> ServedSession:
+    def new_session(self, num_queues: int, exported: Exported, owner: str) -> ServedSession:
         """Return a new session for a front-end or mount; the caller owns it.
 
         Args:
             num_queues: the number of its queues or clones.
             exported: what it sees; one of those that `running` was given.
+            owner: its socket or mount, for people.
 
         Raises:
-            OSError: there is not enough memory or no free descriptor.
+            OSError: there is not enough memory, no free descriptor, or no room for its lease.
         """
         return ServedSession(
             num_queues,
             self.exports[exported],
             self.resolver,
             is_by_content=self.is_by_content,
+            lease=self._new_lease(owner, exported.view),
         )
+
+    def _new_lease(self, owner: str, view: str | None) -> Lease | None:
+        if self.leased_store is None:
+            return None
+        try:
+            return Lease.begin(self.leased_store, LeaseKind.SESSION, owner, view=view)
+        except StoreError as exc:
+            raise OSError(errno.EIO, str(exc)) from exc
 
 
 @contextlib.asynccontextmanager
@@ -115,6 +131,12 @@ async def running(
             )
             store, has_cache, has_remote_root = remote.store, remote.has_cache, True
         stack.push_async_callback(resolver.close)
+        leased_store = local_path if store.is_writable else None
+        if leased_store is not None:
+            # What is the root directory of sessions is kept between them, too.
+            lease = Lease.begin(leased_store, LeaseKind.SESSION, "the supervisor")
+            stack.callback(lease.close)
+            lease.hold(one.root.encode() for one in exported if one.root is not None)
         exports = {one: await _open_export(config, one, resolver) for one in set(exported)}
         live_views = [export for export in exports.values() if isinstance(export, LiveView)]
         if live_views:
@@ -141,7 +163,7 @@ async def running(
             log_json=config.log_json,
             sandbox=_sandbox(store) if config.is_sandboxed else None,
         )
-        yield Runtime(forker, resolver, exports, configure, config.is_by_content)
+        yield Runtime(forker, resolver, exports, configure, config.is_by_content, leased_store)
 
 
 async def _open_export(config: RuntimeConfig, exported: Exported, resolver: Resolver) -> Export:

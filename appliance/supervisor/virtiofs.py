@@ -98,6 +98,7 @@ class Supervisor:
                     "socket": device.label,
                     "workers": device.workers(),
                     "requests": device.requests(),
+                    "holds": device.holdings(),
                 }
                 for device in self._devices
             ],

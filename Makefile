@@ -7,6 +7,7 @@
 #   make test [ARGS=...]    linters, unit tests, tests in virtual machines; ARGS go to pytest
 #   make bench              measurements against other virtiofs servers, and plain gRPC; with
 #                           BEFORE=dir, of walks and imports against another checkout too
+#   make soak-gc            random histories of a store with garbage collection, for about an hour
 #   make protos             regenerate the protobuf code
 #   make clean              remove what make has made, downloads included
 # Debian packages are installed when make runs as root; otherwise what is missing is listed.
@@ -19,7 +20,7 @@ WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_fastcdc.c cffi_
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
-.PHONY: venv demo format lint check test bench protos clean packages-venv packages-demo packages-test
+.PHONY: venv demo format lint check test bench soak-gc protos clean packages-venv packages-demo packages-test
 .DELETE_ON_ERROR:
 
 venv: packages-venv $(INSTALLED)
@@ -57,8 +58,12 @@ bench: packages-test $(INSTALLED)
 	$(BIN)/python -m tests.bench_neighbour || status=1; \
 	$(BIN)/python -m tests.mount.bench || status=1; \
 	$(BIN)/python -m tests.bench_rpc || status=1; \
+	$(BIN)/python -m tests.collector.bench_collection || status=1; \
 	$(BIN)/python -m tests.remote.bench || status=1; \
 	exit $$status
+
+soak-gc: packages-test $(INSTALLED)
+	APPLIANCE_SOAK_EXAMPLES=2000 $(BIN)/python -m pytest tests/collector/test_collection_model.py $(ARGS)
 
 protos: $(INSTALLED)
 	setup/protos.sh .

@@ -67,7 +67,7 @@ def local_store(options: argparse.Namespace) -> Path:
     path = service_addresses(options).one_store()
     if path is None:
         raise ConfigError(
-            f"{options.command}: the services are not in one store of this machine; expected "
+            "the services are not in one store of this machine, which this needs; expected "
             "--store lmdb:///DIR"
         )
     return path
@@ -88,3 +88,25 @@ def whole_paths(texts: "Iterable[str]") -> "list[StorePath]":
             raise ConfigError(f"{text}: is below a store path; expected a whole one")
         paths.append(path)
     return paths
+
+
+def add_min_free_option(parser: argparse._ActionsContainer) -> None:
+    """Add the option that has garbage collected when the disk becomes full."""
+    parser.add_argument(
+        "--min-free",
+        metavar="SIZE",
+        help="collect garbage (`appliance gc --keep-free SIZE`) when less than SIZE is free on the "
+        "file system of a local store (default: never)",
+    )
+
+
+def min_free_bytes(options: argparse.Namespace) -> int | None:
+    """Return the value of --min-free, or None if it is not given.
+
+    Raises:
+        ConfigError: it is no size, or there is no local store.
+    """
+    if options.min_free is None:
+        return None
+    local_store(options)
+    return size_bytes("--min-free", options.min_free)

@@ -20,6 +20,8 @@ LIVE: Final = 1
 # The numbers from here on are those of dead paths, see `Marks.mark`.
 FIRST_DEAD: Final = 2
 _DAMAGE_MAX: Final = 10
+# After so many Directories, their pages leave the memory of this process.
+_DIRECTORIES_AT_A_TIME: Final = 8192
 
 
 class Marks:
@@ -44,6 +46,8 @@ class Marks:
         self.blob_marks = array("l", bytes(array("l").itemsize * len(self.blobs)))
         self.directory_marks = array("l", bytes(array("l").itemsize * len(self.directories)))
         self.damage: list[str] = []
+        self._env = store.env
+        self._num_walked = 0
         # Directories that were put after the snapshot and have been walked.
         self._new: set[bytes] = set()
 
@@ -89,9 +93,7 @@ class Marks:
                 marked_bytes += sizes[number]
             elif digest in self._new:
                 continue
-            encoded = view.directory(digest)
-            if encoded is None or (digest != EMPTY_DIGEST and Digest.of(encoded) != digest):
-                self._note_damage(digest, encoded, mark)
+            encoded = self._read(view, digest, mark)
             if encoded is None:
                 continue
             if number < 0:
@@ -131,10 +133,16 @@ class Marks:
             sum(1 for mark in self.directory_marks if not mark or mark >= first_removed),
         )
 
-    def _note_damage(self, digest: bytes, encoded: bytes | None, mark: int) -> None:
-        if mark == LIVE and len(self.damage) < _DAMAGE_MAX:
+    def _read(self, view: Snapshot, digest: bytes, mark: int) -> bytes | None:
+        self._num_walked += 1
+        if not self._num_walked % _DIRECTORIES_AT_A_TIME:
+            self._env.drop_pages()
+        encoded = view.directory(digest)
+        is_right = encoded is not None and (digest == EMPTY_DIGEST or Digest.of(encoded) == digest)
+        if not is_right and mark == LIVE and len(self.damage) < _DAMAGE_MAX:
             what = "is missing" if encoded is None else "is damaged"
             self.damage.append(f"directory {digest.hex()} {what}")
+        return encoded
 
 
 def _may_mark(present: int, mark: int) -> bool:

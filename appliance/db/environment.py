@@ -243,6 +243,16 @@ class Environment:
         """Return the current size of the map."""
         return self._env.info()["map_size"]
 
+    def drop_pages(self) -> None:
+        """Take the pages of the map that were read out of this process's memory.
+
+        For whoever reads the whole file once: its pages would stay in the process, though not in
+        its own memory, until the kernel needs them. Buffers of the map stay valid.
+        """
+        from appliance.system import libc  # noqa: PLC0415 - ctypes is slow to load
+
+        libc.drop_mapped_pages(os.path.realpath(self._path / "data.mdb"))
+
     def unused_bytes(self) -> int:
         """Return about how many bytes of the file later commits will use before it grows.
 

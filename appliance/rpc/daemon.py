@@ -27,6 +27,7 @@ from appliance.rpc.server import Server
 from appliance.services.addresses import GrpcAddress, ServiceAddresses, unix_target
 from appliance.services.open_services import open_services
 from appliance.services.put_policy import guarded
+from appliance.services.space_watch import keeping_free
 from appliance.system.listening import (
     announce_ready,
     announce_stopping,
@@ -67,6 +68,7 @@ class DaemonConfig(NamedTuple):
     listen: Sequence[ListenAddress]
     may_replace_paths: bool = False
     checks_content: bool = False
+    min_free_bytes: int | None = None
     is_readonly: bool = False
     trusted_keys: "TrustedKeys | None" = None
     secret_keys: "Sequence[SecretKey]" = ()
@@ -90,7 +92,8 @@ async def _serve(config: DaemonConfig) -> None:
         is_readonly=config.is_readonly,
         may_replace_paths=config.may_replace_paths,
     )
-    async with opening as services:
+    watching = keeping_free(config.services.one_store(), config.min_free_bytes)
+    async with opening as services, watching:
         # Clients verify what comes from a store of this host (see `BlobReader`). What comes from
         # another peer is verified before it is passed on.
         is_of_peer = isinstance(config.services.blobs, GrpcAddress)

@@ -28,7 +28,9 @@ def sizes(store: Store, txn: ReadTransaction, table: bytes) -> Iterator[tuple[me
     A blob that is kept in a file counts with the size of the file. Nothing but the keys and short
     records is read from the disk. The memory of a key is valid until the next one.
     """
-    for key, value in txn.cursor(db=store.env.database(table)).iternext():
+    for number, (key, value) in enumerate(txn.cursor(db=store.env.database(table)).iternext()):
+        if not number % _KEYS_AT_A_TIME:
+            store.env.drop_pages()
         size = len(value)
         if table == schema.BLOBS and size == _FILE_RECORD_SIZE and value[0] == schema.IN_FILE:
             size = schema.unpack_file_record(value)
@@ -39,7 +41,9 @@ def image_sizes(store: Store, txn: ReadTransaction) -> Iterator[tuple[memoryview
     """Yield the digests of Directories with the size of each piece of their images, in order."""
     images = store.env.newer_database(schema.IMAGES)
     if images is not None:
-        for key, value in txn.cursor(db=images).iternext():
+        for number, (key, value) in enumerate(txn.cursor(db=images).iternext()):
+            if not number % _KEYS_AT_A_TIME:
+                store.env.drop_pages()
             yield key[:DIGEST_SIZE], len(value)
 
 

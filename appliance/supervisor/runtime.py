@@ -15,6 +15,7 @@ from appliance.resolve.exports import Export, Exported, LiveView, PathAsRoot, Wh
 from appliance.resolve.local import LocalResolver
 from appliance.resolve.resolver import Resolver
 from appliance.services.addresses import ServiceAddresses
+from appliance.services.space_watch import keeping_free
 from appliance.store.leases import Lease, LeaseKind
 from appliance.store.store import Store
 from appliance.store.views import Views
@@ -41,6 +42,8 @@ class RuntimeConfig:
     """Whether files with equal content have the same st_ino."""
     is_sandboxed: bool
     """Whether workers are locked down before they serve."""
+    min_free_bytes: int | None
+    """Garbage is collected when less is free on the file system of the store; None: never."""
     log_level: str
     log_json: bool
 
@@ -149,6 +152,7 @@ async def running(
             is_sandboxed=config.is_sandboxed,
         )
         stack.push_async_callback(forker.close)
+        await stack.enter_async_context(keeping_free(leased_store, config.min_free_bytes))
         status = StatusServer(config.state_dir, report)
         await status.start()
         stack.push_async_callback(status.close)

@@ -13,7 +13,7 @@ from appliance.cli.root_command import add_root
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from appliance.collector.collection import CollectOptions, Plan
+    from appliance.collector.collection import CollectionPlan, CollectOptions
     from appliance.collector.sweep import Swept
     from appliance.store.store import Store
 
@@ -172,7 +172,7 @@ def _print_roots(options: argparse.Namespace, store: "Store", grace_s: float) ->
         write_line(f"{path}\t{where}")
 
 
-def _print_plan(options: argparse.Namespace, made: "Plan") -> None:
+def _print_plan(options: argparse.Namespace, made: "CollectionPlan") -> None:
     if options.print_live or options.print_dead:
         chosen = made.graph.paths.keys() - set(made.dead) if options.print_live else made.dead
         names = made.names(chosen)

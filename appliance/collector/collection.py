@@ -67,7 +67,7 @@ class CollectOptions:
 
 
 @dataclass(slots=True)
-class Plan:
+class CollectionPlan:
     """What one snapshot says about a collection.
 
     Attributes:
@@ -113,7 +113,7 @@ def collecting(store_path: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def plan(store: Store, options: CollectOptions) -> Plan:
+def plan(store: Store, options: CollectOptions) -> CollectionPlan:
     """Find out what a collection would remove now; see the theory of operation.
 
     Raises:
@@ -128,7 +128,7 @@ def plan(store: Store, options: CollectOptions) -> Plan:
         graph = PathGraph(store)
         graph.load(txn, view)
         live = graph.closure(reasons(graph, roots, options))
-        made = Plan(graph, roots, Marks(store, txn), live, 0)
+        made = CollectionPlan(graph, roots, Marks(store, txn), live, 0)
         _mark_live(store, txn, view, made)
         _check_damage(store, made, is_forced=options.is_forced)
         wanted = _wanted(made, options.chosen)
@@ -194,7 +194,7 @@ def collect(store: Store, options: CollectOptions) -> Swept:
 # --- Steps of the plan ---
 
 
-def _mark_live(store: Store, txn: ReadTransaction, view: Snapshot, made: Plan) -> None:
+def _mark_live(store: Store, txn: ReadTransaction, view: Snapshot, made: CollectionPlan) -> None:
     for digest in made.live:
         made.marks.mark(view, made.graph.paths[digest].node)
     for blob in made.roots.blobs:
@@ -207,7 +207,7 @@ def _mark_live(store: Store, txn: ReadTransaction, view: Snapshot, made: Plan) -
     made.recent_ns = max(made.roots.objects_since_ns, store.recent_puts.last_ns(txn) + 1)
 
 
-def _check_damage(store: Store, made: Plan, *, is_forced: bool) -> None:
+def _check_damage(store: Store, made: CollectionPlan, *, is_forced: bool) -> None:
     damage = [*made.graph.damage, *made.marks.damage]
     if not damage:
         return
@@ -223,7 +223,7 @@ def _check_damage(store: Store, made: Plan, *, is_forced: bool) -> None:
         _LOG.warning("%s: %s; what only it refers to is removed", store.path, line)
 
 
-def _wanted(made: Plan, chosen: Sequence[StorePath] | None) -> list[bytes]:
+def _wanted(made: CollectionPlan, chosen: Sequence[StorePath] | None) -> list[bytes]:
     if chosen is None:
         return [digest for digest in made.graph.paths if digest not in made.live]
     wanted = [path.digest for path in chosen]
@@ -242,13 +242,13 @@ def _wanted(made: Plan, chosen: Sequence[StorePath] | None) -> list[bytes]:
     return wanted
 
 
-def _mark_kept(view: Snapshot, made: Plan, wanted: set[bytes]) -> None:
+def _mark_kept(view: Snapshot, made: CollectionPlan, wanted: set[bytes]) -> None:
     for digest, known in made.graph.paths.items():
         if digest not in wanted and digest not in made.live:
             made.marks.mark(view, known.node)
 
 
-def _limit(view: Snapshot, made: Plan, options: CollectOptions, free_bytes: int) -> None:
+def _limit(view: Snapshot, made: CollectionPlan, options: CollectOptions, free_bytes: int) -> None:
     limits = []
     if options.max_freed_bytes is not None:
         limits.append(options.max_freed_bytes)

@@ -30,7 +30,7 @@ from appliance.store.store import Store
 _SHARED: Final = -1
 
 
-class Usage(NamedTuple):
+class GroupUsage(NamedTuple):
     """What a group of store paths takes up, in bytes.
 
     Args:
@@ -58,7 +58,7 @@ class StoreUsage(NamedTuple):
         unused_bytes: pages of `data.mdb` that later commits use before it grows.
     """
 
-    rows: list[Usage]
+    rows: list[GroupUsage]
     shared_bytes: int
     exclusive_bytes: int
     unreferenced_bytes: int
@@ -154,7 +154,7 @@ class _Measure:
 
     def usage(
         self, label: str, members: Sequence[KnownPath], owner: int, own_bytes: float
-    ) -> Usage:
+    ) -> GroupUsage:
         """Add up what a group refers to."""
         seen_blobs, seen_directories = bytearray(len(self.blobs)), bytearray(len(self.directories))
         shared, exclusive = 0.0, own_bytes * len(members)
@@ -175,7 +175,7 @@ class _Measure:
                     seen_blobs[number] = 1
                     count(self._blob_owners, self._blob_charges, number)
         apparent = sum(self._apparent_of(known.node) for known in members)
-        return Usage(label, apparent, round(shared), round(exclusive))
+        return GroupUsage(label, apparent, round(shared), round(exclusive))
 
     def totals(self) -> tuple[float, float, float]:
         """Return what is shared, exclusive to some group, and unreferenced."""

@@ -21,7 +21,7 @@ LIVE: Final = 1
 FIRST_DEAD: Final = 2
 _DAMAGE_MAX: Final = 10
 # After so many Directories, their pages leave the memory of this process.
-_DIRECTORIES_AT_A_TIME: Final = 8192
+_DIRECTORIES_AT_A_TIME: Final = 2048
 
 
 class Marks:

@@ -31,7 +31,7 @@ _HEAD: Final = "# Store paths that garbage collection keeps, changed by `applian
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}", re.ASCII)
 
 
-class ListedPaths(NamedTuple):
+class RootText(NamedTuple):
     """What a text has: store paths, and blobs that it names beside them."""
 
     paths: list[StorePath]
@@ -65,7 +65,7 @@ def open_roots_lock(store_path: Path) -> int:
         raise disk_error(exc, store_path) from exc
 
 
-def read_listed(path: Path) -> ListedPaths:
+def read_listed(path: Path) -> RootText:
     """Return what the text in the file `path` lists; nothing if the file is gone.
 
     Raises:
@@ -74,7 +74,7 @@ def read_listed(path: Path) -> ListedPaths:
     try:
         lines = path.read_bytes().decode("utf-8", "backslashreplace").splitlines()
     except FileNotFoundError:
-        return ListedPaths([], [])
+        return RootText([], [])
     except OSError as exc:
         raise disk_error(exc, path) from exc
     paths: list[StorePath] = []
@@ -89,7 +89,7 @@ def read_listed(path: Path) -> ListedPaths:
                 paths.append(StorePath.parse(line))
         except (StorePathError, DirectoryError) as exc:
             raise StoreError(f"{path}: line {number}: {exc}") from exc
-    return ListedPaths(paths, blobs)
+    return RootText(paths, blobs)
 
 
 class RootLists:

@@ -163,7 +163,8 @@ class TreeImport:
             kind, _, _, offset, size, *_, digest = record
             content = ring[offset : offset + size]
             if kind in {HashKind.PIECE, HashKind.LAST}:
-                self._nars.content(content)
+                if size:
+                    self._nars.content(content)
                 self._feed.piece_done(size)
             elif kind != HashKind.CHUNKS:  # those are for the committing process
                 _refuse(kind, bytes(content).decode(errors="replace"))

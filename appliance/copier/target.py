@@ -18,6 +18,7 @@ from appliance.services.addresses import ServiceAddresses
 from appliance.services.contracts import Services
 from appliance.services.open_services import LoopThread, open_services
 from appliance.store.batch import Batch
+from appliance.store.leases import Lease, LeaseKind
 from appliance.store.temp_directory import TempDirectory
 from appliance.store.writer import AsyncStore
 
@@ -103,6 +104,8 @@ def open_target(
             stack.callback(store.close)
             if not store.store.is_writable:
                 raise ReadOnlyStoreError(f"{store_path}: cannot be written by this user")
+            # What is copied stays until all of the copy is there.
+            stack.callback(Lease.begin(store_path, LeaseKind.IMPORT).close)
             stores[store_path] = store
         services = open_in_thread(thread, addresses, stores, stack, is_readonly=False)
         yield CopyTarget(thread, services, store, Staging(temp.path), dialect)

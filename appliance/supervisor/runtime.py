@@ -118,6 +118,7 @@ async def running(
     Raises:
         ApplianceError: the store or the state directory is unusable; a view or path is missing.
     """
+    exported = set(exported)
     async with contextlib.AsyncExitStack() as stack:
         local_path = config.services.one_store()
         if local_path is not None:
@@ -135,12 +136,19 @@ async def running(
             store, has_cache, has_remote_root = remote.store, remote.has_cache, True
         stack.push_async_callback(resolver.close)
         leased_store = local_path if store.is_writable else None
-        if leased_store is not None:
+        root_names = [one.root.encode() for one in exported if one.root is not None]
+        if leased_store is not None and root_names:
             # What is the root directory of sessions is kept between them, too.
             lease = Lease.begin(leased_store, LeaseKind.SESSION, "the supervisor")
             stack.callback(lease.close)
-            lease.hold(one.root.encode() for one in exported if one.root is not None)
-        exports = {one: await _open_export(config, one, resolver) for one in set(exported)}
+            lease.hold(root_names)
+        elif local_path is not None and leased_store is None:
+            _LOG.info(
+                "%s: this user cannot write there, so garbage collection by others does not see "
+                "what sessions use",
+                local_path,
+            )
+        exports = {one: await _open_export(config, one, resolver) for one in exported}
         live_views = [export for export in exports.values() if isinstance(export, LiveView)]
         if live_views:
             watch = ViewWatch(_views(config).directory, live_views)

@@ -33,12 +33,14 @@ class CopyTarget:
         store: AsyncStore | None,
         staging: Staging,
         dialect: SizeDialect,
+        lease: Lease | None,
     ) -> None:
         self.thread: Final = thread
         self.staging = staging
         self.dialect = dialect
         self._services = services
         self._store = store
+        self._lease = lease
         self._sink = ServicesSink(thread, services, dialect)
         self._sink_lock = threading.Lock()
 
@@ -48,6 +50,8 @@ class CopyTarget:
         Raises:
             StoreError: the target fails.
         """
+        if self._lease is not None:
+            self._lease.hold([path.basename().encode()])
         encoded = self.thread.run_and_wait(self._services.path_infos.get(path.digest))
         if encoded is None or read_path_info(encoded).path != path:
             return None
@@ -98,17 +102,18 @@ def open_target(
         temp = stack.enter_context(TempDirectory(store_path or user_staging_directory()))
         thread = LoopThread("services")
         stack.callback(thread.close)
-        store = None
+        store = lease = None
         if store_path is not None:
             store = AsyncStore.open(store_path, create=True, or_readonly=True)
             stack.callback(store.close)
             if not store.store.is_writable:
                 raise ReadOnlyStoreError(f"{store_path}: cannot be written by this user")
-            # What is copied stays until all of the copy is there.
-            stack.callback(Lease.begin(store_path, LeaseKind.IMPORT).close)
+            # What is copied stays until all of the copy is there, and so does what need not be.
+            lease = Lease.begin(store_path, LeaseKind.IMPORT)
+            stack.callback(lease.close)
             stores[store_path] = store
         services = open_in_thread(thread, addresses, stores, stack, is_readonly=False)
-        yield CopyTarget(thread, services, store, Staging(temp.path), dialect)
+        yield CopyTarget(thread, services, store, Staging(temp.path), dialect, lease)
 
 
 def open_in_thread(

@@ -60,6 +60,7 @@ def keys(store: Store, table: bytes) -> Iterator[bytes]:
             if cursor.set_range(after):
                 items = islice(cursor.iternext(keys=True, values=False), _KEYS_AT_A_TIME)
                 found = [bytes(key) for key in items]
+        store.env.drop_pages()
         yield from (key for key in found if key != after)
         if len(found) < _KEYS_AT_A_TIME:
             return

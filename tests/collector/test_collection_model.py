@@ -218,8 +218,8 @@ class History(RuleBasedStateMachine):
         if is_new or not self.sessions:
             self.sessions.append((Lease.begin(self.path, LeaseKind.SESSION), set()))
         lease, held = self.sessions[-1]
-        lease.hold([tree.path.basename().encode()])
-        if self.has(tree):
+        if self.has(tree):  # a session holds only what it has found
+            lease.hold([tree.path.basename().encode()])
             held.add(tree.path)
 
     @precondition(lambda self: self.sessions)

@@ -12,6 +12,7 @@
 #   make test-deb           the same, installed, upgraded and removed in a new Debian 12 that boots
 #                           with systemd; needs root, debootstrap and a Debian mirror
 #   make long-cut           the tests of links between hosts, with a link that is cut for a minute
+#   make soak-gc            random histories of a store with garbage collection, for about an hour
 #   make protos             regenerate the protobuf code
 #   make clean              remove what make has made, downloads included
 # Debian packages are installed when make runs as root; otherwise what is missing is listed.
@@ -24,7 +25,7 @@ WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_fastcdc.c cffi_
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
-.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut protos clean packages-venv packages-demo packages-test
+.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut soak-gc protos clean packages-venv packages-demo packages-test
 .DELETE_ON_ERROR:
 
 venv: packages-venv $(INSTALLED)
@@ -71,6 +72,7 @@ bench: packages-test $(INSTALLED)
 	$(BIN)/python -m tests.mount.bench || status=1; \
 	$(BIN)/python -m tests.bench_rpc || status=1; \
 	$(BIN)/python -m tests.bench_nix || status=1; \
+	$(BIN)/python -m tests.collector.bench_collection || status=1; \
 	$(BIN)/python -m tests.remote.bench || status=1; \
 	exit $$status
 
@@ -86,6 +88,9 @@ test-deb: packages-test $(INSTALLED)
 
 long-cut: packages-test $(INSTALLED)
 	TEST_CUT_S=60 $(BIN)/python -m pytest tests/remote/test_links.py $(ARGS)
+
+soak-gc: packages-test $(INSTALLED)
+	APPLIANCE_SOAK_EXAMPLES=2000 $(BIN)/python -m pytest tests/collector/test_collection_model.py $(ARGS)
 
 protos: $(INSTALLED)
 	setup/protos.sh .

@@ -24,6 +24,7 @@ from appliance.cli.options import (
     state_dir,
 )
 from appliance.cli.output import print_json
+from appliance.cli.quantities import add_min_free_option, min_free_bytes
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ def _add_common_options(command: argparse.ArgumentParser) -> None:
         f"or of KiB, MiB, GiB or TiB with the suffix K, M, G or T (default: "
         f"APPLIANCE_BLOB_CACHE_SIZE, or else {_DEFAULT_CACHE_SIZE})",
     )
+    add_min_free_option(state)
     add_service_options(command)
     add_log_options(command)
 
@@ -216,6 +218,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
     config = VirtiofsConfig(
         services=services,
         blob_cache_bytes=_blob_cache_bytes(options),
+        min_free_bytes=min_free_bytes(options),
         state_dir=state_dir(options, services),
         is_root_listable=options.list_root,
         is_by_content=options.inodes == "content",
@@ -287,6 +290,7 @@ def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | N
         MountConfig(
             services=services,
             blob_cache_bytes=_blob_cache_bytes(options),
+            min_free_bytes=min_free_bytes(options),
             state_dir=state_dir(options, services),
             is_root_listable=options.list_root,
             is_by_content=options.inodes == "content",

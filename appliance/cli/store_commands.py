@@ -25,6 +25,7 @@ from appliance.cli.options import (
 )
 from appliance.cli.output import print_json, with_services, write, write_line
 from appliance.cli.path_info_command import add_path_info
+from appliance.cli.quantities import add_min_free_option, min_free_bytes
 from appliance.cli.registration_command import add_registration
 from appliance.cli.verify_command import add_verify
 from appliance.errors import ConfigError
@@ -83,6 +84,7 @@ def _add_writing(group: "argparse._ArgumentGroup") -> None:
         action="store_true",
         help="let clients replace the contents of a store path, which is refused otherwise",
     )
+    add_min_free_option(group)
     add_signature_options(group)
     add_sign_option(
         group,
@@ -154,6 +156,7 @@ def _run_daemon(options: argparse.Namespace) -> None:
             service_addresses(options),
             listen,
             may_replace_paths=options.allow_replace,
+            min_free_bytes=min_free_bytes(options),
             checks_content=options.check_content,
             access=socket_access(options),
             tls=tls_files(options),

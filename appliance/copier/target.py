@@ -13,6 +13,7 @@ from appliance.nix.store_path import StorePath
 from appliance.protos import pathinfo_pb2
 from appliance.services.addresses import ServiceAddresses
 from appliance.store.batch import Batch
+from appliance.store.leases import Lease, LeaseKind
 from appliance.store.temp_directory import TempDirectory
 from appliance.store.writer import AsyncStore
 
@@ -52,13 +53,17 @@ class CopyTarget(Protocol):
 class LocalCopyTarget:
     """A store of this machine, without an event loop."""
 
-    def __init__(self, store: AsyncStore, staging: Staging, dialect: SizeDialect) -> None:
+    def __init__(
+        self, store: AsyncStore, staging: Staging, dialect: SizeDialect, lease: Lease
+    ) -> None:
         self.staging = staging
         self.dialect = dialect
         self._store = store
+        self._lease = lease
 
     def known(self, path: StorePath) -> pathinfo_pb2.PathInfo | None:
         """See `CopyTarget.known`."""
+        self._lease.hold([path.basename().encode()])
         with self._store.store.snapshot() as snapshot:
             encoded = snapshot.path_info(path.digest)
         if encoded is None:
@@ -107,5 +112,8 @@ def open_target(
         stack.callback(store.close)
         if not store.store.is_writable:
             raise ReadOnlyStoreError(f"{store_path}: cannot be written by this user")
+        # What is copied stays until all of the copy is there, and so does what need not be.
+        lease = Lease.begin(store_path, LeaseKind.IMPORT)
+        stack.callback(lease.close)
         stores[store_path] = store
-        yield LocalCopyTarget(store, staging, dialect)
+        yield LocalCopyTarget(store, staging, dialect, lease)

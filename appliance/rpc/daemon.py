@@ -31,6 +31,7 @@ from appliance.services.addresses import GrpcAddress, ServiceAddresses, unix_tar
 from appliance.services.open_services import open_services
 from appliance.services.path_info_completion import CompletingPathInfoService
 from appliance.services.put_policy import guarded
+from appliance.services.space_watch import keeping_free
 from appliance.system.listening import (
     announce_ready,
     announce_stopping,
@@ -88,6 +89,7 @@ class DaemonConfig(NamedTuple):
     checks_content: bool = False
     access: SocketAccess = SocketAccess()
     tls: TlsFiles | None = None
+    min_free_bytes: int | None = None
     is_readonly: bool = False
     trusted_keys: "TrustedKeys | None" = None
     secret_keys: "Sequence[SecretKey]" = ()
@@ -112,7 +114,8 @@ async def _serve(config: DaemonConfig) -> None:
         may_replace_paths=config.may_replace_paths,
     )
     credentials = None if config.tls is None else server_credentials(config.tls)
-    async with opening as services:
+    watching = keeping_free(config.services.one_store(), config.min_free_bytes)
+    async with opening as services, watching:
         # Clients verify what comes from a store of this host (see `BlobReader`). What comes from
         # another peer is verified before it is passed on.
         is_of_peer = isinstance(config.services.blobs, GrpcAddress)

@@ -58,7 +58,7 @@ class Mount:
         self.ended = asyncio.Event()
         self.failure = ""
         self.mountpoint = mountpoint
-        self.session = runtime.new_session(num_workers, exported)
+        self.session = runtime.new_session(num_workers, exported, self.label)
         self._mount_workers = [MountWorker(slot, self, runtime) for slot in range(num_workers)]
 
     def statistics(self) -> dict[str, Any]:
@@ -139,6 +139,7 @@ class Mounter:
                     "mount": mount.label,
                     "workers": mount.workers(),
                     **mount.statistics(),
+                    "holds": mount.session.holdings(),
                 }
             ]
         }

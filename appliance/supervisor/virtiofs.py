@@ -98,6 +98,7 @@ class Supervisor:
                     "socket": device.label,
                     "workers": device.workers(),
                     **device.statistics(),
+                    "holds": device.holdings(),
                 }
                 for device in self._devices
             ],

@@ -70,6 +70,7 @@ _NOT_CLONEABLE: Final = frozenset(
     {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 )
 
+_DONTNEED: Final = 4  # MADV_DONTNEED
 _WHOLE_FILE: Final = ctypes.c_int64(0)
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -216,6 +217,23 @@ def mode_now(path: str | os.PathLike[str]) -> int:
     arguments = (os.fsencode(path), _AT_STATX_FORCE_SYNC, _STATX_TYPE_AND_MODE, result)
     _check(_LIBC.statx(_AT_FDCWD, *arguments), path)
     return int.from_bytes(result.raw[_STATX_MODE_AT : _STATX_MODE_AT + 2], sys.byteorder)
+
+
+def drop_mapped_pages(file: str) -> None:
+    """Take the pages of a mapped file out of this process; they stay in the page cache.
+
+    The map itself stays as it is, and whatever is read in it is mapped again (madvise(2),
+    MADV_DONTNEED on a shared mapping).
+
+    Args:
+        file: the absolute path of the file, as /proc/self/maps has it.
+    """
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:  # noqa: PTH123
+        for line in maps:
+            if line.rstrip("\n").endswith(f" {file}"):
+                start, _, end = line.partition(" ")[0].partition("-")
+                size = int(end, 16) - int(start, 16)
+                _LIBC.madvise(ctypes.c_void_p(int(start, 16)), ctypes.c_size_t(size), _DONTNEED)
 
 
 def tune_malloc(*, mmap_threshold: int, trim_threshold: int, num_arenas: int) -> None:

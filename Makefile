@@ -8,6 +8,10 @@
 #   make bench              measurements against other virtiofs servers, and plain gRPC; with
 #                           BEFORE=dir, of walks and imports against another checkout too
 #   make debian-root        a guest that boots Debian's own init from an imported tree
+#   make deb                a package for Debian, in build/deb
+#   make test-deb           the same, installed, upgraded and removed in a new Debian 12 that boots
+#                           with systemd; needs root, debootstrap and a Debian mirror
+#   make long-cut           the tests of links between hosts, with a link that is cut for a minute
 #   make protos             regenerate the protobuf code
 #   make clean              remove what make has made, downloads included
 # Debian packages are installed when make runs as root; otherwise what is missing is listed.
@@ -20,7 +24,7 @@ WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_fastcdc.c cffi_
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
-.PHONY: venv demo format lint check test bench debian-root protos clean packages-venv packages-demo packages-test
+.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut protos clean packages-venv packages-demo packages-test
 .DELETE_ON_ERROR:
 
 venv: packages-venv $(INSTALLED)
@@ -63,6 +67,16 @@ bench: packages-test $(INSTALLED)
 
 debian-root: packages-test $(INSTALLED)
 	$(BIN)/python -m pytest vm-tests/debian_root.py $(ARGS)
+
+deb: $(INSTALLED)
+	@$(BIN)/python -m tools.debian_package build/deb
+
+# its name keeps it out of `make test`, as it takes minutes
+test-deb: packages-test $(INSTALLED)
+	$(BIN)/python -m pytest vm-tests/debian_system.py $(ARGS)
+
+long-cut: packages-test $(INSTALLED)
+	TEST_CUT_S=60 $(BIN)/python -m pytest tests/remote/test_links.py $(ARGS)
 
 protos: $(INSTALLED)
 	setup/protos.sh .

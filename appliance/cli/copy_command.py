@@ -14,6 +14,7 @@ from appliance.cli.options import (
     add_json_option,
     add_log_options,
     add_service_options,
+    progress_form,
     service_addresses,
 )
 from appliance.cli.output import print_json, write_line
@@ -175,7 +176,7 @@ class _Copy:
         dialect = SizeDialect[self._options.directory_sizes.upper()]
         cause = None
         with self._stack as stack:
-            self._line = stack.enter_context(progress_line())
+            self._line = stack.enter_context(progress_line(progress_form(self._options)))
             addresses = service_addresses(self._options)
             target = stack.enter_context(open_target(addresses, dialect, self._stores))
             try:
@@ -285,6 +286,7 @@ class _Copy:
             num_files=progress.num_files,
             num_bytes=progress.num_bytes,
             path=f"{num_done}/{num_all} {progress.path}",
+            fraction=progress.fraction(),
         )
 
     def _show_counts(self) -> None:

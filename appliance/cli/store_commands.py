@@ -16,6 +16,7 @@ from appliance.cli.key_options import (
     required_keys,
     secret_keys,
 )
+from appliance.cli.listen_options import add_socket_options, socket_access, tls_files
 from appliance.cli.options import (
     add_json_option,
     add_log_options,
@@ -60,6 +61,7 @@ def _add_daemon(commands: "Subparsers") -> None:
         "sd-listen[:NAME] for those that systemd passes; may be given several times (default: "
         f"{_DEFAULT_LISTEN})",
     )
+    add_socket_options(serving)
     _add_writing(command.add_argument_group("what clients may put"))
     add_service_options(command)
     add_log_options(command)
@@ -153,6 +155,8 @@ def _run_daemon(options: argparse.Namespace) -> None:
             listen,
             may_replace_paths=options.allow_replace,
             checks_content=options.check_content,
+            access=socket_access(options),
+            tls=tls_files(options),
             is_readonly=options.read_only,
             trusted_keys=trusted_keys,
             secret_keys=secret_keys(options),

@@ -152,6 +152,7 @@ class ClosureCopy:
                 self._refused[path] = reason
                 del claims[path]
                 yield CopyOutcome(path, CopyStatus.REFUSED, reason=reason)
+            self._progress.num_expected_bytes = sum(each.nar_size for each in claims.values())
             for path in _leaves_first(claims):
                 self._jobs[path] = executor.submit(self._copy, claims[path])
             for index, job in enumerate(self._jobs.values()):

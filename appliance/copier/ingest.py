@@ -50,6 +50,18 @@ class CopyProgress:
         self.num_bytes = 0
         self.path = ""
         self.is_stopped = False
+        self.num_expected_bytes = 0
+        """The NARs of all paths to copy, if it is known; 0 otherwise."""
+
+    def fraction(self) -> float | None:
+        """Return how much is done, 0 to 1, or None if that is not known.
+
+        NARs are a little larger than the contents that are counted here, so a copy is further than
+        this says, never less far.
+        """
+        if not self.num_expected_bytes:
+            return None
+        return min(self.num_bytes / self.num_expected_bytes, 1.0)
 
 
 class Staging:

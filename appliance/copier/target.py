@@ -1,6 +1,5 @@
 """The target of a copy: a store of this machine, or services."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Final
 from appliance.castore.size_dialect import SizeDialect
 from appliance.copier.ingest import Staging
 from appliance.errors import ReadOnlyStoreError
-from appliance.importer.services_sink import ServicesSink
+from appliance.importer.services_sink import ContentBatch, ServicesSink
 from appliance.importer.staging import user_staging_directory
 from appliance.nix.path_info import read_path_info
 from appliance.nix.store_path import StorePath
@@ -38,8 +37,9 @@ class CopyTarget:
         self.dialect = dialect
         self._services = services
         self._store = store
-        self._sink = ServicesSink(thread, services, dialect)
-        self._sink_lock = threading.Lock()
+        # Sinks that are committing: one for each commit, as a batch has all that it refers to.
+        self._sinks: set[ServicesSink] = set()
+        self._is_interrupted = False
 
     def known(self, path: StorePath) -> pathinfo_pb2.PathInfo | None:
         """Return the PathInfo of `path`, or None if the target does not have the path.
@@ -54,7 +54,7 @@ class CopyTarget:
 
     def new_batch(self) -> Batch:
         """Return an empty batch for `commit`."""
-        return self._sink.new_batch() if self._store is None else Batch()
+        return ContentBatch() if self._store is None else Batch()
 
     def commit(self, batch: Batch) -> None:
         """Make all of `batch` durable and visible; takes over its files in any case.
@@ -70,15 +70,22 @@ class CopyTarget:
         if self._store is not None:
             self.thread.run_and_wait(self._store.commit(batch))
             return
-        with self._sink_lock:
-            for end in self._sink.commit(batch):
+        sink = ServicesSink(self.thread, self._services, self.dialect)
+        self._sinks.add(sink)
+        if self._is_interrupted:
+            sink.interrupt()
+        try:
+            for end in sink.commit(batch):
                 if end.refusal is not None:
                     raise end.refusal
+        finally:
+            self._sinks.discard(sink)
 
     def interrupt(self) -> None:
-        """Cancel a commit to remote services, which then fails with some error."""
-        if self._store is None:
-            self._sink.interrupt()
+        """Cancel commits to remote services, which then fail with some error."""
+        self._is_interrupted = True
+        for sink in self._sinks.copy():
+            sink.interrupt()
 
 
 @contextmanager

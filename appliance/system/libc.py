@@ -7,6 +7,7 @@ imports this module late.
 
 import ctypes
 import fcntl
+import mmap
 import os
 import struct
 import sys
@@ -127,6 +128,12 @@ def system_call(number: int, *arguments: int | bytes | None) -> int:
     result = int(_LIBC.syscall(ctypes.c_long(number), *values))
     _check(min(result, 0), "")
     return result
+
+
+def lock_memory(memory: mmap.mmap) -> None:
+    """Keep all pages of `memory`, which must be writable, in RAM until it is closed (mlock(2))."""
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    _check(_LIBC.mlock(ctypes.c_void_p(start), ctypes.c_size_t(len(memory))), "")
 
 
 def syncfs(fd: int) -> None:

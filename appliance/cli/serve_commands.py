@@ -3,10 +3,12 @@
 import argparse
 import os
 import re
+import signal
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from appliance.cli.exported_options import (
     add_exported_options,
@@ -246,9 +248,18 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         )
     gid = None if options.socket_group is None else socket_group(options.socket_group)
     mode = socket_mode_of(options.socket_mode)
+    # Until the event loop takes signals over, the end must not leave files behind either.
+    signal.signal(signal.SIGTERM, _exit)
     listeners = listen(places, options.fd, default, gid=gid, mode=mode)
-    with _pid_file(options.pid_file):
+    with ExitStack() as opened:
+        for listener in listeners:
+            opened.callback(listener.close)
+        opened.enter_context(_pid_file(options.pid_file))
         serve(config, listeners)
+
+
+def _exit(_number: int, _frame: object) -> NoReturn:
+    sys.exit(0)
 
 
 @contextmanager

@@ -51,8 +51,8 @@ def test_every_argument_has_a_help_text(command: str) -> None:
 def test_only_commands_that_print_json_take_json() -> None:
     takers = {name for name, parser in commands().items() if "--json" in long_options(parser)}
     assert takers == {
-        *("status", "path-info", "ls", "verify", "copy", "bench", "doctor"),
-        "view list",
+        *("status", "path-info", "ls", "verify", "copy", "bench", "doctor", "view list"),
+        *("gc", "delete", "root list", "du"),
     }
 
 

@@ -18,6 +18,7 @@ from appliance import __version__
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.cli.bench_command import add_bench
 from appliance.cli.doctor_command import add_doctor
+from appliance.cli.gc_command import COMMANDS as COLLECTOR_COMMANDS
 from appliance.cli.help_pages import CommandParser, GroupsParser
 from appliance.cli.http_command import add_http
 from appliance.cli.mount_commands import is_mount_call
@@ -60,6 +61,7 @@ _COMMANDS: Final = (
     "bench",
     "doctor",
     *STORE_COMMANDS,
+    *COLLECTOR_COMMANDS,
 )
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
@@ -226,6 +228,7 @@ def command_parser(command: str = "") -> argparse.ArgumentParser:
         "bench": add_bench,
         "doctor": add_doctor,
         **STORE_COMMANDS,
+        **COLLECTOR_COMMANDS,
     }
     for add in [adders[command]] if command in adders else adders.values():
         add(commands)
@@ -332,8 +335,14 @@ def _run_status(options: argparse.Namespace) -> None:
         for worker in session["workers"]:
             queues = ", ".join(map(str, worker["queues"]))
             print(f"  worker {worker['pid']}: queue {queues}, {worker['restarts']} restarts")
+        for what, held in session.get("holds", {}).items():
+            print(f"  {what}: {held}")
         for opcode, count in sorted(session["requests"].items()):
-            print(f"  {opcode:<12} {count:>12}")
+            latency = session["latency_us"][opcode]
+            print(
+                f"  {opcode:<12} {count:>12}   p50 < {latency['p50']:,.1f} us"
+                f"   p99 < {latency['p99']:,.1f} us"
+            )
     for front_end in waiting:
         print(
             f"{front_end['socket']}: process {front_end['pid']} waits for the connected front-end"

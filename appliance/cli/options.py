@@ -30,7 +30,9 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
         "store",
         "A URI is lmdb:///DIR (a directory of this machine), grpc+unix:/SOCKET, "
         "grpc+http://HOST:PORT, grpc+https://HOST:PORT, or memory: (empty at first, and gone when "
-        "the command ends).",
+        "the command ends). Behind the address of a service, ?wait-connect=1 connects at once; for "
+        "grpc+https, tls-ca-cert-path=FILE, tls-client-cert-path=FILE and tls-client-key-path=FILE "
+        "name what is trusted and what is shown (parameters are joined by &).",
     )
     store.add_argument(
         "--store",

@@ -16,10 +16,9 @@ from typing import Final, NamedTuple, Protocol
 
 from appliance.copier.claim_checks import AddressCheck, CheckClaim, check_nar
 from appliance.copier.claims import Content, has_known_nar, path_info_of_claim
-from appliance.copier.ingest import CopyProgress, TreeIngest
+from appliance.copier.ingest import CopyProgress, TreeEvent, TreeIngest
 from appliance.copier.target import CopyTarget
 from appliance.errors import ApplianceError, ServiceUnavailableError, StoreError, StoreFullError
-from appliance.nix.nar import Event
 from appliance.nix.narinfo import NarInfoFile
 from appliance.nix.path_info_rules import check_claims
 from appliance.nix.store_path import StorePath
@@ -63,7 +62,7 @@ class CopySource(Protocol):
             ApplianceError: the source cannot be read, or the claim breaks a rule.
         """
 
-    def events(self, claim: NarInfoFile) -> Generator[Event, None, None]:
+    def events(self, claim: NarInfoFile) -> Generator[TreeEvent, None, None]:
         """Yield the tree of a path, as `read_nar` does; the caller closes the generator.
 
         Raises:
@@ -257,7 +256,7 @@ class PathCommitter:
         self._target = target
         self._progress = progress
 
-    def read(self, claim: NarInfoFile, events: Iterable[Event]) -> ReadPath:
+    def read(self, claim: NarInfoFile, events: Iterable[TreeEvent]) -> ReadPath:
         """Read a tree and check it against `claim`; the caller commits or discards the batch.
 
         Raises:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import stat
+from typing import Any
 
 from appliance.errors import VhostError
 from appliance.resolve.exports import WHOLE_STORE, Exported
@@ -50,7 +51,7 @@ class Device:
         self._regions: dict[Region, int] = {}
         self._inflight = InflightMemory.create(num_queues, max_queue_size)
         try:
-            self._session = runtime.new_session(num_queues, exported)
+            self._session = runtime.new_session(num_queues, exported, label)
         except OSError:
             self._inflight.close()
             raise
@@ -61,9 +62,13 @@ class Device:
 
     # --- Status ---
 
-    def requests(self) -> dict[str, int]:
-        """Return how many requests of each opcode were answered; see `ServedSession.requests`."""
-        return self._session.requests()
+    def statistics(self) -> dict[str, Any]:
+        """Return what the workers have served; see `SessionStatistics.report`."""
+        return self._session.statistics()
+
+    def holdings(self) -> dict[str, object]:
+        """Return what the session keeps from garbage collection; see `ServedSession.holdings`."""
+        return self._session.holdings()
 
     def workers(self) -> list[dict[str, object]]:
         """Return the pid, queues and number of restarts of each living worker, for `status`."""

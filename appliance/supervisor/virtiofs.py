@@ -97,7 +97,8 @@ class Supervisor:
                 {
                     "socket": device.label,
                     "workers": device.workers(),
-                    "requests": device.requests(),
+                    **device.statistics(),
+                    "holds": device.holdings(),
                 }
                 for device in self._devices
             ],

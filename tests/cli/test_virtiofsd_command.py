@@ -342,6 +342,27 @@ def test_no_exit_when_it_is_told_so_and_a_killed_group_leaves_nothing(
         launched.close()
 
 
+@pytest.mark.slow
+def test_an_end_right_after_the_pid_file_leaves_no_file(
+    stored: tuple[Path, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "sockets" / "fs.sock"
+    path.parent.mkdir()
+    for _ in range(3):
+        launched = Launched(
+            stored, path, [f"--socket-path={SOCKET}", f"--shared-dir={DIR}", "--sandbox=none"]
+        )
+        try:
+            for _ in every_event(DEADLINE_S):
+                if path.with_name("fs.sock.pid").exists():
+                    break
+            launched.process.terminate()
+            assert launched.process.wait(DEADLINE_S) == 0, launched.log()
+        finally:
+            launched.close()
+        assert {found.name for found in path.parent.iterdir()} == {"fs.log"}
+
+
 def run(*words: str) -> Iterator[str]:
     result = subprocess.run(
         [*PROGRAM, *words], check=True, stdout=subprocess.PIPE, text=True, timeout=DEADLINE_S

@@ -125,3 +125,21 @@ def test_a_longer_page_goes_through_the_pager(tmp_path: Path) -> None:
         # All of the shorter page is on the screen.
         assert ("usage: appliance COMMAND" in shown) == (not is_paged)
     assert paged.read_text().startswith("usage: appliance virtiofs")
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "daemon"])
+@pytest.mark.parametrize(
+    ("words", "level"),
+    [
+        ([], "INFO"),
+        (["-q"], "WARNING"),
+        (["--verbose"], "DEBUG"),
+        (["--log-level", "error"], "ERROR"),
+        (["-q", "--log-level=debug"], "DEBUG"),
+        (["--log-level=error", "-v"], "DEBUG"),
+    ],
+)
+def test_the_last_option_of_the_log_level_counts(
+    command: str, words: list[str], level: str
+) -> None:
+    assert command_parser(command).parse_args([command, *words]).log_level == level

@@ -21,6 +21,7 @@ from appliance.services.addresses import (
 
 # Of the log, and of progress, if a command is to be quiet.
 _QUIET_LEVEL: Final = "WARNING"
+_DEFAULT_LEVEL: Final = "INFO"
 _KINDS: Final = ("blob", "directory", "path-info")
 
 
@@ -67,6 +68,7 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         dest="log_level",
         action="store_const",
         const=_QUIET_LEVEL,
+        default=_DEFAULT_LEVEL,  # of the options for one value, the first has to state it
         help="log only warnings and errors, and show no progress",
     )
     group.add_argument(
@@ -75,13 +77,14 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         dest="log_level",
         action="store_const",
         const="DEBUG",
+        default=_DEFAULT_LEVEL,
         help="log events of all levels",
     )
     group.add_argument(
         "--log-level",
         type=str.upper,
         choices=("DEBUG", "INFO", "WARNING", "ERROR"),
-        default="INFO",
+        default=_DEFAULT_LEVEL,
         metavar="LEVEL",
         help="log events of this level and above: debug, info, warning or error (default: info)",
     )

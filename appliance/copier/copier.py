@@ -106,8 +106,8 @@ class ClosureCopy:
         check: raises an error for a claim that is not trusted.
         is_recursive: copy the references of the paths as well, and theirs.
         progress: counts files and bytes.
-        when_waiting: called ten times a second while trees are read, with the numbers of paths
-            done and of all paths to copy.
+        when_waiting: called ten times a second while trees are read, and after each path, with the
+            numbers of paths done and of all paths to copy.
     """
 
     def __init__(
@@ -157,6 +157,7 @@ class ClosureCopy:
             for index, job in enumerate(self._jobs.values()):
                 while not wait([job], _WAIT_S).done:
                     self._when_waiting(index, len(self._jobs))
+                self._when_waiting(index + 1, len(self._jobs))
                 yield job.result()
 
     @contextmanager

@@ -321,7 +321,10 @@ def test_status_shows_sessions_workers_and_request_counts(
         guest.lookup(ROOT, store[1])
         guest.vmm.front_end.get_features()  # answered when all workers serve
         pids = [worker["pid"] for worker in appliance.status()[0]["workers"]]
-        head, requests = (lines := run(*options).stdout.splitlines())[:3], lines[3:]
+        lines = run(*options).stdout.splitlines()
+        head, holds, requests = lines[:3], lines[3:5], lines[5:]
+        assert re.fullmatch(r"  lease: \d+-[0-9a-f]+", holds[0])
+        assert holds[1] == "  paths: 1"
         assert head == [
             os.fspath(appliance.sockets[0]),
             f"  worker {pids[0]}: queue 0, 0 restarts",

@@ -69,6 +69,12 @@ def add_virtiofs(commands: "Subparsers") -> None:
     listening.add_argument(
         "--fd", type=int, metavar="FD", help="listen on an inherited socket, by its descriptor"
     )
+    command.add_argument(
+        "--keep-sessions",
+        action="store_true",
+        help="when a signal ends this command, leave those that are connected to the next one that "
+        "is started with the same sockets and state directory",
+    )
     device = command.add_argument_group("device")
     device.add_argument(
         "--tag", help="the mount tag to give to front-ends that ask the back-end for it"
@@ -185,6 +191,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         is_root_listable=options.list_root,
         is_by_content=options.inodes == "content",
         is_sandboxed=options.sandbox == "on",
+        keeps_sessions=options.keep_sessions,
         tag=encode_tag(options.tag) if options.tag is not None else None,
         num_request_queues=_in_range(
             "--num-request-queues", num_request_queues, MAX_REQUEST_QUEUES

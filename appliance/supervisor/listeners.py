@@ -111,13 +111,6 @@ class Listener:
                     path.unlink()
 
 
-async def cancel_accept(accepting: "asyncio.Task[socket.socket]") -> None:
-    """Cancel a task that accepts, and close the connection if it has accepted one already."""
-    accepting.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        (await accepting).close()
-
-
 def listen(paths: Sequence[Path], fd: int | None, gid: int | None = None) -> list[Listener]:
     """Listen on all the given sockets, or on none if one of them fails.
 

@@ -116,7 +116,9 @@ class Mounter:
         mountpoint = Mountpoint(config.path, config.flags)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(mountpoint.close)
-            runtime = await stack.enter_async_context(running(config, self.report))
+            runtime = await stack.enter_async_context(
+                running(config, self.report, has_sessions=False)
+            )
             # The interpreter's files may lie below the mount point, which the mount will cover.
             await runtime.forker.warm_up()
             mountpoint.mount()

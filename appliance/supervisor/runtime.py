@@ -16,6 +16,7 @@ from appliance.store.store import Store
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.served_session import ServedSession
 from appliance.supervisor.status import StatusServer
+from appliance.supervisor.succession import SuccessorSocket
 
 _LOG = logging.getLogger(__name__)
 # The user and group of workers whose supervisor is root: they own no file.
@@ -50,13 +51,8 @@ class Runtime:
     is_by_content: bool
     """As in `RuntimeConfig`."""
 
-    def configure_for(self, slot: int, device: pb.Device | None = None) -> pb.Configure:
-        """Return the first message to the worker of queue `slot`, or of clone `slot` of a mount.
-
-        Args:
-            slot: the number of the queue or clone.
-            device: set for a worker of a mount, None for one of a queue.
-        """
+    def configure_for(self, slot: int, device: pb.Device) -> pb.Configure:
+        """Return the first message to the worker of clone `slot` of a mount."""
         configure = pb.Configure(queue=slot, device=device)
         configure.MergeFrom(self.configure)
         return configure
@@ -67,20 +63,20 @@ class Runtime:
         Raises:
             OSError: there is not enough memory or no free descriptor.
         """
-        return ServedSession(num_queues, self.resolver, is_by_content=self.is_by_content)
+        return ServedSession.create(num_queues, self.resolver, is_by_content=self.is_by_content)
 
 
 @contextlib.asynccontextmanager
 async def running(
-    config: RuntimeConfig, report: Callable[[], dict[str, Any]]
+    config: RuntimeConfig, report: Callable[[], dict[str, Any]], *, has_sessions: bool
 ) -> AsyncIterator[Runtime]:
     """Open the store or services, and run the fork server and the status socket, for a block.
-
-    Every worker must have ended before the block ends.
 
     Args:
         config: the options.
         report: returns what `appliance status` shows of this supervisor.
+        has_sessions: whether session processes may outlive this process. `Forker.close` must then
+            be called within the block; otherwise every worker must have ended before its end.
 
     Raises:
         ApplianceError: the store or the state directory is unusable.
@@ -101,16 +97,18 @@ async def running(
             )
             store, has_cache, has_remote_root = remote.store, remote.has_cache, True
         stack.push_async_callback(resolver.close)
+        status = StatusServer(config.state_dir, report)
+        await status.start()
+        stack.push_async_callback(status.close)
         forker = Forker(
             config.log_level,
             log_json=config.log_json,
             store_path=store.path,
             is_sandboxed=config.is_sandboxed,
+            successors=SuccessorSocket(config.state_dir) if has_sessions else None,
         )
-        stack.push_async_callback(forker.close)
-        status = StatusServer(config.state_dir, report)
-        await status.start()
-        stack.push_async_callback(status.close)
+        if not has_sessions:
+            stack.push_async_callback(forker.close)
         configure = pb.Configure(
             store_path=str(store.path),
             list_root=config.is_root_listable,

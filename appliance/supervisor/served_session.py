@@ -10,21 +10,28 @@ from appliance.session.wants import Want
 
 
 class ServedSession:
-    """The session of a front-end or mount; owns its session memory and its grants.
+    """The session of a front-end or mount; owns its session memory and its grants."""
 
-    Raises:
-        OSError: there is not enough memory or no free descriptor.
-    """
-
-    def __init__(self, num_queues: int, resolver: Resolver, *, is_by_content: bool) -> None:
-        self.memory = SessionMemory.create(num_queues)
-        try:
-            self.grants = GrantTable(is_by_content=is_by_content)
-        except OSError:
-            self.memory.close()
-            raise
+    def __init__(self, memory: SessionMemory, grants: GrantTable, resolver: Resolver) -> None:
+        self.memory = memory
+        self.grants = grants
         self._resolver = resolver
-        self._session_grants = SessionGrants(self.grants)
+        self._session_grants = SessionGrants(grants)
+
+    @classmethod
+    def create(cls, num_queues: int, resolver: Resolver, *, is_by_content: bool) -> "ServedSession":
+        """Return a blank session.
+
+        Raises:
+            OSError: there is not enough memory or no free descriptor.
+        """
+        memory = SessionMemory.create(num_queues)
+        try:
+            grants = GrantTable(is_by_content=is_by_content)
+        except OSError:
+            memory.close()
+            raise
+        return cls(memory, grants, resolver)
 
     @property
     def fds(self) -> Sequence[int]:
@@ -53,6 +60,6 @@ class ServedSession:
         return counts | {"UNKNOWN": totals[0]} if totals[0] else counts
 
     def close(self) -> None:
-        """Close session memory and grants; all workers must have ended before."""
+        """Close session memory and grants here."""
         self.memory.close()
         self.grants.close()

@@ -183,9 +183,10 @@ def test_an_assertion_in_c_code_is_still_seen_as_one(victim: Victim) -> None:
 
 
 def test_the_log_says_once_how_workers_are_locked_down(victim: Victim) -> None:
-    lines = [line for line in victim.appliance.log().splitlines() if "locked down" in line]
-    assert len(lines) == 1
-    assert ("another user" in lines[0]) == (os.geteuid() == 0)
+    for kind in ("workers", "session processes"):
+        lines = [line for line in victim.appliance.log().splitlines() if f"{kind} are" in line]
+        assert len(lines) == 1
+        assert ("another user" in lines[0]) == (os.geteuid() == 0)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_a_supervisor_with_fewer_rights_locks_workers_down_too(
         assert victim.outcomes(victim.reading()) == dict.fromkeys(victim.reading(), "EACCES")
         for name in ("write the database", "inspect a sibling", "connect by TCP", "execute"):
             assert victim.outcomes({name: victim.acting()[name]}) == {name: "deadly"}
-        (line,) = (line for line in victim.appliance.log().splitlines() if "locked down" in line)
+        (line,) = (line for line in victim.appliance.log().splitlines() if "workers are" in line)
         assert obstacle in line.partition("not possible here: ")[2]
     finally:
         victim.close()

@@ -8,7 +8,7 @@ from typing import Final
 
 from appliance.protos import control_pb2 as pb
 from appliance.session.link import Link, LinkClosedError, close_all
-from appliance.session.spawning import CannotSpawnError, Exits, StartedWorker
+from appliance.session.spawning import CannotSpawnError, Exits, StartedWorker, check_spawned
 from appliance.session.uplink import LowerEnd
 
 # How long to wait for the supervisor to provide another fork server.
@@ -47,11 +47,8 @@ class ForkClient:
         if link is None:
             raise LinkClosedError
         reply, fds = await link.request_with_fds(pb.Envelope(spawn=pb.Spawn(label=label)))
-        pid = reply.spawned.pid
-        if pid < 0 or len(fds) != 2:
-            close_all(fds)
-            raise CannotSpawnError("cannot start a worker: the fork server cannot fork")
-        sock_fd, pidfd = fds
+        check_spawned(reply.spawned, fds, 2)
+        pid, (sock_fd, pidfd) = reply.spawned.pid, fds
         exit_ = self._exits.expect(pid, pidfd)
         if self._link is not link:
             self._exits.watch_all()  # the fork server has ended right after its reply

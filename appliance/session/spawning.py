@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import errno
+import os
 import signal
 import socket
 from typing import Final, NamedTuple, Protocol
 
 from appliance.protos import control_pb2 as pb
-from appliance.session.link import LinkClosedError
+from appliance.session.link import LinkClosedError, close_all
 
 _BACK_OFF_S: Final = 0.05
 _BACK_OFF_LIMIT_S: Final = 2.0
@@ -23,6 +25,20 @@ def next_back_off_s(back_off_s: float) -> float:
 
 class CannotSpawnError(LinkClosedError):
     """No descriptor or process is available for a worker at the moment; the text says which."""
+
+
+def check_spawned(spawned: pb.Spawned, fds: list[int], num_fds: int) -> None:
+    """Check an answer of a fork server that should have brought `num_fds` descriptors.
+
+    Raises:
+        CannotSpawnError: it could not fork, or there were too few free descriptors here. `fds` are
+            closed.
+    """
+    if spawned.pid >= 0 and len(fds) == num_fds:
+        return
+    close_all(fds)
+    reason = spawned.reason or os.strerror(errno.EMFILE)
+    raise CannotSpawnError(f"cannot start a worker: {reason}")
 
 
 class WorkerExit(NamedTuple):

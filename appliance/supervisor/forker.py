@@ -18,6 +18,7 @@ from appliance.session.spawning import (
     Exits,
     StartedWorker,
     WorkerExit,
+    check_spawned,
     next_back_off_s,
 )
 from appliance.session.uplink import UpperEnd, uplink_pair
@@ -172,9 +173,7 @@ class Forker:
         if self._link is not link:
             close_all(reply_fds)
             raise LinkClosedError
-        if reply.spawned.pid < 0 or len(reply_fds) != num_fds:
-            close_all(reply_fds)
-            raise CannotSpawnError("cannot start a worker: the fork server cannot fork")
+        check_spawned(reply.spawned, reply_fds, num_fds)
         self._has_spawned = True
         return reply.spawned.pid, reply_fds
 

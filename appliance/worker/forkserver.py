@@ -344,7 +344,7 @@ class ForkServer:
     def _refuse(self, client: _Client, envelope: Envelope, exc: OSError) -> None:
         # No end of this process, and so of all that need it.
         _LOG.error("cannot fork: %s", exc.strerror)
-        client.send(Envelope(id=envelope.id, spawned=Spawned(pid=-1)))
+        client.send(Envelope(id=envelope.id, spawned=Spawned(pid=-1, reason=exc.strerror)))
 
     # --- Children ---
 

@@ -94,7 +94,7 @@ def test_a_fork_that_fails_does_not_end_the_fork_server() -> None:
         for number in (1, 2):
             channel.send(ours, pb.Envelope(id=number, spawn=pb.Spawn()))
             assert channel.receive(ours) == (
-                pb.Envelope(id=number, spawned=pb.Spawned(pid=-1)),
+                pb.Envelope(id=number, spawned=pb.Spawned(pid=-1, reason="Cannot allocate memory")),
                 [],
             )
     _output, errors = server.communicate(timeout=DEADLINE_S)

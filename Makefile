@@ -14,7 +14,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_images.c cffi_build/_reader.c
+WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_fastcdc.c cffi_build/_images.c cffi_build/_reader.c
 # a process for each CPU, but no more guests than memory is for
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))

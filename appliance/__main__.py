@@ -13,6 +13,14 @@ def main() -> None:
     run()
 
 
+def virtiofsd() -> None:
+    """Run the program with the command line of virtiofsd, `appliance-virtiofsd`."""
+    _put_foreign_directories_last()
+    from appliance.cli.main import virtiofsd as run
+
+    run()
+
+
 def mount_helper() -> None:
     """Run the helper of mount(8), `mount.appliance` or `mount.fuse.appliance`."""
     _put_foreign_directories_last()

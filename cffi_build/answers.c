@@ -100,7 +100,7 @@ static int lookup(struct eng_answers *answers, const struct request *request,
 
 	if (request->room < ENG_NODE_ENTRY_SIZE || name_of(request, &name))
 		return ENG_NOT_PLAIN;
-	if (request->header.nodeid == ROOT_NODEID)
+	if (request->header.nodeid == ROOT_NODEID && !grants_have_root(&places->grants))
 		return lookup_in_root(answers, name, ret);
 	if (places_node(places, request->header.nodeid, &directory) ||
 	    places_image(places, &directory, &image))

@@ -9,6 +9,7 @@ HERE = Path(__file__).resolve().parent
 HEADERS = {
     "bench": ("bench.h",),
     "engine": ("engine.h", "answers.h"),
+    "fastcdc": ("fastcdc.h",),
     "images": ("images.h",),
     "reader": ("reader.h",),
 }

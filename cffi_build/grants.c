@@ -95,6 +95,11 @@ static uint32_t rows_num(const struct eng_grants *grants)
 	return num > GRANTS_MAX ? GRANTS_MAX : (uint32_t)num;
 }
 
+int grants_have_root(const struct eng_grants *grants)
+{
+	return rows_num(grants) && row_word(grants, 0, 0) == ROOT_NODEID;
+}
+
 static int grant_at(struct eng_grants *grants, uint32_t row, struct grant *ret)
 {
 	const uint8_t *at;

@@ -127,7 +127,7 @@ static int node_of_grant(struct eng_places *places, uint64_t nodeid, struct node
 	ret->kind = grant.kind;
 	ret->size = grant.size;
 	ret->ino = image_u64(grant.record.at + IMAGE_INO_AT);
-	ret->parent_ino = ROOT_NODEID;
+	ret->parent_ino = grant.base == ROOT_NODEID ? ret->ino : ROOT_NODEID;
 	memcpy(ret->digest, grant.digest, ENG_DIGEST_SIZE);
 	memcpy(ret->entry, grant.record.at, ENG_NODE_ENTRY_SIZE);
 	ret->target = grant.target;
@@ -217,7 +217,7 @@ int places_node(struct eng_places *places, uint64_t nodeid, struct node *ret)
 {
 	uint32_t slot = slot_of(nodeid);
 
-	if (nodeid <= ROOT_NODEID)
+	if (!nodeid)
 		return -1;
 	if (places->directory[slot].nodeid == nodeid) {
 		places->last = slot;

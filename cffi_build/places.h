@@ -3,9 +3,7 @@
 #define PLACES_H
 #include "grants.h"
 
-enum { ROOT_NODEID = 1 };
-
-/* A node that is not the root; `target` is valid until the next call, and of symlinks only. */
+/* A node of a granted path; `target` is valid until the next call, and of symlinks only. */
 struct node {
 	uint64_t nodeid;
 	uint64_t size;			/* st_size; of a directory, as its node states it */

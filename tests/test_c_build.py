@@ -57,9 +57,10 @@ spec.loader.exec_module(module)
 RUN_PYTEST = f"""{LOADER}
 import pytest
 import appliance.bench.generator, appliance.engine
-import appliance.images.builder, appliance.importer.file_reader
+import appliance.castore.chunking, appliance.images.builder, appliance.importer.file_reader
 users = (
     appliance.bench.generator,
+    appliance.castore.chunking,
     appliance.engine,
     appliance.images.builder,
     appliance.importer.file_reader,
@@ -204,6 +205,12 @@ def test_the_file_reader_tests_pass_under_sanitizers(tmp_path: Path) -> None:
 def test_the_image_builder_tests_pass_under_sanitizers(tmp_path: Path) -> None:
     extension = build_sanitized("_images", BUILDER_SOURCES, tmp_path)
     check_suites(extension, "tests/images/test_builder.py")
+
+
+@pytest.mark.slow
+def test_the_tests_of_chunks_pass_under_sanitizers(tmp_path: Path) -> None:
+    extension = build_sanitized("_fastcdc", [C_DIR / "fastcdc.c"], tmp_path)
+    check_suites(extension, "tests/castore/test_chunking.py")
 
 
 @pytest.mark.slow

@@ -11,8 +11,18 @@ from appliance.cli.terminal import terminal_columns
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    (action,) = (a for a in _parser("")._actions if isinstance(a, argparse._SubParsersAction))
-    return dict(action.choices)
+    return commands_of(_parser(""), "")
+
+
+def commands_of(parser: argparse.ArgumentParser, name: str) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser itself if it has no commands; else those, by names such as `view list`."""
+    below = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    if not below:
+        return {name.strip(): parser}
+    found: dict[str, argparse.ArgumentParser] = {}
+    for word, child in below[0].choices.items():
+        found |= commands_of(child, f"{name} {word}")
+    return found
 
 
 def long_options(parser: argparse.ArgumentParser) -> set[str]:
@@ -26,7 +36,7 @@ def test_options_are_never_abbreviated(command: str) -> None:
     assert "--log-level" in options
     for option in options:
         for word in {option[:-1], f"{option[:-1]}=1"} - options:
-            _, unknown = parser.parse_known_args([word, "argument"])
+            _, unknown = parser.parse_known_args([word, "argument", "argument"])
             assert word in unknown
 
 
@@ -37,7 +47,7 @@ def test_every_argument_has_a_help_text(command: str) -> None:
 
 def test_only_commands_that_print_json_take_json() -> None:
     takers = {name for name, parser in commands().items() if "--json" in long_options(parser)}
-    assert takers == {"status", "path-info", "ls", "verify", "copy", "bench"}
+    assert takers == {"status", "path-info", "ls", "verify", "copy", "bench", "view list"}
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])

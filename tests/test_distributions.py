@@ -4,6 +4,7 @@ Nothing is downloaded: both are built with the tools of this environment, and in
 one that borrows the packages they depend on from here.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -101,7 +102,14 @@ def test_what_is_built_imports_a_tree(
     assert path.endswith("-tree")
     file = f"{path}/directory/file"
     assert run(programs / "appliance", "cat", *store, file, cwd=elsewhere) == "content"
-    assert {"mount.appliance", "mount.fuse.appliance"} <= {p.name for p in programs.iterdir()}
+    assert {"mount.appliance", "mount.fuse.appliance", "appliance-virtiofsd"} <= {
+        program.name for program in programs.iterdir()
+    }
+    description = tmp_path / "installed" / "share" / "qemu" / "vhost-user" / "60-appliance.json"
+    described = json.loads(description.read_text())
+    printed = run(programs / "appliance-virtiofsd", "--print-capabilities", cwd=elsewhere)
+    assert {"type": described["type"], "features": described["features"]} == json.loads(printed)
+    assert Path(described["binary"]).name == "appliance-virtiofsd"
 
 
 def files_of(directory: Path) -> set[Path]:

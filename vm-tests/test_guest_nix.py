@@ -1,71 +1,39 @@
 """Debian's Nix in a guest, on an overlay above the mount; the host's is tests/mount's.
 
 The program itself, with the libraries it needs, is a store path that the guest runs from the mount.
+The guest's Nix is told of two imported packages, and of a closure that the host's Nix has built and
+`appliance copy` has brought along, by what `appliance registration` prints.
 """
 
-import hashlib
-import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from vmharness.nix_guest import ROOT, make_package, make_tools, nix, overlay
 from vmharness.served import NEW_SERIES, Served, serve
 
-from tests.fakes.appliance_process import import_tree
+from tests.copier.nix_closure import NixClosure, make_closure
+from tests.fakes.appliance_process import APPLIANCE, import_tree
 
 ANSWER_S = 300.0
-EQUAL = "setting = 1\n" * 10
 PACKAGES = ("kept", "dropped")
-ROOT = "/tmp/root"
 
 
 class Stored(NamedTuple):
-    """The packages' names in the mount, and what registers them with Nix."""
+    """The store, names in the mount, the closure, and what registers all of it with Nix."""
 
     path: Path
     tools: str
     names: list[str]
+    closure: NixClosure
     registration: str
 
 
-def make_tools(path: Path) -> Path:
-    """Make a root directory with nix-store, and nothing else but what it loads."""
-    listed = subprocess.run(
-        ["ldd", "/usr/bin/nix-store"], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
-    for library in re.findall(r"(/\S+) \(0x", listed):
-        target = path / library.lstrip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(library, target)
-    (path / "bin").mkdir()
-    shutil.copy("/usr/bin/nix", path / "bin" / "nix-store")
-    (path / "etc" / "nix").mkdir(parents=True)
-    (path / "etc" / "nix" / "nix.conf").write_text("build-users-group =\nsandbox = false\n")
-    (path / "etc" / "passwd").write_text("root:x:0:0::/root:/bin/sh\n")
-    (path / "etc" / "group").write_text("root:x:0:\n")
-    for place in ("nix/store", "dev", "proc", "tmp", "root"):
-        (path / place).mkdir(parents=True)
-    return path
-
-
-def make_package(path: Path) -> Path:
-    for place in (".", "etc", "share/doc"):
-        (path / place).mkdir(parents=True, exist_ok=True)
-        for name in ("a.conf", "b.conf"):
-            (path / place / name).write_text(EQUAL)
-        (path / place / "empty").touch()
-    (path / "name").write_text(path.name)
-    return path
-
-
-def registration(name: str, original: Path) -> str:
-    """Return what `nix-store --load-db` takes of a path: its NAR's digest and size."""
-    command: list[str | Path] = ["nix-store", "--dump", original]
-    nar = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-    return f"/nix/store/{name}\n{hashlib.sha256(nar).hexdigest()}\n{len(nar)}\n\n0\n"
+def appliance(*words: str | Path) -> str:
+    done = subprocess.run([*APPLIANCE, *words], check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +41,12 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Stored:
     directory = tmp_path_factory.mktemp("stored")
     originals = [make_package(directory / package) for package in PACKAGES]
     store = directory / "store"
+    uri = f"lmdb://{store}"
     tools, *names = import_tree(store, make_tools(directory / "tools"), *originals)
-    registrations = map(registration, names, originals)
-    return Stored(store, tools, names, "".join(registrations))
+    closure = make_closure(directory)
+    appliance("copy", "--store", uri, "--from", closure.nix.uri, "-r", *closure.tops)
+    registration = appliance("registration", "--store", uri, "-r", *names, *closure.tops)
+    return Stored(store, tools, names, closure, registration)
 
 
 @pytest.fixture(scope="module", params=["uml", f"qemu-{NEW_SERIES}"])
@@ -88,39 +59,67 @@ def served(
         yield served
 
 
-def overlay(lower: str, upper: str, merged: str) -> str:
-    return (
-        f"mkdir -p {upper}/up {upper}/work && mount -t overlay overlay"
-        f" -o lowerdir={lower},upperdir={upper}/up,workdir={upper}/work {merged}"
-    )
-
-
-def nix(served: Served, words: str) -> str:
-    """Run nix-store in the root that the test has made; return what it wrote."""
-    script = f"HOME=/root chroot {ROOT} /bin/nix-store 2>&1 {words}"
-    output = served.guest.check(script, ANSWER_S).decode()
-    assert "error" not in output, output
-    return output
-
-
-def test_nix_manages_a_store_that_is_an_overlay_on_the_mount(
-    served: Served, stored: Stored
-) -> None:
-    kept, dropped = stored.names
+@pytest.fixture(scope="module")
+def registered(served: Served, stored: Stored) -> Served:
+    """Make a root whose store is an overlay above the mount, and register what is in the mount."""
     guest = served.guest
     guest.check(f"mkdir -p {ROOT} /tmp/o", ANSWER_S)
     guest.check(overlay(f"/mnt/{stored.tools}", "/tmp/o/root", ROOT), ANSWER_S)
     guest.check(overlay("/mnt", "/tmp/o/store", f"{ROOT}/nix/store"), ANSWER_S)
     guest.check(
-        f"mount -t proc proc {ROOT}/proc; mount -t devtmpfs dev {ROOT}/dev; mkdir -p"
-        f" {ROOT}/nix/var/nix/gcroots; ln -s /nix/store/{kept} {ROOT}/nix/var/nix/gcroots/kept",
+        f"mount -t proc proc {ROOT}/proc; mount -t devtmpfs dev {ROOT}/dev;"
+        f" mkdir -p {ROOT}/nix/var/nix/gcroots",
         ANSWER_S,
     )
-    nix(served, f"--load-db <<'END'\n{stored.registration}END\n")
-    nix(served, "--verify --check-contents")
-    nix(served, "--optimise")
-    nix(served, "--verify --check-contents")
-    nix(served, "--gc")
+    for path in (f"/nix/store/{stored.names[0]}", stored.closure.tops[0]):
+        name = Path(path).name
+        guest.check(f"ln -s {path} {ROOT}/nix/var/nix/gcroots/{name}", ANSWER_S)
+    nix(guest, f"--load-db <<'END'\n{stored.registration}END\n")
+    return served
+
+
+def test_a_registered_closure_is_known_as_on_the_host(registered: Served, stored: Stored) -> None:
+    guest = registered.guest
+    closure = stored.closure
+    top = closure.tops[0]
+    assert sorted(nix(guest, f"-qR {top}").split()) == sorted(closure.built)
+    assert sorted(nix(guest, f"-q --references {top}").split()) == sorted(
+        closure.nix.text("nix-store", "-q", "--references", top).split()
+    )
+    for query in ("--deriver", "--hash", "--size"):
+        assert nix(guest, f"-q {query} {top}").strip() == closure.nix.text(
+            "nix-store", "-q", query, top
+        )
+    nix(guest, "--verify --check-contents")
+
+
+def test_a_path_is_added_and_deleted_again(registered: Served, stored: Stored) -> None:
+    guest = registered.guest
+    guest.check(f"mkdir -p {ROOT}/tmp/added && echo new > {ROOT}/tmp/added/file", ANSWER_S)
+    added = nix(guest, "--add /tmp/added").strip()
+    assert guest.check(f"cat {ROOT}{added}/file", ANSWER_S) == b"new\n"
+    nix(guest, "--verify --check-contents")
+    nix(guest, f"--delete {added}")
+    assert guest.run(f"test -e {ROOT}{added}", ANSWER_S).status == 1
+    # What is in the mount, and no root needs, goes from the overlay only.
+    fixed = stored.closure.tops[1]
+    nix(guest, f"--delete {fixed}")
+    assert guest.run(f"test -e {ROOT}{fixed}", ANSWER_S).status == 1
+    guest.check(f"test -e /mnt/{Path(fixed).name}", ANSWER_S)
+    refused = nix(guest, f"--delete {stored.closure.named('lib-1.0')}", status=1)
+    assert "still alive" in refused
+    nix(guest, "--verify --check-contents")
+
+
+def test_nix_manages_a_store_that_is_an_overlay_on_the_mount(
+    registered: Served, stored: Stored
+) -> None:
+    kept, dropped = stored.names
+    guest = registered.guest
+    nix(guest, "--verify --check-contents")
+    nix(guest, "--optimise")
+    nix(guest, "--verify --check-contents")
+    nix(guest, "--gc")
     store = f"{ROOT}/nix/store"
     assert guest.run(f"test -e {store}/{dropped}", ANSWER_S).status == 1
     same = " && ".join(
@@ -129,5 +128,13 @@ def test_nix_manages_a_store_that_is_an_overlay_on_the_mount(
         for name in ("a.conf", "b.conf", "empty")
     )
     guest.check(same, ANSWER_S)
-    nix(served, "--verify --check-contents")
+    nix(guest, "--verify --check-contents")
     assert guest.check(f"cat {store}/{kept}/name /mnt/{dropped}/name", ANSWER_S) == b"keptdropped"
+    # The closure has a root, so all of it is still there, byte for byte.
+    top = stored.closure.tops[0]
+    assert sorted(nix(guest, f"-qR {top}").split()) == sorted(stored.closure.built)
+    application = Path(stored.closure.named("app-2.0")).name
+    assert (
+        guest.check(f"cat {store}/{application}/run", ANSWER_S)
+        == (stored.closure.nix.directory / application / "bin" / "app").read_bytes()
+    )

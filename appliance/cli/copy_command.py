@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
+from appliance.cli.key_options import add_trusted_keys_option
 from appliance.cli.options import (
     add_json_option,
     add_log_options,
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from appliance.copier.path_info_json import Claims
     from appliance.copier.source_address import CacheAddress, SourceAddress
     from appliance.copier.target import CopyTarget
-    from appliance.nix.signing import PublicKey
     from appliance.nix.store_path import StorePath
+    from appliance.nix.trusted_keys import TrustedKeys
     from appliance.store.writer import AsyncStore
 
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
@@ -101,13 +102,10 @@ def _add_source_options(command: argparse.ArgumentParser) -> None:
         "(the one below DIR), file:///DIR or http(s)://HOST (a binary cache, optionally with "
         "?trusted-public-keys=KEYS), or the URI of another store (default: local)",
     )
-    source.add_argument(
-        "--trusted-public-keys",
-        action="append",
-        default=[],
-        metavar="KEYS",
-        help="public keys, NAME:BASE64, separated by spaces; each path of a binary cache must be "
-        "signed by one of them or have a content address; may be repeated",
+    add_trusted_keys_option(
+        source,
+        "public keys, NAME:BASE64, separated by spaces; each path of a binary cache must be "
+        "signed by one of them or have a content address",
     )
     source.add_argument(
         "--no-check-sigs",
@@ -243,24 +241,20 @@ class _Copy:
                 return ServiceClosures(target.thread, services)
 
     def _check(self, source: "CopySource") -> "CheckClaim":
-        from appliance.copier.claim_checks import TrustedKeys, trust_all
+        from appliance.copier.claim_checks import trust_all
 
-        if not source.needs_signatures or self._options.no_check_sigs:
+        if not source.needs_signatures or self._keys is None:
             return trust_all
-        return TrustedKeys(self._keys)
+        return self._keys.check
 
-    def _trusted_keys(self) -> "list[PublicKey]":
+    def _trusted_keys(self) -> "TrustedKeys | None":
         from appliance.copier.source_address import CacheAddress
-        from appliance.nix.signing import PublicKey
+        from appliance.nix.trusted_keys import parse_keys
 
         if not isinstance(self._source, CacheAddress) or self._options.no_check_sigs:
-            return []
-        texts = [text for given in self._options.trusted_public_keys for text in given.split()]
-        texts += self._source.keys
-        try:
-            return [PublicKey.parse(text) for text in texts]
-        except PathInfoError as exc:
-            raise ConfigError(f"--trusted-public-keys: {exc}") from exc
+            return None
+        texts = [*self._options.trusted_public_keys, *self._source.keys]
+        return parse_keys(texts, "--trusted-public-keys")
 
     def _take(self, outcome: "CopyOutcome") -> None:
         from appliance.copier.copier import CopyStatus

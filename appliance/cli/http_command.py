@@ -3,15 +3,19 @@
 import argparse
 import os
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance.cli.key_options import (
+    add_sign_option,
+    add_signature_options,
+    required_keys,
+    secret_keys,
+)
 from appliance.cli.options import add_log_options, add_service_options, service_addresses
-from appliance.errors import ConfigError, PathInfoError
+from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
     from appliance.http_cache.cache_server import ListeningSocket
-    from appliance.nix.signing import PublicKey, SecretKey
     from appliance.rpc.listen import ListenAddress
 
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
@@ -39,14 +43,7 @@ def add_http(commands: "Subparsers") -> None:
         action="store_true",
         help="accept uploads, as `nix copy --to` sends them, from every client that can connect",
     )
-    uploads.add_argument(
-        "--trusted-key",
-        action="append",
-        default=[],
-        metavar="NAME:KEY",
-        help="refuse uploads that are neither content-addressed nor signed with the secret key of "
-        "this public key; may be given several times",
-    )
+    add_signature_options(uploads)
     add_service_options(command)
     add_log_options(command)
     command.set_defaults(run=_run_http)
@@ -63,12 +60,7 @@ def _add_serving(group: "argparse._ArgumentGroup") -> None:
         "sd-listen[:NAME] for those that systemd passes; may be given several times (default: "
         f"{_DEFAULT_LISTEN})",
     )
-    group.add_argument(
-        "--sign",
-        metavar="FILE",
-        type=Path,
-        help="sign each narinfo with the secret key in FILE",
-    )
+    add_sign_option(group, "sign each narinfo with the secret key in FILE")
     group.add_argument(
         "--priority",
         type=int,
@@ -95,11 +87,10 @@ def _run_http(options: argparse.Namespace) -> None:
         raise ConfigError(f"--priority {options.priority}: is below 0")
     if not 0 <= options.zstd_level <= _LEVEL_MAX:
         raise ConfigError(f"--zstd-level {options.zstd_level}: is not 0 to {_LEVEL_MAX}")
-    if options.trusted_key and not options.allow_put:
-        raise ConfigError("--trusted-key: goes with --allow-put only")
+    if options.require_signatures and not options.allow_put:
+        raise ConfigError("--require-signatures: goes with --allow-put only")
     services = service_addresses(options)
-    secret_key = None if options.sign is None else _secret_key(options.sign)
-    trusted_keys = [_public_key(text) for text in options.trusted_key]
+    trusted_keys = required_keys(options)
     addresses = [
         address
         for text in options.listen_address or [_DEFAULT_LISTEN]
@@ -109,33 +100,13 @@ def _run_http(options: argparse.Namespace) -> None:
         CacheConfig(
             services,
             [_listening(address) for address in addresses],
-            secret_key=secret_key,
+            secret_keys=secret_keys(options),
             priority=options.priority,
             allows_put=options.allow_put,
             trusted_keys=trusted_keys,
             zstd_level=options.zstd_level,
         )
     )
-
-
-def _secret_key(path: Path) -> "SecretKey":
-    from appliance.nix.signing import SecretKey
-
-    try:
-        return SecretKey.parse(path.read_text(encoding="ascii").strip())
-    except OSError as exc:
-        raise ConfigError(f"--sign {path}: {exc.strerror}") from exc
-    except (UnicodeDecodeError, PathInfoError) as exc:
-        raise ConfigError(f"--sign {path}: {exc}") from exc
-
-
-def _public_key(text: str) -> "PublicKey":
-    from appliance.nix.signing import PublicKey
-
-    try:
-        return PublicKey.parse(text)
-    except PathInfoError as exc:
-        raise ConfigError(f"--trusted-key {text}: {exc}") from exc
 
 
 def _listening(address: "ListenAddress") -> "ListeningSocket":

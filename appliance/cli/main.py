@@ -33,6 +33,7 @@ from appliance.cli.output import print_json
 from appliance.cli.pid_file import leave_shared_pid
 from appliance.cli.serve_commands import add_mount, add_virtiofs, path_argument, run_mount
 from appliance.cli.store_commands import COMMANDS as STORE_COMMANDS
+from appliance.cli.system_log import send_errors_to_system_log
 from appliance.cli.terminal import (
     drop_output,
     open_missing_streams,
@@ -41,22 +42,42 @@ from appliance.cli.terminal import (
     terminal_columns,
     writing_output,
 )
+from appliance.cli.view_command import add_view
 from appliance.errors import ApplianceError, ConfigError, StoreError
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
 
-_COMMANDS: Final = ("import", "virtiofs", "mount", "http", "status", "bench", *STORE_COMMANDS)
+_COMMANDS: Final = (
+    "import",
+    "virtiofs",
+    "mount",
+    "view",
+    "http",
+    "status",
+    "bench",
+    *STORE_COMMANDS,
+)
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status."""
+    _run_guarded(_run, argv)
+
+
+def virtiofsd(argv: Sequence[str] | None = None) -> None:
+    """Run as a program with the command line of virtiofsd, and exit with its status."""
+    _run_guarded(_run_virtiofsd, argv)
+
+
+def _run_guarded(run: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> None:
+    """Call `run` with the words of the command line, and turn errors into lines and statuses."""
     open_missing_streams()
     print_utf8()
     try:
-        _run(sys.argv[1:] if argv is None else argv)
+        run(sys.argv[1:] if argv is None else argv)
     except ConfigError as exc:
         _fail(_EXIT_USAGE, exc)
     except ApplianceError as exc:
@@ -124,9 +145,36 @@ def _exiting(status: int) -> Iterator[None]:
 def _run(words: Sequence[str]) -> None:
     if is_mount_call(words, _COMMANDS):
         mount_helper(words)
-    options = _parser(words[0] if words else "").parse_args(words)
+    _run_options(_parser(words[0] if words else "").parse_args(words))
+
+
+def _run_virtiofsd(words: Sequence[str]) -> None:
+    from appliance.cli import virtiofsd_command
+
+    if "--print-capabilities" in words:
+        print_json(virtiofsd_command.CAPABILITIES)
+        return
+    parser = _Parser(
+        prog=virtiofsd_command.PROGRAM,
+        usage="%(prog)s [OPTION]... --shared-dir DIR (--socket-path PATH | --fd FD)",
+        description="Serve the store to one virtual machine, with the command line of virtiofsd.",
+    )
+    virtiofsd_command.add_options(parser)
+    call = virtiofsd_command.translate(parser, words)
+    options = _parser("virtiofs").parse_args(call.words)
+    if call.descriptor_limit:
+        virtiofsd_command.limit_descriptors(call.descriptor_limit)
+    if call.is_for_syslog:
+        send_errors_to_system_log(virtiofsd_command.PROGRAM)
+    options.when_logging = partial(virtiofsd_command.note_ignored, call.ignored)
+    _run_options(options)
+
+
+def _run_options(options: argparse.Namespace) -> None:
     if options.command != "import":  # import starts logging once its processes have been forked
         _start_logging(options)
+    if hasattr(options, "when_logging"):
+        options.when_logging()
     leave_shared_pid(environments(options))
     options.run(options)
     with writing_output():
@@ -190,6 +238,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         "import": _add_import,
         "virtiofs": add_virtiofs,
         "mount": add_mount,
+        "view": add_view,
         "http": add_http,
         "status": _add_status,
         "bench": add_bench,

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
+from appliance.cli.system_log import send_errors_to_system_log
 from appliance.errors import ApplianceError, ConfigError
 
 # Exit statuses of mount(8).
@@ -39,9 +40,11 @@ _VALUED: Final = frozenset(
         "threads",
         "inodes",
         "fsname",
+        "root",
         "sandbox",
         "log_level",
         "log_format",
+        "view",
     }
 )
 # Options of mount(8) and fuse(8), and options that the kernel lists for a mount, since a remount
@@ -191,19 +194,5 @@ def _detach_streams() -> None:
     kind = os.fstat(2).st_mode
     if stat.S_ISREG(kind) or stat.S_ISSOCK(kind):
         return
-    import subprocess  # other commands use only `is_mount_call` of this module
-
-    try:
-        logger = subprocess.Popen(
-            ["logger", "-t", "appliance", f"--id={os.getpid()}"],
-            stdin=subprocess.PIPE,
-            stdout=null,
-            stderr=null,
-        )
-    except FileNotFoundError:
+    if not send_errors_to_system_log("appliance"):
         os.dup2(null, 2)
-        return
-    if logger.stdin is not None:
-        os.dup2(logger.stdin.fileno(), 2)
-        logger.stdin.close()
-    logger.returncode = 0  # it outlives us; do not warn that it was not waited for

@@ -14,15 +14,18 @@ if TYPE_CHECKING:
 
 
 def with_services(
-    options: argparse.Namespace, work: "Callable[[Services], Awaitable[None]]"
+    options: argparse.Namespace,
+    work: "Callable[[Services], Awaitable[None]]",
+    *,
+    is_readonly: bool = True,
 ) -> None:
-    """Open the services that `options` name for reading, and run `work` with them."""
+    """Open the services that `options` name, by default for reading, and run `work` with them."""
     import asyncio  # importing it takes longer than some commands run
 
     from appliance.services.open_services import open_services
 
     async def run() -> None:
-        async with open_services(service_addresses(options), is_readonly=True) as services:
+        async with open_services(service_addresses(options), is_readonly=is_readonly) as services:
             await work(services)
 
     asyncio.run(run())

@@ -3,10 +3,18 @@
 import argparse
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance.cli.exported_options import (
+    add_exported_options,
+    exported_of,
+    socket_group,
+    socket_mode_of,
+    socket_place,
+)
 from appliance.cli.options import (
     add_log_options,
     add_service_options,
@@ -24,8 +32,6 @@ if TYPE_CHECKING:
 _MAX_MOUNT_WORKERS: Final = 254
 _MAX_QUEUE_SIZE: Final = 32768
 _DEFAULT_QUEUE_SIZE: Final = 1024
-# (gid_t)-1, which chown(2) takes as "leave the group alone".
-_NO_GROUP: Final = 2**32 - 1
 _DEFAULT_CACHE_SIZE: Final = "10G"
 
 
@@ -58,8 +64,9 @@ def add_virtiofs(commands: "Subparsers") -> None:
         "--socket-path",
         action="append",
         default=[],
-        metavar="PATH",
-        help="listen on the Unix socket at PATH, too; may be given several times",
+        metavar="PATH[,view=NAME|,root=PATH]",
+        help="listen on the Unix socket at PATH, too, and show a view or a store path to those "
+        "that connect there (default: as --view and --root say); may be given several times",
     )
     listening.add_argument(
         "--socket-group",
@@ -67,13 +74,29 @@ def add_virtiofs(commands: "Subparsers") -> None:
         help="let members of GROUP (a name or number) connect to the sockets created here",
     )
     listening.add_argument(
+        "--socket-mode",
+        metavar="MODE",
+        default="0660",
+        help="create sockets with these permissions, in octal (default: 0660)",
+    )
+    listening.add_argument(
         "--fd", type=int, metavar="FD", help="listen on an inherited socket, by its descriptor"
     )
-    command.add_argument(
+    listening.add_argument(
+        "--exit-on-disconnect", action="store_true", help="end when a front-end leaves"
+    )
+    listening.add_argument(
         "--keep-sessions",
         action="store_true",
-        help="when a signal ends this command, leave those that are connected to the next one that "
-        "is started with the same sockets and state directory",
+        help="when a signal ends this command, leave front-ends that are connected to the next one "
+        "that is started with the same sockets and state directory",
+    )
+    listening.add_argument(
+        "--pid-file",
+        type=path_argument,
+        metavar="PATH",
+        help="write the process id to a file at PATH once the sockets listen, and remove it at "
+        "the end",
     )
     device = command.add_argument_group("device")
     device.add_argument(
@@ -93,7 +116,7 @@ def add_virtiofs(commands: "Subparsers") -> None:
         help="let a queue have up to N descriptors, a power of two (default: "
         f"{_DEFAULT_QUEUE_SIZE})",
     )
-    _add_view_options(command, "let guests list the root directory")
+    _add_files_options(command, "let guests list the root directory")
     _add_common_options(command)
     command.set_defaults(run=_run_virtiofs)
 
@@ -131,15 +154,16 @@ def add_mount(commands: "Subparsers") -> None:
         metavar="N",
         help="run N worker processes (default: one for each CPU)",
     )
-    _add_view_options(command, "let the root directory be listed")
+    _add_files_options(command, "let the root directory be listed")
     _add_common_options(command)
     command.set_defaults(run=run_mount)
 
 
-def _add_view_options(command: argparse.ArgumentParser, list_root_help: str) -> None:
-    view = command.add_argument_group("files")
-    view.add_argument("--list-root", action="store_true", help=list_root_help)
-    view.add_argument(
+def _add_files_options(command: argparse.ArgumentParser, list_root_help: str) -> None:
+    files = command.add_argument_group("files")
+    files.add_argument("--list-root", action="store_true", help=list_root_help)
+    add_exported_options(files)
+    files.add_argument(
         "--inodes",
         choices=("place", "content"),
         default="place",
@@ -196,19 +220,53 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         num_request_queues=_in_range(
             "--num-request-queues", num_request_queues, MAX_REQUEST_QUEUES
         ),
+        exits_on_disconnect=options.exit_on_disconnect,
         queue_size=_power_of_two("--queue-size", options.queue_size, _MAX_QUEUE_SIZE),
         log_level=options.log_level,
         log_json=is_json_log(options),
     )
-    paths = [Path(path) for path in [options.socket, *options.socket_path] if path is not None]
-    if not paths and options.fd is None:
+    default = exported_of(options)
+    places = [socket_place(text, default) for text in options.socket_path]
+    if options.socket is not None:
+        places.insert(0, (Path(options.socket), default))
+    if not places and options.fd is None:
         raise ConfigError("virtiofs needs a SOCKET, --socket-path or --fd to listen on")
-    if options.socket_group is not None and not paths:
+    if options.socket_group is not None and not places:
         raise ConfigError(
             "--socket-group: only an inherited socket is listened on, and its group is not changed"
         )
-    gid = None if options.socket_group is None else _group(options.socket_group)
-    serve(config, listen(paths, options.fd, gid))
+    gid = None if options.socket_group is None else socket_group(options.socket_group)
+    mode = socket_mode_of(options.socket_mode)
+    listeners = listen(places, options.fd, default, gid=gid, mode=mode)
+    with _pid_file(options.pid_file):
+        serve(config, listeners)
+
+
+@contextmanager
+def _pid_file(path: Path | None) -> Iterator[None]:
+    """Have a file at `path`, if it is not None, with the id of this process for a block.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    if path is None:
+        yield
+        return
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # Whoever waits for the file must never find it empty.
+        new.write_text(f"{os.getpid()}\n")
+        new.rename(path)
+    except OSError as exc:
+        with suppress(OSError):
+            new.unlink()
+        raise ConfigError(f"--pid-file {path}: {exc.strerror}") from exc
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if path.read_text() == f"{os.getpid()}\n":
+                path.unlink()
 
 
 def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | None = None) -> None:
@@ -230,6 +288,7 @@ def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | N
             log_level=options.log_level,
             log_json=is_json_log(options),
             path=options.dest,
+            exported=exported_of(options),
             num_workers=_in_range("--threads", options.threads, _MAX_MOUNT_WORKERS),
             has_passthrough=options.passthrough,
             flags=MountFlags(options.fsname, options.allow_other, options.noexec),
@@ -251,17 +310,6 @@ def _blob_cache_bytes(options: argparse.Namespace) -> int:
             "or nothing"
         )
     return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
-
-
-def _group(text: str) -> int:
-    import grp
-
-    try:
-        return grp.getgrnam(text).gr_gid
-    except KeyError:
-        if text.isdecimal() and int(text) < _NO_GROUP:
-            return int(text)
-    raise ConfigError(f"--socket-group {text}: no such group")
 
 
 def _in_range(option: str, value: int, maximum: int) -> int:

@@ -1,16 +1,21 @@
-"""The commands that read or serve the services of a store: daemon, nar, path-info, ls and cat.
+"""The commands that read or serve the services of a store: daemon, nar, ls and cat.
 
-`verify` is one of them, too, and has a module of its own.
+The others have modules of their own.
 """
 
 import argparse
 import os
 from contextlib import aclosing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.cli.copy_command import add_copy
 from appliance.cli.import_nar_command import add_import_nar
+from appliance.cli.key_options import (
+    add_sign_option,
+    add_signature_options,
+    required_keys,
+    secret_keys,
+)
 from appliance.cli.options import (
     add_json_option,
     add_log_options,
@@ -18,15 +23,14 @@ from appliance.cli.options import (
     service_addresses,
 )
 from appliance.cli.output import print_json, with_services, write, write_line
+from appliance.cli.path_info_command import add_path_info
 from appliance.cli.registration_command import add_registration
 from appliance.cli.verify_command import add_verify
-from appliance.errors import ConfigError, PathInfoError, StoreError
+from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from appliance.nix.signing import SecretKey
-    from appliance.protos import pathinfo_pb2
     from appliance.services.store_view import StoreView
 
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
@@ -56,20 +60,33 @@ def _add_daemon(commands: "Subparsers") -> None:
         "sd-listen[:NAME] for those that systemd passes; may be given several times (default: "
         f"{_DEFAULT_LISTEN})",
     )
-    serving.add_argument(
+    _add_writing(command.add_argument_group("what clients may put"))
+    add_service_options(command)
+    add_log_options(command)
+    command.set_defaults(run=_run_daemon)
+
+
+def _add_writing(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--read-only", action="store_true", help="nothing: refuse everything that is put"
+    )
+    group.add_argument(
         "--check-content",
         action="store_true",
         help="before a store path becomes visible, read all of its contents and check them "
         "against its PathInfo",
     )
-    serving.add_argument(
+    group.add_argument(
         "--allow-replace",
         action="store_true",
         help="let clients replace the contents of a store path, which is refused otherwise",
     )
-    add_service_options(command)
-    add_log_options(command)
-    command.set_defaults(run=_run_daemon)
+    add_signature_options(group)
+    add_sign_option(
+        group,
+        "sign each store path that is put with the secret key in FILE; implies --check-content, "
+        "as --require-signatures does",
+    )
 
 
 def _add_nar(commands: "Subparsers") -> None:
@@ -83,40 +100,6 @@ def _add_nar(commands: "Subparsers") -> None:
     add_service_options(command)
     add_log_options(command)
     command.set_defaults(run=_run_nar)
-
-
-def _add_path_info(commands: "Subparsers") -> None:
-    command = commands.add_parser(
-        "path-info",
-        usage="%(prog)s [OPTION]... [PATH]...",
-        help="list store paths and what is known about them",
-        description="List each PATH that the store has, or all store paths if no PATH is given. "
-        "With --json, also print what the store knows about each of them.",
-    )
-    command.add_argument(
-        "paths", nargs="*", metavar="PATH", help="a store path, with or without /nix/store/"
-    )
-    command.add_argument(
-        "-s",
-        "--size",
-        action="store_true",
-        help="also print the size of the NAR in bytes (which --json always does)",
-    )
-    add_json_option(command)
-    command.add_argument(
-        "--narinfo",
-        action="store_true",
-        help="print the narinfo file that a Nix binary cache would have for PATH",
-    )
-    command.add_argument(
-        "--sign",
-        metavar="FILE",
-        type=Path,
-        help="sign the output of --narinfo with the secret key in FILE",
-    )
-    add_service_options(command)
-    add_log_options(command)
-    command.set_defaults(run=_run_path_info)
 
 
 def _add_ls(commands: "Subparsers") -> None:
@@ -157,6 +140,8 @@ def _run_daemon(options: argparse.Namespace) -> None:
     from appliance.rpc.daemon import DaemonConfig, serve
     from appliance.rpc.listen import parse_listen_address
 
+    trusted_keys = required_keys(options)
+    _check_read_only(options)
     listen = [
         address
         for text in options.listen_address or [_DEFAULT_LISTEN]
@@ -168,8 +153,23 @@ def _run_daemon(options: argparse.Namespace) -> None:
             listen,
             may_replace_paths=options.allow_replace,
             checks_content=options.check_content,
+            is_readonly=options.read_only,
+            trusted_keys=trusted_keys,
+            secret_keys=secret_keys(options),
         )
     )
+
+
+def _check_read_only(options: argparse.Namespace) -> None:
+    about_writing = {
+        "--check-content": options.check_content,
+        "--allow-replace": options.allow_replace,
+        "--require-signatures": options.require_signatures,
+        "--sign": options.sign,
+    }
+    for option, value in about_writing.items():
+        if options.read_only and value:
+            raise ConfigError(f"--read-only: cannot be combined with {option}")
 
 
 def _run_nar(options: argparse.Namespace) -> None:
@@ -215,60 +215,6 @@ def _run_ls(options: argparse.Namespace) -> None:
     _with_view(options, work)
 
 
-def _run_path_info(options: argparse.Namespace) -> None:
-    from appliance.services.store_view import path_info_json
-
-    _check_path_info_options(options)
-    key = None if options.sign is None else _secret_key(options.sign)
-
-    async def work(view: "StoreView") -> None:
-        infos = await view.path_infos(options.paths)
-        if options.json:
-            print_json(
-                {path: None if info is None else path_info_json(info) for path, info in infos}
-            )
-            return
-        missing = [path for path, info in infos if info is None]
-        for path, info in infos:
-            if info is None:
-                continue
-            if options.narinfo:
-                write(_narinfo(info, key).encode())
-            else:
-                write_line(f"{path}\t{info.narinfo.nar_size:>12}" if options.size else path)
-        if missing:
-            raise StoreError("\n".join(f"path {path} is not valid" for path in missing))
-
-    _with_view(options, work)
-
-
-def _check_path_info_options(options: argparse.Namespace) -> None:
-    if options.narinfo and (options.json or options.size or len(options.paths) != 1):
-        raise ConfigError("--narinfo: takes one PATH, and neither --json nor --size")
-    if options.sign and not options.narinfo:
-        raise ConfigError("--sign: expected --narinfo, too")
-
-
-def _narinfo(info: "pathinfo_pb2.PathInfo", key: "SecretKey | None") -> str:
-    from appliance.nix.narinfo import narinfo_of
-
-    narinfo = narinfo_of(info)
-    if key is not None:
-        narinfo = narinfo.with_signature(key.sign(narinfo.fingerprint()))
-    return str(narinfo)
-
-
-def _secret_key(path: Path) -> "SecretKey":
-    from appliance.nix.signing import SecretKey
-
-    try:
-        return SecretKey.parse(path.read_text(encoding="ascii").strip())
-    except OSError as exc:
-        raise ConfigError(f"--sign {path}: {exc.strerror}") from exc
-    except (UnicodeDecodeError, PathInfoError) as exc:
-        raise ConfigError(f"--sign {path}: {exc}") from exc
-
-
 def _with_view(options: argparse.Namespace, work: "Callable[[StoreView], Awaitable[None]]") -> None:
     from appliance.services.store_view import StoreView
 
@@ -281,7 +227,7 @@ COMMANDS: "Final[dict[str, Callable[[Subparsers], None]]]" = {
     "import-nar": add_import_nar,
     "daemon": _add_daemon,
     "nar": _add_nar,
-    "path-info": _add_path_info,
+    "path-info": add_path_info,
     "registration": add_registration,
     "verify": add_verify,
     "ls": _add_ls,

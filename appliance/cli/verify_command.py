@@ -4,8 +4,9 @@ import argparse
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from appliance.cli.key_options import add_trusted_keys_option
 from appliance.cli.options import (
     add_json_option,
     add_log_options,
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
 
     from appliance.cli.terminal import ProgressLine
     from appliance.nix.store_path import StorePath
+    from appliance.nix.trusted_keys import TrustedKeys
     from appliance.services.addresses import ServiceAddresses
     from appliance.services.contracts import Services
     from appliance.services.repair import Repairer, Source
-    from appliance.services.verify import Verifier, VerifyError, VerifyProgress
+    from appliance.services.verify import Verifier, VerifyProgress
+    from appliance.services.verify_errors import VerifyError
     from appliance.store.writer import AsyncStore
 
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
@@ -51,6 +54,11 @@ def add_verify(commands: "Subparsers") -> None:
     command.add_argument(
         "--closure", action="store_true", help="also verify all store paths that PATHs refer to"
     )
+    add_trusted_keys_option(
+        command,
+        "also report each path that has neither a content address nor a signature by one of these "
+        "keys, NAME:BASE64, separated by spaces, and each wrong signature by one of them",
+    )
     add_json_option(command)
     add_state_option(command, "if no PATH is given, also verify the cache of remote blobs in DIR")
     repair = command.add_argument_group("repair")
@@ -74,8 +82,11 @@ def add_verify(commands: "Subparsers") -> None:
 def _run_verify(options: argparse.Namespace) -> None:
     import asyncio
 
+    from appliance.nix.trusted_keys import parse_keys
     from appliance.services.paths_in_store import parse_path
 
+    keys = options.trusted_public_keys
+    trusted_keys = parse_keys(keys, "--trusted-public-keys") if keys else None
     if options.source is not None and not options.repair:
         raise ConfigError("--from: expected --repair, too")
     paths = [parse_path(text)[0] for text in options.paths]
@@ -83,7 +94,8 @@ def _run_verify(options: argparse.Namespace) -> None:
     source = None if options.source is None else _source_of(options.source)
     cache = None if paths else state_dir(options, addresses) / _CACHE_DIRECTORY
     with progress_line() as line:
-        run = _Run(addresses, paths, line, is_json=options.json, takes_closures=options.closure)
+        what = _What(addresses, paths, trusted_keys, takes_closures=options.closure)
+        run = _Run(what, line, is_json=options.json)
         asyncio.run(run.run(source, cache, is_repairing=options.repair))
 
 
@@ -100,29 +112,36 @@ def _source_of(text: str) -> "ServiceAddresses | Path":
     return ServiceAddresses(address, address, address)
 
 
+class _What(NamedTuple):
+    """What is verified.
+
+    Args:
+        addresses: the services.
+        paths: the store paths; empty for all.
+        trusted_keys: whose signatures are required, if any are.
+        takes_closures: whether to verify the references of the paths, too.
+    """
+
+    addresses: "ServiceAddresses"
+    paths: "Sequence[StorePath]"
+    trusted_keys: "TrustedKeys | None"
+    takes_closures: bool
+
+
 class _Run:
     """One run of the command.
 
     Args:
-        addresses: the services to verify.
-        paths: the store paths to verify; empty for all.
+        what: what is verified.
         line: shows the progress.
         is_json: whether problems are printed as JSON, all at the end.
-        takes_closures: whether to verify the references of the paths, too.
     """
 
-    def __init__(
-        self,
-        addresses: "ServiceAddresses",
-        paths: "Sequence[StorePath]",
-        line: "ProgressLine",
-        *,
-        is_json: bool,
-        takes_closures: bool,
-    ) -> None:
-        self._takes_closures = takes_closures
-        self._addresses = addresses
-        self._paths = paths
+    def __init__(self, what: _What, line: "ProgressLine", *, is_json: bool) -> None:
+        self._takes_closures = what.takes_closures
+        self._addresses = what.addresses
+        self._paths = what.paths
+        self._trusted_keys = what.trusted_keys
         self._line = line
         self._is_json = is_json
         self._problems: list[str] = []
@@ -226,7 +245,7 @@ class _Run:
 
         from appliance.services.verify import Verifier
 
-        verifier = Verifier(services, self._report)
+        verifier = Verifier(services, self._report, self._trusted_keys)
         showing = asyncio.create_task(_show_progress(self._line, verifier.progress))
         try:
             if self._takes_closures:

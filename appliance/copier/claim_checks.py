@@ -1,57 +1,19 @@
 """Checks of claims: whether they are trusted, and whether the content agrees with them."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
 
 from appliance.castore.directory import FileNode
 from appliance.copier.claims import Content, has_known_nar
-from appliance.errors import PathInfoError, StoreError
+from appliance.errors import PathInfoError
 from appliance.nix.content_address import ContentAddress, Method
 from appliance.nix.hashes import ContentHash, NixHash
 from appliance.nix.narinfo import NarInfoFile
 
-if TYPE_CHECKING:
-    from appliance.nix.signing import PublicKey
-
 CheckClaim = Callable[[NarInfoFile], None]
-
-
-class UntrustedClaimError(StoreError):
-    """No trusted key has signed the claim about a path."""
 
 
 def trust_all(_claim: NarInfoFile) -> None:
     """Accept every claim: for stores of this machine, and where the user asked for it."""
-
-
-class TrustedKeys:
-    """Accepts claims signed by one of the keys, and content addresses, which the content proves."""
-
-    def __init__(self, keys: Sequence["PublicKey"]) -> None:
-        self._keys: Final = tuple(keys)
-
-    def __call__(self, claim: NarInfoFile) -> None:
-        """Check one claim.
-
-        Raises:
-            UntrustedClaimError: it has neither a trusted signature nor a content address.
-        """
-        if claim.ca is not None:
-            return
-        fingerprint = claim.fingerprint()
-        for signature in claim.signatures:
-            if any(key.verifies(signature, fingerprint) for key in self._keys):
-                return
-        names = {key.name for key in self._keys}
-        wrong = [name for name, _data in claim.signatures if name in names]
-        if wrong:
-            why = f"its signature by {wrong[0]} is wrong"
-        elif claim.signatures:
-            signers = ", ".join(sorted({name for name, _data in claim.signatures}))
-            why = f"it is signed by {signers} only, and no such key is trusted"
-        else:
-            why = "it has no signature"
-        raise UntrustedClaimError(f"path {claim.path.absolute()}: {why}")
 
 
 class AddressCheck:

@@ -7,11 +7,11 @@ them to sign and verify. Only a binary cache sets `url`, `compression` and the f
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from appliance.castore.directory import Node, node_to_message
+from appliance.castore.directory import Node
 from appliance.errors import PathInfoError
 from appliance.nix.content_address import ContentAddress
 from appliance.nix.hashes import NixHash
-from appliance.nix.narinfo import NarInfoFile, deriver_of
+from appliance.nix.narinfo import NarInfoFile, deriver_of, encode_path_info
 from appliance.nix.signing import Signature, check_key_name
 from appliance.nix.store_path import StorePath
 from appliance.protos import pathinfo_pb2
@@ -92,25 +92,10 @@ def claim_of_message(path: StorePath, message: pathinfo_pb2.PathInfo) -> NarInfo
 
 def path_info_of_claim(claim: NarInfoFile, content: Content) -> bytes:
     """Return the encoded PathInfo of a path whose content was read."""
-    narinfo = pathinfo_pb2.NARInfo(nar_size=content.nar_size, nar_sha256=content.nar_sha256)
-    references = []
-    for reference in claim.references:
-        references.append(reference.digest)
-        narinfo.reference_names.append(reference.basename())
-    for name, data in claim.signatures:
-        narinfo.signatures.add(name=name, data=data)
-    if claim.deriver is not None:
-        narinfo.deriver.name = claim.deriver.name.removesuffix(_DERIVATION)
-        narinfo.deriver.digest = claim.deriver.digest
-    if claim.ca is not None:
-        kind = f"{claim.ca.method.name}_{claim.ca.hash.algorithm.upper()}"
-        narinfo.ca.type = pathinfo_pb2.NARInfo.CA.Hash.Value(kind)
-        narinfo.ca.digest = claim.ca.hash.digest
-    named = content.node._replace(name=claim.path.basename().encode())
-    message = pathinfo_pb2.PathInfo(
-        node=node_to_message(named), references=references, narinfo=narinfo
+    nar_hash = NixHash("sha256", content.nar_sha256)
+    return encode_path_info(
+        claim._replace(nar_hash=nar_hash, nar_size=content.nar_size), content.node
     )
-    return message.SerializeToString(deterministic=True)
 
 
 def sorted_references(references: Iterable[StorePath]) -> tuple[StorePath, ...]:

@@ -17,12 +17,13 @@ from typing import Final, NamedTuple, Protocol
 from appliance.copier.claim_checks import AddressCheck, CheckClaim, check_nar
 from appliance.copier.claims import Content, has_known_nar, path_info_of_claim
 from appliance.copier.ingest import CopyProgress, TreeIngest
-from appliance.copier.target import CopyTarget, references_of
+from appliance.copier.target import CopyTarget
 from appliance.errors import ApplianceError, ServiceUnavailableError, StoreError, StoreFullError
 from appliance.nix.nar import Event
 from appliance.nix.narinfo import NarInfoFile
 from appliance.nix.path_info_rules import check_claims
 from appliance.nix.store_path import StorePath
+from appliance.services.closures import references_of
 from appliance.store.batch import Batch
 
 _WAIT_S: Final = 0.1

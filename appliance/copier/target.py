@@ -126,8 +126,3 @@ def open_in_thread(
     return thread.run_and_wait(
         opened.enter_async_context(open_services(addresses, is_readonly=is_readonly, stores=stores))
     )
-
-
-def references_of(message: pathinfo_pb2.PathInfo) -> list[StorePath]:
-    """Return the references of a valid PathInfo; none if it lacks their names."""
-    return [StorePath.parse(name) for name in message.narinfo.reference_names]

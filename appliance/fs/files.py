@@ -8,7 +8,8 @@ the end of the batch, as replies that have not been delivered yet refer to its d
 `Blobs` reads a store that has everything, where a missing blob is an error. `CachedBlobs` reads a
 cache (see `blob_cache`): what is missing there is wanted from the supervisor, and what is used is
 reported, so that it is not evicted. Eviction removes the name of a file, and its space is free once
-no worker has it open any more.
+no worker has it open any more. A large blob may be there in part (see `partial_blob`): a READ is
+answered if the record, in the same snapshot, has all of its bytes.
 """
 
 import logging
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from errno import EIO
 from typing import Final, NamedTuple
 
-from appliance.castore.digest import Digest
+from appliance.castore.digest import DIGEST_SIZE, Digest
 from appliance.fuse_proto.operations import NotReady
 from appliance.session.wants import BlobWanted
 from appliance.store.blob_files import BlobFile
@@ -63,12 +64,22 @@ ALL_LOCAL: Final = RemoteParts(
 # --- A complete store ---
 
 
+class ByteRange(NamedTuple):
+    """`length` bytes, at least one, of a content from `offset` on."""
+
+    offset: int
+    length: int
+
+
 class OpenBlob(NamedTuple):
-    """An open blob file of `size` bytes; `Blobs` owns `fd`, valid until `close_evicted`."""
+    """An open blob file of `size` bytes; `Blobs` owns `fd`, valid until `close_evicted`.
+
+    The key is the digest of the blob, or that of a partial blob.
+    """
 
     fd: int
     size: int
-    digest: bytes
+    key: bytes
 
 
 class Blobs:
@@ -81,17 +92,21 @@ class Blobs:
         self._open_max = min(OPEN_MAX, max(1, (limit - _OTHERS_OPEN) // 2))
         self._evicted: list[int] = []
 
-    def content(self, snapshot: Snapshot, digest: bytes, size: int) -> memoryview | OpenBlob:
+    def content(
+        self, snapshot: Snapshot, digest: bytes, size: int, part: ByteRange
+    ) -> memoryview | OpenBlob:
         """Return the content of a blob.
 
         Args:
             snapshot: where the blob is looked for; a memoryview is valid as long as this.
             digest: digest of the blob.
             size: the bytes that it has according to a Directory.
+            part: what will be read of the content; the rest need not be right.
 
         Raises:
             OSError: EIO, the store does not have the blob, or fewer bytes of it.
         """
+        del part  # a store has whole blobs
         opened = self._opened(digest, size)
         if opened is not None:
             return opened
@@ -116,12 +131,12 @@ class Blobs:
         self._open.clear()
         self.close_evicted()
 
-    def _opened(self, digest: bytes, size: int) -> OpenBlob | None:
+    def _opened(self, key: bytes, size: int) -> OpenBlob | None:
         # Directories may state different sizes for one blob.
-        blob = self._open.get(digest)
+        blob = self._open.get(key)
         if blob is None or blob.size < size:
             return None
-        self._open.move_to_end(digest)
+        self._open.move_to_end(key)
         return blob
 
     def _open_file(self, digest: bytes, blob: BlobFile, size: int) -> OpenBlob:
@@ -136,10 +151,10 @@ class Blobs:
         return self._hold(OpenBlob(fd, found_size, digest))
 
     def _hold(self, opened: OpenBlob) -> OpenBlob:
-        replaced = self._open.pop(opened.digest, None)
+        replaced = self._open.pop(opened.key, None)
         if replaced is not None:
             self._evicted.append(replaced.fd)
-        self._open[opened.digest] = opened
+        self._open[opened.key] = opened
         if len(self._open) > self._open_max:
             _digest, oldest = self._open.popitem(last=False)
             self._evicted.append(oldest.fd)
@@ -183,37 +198,52 @@ class CachedBlobs(Blobs):
         super().__init__(store)
         self._usage = usage
 
-    def content(self, snapshot: Snapshot, digest: bytes, size: int) -> memoryview | OpenBlob:
-        """Return the content of a blob; see `Blobs.content`.
+    def content(
+        self, snapshot: Snapshot, digest: bytes, size: int, part: ByteRange
+    ) -> memoryview | OpenBlob:
+        """Return the content of a blob, of which at least `part` is right; see `Blobs.content`.
 
         Raises:
-            NotReady: the cache does not have the blob, or fewer bytes of it.
+            NotReady: the cache does not have that part of the blob, or the blob is shorter.
             OSError: EIO, the cache cannot be read.
         """
         found: memoryview | OpenBlob | None = self._opened(digest, size)
         if found is None:
             blob = snapshot.blob(digest)
-            found = self._try_open(digest, blob, size) if isinstance(blob, BlobFile) else blob
+            if isinstance(blob, BlobFile):
+                found = self._try_open(blob, size)
+            else:
+                found = blob or self._try_part(snapshot, digest, size, part)
         if found is None or (isinstance(found, memoryview) and len(found) < size):
             self._close_unlinked()
-            raise NotReady(BlobWanted(digest, size))
+            raise NotReady(BlobWanted(digest, size, *part))
         self._usage.note(digest)
         return found
 
-    def _try_open(self, digest: bytes, blob: BlobFile, size: int) -> OpenBlob | None:
+    def _try_part(
+        self, snapshot: Snapshot, digest: bytes, size: int, part: ByteRange
+    ) -> OpenBlob | None:
+        partial = snapshot.partial_blob(digest)
+        if partial is None or not partial.has(part.offset, part.offset + part.length):
+            return None
+        key = partial.key
+        return self._opened(key, size) or self._try_open(BlobFile(key, partial.size), size)
+
+    def _try_open(self, blob: BlobFile, size: int) -> OpenBlob | None:
         try:
             fd = self._store.open_blob(blob)
         except FileNotFoundError:
-            return None  # evicted since the snapshot was taken
+            return None  # evicted, or complete, since the snapshot was taken
         except OSError as exc:
+            digest = blob.digest[:DIGEST_SIZE]
             raise self._broken(digest, f"cannot be opened: {exc.strerror}") from exc
         if os.fstat(fd).st_size == blob.size >= size:
-            return self._hold(OpenBlob(fd, blob.size, digest))
+            return self._hold(OpenBlob(fd, blob.size, blob.digest))
         os.close(fd)
         return None
 
     def _close_unlinked(self) -> None:
-        for digest, blob in list(self._open.items()):
+        for key, blob in list(self._open.items()):
             if os.fstat(blob.fd).st_nlink == 0:
-                del self._open[digest]
+                del self._open[key]
                 self._evicted.append(blob.fd)

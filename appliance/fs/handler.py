@@ -17,7 +17,15 @@ from appliance.castore.digest import Digest
 from appliance.errors import DirectoryError, StoreError
 from appliance.fs import attributes, readdir
 from appliance.fs.attributes import DOTS, Statfs, root_attributes, root_entry
-from appliance.fs.files import ALL_LOCAL, Blobs, CachedBlobs, OpenBlob, RemoteParts, Usage
+from appliance.fs.files import (
+    ALL_LOCAL,
+    Blobs,
+    ByteRange,
+    CachedBlobs,
+    OpenBlob,
+    RemoteParts,
+    Usage,
+)
 from appliance.fs.readdir import Listing
 from appliance.fuse_proto.encode import FOREVER_S, negative_entry
 from appliance.fuse_proto.operations import Body, FileSlice, NotReady, Operations, Request
@@ -30,9 +38,12 @@ from appliance.store.blob_cache import directory_key
 from appliance.store.image_table import MadeImages
 from appliance.store.snapshot import Snapshot
 from appliance.store.store_reader import ReadableStore
+from appliance.store.views import REGISTRATION, STORE_PATHS
 
 _LOG: Final = logging.getLogger(__name__)
 _EMPTY: Final = memoryview(b"")
+# Names that a view may have in the root besides those of store paths.
+_VIEW_FILES: Final = frozenset({REGISTRATION.encode(), STORE_PATHS.encode()})
 # The reply to LOOKUP of a name that a directory does not have, and never will.
 _NEGATIVE_ENTRY: Final = negative_entry(FOREVER_S)
 
@@ -59,6 +70,7 @@ class Handler(Operations):
         grants: what the session may see.
         store: the store, which is only read.
         is_root_listable: whether the names in the root may be listed; each can always be looked up.
+            Those of a view always may.
         remote: what the supervisor fetches; if anything, the store is a cache or has no PathInfos.
         makes_images: whether images that the store lacks are made here, because no process on this
             host can put them there.
@@ -75,7 +87,10 @@ class Handler(Operations):
     ) -> None:
         self._grants = grants
         self._store = store
-        self._is_root_listable = is_root_listable
+        # The nodeid of the directory with the names of store paths; -1 if a store path is the root.
+        self._names_nodeid = -1 if grants.has_path_as_root else ROOT_NODEID
+        self._has_view = grants.view_state > 0
+        self._is_root_listable = is_root_listable or self._has_view
         usage = Usage(remote.used)
         self._blobs = CachedBlobs(store, usage) if remote.has_blobs else Blobs(store)
         self._image_usage = usage if remote.has_directories else None
@@ -122,13 +137,13 @@ class Handler(Operations):
         """See `Operations.lookup`; below the root, the kernel may cache absence for ever."""
         nodeid = request.nodeid
         name = request.names[0]
-        if nodeid == ROOT_NODEID:
+        if nodeid == self._names_nodeid:
             return self._lookup_in_root(name)
         node = self._node(nodeid)
         if name in {b".", b"/"}:
             return node.entry
         if name == b"..":
-            if node.parent == ROOT_NODEID:
+            if node.parent == self._names_nodeid:
                 return root_entry(self._root_generation())
             return self._node(node.parent).entry
         try:
@@ -139,13 +154,13 @@ class Handler(Operations):
 
     def getattr(self, request: Request) -> Body:
         """See `Operations.getattr`."""
-        if request.nodeid == ROOT_NODEID:
+        if request.nodeid == self._names_nodeid:
             return self._root_attributes()
         return attr_out_of(self._node(request.nodeid).entry)
 
     def readlink(self, request: Request) -> Body:
         """See `Operations.readlink`; EINVAL unless the node is a symlink."""
-        if request.nodeid == ROOT_NODEID:
+        if request.nodeid == self._names_nodeid:
             raise OSError(EINVAL, "the root is not a symlink")
         node = self._node(request.nodeid)
         if node.kind != Kind.SYMLINK:
@@ -154,7 +169,7 @@ class Handler(Operations):
 
     def getxattr(self, request: Request) -> Body:
         """See `Operations.getxattr`; the root and symlinks have no attributes."""
-        if request.nodeid == ROOT_NODEID:
+        if request.nodeid == self._names_nodeid:
             raise OSError(ENODATA, "the root has no attributes")
         node = self._node(request.nodeid)
         value = attributes.value_of(node.kind, node.digest, request.names[0])
@@ -166,7 +181,7 @@ class Handler(Operations):
         No attribute is listed. A program that copies a file with all listed attributes would give
         the copy a digest, which would be wrong as soon as the copy is changed.
         """
-        if request.nodeid != ROOT_NODEID:
+        if request.nodeid != self._names_nodeid:
             self._node(request.nodeid)
         return attributes.sized_reply(b"", request.args.size)
 
@@ -184,7 +199,7 @@ class Handler(Operations):
         """See `Operations.read`; EISDIR for directories, EINVAL for symlinks."""
         args = request.args
         offset = args.offset
-        if request.nodeid == ROOT_NODEID:
+        if request.nodeid == self._names_nodeid:
             raise OSError(EISDIR, "the root is a directory")
         node = self._node(request.nodeid)
         if node.kind == Kind.DIRECTORY:
@@ -194,22 +209,25 @@ class Handler(Operations):
         left = node.size - offset
         if left <= 0:
             return _EMPTY
-        content = self._blobs.content(self._in_store(), node.digest, node.size)
+        part = ByteRange(offset, min(args.size, left))
+        if part.length == 0:
+            return _EMPTY
+        content = self._blobs.content(self._in_store(), node.digest, node.size, part)
         if isinstance(content, OpenBlob):
-            return FileSlice(content.fd, offset, min(args.size, left))
-        return content[offset : offset + min(args.size, left)]
+            return FileSlice(content.fd, *part)
+        return content[offset : offset + part.length]
 
     def readdir(self, request: Request) -> Body:
         """See `Operations.readdir`; ENOTDIR unless the node is a directory."""
         args = request.args
-        if request.nodeid == ROOT_NODEID:
+        if request.nodeid == self._names_nodeid:
             return readdir.plain_stream(self._root_listing(args.offset), args.size)
         return self._listing(request).plain(args.size)
 
     def readdirplus(self, request: Request) -> Body:
         """See `Operations.readdirplus`; ENOTDIR unless the node is a directory."""
         args = request.args
-        if request.nodeid == ROOT_NODEID:
+        if request.nodeid == self._names_nodeid:
             return readdir.plus_stream(self._root_listing(args.offset), args.size)
         return self._listing(request).plus(args.size)
 
@@ -220,7 +238,7 @@ class Handler(Operations):
             return Listing(
                 self._places,
                 directory,
-                parent_ino=parent if parent == ROOT_NODEID else self._node(parent).ino,
+                parent_ino=parent if parent == self._names_nodeid else self._node(parent).ino,
                 generation=self._grants.generation,
                 cookie=request.args.offset,
             )
@@ -235,10 +253,11 @@ class Handler(Operations):
         grant = self._grants.by_name(name)
         if grant is not None:
             return self._places.of_grant(grant).entry
-        try:
-            StorePath.parse(name)
-        except StorePathError as exc:
-            raise OSError(ENOENT, str(exc)) from exc
+        if not (self._has_view and name in _VIEW_FILES):
+            try:
+                StorePath.parse(name)
+            except StorePathError as exc:
+                raise OSError(ENOENT, str(exc)) from exc
         raise NotReady(RootNameWanted(name))
 
     def _root_listing(self, cookie: int) -> Iterator[memoryview]:
@@ -252,6 +271,8 @@ class Handler(Operations):
         yield from self._grants.listing(max(cookie - LINKS, 0))
 
     def _is_root_stale(self) -> bool:
+        if self._has_view:
+            return self._grants.root_generation < self._grants.view_state
         if self._has_remote_root:
             return self._grants.root_fresh_until_ns < time.monotonic_ns()
         return self._grants.root_generation < self._in_store().generation
@@ -259,7 +280,9 @@ class Handler(Operations):
     def _root_attributes(self) -> bytes:
         # A guest with a cached listing of the root sends only GETATTR. So the root is brought up to
         # date here, too, and a new mtime makes the guest list it again.
-        is_listed = self._has_remote_root and self._grants.root_fresh_until_ns
+        is_listed = (
+            self._has_remote_root and not self._has_view and self._grants.root_fresh_until_ns
+        )
         if is_listed and self._is_root_listable and self._is_root_stale():
             raise NotReady(RootListWanted())
         generation = self._root_generation()
@@ -269,6 +292,8 @@ class Handler(Operations):
         return self._root_attr_out
 
     def _root_generation(self) -> int:
+        if self._has_view:
+            return self._grants.view_state
         if self._has_remote_root:
             return len(self._grants)
         return self._in_store().generation

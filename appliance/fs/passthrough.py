@@ -5,7 +5,7 @@ from collections.abc import Callable
 from errno import EINVAL, ENXIO
 from typing import Final
 
-from appliance.fs.files import ALL_LOCAL, OpenBlob, RemoteParts
+from appliance.fs.files import ALL_LOCAL, ByteRange, OpenBlob, RemoteParts
 from appliance.fs.handler import Handler
 from appliance.fuse_proto._fuse_wire import (
     IN_HEADER_SIZE,
@@ -103,7 +103,8 @@ class PassthroughHandler(Handler):
             raise OSError(ENXIO, "the offset is past the end of the file")
         found = args.offset if args.whence == os.SEEK_DATA else node.size
         if node.size > INLINE_MAX:
-            content = self._blobs.content(self._in_store(), node.digest, node.size)
+            whole = ByteRange(0, node.size)
+            content = self._blobs.content(self._in_store(), node.digest, node.size, whole)
             if isinstance(content, OpenBlob):
                 found = os.lseek(content.fd, args.offset, args.whence)
         if found >= node.size and args.whence == os.SEEK_DATA:

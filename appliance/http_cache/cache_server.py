@@ -5,7 +5,10 @@
 /DIGEST.ls                      what is in the NAR, as JSON
 /nar/snix-castore/NODE          a NAR; with ranges, and compressed for those that accept zstd
 /nar/HASH.nar[.EXTENSION]       PUT, with uploads
+/log/DRV                        the log of a build; PUT, with uploads
+/realisations/ID.doi            what a content-addressed derivation was built to; PUT, with uploads
 /health                         whether the store can be read
+/metrics                        counters, in the format of OpenMetrics
 
 Every client that can connect may read all contents whose digests it knows, as with the daemon. TLS
 and passwords need another server in front of this one.
@@ -28,7 +31,10 @@ from appliance.errors import (
     PathInfoError,
 )
 from appliance.http_cache.connections import ConnectionCount, CountedConnection
+from appliance.http_cache.document_handlers import DocumentHandlers
+from appliance.http_cache.documents import Documents
 from appliance.http_cache.http_exchange import (
+    METRICS,
     Handler,
     accepts_zstd,
     answer_errors,
@@ -43,16 +49,18 @@ from appliance.http_cache.listings import listing
 from appliance.http_cache.nar_source import NarSource, compressed
 from appliance.http_cache.nar_urls import NAR_PREFIX, nar_url, node_of_url, parse_upload
 from appliance.http_cache.pending_nars import NarReceiver, PendingNars
+from appliance.http_cache.server_metrics import CONTENT_TYPE, ServerMetrics
 from appliance.http_cache.uploads import UploadTarget, accept
 from appliance.nix.narinfo import narinfo_of, parse_narinfo
 from appliance.nix.path_info import PathInfo, validate
-from appliance.nix.signing import PublicKey, SecretKey
+from appliance.nix.signing import SecretKey
 from appliance.nix.store_path import (
     BASE32_ALPHABET,
     DIGEST_SIZE,
     STORE_DIR,
     base32_size,
 )
+from appliance.nix.trusted_keys import TrustedKeys
 from appliance.protos import pathinfo_pb2
 from appliance.services.addresses import ServiceAddresses
 from appliance.services.contracts import Services
@@ -71,11 +79,14 @@ _LOG = logging.getLogger(__name__)
 # Requests under way at the end may take so long; more than that, and they are cut off.
 _GRACE_S: Final = 60.0
 _BACKLOG: Final = 128
+_SWEEP_INTERVAL_S: Final = 15.0
 # In bytes.
 _NARINFO_MAX: Final = 2 << 20
 _LISTING_MAX: Final = 256 << 20
 # Uploads at a time; the others wait. Each may need memory for a large dictionary of lzma.
 _RECEIVERS: Final = 16
+# Where logs and realisations are, in the directory of a store.
+_DOCUMENTS: Final = "http"
 _IMMUTABLE: Final = "max-age=31536000, immutable"
 _DIGEST: Final = f"{{digest:[{BASE32_ALPHABET}]{{{base32_size(DIGEST_SIZE)}}}}}"
 
@@ -96,10 +107,10 @@ class CacheConfig(NamedTuple):
 
     services: ServiceAddresses
     listen: Sequence[ListeningSocket]
-    secret_key: SecretKey | None = None
+    secret_keys: Sequence[SecretKey] = ()
     priority: int = 39
     allows_put: bool = False
-    trusted_keys: Sequence[PublicKey] = ()
+    trusted_keys: TrustedKeys | None = None
     zstd_level: int = 3
 
 
@@ -129,8 +140,11 @@ async def _serve(config: CacheConfig) -> None:
         services = await stack.enter_async_context(opening)
         cache = _Cache(config, services, next(iter(stores.values()), None))
         stack.callback(cache.close)
+        sweeping = asyncio.create_task(cache.drop_old_nars())
+        stack.callback(sweeping.cancel)
+        connections = ConnectionCount()
         runner = web.AppRunner(
-            cache.application(),
+            cache.application(connections),
             handle_signals=False,
             access_log=None,
             shutdown_timeout=_GRACE_S,
@@ -138,7 +152,7 @@ async def _serve(config: CacheConfig) -> None:
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await _listen(config, runner, stack)
+        await _listen(config, runner, connections, stack)
         labels = ", ".join(item.label for item in config.listen)
         announce_ready(f"serving on {labels}")
         await stopping.wait()
@@ -163,9 +177,10 @@ def _local_stores(config: CacheConfig) -> dict[Path, AsyncStore]:
     return {path: opened}
 
 
-async def _listen(config: CacheConfig, runner: web.AppRunner, stack: AsyncExitStack) -> None:
+async def _listen(
+    config: CacheConfig, runner: web.AppRunner, count: ConnectionCount, stack: AsyncExitStack
+) -> None:
     loop = asyncio.get_running_loop()
-    count = ConnectionCount()
     server = runner.server
     assert server is not None  # noqa: S101 - it is set up
     for item in config.listen:
@@ -196,14 +211,31 @@ class _Cache:
         self._pending = PendingNars()
         self._target = UploadTarget(services, local)
         self._receivers = asyncio.Semaphore(_RECEIVERS)
+        self._documents = DocumentHandlers(
+            Documents(None if local is None else local.store.path / _DOCUMENTS),
+            services.path_infos,
+            secret_keys=config.secret_keys,
+            trusted_keys=config.trusted_keys,
+        )
 
     def close(self) -> None:
         """Drop what was uploaded in part."""
         self._pending.close()
 
-    def application(self) -> web.Application:
+    async def drop_old_nars(self) -> None:
+        """Drop uploaded NARs whose narinfos do not come, again and again."""
+        while True:
+            await asyncio.sleep(_SWEEP_INTERVAL_S)
+            self._pending.drop_old()
+
+    def application(self, connections: ConnectionCount) -> web.Application:
         """Return the routes."""
         application = web.Application(middlewares=[answer_errors])
+        application[METRICS] = metrics = ServerMetrics()
+        metrics.add_gauge("connections", "Open connections.", lambda: connections.num_open)
+        metrics.add_gauge(
+            "pending_nars", "Uploaded NARs that wait for narinfos.", lambda: len(self._pending)
+        )
         routes: list[tuple[str, Handler]] = [
             ("/", _index),
             ("/health", self._health),
@@ -212,6 +244,9 @@ class _Cache:
             (f"/{_DIGEST}.ls", self._get_listing),
             (f"/{NAR_PREFIX}{{node}}", self._get_nar),
             ("/nar/{name}", _no_upload),
+            ("/log/{name}", self._documents.get_log),
+            ("/realisations/{name}.doi", self._documents.get_realisation),
+            ("/metrics", _metrics),
         ]
         for path, handler in routes:
             application.router.add_get(path, handler)
@@ -220,9 +255,11 @@ class _Cache:
             (f"/{_DIGEST}.narinfo", self._put_narinfo),
             (f"/{_DIGEST}.ls", self._put_listing),
             ("/nar/{name}", self._put_nar),
+            ("/log/{name}", self._documents.put_log),
+            ("/realisations/{name}.doi", self._documents.put_realisation),
         ]
         for path, handler in puts:
-            application.router.add_put(path, handler, expect_handler=self._expect)
+            application.router.add_put(path, self._allowed(handler), expect_handler=self._expect)
         return application
 
     # --- Reading ---
@@ -245,9 +282,8 @@ class _Cache:
             _LOG.warning("%s", exc)
             raise web.HTTPNotFound(text=f"{exc}\n") from exc
         narinfo = narinfo._replace(url=nar_url(info.node, narinfo.nar_size))
-        if self._config.secret_key is not None:
-            signature = self._config.secret_key.sign(narinfo.fingerprint())
-            narinfo = narinfo.with_signature(signature)
+        for key in self._config.secret_keys:
+            narinfo = narinfo.with_signature(key.sign(narinfo.fingerprint()))
         return web.Response(text=str(narinfo), content_type="text/x-nix-narinfo")
 
     async def _get_listing(self, request: web.Request) -> web.StreamResponse:
@@ -302,14 +338,22 @@ class _Cache:
         if request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
+    def _allowed(self, handler: Handler) -> Handler:
+        async def checked(request: web.Request) -> web.StreamResponse:
+            self._check_put(request)
+            return await handler(request)
+
+        return checked
+
     def _check_put(self, request: web.Request) -> None:
         if not self._config.allows_put:
             raise web.HTTPForbidden(text="uploads are not allowed here\n")
+        if request.path.startswith("/log/"):
+            return  # these are kept as they come
         if request.headers.get("Content-Encoding", "identity") != "identity":
             raise web.HTTPUnsupportedMediaType(text="Content-Encoding is not supported\n")
 
     async def _put_nar(self, request: web.Request) -> web.Response:
-        self._check_put(request)
         url = f"nar/{request.match_info['name']}"
         file_hash, compression = parse_upload(url)
         async with self._receivers:
@@ -328,7 +372,6 @@ class _Cache:
         return web.Response(status=201, text="")
 
     async def _put_listing(self, request: web.Request) -> web.Response:
-        self._check_put(request)
         # Ours are made from what is in the store.
         num_bytes = 0
         async with aclosing(body_of(request)) as pieces:
@@ -339,7 +382,6 @@ class _Cache:
         return web.Response(status=201, text="")
 
     async def _put_narinfo(self, request: web.Request) -> web.Response:
-        self._check_put(request)
         body = bytearray()
         async with aclosing(body_of(request)) as pieces:
             async for data in pieces:
@@ -361,6 +403,11 @@ class _Cache:
 async def _index(request: web.Request) -> web.Response:
     del request
     return web.Response(text="a binary cache for Nix, by appliance\n")
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    text = request.app[METRICS].text()
+    return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
 
 
 async def _no_upload(request: web.Request) -> web.Response:

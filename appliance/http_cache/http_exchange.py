@@ -23,6 +23,7 @@ from appliance.errors import (
 )
 from appliance.http_cache.connections import CountedConnection
 from appliance.http_cache.nar_source import OpenNar
+from appliance.http_cache.server_metrics import ServerMetrics
 from appliance.log import set_log_source
 from appliance.nix.store_path import decode_base32
 
@@ -37,13 +38,33 @@ T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+METRICS: Final = web.AppKey("metrics", ServerMetrics)
+
+
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer errors with their text, and keep count of the requests of the connection."""
+    """Answer errors with their text, and keep count of requests."""
     set_log_source(request.remote or "a local client")
     connection = None if request.transport is None else request.transport.get_protocol()
     if isinstance(connection, CountedConnection):
         connection.num_requests += 1
+    status = 500
+    try:
+        response = await _answered(request, handler)
+        status = response.status
+    except web.HTTPException as exc:
+        status = exc.status
+        raise
+    else:
+        return response
+    finally:
+        request.app[METRICS].count(request.method, request.path, status)
+        if isinstance(connection, CountedConnection):
+            connection.num_requests -= 1
+            connection.restart_timer()
+
+
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except ApplianceError as exc:
@@ -51,10 +72,6 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         log = _LOG.error if status >= 500 else _LOG.info
         log("%s %s: %s", request.method, request.path[:200], exc)
         return web.Response(status=status, text=f"{exc}\n")
-    finally:
-        if isinstance(connection, CountedConnection):
-            connection.num_requests -= 1
-            connection.restart_timer()
 
 
 _STATUSES: Final[Sequence[tuple[type[ApplianceError], int]]] = (
@@ -84,9 +101,9 @@ async def send(
             # The first piece may be an error that can still be answered.
             first = await anext(pieces, b"")
             await response.prepare(request)
-            await _write(response, first)
+            await _write(request, response, first)
             async for piece in pieces:
-                await _write(response, piece)
+                await _write(request, response, piece)
             async with asyncio.timeout(_STALL_S):
                 await response.write_eof()
         except (StoreError, NarError) as exc:
@@ -103,7 +120,8 @@ async def send(
     return response
 
 
-async def _write(response: web.StreamResponse, data: bytes) -> None:
+async def _write(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
+    request.app[METRICS].num_sent_bytes += len(data)
     async with asyncio.timeout(_STALL_S):
         await response.write(data)
 
@@ -129,6 +147,7 @@ async def body_of(request: web.Request) -> AsyncGenerator[bytes, None]:
         except (OSError, ClientError, web.RequestPayloadError) as exc:
             raise InvalidRequestError(f"the body ends too early: {exc}") from exc
         gathered += data
+        request.app[METRICS].num_received_bytes += len(data)
         if gathered and (not data or len(gathered) >= _RECEIVED_SIZE):
             yield bytes(gathered)
             gathered.clear()

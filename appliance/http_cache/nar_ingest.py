@@ -7,6 +7,7 @@ Directories, the latter after all that is below them.
 
 import asyncio
 import os
+import tempfile
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, Protocol
 
 from blake3 import blake3
@@ -44,6 +45,9 @@ _PART_OBJECTS: Final = 4_000
 # Small blobs that are sent to a service at a time.
 _CONCURRENT_PUTS: Final = 32
 _PIECE_SIZE: Final = 1 << 20
+# What a NAR may take in a store: its own size, with what pages and tables add, and some bytes.
+_ROOM_PERCENT: Final = 125
+_ROOM_MIN: Final = 1 << 18
 
 
 class LargeBlob(NamedTuple):
@@ -74,6 +78,13 @@ class NarPart:
 class ContentTarget(Protocol):
     """Where contents are put."""
 
+    async def begin(self, nar: PendingNar) -> None:
+        """Make sure that there is room for the contents of `nar`.
+
+        Raises:
+            StoreFullError: there is not, and nothing was put.
+        """
+
     async def put(self, part: NarPart, file: BinaryIO) -> None:
         """Put the next part of the NAR in `file`; what its Directories refer to came before."""
 
@@ -93,6 +104,7 @@ async def ingest(nar: PendingNar, target: ContentTarget) -> Node:
     """
     reading = _Reading(nar.file)
     try:
+        await target.begin(nar)
         while part := await asyncio.to_thread(reading.next_part):
             await target.put(part, nar.file)
         await target.finish(reading.root, nar)
@@ -201,23 +213,55 @@ class _Reading:
 
 
 class StoreTarget:
-    """A local store; each part is one commit."""
+    """A local store; each part is one commit.
+
+    A disk that gets full between two commits would leave contents behind that nothing refers to.
+    So the space is reserved first, in a file without a name, and given back part by part.
+    """
 
     def __init__(self, store: AsyncStore) -> None:
         self._store = store
+        self._reserved: BinaryIO | None = None
+
+    async def begin(self, nar: PendingNar) -> None:
+        """See `ContentTarget.begin`."""
+        size = nar.nar_size * _ROOM_PERCENT // 100 + _ROOM_MIN
+        self._reserved = await asyncio.to_thread(self._reserve, size)
 
     async def put(self, part: NarPart, file: BinaryIO) -> None:
         """See `ContentTarget.put`."""
+        if self._reserved is not None:
+            large = sum(blob.size for blob in part.large.values())
+            left = os.fstat(self._reserved.fileno()).st_size
+            given = (part.num_bytes + large) * _ROOM_PERCENT // 100
+            os.ftruncate(self._reserved.fileno(), max(left - given, 0))
         await self._store.commit(await asyncio.to_thread(self._batch, part, file))
 
     async def finish(self, root: Node, nar: PendingNar) -> None:
         """See `ContentTarget.finish`; the store is told what the NAR of `root` is."""
         batch = Batch()
         batch.add_nar_info(nar_key(root), nar.nar_size, nar.nar_hash.digest)
+        await self.abort()
         await self._store.commit(batch)
 
     async def abort(self) -> None:
-        """Do nothing."""
+        """See `ContentTarget.abort`; what was committed stays, and other paths may have it, too."""
+        if self._reserved is not None:
+            self._reserved.close()
+            self._reserved = None
+
+    def _reserve(self, size: int) -> BinaryIO:
+        directory = self._store.temp_directory()
+        try:
+            file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - see `abort`
+        except OSError as exc:
+            raise disk_error(exc, directory) from exc
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as exc:
+            file.close()
+            raise disk_error(exc, self._store.store.path) from exc
+        return file
 
     def _batch(self, part: NarPart, file: BinaryIO) -> Batch:
         batch = Batch()
@@ -245,6 +289,9 @@ class ServicesTarget:
         self._putter = services.directories.put_multiple_start()
         self._num_directories = 0
         self._is_over = False
+
+    async def begin(self, nar: PendingNar) -> None:
+        """Do nothing: how much room services have is not known."""
 
     async def put(self, part: NarPart, file: BinaryIO) -> None:
         """See `ContentTarget.put`."""

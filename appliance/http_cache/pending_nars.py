@@ -22,8 +22,10 @@ from appliance.nix.hashes import NixHash
 from appliance.nix.nar import ContentRead, read_nar
 from appliance.services.nar_extent import ENTRIES_MAX, NarTooLargeError
 
-# A narinfo follows its NAR at once; after this long it will not come any more.
+# A narinfo follows its NAR at once; after this long it will not come any more. After one that was
+# refused, another one may follow.
 _LIFETIME_S: Final = 3600.0
+_REFUSED_LIFETIME_S: Final = 60.0
 _PENDING_MAX: Final = 256
 # In bytes, of all pending NARs together; decompressed.
 _PENDING_BYTES_MAX: Final = 64 << 30
@@ -76,6 +78,7 @@ class _Entry:
         self.nar = nar
         self.num_expected = 0
         self.deadline_s = 0.0
+        self.is_refused = False
         self.num_users = 0
 
 
@@ -87,18 +90,28 @@ class PendingNars:
         self._entries: dict[str, _Entry] = {}
         self._clock = clock
 
+    def __len__(self) -> int:
+        """Return the number of NARs that wait."""
+        return len(self._entries)
+
     def check_room(self) -> None:
         """Check that one more NAR may come.
 
         Raises:
             ServiceLimitError: too many are waiting.
         """
+        self.drop_old()
+        if len(self._entries) >= _PENDING_MAX:
+            self._drop_one_refused()
+        if len(self._entries) >= _PENDING_MAX:
+            raise ServiceLimitError("too many uploaded NARs wait for their narinfos")
+
+    def drop_old(self) -> None:
+        """Drop those that have waited too long."""
         now_s = self._clock()
         for url, entry in list(self._entries.items()):
             if entry.deadline_s <= now_s and not entry.num_users:
                 self._remove(url)
-        if len(self._entries) >= _PENDING_MAX:
-            raise ServiceLimitError("too many uploaded NARs wait for their narinfos")
 
     def add(self, url: str, nar: PendingNar) -> None:
         """Keep a NAR for one narinfo; equal NARs of several paths share one file."""
@@ -108,6 +121,7 @@ class PendingNars:
         else:
             self._drop(nar)
         entry.num_expected += 1
+        entry.is_refused = False
         entry.deadline_s = self._clock() + _LIFETIME_S
 
     def borrow(self, url: str) -> PendingNar:
@@ -123,10 +137,14 @@ class PendingNars:
         return entry.nar
 
     def give_back(self, url: str, *, is_done: bool) -> None:
-        """End the use of a NAR; with `is_done`, its narinfo has been accepted."""
+        """End the use of a NAR; without `is_done`, its narinfo was refused."""
         entry = self._entries[url]
         entry.num_users -= 1
         entry.num_expected -= is_done
+        if not is_done:
+            entry.is_refused = True
+            deadline_s = self._clock() + _REFUSED_LIFETIME_S
+            entry.deadline_s = min(entry.deadline_s, deadline_s)
         if entry.num_expected <= 0 and not entry.num_users:
             self._remove(url)
 
@@ -134,6 +152,13 @@ class PendingNars:
         """Drop all of them."""
         for url in list(self._entries):
             self._remove(url)
+
+    def _drop_one_refused(self) -> None:
+        # They are in the order in which they came.
+        for url, entry in self._entries.items():
+            if entry.is_refused and not entry.num_users:
+                self._remove(url)
+                return
 
     def _remove(self, url: str) -> None:
         self._drop(self._entries.pop(url).nar)

@@ -7,26 +7,23 @@ there.
 """
 
 import asyncio
-from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from appliance.castore.directory import Node, SymlinkNode, node_to_message
+from appliance.castore.directory import Node, SymlinkNode
 from appliance.errors import AlreadyExistsError, PathInfoError
 from appliance.http_cache.nar_ingest import ContentTarget, ServicesTarget, StoreTarget, ingest
 from appliance.http_cache.pending_nars import PendingNar, PendingNars, buffered
 from appliance.nix.content_address import Method
 from appliance.nix.hashes import ContentHash
 from appliance.nix.nar import ContentRead, FileRead, read_nar
-from appliance.nix.narinfo import NarInfoFile
+from appliance.nix.narinfo import NarInfoFile, encode_path_info
 from appliance.nix.path_info import read_path_info
 from appliance.nix.path_info_rules import check_claims
-from appliance.nix.signing import PublicKey
 from appliance.nix.store_path import StorePath
-from appliance.protos import pathinfo_pb2
+from appliance.nix.trusted_keys import TrustedKeys
 from appliance.services.contracts import Services
 from appliance.store.writer import AsyncStore
 
-_DERIVATION: Final = ".drv"
 _PIECE_SIZE: Final = 1 << 20
 
 
@@ -45,7 +42,7 @@ async def accept(
     narinfo: NarInfoFile,
     pending: PendingNars,
     target: UploadTarget,
-    trusted_keys: Sequence[PublicKey],
+    trusted_keys: TrustedKeys | None,
 ) -> None:
     """Put a path whose NAR is pending.
 
@@ -53,8 +50,8 @@ async def accept(
         narinfo: describes the path.
         pending: has the NAR under the URL that the narinfo gives.
         target: where the path is put.
-        trusted_keys: if there are any, a path that is not content-addressed needs a signature by
-            one of them.
+        trusted_keys: one of them must have signed a path that is not content-addressed; None if
+            no signatures are required.
 
     Raises:
         AlreadyExistsError: the path has other content.
@@ -66,44 +63,18 @@ async def accept(
     try:
         _check_file(narinfo, nar)
         # The claims that do not depend on the content, whatever that is.
-        check_claims(path_info_of(narinfo, SymlinkNode(b"", b"unknown")))
-        _check_signatures(narinfo, trusted_keys)
+        check_claims(encode_path_info(narinfo, SymlinkNode(b"", b"unknown")))
+        if trusted_keys is not None:
+            trusted_keys.check(narinfo)
         await _check_references(narinfo, target.services)
         await asyncio.to_thread(_check_address, narinfo, nar)
         node = await _known_node(narinfo, target.services)
         if node is None:
             node = await ingest(nar, target.contents())
-        await target.services.path_infos.put(path_info_of(narinfo, node))
+        await target.services.path_infos.put(encode_path_info(narinfo, node))
         is_done = True
     finally:
         pending.give_back(narinfo.url, is_done=is_done)
-
-
-def path_info_of(narinfo: NarInfoFile, node: Node) -> bytes:
-    """Return the encoded PathInfo of a path that a narinfo describes.
-
-    Args:
-        narinfo: describes the path.
-        node: the content; its name is replaced.
-    """
-    message = pathinfo_pb2.PathInfo(
-        node=node_to_message(node._replace(name=narinfo.path.basename().encode())),
-        references=[reference.digest for reference in narinfo.references],
-    )
-    stated = message.narinfo
-    stated.nar_size = narinfo.nar_size
-    stated.nar_sha256 = narinfo.nar_hash.digest
-    stated.reference_names.extend(reference.basename() for reference in narinfo.references)
-    for name, data in narinfo.signatures:
-        stated.signatures.add(name=name, data=data)
-    if narinfo.deriver is not None:
-        stated.deriver.digest = narinfo.deriver.digest
-        stated.deriver.name = narinfo.deriver.name.removesuffix(_DERIVATION)
-    if narinfo.ca is not None:
-        kind = f"{narinfo.ca.method.name}_{narinfo.ca.hash.algorithm.upper()}"
-        stated.ca.type = pathinfo_pb2.NARInfo.CA.Hash.Value(kind)
-        stated.ca.digest = narinfo.ca.hash.digest
-    return message.SerializeToString(deterministic=True)
 
 
 def _check_file(narinfo: NarInfoFile, nar: PendingNar) -> None:
@@ -117,18 +88,6 @@ def _check_file(narinfo: NarInfoFile, nar: PendingNar) -> None:
     for name, stated, actual in claims:
         if stated != actual:
             raise _wrong(narinfo.path, f"{name} is {stated}, but {actual} was uploaded")
-
-
-def _check_signatures(narinfo: NarInfoFile, trusted_keys: Sequence[PublicKey]) -> None:
-    if not trusted_keys or narinfo.ca is not None:
-        return
-    references = tuple(sorted(narinfo.references, key=StorePath.basename))
-    fingerprint = narinfo._replace(references=references).fingerprint()
-    for key in trusted_keys:
-        if any(key.verifies(signature, fingerprint) for signature in narinfo.signatures):
-            return
-    names = ", ".join(key.name for key in trusted_keys)
-    raise _wrong(narinfo.path, f"has no valid signature by any of {names}")
 
 
 async def _check_references(narinfo: NarInfoFile, services: Services) -> None:

@@ -54,13 +54,32 @@ def attributes(mode: int, *, ino: int, size: int, mtime: int = 1, mtimensec: int
 
 
 def pack_record(
-    name: bytes, kind: Kind, *, nodeid: int, generation: int, ino: int, st_size: int, off: int
+    name: bytes,
+    kind: Kind,
+    *,
+    nodeid: int,
+    generation: int,
+    ino: int,
+    st_size: int,
+    off: int,
+    name_valid_s: int = FOREVER_S,
 ) -> bytes:
-    """Return a READDIRPLUS record; `off` is the cookie of the record after it."""
+    """Return a READDIRPLUS record.
+
+    Args:
+        name: the name of the node.
+        kind: its kind.
+        nodeid: its nodeid.
+        generation: the generation of the nodeid.
+        ino: its st_ino.
+        st_size: its st_size; for a directory, it does not matter.
+        off: the cookie of the record after it.
+        name_valid_s: how long the guest may take the name to be that of this node, in seconds.
+    """
     size = DIRECTORY_SIZE if kind == Kind.DIRECTORY else st_size
     mode = MODES[kind]
     attr = attributes(mode, ino=ino, size=size)
-    entry = EntryOut(nodeid, generation, FOREVER_S, FOREVER_S, 0, 0, attr)
+    entry = EntryOut(nodeid, generation, name_valid_s, FOREVER_S, 0, 0, attr)
     return pack_direntplus(entry, ino, off, mode >> 12, name)
 
 

@@ -5,12 +5,13 @@ nodeid says by itself where its node is. So any worker can answer for it, even o
 been started, and no memory grows with the number of files that a guest has looked at.
 
 Numbering. A session may see some store paths, and for each it has a grant with a base. The root of
-the path has nodeid `base`. The tree below it is numbered in pre-order; the position of a node in
-that order, counted from the root, is its place (see `layout`), and its nodeid is `base` plus its
-place. The node of a directory states the `size` of everything below it, so the numbers of a whole
-subtree are known without looking into it: a directory with nodeid n and size s owns exactly the
-nodeids n + 1 to n + s. Its image has the places of its entries relative to the directory itself. An
-entry that is a directory owns the numbers from its own place up to that of the next entry:
+the path has nodeid `base`; if that is the root directory of the session itself, the base is 1. The
+tree below it is numbered in pre-order; the position of a node in that order, counted from the root,
+is its place (see `layout`), and its nodeid is `base` plus its place. The node of a directory states
+the `size` of everything below it, so the numbers of a whole subtree are known without looking into
+it: a directory with nodeid n and size s owns exactly the nodeids n + 1 to n + s. Its image has the
+places of its entries relative to the directory itself. An entry that is a directory owns the
+numbers from its own place up to that of the next entry:
 
     etc        n      size 5     places in the image of etc: conf 1, d 2, z 5
       conf     n + 1
@@ -69,7 +70,8 @@ class PlacedNode(NamedTuple):
 
     Attributes:
         nodeid: its nodeid.
-        parent: the nodeid of the directory that it is in; for the root of a store path, the root's.
+        parent: the nodeid of the directory that it is in; for the root of a store path, that of the
+            root directory, even if it is that itself.
         kind: its kind.
         size: st_size, or for a directory the size that its node states.
         digest: its digest; a symlink has none, and its bytes here mean nothing.
@@ -153,7 +155,7 @@ class Places:
         self._last_directory = None
 
     def node(self, nodeid: int) -> PlacedNode:
-        """Return the node with `nodeid`, which must not be that of the root.
+        """Return the node with `nodeid`, a node of a granted path.
 
         Raises:
             OSError: ESTALE, the session has no such node.
@@ -251,7 +253,8 @@ class Places:
         index = bisect_right(self._starts, nodeid) - 1
         near = self._directories.get(self._starts[index]) if index >= 0 else None
         while near is not None and nodeid > near.nodeid + near.size:
-            near = self._directories.get(near.parent)
+            is_root = near.parent == near.nodeid
+            near = None if is_root else self._directories.get(near.parent)
         return near
 
     def _walk(self, node: PlacedNode, nodeid: int) -> PlacedNode:

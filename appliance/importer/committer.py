@@ -22,6 +22,7 @@ from appliance.importer.hasher_pool import Hasher
 from appliance.importer.importer import Progress
 from appliance.importer.records import (
     HASH_RECORD,
+    INNER_KINDS,
     HashKind,
     ObjectHeader,
     ObjectKind,
@@ -136,6 +137,8 @@ class Committer:
     def __init__(self, sink: Sink, hashers: Sequence[Hasher], failures: list[str]) -> None:
         self._sink = sink
         self._hashers = hashers
+        # For each hashing process, the chunks so far of the file that it is reading.
+        self._chunks = [bytearray() for _ in hashers]
         # The objects of the complete paths, and those of the current one.
         self._complete = sink.new_batch()
         self._current = sink.new_batch()
@@ -163,17 +166,24 @@ class Committer:
         """
         hasher = self._hashers[index]
         ring, current, known = hasher.ring, self._current, self._known
+        chunks = self._chunks[index]
         all_used = 0
         for record in HASH_RECORD.iter_unpack(records):
             kind, _, _, offset, size, used, file_size, staged, _, digest = record
             all_used += used
+            if kind == HashKind.CHUNKS:
+                chunks += ring[offset : offset + size]
+            if kind in INNER_KINDS:
+                continue
+            listed = bytes(chunks)
+            chunks.clear()
             if kind != HashKind.LAST:
                 continue
             if digest in known or digest in current:
                 if staged:
                     os.unlink(staged_path(hasher.staging, staged))  # noqa: PTH108 -- no Path is made for a file
             elif staged:
-                current.add_file(digest, staged_path(hasher.staging, staged), file_size)
+                current.add_file(digest, staged_path(hasher.staging, staged), file_size, listed)
             elif file_size > INLINE_MAX:
                 # The content was staged for an earlier file, whose path was abandoned. It is whole
                 # in the ring, and has to be staged again.

@@ -3,7 +3,8 @@
 It serves requests until their pipe ends. Most files are read by the C module (`file_reader`), many
 in one call. Files of more than 1 MiB are read here, piece by piece. Contents that are too large to
 be kept inline in a store are also copied to files in the staging directory; nothing else of the
-store is touched. Large files with several names are staged and hashed once (`HardLinks`).
+store is touched. What is read piece by piece is also cut into chunks on the way. Large files with
+several names are staged and hashed once (`HardLinks`).
 
 The process is forked before any thread or LMDB environment exists.
 """
@@ -11,11 +12,13 @@ The process is forked before any thread or LMDB environment exists.
 import mmap
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final, NamedTuple
 
 from blake3 import blake3
 
+from appliance.castore.chunking import UNCHUNKED_MAX, Chunker
 from appliance.castore.names import display
 from appliance.errors import ImportTreeError
 from appliance.importer.beneath import open_beneath
@@ -85,6 +88,8 @@ class HasherLoop:
         # Digests of the staged contents that fit into one piece.
         self._staged: set[bytes] = set()
         self._links = HardLinks()
+        # Cutting takes about as long as hashing and staging, so it goes on beside them.
+        self._beside = ThreadPoolExecutor(1, "chunks")
         self._records = bytearray()
         self._unsent_bytes = 0
         # Descriptor of the root of the current tree, None if it cannot be opened; what the root was
@@ -96,12 +101,13 @@ class HasherLoop:
     def run(self) -> None:
         """Serve requests until their pipe ends."""
         rest = b""
-        while data := os.read(self._requests, _REQUESTS_SIZE):
-            data = rest + data
-            end = data.rfind(b"\0") + 1
-            self._serve_all(data[:end])
-            rest = data[end:]
-            self._send()
+        with self._beside:
+            while data := os.read(self._requests, _REQUESTS_SIZE):
+                data = rest + data
+                end = data.rfind(b"\0") + 1
+                self._serve_all(data[:end])
+                rest = data[end:]
+                self._send()
 
     def _serve_all(self, requests: bytes) -> None:
         view = memoryview(requests)
@@ -253,6 +259,9 @@ class HasherLoop:
             StagingError: the copy cannot be written.
         """
         hasher = blake3()
+        chunker = None
+        if staged is not None and before.st_size > UNCHUNKED_MAX:
+            chunker = Chunker()
         holes = Holes(fd, before)
         number = _NO_STAGED if staged is None else staged.number
         end = 0
@@ -267,13 +276,23 @@ class HasherLoop:
                 piece[:] = memoryview(_ZEROS)[:size]
             else:
                 _fill(fd, at, room if is_last else piece, size)
+            chunking = None if chunker is None else self._beside.submit(chunker.update, piece)
             if staged is not None:
                 hasher.update(piece)
                 staged.skip(size) if is_hole else staged.write(piece)
+            if chunking is not None:
+                chunking.result()
             if is_last:
                 break
             self._put(HashKind.PIECE, before, start, size, number, _NO_DIGEST)
+            if chunker is not None:
+                self._put_bytes(HashKind.CHUNKS, before, chunker.take_packed())
         _check_unchanged(fd, before)
+        if chunker is not None:
+            # All chunks come before the last record, which then has no content of its own.
+            self._put(HashKind.PIECE, before, start, size, number, _NO_DIGEST)
+            self._put_bytes(HashKind.CHUNKS, before, chunker.finish())
+            start, size = self._reserve(0), 0
         if staged is not None:
             staged.finish()
             digest = hasher.digest()
@@ -318,10 +337,12 @@ class HasherLoop:
         self._add(record, start + size, used)
 
     def _put_message(self, kind: HashKind, text: str) -> None:
-        message = text.encode()[:_MESSAGE_MAX]
-        start = self._reserve(len(message))
-        self._ring[start : start + len(message)] = message
-        self._put(kind, _NO_STAT, start, len(message), _NO_STAGED, _NO_DIGEST)
+        self._put_bytes(kind, _NO_STAT, text.encode()[:_MESSAGE_MAX])
+
+    def _put_bytes(self, kind: HashKind, st: os.stat_result, content: bytes) -> None:
+        start = self._reserve(len(content))
+        self._ring[start : start + len(content)] = content
+        self._put(kind, st, start, len(content), _NO_STAGED, _NO_DIGEST)
 
     def _add(self, records: bytes | memoryview, end: int, used: int) -> None:
         """Queue packed records, and send all that are queued if they are enough.

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from appliance.castore.names import NAME_MAX, display
 from appliance.errors import ImportTreeError
-from appliance.importer.records import HASH_RECORD, HashKind, HashTuple, pack_root_request
+from appliance.importer.records import HASH_RECORD, INNER_KINDS, HashTuple, pack_root_request
 from appliance.importer.roots import OpenRoot
 from appliance.system.process import Child
 
@@ -247,7 +247,7 @@ class HasherPool:
         source = group.source
         record = source.records[source.num_taken]
         source.num_taken += 1
-        if record[0] != HashKind.PIECE:
+        if record[0] not in INNER_KINDS:
             self._num_in_flight -= 1
             self._num_served += 1
             if self._num_served == group.num_files:

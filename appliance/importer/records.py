@@ -41,6 +41,13 @@ class HashKind(IntEnum):
     FULL = 3
     # Staging failed for another reason. The content is an error message.
     FAILED = 4
+    # After a piece of a file that is staged: the content is a list of chunks of the file (see
+    # `castore/chunking.py`), the next ones after those in its earlier records.
+    CHUNKS = 5
+
+
+# Records that do not end their file.
+INNER_KINDS: Final = frozenset({HashKind.PIECE, HashKind.CHUNKS})
 
 
 class HashRecord(NamedTuple):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Final, NamedTuple, TypeVar
 
+from appliance.castore.directory import Node, node_to_message
 from appliance.errors import PathInfoError
 from appliance.nix.content_address import ContentAddress
 from appliance.nix.hashes import NixHash
@@ -131,6 +132,33 @@ def narinfo_of(message: pathinfo_pb2.PathInfo) -> NarInfoFile:
         ),
         ca=ContentAddress.of_message(narinfo),
     )
+
+
+def encode_path_info(narinfo: NarInfoFile, node: Node) -> bytes:
+    """Return the encoded PathInfo of a path that a narinfo describes.
+
+    Args:
+        narinfo: describes the path.
+        node: the content; its name is replaced.
+    """
+    message = pathinfo_pb2.PathInfo(
+        node=node_to_message(node._replace(name=narinfo.path.basename().encode())),
+        references=[reference.digest for reference in narinfo.references],
+    )
+    stated = message.narinfo
+    stated.nar_size = narinfo.nar_size
+    stated.nar_sha256 = narinfo.nar_hash.digest
+    stated.reference_names.extend(reference.basename() for reference in narinfo.references)
+    for name, data in narinfo.signatures:
+        stated.signatures.add(name=name, data=data)
+    if narinfo.deriver is not None:
+        stated.deriver.digest = narinfo.deriver.digest
+        stated.deriver.name = narinfo.deriver.name.removesuffix(_DERIVATION)
+    if narinfo.ca is not None:
+        kind = f"{narinfo.ca.method.name}_{narinfo.ca.hash.algorithm.upper()}"
+        stated.ca.type = pathinfo_pb2.NARInfo.CA.Hash.Value(kind)
+        stated.ca.digest = narinfo.ca.hash.digest
+    return message.SerializeToString(deterministic=True)
 
 
 def deriver_of(narinfo: pathinfo_pb2.NARInfo) -> StorePath | None:

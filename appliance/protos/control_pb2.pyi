@@ -250,26 +250,26 @@ class TakeOver(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
     STORE_PATH_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version of these messages that the new supervisor speaks (session/channel.py)."""
     store_path: _builtins.str
     """Those of this store."""
     @_builtins.property
-    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Those on these sockets."""
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___Place]:
+        """Those on these sockets, with the same view or root."""
 
     def __init__(
         self,
         *,
         version: _builtins.int = ...,
-        labels: _abc.Iterable[_builtins.str] | None = ...,
+        places: _abc.Iterable[Global___Place] | None = ...,
         store_path: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "store_path", b"store_path", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["places", b"places", "store_path", b"store_path", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -304,34 +304,61 @@ class SessionRecord(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PID_FIELD_NUMBER: _builtins.int
-    LABEL_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
     STORE_PATH_FIELD_NUMBER: _builtins.int
     IS_BY_CONTENT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
-    label: _builtins.str
-    """The name of the front-end's socket."""
     store_path: _builtins.str
     is_by_content: _builtins.bool
     """Whether st_ino comes from content."""
     version: _builtins.int
     """The version of these messages that the session process speaks."""
+    @_builtins.property
+    def place(self) -> Global___Place: ...
     def __init__(
         self,
         *,
         pid: _builtins.int = ...,
-        label: _builtins.str = ...,
+        place: Global___Place | None = ...,
         store_path: _builtins.str = ...,
         is_by_content: _builtins.bool = ...,
         version: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_by_content", b"is_by_content", "label", b"label", "pid", b"pid", "store_path", b"store_path", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_by_content", b"is_by_content", "pid", b"pid", "place", b"place", "store_path", b"store_path", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionRecord: _TypeAlias = SessionRecord  # noqa: Y015
+
+@_typing.final
+class Place(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """The name of the front-end's socket."""
+    view: _builtins.str
+    """What its front-ends see: a view, or a store path as the root; neither: the whole store."""
+    root: _builtins.str
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        view: _builtins.str = ...,
+        root: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "root", b"root", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Place: _TypeAlias = Place  # noqa: Y015
 
 @_typing.final
 class Spawned(_message.Message):
@@ -907,7 +934,7 @@ class Resolve(_message.Message):
 
     @_builtins.property
     def blob(self) -> Global___Blob:
-        """A blob that the cache lacks."""
+        """A range of a blob that the cache lacks."""
 
     def __init__(
         self,
@@ -957,18 +984,25 @@ class Blob(_message.Message):
 
     DIGEST_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
     digest: _builtins.bytes
     size: _builtins.int
     """What a directory says of it."""
+    offset: _builtins.int
+    """The bytes that are wanted; a length of 0 stands for the whole blob."""
+    length: _builtins.int
     def __init__(
         self,
         *,
         digest: _builtins.bytes = ...,
         size: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        length: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "length", b"length", "offset", b"offset", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

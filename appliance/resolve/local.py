@@ -66,6 +66,10 @@ class LocalResolver:
             case _:
                 return EINVAL
 
+    async def root_nodes(self, names: Sequence[bytes]) -> Sequence[Node]:
+        """See `Resolver.root_nodes`."""
+        return await self._read(lambda: self._find_all(names))
+
     async def open_blob(self, want: BlobWanted) -> int | None:
         """See `Resolver.open_blob`."""
         return await self._read(lambda: open_blob(self._store, want))
@@ -117,6 +121,13 @@ class LocalResolver:
                 not isinstance(node, DirectoryNode) or snapshot.image(node.digest) is not None
             )
         return node, has_image
+
+    def _find_all(self, names: Sequence[bytes]) -> Sequence[Node]:
+        nodes = []
+        for name in names:
+            with suppress(OSError):
+                nodes.append(self._find(name)[0])
+        return nodes
 
     def _make(self, digest: bytes) -> None:
         _LOG.info(

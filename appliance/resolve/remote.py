@@ -27,7 +27,7 @@ from appliance.castore.directory import Directory, Node
 from appliance.errors import ContentMissingError, ServiceUnavailableError, StoreError
 from appliance.resolve.local import listed_node, open_blob, path_digest, root_node
 from appliance.resolve.prefetch import SmallFiles
-from appliance.resolve.resolver import RootListing, SessionGrants, errno_of
+from appliance.resolve.resolver import RootListing, SessionGrants, errno_of, nodes_there
 from appliance.services.addresses import LmdbAddress, ServiceAddresses
 from appliance.services.contracts import Services
 from appliance.services.fetch import BlobFetcher
@@ -130,14 +130,22 @@ class ContentLoader:
         self._want_directories(beside, iter(range(_BESIDE_MAX)))
         self._want_directories(self._below(directory), iter(range(_BELOW_MAX)))
 
-    async def load_blob(self, digest: Digest, size: int) -> None:
-        """Put a blob into the cache; fetch small files ahead that are likely to be read next."""
+    async def load_blob(self, want: BlobWanted) -> None:
+        """Put a range of a blob into the cache, or all of it.
+
+        Small files that are likely to be read next are fetched ahead.
+        """
         fetcher = self._fetcher
         if fetcher is None:
             return
+        digest, end = Digest(want.digest), want.offset + want.length
         is_under_way = fetcher.is_under_way(digest)
         # A task begins first; what is fetched ahead comes after it.
-        fetching = asyncio.create_task(fetcher.fetch(digest, size))
+        if want.length:
+            fetch = fetcher.fetch_range(digest, want.size, want.offset, end)
+        else:
+            fetch = fetcher.fetch(digest, want.size)
+        fetching = asyncio.create_task(fetch)
         fetcher.fetch_ahead(self._small_files.after(digest, is_under_way=is_under_way))
         await fetching
 
@@ -303,6 +311,10 @@ class RemoteResolver:
             case _:
                 return EINVAL
 
+    async def root_nodes(self, names: Sequence[bytes]) -> Sequence[Node]:
+        """See `Resolver.root_nodes`."""
+        return await nodes_there(names, self._find_path)
+
     async def open_blob(self, want: BlobWanted) -> int | None:
         """See `Resolver.open_blob`."""
         if self.has_cache:
@@ -332,7 +344,7 @@ class RemoteResolver:
         await self._thread.run(self._loader.load_directory(Digest(digest)))
 
     async def _load_blob(self, want: BlobWanted) -> None:
-        await self._thread.run(self._loader.load_blob(Digest(want.digest), want.size))
+        await self._thread.run(self._loader.load_blob(want))
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ _LOG: Final = logging.getLogger(__name__)
 # lookups of other sessions by this many, not by all of them.
 _ROOT_NAMES_MAX: Final = 8
 # Paths granted before the event loop gets another turn.
-_GRANTS_AT_A_TIME: Final = 256
+GRANTS_AT_A_TIME: Final = 256
 
 
 class Resolver(Protocol):
@@ -36,6 +36,13 @@ class Resolver(Protocol):
         are put into the store that workers read. A `BackingWanted` is refused with EINVAL: mounts
         answer those themselves (see `backings`). Failures are logged, unless they are plain errnos,
         and not remembered: the same want may be resolved again at once.
+        """
+
+    async def root_nodes(self, names: Sequence[bytes]) -> Sequence[Node]:
+        """Return the root nodes of the store paths with these base names, of those that are there.
+
+        Raises:
+            ApplianceError: the store or service failed.
         """
 
     async def open_blob(self, want: BlobWanted) -> int | None:
@@ -80,38 +87,61 @@ class SessionGrants:
 
     Args:
         table: the grants (lent); used on one event loop.
+
+    Attributes:
+        listing: held by whoever brings the listing of the root up to date.
     """
 
     def __init__(self, table: GrantTable) -> None:
-        self._table = table
+        self.table = table
         self._root_names = asyncio.Semaphore(_ROOT_NAMES_MAX)
-        self._listing = asyncio.Lock()
+        self.listing = asyncio.Lock()
 
     async def add_name(self, name: bytes, find: Callable[[bytes], Awaitable[Node]]) -> None:
         """Grant the node that `find` returns for a base name in the root."""
         async with self._root_names:
-            self._table.grant(await find(name))
+            self.table.grant(await find(name))
 
     async def add_listing(self, find: Callable[[int], Awaitable[RootListing]]) -> None:
         """Grant all paths that `find` returns for the generation that was listed last."""
-        async with self._listing:
+        async with self.listing:
             is_complete = False
             while not is_complete:
-                listing = await find(self._table.root_generation)
-                for start in range(0, len(listing.nodes), _GRANTS_AT_A_TIME):
-                    for node in listing.nodes[start : start + _GRANTS_AT_A_TIME]:
-                        self._add_if_possible(node)
+                listing = await find(self.table.root_generation)
+                for start in range(0, len(listing.nodes), GRANTS_AT_A_TIME):
+                    self.add_if_possible(listing.nodes[start : start + GRANTS_AT_A_TIME])
                     await asyncio.sleep(0)
-                self._table.set_root_generation(listing.generation)
-                self._table.set_root_fresh_until(listing.fresh_until_ns)
+                self.table.set_root_generation(listing.generation)
+                self.table.set_root_fresh_until(listing.fresh_until_ns)
                 is_complete = listing.is_complete
 
-    def _add_if_possible(self, node: Node) -> None:
-        # One bad path must not hide all others.
+    def add_if_possible(self, nodes: Sequence[Node]) -> None:
+        """Grant nodes for a listing; one that cannot be granted is left out, with a log line."""
+        for node in nodes:
+            # One bad path must not hide all others.
+            try:
+                self.table.grant(node)
+            except OSError as exc:
+                _LOG.error("a path is left out of the root's listing: %s", exc.strerror)
+
+
+async def nodes_there(
+    names: Sequence[bytes], find: Callable[[bytes], Awaitable[Node]]
+) -> Sequence[Node]:
+    """Return what `find` returns for each of `names`, without those for which it raises an OSError.
+
+    Raises:
+        ApplianceError: the first one that `find` raises.
+    """
+
+    async def found(name: bytes) -> Node | None:
         try:
-            self._table.grant(node)
-        except OSError as exc:
-            _LOG.error("a path is left out of the root's listing: %s", exc.strerror)
+            return await find(name)
+        except OSError:
+            return None
+
+    nodes = await asyncio.gather(*map(found, names))
+    return [node for node in nodes if node is not None]
 
 
 async def errno_of(want: Want, work: Awaitable[None]) -> int:

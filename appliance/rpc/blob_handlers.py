@@ -17,6 +17,8 @@ from appliance.services.grpc_status import not_found
 # least that each call may hold, however many there are.
 _SENDING_MAX: Final = 16 << 20
 _SHARE_MIN: Final = 64 << 10
+# Chunks in an answer to Stat: 40 bytes each at most, and peers receive messages of up to 4 MiB.
+_CHUNKS_MAX: Final = (4 << 20) // 40
 
 
 class BlobHandlers:
@@ -42,14 +44,25 @@ class BlobHandlers:
         }
 
     async def stat(self, request: bytes) -> bytes:
-        """Return the chunks of a blob."""
-        digest = digest_untrusted(decode_untrusted(pb.StatBlobRequest, request).digest)
+        """Say whether there is a blob, or send its chunks, if the client asks for them.
+
+        A client that asks only whether a blob is there may put it if not: a chunk is no answer to
+        that. One that asks for chunks wants to read: a chunk is answered as a blob that is not cut.
+        """
+        asked = decode_untrusted(pb.StatBlobRequest, request)
+        digest = digest_untrusted(asked.digest)
+        if not asked.send_chunks:
+            if not await self._service.has(digest):
+                raise not_found(f"blob {digest} not found")
+            return b""
         chunks = await self._service.stat(digest)
         if chunks is None:
             raise not_found(f"blob {digest} not found")
         response = pb.StatBlobResponse()
-        for chunk in chunks:
-            response.chunks.add(digest=chunk.digest, size=chunk.size)
+        # A longer list is over what peers receive; they read such a blob whole.
+        if len(chunks) <= _CHUNKS_MAX:
+            for chunk in chunks:
+                response.chunks.add(digest=chunk.digest, size=chunk.size)
         return response.SerializeToString()
 
     async def read(self, request: bytes) -> AsyncGenerator[bytes, None]:

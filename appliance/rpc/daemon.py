@@ -25,9 +25,8 @@ from appliance.rpc.listen import (
 )
 from appliance.rpc.server import Server
 from appliance.services.addresses import GrpcAddress, ServiceAddresses, unix_target
-from appliance.services.contracts import Services
 from appliance.services.open_services import open_services
-from appliance.services.path_info_checks import CheckedPathInfoService
+from appliance.services.put_policy import guarded
 from appliance.system.listening import (
     announce_ready,
     announce_stopping,
@@ -39,6 +38,9 @@ from appliance.system.listening import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from appliance.nix.signing import SecretKey
+    from appliance.nix.trusted_keys import TrustedKeys
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,12 +58,18 @@ class DaemonConfig(NamedTuple):
         listen: the addresses to listen on.
         may_replace_paths: a PathInfo that is put replaces one that it contradicts.
         checks_content: read all contents of a path before its PathInfo is accepted.
+        is_readonly: refuse everything that is put.
+        trusted_keys: one of them must have signed a path without a content address.
+        secret_keys: sign each path that is put.
     """
 
     services: ServiceAddresses
     listen: Sequence[ListenAddress]
     may_replace_paths: bool = False
     checks_content: bool = False
+    is_readonly: bool = False
+    trusted_keys: "TrustedKeys | None" = None
+    secret_keys: "Sequence[SecretKey]" = ()
 
 
 def serve(config: DaemonConfig) -> None:
@@ -77,12 +85,22 @@ def serve(config: DaemonConfig) -> None:
 
 async def _serve(config: DaemonConfig) -> None:
     stopping = stop_event()
-    opening = open_services(config.services, may_replace_paths=config.may_replace_paths)
+    opening = open_services(
+        config.services,
+        is_readonly=config.is_readonly,
+        may_replace_paths=config.may_replace_paths,
+    )
     async with opening as services:
         # Clients verify what comes from a store of this host (see `BlobReader`). What comes from
         # another peer is verified before it is passed on.
         is_of_peer = isinstance(config.services.blobs, GrpcAddress)
-        server = Server(_served(services, config), verifies_blobs=is_of_peer)
+        served = guarded(
+            services,
+            trusted_keys=config.trusted_keys,
+            secret_keys=config.secret_keys,
+            checks_content=config.checks_content,
+        )
+        server = Server(served, verifies_blobs=is_of_peer, is_readonly=config.is_readonly)
         listeners = _Listeners(server)
         try:
             for address in config.listen:
@@ -93,12 +111,6 @@ async def _serve(config: DaemonConfig) -> None:
         finally:
             announce_stopping()
             await listeners.stop()
-
-
-def _served(services: Services, config: DaemonConfig) -> Services:
-    if not config.checks_content:
-        return services
-    return services._replace(path_infos=CheckedPathInfoService(services))
 
 
 class _Listeners:

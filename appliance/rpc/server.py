@@ -18,7 +18,12 @@ from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_SERVIC
 from grpc_reflection.v1alpha.reflection import aio as reflection
 
 from appliance.castore.digest import EMPTY_DIGEST
-from appliance.errors import ApplianceError, ConfigError, InvalidRequestError
+from appliance.errors import (
+    ApplianceError,
+    ConfigError,
+    InvalidRequestError,
+    ReadOnlyStoreError,
+)
 from appliance.nix.store_path import DIGEST_SIZE
 from appliance.protos import pathinfo_rpc_pb2, snix_store_pb2
 from appliance.rpc.blob_handlers import BlobHandlers
@@ -70,13 +75,17 @@ _UNKNOWN: Final[int] = pb.HealthCheckResponse.SERVICE_UNKNOWN
 class Server:
     """Serves `services`; created and used on one event loop.
 
-    With `verifies_blobs`, blobs are verified before they are sent (see `BlobHandlers`).
+    With `verifies_blobs`, blobs are verified before they are sent (see `BlobHandlers`). With
+    `is_readonly`, everything that is put is refused.
     """
 
-    def __init__(self, services: Services, *, verifies_blobs: bool = False) -> None:
+    def __init__(
+        self, services: Services, *, verifies_blobs: bool = False, is_readonly: bool = False
+    ) -> None:
         self._services = services
         self._blobs = BlobHandlers(services.blobs, verifies=verifies_blobs)
         self._edge = Edge()
+        self._is_readonly = is_readonly
         self._server = grpc.aio.server(
             options=_SERVER_OPTIONS, maximum_concurrent_rpcs=_ALL_CALLS_MAX
         )
@@ -128,6 +137,12 @@ class Server:
             family.directories(): DirectoryHandlers(self._services.directories).methods(self._edge),
             family.path_infos(): PathInfoHandlers(self._services.path_infos).methods(self._edge),
         }
+        if self._is_readonly:
+            stream, single = self._edge.sink(_refuse_put), self._edge.unary(_refuse_put)
+            handlers = {
+                name: {**methods, "Put": single if name == family.path_infos() else stream}
+                for name, methods in handlers.items()
+            }
         self._add(handlers)
 
     def _add(self, handlers: Mapping[str, Mapping[str, Handler]]) -> None:
@@ -164,6 +179,10 @@ class Server:
             for name, is_working in zip(_service_names(family), works, strict=True):
                 self._health.set(name, is_working=is_working)
         self._health.set("", is_working=all(works))
+
+
+async def _refuse_put(_sent: bytes | AsyncIterator[bytes]) -> bytes:
+    raise ReadOnlyStoreError("this daemon is read-only")
 
 
 class _Reflection:

@@ -79,6 +79,13 @@ class ServiceAddresses(NamedTuple):
         }
         return paths.pop() if len(paths) == 1 else None
 
+    def views_beside(self, state_dir: Path) -> Path:
+        """Return the directory that has the views of these services (see `store.views`).
+
+        It is the store if they are all in one, else the state directory.
+        """
+        return self.one_store() or state_dir
+
     def canonical(self) -> str:
         """Return the text that identifies these services, the same for all ways to write them.
 

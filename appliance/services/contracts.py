@@ -8,17 +8,11 @@ one event loop; a single reader, writer or putter belongs to one task at a time.
 from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple, Protocol
 
+from appliance.castore.chunking import BlobChunk
 from appliance.castore.digest import Digest
 from appliance.castore.directory import Directory, Node
 
 Buffer = bytes | bytearray | memoryview
-
-
-class BlobChunk(NamedTuple):
-    """A part of a blob that is a blob of its own; `size` is in bytes."""
-
-    digest: Digest
-    size: int
 
 
 class NarInfo(NamedTuple):
@@ -71,13 +65,22 @@ class BlobService(Protocol):
     """Blobs by digest. The empty blob always exists."""
 
     async def has(self, digest: Digest) -> bool:
-        """Return whether the blob exists."""
+        """Return whether the blob exists, so that it need not be put.
+
+        A chunk of another blob does not count: it can be read here, but a file that consists of it
+        could not be served from a store.
+        """
 
     async def stat(self, digest: Digest) -> Sequence[BlobChunk] | None:
-        """Return the chunks that make up the blob: none if it is kept in one piece."""
+        """Return the chunks that make up the blob, in order: none if it is not cut.
+
+        A chunk is a blob that is not cut. Nobody has compared the list with the blob's digest, so
+        a caller that reads the chunks compares each with its digest, and all of them with the
+        blob's.
+        """
 
     async def open_read(self, digest: Digest) -> BlobReader | None:
-        """Open the blob at its start; the caller verifies what it reads (see `BlobReader`)."""
+        """Open a blob, or a chunk, at its start; the caller verifies it (see `BlobReader`)."""
 
     async def open_write(self) -> BlobWriter:
         """Begin a new blob."""

@@ -1,20 +1,19 @@
-"""Fetches of whole blobs from a service into the cache, verified before they become visible.
+"""Fetches of blobs from a service into the cache, verified before they become visible.
 
 Small blobs are received in memory and put with others in one transaction. Large ones are received
 piece by piece into a file, after the cache has reserved room for them. What a guest waits for is
-fetched at once; blobs that it may want next are fetched in the background.
+fetched at once; blobs that it may want next are fetched in the background. Ranges of large blobs
+are fetched by chunks (`fetch_chunks`) from services that have those.
 """
 
 import asyncio
 import itertools
 import os
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
-    contextmanager,
     nullcontext,
 )
 from functools import partial
@@ -23,16 +22,17 @@ from typing import BinaryIO, Final, NamedTuple, TypeVar
 
 from blake3 import blake3
 
+from appliance.castore.chunking import UNCHUNKED_MAX
 from appliance.castore.digest import Digest
 from appliance.errors import (
     ContentMissingError,
     CorruptBlobError,
-    ServiceUnavailableError,
-    StoreError,
     WrongDigestError,
     disk_error,
 )
+from appliance.services.cache_room import GRACE_S, CacheRoom, NoRoomError
 from appliance.services.contracts import BlobReader, BlobService
+from appliance.services.fetch_chunks import ChunkFetcher, arriving
 from appliance.services.tasks import BackgroundWork, SingleFlight
 from appliance.store.batch import Batch
 from appliance.store.blob_cache import BlobCache
@@ -46,17 +46,10 @@ FETCHES_MAX: Final = 64
 _PIECE_SIZE: Final = 1 << 20
 # A fetch fails if no piece of the blob arrives for this long.
 PROGRESS_TIMEOUT_S: Final = 30.0
-# A fetched blob is not evicted for this long after its callers were answered: they open it now. Two
-# blobs that do not fit together would otherwise evict each other in turns for ever.
-GRACE_S: Final = 0.25
 # Bytes fetched ahead at a time: at most this, and at most this share of the cache.
 _AHEAD_BYTES_MAX: Final = 1 << 20
 _AHEAD_SHARE: Final = 16
 _NUM_THREADS: Final = 4
-
-
-class _NoRoomError(StoreError):
-    """The cache has no room for a blob that no caller waits for."""
 
 
 class _WrongSizeError(CorruptBlobError):
@@ -96,15 +89,12 @@ class BlobFetcher:
         self._blobs = blobs
         self._cache = cache
         self._progress_timeout_s = progress_timeout_s
-        self._grace_s = grace_s
+        self._room = CacheRoom(grace_s)
+        self._chunks = ChunkFetcher(blobs, cache, self._room, progress_timeout_s)
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "cache")
         self._places = asyncio.Semaphore(FETCHES_MAX)
         self._ahead = BackgroundWork()
         self._fetches: SingleFlight[Digest, int] = SingleFlight()
-        # How many callers wait for a blob, or waited until `grace_s` ago: it is not evicted.
-        self._kept: Counter[bytes] = Counter()
-        # Set, and replaced, whenever a caller stops keeping a blob.
-        self._released = asyncio.Event()
         self._unput: list[_Put] = []
         self._putting: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
@@ -120,9 +110,18 @@ class BlobFetcher:
             ServiceUnavailableError: the service cannot be reached, or has stopped sending.
             StoreError: the cache has no room, or fails.
         """
-        with self._keeping(digest):
+        with self._room.keeping(digest):
             while not await self._join(digest, size):
                 pass
+
+    async def fetch_range(self, digest: Digest, size: int, start: int, end: int) -> None:
+        """Return when the cache has the bytes from `start` to `end` of a blob of `size` bytes.
+
+        It may have more, up to the whole blob; errors are those of `fetch`.
+        """
+        is_whole = size <= UNCHUNKED_MAX or digest in self._fetches
+        if is_whole or not await self._fetch_chunks(digest, size, start, end):
+            await self.fetch(digest, size)
 
     def fetch_ahead(self, blobs: Iterable[tuple[Digest, int]]) -> None:
         """Fetch small blobs in the background, as room allows; errors are dropped.
@@ -146,12 +145,17 @@ class BlobFetcher:
     async def close(self) -> None:
         """Cancel all fetches and end the threads."""
         await self._ahead.close()
+        await self._chunks.close()
         await self._fetches.close()
         if self._putting is not None:
             await self._putting
         self._threads.shutdown()
 
     # --- One fetch ---
+
+    async def _fetch_chunks(self, digest: Digest, size: int, start: int, end: int) -> bool:
+        with self._ahead.urgent():
+            return await self._chunks.fetch(digest, size, start, end)
 
     async def _join(self, digest: Digest, size: int) -> bool:
         # False: the fetch that was under way failed for a reason that is not this caller's.
@@ -160,7 +164,7 @@ class BlobFetcher:
             with priority:
                 work = partial(self._fetch, digest, size, self._places)
                 found_size = await self._fetches.do(digest, work)
-        except _NoRoomError:
+        except NoRoomError:
             return False
         except _WrongSizeError as exc:
             if exc.stated == size:
@@ -182,10 +186,12 @@ class BlobFetcher:
             if found_size is not None:
                 return found_size
         self._cache.check_size(digest, size)
+        if self._cache.has_part(digest) and await self._chunks.fetch_whole(digest, size):
+            return size
         async with place:
             if size <= INLINE_MAX:
                 content = await self._in_time(self._receive_inline(digest, size), digest)
-                await self._when_room(digest, lambda: self._put(digest, content))
+                await self._room.when_room(digest, lambda: self._put(digest, content))
             else:
                 await self._fetch_file(digest, size)
         return size
@@ -256,7 +262,7 @@ class BlobFetcher:
         while self._unput:
             puts, self._unput = self._unput, []
             blobs = [(put.digest, put.content) for put in puts]
-            keep = frozenset(self._kept)
+            keep = self._room.kept()
             try:
                 are_put = await self._run(partial(self._cache.put_inline, blobs, keep))
             except Exception as exc:  # noqa: BLE001 - whatever it was, the callers must get it
@@ -273,12 +279,10 @@ class BlobFetcher:
 
     @asynccontextmanager
     async def _reserved(self, digest: Digest, size: int) -> AsyncIterator[None]:
-        with self._keeping(digest):
-            await self._when_room(
+        with self._room.keeping(digest):
+            await self._room.when_room(
                 digest,
-                lambda: self._run(
-                    partial(self._cache.reserve, digest, size, frozenset(self._kept))
-                ),
+                lambda: self._run(partial(self._cache.reserve, digest, size, self._room.kept())),
             )
             try:
                 yield
@@ -286,40 +290,10 @@ class BlobFetcher:
                 await self._run(lambda: self._cache.drop(digest))
                 raise
 
-    async def _when_room(self, digest: Digest, attempt: Callable[[], Awaitable[bool]]) -> None:
-        released = self._released
-        while not await attempt():
-            if digest not in self._kept:
-                raise _NoRoomError(f"blob {digest}: no room in the cache")
-            await released.wait()
-            released = self._released
-
-    @contextmanager
-    def _keeping(self, digest: Digest) -> Iterator[None]:
-        # Inside the block and `grace_s` longer.
-        self._kept[digest] += 1
-        try:
-            yield
-        finally:
-            asyncio.get_running_loop().call_later(self._grace_s, self._release, digest)
-
-    def _release(self, digest: Digest) -> None:
-        self._kept[digest] -= 1
-        if not self._kept[digest]:
-            del self._kept[digest]
-        self._released.set()
-        self._released = asyncio.Event()
-
     # --- Waiting ---
 
     async def _in_time(self, work: Awaitable[T], digest: Digest) -> T:
-        try:
-            async with asyncio.timeout(self._progress_timeout_s):
-                return await work
-        except TimeoutError as exc:
-            raise ServiceUnavailableError(
-                f"blob {digest}: nothing arrived for {self._progress_timeout_s:.0f} s"
-            ) from exc
+        return await arriving(work, digest, self._progress_timeout_s)
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

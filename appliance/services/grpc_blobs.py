@@ -1,11 +1,12 @@
 """The blob service of a peer, over gRPC (castore_rpc.proto: BlobService)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from blake3 import blake3
 from google.protobuf.message import DecodeError
 
+from appliance.castore.chunking import BlobChunk
 from appliance.castore.digest import Digest
 from appliance.errors import (
     ContentMissingError,
@@ -14,7 +15,7 @@ from appliance.errors import (
     StoreError,
 )
 from appliance.protos import castore_rpc_pb2 as pb
-from appliance.services.contracts import BlobChunk, BlobReader, BlobWriter, Buffer
+from appliance.services.contracts import BlobReader, BlobWriter, Buffer
 from appliance.services.grpc_client import Peer, Sending, StreamCall
 from appliance.services.grpc_messages import CONTENT_MAX, decode_chunk_untrusted, encode_chunk
 
@@ -24,20 +25,23 @@ _SEND_MIN: Final = 1 << 18
 
 
 class GrpcBlobService:
-    """The blobs of `peer`."""
+    """The blobs of `peer`.
+
+    Attributes:
+        message_bytes: see `blob_stream.SendsMessages`.
+    """
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
+        self.message_bytes = 0
 
     async def has(self, digest: Digest) -> bool:
-        """Return whether the blob exists."""
-        return await self.stat(digest) is not None
+        """See `BlobService.has`."""
+        return await self._stat(pb.StatBlobRequest(digest=digest)) is not None
 
     async def stat(self, digest: Digest) -> Sequence[BlobChunk] | None:
         """Return the chunks that the peer names."""
-        family = await self._peer.castore_family()
-        request = pb.StatBlobRequest(digest=digest, send_chunks=True).SerializeToString()
-        answer = await self._peer.find(f"{family.blobs()}/Stat", request)
+        answer = await self._stat(pb.StatBlobRequest(digest=digest, send_chunks=True))
         if answer is None:
             return None
         try:
@@ -46,15 +50,22 @@ class GrpcBlobService:
         except (DecodeError, DirectoryError) as exc:
             raise StoreError(f"{self._peer.name}: blob {digest}: malformed answer") from exc
 
+    async def _stat(self, request: pb.StatBlobRequest) -> bytes | None:
+        family = await self._peer.castore_family()
+        return await self._peer.find(f"{family.blobs()}/Stat", request.SerializeToString())
+
     async def open_read(self, digest: Digest) -> BlobReader | None:
         """Open the blob at its start; the first message has arrived when this returns."""
         family = await self._peer.castore_family()
-        reader = _GrpcBlobReader(self._peer, f"{family.blobs()}/Read", digest)
+        reader = _GrpcBlobReader(self._peer, f"{family.blobs()}/Read", digest, self._note)
         try:
             await reader.receive()
         except ContentMissingError:
             return None
         return reader
+
+    def _note(self, message_bytes: int) -> None:
+        self.message_bytes = max(self.message_bytes, message_bytes)
 
     async def open_write(self) -> BlobWriter:
         """Begin a new blob."""
@@ -68,8 +79,11 @@ class _GrpcBlobReader:
     A seek forward receives what lies between.
     """
 
-    def __init__(self, peer: Peer, method: str, digest: Digest) -> None:
+    def __init__(
+        self, peer: Peer, method: str, digest: Digest, note: Callable[[int], None]
+    ) -> None:
         self._peer = peer
+        self._note = note
         self._method = method
         self._request = pb.ReadBlobRequest(digest=digest).SerializeToString()
         self._digest = digest
@@ -93,6 +107,7 @@ class _GrpcBlobReader:
             data = decode_chunk_untrusted(message)
         except InvalidRequestError as exc:
             raise StoreError(f"{self._peer.name}: blob {self._digest}: {exc}") from exc
+        self._note(len(data))
         self._received_at += len(self._received)
         self._received = memoryview(data)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from blake3 import blake3
 
+from appliance.castore.chunking import UNCHUNKED_MAX, BlobChunk, Chunker, unpack
 from appliance.castore.digest import Digest
 from appliance.errors import (
     CorruptBlobError,
@@ -16,7 +17,7 @@ from appliance.errors import (
     WrongDigestError,
     disk_error,
 )
-from appliance.services.contracts import BlobChunk, BlobReader, BlobWriter, Buffer
+from appliance.services.contracts import BlobReader, BlobWriter, Buffer
 from appliance.store.batch import Batch
 from appliance.store.blob_files import BlobFile
 from appliance.store.schema import INLINE_MAX
@@ -34,22 +35,23 @@ _TOO_MANY_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 class LmdbBlobService:
     """The blobs of an open store.
 
-    A blob is absent if its file is gone or does not have the recorded size.
+    A blob is absent if its file is gone or does not have the recorded size. Of a blob that an
+    earlier release put, no chunks are known: it is answered as one that is not cut.
     """
 
     def __init__(self, shared: AsyncStore) -> None:
         self._shared = shared
 
     async def has(self, digest: Digest) -> bool:
-        """Return whether the blob exists."""
+        """See `BlobService.has`."""
         return await self._shared.run(lambda: self._has(digest))
 
     async def stat(self, digest: Digest) -> Sequence[BlobChunk] | None:
-        """Return no chunks, or None if the blob is absent."""
-        return () if await self.has(digest) else None
+        """See `BlobService.stat`."""
+        return await self._shared.run(lambda: self._chunks(digest))
 
     async def open_read(self, digest: Digest) -> BlobReader | None:
-        """Open the blob at its start."""
+        """See `BlobService.open_read`."""
         found = await self._shared.run(lambda: self._open(digest))
         return ContentReader(found) if isinstance(found, bytes) else found
 
@@ -68,13 +70,19 @@ class LmdbBlobService:
         """
         return _LmdbBlobWriter(self._shared, digest)
 
-    def _has(self, digest: Digest) -> bool:
+    def _has(self, digest: bytes) -> bool:
         store = self._shared.store
         try:
             with store.snapshot() as snapshot:
                 return snapshot.has_blob(digest)
         except OSError as exc:
             raise disk_error(exc, store.path) from exc
+
+    def _chunks(self, digest: Digest) -> Sequence[BlobChunk] | None:
+        if self._has(digest):
+            return tuple(unpack(self._shared.store.chunks_of(digest) or b""))
+        store = self._shared.store
+        return () if any(self._has(place.blob) for place in store.places_of_chunk(digest)) else None
 
     def _size_of(self, digest: Digest) -> int | None:
         with self._shared.store.snapshot() as snapshot:
@@ -87,19 +95,33 @@ class LmdbBlobService:
             found = snapshot.blob(digest)
             if isinstance(found, memoryview):
                 return bytes(found)
-        if found is None:
-            return None
+        file = None if found is None else self._open_file(found)
+        if found is None or file is None:
+            return self._open_chunk(digest)
+        return _FileReader(self._shared, digest, file, 0, found.size)
+
+    def _open_chunk(self, digest: Digest) -> "_FileReader | None":
+        store = self._shared.store
+        for place in store.places_of_chunk(digest):
+            with store.snapshot() as snapshot:
+                blob = snapshot.blob(place.blob)
+            file = self._open_file(blob) if isinstance(blob, BlobFile) else None
+            if file is not None:
+                return _FileReader(self._shared, digest, file, place.offset, place.size)
+        return None
+
+    def _open_file(self, blob: BlobFile) -> FileIO | None:
         try:
-            fd = self._shared.store.open_blob(found)
+            fd = self._shared.store.open_blob(blob)
         except FileNotFoundError:
             return None
         except OSError as exc:
             kind = ServiceLimitError if exc.errno in _TOO_MANY_ERRNOS else StoreError
-            raise kind(f"blob {digest}: {exc.filename}: {exc.strerror}") from exc
-        if os.fstat(fd).st_size != found.size:
+            raise kind(f"blob {Digest(blob.digest)}: {exc.filename}: {exc.strerror}") from exc
+        if os.fstat(fd).st_size != blob.size:
             os.close(fd)
             return None
-        return _FileReader(self._shared, digest, FileIO(fd), found.size)
+        return FileIO(fd)
 
 
 class ContentReader:
@@ -124,12 +146,15 @@ class ContentReader:
 
 
 class _FileReader:
-    """Reads the file of a blob, which it owns; `size` is the recorded one in bytes."""
+    """Reads a range of a file, which it owns: a whole blob, or a chunk of one."""
 
-    def __init__(self, shared: AsyncStore, digest: Digest, file: FileIO, size: int) -> None:
+    def __init__(
+        self, shared: AsyncStore, digest: Digest, file: FileIO, start: int, size: int
+    ) -> None:
         self._shared = shared
         self._digest = digest
         self._file = file
+        self._start = start
         self._size = size
         self._offset = 0
 
@@ -150,15 +175,16 @@ class _FileReader:
     def _read(self, size: int) -> bytes:
         # pread(2) may return less than asked for.
         parts = []
+        end = self._start + self._offset + size
         left = size
         while left:
             try:
-                part = os.pread(self._file.fileno(), left, self._offset + size - left)
+                part = os.pread(self._file.fileno(), left, end - left)
             except OSError as exc:
                 raise StoreError(f"blob {self._digest}: {exc.strerror}") from exc
             if not part:
                 raise CorruptBlobError(
-                    f"blob {self._digest}: its file has become shorter than {self._size} bytes"
+                    f"blob {self._digest}: its file ends before byte {self._start + self._size}"
                 )
             parts.append(part)
             left -= len(part)
@@ -171,13 +197,15 @@ class _FileReader:
 class _LmdbBlobWriter:
     """Keeps the content in memory while it may be inline, then in a temporary file.
 
-    With `expected`, only the blob with that digest is kept.
+    What goes into the file is cut into chunks on the way. With `expected`, only the blob with that
+    digest is kept.
     """
 
     def __init__(self, shared: AsyncStore, expected: Digest | None = None) -> None:
         self._shared = shared
         self._expected = expected
         self._hasher = blake3()
+        self._chunker = Chunker()
         self._inline = bytearray()
         self._size = 0
         self._path: Path | None = None
@@ -199,7 +227,8 @@ class _LmdbBlobWriter:
             batch.add_blob(digest, self._inline)
         else:
             self._close_file()
-            batch.add_file(digest, self._path, self._size)
+            chunks = self._chunker.finish() if self._size > UNCHUNKED_MAX else b""
+            batch.add_file(digest, self._path, self._size, chunks)
             self._path = None  # the batch owns the file from now on
         await self._shared.commit(batch)
         return digest
@@ -220,11 +249,15 @@ class _LmdbBlobWriter:
             if self._file is None:
                 self._path = self._shared.new_temp_path()
                 self._file = self._path.open("xb", buffering=0)
-                _write_all(self._file, self._inline)
+                self._append(self._file, self._inline)
                 self._inline.clear()
-            _write_all(self._file, data)
+            self._append(self._file, data)
         except OSError as exc:
             raise disk_error(exc, self._path or self._shared.store.path) from exc
+
+    def _append(self, file: BinaryIO, data: Buffer) -> None:
+        self._chunker.update(data)
+        _write_all(file, data)
 
     def _close_file(self) -> None:
         if self._file is not None:

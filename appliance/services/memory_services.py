@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 
+from appliance.castore.chunking import UNCHUNKED_MAX, BlobChunk, Chunker, unpack
 from appliance.castore.closure import ClosureChecker, TopologicalOrder
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.castore.directory import Directory, DirectoryNode, Node
@@ -10,7 +11,6 @@ from appliance.errors import ContentMissingError, StoreError
 from appliance.nix.path_info import read_path_info
 from appliance.nix.path_info_rules import accepted, check_claims, nar_key
 from appliance.services.contracts import (
-    BlobChunk,
     BlobReader,
     BlobService,
     BlobWriter,
@@ -25,19 +25,39 @@ from appliance.services.nar_render import nar_info
 from appliance.services.path_info_checks import check_stated_size
 
 
+class _Chunked:
+    """The lists of chunks of large blobs, and the chunks by digest."""
+
+    def __init__(self) -> None:
+        self.lists: dict[Digest, tuple[BlobChunk, ...]] = {}
+        self.chunks: dict[Digest, memoryview] = {}
+
+    def put(self, digest: Digest, content: bytes) -> None:
+        if len(content) > UNCHUNKED_MAX:
+            chunker = Chunker()
+            chunker.update(content)
+            chunks = self.lists[digest] = tuple(unpack(chunker.finish()))
+            left = memoryview(content)
+            for chunk in chunks:
+                self.chunks[chunk.digest] = left[: chunk.size]
+                left = left[chunk.size :]
+
+
 class MemoryBlobService:
     """Blobs in a dictionary."""
 
     def __init__(self) -> None:
         self._blobs = {EMPTY_DIGEST: b""}
+        self._chunked = _Chunked()
 
     async def has(self, digest: Digest) -> bool:
-        """Return whether the blob exists."""
+        """See `BlobService.has`."""
         return digest in self._blobs
 
     async def stat(self, digest: Digest) -> Sequence[BlobChunk] | None:
-        """Return no chunks, or None if the blob is absent."""
-        return () if digest in self._blobs else None
+        """See `BlobService.stat`."""
+        is_there = digest in self._blobs or digest in self._chunked.chunks
+        return self._chunked.lists.get(digest, ()) if is_there else None
 
     async def size_of(self, digest: Digest) -> int | None:
         """See `path_info_checks.KnowsSizes`."""
@@ -45,26 +65,31 @@ class MemoryBlobService:
         return None if content is None else len(content)
 
     async def open_read(self, digest: Digest) -> BlobReader | None:
-        """Open the blob at its start."""
+        """See `BlobService.open_read`."""
         content = self._blobs.get(digest)
+        if content is None and digest in self._chunked.chunks:
+            content = bytes(self._chunked.chunks[digest])
         return None if content is None else ContentReader(content)
 
     async def open_write(self) -> BlobWriter:
         """Begin a new blob."""
-        return _MemoryBlobWriter(self._blobs)
+        return _MemoryBlobWriter(self._blobs, self._chunked)
 
 
 class _MemoryBlobWriter:
-    def __init__(self, blobs: dict[Digest, bytes]) -> None:
+    def __init__(self, blobs: dict[Digest, bytes], chunked: _Chunked) -> None:
         self._blobs = blobs
+        self._chunked = chunked
         self._content = bytearray()
 
     async def write(self, data: Buffer) -> None:
         self._content += data
 
     async def close(self) -> Digest:
-        digest = Digest.of(self._content)
-        self._blobs[digest] = bytes(self._content)
+        content = bytes(self._content)
+        digest = Digest.of(content)
+        self._blobs[digest] = content
+        self._chunked.put(digest, content)
         return digest
 
     async def abort(self) -> None:

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 from appliance.errors import StoreError
 from appliance.nix.narinfo import NarInfoFile, narinfo_of
-from appliance.nix.path_info import read_path_info
 from appliance.nix.store_path import StorePath
-from appliance.protos import pathinfo_pb2
+from appliance.services.closures import look_up
 from appliance.services.contracts import Services
 
 
@@ -42,24 +41,10 @@ async def registered(
         StoreError: some are not in the store: one line for each.
         PathInfoError: the store does not know the NAR hash or the references of a path.
     """
-    found: dict[StorePath, Registered] = {}
-    missing: list[str] = []
-    # Each with the path that refers to it.
-    left: list[tuple[StorePath, StorePath | None]] = [(path, None) for path in paths]
-    seen = {path for path, _referrer in left}
-    while left:
-        path, referrer = left.pop()
-        encoded = await services.path_infos.get(path.digest)
-        if encoded is None or read_path_info(encoded).path != path:
-            why = f", a reference of {referrer.absolute()}," if referrer else ""
-            missing.append(f"path {path.absolute()}{why} is not valid")
-            continue
-        narinfo = narinfo_of(pathinfo_pb2.PathInfo.FromString(encoded))
-        found[path] = Registered(path, narinfo)
-        if is_recursive:
-            new = [(other, path) for other in narinfo.references if other not in seen]
-            seen.update(other for other, _referrer in new)
-            left += new
-    if missing:
-        raise StoreError("\n".join(sorted(missing)))
-    return [found[path] for path in sorted(found, key=StorePath.basename)]
+    known = await look_up(services.path_infos, paths, is_recursive=is_recursive)
+    if known.missing:
+        raise StoreError("\n".join(known.problems()))
+    return [
+        Registered(path, narinfo_of(known.found[path]))
+        for path in sorted(known.found, key=StorePath.basename)
+    ]

@@ -1,17 +1,11 @@
-"""Store paths as a person sees them: their contents, and what is known about them."""
+"""The contents of store paths as a person sees them."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import Final, TypeAlias
 
 from appliance.castore.directory import DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.errors import StoreError
-from appliance.nix.content_address import ContentAddress
-from appliance.nix.hashes import NixHash
-from appliance.nix.narinfo import deriver_of
 from appliance.nix.path_info import read_path_info
-from appliance.nix.signing import Signature
-from appliance.nix.store_path import STORE_DIR
-from appliance.protos import pathinfo_pb2
 from appliance.services.contracts import Services
 from appliance.services.nar_extent import ENTRIES_MAX, NarTooLargeError, extent_of
 from appliance.services.nar_render import directory_not_found, file_content, render_nar
@@ -126,27 +120,6 @@ class StoreView:
             )
         return {"type": "directory", "entries": entries}
 
-    async def path_infos(
-        self, paths: Sequence[str]
-    ) -> list[tuple[str, pathinfo_pb2.PathInfo | None]]:
-        """Return each of `paths`, or every path if none is given, with its PathInfo.
-
-        Paths are returned absolute; the PathInfo of one that is not in the store is None.
-        """
-        found: list[tuple[str, pathinfo_pb2.PathInfo | None]] = []
-        if not paths:
-            async for encoded in self._services.path_infos.list():
-                name = read_path_info(encoded).path.absolute()
-                found.append((name, pathinfo_pb2.PathInfo.FromString(encoded)))
-            return sorted(found, key=lambda item: item[0])
-        for text in paths:
-            path, _names = parse_path(text)
-            known = await self._services.path_infos.get(path.digest)
-            is_valid = known is not None and read_path_info(known).path == path
-            info = pathinfo_pb2.PathInfo.FromString(known) if known and is_valid else None
-            found.append((path.absolute(), info))
-        return found
-
     async def _check_extent(self, node: Node, entries_max: int = ENTRIES_MAX) -> None:
         extent = await extent_of(node, self._services.directories)
         if extent is not None and extent.num_entries > entries_max:
@@ -178,24 +151,3 @@ def describe(name: str, node: Node, *, is_long: bool) -> str:
         case FileNode():
             mode = "-r-xr-xr-x" if node.executable else "-r--r--r--"
             return f"{mode} {node.size:>20} {name}"
-
-
-def path_info_json(message: pathinfo_pb2.PathInfo) -> "dict[str, object]":
-    """Return a PathInfo as `nix path-info --json` prints it."""
-    narinfo = message.narinfo
-    deriver = deriver_of(narinfo)
-    return {
-        "ca": _ca_text(narinfo) if narinfo.HasField("ca") else None,
-        "deriver": None if deriver is None else deriver.absolute(),
-        "narHash": NixHash("sha256", narinfo.nar_sha256).sri() if narinfo.nar_sha256 else None,
-        "narSize": narinfo.nar_size,
-        "references": [f"{STORE_DIR}/{name}" for name in narinfo.reference_names],
-        "signatures": [
-            str(Signature(signature.name, signature.data)) for signature in narinfo.signatures
-        ],
-    }
-
-
-def _ca_text(narinfo: pathinfo_pb2.NARInfo) -> str:
-    address = ContentAddress.of_message(narinfo)
-    return f"unknown:{narinfo.ca.type}" if address is None else str(address)

@@ -21,31 +21,22 @@ from appliance.errors import (
 )
 from appliance.nix.content_address import ContentAddress, Method
 from appliance.nix.hashes import ContentHash, NixHash
+from appliance.nix.narinfo import narinfo_of
 from appliance.nix.path_info import PathInfo, read_path_info
 from appliance.nix.path_info_rules import path_of_address
 from appliance.nix.store_path import STORE_DIR, StorePath, StorePathError, encode_base32
+from appliance.nix.trusted_keys import TrustedKeys
 from appliance.protos import pathinfo_pb2
 from appliance.services.contracts import Services
 from appliance.services.nar_extent import NarTooLargeError, extent_of
 from appliance.services.nar_render import PIECE_SIZE, RecentDirectories, render
-
-
-class VerifyError(StoreError):
-    """Something stored is not what its path or node says.
-
-    The text is one line that begins with the place. `rule` is one of:
-
-    - `invalid-path`: a path is not in the store;
-    - `missing-reference`: a path refers to one that is not in the store;
-    - `unreadable`: the store cannot give what it has;
-    - `unworkable`: the tree is too large for its NAR to be made;
-    - `content-mismatch`: a blob or directory is not there, or has another digest;
-    - `size-mismatch`: a blob or directory does not have the size that its node says;
-    - `nar-hash-mismatch`, `nar-size-mismatch`: the NAR is not the one on record;
-    - `content-address-mismatch`: the content does not have the content address on record;
-    - `store-path-mismatch`: the content address gives another store path, or none.
-    """
-
+from appliance.services.verify_errors import (
+    VerifyError,
+    content_mismatch,
+    mismatch,
+    size_mismatch,
+    unreadable,
+)
 
 Report = Callable[[VerifyError], None]
 
@@ -64,9 +55,18 @@ class Verifier:
 
     Within one path, the same error of the same object is reported once. If content of a path is
     missing or wrong, there is no NAR to compare: only the errors of the content are reported.
+
+    Args:
+        services: have the paths and their contents.
+        report: is called with each error.
+        trusted_keys: one of them must have signed each path without a content address; None if
+            signatures do not matter.
     """
 
-    def __init__(self, services: Services, report: Report) -> None:
+    def __init__(
+        self, services: Services, report: Report, trusted_keys: TrustedKeys | None = None
+    ) -> None:
+        self._trusted_keys = trusted_keys
         self.num_paths = 0
         self.num_failed = 0
         self.progress = VerifyProgress()
@@ -126,11 +126,11 @@ class Verifier:
                 try:
                     paths.add(read_path_info(encoded).path)
                 except PathInfoError as exc:
-                    self._fail(_unreadable("a PathInfo", exc))
+                    self._fail(unreadable("a PathInfo", exc))
         except ServiceUnavailableError:
             raise
         except (StoreError, ProtocolError) as exc:
-            self._fail(_unreadable("the list of paths", exc))
+            self._fail(unreadable("the list of paths", exc))
         return sorted(paths, key=StorePath.basename)
 
     async def _references(self, path: StorePath) -> list[StorePath]:
@@ -177,14 +177,17 @@ class Verifier:
         except VerifyError as exc:
             self._report(exc)
         except (StoreError, ProtocolError) as exc:
-            self._report(_unreadable(path.absolute(), exc))
+            self._report(unreadable(path.absolute(), exc))
         if self._num_errors > num_errors:
             self.num_failed += 1
             self.failed.append(path)
 
     async def _verify_contents(self, encoded: bytes) -> None:
         info = read_path_info(encoded)
-        narinfo = pathinfo_pb2.PathInfo.FromString(encoded).narinfo
+        message = pathinfo_pb2.PathInfo.FromString(encoded)
+        narinfo = message.narinfo
+        if self._trusted_keys is not None:
+            self._check_signatures(info.path, message, self._trusted_keys)
         address = ContentAddress.of_message(narinfo)
         address_hash = self._check_path(info, narinfo, address) if address else None
         contents = _CheckedContents(self._services, self._report, self.progress, self.damaged)
@@ -219,6 +222,20 @@ class Verifier:
             return False
         return True
 
+    def _check_signatures(
+        self, path: StorePath, message: pathinfo_pb2.PathInfo, trusted_keys: TrustedKeys
+    ) -> None:
+        where = path.absolute()
+        try:
+            claim = narinfo_of(message)
+            for name in trusted_keys.wrong_signatures(claim):
+                self._report(
+                    VerifyError(f"{where}: signature by {name} is wrong", rule="wrong-signature")
+                )
+            trusted_keys.check(claim)
+        except PathInfoError as exc:
+            self._report(VerifyError(f"{where}: not trusted: {exc}", rule="untrusted"))
+
     def _check_path(
         self, info: PathInfo, narinfo: pathinfo_pb2.NARInfo, address: ContentAddress
     ) -> ContentHash:
@@ -234,7 +251,7 @@ class Verifier:
             expected = f"none ({exc})"
         if expected != where:
             self._report(
-                _mismatch(
+                mismatch(
                     "store-path-mismatch",
                     where,
                     f"path of {address}",
@@ -249,13 +266,13 @@ class Verifier:
         if info.nar_sha256 and sha256 != info.nar_sha256:
             stated, actual = NixHash("sha256", info.nar_sha256), NixHash("sha256", sha256)
             self._report(
-                _mismatch(
+                mismatch(
                     "nar-hash-mismatch", where, "hash of the NAR", expected=stated, actual=actual
                 )
             )
         if (info.nar_sha256 or info.nar_size) and size != info.nar_size:
             self._report(
-                _mismatch(
+                mismatch(
                     "nar-size-mismatch",
                     where,
                     "size of the NAR",
@@ -275,7 +292,7 @@ class Verifier:
         if actual != address:
             where = info.path.absolute()
             self._report(
-                _mismatch(
+                mismatch(
                     "content-address-mismatch",
                     where,
                     "content address",
@@ -342,7 +359,7 @@ class _CheckedContents:
             found = await self._directories.get(node.digest)
             actual = None if found is None else found.digest()
             if found is None or actual != node.digest:
-                raise _content_mismatch(where, node, actual or "nothing")
+                raise content_mismatch(where, node, actual or "nothing")
             directory = found
             self._check_size(node, directory, where)
         return self._entered(node, directory)
@@ -354,7 +371,7 @@ class _CheckedContents:
             self._progress.path = where
             reader = await self._blobs.open_read(node.digest)
             if reader is None:
-                raise _content_mismatch(where, node, "nothing")
+                raise content_mismatch(where, node, "nothing")
             try:
                 while data := await reader.read(PIECE_SIZE):
                     hasher.update(data)
@@ -368,9 +385,9 @@ class _CheckedContents:
                 await reader.close()
             actual = Digest(hasher.digest())
             if actual != node.digest:
-                raise _content_mismatch(where, node, actual)
+                raise content_mismatch(where, node, actual)
             if size != node.size:
-                raise _size_mismatch(where, node, size)
+                raise size_mismatch(where, node, size)
             self._progress.num_files += 1
 
     def _entered(self, node: DirectoryNode, directory: Directory) -> Iterator[Node]:
@@ -387,7 +404,7 @@ class _CheckedContents:
             self._dialects = fitting
             return
         actual = " or ".join(map(str, sorted({*sizes.values()})))
-        self._report_once(_size_mismatch(where, node, actual), node)
+        self._report_once(size_mismatch(where, node, actual), node)
 
     @contextmanager
     def _checking(self, node: DirectoryNode | FileNode) -> Iterator[str]:
@@ -405,9 +422,9 @@ class _CheckedContents:
         except VerifyError as exc:
             error = exc
         except WrongDigestError as exc:
-            error = _content_mismatch(where, node, exc.actual)
+            error = content_mismatch(where, node, exc.actual)
         except (StoreError, ProtocolError) as exc:
-            error = _unreadable(where, exc)
+            error = unreadable(where, exc)
         else:
             return
         self.are_complete = False
@@ -424,27 +441,3 @@ class _CheckedContents:
 
 def _is_plain_file(node: Node) -> bool:
     return isinstance(node, FileNode) and not node.executable
-
-
-# --- Errors ---
-
-
-def _mismatch(rule: str, where: str, what: str, *, expected: object, actual: object) -> VerifyError:
-    return VerifyError(f"{where}: {what}: expected {expected}, got {actual}", rule=rule)
-
-
-def _content_mismatch(where: str, node: DirectoryNode | FileNode, actual: object) -> VerifyError:
-    return _mismatch("content-mismatch", where, _kind(node), expected=node.digest, actual=actual)
-
-
-def _size_mismatch(where: str, node: DirectoryNode | FileNode, actual: object) -> VerifyError:
-    what = f"size of the {_kind(node)} {node.digest}"
-    return _mismatch("size-mismatch", where, what, expected=node.size, actual=actual)
-
-
-def _kind(node: DirectoryNode | FileNode) -> str:
-    return "blob" if isinstance(node, FileNode) else "directory"
-
-
-def _unreadable(where: str, cause: Exception) -> VerifyError:
-    return VerifyError(f"{where}: {' '.join(str(cause).split())}", rule="unreadable")

@@ -2,6 +2,8 @@
 
 A grant is a row (base, span) with the root node of a store path. The nodes of that path have the
 nodeids from `base` to `base + span - 1`: the nodeid of a node is the base plus the node's place.
+Bases begin at 2, because 1 is the root directory with the names of the paths. A session whose root
+directory is itself a store path has a single grant, and its base is 1.
 Rows are ordered by base and their nodeid ranges do not overlap, so the grant of a nodeid is found
 by binary search. Only the supervisor appends rows, when the session first resolves a name in the
 root. Workers map the same memory read-only and need nothing else to find any node of the session.
@@ -16,8 +18,11 @@ root. Workers map the same memory read-only and need nothing else to find any no
     32                4     generation in every entry of this session (linux/fuse.h: fuse_entry_out)
     36                4     1 if st_ino is derived from content (--inodes=content), else 0
     40                8     num_revoked: number of revoked rows
-    48                8     next_base: the base of the next grant; for the next supervisor, as is:
-    56                8     end: where the heap ends
+    48                8     view_state: 0 if every path of the store may be granted; else the number
+                            of the present state of the session's view, from 1 on. The root lists
+                            that state when root_generation has reached it.
+    56                8     next_base: the base of the next grant; for the next supervisor, as is:
+    64                8     end: where the heap ends
     4096              32 each rows: base (8), span (8), offset of the root record (8),
                             state (8): 0, or 1 if the grant was revoked
     ROWS_END                the heap: root records and hash tables, each a multiple of 8 bytes long
@@ -28,7 +33,8 @@ target of a symlink.
 
 The hash table has a power of two of slots, 4 bytes each: 0 if free, else the number of a row,
 counted from 1. A name is stored in slot crc32(name) modulo the number of slots, or in the next free
-one. When the table is half full, one of twice the size is appended to the heap and replaces it.
+one. If a name is granted again after its grant was revoked, its slot gets the number of the new
+row. When the table is half full, one of twice the size is appended to the heap and replaces it.
 
 The writer and the readers share no lock. The writer stores a row, its record and its slot before it
 increments `num`, and publishes each word by one aligned store. A reader that misses a row which has
@@ -43,13 +49,14 @@ import mmap
 import os
 import secrets
 import struct
-from collections.abc import Iterator
-from errno import ENOENT, EOVERFLOW
+from collections.abc import Iterator, Sequence
+from errno import EOVERFLOW
 from typing import Final, NamedTuple
 from zlib import crc32
 
 from appliance.castore.directory import DirectoryNode, FileNode, Node
 from appliance.errors import StoreError
+from appliance.fuse_proto.encode import FOREVER_S
 from appliance.images.entries import content_ino, pack_record
 from appliance.images.layout import NAME_AT, NAMELEN_AT, Kind
 
@@ -66,8 +73,9 @@ _ROW_WORDS: Final = _ROW_BYTES // 8
 _ROWS_END: Final = _ROWS_AT + GRANTS_MAX * _ROW_BYTES
 _NUM, _INDEX, _ROOT_GENERATION, _FRESH_UNTIL = range(4)  # words
 _NUM_REVOKED: Final = 5
-_NEXT_BASE: Final = 6
-_HEAP_END: Final = 7
+_VIEW_STATE: Final = 6
+_NEXT_BASE: Final = 7
+_HEAP_END: Final = 8
 _NUMBERS: Final = struct.Struct("<II")
 _NUMBERS_AT: Final = 32
 _RECORD_HEAD: Final = struct.Struct("<IIQ32s")
@@ -144,12 +152,12 @@ class _Mapping:
         mask = num_slots - 1
         slot = crc32(name) & mask
         while number := _U32.unpack_from(slots, 4 * slot)[0]:
-            if self._has_name(number - 1, name):
+            if self.has_name(number - 1, name):
                 return int(number) - 1
             slot = (slot + 1) & mask
         return -1
 
-    def _has_name(self, row: int, name: bytes) -> bool:
+    def has_name(self, row: int, name: bytes) -> bool:
         at = self.words[_ROWS_AT // 8 + row * _ROW_WORDS + 2]
         record = self.at(at, _RECORD_MAX)[_RECORD_HEAD.size :]
         (size,) = _U32.unpack_from(record, NAMELEN_AT)
@@ -170,6 +178,17 @@ class Grants:
 
     def __len__(self) -> int:
         return self._memory.words[_NUM]
+
+    @property
+    def has_path_as_root(self) -> bool:
+        """Whether the root directory is a store path, and has no names of store paths."""
+        words = self._memory.words
+        return bool(words[_NUM]) and words[_ROWS_AT // 8] == ROOT_NODEID
+
+    @property
+    def view_state(self) -> int:
+        """The number of the present state of the session's view; 0 if it has none."""
+        return self._memory.words[_VIEW_STATE]
 
     def by_name(self, name: bytes) -> Grant | None:
         """Return the grant of a name in the root; None if there is none or it was revoked."""
@@ -221,10 +240,9 @@ class Grants:
 
 
 class GrantTable:
-    """The supervisor's side: appends grants. Owns the memory and its descriptors.
+    """The supervisor's side: appends grants. Owns the memory, which nobody else can write to.
 
-    Only supervisors can write to the memory, one after the other: the fork server keeps it for the
-    next one. Nothing else is decided by what is read back.
+    The fork server keeps the memory for the next supervisor, which reads back what this one knows.
 
     `fd` is a read-only descriptor of the memory, to be passed to workers.
 
@@ -248,8 +266,10 @@ class GrantTable:
         self.writable_fd = fd
         self._memory = _Mapping(fd, mmap.ACCESS_WRITE)
         self._is_by_content = is_by_content
+        # The row of each name, of those rows that were not revoked.
         self._rows: dict[bytes, int] = {}
-        self._revoked: set[bytes] = set()
+        self._num_rows = 0
+        self._num_revoked = 0
         self._next_base = FIRST_BASE
         self._root_generation = 0
         self._end = _ROWS_END
@@ -265,42 +285,77 @@ class GrantTable:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def __contains__(self, name: bytes) -> bool:
+        """Return whether the session sees `name`."""
+        return name in self._rows
+
+    def names(self) -> Sequence[bytes]:
+        """Return the names that the session sees."""
+        return tuple(self._rows)
+
     def start_apart(self) -> None:
         """Begin at a high random base, because the guest may hold nodeids of an earlier session.
 
         Those nodeids are then stale here instead of denoting other nodes. This has an effect only
-        before the first grant.
+        before the first grant. It has none where a store path is the root directory: that path has
+        the same nodeids in every session.
         """
-        if not self._rows:
+        if not self._num_rows:
             self._next_base = (secrets.randbits(20) + 1) << 41
             self._memory.words[_NEXT_BASE] = self._next_base
 
-    def grant(self, node: Node) -> None:
-        """Let the session see `node` under its name; do nothing if it already does.
+    def grant_root(self, node: DirectoryNode) -> None:
+        """Make `node` the root directory; this must be the first and only grant.
 
         Raises:
-            OSError: EOVERFLOW if too few nodeids are left for its size; ENOENT if the name was
-                revoked.
+            OSError: EOVERFLOW if there are too few nodeids for its size.
+        """
+        self._next_base = ROOT_NODEID
+        self.grant(node)
+
+    def grant(self, node: Node, *, name_valid_s: int = FOREVER_S) -> None:
+        """Let the session see `node` under its name; do nothing if it sees a node of that name.
+
+        Args:
+            node: the root node of a store path, or another node for the root directory.
+            name_valid_s: how long the guest may take the name to be that of this node, in seconds.
+
+        Raises:
+            OSError: EOVERFLOW if too few nodeids are left for its size.
             StoreError: there is not enough memory, or there are too many grants.
         """
-        if node.name in self._revoked:
-            raise OSError(ENOENT, f"{node.name!r} was revoked")
-        if node.name in self._rows:
-            return
-        row = len(self._rows)
+        if node.name not in self._rows:
+            self._append(node, name_valid_s)
+
+    def replace(self, node: Node, *, name_valid_s: int) -> None:
+        """Let a name that the session sees be that of `node`; nodeids of the old one become stale.
+
+        Readers see the one node or the other under the name at any time.
+
+        Raises:
+            KeyError: the session does not see the name.
+            OSError, StoreError: as for `grant`; nothing is changed then.
+        """
+        old = self._rows[node.name]
+        self._append(node, name_valid_s)
+        self._revoke_row(old)
+
+    def _append(self, node: Node, name_valid_s: int) -> None:
+        row = self._num_rows
         if row >= GRANTS_MAX:
-            raise StoreError(f"a session can see {GRANTS_MAX} store paths, not more")
+            raise StoreError(f"a session can be granted {GRANTS_MAX} store paths, not more")
         span = 1 + (node.size if isinstance(node, DirectoryNode) else 0)
         if span > NODEID_LIMIT - self._next_base:
             left = NODEID_LIMIT - self._next_base
             raise OSError(EOVERFLOW, f"{node.name!r}: {span} nodeids needed, {left} left")
-        at = self._put(self._root_record(node, row))
+        at = self._put(self._root_record(node, row, name_valid_s))
         words = self._memory.words
         word = _ROWS_AT // 8 + row * _ROW_WORDS
         words[word], words[word + 1], words[word + 2] = self._next_base, span, at
         self._rows[node.name] = row
+        self._num_rows = row + 1
         self._next_base += span
-        if 2 * len(self._rows) > 1 << self._slots_log2:
+        if 2 * self._num_rows > 1 << self._slots_log2:
             self._grow_index()
         else:
             self._put_slot(node.name, row)
@@ -310,15 +365,34 @@ class GrantTable:
     def revoke(self, name: bytes) -> None:
         """Hide a granted name and everything below it; nodeids that the guest holds become stale.
 
-        The name cannot be granted again in this session.
+        If the name is granted again, its nodes have other nodeids.
 
         Raises:
-            KeyError: the name was never granted.
+            KeyError: the session does not see the name.
         """
-        row = self._rows[name]
-        self._revoked.add(name)
+        self._revoke_row(self._rows.pop(name))
+
+    def _revoke_row(self, row: int) -> None:
+        self._num_revoked += 1
         self._memory.words[_ROWS_AT // 8 + row * _ROW_WORDS + 3] = _REVOKED
-        self._memory.words[_NUM_REVOKED] = len(self._revoked)
+        self._memory.words[_NUM_REVOKED] = self._num_revoked
+
+    def digest_of(self, name: bytes) -> bytes:
+        """Return the digest of the node that the session sees under `name`.
+
+        Raises:
+            KeyError: the session does not see the name.
+        """
+        return self._memory.grant(self._rows[name]).digest
+
+    @property
+    def view_state(self) -> int:
+        """The number that was set last; 0 if the session has no view."""
+        return self._memory.words[_VIEW_STATE]
+
+    def set_view_state(self, number: int) -> None:
+        """Note that the session's view is now in the state with this number, from 1 on."""
+        self._memory.words[_VIEW_STATE] = number
 
     @property
     def root_generation(self) -> int:
@@ -350,19 +424,25 @@ class GrantTable:
         self._root_generation = memory.words[_ROOT_GENERATION]
         for row in range(memory.words[_NUM]):
             grant = memory.grant(row)
-            (size,) = _U32.unpack_from(grant.record, NAMELEN_AT)
-            name = bytes(grant.record[NAME_AT : NAME_AT + size])
-            self._rows[name] = row
             self._next_base = max(self._next_base, grant.base + grant.span)
             if memory.is_revoked(row):
-                self._revoked.add(name)
-        self._slots_log2 = max(_FIRST_SLOTS_LOG2, (2 * len(self._rows)).bit_length()) - 1
+                continue
+            (size,) = _U32.unpack_from(grant.record, NAMELEN_AT)
+            name = bytes(grant.record[NAME_AT : NAME_AT + size])
+            if name in self._rows:
+                self._revoke_row(self._rows[name])  # it was about to be replaced
+            self._rows[name] = row
+        self._num_rows = memory.words[_NUM]
+        self._num_revoked = memory.words[_NUM_REVOKED]
+        self._slots_log2 = max(_FIRST_SLOTS_LOG2, (2 * self._num_rows).bit_length()) - 1
         self._grow_index()
 
-    def _root_record(self, node: Node, row: int) -> bytes:
+    def _root_record(self, node: Node, row: int, name_valid_s: int) -> bytes:
         kind, digest, size, target = _content_of(node)
         ino = content_ino(kind, digest, target) if self._is_by_content else self._next_base
         generation: int = _NUMBERS.unpack_from(self._memory.bytes, _NUMBERS_AT)[0]
+        if self._next_base == ROOT_NODEID:
+            generation = 0  # Linux requires that of the root's inode
         record = pack_record(
             node.name,
             kind,
@@ -371,6 +451,7 @@ class GrantTable:
             ino=ino,
             st_size=len(target) if kind == Kind.SYMLINK else size,
             off=row + 1 + LINKS,
+            name_valid_s=name_valid_s,
         )
         return _RECORD_HEAD.pack(kind, len(target), size, digest) + record + target
 
@@ -402,7 +483,7 @@ class GrantTable:
         mask = (1 << self._slots_log2) - 1
         slots = self._memory.bytes[self._index_at : self._index_at + 4 * (mask + 1)].cast("I")
         slot = crc32(name) & mask
-        while slots[slot]:
+        while slots[slot] and not self._memory.has_name(slots[slot] - 1, name):
             slot = (slot + 1) & mask
         slots[slot] = row + 1
 

@@ -22,10 +22,19 @@ class RootListWanted(NamedTuple):
 
 
 class BlobWanted(NamedTuple):
-    """A blob that the cache lacks; `size` is its size in bytes as its directory states it."""
+    """A range of a blob that the cache lacks.
+
+    Attributes:
+        digest: digest of the blob.
+        size: size of the whole blob in bytes, as its directory states it.
+        offset: where the range begins.
+        length: size of the range in bytes; 0 for the whole blob.
+    """
 
     digest: bytes
     size: int
+    offset: int = 0
+    length: int = 0
 
 
 class BackingWanted(NamedTuple):
@@ -49,8 +58,9 @@ def pack_want(want: Want) -> pb.Resolve:
             return pb.Resolve(root_name=name)
         case RootListWanted():
             return pb.Resolve(root_list=True)
-        case BlobWanted(digest, size):
-            return pb.Resolve(blob=pb.Blob(digest=digest, size=size))
+        case BlobWanted(digest, size, offset, length):
+            blob = pb.Blob(digest=digest, size=size, offset=offset, length=length)
+            return pb.Resolve(blob=blob)
         case BackingWanted(nodeid, _unique, digest, size):
             blob = pb.Blob(digest=digest, size=size)
             return pb.Resolve(backing=pb.Backing(nodeid=nodeid, blob=blob))
@@ -64,7 +74,8 @@ def unpack_want(message: pb.Resolve) -> Want:
         case "root_name":
             return RootNameWanted(message.root_name)
         case "blob":
-            return BlobWanted(message.blob.digest, message.blob.size)
+            blob = message.blob
+            return BlobWanted(blob.digest, blob.size, blob.offset, blob.length)
         case "backing":
             blob = message.backing.blob
             return BackingWanted(message.backing.nodeid, 0, blob.digest, blob.size)

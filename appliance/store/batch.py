@@ -25,6 +25,7 @@ class Batch:
     def __init__(self) -> None:
         self.blobs: dict[bytes, bytes | memoryview] = {}
         self.files: dict[bytes, StagedFile] = {}
+        self.chunks: dict[bytes, bytes] = {}
         self.directories: dict[bytes, bytes] = {}
         self.path_infos: dict[bytes, bytes] = {}
         self.nar_infos: dict[bytes, bytes] = {}
@@ -40,10 +41,19 @@ class Batch:
         self.blobs[digest] = schema.pack_inline(content)
         self.size_bytes += len(content)
 
-    def add_file(self, digest: bytes, path: Path | str, size: int) -> None:
-        """Add a blob by a file on the file system of the store; the batch takes the file over."""
+    def add_file(self, digest: bytes, path: Path | str, size: int, chunks: bytes = b"") -> None:
+        """Add a blob by a file on the file system of the store; the batch takes the file over.
+
+        Args:
+            digest: digest of the blob.
+            path: of the file.
+            size: of the file, in bytes.
+            chunks: those of the blob, packed as `castore.chunking` does; empty if it is not cut.
+        """
         self.files[digest] = StagedFile(os.fspath(path), size)
         self.size_bytes += size
+        if chunks:
+            self.chunks[digest] = chunks
 
     def add_directory(self, digest: Digest, encoded: bytes) -> None:
         """Add a Directory in canonical encoding."""
@@ -73,6 +83,7 @@ class Batch:
             _remove(other.files.pop(digest))
         self.blobs |= other.blobs
         self.files |= other.files
+        self.chunks |= other.chunks
         self.directories |= other.directories
         self.path_infos |= other.path_infos
         self.nar_infos |= other.nar_infos

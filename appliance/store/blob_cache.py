@@ -10,11 +10,12 @@ cache      digest of a blob                             CLOCK_MONOTONIC ns of th
            "p", digest of a store path with a PathInfo  the same
            "charged"                                    sum of all charges as u64 LE
 cache_use  CLOCK_MONOTONIC ns as u64 BE, key in `cache` (nothing)
-cache_end  digest of a blob                             (nothing)
+cache_end  digest of a blob, or key of a partial one    (nothing)
 
 The sum of charges never exceeds the bound: a blob is charged before it is fetched, after others
 were evicted to make room. A process that is killed in between leaves a charge without a blob, which
-ages and is evicted like any other.
+ages and is evicted like any other. A blob of which a part is there (see `partial_blob`) is charged
+for that part and what is being fetched of it, and evicted as a whole.
 
 `cache_end` names blobs without records whose files may still exist. A file is removed in a second
 transaction, under the write lock and only if there is still no record, as another process may have
@@ -38,6 +39,7 @@ from appliance.store.batch import Batch
 from appliance.store.blob_files import BlobFile
 from appliance.store.cache_ledger import ENTRIES, USES, CacheLedger
 from appliance.store.damage import is_blob_right
+from appliance.store.partial_blob import KEY_SIZE, partial_in
 from appliance.store.schema import (
     BLOBS,
     INLINE_MAX,
@@ -47,7 +49,7 @@ from appliance.store.schema import (
 from appliance.store.store import Store
 from appliance.store.temp_directory import TempDirectory
 
-_SCHEMA: Final = 2
+_SCHEMA: Final = 3
 _END: Final = b"cache_end"
 
 # What an object costs: LMDB gives larger values whole pages of their own, and packs smaller ones
@@ -112,7 +114,7 @@ class BlobCache:
         self._path_infos = env.database(PATH_INFOS)
         self._temp = TempDirectory(self.store.path)
         env.write(lambda txn: self._evict(txn, 0, ()))
-        self._remove_files()
+        self.remove_files()
 
     @property
     def temp_path(self) -> Path:
@@ -123,6 +125,11 @@ class BlobCache:
         """Whether a blob has a record. This is quick, but does not look for the file."""
         with self.store.snapshot() as snapshot:
             return snapshot.blob(digest) is not None
+
+    def has_part(self, digest: Digest) -> bool:
+        """Whether a part of a blob is there, but not all of it (see `blob_parts`)."""
+        with self.store.snapshot() as snapshot:
+            return snapshot.partial_blob(digest) is not None
 
     def find(self, digest: Digest) -> int | None:
         """Return the size of a blob, or None; a blob without a whole file is dropped."""
@@ -168,6 +175,8 @@ class BlobCache:
     def reserve(self, digest: Digest, size: int, keep: Collection[bytes]) -> bool:
         """Charge for a blob that is about to be fetched, and evict others to make room.
 
+        If a part of it is there, that is given up.
+
         Args:
             digest: digest of the blob.
             size: its size in bytes.
@@ -184,10 +193,13 @@ class BlobCache:
         charge = charge_of(size)
 
         def work(txn: WriteTransaction) -> bool:
-            return self._charge(txn, digest, charge, keep)
+            is_charged = self.charge(txn, digest, charge, keep)
+            if is_charged:
+                self._end_part(txn, digest)
+            return is_charged
 
         is_reserved = self.store.env.write(work)
-        self._remove_files()
+        self.remove_files()
         return is_reserved
 
     def put_inline(
@@ -203,7 +215,7 @@ class BlobCache:
         """
 
         def put(txn: WriteTransaction, digest: Digest, content: bytes) -> bool:
-            is_charged = self._charge(txn, digest, charge_of(len(content)), keep)
+            is_charged = self.charge(txn, digest, charge_of(len(content)), keep)
             if is_charged:
                 txn.put(digest, pack_inline(content), db=self._blobs)
             return is_charged
@@ -214,7 +226,7 @@ class BlobCache:
 
         are_put, num_ended = self.store.env.write(work)
         if num_ended:
-            self._remove_files()
+            self.remove_files()
         return are_put
 
     def put_directory(self, digest: Digest, encoded: bytes) -> None:
@@ -238,11 +250,11 @@ class BlobCache:
             )
 
         def work(txn: WriteTransaction) -> None:
-            if self._charge(txn, directory_key(digest), charge, ()):
+            if self.charge(txn, directory_key(digest), charge, ()):
                 self.store.images.put_pieces(txn, digest, pieces)
 
         self.store.env.write(work)
-        self._remove_files()
+        self.remove_files()
 
     def path_info(self, path_digest: bytes) -> bytes | None:
         """Return the PathInfo of a store path, given the path's digest (20 bytes), or None."""
@@ -257,11 +269,11 @@ class BlobCache:
         """
 
         def work(txn: WriteTransaction) -> None:
-            if self._charge(txn, _path_key(path_digest), charge_of(len(encoded)), ()):
+            if self.charge(txn, _path_key(path_digest), charge_of(len(encoded)), ()):
                 txn.put(path_digest, encoded, db=self._path_infos)
 
         self.store.env.write(work)
-        self._remove_files()
+        self.remove_files()
 
     def commit(self, digest: Digest, size: int, batch: Batch) -> None:
         """Commit the batch of a blob that was reserved; takes over its file in any case.
@@ -269,27 +281,29 @@ class BlobCache:
         Raises:
             StoreError: the blob was not put; the disk may be full.
         """
+        if self.has_part(digest):  # another process has begun to fetch parts of it
+            self.store.env.write(lambda txn: self._end_part(txn, digest))
         self.store.commit(batch)
         charge = charge_of(size)
 
         def work(txn: WriteTransaction) -> None:
             # Another process may have evicted the reservation in the meantime.
             is_charged = self._ledger.charge(txn, digest) is not None
-            if not is_charged and not self._charge(txn, digest, charge, ()):
-                self._remove_blob(txn, digest)
+            if not is_charged and not self.charge(txn, digest, charge, ()):
+                self.remove_blob(txn, digest)
 
         self.store.env.write(work)
-        self._remove_files()
+        self.remove_files()
 
     def drop(self, digest: Digest) -> None:
         """Remove a blob, or the reservation for one."""
 
         def work(txn: WriteTransaction) -> None:
             self._ledger.remove(txn, digest)
-            self._remove_blob(txn, digest)
+            self.remove_blob(txn, digest)
 
         self.store.env.write(work)
-        self._remove_files()
+        self.remove_files()
 
     def touch(self, keys: Iterable[bytes]) -> None:
         """Note that the entries with these keys in `cache` were used just now."""
@@ -311,16 +325,25 @@ class BlobCache:
         self._temp.close()
         self.store.close()
 
-    # --- In a write transaction ---
+    # --- In a write transaction; for this package ---
 
-    def _charge(
+    def charge(
         self, txn: WriteTransaction, key: bytes, charge: int, keep: Collection[bytes]
     ) -> bool:
+        """Charge an entry, and evict others for it; False if there is no room (see `reserve`)."""
         had_charge = self._ledger.charge(txn, key) or 0
         if not self._evict(txn, charge - had_charge, {*keep, key}):
             return False
         self._ledger.put(txn, key, charge)
         return True
+
+    def charged(self, txn: WriteTransaction, key: bytes) -> int:
+        """Return what an entry is charged, 0 if there is none."""
+        return self._ledger.charge(txn, key) or 0
+
+    def _end_part(self, txn: WriteTransaction, digest: bytes) -> None:
+        if partial_in(txn, self._blobs, digest) is not None:
+            self.remove_blob(txn, digest)
 
     def _evict(self, txn: WriteTransaction, wanted: int, keep: Collection[bytes]) -> bool:
         excess = self._ledger.total(txn) + wanted - self.max_bytes
@@ -334,18 +357,23 @@ class BlobCache:
                 self.store.images.remove(txn, key[1:])
             elif len(key) < DIGEST_SIZE:
                 txn.delete(key[1:], db=self._path_infos)
-            elif charge > INLINE_MAX:
-                self._remove_blob(txn, key)
+            elif charge > INLINE_MAX or partial_in(txn, self._blobs, key) is not None:
+                self.remove_blob(txn, key)
             else:
                 self.store.remove_blob(txn, key)
         return True
 
-    def _remove_blob(self, txn: WriteTransaction, digest: bytes) -> None:
+    def remove_blob(self, txn: WriteTransaction, digest: bytes) -> None:
+        """Remove the record of a blob; `remove_files` then removes its file."""
         # Also without a record: a process killed before it put the record may have left a file.
+        partial = partial_in(txn, self._blobs, digest)
         self.store.remove_blob(txn, digest)
-        txn.put(digest, b"", db=self._ends)
+        txn.put(digest if partial is None else partial.key, b"", db=self._ends)
 
-    def _remove_files(self) -> None:
+    # --- Files of removed blobs ---
+
+    def remove_files(self) -> None:
+        """Remove the files of blobs that were removed, in a transaction of its own."""
         with self.store.env.read() as txn:
             if not _count(txn, self._ends):
                 return
@@ -353,7 +381,10 @@ class BlobCache:
         def work(txn: WriteTransaction) -> None:
             ended = list(txn.cursor(self._ends).iternext(keys=True, values=False))
             for digest in ended:
-                self.store.remove_stray_file(txn, digest)
+                if len(digest) == KEY_SIZE:
+                    self.store.files.remove(digest)
+                else:
+                    self.store.remove_stray_file(txn, digest)
                 txn.delete(digest, db=self._ends)
 
         self.store.env.write(work)

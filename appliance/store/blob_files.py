@@ -24,13 +24,18 @@ _FILE_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC
 _PATH_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _DIRECTORY_MODE: Final = 0o755
 _FILE_MODE: Final = 0o444
+_PARTIAL_FLAGS: Final = os.O_RDWR | os.O_CLOEXEC
+_PARTIAL_MODE: Final = 0o644
 _PREFIX_SIZE: Final = len(BLOBS_DIRECTORY) + 1
 _OTHERS_SEARCH: Final = 0o001
 _OTHERS_READ: Final = 0o004
 
 
 class BlobFile(NamedTuple):
-    """A blob kept in a file. If the file does not have exactly `size` bytes, the blob is absent."""
+    """A blob kept in a file. If the file does not have exactly `size` bytes, the blob is absent.
+
+    Of a blob that is there in part, `digest` is the key that names its file (see `partial_blob`).
+    """
 
     digest: bytes
     size: int
@@ -108,6 +113,48 @@ class BlobFiles:
             self._make_directory(BLOBS_DIRECTORY)
             self._make_directory(name.rpartition("/")[0])
             os.rename(path, name, dst_dir_fd=self._store_fd)
+
+    def open_partial(self, key: bytes, size: int, *, create: bool) -> int:
+        """Open the file of a blob that is there in part, and return a descriptor for writing.
+
+        Args:
+            key: names the file, see `store.partial_blob`.
+            size: what the file is extended to, in bytes.
+            create: make the file if it is missing.
+
+        Returns:
+            The descriptor, which the caller owns.
+
+        Raises:
+            FileNotFoundError: there is no such file, and `create` is not set.
+            OSError: the file cannot be opened.
+        """
+        name = _name(key)
+        try:
+            if create:
+                self._make_directory(BLOBS_DIRECTORY)
+                self._make_directory(name.rpartition("/")[0])
+            flags = _PARTIAL_FLAGS | os.O_CREAT if create else _PARTIAL_FLAGS
+            fd = os.open(name, flags, _PARTIAL_MODE, dir_fd=self._store_fd)
+        except OSError as exc:
+            raise self._located(exc, name) from exc
+        try:
+            os.fchmod(fd, _PARTIAL_MODE)
+            os.ftruncate(fd, size)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def complete(self, key: bytes, digest: bytes) -> None:
+        """Move the file of a blob that was there in part to the place of the blob.
+
+        Raises:
+            OSError: the file was not moved.
+        """
+        old, new = _name(key), _name(digest)
+        os.chmod(old, _FILE_MODE, dir_fd=self._store_fd)
+        os.rename(old, new, src_dir_fd=self._store_fd, dst_dir_fd=self._store_fd)
 
     def remove(self, digest: bytes) -> None:
         """Remove the file of a blob, if there is one; descriptors of the file stay valid.

@@ -9,7 +9,13 @@ database        key                         value
 meta            "version"                   u64 LE, VERSION
                 "generation"                u64 LE, number of PathInfos ever put
                 "id"                        16 random bytes; only copies of a store share them
-blobs           digest                      0, content | 1, size as u64 LE
+blobs           digest                      0, content | 1, size as u64 LE; in a cache also 2, with
+                                            what is there of a blob (store/partial_blob.py)
+chunks          digest of a blob            its chunks, as `castore/chunking.py` packs them; a blob
+                                            without an entry is not cut, or was put by a release
+                                            that cut none
+chunk_places    digest of a chunk, and of   offset and size of the chunk in the file of that blob,
+                a blob that has it          as u64 LE and u32 LE; where it is first, if repeated
 directories     digest                      Directory, canonical encoding
 images1         digest                      first piece of the image of a Directory, put in the
                                             transaction that makes the Directory visible; 1 is the
@@ -30,13 +36,15 @@ INLINE_MAX: Final = 64 * 1024
 META: Final = b"meta"
 BLOBS: Final = b"blobs"
 DIRECTORIES: Final = b"directories"
+CHUNKS: Final = b"chunks"
+CHUNK_PLACES: Final = b"chunk_places"
 IMAGES: Final = b"images1"
 PATH_INFOS: Final = b"path_infos"
 PATH_INFO_LOG: Final = b"path_info_log"
 NAR_INFOS: Final = b"nar_infos"
 DATABASES: Final = (META, BLOBS, DIRECTORIES, PATH_INFOS, PATH_INFO_LOG, NAR_INFOS)
 # A store of an earlier release lacks these until it is opened for writing.
-NEWER_DATABASES: Final = (IMAGES,)
+NEWER_DATABASES: Final = (IMAGES, CHUNKS, CHUNK_PLACES)
 
 VERSION_KEY: Final = b"version"
 GENERATION_KEY: Final = b"generation"
@@ -45,6 +53,7 @@ ID_SIZE: Final = 16
 
 INLINE: Final = 0
 IN_FILE: Final = 1
+PARTIAL: Final = 2
 
 BLOBS_DIRECTORY: Final = "blobs"
 TEMP_DIRECTORY: Final = "tmp"

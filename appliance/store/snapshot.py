@@ -10,6 +10,7 @@ from appliance.db.environment import Environment, ReadTransaction, WriteTransact
 from appliance.images import builder
 from appliance.store import schema
 from appliance.store.blob_files import BlobFile, BlobFiles
+from appliance.store.partial_blob import PartialBlob
 
 _EMPTY: Final = memoryview(b"")
 _EMPTY_IMAGE: Final = memoryview(bytes(builder.build(b"")))
@@ -74,7 +75,16 @@ class Snapshot:
             return _EMPTY if digest == EMPTY_DIGEST else None
         if value[0] == schema.INLINE:
             return memoryview(value)[1:]
+        if value[0] == schema.PARTIAL:
+            return None
         return BlobFile(digest, schema.unpack_file_record(value))
+
+    def partial_blob(self, digest: bytes) -> PartialBlob | None:
+        """Return what is there of a blob of which a part is there, or None."""
+        value = self._txn.get(digest, None, self._tables.blobs)
+        if value is None or value[0] != schema.PARTIAL:
+            return None
+        return PartialBlob.unpack(digest, value)
 
     def has_blob(self, digest: bytes, size: int | None = None) -> bool:
         """Whether a blob is in the store, and its file, if it has one, has the recorded size.

@@ -26,6 +26,7 @@ from appliance.errors import (
 from appliance.store import schema, temp_directory
 from appliance.store.batch import Batch, StagedFile
 from appliance.store.blob_files import BlobFile, BlobFiles
+from appliance.store.chunk_table import ChunkPlace, ChunkTable
 from appliance.store.image_table import ImageTable
 from appliance.store.snapshot import Snapshot, Tables
 
@@ -43,6 +44,7 @@ class Store:
         env: the LMDB environment of the store.
         files: the blob files of the store; for this package.
         images: the table of images, for writing; for this package.
+        chunks: the tables of chunks.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Store:
         self.files = files
         self._tables = Tables.of(env)
         self.images = ImageTable(env)
+        self.chunks = ChunkTable(env)
 
     @classmethod
     def open(
@@ -148,6 +151,26 @@ class Store:
         """
         return self.files.open(blob.digest)
 
+    def chunks_of(self, digest: bytes) -> bytes | None:
+        """Return the chunks of a blob as `castore.chunking` packs them, or None if there are none.
+
+        The blob itself need not be there.
+
+        Raises:
+            StoreError: LMDB failed.
+        """
+        with self.env.read() as txn:
+            return self.chunks.of_blob(txn, digest)
+
+    def places_of_chunk(self, digest: bytes) -> list[ChunkPlace]:
+        """Return where the chunk with this digest is, in each blob that has it.
+
+        Raises:
+            StoreError: LMDB failed.
+        """
+        with self.env.read() as txn:
+            return list(self.chunks.places(txn, digest))
+
     def commit(self, batch: Batch) -> None:
         """Make everything in `batch` durable and visible, or nothing.
 
@@ -213,11 +236,12 @@ class Store:
     # --- In a write transaction; for this package ---
 
     def remove_blob(self, txn: WriteTransaction, digest: bytes) -> bool:
-        """Delete the record of a blob, and return whether there was one.
+        """Delete the record of a blob, with its chunks, and return whether there was one.
 
         The file of the blob stays, since readers go by the record until `txn` is committed:
         `remove_stray_file` removes it later, or the next put of the blob replaces it.
         """
+        self.chunks.remove(txn, digest)
         return txn.delete(digest, db=self._tables.blobs)
 
     def remove_stray_file(self, txn: WriteTransaction, digest: bytes) -> None:
@@ -268,6 +292,7 @@ class Store:
         }
         # In the order of keys, LMDB visits each page once and fills the pages of a new tree.
         _put_objects(txn, self._tables.blobs, sorted((batch.blobs | records).items()))
+        self.chunks.put(txn, batch.chunks)
         directories = sorted(batch.directories.items())
         _put_objects(txn, self._tables.directories, directories)
         self.images.put(txn, batch.directories)

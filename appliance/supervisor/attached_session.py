@@ -42,7 +42,7 @@ class AttachedSession:
         exit_: "asyncio.Future[WorkerExit]",
         served: ServedSession,
     ) -> None:
-        self.label = record.label
+        self.label = record.place.label
         self.pid = record.pid
         self._record = record
         self._pidfd = pidfd

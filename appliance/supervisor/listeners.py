@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Final
 
 from appliance.errors import ConfigError
+from appliance.protos import control_pb2 as pb
+from appliance.resolve.exports import WHOLE_STORE, Exported
 from appliance.system.listening import claim_socket_path, set_socket_group, socket_mode
 
 _LOG = logging.getLogger(__name__)
 
-_SOCKET_MODE: Final = 0o660
+SOCKET_MODE: Final = 0o660
 # How long to wait before retrying after accept(2) has failed.
 _ACCEPT_AGAIN_S: Final = 1.0
 
@@ -23,19 +25,34 @@ _ACCEPT_AGAIN_S: Final = 1.0
 class Listener:
     """A listening AF_UNIX stream socket. Owns the socket, and the socket file that it created.
 
-    `label` names the socket in logs and in `appliance status`.
+    `label` names the socket in logs and in `appliance status`; `exported` is what front-ends that
+    connect to it see.
     """
 
-    def __init__(self, sock: socket.socket, label: str, path: Path | None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        label: str,
+        path: Path | None,
+        exported: Exported = WHOLE_STORE,
+    ) -> None:
         sock.settimeout(0)
         self.sock = sock
         self.label = label
+        self.exported = exported
         self._path = path
         self._file = _identity(path) if path is not None else None
 
     @classmethod
-    def bind(cls, path: Path, gid: int | None = None) -> "Listener":
-        """Listen at `path`, with access for owner and group.
+    def bind(
+        cls,
+        path: Path,
+        gid: int | None = None,
+        *,
+        mode: int = SOCKET_MODE,
+        exported: Exported = WHOLE_STORE,
+    ) -> "Listener":
+        """Listen at `path`.
 
         A socket file that has no listener is replaced. Other threads must not create files
         meanwhile, because the umask is changed.
@@ -43,6 +60,8 @@ class Listener:
         Args:
             path: where to create the socket file.
             gid: the group of the socket file; None leaves it to the kernel.
+            mode: the permissions of the socket file; by default, of owner and group.
+            exported: what front-ends see.
 
         Raises:
             ConfigError: the path is too long, in use, not a socket, or cannot be created; or the
@@ -51,9 +70,9 @@ class Listener:
         try:
             claim_socket_path(path)
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            with socket_mode(_SOCKET_MODE):
+            with socket_mode(mode):
                 sock.bind(os.fspath(path))
-            listener = cls(sock, str(path), path)
+            listener = cls(sock, str(path), path, exported)
         except OSError as exc:
             raise ConfigError(f"socket path {path}: {exc.strerror}") from exc
         try:
@@ -66,7 +85,7 @@ class Listener:
         return listener
 
     @classmethod
-    def inherit(cls, fd: int) -> "Listener":
+    def inherit(cls, fd: int, exported: Exported = WHOLE_STORE) -> "Listener":
         """Take ownership of `fd`, an inherited socket that already listens.
 
         Raises:
@@ -83,7 +102,14 @@ class Listener:
         if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM or not is_listening:
             raise ConfigError(f"--fd={fd}: not a listening AF_UNIX stream socket")
         os.set_inheritable(sock.fileno(), False)  # noqa: FBT003 - the function's only form
-        return cls(sock, _name_of(sock) or f"fd:{fd}", None)
+        return cls(sock, _name_of(sock) or f"fd:{fd}", None, exported)
+
+    @property
+    def place(self) -> pb.Place:
+        """What a session is recorded with, and taken over by."""
+        return pb.Place(
+            label=self.label, view=self.exported.view or "", root=self.exported.root or ""
+        )
 
     async def accept(self) -> socket.socket:
         """Return the next connection; the caller owns it.
@@ -111,23 +137,35 @@ class Listener:
                     path.unlink()
 
 
-def listen(paths: Sequence[Path], fd: int | None, gid: int | None = None) -> list[Listener]:
+def listen(
+    places: Sequence[tuple[Path, Exported]],
+    fd: int | None,
+    fd_exported: Exported = WHOLE_STORE,
+    *,
+    gid: int | None = None,
+    mode: int = SOCKET_MODE,
+) -> list[Listener]:
     """Listen on all the given sockets, or on none if one of them fails.
 
     Args:
-        paths: where to create socket files.
+        places: where to create socket files, and what front-ends see that connect to each.
         fd: an inherited listening socket, of which the result takes ownership; or None.
+        fd_exported: what front-ends see that connect to the inherited socket.
         gid: the group of the socket files; None leaves it to the kernel.
+        mode: the permissions of the socket files.
 
     Raises:
         ConfigError: one of the sockets cannot be used. No socket file is left behind.
     """
     with contextlib.ExitStack() as stack:
         listeners = [
-            stack.enter_context(contextlib.closing(Listener.bind(path, gid))) for path in paths
+            stack.enter_context(
+                contextlib.closing(Listener.bind(path, gid, mode=mode, exported=exported))
+            )
+            for path, exported in places
         ]
         if fd is not None:
-            listeners.append(Listener.inherit(fd))
+            listeners.append(Listener.inherit(fd, fd_exported))
         stack.pop_all()
     return listeners
 

@@ -13,6 +13,7 @@ import uvloop
 from appliance.errors import MountError
 from appliance.fuse_proto._fuse_wire import InitFlag
 from appliance.resolve.backings import Backings
+from appliance.resolve.exports import Exported
 from appliance.services.addresses import LmdbAddress
 from appliance.supervisor.mount_worker import MountWorker
 from appliance.supervisor.mountpoint import MountFlags, Mountpoint
@@ -28,6 +29,7 @@ class MountConfig(RuntimeConfig):
 
     path: Path
     """The mount point."""
+    exported: Exported
     num_workers: int
     has_passthrough: bool
     flags: MountFlags
@@ -46,6 +48,7 @@ class Mount:
         num_workers: int,
         runtime: Runtime,
         *,
+        exported: Exported,
         has_passthrough: bool,
     ) -> None:
         self.label = str(mountpoint.path)
@@ -55,7 +58,7 @@ class Mount:
         self.ended = asyncio.Event()
         self.failure = ""
         self.mountpoint = mountpoint
-        self.session = runtime.new_session(num_workers)
+        self.session = runtime.new_session(num_workers, exported)
         self._mount_workers = [MountWorker(slot, self, runtime) for slot in range(num_workers)]
 
     def requests(self) -> dict[str, int]:
@@ -117,7 +120,7 @@ class Mounter:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(mountpoint.close)
             runtime = await stack.enter_async_context(
-                running(config, self.report, has_sessions=False)
+                running(config, [config.exported], self.report, has_sessions=False)
             )
             # The interpreter's files may lie below the mount point, which the mount will cover.
             await runtime.forker.warm_up()
@@ -147,6 +150,7 @@ class Mounter:
                 mountpoint,
                 config.num_workers,
                 runtime,
+                exported=config.exported,
                 has_passthrough=config.has_passthrough,
             )
         except OSError as exc:

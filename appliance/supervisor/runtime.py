@@ -3,20 +3,23 @@
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from appliance.protos import control_pb2 as pb
+from appliance.resolve.exports import Export, Exported, LiveView, PathAsRoot, WholeStore
 from appliance.resolve.local import LocalResolver
 from appliance.resolve.resolver import Resolver
 from appliance.services.addresses import ServiceAddresses
 from appliance.store.store import Store
+from appliance.store.views import Views
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.served_session import ServedSession
 from appliance.supervisor.status import StatusServer
 from appliance.supervisor.succession import SuccessorSocket
+from appliance.supervisor.view_watch import ViewWatch
 
 _LOG = logging.getLogger(__name__)
 # The user and group of workers whose supervisor is root: they own no file.
@@ -46,6 +49,7 @@ class Runtime:
 
     forker: Forker
     resolver: Resolver
+    exports: Mapping[Exported, Export]
     configure: pb.Configure
     """The part of the first message that is the same for every worker."""
     is_by_content: bool
@@ -57,29 +61,43 @@ class Runtime:
         configure.MergeFrom(self.configure)
         return configure
 
-    def new_session(self, num_queues: int) -> ServedSession:
-        """Return a blank session for a front-end or mount; the caller owns it.
+    def new_session(self, num_queues: int, exported: Exported) -> ServedSession:
+        """Return a new session for a front-end or mount; the caller owns it.
+
+        Args:
+            num_queues: the number of its queues or clones.
+            exported: what it sees; one of those that `running` was given.
 
         Raises:
             OSError: there is not enough memory or no free descriptor.
         """
-        return ServedSession.create(num_queues, self.resolver, is_by_content=self.is_by_content)
+        return ServedSession.create(
+            num_queues,
+            self.exports[exported],
+            self.resolver,
+            is_by_content=self.is_by_content,
+        )
 
 
 @contextlib.asynccontextmanager
 async def running(
-    config: RuntimeConfig, report: Callable[[], dict[str, Any]], *, has_sessions: bool
+    config: RuntimeConfig,
+    exported: Iterable[Exported],
+    report: Callable[[], dict[str, Any]],
+    *,
+    has_sessions: bool,
 ) -> AsyncIterator[Runtime]:
     """Open the store or services, and run the fork server and the status socket, for a block.
 
     Args:
         config: the options.
+        exported: what sessions will be of.
         report: returns what `appliance status` shows of this supervisor.
         has_sessions: whether session processes may outlive this process. `Forker.close` must then
             be called within the block; otherwise every worker must have ended before its end.
 
     Raises:
-        ApplianceError: the store or the state directory is unusable.
+        ApplianceError: the store or the state directory is unusable; a view or path is missing.
     """
     async with contextlib.AsyncExitStack() as stack:
         local_path = config.services.one_store()
@@ -97,6 +115,11 @@ async def running(
             )
             store, has_cache, has_remote_root = remote.store, remote.has_cache, True
         stack.push_async_callback(resolver.close)
+        exports = {one: await _open_export(config, one, resolver) for one in set(exported)}
+        live_views = [export for export in exports.values() if isinstance(export, LiveView)]
+        if live_views:
+            watch = ViewWatch(_views(config).directory, live_views)
+            stack.callback(watch.close)
         status = StatusServer(config.state_dir, report)
         await status.start()
         stack.push_async_callback(status.close)
@@ -120,7 +143,19 @@ async def running(
             log_json=config.log_json,
             sandbox=_sandbox(store) if config.is_sandboxed else None,
         )
-        yield Runtime(forker, resolver, configure, config.is_by_content)
+        yield Runtime(forker, resolver, exports, configure, config.is_by_content)
+
+
+async def _open_export(config: RuntimeConfig, exported: Exported, resolver: Resolver) -> Export:
+    if exported.view is not None:
+        return LiveView(resolver, _views(config), exported.view)
+    if exported.root is not None:
+        return await PathAsRoot.open(resolver, exported.root)
+    return WholeStore(resolver)
+
+
+def _views(config: RuntimeConfig) -> Views:
+    return Views(config.services.views_beside(config.state_dir))
 
 
 def _sandbox(store: Store) -> pb.Sandbox:

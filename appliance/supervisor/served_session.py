@@ -1,8 +1,10 @@
 """The supervisor's part of one session, which outlives its workers: memory, grants, resolving."""
 
+import contextlib
 from collections.abc import Sequence
 
 from appliance.fuse_proto._fuse_wire import Opcode
+from appliance.resolve.exports import Export
 from appliance.resolve.resolver import Resolver, SessionGrants
 from appliance.session.grants import GrantTable
 from appliance.session.session_memory import COUNTERS_PER_QUEUE, SessionMemory
@@ -10,28 +12,51 @@ from appliance.session.wants import Want
 
 
 class ServedSession:
-    """The session of a front-end or mount; owns its session memory and its grants."""
+    """The session of a front-end or mount; owns its session memory and its grants.
 
-    def __init__(self, memory: SessionMemory, grants: GrantTable, resolver: Resolver) -> None:
+    Args:
+        memory: its session memory.
+        grants: its grants.
+        export: what it may be granted. The caller has it begin or resume the session.
+        resolver: the resolver of `export`.
+    """
+
+    def __init__(
+        self, memory: SessionMemory, grants: GrantTable, export: Export, resolver: Resolver
+    ) -> None:
         self.memory = memory
         self.grants = grants
+        self._export = export
         self._resolver = resolver
         self._session_grants = SessionGrants(grants)
 
     @classmethod
-    def create(cls, num_queues: int, resolver: Resolver, *, is_by_content: bool) -> "ServedSession":
-        """Return a blank session.
+    def create(
+        cls, num_queues: int, export: Export, resolver: Resolver, *, is_by_content: bool
+    ) -> "ServedSession":
+        """Return a new session with `num_queues` queues or clones.
 
         Raises:
             OSError: there is not enough memory or no free descriptor.
         """
-        memory = SessionMemory.create(num_queues)
-        try:
+        with contextlib.ExitStack() as made:
+            memory = SessionMemory.create(num_queues)
+            made.callback(memory.close)
             grants = GrantTable(is_by_content=is_by_content)
-        except OSError:
-            memory.close()
-            raise
-        return cls(memory, grants, resolver)
+            made.callback(grants.close)
+            session = cls(memory, grants, export, resolver)
+            export.begin(session._session_grants)
+            made.pop_all()
+        return session
+
+    @classmethod
+    def resume(
+        cls, memory: SessionMemory, grants: GrantTable, export: Export, resolver: Resolver
+    ) -> "ServedSession":
+        """Return a session that another supervisor has begun."""
+        session = cls(memory, grants, export, resolver)
+        export.resume(session._session_grants)
+        return session
 
     @property
     def fds(self) -> Sequence[int]:
@@ -40,7 +65,7 @@ class ServedSession:
 
     async def resolve(self, want: Want) -> int:
         """See `Resolver.resolve`."""
-        return await self._resolver.resolve(want, self._session_grants)
+        return await self._export.resolve(want, self._session_grants)
 
     def cache_used(self, keys: Sequence[bytes]) -> None:
         """See `Resolver.used`."""
@@ -61,5 +86,6 @@ class ServedSession:
 
     def close(self) -> None:
         """Close session memory and grants here."""
+        self._export.end(self._session_grants)
         self.memory.close()
         self.grants.close()

@@ -2,9 +2,10 @@
 
 A fork server outlives its supervisor as long as there are sessions, and listens on
 `STATE_DIR/sessions/PID`, where PID is the id of the supervisor that started it. A supervisor that
-starts connects to each of these sockets and names its own front-end sockets and its store. It gets
-the sessions there whose supervisor has ended, one message each: what `SessionRecord` says, the
-grants, the session memory, a pidfd of the session process, and a channel to it.
+starts connects to each of these sockets and names its own front-end sockets, what their front-ends
+see, and its store. It gets the sessions there whose supervisor has ended, one message each: what
+`SessionRecord` says, the grants, the session memory, a pidfd of the session process, and a channel
+to it.
 
 Only the owner of the state directory can put sockets there or connect to them. Messages carry a
 version; a release ignores messages and fields of others that it does not know.
@@ -90,13 +91,13 @@ class OldForkServer:
         self.sessions: list[InheritedSession] = []
         self._link = Link(SocketEnd(sock), self._on_message, self._on_closed)
 
-    async def take_over(self, labels: Sequence[str], store_path: Path) -> None:
+    async def take_over(self, places: Sequence[pb.Place], store_path: Path) -> None:
         """Fill `sessions` with those on these front-end sockets that have no supervisor.
 
         Raises:
             LinkClosedError, TimeoutError: it has ended, or does not answer.
         """
-        wanted = pb.TakeOver(version=VERSION, labels=labels, store_path=str(store_path))
+        wanted = pb.TakeOver(version=VERSION, places=places, store_path=str(store_path))
         async with asyncio.timeout(_ANSWER_DEADLINE_S):
             await self._link.request(pb.Envelope(take_over=wanted))
 
@@ -124,9 +125,9 @@ class OldForkServer:
 
 
 async def take_over(
-    state_dir: Path, labels: Sequence[str], store_path: Path
+    state_dir: Path, places: Sequence[pb.Place], store_path: Path
 ) -> list[OldForkServer]:
-    """Take over the sessions on the front-end sockets `labels`; see above.
+    """Take over the sessions on these front-end sockets; see above.
 
     What cannot be taken over is logged and left alone.
     """
@@ -145,7 +146,7 @@ async def take_over(
         server = OldForkServer(path, sock)
         found.append(server)
         try:
-            await server.take_over(labels, store_path)
+            await server.take_over(places, store_path)
         except (LinkClosedError, TimeoutError) as exc:
             _LOG.error("sessions at %s are not taken over: %s", path, str(exc) or "no answer")
     return found

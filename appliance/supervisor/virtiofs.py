@@ -20,6 +20,7 @@ import uvloop
 
 from appliance.log import set_log_source
 from appliance.protos import control_pb2 as pb
+from appliance.resolve.exports import Exported
 from appliance.session.channel import VERSION
 from appliance.session.grants import GrantTable
 from appliance.session.link import LinkClosedError
@@ -55,8 +56,10 @@ class VirtiofsConfig(RuntimeConfig):
     num_request_queues: int
     queue_size: int
     """The largest number of entries that a ring may have."""
-    keeps_sessions: bool
+    keeps_sessions: bool = False
     """Whether sessions live on after a signal has ended this process."""
+    exits_on_disconnect: bool = False
+    """Whether to end when a front-end leaves."""
 
 
 def serve(config: VirtiofsConfig, listeners: Sequence[Listener]) -> None:
@@ -86,15 +89,17 @@ class Supervisor:
         self._busy: set[str] = set()
         self._waiting = WaitingFrontEnds()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stop = asyncio.Event()
 
     async def run(self) -> None:
         """Serve until a signal asks to stop; then end every session, or leave them to the next."""
-        stop = stop_event()
+        stop = self._stop = stop_event()
         async with contextlib.AsyncExitStack() as stack:
             for listener in self._listeners:
                 stack.callback(listener.close)
+            exported = [listener.exported for listener in self._listeners]
             runtime = await stack.enter_async_context(
-                running(self._config, self.report, has_sessions=True)
+                running(self._config, exported, self.report, has_sessions=True)
             )
             stack.push_async_callback(self._close, runtime)
             runtime.forker.when_it_dies(lambda: self._attach_all(runtime))
@@ -120,17 +125,17 @@ class Supervisor:
     # --- The supervisor before this one, and the next ---
 
     async def _take_over(self, runtime: Runtime) -> None:
-        labels = [listener.label for listener in self._listeners]
+        places = [listener.place for listener in self._listeners]
         store_path = Path(runtime.configure.store_path)
-        self._old_fork_servers = await take_over(self._config.state_dir, labels, store_path)
+        self._old_fork_servers = await take_over(self._config.state_dir, places, store_path)
         for server in self._old_fork_servers:
             for inherited in server.sessions:
                 _LOG.info(
                     "%s: session process %d is taken over",
-                    inherited.record.label,
+                    inherited.record.place.label,
                     inherited.record.pid,
                 )
-                self._sessions[inherited.record.label] = _attached(inherited, runtime)
+                self._sessions[inherited.record.place.label] = _attached(inherited, runtime)
 
     async def _close(self, runtime: Runtime) -> None:
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -170,11 +175,13 @@ class Supervisor:
                 self._busy.add(label)
                 self._waiting.remove(label)
                 accepting = asyncio.create_task(self._accept_next(listener))
-                await self._serve_connection(sock, label, runtime, room)
+                await self._serve_connection(sock, listener, runtime, room)
+                if self._config.exits_on_disconnect:
+                    self._stop.set()
         finally:
             accepting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                self._spawn_task(self._hand_over(await accepting, label, runtime, is_over=True))
+                self._spawn_task(self._hand_over(await accepting, listener, runtime, is_over=True))
 
     async def _accept_next(self, listener: Listener) -> socket.socket:
         sock = await listener.accept()
@@ -187,12 +194,13 @@ class Supervisor:
         return sock
 
     async def _serve_connection(
-        self, sock: socket.socket, label: str, runtime: Runtime, room: DescriptorRoom
+        self, sock: socket.socket, listener: Listener, runtime: Runtime, room: DescriptorRoom
     ) -> None:
+        label = listener.label
         _LOG.info("%s: front-end connected", label)
         try:
             async with room.place(label):
-                await asyncio.shield(self._spawn_task(self._hand_over(sock, label, runtime)))
+                await asyncio.shield(self._spawn_task(self._hand_over(sock, listener, runtime)))
                 await self._stay_until_end(label)
         except Exception:  # noqa: BLE001 - a bug met by one front-end must not end the others
             _LOG.exception("%s: the connection is closed", label)
@@ -206,9 +214,10 @@ class Supervisor:
         session.close()
 
     async def _hand_over(
-        self, sock: socket.socket, label: str, runtime: Runtime, *, is_over: bool = False
+        self, sock: socket.socket, listener: Listener, runtime: Runtime, *, is_over: bool = False
     ) -> None:
         """Pass `sock` (taken) on to a new session process, however long that takes."""
+        label = listener.label
         start = pb.StartSession(
             label=label,
             num_queues=self._properties.num_queues,
@@ -218,17 +227,17 @@ class Supervisor:
             is_over=is_over,
         )
         with sock:
-            while (session := await self._started(sock, start, runtime)) is None:
+            while (session := await self._started(sock, start, listener, runtime)) is None:
                 pass
             self._sessions[label] = session
         if is_over:
             await self._stay_until_end(label)
 
     async def _started(
-        self, sock: socket.socket, start: pb.StartSession, runtime: Runtime
+        self, sock: socket.socket, start: pb.StartSession, listener: Listener, runtime: Runtime
     ) -> AttachedSession | None:
         try:
-            session = await self._new_session(start.label, runtime)
+            session = await self._new_session(listener, runtime)
         except LinkClosedError as exc:
             if isinstance(exc, CannotSpawnError):
                 await asyncio.sleep(_SESSION_AGAIN_S)
@@ -245,10 +254,10 @@ class Supervisor:
             return None
         return session
 
-    async def _new_session(self, label: str, runtime: Runtime) -> AttachedSession:
-        served = runtime.new_session(self._properties.num_queues)
+    async def _new_session(self, listener: Listener, runtime: Runtime) -> AttachedSession:
+        served = runtime.new_session(self._properties.num_queues, listener.exported)
         record = pb.SessionRecord(
-            label=label,
+            place=listener.place,
             store_path=runtime.configure.store_path,
             is_by_content=runtime.is_by_content,
             version=VERSION,
@@ -273,9 +282,11 @@ class Supervisor:
 
 def _attached(inherited: InheritedSession, runtime: Runtime) -> AttachedSession:
     record = inherited.record
-    served = ServedSession(
+    place = record.place
+    served = ServedSession.resume(
         SessionMemory(inherited.memory_fd),
         GrantTable(is_by_content=record.is_by_content, writable_fd=inherited.grants_fd),
+        runtime.exports[Exported(place.view or None, place.root or None)],
         runtime.resolver,
     )
     return AttachedSession(record, inherited.pidfd, inherited.end, inherited.exit, served)

@@ -40,6 +40,11 @@ _SECCOMP_MODE_FILTER: Final = 2
 _CAPABILITY_HEADER: Final = struct.pack("=Ii", 0x20080522, 0)
 _CAPABILITY_SETS: Final = struct.Struct("=6I")
 _MNT_DETACH: Final = 2
+# sys/inotify.h; the flags of the descriptor are those of open(2).
+_IN_CLOSE_WRITE: Final = 0x8
+_IN_MOVED_TO: Final = 0x80
+_IN_DELETE: Final = 0x200
+_IN_ONLYDIR: Final = 0x01000000
 _SYNC_FILE_RANGE_WRITE: Final = 2
 # From malloc.h.
 _M_TRIM_THRESHOLD: Final = -1
@@ -168,6 +173,22 @@ def remount(path: str | os.PathLike[str], flags: int) -> None:
 def detach_mount(path: str | os.PathLike[str]) -> None:
     """Detach the mount at `path` from the tree, even if it is in use (umount2(2), MNT_DETACH)."""
     _check(_LIBC.umount2(os.fsencode(path), _MNT_DETACH), path)
+
+
+def watch_directory(path: str | os.PathLike[str]) -> int:
+    """Return a non-blocking descriptor, owned by the caller, that reads what changes in `path`.
+
+    It is readable when a file there was replaced, written or deleted (inotify(7)).
+    """
+    fd = _LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    _check(min(fd, 0), path)
+    mask = _IN_CLOSE_WRITE | _IN_MOVED_TO | _IN_DELETE | _IN_ONLYDIR
+    try:
+        _check(min(_LIBC.inotify_add_watch(fd, os.fsencode(path), mask), 0), path)
+    except OSError:
+        os.close(fd)
+        raise
+    return int(fd)
 
 
 def mode_now(path: str | os.PathLike[str]) -> int:

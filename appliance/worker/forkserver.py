@@ -280,7 +280,7 @@ class ForkServer:
             lower = pair.lower
             pid, pidfd = self._fork(
                 {sock_fd, pipe_fd, *lower},
-                record.label,
+                record.place.label,
                 lambda: session.main((sock_fd, pipe_fd), lower, self._surroundings),
             )
             kept_pidfd = os.dup(pidfd)
@@ -323,7 +323,7 @@ class ForkServer:
             record = kept.record
             if (
                 self._supervisors[client] is not None
-                or record.label not in wanted.labels
+                or record.place not in wanted.places
                 or record.store_path != wanted.store_path
             ):
                 continue
@@ -331,7 +331,7 @@ class ForkServer:
                 pair = uplink_pair()
                 fds = [os.dup(fd) for fd in (kept.grants_fd, kept.memory_fd, kept.pidfd)]
             except OSError as exc:
-                _LOG.error("%s: cannot hand the session over: %s", record.label, exc.strerror)
+                _LOG.error("%s: cannot hand the session over: %s", record.place.label, exc.strerror)
                 break
             client.send(Envelope(new_peer=pb.NewPeer(is_supervisor=True)), pair.lower)
             self._supervisors[client] = supervisor
@@ -344,7 +344,7 @@ class ForkServer:
     def _refuse(self, client: _Client, envelope: Envelope, exc: OSError) -> None:
         # No end of this process, and so of all that need it.
         _LOG.error("cannot fork: %s", exc.strerror)
-        client.send(Envelope(id=envelope.id, spawned=Spawned(pid=-1, reason=exc.strerror)))
+        client.send(Envelope(id=envelope.id, spawned=Spawned(pid=-1, reason=exc.strerror or "")))
 
     # --- Children ---
 

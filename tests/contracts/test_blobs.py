@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from appliance.castore.chunking import BlobChunk, Chunker, unpack
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.services.contracts import Services
 from tests.contracts.rig import Rig, fresh_bytes, put_blob, read_blob
@@ -104,6 +105,65 @@ def test_reader_goes_on_wherever_it_is_sent(rig: Rig, size: int) -> None:
             await reader.seek(offset)
             assert await reader.read(num) == content[offset : offset + num]
         await reader.close()
+
+    rig.run(work)
+
+
+# --- Chunks ---
+
+
+def chunks_of(content: bytes) -> list[BlobChunk]:
+    chunker = Chunker()
+    chunker.update(content)
+    return list(unpack(chunker.finish()))
+
+
+@pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 1, (5 << 20) + 3])
+def test_a_blob_over_a_mebibyte_has_the_chunks_of_its_content(rig: Rig, size: int) -> None:
+    content = fresh_bytes(size - 4)
+    expected = chunks_of(content) if size > 1 << 20 else []
+
+    async def work(services: Services) -> None:
+        digest = await put_blob(services.blobs, content)
+        assert list(await services.blobs.stat(digest) or ()) == expected
+
+    rig.run(work)
+
+
+def test_a_chunk_is_read_by_its_digest(rig: Rig) -> None:
+    content = fresh_bytes(3_000_000)
+    others = content[:2_000_000] + fresh_bytes(500_000)
+
+    async def work(services: Services) -> None:
+        await put_blob(services.blobs, content)
+        await put_blob(services.blobs, others)
+        at = 0
+        for chunk in chunks_of(content):
+            expected = content[at : at + chunk.size]
+            assert await read_blob(services.blobs, chunk.digest) == expected
+            reader = await services.blobs.open_read(chunk.digest)
+            assert reader is not None
+            await reader.seek(chunk.size - 7)
+            assert await reader.read(100) == expected[-7:]
+            await reader.close()
+            at += chunk.size
+        assert at == len(content)
+
+    rig.run(work)
+
+
+def test_a_chunk_is_no_blob_that_need_not_be_put(rig: Rig) -> None:
+    content = fresh_bytes(3_000_000)
+    chunk = chunks_of(content)[-1]
+
+    async def work(services: Services) -> None:
+        await put_blob(services.blobs, content)
+        assert list(await services.blobs.stat(chunk.digest) or ()) == []
+        assert await services.blobs.stat(chunk.digest) is not None
+        assert not await services.blobs.has(chunk.digest)
+        assert await put_blob(services.blobs, content[-chunk.size :]) == chunk.digest
+        assert await services.blobs.has(chunk.digest)
+        assert await read_blob(services.blobs, chunk.digest) == content[-chunk.size :]
 
     rig.run(work)
 

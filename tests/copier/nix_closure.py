@@ -56,10 +56,13 @@ class Nix(NamedTuple):
             "sandbox-paths": "/bin /lib /lib64 /usr",
             "substitute": "false",
         }
-        more = [word for pair in options.items() for word in ("--option", *pair)]
+        # Before the words, whose options then take precedence.
+        before = [word for pair in options.items() for word in ("--option", *pair)]
+        after = ["--store", self.uri]
         if words[0] == "nix":
-            more += ["--extra-experimental-features", "nix-command"]
-        command = [*map(str, words), "--store", self.uri, *more]
+            after += ["--extra-experimental-features", "nix-command"]
+        program, *rest = map(str, words)
+        command = [program, *before, *rest, *after]
         done = subprocess.run(
             command,
             input=data,

@@ -35,7 +35,10 @@ def import_tree(store: Path | str, *paths: Path, options: Sequence[str] = ()) ->
 
 
 class ApplianceProcess:
-    """`appliance virtiofs` on sockets in `directory`, up when the constructor returns."""
+    """`appliance virtiofs` on sockets in `directory`, up when the constructor returns.
+
+    What follows a comma in one of `sockets` is an option of that socket.
+    """
 
     def __init__(
         self,
@@ -49,7 +52,7 @@ class ApplianceProcess:
         self.store = Path(store)
         self.uri = uri_of(store)
         self._state = [option for option in options if option.startswith("--state-dir")]
-        self.sockets = [directory / name for name in sockets]
+        self.sockets = [directory / name.partition(",")[0] for name in sockets]
         self.log_path = directory / "virtiofs.log"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -59,7 +62,7 @@ class ApplianceProcess:
                     "virtiofs",
                     "--store",
                     self.uri,
-                    *(f"--socket-path={path}" for path in self.sockets),
+                    *(f"--socket-path={directory / name}" for name in sockets),
                     *options,
                 ],
                 stderr=log,

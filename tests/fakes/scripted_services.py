@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import grpc
 
+from appliance.castore.chunking import BlobChunk, Chunker, unpack
 from appliance.castore.digest import Digest
 from appliance.protos import castore_rpc_pb2, pathinfo_rpc_pb2
 from appliance.store import schema
@@ -28,12 +29,17 @@ class ScriptedServices:
 
     Whatever is in `blobs`, `directories` or `path_infos` is sent as it is, right or wrong. A digest
     in `held` gets no answer until it is released; `reads` counts by digest. A recursive request for
-    a directory is answered with the stream in `closures`.
+    a directory is answered with the stream in `closures`. Stat lists the `chunks` of a blob, and
+    Read sends messages of `piece` bytes; `num_sent` counts the bytes of all blobs.
     """
 
     def __init__(self, directory: Path) -> None:
         self.uri = f"grpc+unix://{directory}/scripted.sock"
         self.blobs: dict[bytes, bytes] = {}
+        self.chunks: dict[bytes, list[BlobChunk]] = {}
+        self.piece = _PIECE
+        self.num_sent = 0
+        self._asked = threading.Condition()
         self.directories: dict[bytes, bytes] = {}
         self.path_infos: dict[bytes, bytes] = {}
         self.closures: dict[bytes, list[bytes]] = {}
@@ -87,28 +93,54 @@ class ScriptedServices:
         batch.discard()
         return basename(name)
 
+    def cut(self, content: bytes) -> list[BlobChunk]:
+        """Serve `content` as a blob that is cut into chunks, and return those."""
+        chunker = Chunker()
+        chunker.update(content)
+        chunks = list(unpack(chunker.finish()))
+        digest = Digest.of(content)
+        self.blobs[digest] = content
+        self.chunks[digest] = chunks
+        at = 0
+        for chunk in chunks:
+            self.blobs[chunk.digest] = content[at : at + chunk.size]
+            at += chunk.size
+        return chunks
+
     def hold(self, digest: bytes) -> Callable[[], None]:
         """Answer nothing about a blob or directory; returns what releases it."""
         event = self.held[digest] = threading.Event()
         return event.set
 
+    def until_read(self, digest: bytes) -> None:
+        """Wait until a blob is asked for."""
+        with self._asked:
+            assert self._asked.wait_for(lambda: self.reads[digest], _HELD_MAX_S)
+
     def num_reads(self, content: bytes) -> int:
         return self.reads[Digest.of(content)]
 
     def _stat(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        if castore_rpc_pb2.StatBlobRequest.FromString(request).digest not in self.blobs:
+        asked = castore_rpc_pb2.StatBlobRequest.FromString(request)
+        if asked.digest not in self.blobs:
             context.abort(grpc.StatusCode.NOT_FOUND, "no such blob")
-        return b""
+        response = castore_rpc_pb2.StatBlobResponse()
+        for chunk in self.chunks.get(asked.digest, ()) if asked.send_chunks else ():
+            response.chunks.add(digest=chunk.digest, size=chunk.size)
+        return response.SerializeToString()
 
     def _read(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         digest = castore_rpc_pb2.ReadBlobRequest.FromString(request).digest
-        self.reads[digest] += 1
+        with self._asked:
+            self.reads[digest] += 1
+            self._asked.notify_all()
         self._wait(digest)
         content = self.blobs.get(digest)
         if content is None:
             context.abort(grpc.StatusCode.NOT_FOUND, "no such blob")
-        for start in range(0, len(content), _PIECE):
-            piece = content[start : start + _PIECE]
+        for start in range(0, len(content), self.piece):
+            piece = content[start : start + self.piece]
+            self.num_sent += len(piece)
             yield castore_rpc_pb2.BlobChunk(data=piece).SerializeToString()
 
     def _directory(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:

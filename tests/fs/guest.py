@@ -12,7 +12,7 @@ from appliance.fs.handler import Handler
 from appliance.fuse_proto._fuse_wire import EntryOut
 from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
 from appliance.fuse_proto.operations import NotReady
-from appliance.nix.path_info import encode_nar_addressed
+from appliance.nix.path_info import encode_nar_addressed, read_path_info
 from appliance.nix.store_path import StorePath, nar_path
 from appliance.resolve.local import LocalResolver
 from appliance.resolve.resolver import SessionGrants
@@ -108,10 +108,16 @@ class Guest:
         is_root_listable: bool = True,
         is_by_content: bool = False,
         makes_images: bool = False,
+        root: Tree | None = None,
     ) -> None:
         self.store = Store.open(path / "store", create=True, map_size_bytes=1 << 24)
         self.table = GrantTable(is_by_content=is_by_content)
         self.grants = Grants(self.table.fd)
+        if root is not None:
+            put(self.store, "root", root)
+            node = self._node_in_store(basename("root"))
+            assert isinstance(node, DirectoryNode)
+            self.table.grant_root(node)
         self.handler = Handler(
             self.grants,
             self.store,
@@ -133,6 +139,12 @@ class Guest:
         self.runner.close()
         self.table.close()
         self.store.close()
+
+    def _node_in_store(self, name: bytes) -> Node:
+        with self.store.snapshot() as snapshot:
+            encoded = snapshot.path_info(StorePath.parse(name).digest)
+        assert encoded is not None
+        return read_path_info(encoded).node
 
     def ask(self, request: bytes, room: int = ROOM) -> Answer:
         while True:

@@ -13,6 +13,7 @@ from appliance.fs.files import OPEN_MAX
 from appliance.fs.handler import Handler
 from appliance.fuse_proto.encode import FOREVER_S, NO_ENTRY
 from appliance.fuse_proto.operations import Request
+from appliance.images.layout import name_of
 from appliance.session.grants import FIRST_BASE, Grants
 from appliance.session.wants import RootListWanted, RootNameWanted
 from appliance.store.batch import Batch
@@ -101,15 +102,22 @@ def test_a_walk_from_any_nodeid_needs_nothing_but_grants_and_store(guest: Guest,
     successor.close()
 
 
-def test_a_revoked_path_is_stale_and_absent(guest: Guest, top: int) -> None:
+def test_a_revoked_path_is_stale_and_absent_until_it_is_granted_again(
+    guest: Guest, top: int
+) -> None:
     other = guest.walk(put(guest.store, "other", TREE))
     file = guest.lookup(top, b"small").nodeid
     guest.table.revoke(basename("tree"))
     for nodeid in (top, file):
         assert guest.ask(fuse_client.getattr_(nodeid)).error == errno.ESTALE
-    assert guest.ask(fuse_client.lookup(ROOT, basename("tree"))).error == errno.ENOENT
-    assert [record.name for record in guest.listing(ROOT)][2:] == [basename("other")]
+    assert guest.grants.by_name(basename("tree")) is None
+    assert [name_of(record) for record in guest.grants.listing(0)] == [basename("other")]
     assert guest.lookup(other, b"small").attr.size == len(SMALL)
+    again = guest.lookup(ROOT, basename("tree")).nodeid
+    assert again > other
+    assert guest.lookup(again, b"small").nodeid == again + file - top
+    for nodeid in (top, file):
+        assert guest.ask(fuse_client.getattr_(nodeid)).error == errno.ESTALE
 
 
 def test_dots_are_looked_up(guest: Guest, top: int) -> None:
@@ -125,6 +133,41 @@ def test_dots_are_looked_up(guest: Guest, top: int) -> None:
         root = guest.lookup(nodeid, name)
         assert (root.nodeid, root.generation, root.attr.ino) == (ROOT, 0, ROOT)
         assert root.attr.mode == 0o040555
+
+
+@pytest.mark.parametrize("is_by_content", [False, True])
+def test_a_store_path_that_is_the_root(tmp_path: Path, is_by_content: bool) -> None:  # noqa: FBT001
+    guest = Guest(tmp_path, is_by_content=is_by_content, root=TREE)
+    names = [record.name for record in guest.listing(ROOT)]
+    assert names == [b".", b"..", *sorted(TREE)]
+    root = fuse_client.parse_attr(guest.body(fuse_client.getattr_(ROOT)))
+    assert root.attr.mode == 0o040555
+    assert root.attr_valid == FOREVER_S
+    here = guest.walk(b"here", b"same")
+    assert guest.lookup(guest.walk(b"here"), b"..") == guest.lookup(ROOT, b".")
+    for nodeid, name in ((ROOT, b"."), (ROOT, b".."), (ROOT, b"/"), (here, b"..")):
+        entry = guest.lookup(nodeid, name)
+        assert entry.nodeid == (ROOT if nodeid == ROOT else guest.walk(b"here"))
+    # Linux requires generation 0 of the root's inode.
+    assert guest.lookup(ROOT, b"..").generation == 0
+    listed = {record.name: record.ino for record in guest.listing(ROOT)}
+    assert listed[b"."] == listed[b".."] == root.attr.ino
+    below = {record.name: record.ino for record in guest.listing(guest.walk(b"here"))}
+    assert below[b".."] == root.attr.ino
+    small = guest.walk(b"small")
+    assert guest.body(fuse_client.read(small, 0, 100)) == SMALL
+    # Absence is for ever here, as everywhere below a store path, and nothing else can be named.
+    assert guest.lookup(ROOT, basename("root")).nodeid == 0
+    assert guest.lookup(ROOT, b"absent").entry_valid == FOREVER_S
+    digest = guest.body(fuse_client.getxattr(ROOT, b"user.snix.castore.directory.digest", 100))
+    assert digest.startswith(b"blake3-")
+    assert guest.wants == []
+    last = guest.grants.by_nodeid(ROOT)
+    assert last is not None
+    for nodeid in (0, last.span + 1, 1 << 63, (1 << 64) - 1):
+        assert guest.ask(fuse_client.getattr_(nodeid)).error == errno.ESTALE
+    assert guest.ask(fuse_client.lookup(0, b"small")).error == errno.ESTALE
+    guest.close()
 
 
 def test_the_root_is_a_directory_whose_mtime_follows_the_store(guest: Guest) -> None:

@@ -26,6 +26,10 @@ def trusting(public_key: Path) -> list[str]:
     ]
 
 
+def requiring(public_key: Path) -> list[str]:
+    return ["--require-signatures", "--trusted-public-keys", public_key.read_text().strip()]
+
+
 def verify(store: str) -> None:
     done = subprocess.run(
         [*APPLIANCE, "verify", "--store", store], check=False, capture_output=True, text=True
@@ -87,7 +91,12 @@ def test_nix_copies_a_closure_there_and_back(
     paths = closure(nix)
     nix.run("nix", "store", "sign", "--store", nix.store, "-k", keys / "secret", "-r", paths[-1])
     store = f"lmdb://{tmp_path}/store"
-    options = ("--allow-put", "--trusted-key", (keys / "public").read_text().strip())
+    options = (
+        "--allow-put",
+        "--require-signatures",
+        "--trusted-public-keys",
+        (keys / "public").read_text().strip(),
+    )
     with HttpProcess(("--store", store), tmp_path, *options) as server:
         url = f"{server.url}{compression}"
         nix.run("nix", "copy", "--from", nix.store, "--to", url, paths[-1])
@@ -125,7 +134,12 @@ def test_unsigned_paths_are_refused_where_signatures_are_required(
 ) -> None:
     paths = closure(nix)
     store = f"lmdb://{tmp_path}/store"
-    options = ("--allow-put", "--trusted-key", (keys / "public").read_text().strip())
+    options = (
+        "--allow-put",
+        "--require-signatures",
+        "--trusted-public-keys",
+        (keys / "public").read_text().strip(),
+    )
     with HttpProcess(("--store", store), tmp_path, *options) as server:
         copying = ("nix", "copy", "--from", nix.store, "--to", server.url, paths[0])
         nix.run(*copying, status=1)

@@ -75,6 +75,36 @@ def test_only_so_many_may_wait() -> None:
     nars.close()
 
 
+def test_those_whose_narinfo_was_refused_go_sooner() -> None:
+    clock = Clock()
+    nars = PendingNars(clock=clock)
+    refused, waiting = pending(), pending()
+    nars.add("refused", refused)
+    nars.add("waiting", waiting)
+    nars.borrow("refused")
+    nars.give_back("refused", is_done=False)
+    clock.now_s = 59
+    nars.drop_old()
+    assert not is_closed(refused)
+    clock.now_s = 61
+    nars.drop_old()
+    assert is_closed(refused)
+    assert not is_closed(waiting)
+    nars.close()
+
+
+def test_they_give_way_to_others() -> None:
+    nars = PendingNars()
+    opened = [pending() for _ in range(256)]
+    for number, nar in enumerate(opened):
+        nars.add(str(number), nar)
+    nars.borrow("7")
+    nars.give_back("7", is_done=False)
+    nars.check_room()
+    assert [number for number, nar in enumerate(opened) if is_closed(nar)] == [7]
+    nars.close()
+
+
 def test_a_nar_is_received_in_any_pieces() -> None:
     out = bytearray()
     writer = NarWriter(out.extend)

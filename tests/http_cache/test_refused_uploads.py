@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -268,6 +269,85 @@ def test_full_disk_is_said(tmp_path: Path) -> None:
             cache.server.stop()
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_an_upload_for_which_there_is_no_room_leaves_nothing(tmp_path: Path) -> None:
+    # The NAR fits while it waits, but its contents would not fit beside it. There are more of them
+    # than one commit takes.
+    small = tmp_path / "small"
+    small.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(small)]
+    subprocess.run(command, check=True)
+    try:
+        cache = Cache(small)
+        try:
+            nar = nar_of_many(30 << 20)
+            assert cache.put_nar(nar).status == 201
+            reply = cache.put_narinfo(narinfo_of(nar))
+            assert (reply.status, b"No space left" in reply.body) == (507, True)
+            check_nothing_is_left(cache)
+        finally:
+            cache.server.stop()
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def nar_of_many(size: int) -> bytes:
+    out = bytearray()
+    writer = NarWriter(out.extend)
+    writer.directory()
+    for number in range(size >> 16):
+        writer.entry(b"%08d" % number)
+        writer.file(os.urandom(1 << 16), executable=False)
+    writer.end_directory()
+    writer.finish()
+    return bytes(out)
+
+
+BAD_NARS = [
+    (NAR[:-8], ".nar", "within a node"),
+    (NAR + bytes(8), ".nar", "bytes came"),
+    (b"garbage" * 1000, ".nar", "NAR, before offset"),
+    (b"garbage" * 1000, ".nar.xz", "xz: "),
+    (lzma.compress(NAR)[:-1], ".nar.xz", "ends too early"),
+    (ZstdCompressor(level=1).compress(bytes(16 << 20)), ".nar.zst", "NAR, before offset"),
+]
+BAD_NARINFOS = [
+    (b"garbage", "is not a name, colon, space and value"),
+    (str(narinfo_of()._replace(nar_hash=sha256(b""))).encode(), "NarHash is sha256:"),
+    (str(narinfo_of()._replace(references=(OTHER,))).encode(), "which is missing"),
+    (str(narinfo_of()._replace(ca=ContentAddress(Method.NAR, sha256(NAR)))).encode(), "by its"),
+    (b"X: " + b"y" * (3 << 20), "Maximum request body size"),
+]
+
+
+def test_a_flood_of_bad_uploads_leaves_disk_and_memory_as_they_were(cache: Cache) -> None:
+    def flood(_number: int) -> None:
+        for nar, extension, reason in BAD_NARS:
+            url = f"nar/{encode_base32(sha256(nar).digest)}{extension}"
+            assert reason in cache.put_nar(nar, url).body.decode()
+        for narinfo, reason in BAD_NARINFOS:
+            assert reason in cache.put_narinfo(narinfo).body.decode()
+
+    def used() -> tuple[int, int, int]:
+        process = Path(f"/proc/{cache.server.process.pid}")
+        status = (process / "status").read_text()
+        (memory,) = [line for line in status.splitlines() if line.startswith("VmRSS")]
+        disk = sum(path.stat().st_blocks for path in cache.store.rglob("*"))
+        return int(memory.split()[1]) << 10, disk, len(list((process / "fd").iterdir()))
+
+    assert cache.put_nar().status == 201  # What the bad narinfos are about.
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(flood, range(16)))
+        before = used()
+        list(threads.map(flood, range(64)))
+    after = used()
+    assert after[0] - before[0] < 16 << 20
+    assert after[1] == before[1]
+    assert after[2] - before[2] <= 8  # connections that the server has not closed yet
+    assert cache.put_narinfo(narinfo_of()._replace(nar_size=1)).status == 400
+    assert b"appliance_http_pending_nars 1\n" in cache.server.ask("/metrics").body
+    check_nothing_is_left(cache)
 
 
 def test_killed_server_leaves_nothing(cache: Cache) -> None:

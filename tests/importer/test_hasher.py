@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 from blake3 import blake3
 
+from appliance.castore.chunking import Chunker
 from appliance.importer.hasher import PIECE_MAX, HardLinks, HasherLoop
 from appliance.importer.records import HASH_RECORD, HashKind, HashRecord, pack_root_request
 from appliance.importer.walk import open_root
@@ -17,11 +18,12 @@ BLOCK = 4096
 
 
 class Read(NamedTuple):
-    """The records of one file, and its content."""
+    """The records of one file, its content, and the packed list of its chunks."""
 
     kind: int
     content: bytes
     last: HashRecord
+    chunks: bytes
 
 
 class Rig:
@@ -39,12 +41,16 @@ class Rig:
         records, ring = self.run(requests)
         root.close()
         reads = []
-        content = b""
+        content = chunks = b""
         for record in records:
-            content += ring[record.offset : record.offset + record.size]
+            part = ring[record.offset : record.offset + record.size]
+            if record.kind == HashKind.CHUNKS:
+                chunks += part
+                continue
+            content += part
             if record.kind != HashKind.PIECE:
-                reads.append(Read(record.kind, content, record))
-                content = b""
+                reads.append(Read(record.kind, content, record, chunks))
+                content = chunks = b""
         return reads
 
     def run(self, requests: bytes) -> tuple[list[HashRecord], mmap.mmap]:
@@ -72,6 +78,22 @@ def rig(tmp_path: Path) -> Rig:
     return Rig(tmp_path / "tree")
 
 
+# --- Chunks ---
+
+
+@pytest.mark.parametrize("size", [PIECE_MAX + 1, 2 * PIECE_MAX, 9 * PIECE_MAX + 4097])
+def test_a_large_file_is_cut_into_chunks_on_the_way(rig: Rig, size: int) -> None:
+    content = os.urandom(size)
+    (rig.tree / "a").write_bytes(content)
+    (rig.tree / "b").write_bytes(content[:PIECE_MAX])
+    large, small = rig.read("a", "b")
+    chunker = Chunker()
+    chunker.update(content)
+    assert (large.content, small.content) == (content, content[:PIECE_MAX])
+    assert large.chunks == chunker.finish()
+    assert small.chunks == b""
+
+
 # --- Files with several names ---
 
 
@@ -85,6 +107,7 @@ def test_a_large_file_with_several_names_is_staged_once(rig: Rig) -> None:
     assert all(read.content == content for read in reads)
     assert {bytes(read.last.digest) for read in reads} == {blake3(content).digest()}
     assert [read.last.staged for read in reads] == [1, 0, 0, 0, 0]
+    assert [bool(read.chunks) for read in reads] == [True, False, False, False, False]
     assert [path.read_bytes() for path in rig.staged().values()] == [content]
 
 

@@ -44,10 +44,10 @@ def test_output_that_cannot_be_written_is_one_line(command: str, unbuffered: str
 
 @pytest.mark.slow
 def test_output_written_at_the_end_is_no_different(command: str) -> None:
-    done = in_shell(f"export PYTHONUNBUFFERED=; {command.replace(' import ', ' path-info ', 1)}")
+    listing = command.replace(" import ", " path-info ", 1).rpartition(" ")[0]
+    done = in_shell(f"export PYTHONUNBUFFERED=; {listing}")
     assert done.returncode == 1  # there is no store yet
     in_shell(command)
-    listing = command.replace(" import ", " path-info ", 1).rpartition(" ")[0]
     done = in_shell(f"export PYTHONUNBUFFERED=; {listing} >/dev/full")
     assert (done.returncode, done.stderr) == (1, NO_SPACE)
 

@@ -73,6 +73,9 @@ class Http2Client:
             assert data, "the connection has ended"
             for event in self._connection.receive_data(data):
                 assert not isinstance(event, h2.events.StreamReset)
+                if isinstance(event, h2.events.DataReceived):
+                    size = event.flow_controlled_length
+                    self._connection.acknowledge_received_data(size, event.stream_id)
                 if getattr(event, "stream_id", None) == stream:
                     seen.append(event)
             self._flush()

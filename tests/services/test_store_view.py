@@ -16,15 +16,11 @@ from appliance.castore.directory import (
     node_to_message,
 )
 from appliance.errors import ConfigError, StoreError
-from appliance.nix.hashes import NixHash
-from appliance.nix.path_info import encode_nar_addressed
-from appliance.nix.store_path import StorePath
 from appliance.protos import pathinfo_pb2
 from appliance.services.addresses import MemoryAddress, ServiceAddresses
 from appliance.services.open_services import open_services
-from appliance.services.store_view import StoreView, path_info_json
+from appliance.services.store_view import StoreView
 from tests.contracts.rig import put_closure
-from tests.nix.test_narinfo import libcxx
 
 T = TypeVar("T")
 
@@ -79,74 +75,3 @@ def test_path_that_leads_nowhere_does_not_exist(below: str) -> None:
 def test_path_that_is_not_in_the_store_is_refused(path: str) -> None:
     with pytest.raises(ConfigError, match="not a store path"):
         view_of_complicated(lambda view: view.find(path))
-
-
-def known(path: str, nar_hash: str, nar_size: int, *references: str) -> pathinfo_pb2.PathInfo:
-    parsed = StorePath.parse(path)
-    encoded = encode_nar_addressed(
-        parsed, LINK, nar_size=nar_size, nar_sha256=NixHash.parse(nar_hash).digest
-    )
-    message = pathinfo_pb2.PathInfo.FromString(encoded)
-    message.references.extend(StorePath.parse(name).digest for name in references)
-    message.narinfo.reference_names.extend(references)
-    return message
-
-
-LIBUNISTRING = "7n0mbqydcipkpbxm24fab066lxk68aqk-libunistring-1.1"
-HELLO = "dbghhbq1x39yxgkv3vkgfwbxrmw9nfzi-hello-2.12.1"
-GLIBC = "ddwyrxif62r8n6xclvskjyy6szdhvj60-glibc-2.39-5"
-LIBGCC = "rxganm4ibf31qngal3j3psp20mak37yy-xgcc-13.2.0-libgcc"
-LIBIDN2 = "s32cldbh9pfzd9z82izi12mdlrw0yf8q-libidn2-2.3.7"
-# What Nix exports about a closure.
-EXPORTED = [
-    (
-        "sha256:11vm2x1ajhzsrzw7lsyss51mmr3b6yll9wdjn51bh7liwkpc8ila",
-        1828984,
-        [LIBUNISTRING, LIBUNISTRING],
-    ),
-    (
-        "sha256:0alzbhjxdcsmr1pk7z0bdh46r2xpq3xs3k9y82bi4bx5pklcvw5x",
-        226560,
-        [HELLO, HELLO, GLIBC],
-    ),
-    (
-        "sha256:1zw5p05fh0k836ybfxkskv8apcv2m3pm2wa6y90wqn5w5kjyj13c",
-        30119936,
-        [GLIBC, GLIBC, LIBGCC, LIBIDN2],
-    ),
-    ("sha256:10q8iyvfmpfck3yiisnj1j8vp6lq3km17r26sr95zpdf9mgmk69s", 159560, [LIBGCC]),
-    (
-        "sha256:1cv997nzxbd91jhmzwnhxa1ahlzp5ffli8m4a5npcq8zg0vb1kwg",
-        361136,
-        [LIBIDN2, LIBUNISTRING, LIBIDN2],
-    ),
-]
-
-
-@pytest.mark.parametrize(("nar_hash", "nar_size", "names"), EXPORTED)
-def test_path_is_shown_with_the_values_that_nix_exports(
-    nar_hash: str, nar_size: int, names: list[str]
-) -> None:
-    shown = path_info_json(known(names[0], nar_hash, nar_size, *names[1:]))
-
-    assert str(NixHash.parse(str(shown["narHash"]))) == nar_hash
-    assert shown["narSize"] == nar_size
-    assert shown["references"] == [f"/nix/store/{name}" for name in names[1:]]
-
-
-def test_path_is_shown_as_nix_shows_it() -> None:
-    assert path_info_json(libcxx()) == {
-        "ca": None,
-        "deriver": "/nix/store/vs9976cyyxpykvdnlv7x85fpp3shn6ij-libcxx-16.0.6.drv",
-        "narHash": "sha256-E73Nt0NAKGxCnsyBFDUaCAbA+wiF5qjq1O9J7WrnT0E=",
-        "narSize": 7020664,
-        "references": ["/nix/store/lzzd5jgybnpfj86xkcpnd54xgwc4m457-libcxx-16.0.6"],
-        "signatures": [
-            "cache.nixos.org-1:cTdhK6hnpPwtMXFX43CYb7v+CbpAusVI/MORZ3v5aHvpBYNg1MfBHVVeoexMBpNt"
-            "HA8uFAn0aEsJaLXYIDhJDg=="
-        ],
-    }
-
-
-def test_unknown_digest_of_a_nar_is_none() -> None:
-    assert path_info_json(pathinfo_pb2.PathInfo())["narHash"] is None

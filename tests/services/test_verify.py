@@ -34,10 +34,8 @@ from appliance.services.memory_services import (
     MemoryDirectoryService,
     MemoryPathInfoService,
 )
-from appliance.services.verify import (
-    Verifier,
-    VerifyError,
-)
+from appliance.services.verify import Verifier
+from appliance.services.verify_errors import VerifyError
 from tests.fakes.path_infos import ca_message
 
 HELLO = b"Hello World!"

@@ -10,6 +10,8 @@ import pytest
 from appliance.castore.digest import Digest
 from appliance.castore.directory import DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.errors import StoreError
+from appliance.fuse_proto._fuse_wire import ENTRY_OUT_SIZE, unpack_entry_out
+from appliance.fuse_proto.encode import FOREVER_S
 from appliance.images.layout import Kind, name_of
 from appliance.session import grants as module
 from appliance.session.grants import FIRST_BASE, NODEID_LIMIT, Grants, GrantTable
@@ -111,12 +113,12 @@ def test_the_number_of_grants_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     table = GrantTable()
     for i in range(3):
         table.grant(directory(i))
-    with pytest.raises(StoreError, match="can see 3 store paths"):
+    with pytest.raises(StoreError, match="can be granted 3 store paths"):
         table.grant(directory(3))
     table.close()
 
 
-def test_a_revoked_name_is_gone_and_does_not_come_back(table: GrantTable) -> None:
+def test_a_revoked_name_is_gone_and_comes_back_with_other_nodeids(table: GrantTable) -> None:
     reader = Grants(table.fd)
     for i in range(3):
         table.grant(directory(i))
@@ -126,8 +128,62 @@ def test_a_revoked_name_is_gone_and_does_not_come_back(table: GrantTable) -> Non
     assert reader.by_name(b"directory-1") is None
     assert [reader.by_nodeid(FIRST_BASE + 4 * i) is not None for i in range(3)] == [1, 0, 1]
     assert [name_of(record) for record in reader.listing(0)] == [b"directory-0", b"directory-2"]
-    with pytest.raises(OSError, match="revoked"):
-        table.grant(directory(1))
+    assert table.names() == (b"directory-0", b"directory-2")
+    with pytest.raises(KeyError):
+        table.revoke(b"directory-1")
+
+    table.grant(directory(1))
+    again = reader.by_name(b"directory-1")
+    assert again is not None
+    assert again.base == FIRST_BASE + 12
+    assert reader.by_nodeid(FIRST_BASE + 4) is None
+    assert [name_of(record) for record in reader.listing(0)] == [
+        b"directory-0", b"directory-2", b"directory-1",
+    ]  # fmt: skip
+
+
+def test_names_are_found_however_often_they_were_revoked_and_granted(table: GrantTable) -> None:
+    reader = Grants(table.fd)
+    for turn in range(40):
+        for i in range(10):
+            table.grant(directory(i, turn))
+        found = [reader.by_name(b"directory-%d" % i) for i in range(10)]
+        assert [grant.size for grant in found if grant is not None] == [turn] * 10
+        for i in range(10):
+            table.revoke(b"directory-%d" % i)
+        assert [reader.by_name(b"directory-%d" % i) for i in range(10)] == [None] * 10
+    assert reader.num_revoked == 400
+    assert list(reader.listing(0)) == []
+
+
+def test_a_replaced_node_has_a_new_nodeid_under_its_name(table: GrantTable) -> None:
+    reader = Grants(table.fd)
+    table.grant(FileNode(b".file", DIGEST, 1, executable=False), name_valid_s=1)
+    old = reader.by_name(b".file")
+    table.replace(FileNode(b".file", DIGEST, 2, executable=False), name_valid_s=1)
+    new = reader.by_name(b".file")
+    assert old is not None
+    assert new is not None
+    assert (old.base, old.size, new.base, new.size) == (FIRST_BASE, 1, FIRST_BASE + 1, 2)
+    assert reader.by_nodeid(old.base) is None
+    assert reader.num_revoked == 1
+    entry = unpack_entry_out(new.record[:ENTRY_OUT_SIZE])
+    assert (entry.entry_valid, entry.attr_valid) == (1, FOREVER_S)
+
+
+def test_a_store_path_that_is_the_root_has_nodeids_from_1_on(table: GrantTable) -> None:
+    assert not Grants(table.fd).has_path_as_root
+    table.grant_root(directory(7, 3))
+    reader = Grants(table.fd)
+    assert reader.has_path_as_root
+    root = reader.by_nodeid(1)
+    assert root is not None
+    assert (root.base, root.span) == (1, 4)
+    assert reader.by_nodeid(4) == root
+    assert reader.by_nodeid(0) is None
+    assert reader.by_nodeid(5) is None
+    assert unpack_entry_out(root.record[:ENTRY_OUT_SIZE]).generation == 0
+    table.start_apart()  # has no effect on it
 
 
 def test_a_session_that_starts_apart_shares_no_numbers_with_another() -> None:

@@ -351,4 +351,4 @@ def test_the_cache_of_another_boot_is_removed(tmp_path: Path) -> None:
     BlobCache(path, MAX_BYTES).close()
     assert not other.exists()
     (only,) = path.iterdir()
-    assert only.name.startswith("v2-")
+    assert only.name.startswith("v3-")

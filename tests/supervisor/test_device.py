@@ -16,6 +16,7 @@ import pytest
 from appliance.engine import FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
+from appliance.resolve.exports import WholeStore
 from appliance.resolve.local import LocalResolver
 from appliance.session import ring_worker
 from appliance.session.device import Device
@@ -42,7 +43,7 @@ async def a_device(directory: Path, memory: GuestMemory) -> AsyncIterator[Device
     configure = pb.Configure(store_path=os.fspath(directory / "store"), log_level="INFO")
     forker = Forker()
     resolver = LocalResolver(store)
-    session = ServedSession.create(3, resolver, is_by_content=False)
+    session = ServedSession.create(3, WholeStore(resolver), resolver, is_by_content=False)
 
     async def start_apart() -> None:
         session.grants.start_apart()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import ConfigError
+from appliance.resolve.exports import WHOLE_STORE
 from appliance.supervisor.listeners import Listener, listen
 from appliance.system.listening import set_socket_group
 from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, ApplianceProcess
@@ -73,7 +74,7 @@ def test_one_socket_that_cannot_be_had_leaves_no_other_behind(
     if fd is None:
         paths.append(tmp_path / "a.sock")
     with pytest.raises(ConfigError):
-        listen(paths, fd)
+        listen([(path, WHOLE_STORE) for path in paths], fd)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,18 +3,22 @@
 import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
+from errno import ENOENT, ESTALE
 from pathlib import Path
 
 import pytest
 
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import (
+    APPLIANCE,
     DEADLINE_S,
     ApplianceProcess,
     FakeGuest,
     every_event,
     import_tree,
+    uri_of,
 )
 from tests.fakes.hostile_guest import LARGE, ROOT, descendants, parent_of
 
@@ -149,3 +153,34 @@ def test_a_session_whose_fork_server_is_killed_gets_another(
     os.kill(worker["pid"], signal.SIGKILL)
     assert served.lookup(ROOT, store[1])
     assert processes_of(first) != pids
+
+
+def test_a_view_that_lost_a_path_meanwhile_hides_it_at_once(
+    store: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "tree").write_text("other")
+    (other,) = import_tree(store[0], tmp_path / "tree")
+    state = f"--state-dir={tmp_path}/state"
+
+    def view(word: str, *names: bytes) -> None:
+        paths = [f"/nix/store/{name.decode()}" for name in names]
+        command = [*APPLIANCE, "view", word, "--store", uri_of(store[0]), "v", *paths]
+        subprocess.run(command, check=True, timeout=DEADLINE_S)
+
+    view("create")
+    view("add", store[1], other.encode())
+    options = (*OPTIONS, state, "--view=v")
+    first = ApplianceProcess(store[0], tmp_path, *options)
+    with contextlib.closing(FakeGuest(first.connect())) as served:
+        served.mount()
+        kept, lost = served.lookup(ROOT, store[1]), served.lookup(ROOT, other.encode())
+        kill(first)
+        view("rm", other.encode())
+        with ApplianceProcess(store[0], tmp_path, *OPTIONS, state) as second:
+            assert second.status() == [], "it serves the whole store there"
+        with ApplianceProcess(store[0], tmp_path, *options) as third:
+            assert len(third.status()) == 1
+            assert served.ask(fuse_client.getattr_(kept)).error == 0
+            assert served.ask(fuse_client.getattr_(lost)).error == ESTALE
+            assert served.ask(fuse_client.lookup(ROOT, other.encode())).error == ENOENT
+            assert served.lookup(ROOT, store[1]) == kept

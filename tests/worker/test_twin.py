@@ -39,12 +39,14 @@ TREE: Final[Tree] = {
 
 
 @contextmanager
-def twins_of(model: Model, *, is_by_content: bool = False) -> Iterator[Twins]:
+def twins_of(
+    model: Model, *, is_by_content: bool = False, has_root: bool = False
+) -> Iterator[Twins]:
     with TemporaryDirectory() as directory:
         path = Path(directory) / "store"
         nodes = filled_store(path, {"tree": model, "file": File(BIG), "link": Link(b"t")})
         store = StoreReader(path)
-        twins = Twins(store, nodes, is_by_content=is_by_content)
+        twins = Twins(store, nodes, is_by_content=is_by_content, has_root=has_root)
         try:
             yield twins
         finally:
@@ -113,6 +115,37 @@ def test_generated_trees(tree: Tree, by_content: bool, names: list[bytes]) -> No
 def test_every_node_of_a_tree(twins: Twins) -> None:
     top = twins.lookup(ROOT, basename("tree")).nodeid
     assert check_tree(twins, top, tuple(range(0, 1500, 7))) == 14
+
+
+@pytest.mark.parametrize("is_by_content", [False, True])
+def test_every_node_of_a_tree_that_is_the_root_directory(is_by_content: bool) -> None:  # noqa: FBT001
+    with twins_of(TREE, is_by_content=is_by_content, has_root=True) as twins:
+        check_node(twins, ROOT)
+        assert check_tree(twins, ROOT, tuple(range(0, 1500, 7))) == 14
+        for name in [*TREE, b"absent", basename("tree"), basename("file")]:
+            assert twins.check(fuse_client.lookup(ROOT, name)), name
+        for name in (b".", b"..", b"/", b"", b"a/b"):
+            assert not twins.check(fuse_client.lookup(ROOT, name)), name
+        (dot, _), (dotdot, _) = fuse_client.parse_direntplus(
+            twins.both(fuse_client.readdirplus(ROOT, 0))
+        )[:2]
+        assert dot.nodeid == dotdot.nodeid == 0
+        span = 1 + twins.grants_of_root().size
+        for nodeid in (*range(1, 40), 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1):
+            is_plain = twins.check(fuse_client.getattr_(nodeid))
+            assert nodeid <= span or not is_plain
+        for request in (fuse_client.getattr_(0), fuse_client.lookup(0, b"a")):
+            assert not twins.check(request)
+
+
+@settings(max_examples=20, deadline=None)
+@given(TREES, st.booleans())
+def test_generated_trees_that_are_the_root_directory(tree: Tree, by_content: bool) -> None:  # noqa: FBT001
+    with twins_of(tree, is_by_content=by_content, has_root=True) as twins:
+        check_node(twins, ROOT)
+        check_tree(twins, ROOT, (1, 152, 160, 333, 4096))
+        for name in [*tree, b"absent"]:
+            assert twins.check(fuse_client.lookup(ROOT, name))
 
 
 def test_roots_that_are_no_directories(twins: Twins) -> None:

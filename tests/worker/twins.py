@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from appliance.castore.directory import Node
+from appliance.castore.directory import DirectoryNode, Node
 from appliance.fs.files import RemoteParts
 from appliance.fs.handler import Handler
 from appliance.fuse_proto._fuse_wire import IN_HEADER_SIZE, EntryOut
 from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
 from appliance.fuse_proto.operations import NotReady
-from appliance.session.grants import Grants, GrantTable
+from appliance.session.grants import Grant, Grants, GrantTable
 from appliance.store.batch import Batch
 from appliance.store.store import Store
 from appliance.store.store_reader import StoreReader
@@ -43,7 +43,10 @@ def _remote(used: list[bytes], *, is_cache: bool) -> RemoteParts:
 
 
 class Twins:
-    """Both answerers of one session; every node in `nodes` is granted. `store` is lent."""
+    """Both answerers of one session; every node in `nodes` is granted. `store` is lent.
+
+    With `has_root`, the first of them is the root directory, and the others are not granted.
+    """
 
     def __init__(
         self,
@@ -52,12 +55,17 @@ class Twins:
         *,
         is_by_content: bool = False,
         is_cache: bool = False,
+        has_root: bool = False,
     ) -> None:
         self.used_by_c: list[bytes] = []
         self.used: list[bytes] = []
         self.table = GrantTable(is_by_content=is_by_content)
-        for node in nodes:
-            self.table.grant(node)
+        if has_root:
+            assert isinstance(nodes[0], DirectoryNode)
+            self.table.grant_root(nodes[0])
+        else:
+            for node in nodes:
+                self.table.grant(node)
         self.grants = Grants(self.table.fd)
         self.store = store
         self.session = memoryview(bytearray(b"\1"))
@@ -119,6 +127,12 @@ class Twins:
         answer = fuse_client.parse_reply(reply)
         assert answer.error == 0
         return answer.body
+
+    def grants_of_root(self) -> Grant:
+        """Return the grant that has the root directory."""
+        grant = self.grants.by_nodeid(fuse_client.ROOT)
+        assert grant is not None
+        return grant
 
     def lookup(self, nodeid: int, name: bytes) -> EntryOut:
         return fuse_client.parse_entry(self.both(fuse_client.lookup(nodeid, name)))

@@ -43,6 +43,7 @@ def boot(
     boot_deadline_s: float = 120,
     lifetime_s: float = 900,
     kernel: Kernel | None = None,
+    root: str = "",
 ) -> Guest:
     """Boot a guest with these file systems; nothing is mounted yet.
 
@@ -54,9 +55,10 @@ def boot(
         boot_deadline_s: until the agent answers.
         lifetime_s: until every wait fails.
         kernel: the release's own by default.
+        root: the tag of the file system that has the guest's root, if not the initramfs has it.
     """
     kernel = kernel or qemu_kernel()
-    command, channels = _command(accelerator(), kernel, devices, directory, cpus, memory_mib)
+    command, channels = _command(accelerator(), kernel, devices, directory, cpus, memory_mib, root)
     guest = Guest(command, channels, _console(directory), lifetime_s)
     guest.wait_until_up(boot_deadline_s)
     return guest
@@ -101,8 +103,10 @@ def _command(
     directory: Path,
     cpus: int,
     memory_mib: int,
+    root: str = "",
 ) -> tuple[list[str], tuple[socket.socket, socket.socket]]:
     ours, theirs = socket.socketpair()
+    root_words = f" root={root} rootfstype=virtiofs" if root else ""
     command = [
         "qemu-system-x86_64",
         "-nodefaults",
@@ -112,7 +116,7 @@ def _command(
         *("-object", f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
         *("-machine", "q35,memory-backend=memory", "-m", f"{memory_mib}M"),
         *("-kernel", str(kernel.image), "-initrd", str(initramfs.build(kernel))),
-        *("-append", f"console=ttyS0 quiet panic=-1 rdinit=/init agent={_AGENT_PORT}"),
+        *("-append", f"console=ttyS0 quiet panic=-1 rdinit=/init agent={_AGENT_PORT}{root_words}"),
         *("-chardev", f"file,id=console,append=on,path={_escape(_console(directory))}"),
         *("-serial", "chardev:console"),
         *("-chardev", f"socket,id=agent,fd={theirs.fileno()}"),

@@ -1,7 +1,7 @@
 """A store served to a guest: one appliance, one virtual machine, its devices not yet mounted."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -56,6 +56,7 @@ def serve(
     num_request_queues: int = 2,
     tags: tuple[str, ...] = (TAG,),
     memory_mib: int = 512,
+    root: str = "",
 ) -> Iterator[Served]:
     """Serve `store` to a guest on `machine`, one of MACHINES, and end both afterwards.
 
@@ -67,6 +68,7 @@ def serve(
         num_request_queues: of each device, under QEMU.
         tags: one device each.
         memory_mib: the guest's memory.
+        root: the tag of the device that has the guest's root, if not the initramfs has it.
     """
     sockets = [f"{tag}.sock" for tag in tags]
     if machine == "uml":
@@ -76,25 +78,36 @@ def serve(
         options = (*options, f"--num-request-queues={num_request_queues}")
     with (
         ApplianceProcess(store, directory, *options, sockets=sockets) as server,
-        _boot(machine, server, tags, num_request_queues, memory_mib) as guest,
+        boot_guest(
+            machine,
+            server.sockets,
+            directory,
+            tags=tags,
+            num_request_queues=num_request_queues,
+            memory_mib=memory_mib,
+            root=root,
+        ) as guest,
     ):
         yield Served(server, guest, machine)
 
 
-def _boot(
+def boot_guest(
     machine: str,
-    server: ApplianceProcess,
-    tags: tuple[str, ...],
-    num_request_queues: int,
-    memory_mib: int,
+    sockets: Sequence[Path],
+    directory: Path,
+    *,
+    tags: tuple[str, ...] = (TAG,),
+    num_request_queues: int = 2,
+    memory_mib: int = 512,
+    root: str = "",
 ) -> Guest:
-    directory = server.log_path.parent
+    """Boot a guest on `machine` with a device for each of `sockets`; see `serve`."""
     if machine == "uml":
-        return uml.boot(server.sockets, directory, memory_mib=memory_mib)
+        return uml.boot(sockets, directory, memory_mib=memory_mib, root=root)
     _, _, series = machine.partition("-")
     devices = [
         qemu.FsDevice(socket, tag, num_request_queues)
-        for socket, tag in zip(server.sockets, tags, strict=True)
+        for socket, tag in zip(sockets, tags, strict=True)
     ]
     return qemu.boot(
         devices,
@@ -102,6 +115,7 @@ def _boot(
         cpus=2,
         memory_mib=memory_mib,
         kernel=kernel.qemu_kernel(series),
+        root=root,
     )
 
 

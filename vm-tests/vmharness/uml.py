@@ -18,6 +18,7 @@ def boot(
     directory: Path,
     *,
     memory_mib: int = 256,
+    root: str = "",
     boot_deadline_s: float = 60,
     lifetime_s: float = 900,
 ) -> Guest:
@@ -27,6 +28,7 @@ def boot(
         sockets: listening sockets of back ends; the tag is in the device's configuration.
         directory: receives the console's log.
         memory_mib: the guest's memory; it lives in /dev/shm or $TMPDIR.
+        root: the tag of the file system that has the guest's root, if not the initramfs has it.
         boot_deadline_s: until the agent answers.
         lifetime_s: until every wait fails.
     """
@@ -37,7 +39,7 @@ def boot(
         str(kernel.image),
         f"mem={memory_mib}M",
         f"initrd={initramfs.build(kernel)}",
-        "root=/dev/ram0",
+        *([f"root={root}", "rootfstype=virtiofs"] if root else ["root=/dev/ram0"]),
         "rdinit=/init",
         "quiet",
         "panic=-1",  # a dead kernel exits at once, and the guest counts as lost

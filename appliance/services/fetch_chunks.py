@@ -1,0 +1,444 @@
+"""Fetches of parts of large blobs into the cache, chunk by chunk.
+
+Theory of operation. A READ of a large blob wants a range of it. The service is asked once for the
+chunks of the blob; those that the range touches and the cache lacks are fetched, each by a call of
+its own and several at a time, and the READ waits for these and no others. Each chunk is compared
+with its digest before it is written into the file of the blob, and becomes readable when the record
+of the blob has its range (see `store/partial_blob.py`).
+
+Where a reader goes on from the start of a blob, one call for the whole of it brings its chunks (see
+`blob_stream`); they are verified all the same.
+
+Reading ahead. As many bytes as lie unbroken before the wanted range, up to `_AHEAD_MAX`, are
+fetched behind it, too: none for a read here and there, more and more for a reader that goes on from
+the start, and the most at once for one that goes on where another one stopped. Only misses are seen
+here; a reader that is faster than the service misses each chunk that is on its way, waits for it,
+and moves the window on. What is fetched ahead has places of its own, does not wait for room in the
+cache, and its errors are dropped.
+
+What is verified. The list of chunks is the service's word: nobody can compare it with the digest of
+the blob before the whole blob is there. So the beginning of the blob is hashed as it grows, and
+when all of it is there, the sum decides. If it is right, the blob becomes one like any other. If
+not, all of it is dropped, an error is logged, and the list is not believed again: the blob is then
+fetched whole, and verified before any byte of it is readable. A blob of which some part is never
+read is never compared as a whole.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Final, TypeVar
+
+from appliance.castore.digest import Digest
+from appliance.errors import (
+    ApplianceError,
+    ContentMissingError,
+    ServiceUnavailableError,
+    StoreError,
+    WrongDigestError,
+    disk_error,
+)
+from appliance.services.blob_stream import GAP_MAX, BlobStream, is_worthwhile
+from appliance.services.cache_room import CacheRoom
+from appliance.services.contracts import BlobService
+from appliance.services.listed_blob import Arrived, ListedBlob, PartFile, usable_list
+from appliance.services.tasks import SingleFlight
+from appliance.store.blob_cache import BlobCache, charge_of
+from appliance.store.blob_parts import BlobParts, OtherListError, PartLostError
+from appliance.store.partial_blob import PartialBlob
+
+T = TypeVar("T")
+
+_LOG: Final = logging.getLogger(__name__)
+
+# Chunks under way at a time: those that somebody waits for, and those fetched ahead.
+_WANTED_MAX: Final = 8
+_AHEAD_PLACES: Final = 6
+# Bytes fetched ahead of a reader: at most this, and at most this share of the cache.
+_AHEAD_MAX: Final = 16 << 20
+_AHEAD_SHARE: Final = 16
+_PIECE_SIZE: Final = 1 << 20
+# The file of a chunk begins and ends in pages that it may share with none of those that are there.
+_PAGE: Final = 4096
+# Blobs whose lists and files are kept at hand, and digests of those without a list to go by.
+_LISTED_MAX: Final = 16
+_UNLISTED_MAX: Final = 4096
+# How often a blob may be evicted while one range of it is fetched.
+_ATTEMPTS_MAX: Final = 16
+_NUM_THREADS: Final = 3
+
+
+async def arriving(work: Awaitable[T], digest: Digest, timeout_s: float) -> T:
+    """Wait for what a service sends of a blob, for a limited time.
+
+    Raises:
+        ServiceUnavailableError: nothing came in time.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await work
+    except TimeoutError as exc:
+        raise ServiceUnavailableError(
+            f"blob {digest}: nothing arrived for {timeout_s:.0f} s"
+        ) from exc
+
+
+class ChunkFetcher:
+    """Fetches ranges of large blobs on one event loop; each chunk once at a time.
+
+    Args:
+        blobs: the service to read.
+        cache: where the blobs are put; used in threads of this object.
+        room: keeps the blobs that callers wait for.
+        progress_timeout_s: a fetch fails if nothing arrives for this long.
+    """
+
+    def __init__(
+        self, blobs: BlobService, cache: BlobCache, room: CacheRoom, progress_timeout_s: float
+    ) -> None:
+        self._blobs = blobs
+        self._cache = cache
+        self._parts = BlobParts(cache)
+        self._room = room
+        self._timeout_s = progress_timeout_s
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, "chunks")
+        self._wanted_places = asyncio.Semaphore(_WANTED_MAX)
+        self._ahead_places = asyncio.Semaphore(_AHEAD_PLACES)
+        self._ahead_max = min(_AHEAD_MAX, cache.max_bytes // _AHEAD_SHARE)
+        self._beginning: SingleFlight[Digest, ListedBlob | None] = SingleFlight()
+        self._fetching: SingleFlight[tuple[bytes, int], None] = SingleFlight()
+        self._listed: OrderedDict[Digest, ListedBlob] = OrderedDict()
+        self._unlisted: OrderedDict[Digest, None] = OrderedDict()
+        # By the token of the record.
+        self._streams: dict[bytes, BlobStream] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def fetch(self, digest: Digest, size: int, start: int, end: int) -> bool:
+        """Return when the cache has the bytes from `start` to `end` of a blob of `size` bytes.
+
+        Returns:
+            False if the service has no list of chunks to go by; then nothing was done.
+
+        Raises:
+            ContentMissingError, CorruptBlobError, ServiceUnavailableError, StoreError: see
+                `BlobFetcher.fetch`.
+        """
+        with self._room.keeping(digest):
+            for _ in range(_ATTEMPTS_MAX):
+                try:
+                    return await self._try_to_fetch(digest, size, start, end)
+                except PartLostError:
+                    self._listed.pop(digest, None)
+                    if await self._run(partial(self._cache.find, digest)) is not None:
+                        return True
+                except OtherListError as exc:
+                    _LOG.warning("%s; it is fetched whole", exc)
+                    self._distrust(digest)
+        raise StoreError(f"blob {digest}: is evicted as fast as it is fetched")
+
+    async def _try_to_fetch(self, digest: Digest, size: int, start: int, end: int) -> bool:
+        blob = await self._begun(digest, size)
+        if blob is not None:
+            await self._fetch_range(blob, start, end)
+        return blob is not None
+
+    async def fetch_whole(self, digest: Digest, size: int) -> bool:
+        """Return when the cache has the whole blob, compared with its digest; see `fetch`."""
+        if not await self.fetch(digest, size, 0, size):
+            return False
+        blob = self._listed.get(digest)
+        if blob is not None:
+            await self._settled(blob)
+        return await self._run(partial(self._cache.find, digest)) is not None
+
+    async def close(self) -> None:
+        """Cancel all fetches and end the threads."""
+        await self._beginning.close()
+        await self._fetching.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._listed.clear()
+        self._threads.shutdown()
+
+    # --- Lists of chunks ---
+
+    async def _begun(self, digest: Digest, size: int) -> ListedBlob | None:
+        blob = self._listed.get(digest)
+        if blob is not None and blob.chunks.size == size:
+            self._listed.move_to_end(digest)
+            return blob
+        if digest in self._unlisted:
+            return None
+        return await self._beginning.do(digest, partial(self._begin, digest, size))
+
+    async def _begin(self, digest: Digest, size: int) -> ListedBlob | None:
+        self._cache.check_size(digest, size)
+        chunks = await arriving(self._blobs.stat(digest), digest, self._timeout_s)
+        if chunks is None:
+            raise ContentMissingError(f"blob {digest}: the service does not have it")
+        listed = usable_list(chunks, size)
+        if listed is None:
+            self._distrust(digest)
+            return None
+        record = await self._run(partial(self._parts.begin, digest, size, listed.digest))
+        if record is None:
+            raise PartLostError(f"blob {digest}: is there as a whole")
+        file = PartFile(await self._run(partial(self._parts.open, record)))
+        blob = self._listed[digest] = ListedBlob(listed, record, file)
+        while len(self._listed) > _LISTED_MAX:
+            self._listed.popitem(last=False)
+        self._hash_on(blob)
+        return blob
+
+    def _distrust(self, digest: Digest) -> None:
+        self._listed.pop(digest, None)
+        self._unlisted[digest] = None
+        if len(self._unlisted) > _UNLISTED_MAX:
+            self._unlisted.popitem(last=False)
+
+    # --- One range ---
+
+    async def _fetch_range(self, blob: ListedBlob, start: int, end: int) -> None:
+        self._close_removed()
+        record = self._parts.find(blob.digest)
+        if record is None or record.token != blob.record.token:
+            raise PartLostError(f"blob {blob.digest}: was evicted")
+        blob.record = record
+        touched = blob.chunks.touched_by(start, end)
+        wanted = [index for index in touched if not record.has(*blob.chunks.bounds(index))]
+        if not wanted:
+            return
+        ahead = await self._reserved(blob, wanted, self._ahead_of(blob, touched))
+        self._stream_if_in_order(blob, touched.start)
+        # Some may have come since.
+        left = [index for index in wanted if not blob.record.has(*blob.chunks.bounds(index))]
+        tasks = [self._begin_chunk(blob, index, self._wanted_places) for index in left]
+        for index in ahead:
+            if not self._is_near(blob, index):
+                self._begin_chunk(blob, index, self._ahead_places)
+        try:
+            await asyncio.gather(*map(asyncio.shield, tasks))
+        except ContentMissingError as exc:
+            # The service does not serve what it lists; perhaps it has the blob as a whole.
+            _LOG.warning("%s; it is fetched whole", exc)
+            self._distrust(blob.digest)
+            raise PartLostError(str(exc)) from exc
+
+    def _ahead_of(self, blob: ListedBlob, touched: range) -> list[int]:
+        chunks = blob.chunks
+        ahead = []
+        limit = chunks.bounds(touched[-1])[1] + self._behind(blob, touched.start)
+        index = touched.stop
+        while index < len(chunks) and chunks.bounds(index)[0] < limit:
+            if not self._is_near(blob, index):
+                ahead.append(index)
+            index += 1
+        return ahead
+
+    def _behind(self, blob: ListedBlob, index: int) -> int:
+        # Bytes before a chunk that are there or on their way, up to `_ahead_max`.
+        behind = 0
+        while index and behind < self._ahead_max and self._is_near(blob, index - 1):
+            index -= 1
+            start, end = blob.chunks.bounds(index)
+            behind += end - start
+        return min(behind, self._ahead_max)
+
+    def _stream_if_in_order(self, blob: ListedBlob, index: int) -> None:
+        """Begin a call for the whole blob if a reader has come to a chunk from the start."""
+        start = blob.chunks.bounds(index)[0]
+        if (
+            blob.record.token in self._streams
+            or not 0 < start <= GAP_MAX
+            or blob.chunks.size - start <= GAP_MAX
+            or self._behind(blob, index) < start
+            or not is_worthwhile(self._blobs)
+        ):
+            return
+        self._streams[blob.record.token] = BlobStream(
+            blob,
+            lambda: arriving(self._blobs.open_read(blob.digest), blob.digest, self._timeout_s),
+            lambda work: arriving(work, blob.digest, self._timeout_s),
+            partial(self._store, blob),
+        )
+        self._spawn(self._run_stream(blob.record.token))
+
+    async def _run_stream(self, token: bytes) -> None:
+        # Whatever fails here is asked for by chunk, and then the error is that of the chunk.
+        try:
+            with suppress(ApplianceError):
+                await self._streams[token].run()
+        finally:
+            del self._streams[token]
+
+    def _is_near(self, blob: ListedBlob, index: int) -> bool:
+        # There, or on its way.
+        is_under_way = (blob.record.token, index) in self._fetching
+        return is_under_way or blob.record.has(*blob.chunks.bounds(index))
+
+    async def _reserved(
+        self, blob: ListedBlob, wanted: Sequence[int], ahead: Sequence[int]
+    ) -> Sequence[int]:
+        """Make room for the chunks that are not under way; return those of `ahead` it is for."""
+
+        def attempt(indexes: Collection[int]) -> Callable[[], Awaitable[bool]]:
+            new = [index for index in indexes if (record.token, index) not in self._fetching]
+            bounds = map(blob.chunks.bounds, new)
+            num_bytes = sum(charge_of(end - start) + _PAGE for start, end in bounds)
+            return lambda: self._run(
+                partial(self._parts.reserve, record, num_bytes, self._room.kept())
+            )
+
+        record = blob.record
+        if ahead and await attempt([*wanted, *ahead])():
+            return ahead
+        await self._room.when_room(blob.digest, attempt(wanted))
+        return ()
+
+    def _close_removed(self) -> None:
+        # Their space is free once no process has them open.
+        for digest, blob in list(self._listed.items()):
+            if blob.file.is_removed():
+                del self._listed[digest]
+
+    # --- One chunk ---
+
+    def _begin_chunk(
+        self, blob: ListedBlob, index: int, places: asyncio.Semaphore
+    ) -> asyncio.Task[None]:
+        work = partial(self._fetch_chunk, blob, index, places)
+        return self._fetching.begin((blob.record.token, index), work)
+
+    async def _fetch_chunk(self, blob: ListedBlob, index: int, places: asyncio.Semaphore) -> None:
+        stream = self._streams.get(blob.record.token)
+        if stream is not None and await stream.brings(index):
+            return
+        async with places:
+            await self._store(blob, index, await self._receive(blob, index))
+
+    async def _store(self, blob: ListedBlob, index: int, content: bytes) -> None:
+        is_stored = asyncio.get_running_loop().create_future()
+        blob.arrived.append(Arrived(index, content, is_stored))
+        if blob.storing is None:
+            blob.storing = self._spawn(self._store_all(blob))
+        await is_stored
+
+    async def _receive(self, blob: ListedBlob, index: int) -> bytes:
+        # One byte more than the chunk should have is enough to see that it is wrong.
+        digest = blob.chunks.chunk_digest(index)
+        start, end = blob.chunks.bounds(index)
+        left = end - start + 1
+        reader = await arriving(self._blobs.open_read(digest), blob.digest, self._timeout_s)
+        if reader is None:
+            raise ContentMissingError(
+                f"blob {blob.digest}: the service lists chunk {digest} and does not have it"
+            )
+        parts = []
+        try:
+            while left:
+                read = reader.read(min(left, _PIECE_SIZE))
+                part = await arriving(read, blob.digest, self._timeout_s)
+                if not part:
+                    break
+                parts.append(part)
+                left -= len(part)
+        finally:
+            await reader.close()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _store_all(self, blob: ListedBlob) -> None:
+        # What arrives while others are written is recorded by the next transaction.
+        while blob.arrived:
+            batch, blob.arrived = blob.arrived, []
+            try:
+                record, errors = await self._run(partial(self._write, blob, batch))
+            except Exception as exc:  # noqa: BLE001 - whatever it was, the callers must get it
+                errors = dict.fromkeys((arrived.number for arrived in batch), exc)
+            else:
+                blob.record = record
+            for arrived in batch:
+                error = errors.get(arrived.number)
+                if arrived.is_stored.done():
+                    continue
+                if error is None:
+                    arrived.is_stored.set_result(None)
+                else:
+                    arrived.is_stored.set_exception(error)
+        blob.storing = None
+        self._hash_on(blob)
+
+    def _write(
+        self, blob: ListedBlob, batch: Sequence[Arrived]
+    ) -> tuple[PartialBlob, dict[int, Exception]]:
+        errors: dict[int, Exception] = {}
+        ranges = []
+        for arrived in batch:
+            expected = blob.chunks.chunk_digest(arrived.number)
+            actual = Digest.of(arrived.content)
+            if actual != expected:
+                errors[arrived.number] = WrongDigestError(
+                    f"blob {blob.digest}: chunk", expected, actual
+                )
+                continue
+            start, end = blob.chunks.bounds(arrived.number)
+            try:
+                blob.file.write(arrived.content, start)
+            except OSError as exc:
+                raise disk_error(exc, self._cache.store.path) from exc
+            ranges.append((start, end))
+        return self._parts.add_ranges(blob.record, ranges), errors
+
+    # --- The whole blob ---
+
+    def _hash_on(self, blob: ListedBlob) -> None:
+        if blob.hashing is None and blob.hashable() > blob.hashed:
+            blob.hashing = self._spawn(self._hash(blob))
+
+    async def _hash(self, blob: ListedBlob) -> None:
+        try:
+            while (end := blob.hashable()) > blob.hashed:
+                await self._run(partial(blob.hash_up_to, end))
+            if blob.hashed == blob.chunks.size:
+                await self._finish(blob)
+        except (OSError, StoreError) as exc:
+            _LOG.error("%s", exc)
+            self._listed.pop(blob.digest, None)
+        finally:
+            blob.hashing = None
+
+    async def _finish(self, blob: ListedBlob) -> None:
+        stream = self._streams.get(blob.record.token)
+        if stream is not None:
+            stream.end()
+        actual = Digest(blob.hasher.digest())
+        if actual == blob.digest:
+            with suppress(PartLostError):  # another process was faster
+                await self._run(partial(self._parts.complete, blob.record))
+            self._listed.pop(blob.digest, None)
+            return
+        _LOG.error(
+            "blob %s: the chunks that the service lists make up %s; what was read of it was wrong",
+            blob.digest,
+            actual,
+        )
+        self._distrust(blob.digest)
+        await self._run(partial(self._cache.drop, blob.digest))
+
+    async def _settled(self, blob: ListedBlob) -> None:
+        while blob.storing is not None or blob.hashing is not None:
+            tasks = [task for task in (blob.storing, blob.hashing) if task is not None]
+            await asyncio.wait(tasks)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)

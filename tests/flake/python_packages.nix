@@ -1,0 +1,16 @@
+# Names under which nixpkgs has Python packages, as far as they are needed.
+[
+  "aiohttp"
+  "blake3"
+  "cffi"
+  "cryptography"
+  "grpcio"
+  "grpcio-health-checking"
+  "grpcio-reflection"
+  "grpcio-tools"
+  "lmdb"
+  "protobuf"
+  "setuptools"
+  "uvloop"
+  "zstandard"
+]

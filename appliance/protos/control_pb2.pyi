@@ -40,7 +40,6 @@ class Envelope(_message.Message):
     STOP_RING_FIELD_NUMBER: _builtins.int
     SET_CALL_FIELD_NUMBER: _builtins.int
     RESOLVED_FIELD_NUMBER: _builtins.int
-    CHANGE_MEMORY_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     RING_STOPPED_FIELD_NUMBER: _builtins.int
     RING_BROKEN_FIELD_NUMBER: _builtins.int
@@ -92,8 +91,6 @@ class Envelope(_message.Message):
     @_builtins.property
     def resolved(self) -> Global___Resolved: ...
     @_builtins.property
-    def change_memory(self) -> Global___ChangeMemory: ...
-    @_builtins.property
     def done(self) -> Global___Done:
         """worker -> its owner"""
 
@@ -144,7 +141,6 @@ class Envelope(_message.Message):
         stop_ring: Global___StopRing | None = ...,
         set_call: Global___SetCall | None = ...,
         resolved: Global___Resolved | None = ...,
-        change_memory: Global___ChangeMemory | None = ...,
         done: Global___Done | None = ...,
         ring_stopped: Global___RingStopped | None = ...,
         ring_broken: Global___RingBroken | None = ...,
@@ -159,11 +155,11 @@ class Envelope(_message.Message):
         worker_died: Global___WorkerDied | None = ...,
         start_apart: Global___StartApart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "change_memory", b"change_memory", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "new_peer", b"new_peer", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "new_peer", b"new_peer", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "change_memory", b"change_memory", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "id", b"id", "new_peer", b"new_peer", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "id", b"id", "new_peer", b"new_peer", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawn_session", "attach", "take_over", "spawned", "exited", "taken_over", "configure", "set_memory", "start_ring", "stop_ring", "set_call", "resolved", "change_memory", "done", "ring_stopped", "ring_broken", "resolve", "device_ended", "released", "cache_used", "start_session", "end_session", "new_peer", "session_status", "worker_died", "start_apart"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawn_session", "attach", "take_over", "spawned", "exited", "taken_over", "configure", "set_memory", "start_ring", "stop_ring", "set_call", "resolved", "done", "ring_stopped", "ring_broken", "resolve", "device_ended", "released", "cache_used", "start_session", "end_session", "new_peer", "session_status", "worker_died", "start_apart"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -389,22 +385,18 @@ class Exited(_message.Message):
 
     PID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
-    REFUSED_CALL_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     status: _builtins.int
     """As os.waitstatus_to_exitcode: the exit code, or minus the signal number."""
-    refused_call: _builtins.int
-    """The number of the system call that the sandbox refused, if that killed the process, and -1 otherwise."""
     def __init__(
         self,
         *,
         pid: _builtins.int = ...,
         status: _builtins.int = ...,
-        refused_call: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "refused_call", b"refused_call", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -679,32 +671,6 @@ class Device(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Device: _TypeAlias = Device  # noqa: Y015
-
-@_typing.final
-class ChangeMemory(_message.Message):
-    """A change of the memory table: answered by Done. fds: that of the region to be added, if there is one."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REMOVED_FIELD_NUMBER: _builtins.int
-    ADDED_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def removed(self) -> Global___Region: ...
-    @_builtins.property
-    def added(self) -> Global___Region: ...
-    def __init__(
-        self,
-        *,
-        removed: Global___Region | None = ...,
-        added: Global___Region | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "removed", b"removed"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "removed", b"removed"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ChangeMemory: _TypeAlias = ChangeMemory  # noqa: Y015
 
 @_typing.final
 class SetMemory(_message.Message):

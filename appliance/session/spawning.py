@@ -47,8 +47,16 @@ class WorkerExit(NamedTuple):
     status: int | None
     """The exit status, or the negated number of the signal that killed the process; None if the
     fork server, which would know, has ended."""
-    refused_call: int = -1
-    """The number of the system call for which the sandbox killed it, or -1."""
+
+    def describe(self) -> str:
+        """Return the end of a sentence that begins with what the process is."""
+        if self.status is None:
+            return "has ended"
+        if self.status == -signal.SIGSYS:
+            return "was killed by SIGSYS, for a system call that its sandbox forbids"
+        if self.status < 0:
+            return f"was killed by signal {-self.status}"
+        return f"ended with status {self.status}"
 
 
 class StartedWorker(NamedTuple):
@@ -101,7 +109,7 @@ class Exits:
         if future is None:
             future = self._futures[exited.pid] = asyncio.get_running_loop().create_future()
         if not future.done():
-            future.set_result(WorkerExit(exited.status, exited.refused_call))
+            future.set_result(WorkerExit(exited.status))
 
     def watch_all(self) -> None:
         """Find out by their pidfds when they end, because the fork server has ended."""

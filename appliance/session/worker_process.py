@@ -38,7 +38,6 @@ import collections
 import contextlib
 import logging
 import os
-import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol, TypeVar
@@ -296,7 +295,7 @@ class WorkerProcess:
     # --- Deaths ---
 
     def _note_death(self, ended: WorkerExit) -> None:
-        _LOG.warning("%s: worker %d %s; starting another", self._label, self.pid, _describe(ended))
+        _LOG.warning("%s: worker %d %s; starting another", self._label, self.pid, ended.describe())
         self._owner.died()
         if time.monotonic() - self._started_s > _STABLE_S:
             self._num_early_deaths = 0
@@ -346,13 +345,3 @@ class WorkerProcess:
         if not self._is_closing:
             self.restarts += 1
         self._wake.set()
-
-
-def _describe(ended: WorkerExit) -> str:
-    if ended.status is None:
-        return "has ended"
-    if ended.status == -signal.SIGSYS:
-        return "was killed by SIGSYS, for a system call that its sandbox forbids"
-    if ended.status < 0:
-        return f"was killed by signal {-ended.status}"
-    return f"ended with status {ended.status}"

@@ -93,10 +93,9 @@ class AttachedSession:
 
     async def wait(self) -> None:
         """Return when the process has ended."""
-        status = (await asyncio.shield(self._exit)).status
-        if status:
-            how = f"ended with status {status}" if status > 0 else f"was killed by signal {-status}"
-            _LOG.error("%s: session process %d %s", self.label, self.pid, how)
+        ended = await asyncio.shield(self._exit)
+        if ended.status:
+            _LOG.error("%s: session process %d %s", self.label, self.pid, ended.describe())
 
     async def ends_within(self, seconds: float) -> bool:
         """Return whether the process ends within a number of seconds."""

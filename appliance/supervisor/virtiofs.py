@@ -249,6 +249,8 @@ class Supervisor:
         try:
             await session.start(sock, start)
         except LinkClosedError:
+            await session.end()
+            await session.wait()  # logs why
             session.close()
             await asyncio.sleep(_SESSION_AGAIN_S)
             return None

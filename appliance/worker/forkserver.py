@@ -412,7 +412,7 @@ class ForkServer:
             client = self._parents.pop(pid, None)
             if client is not None:
                 client.workers.discard(pid)
-                exited = Exited(pid=pid, status=os.waitstatus_to_exitcode(status), refused_call=-1)
+                exited = Exited(pid=pid, status=os.waitstatus_to_exitcode(status))
                 client.send(Envelope(exited=exited))
 
 

@@ -7,6 +7,12 @@
 #   make test [ARGS=...]    linters, unit tests, tests in virtual machines; ARGS go to pytest
 #   make bench              measurements against other virtiofs servers, and plain gRPC; with
 #                           BEFORE=dir, of walks and imports against another checkout too
+#   make debian-root        a guest that boots Debian's own init from an imported tree
+#   make deb                a package for Debian, in build/deb
+#   make test-deb           the same, installed, upgraded and removed in a new Debian 12 that boots
+#                           with systemd; needs root, debootstrap and a Debian mirror
+#   make long-cut           the tests of links between hosts, with a link that is cut for a minute
+#   make soak-gc            random histories of a store with garbage collection, for about an hour
 #   make protos             regenerate the protobuf code
 #   make clean              remove what make has made, downloads included
 # Debian packages are installed when make runs as root; otherwise what is missing is listed.
@@ -19,7 +25,7 @@ WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_fastcdc.c cffi_
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
-.PHONY: venv demo format lint check test bench protos clean packages-venv packages-demo packages-test
+.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut soak-gc protos clean packages-venv packages-demo packages-test
 .DELETE_ON_ERROR:
 
 venv: packages-venv $(INSTALLED)
@@ -45,8 +51,16 @@ lint: $(INSTALLED)
 check: packages-test $(INSTALLED)
 	$(BIN)/python -m pytest $(PARALLEL) -m 'lint or not (slow or vm)' $(ARGS)
 
+# The first run is the whole suite, in which plain requests are answered in C. The second run has the
+# Python handler answer every request, which is the reference; it takes the tests that have a worker
+# answer: those of workers, of supervisors and mounts around them, of remote stores, and of guests
+# that boot quickly. All others cannot differ, and tests/worker/test_twin.py compares both anyway.
+ANSWERED := tests/worker tests/supervisor tests/mount tests/fs tests/remote tests/conformance \
+	vm-tests/test_guest_messages.py vm-tests/test_guest_tree.py
+
 test: packages-test $(INSTALLED)
-	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+	APPLIANCE_ANSWERS=c $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+	APPLIANCE_ANSWERS=python $(BIN)/python -m pytest $(PARALLEL) $(ARGS) $(ANSWERED)
 
 # all of them, whatever the first ones find
 bench: packages-test $(INSTALLED)
@@ -57,8 +71,26 @@ bench: packages-test $(INSTALLED)
 	$(BIN)/python -m tests.bench_neighbour || status=1; \
 	$(BIN)/python -m tests.mount.bench || status=1; \
 	$(BIN)/python -m tests.bench_rpc || status=1; \
+	$(BIN)/python -m tests.bench_nix || status=1; \
+	$(BIN)/python -m tests.collector.bench_collection || status=1; \
 	$(BIN)/python -m tests.remote.bench || status=1; \
 	exit $$status
+
+debian-root: packages-test $(INSTALLED)
+	$(BIN)/python -m pytest vm-tests/debian_root.py $(ARGS)
+
+deb: $(INSTALLED)
+	@$(BIN)/python -m tools.debian_package build/deb
+
+# its name keeps it out of `make test`, as it takes minutes
+test-deb: packages-test $(INSTALLED)
+	$(BIN)/python -m pytest vm-tests/debian_system.py $(ARGS)
+
+long-cut: packages-test $(INSTALLED)
+	TEST_CUT_S=60 $(BIN)/python -m pytest tests/remote/test_links.py $(ARGS)
+
+soak-gc: packages-test $(INSTALLED)
+	APPLIANCE_SOAK_EXAMPLES=2000 $(BIN)/python -m pytest tests/collector/test_collection_model.py $(ARGS)
 
 protos: $(INSTALLED)
 	setup/protos.sh .

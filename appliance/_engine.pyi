@@ -30,7 +30,7 @@ class EngRing(CData):
     is_event_idx: int
     is_indirect: int
     call_fd: int
-    is_call_socket: int
+    call_kind: int
     last_avail: int
     in_flight: int
     fault: int
@@ -72,13 +72,21 @@ class EngReply(CData):
 
 class EngAnswers(CData):
     session: CData
-    counters: CData
+    statistics: CData
     listing: CData
     store: EngStore
     places: EngPlaces
     usage: EngUsage
+    now_ns: int
+    taken_ns: int
     left_num: int
     left: Sequence[int]
+
+class EngWait(CData):
+    epoll_fd: int
+    kick_fd: int
+    poll_max_ns: int
+    poll_ns: int
 
 class _Allocator(Protocol):
     @overload
@@ -98,6 +106,8 @@ class _Ffi(Protocol):
     def new(self, cdecl: Literal["struct eng_store *"]) -> EngStore: ...
     @overload
     def new(self, cdecl: Literal["struct eng_reply *"]) -> EngReply: ...
+    @overload
+    def new(self, cdecl: Literal["struct eng_wait *"]) -> EngWait: ...
     def new_allocator(self, *, should_clear_after_alloc: bool) -> _Allocator: ...
     def addressof(self, cdata: CData, field: str, /) -> CData: ...
     @overload
@@ -139,11 +149,15 @@ class _Lib(Protocol):
     ENG_EORDER: int
     ENG_ETOTAL: int
     ENG_EFRAGMENTS: int
+    ENG_EKICK: int
     ENG_EBROKEN: int
     ENG_ESTALE: int
     ENG_ESLOT: int
     ENG_EBOUNDS: int
     ENG_EIDLE: int
+    ENG_SIGNAL_POLLED: int
+    ENG_SIGNAL_SOCKET: int
+    ENG_SIGNAL_NONBLOCKING: int
 
     def eng_map_add(
         self, map_: EngMap, fd: int, gpa: int, size: int, user_addr: int, offset: int, /
@@ -157,7 +171,7 @@ class _Lib(Protocol):
     def eng_ring_complete(self, ring: EngRing, slot: int, length: int, /) -> int: ...
     def eng_ring_signal(self, ring: EngRing, /) -> None: ...
     def eng_ring_arm(self, ring: EngRing, /) -> int: ...
-    def eng_signal(self, fd: int, is_socket: int, /) -> None: ...
+    def eng_signal(self, fd: int, kind: int, /) -> None: ...
     def eng_slot_write(
         self, ring: EngRing, slot: int, offset: int, data: bytes | CData, size: int, /
     ) -> int: ...
@@ -203,10 +217,11 @@ class _Lib(Protocol):
     def eng_grants_init(self, ret: CData, fd: int, /) -> int: ...
     def eng_grants_deinit(self, grants: CData, /) -> None: ...
     def eng_blob_fds_init(self, ret: CData, directory_fd: int, skip: int, num: int, /) -> None: ...
+    def eng_blob_fds_limit(self, fds: CData, limit: int, /) -> None: ...
     def eng_blob_fds_close(self, fds: CData, /) -> None: ...
     def eng_blob_fds_close_unlinked(self, fds: CData, /) -> None: ...
-    def eng_usage_is_due(self, usage: CData, /) -> int: ...
-    def eng_usage_clear(self, usage: CData, /) -> None: ...
+    def eng_usage_is_due(self, usage: CData, now_ns: int, /) -> int: ...
+    def eng_usage_clear(self, usage: CData, now_ns: int, /) -> None: ...
     def eng_answer(
         self,
         answers: EngAnswers,
@@ -225,9 +240,7 @@ class _Lib(Protocol):
         self,
         answers: EngAnswers,
         ring: EngRing,
-        epoll_fd: int,
-        kick_fd: int,
-        is_busy: int,
+        wait: EngWait,
         /,
     ) -> int: ...
     def eng_serve_device(

@@ -1,9 +1,11 @@
-"""Guest memory and one virtqueue, device side: the only importer of the C module.
+"""Guest memory and the device side of one virtqueue, as the C module implements them.
 
-The C half moves bytes and holds the guest to the rules; this half turns its codes into errors.
-Nothing here owns an fd, and nothing is safe to share between threads.
+The C functions move bytes and check that the guest follows the rules. The classes here own the
+memory that the C functions use, and turn their codes into exceptions. No object here owns a
+descriptor, and none may be used by several threads.
 """
 
+import fcntl
 import os
 import stat
 from mmap import PAGESIZE
@@ -46,6 +48,7 @@ _RULES: Final = {
     lib.ENG_EORDER: "readable buffer behind a writable one: address {value:#x}, head {head}",
     lib.ENG_ETOTAL: "chain holds more than 4 GiB: buffer at {value:#x}, head {head}",
     lib.ENG_EFRAGMENTS: "chain falls into more than {value} pieces of memory, head {head}",
+    lib.ENG_EKICK: "the kick descriptor cannot be waited for: epoll events {value:#x}",
     lib.ENG_EBROKEN: "closed",
 }
 _MISUSES: Final = {
@@ -55,13 +58,14 @@ _MISUSES: Final = {
     lib.ENG_EIDLE: "nothing is in flight",
 }
 
-# Buffers that C fills before anybody looks need no zeroing: pages never used are never resident.
+# C fills these buffers before they are read, so they need not be cleared. Pages that are never used
+# take no memory.
 _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 _from_buffer = ffi.from_buffer
 
 
 class MappedRegion(NamedTuple):
-    """A piece of guest memory, in bytes (vhost-user: memory region description)."""
+    """A region of guest memory, all in bytes (vhost-user: memory region description)."""
 
     gpa: int
     size: int
@@ -85,9 +89,9 @@ def _overlaps(start: int, size: int, other_start: int, other_size: int) -> bool:
 
 
 class GuestMap:
-    """Guest memory mapped into this process.
+    """Guest memory that is mapped into this process.
 
-    Removing a region makes every ring over this map refuse to work until its `translate()`.
+    After a region was removed, every ring over this map refuses to work until its `translate()`.
     """
 
     MAX_REGIONS: ClassVar[int] = lib.ENG_REGIONS_MAX
@@ -98,17 +102,17 @@ class GuestMap:
 
     @property
     def regions(self) -> tuple[MappedRegion, ...]:
-        """What is mapped, in the order of addition."""
+        """The mapped regions in the order in which they were added."""
         return tuple(self._regions)
 
     def add(self, fd: int, region: MappedRegion) -> None:
-        """Map a region of the file `fd`; the caller keeps and closes `fd`.
+        """Map a region of the file `fd` (lent).
 
-        The front-end is trusted not to shrink the file while it is mapped: access would be SIGBUS.
+        If the front-end shrinks the file while it is mapped, an access is SIGBUS.
 
         Raises:
-            VhostError: the region is empty, overflows, is not page aligned in the file, ends behind
-                the file, overlaps another one, is one too many, or cannot be mapped.
+            VhostError: the region is empty, overflows, is not page-aligned in the file, ends behind
+                the end of the file, overlaps another region, is one too many, or cannot be mapped.
         """
         self._check(region)
         status = os.fstat(fd)
@@ -140,7 +144,7 @@ class GuestMap:
         """Unmap a region.
 
         Raises:
-            VhostError: no such region.
+            VhostError: `region` is not mapped.
         """
         if region not in self._regions:
             raise VhostError(f"{region}: not mapped")
@@ -154,7 +158,7 @@ class GuestMap:
 
 
 class RingLayout(NamedTuple):
-    """Where a ring is: `num` entries, and user addresses of its areas, translated by the ring."""
+    """The number of entries of a ring, and the user addresses of its areas."""
 
     num: int
     desc: int
@@ -163,35 +167,41 @@ class RingLayout(NamedTuple):
 
 
 def inflight_size(num: int) -> int:
-    """Return the bytes of the inflight area of a queue of `num` entries, a multiple of 64."""
+    """Return the size of the inflight area of a queue of `num` entries: bytes, a multiple of 64."""
     return (INFLIGHT_HEADER.size + num * INFLIGHT_ENTRY.size + 63) & ~63
 
 
 def signal_fd(fd: int) -> None:
-    """Signal whoever waits for the eventfd or socket `fd`; -1 is nobody's."""
-    lib.eng_signal(fd, _is_socket(fd))
+    """Signal whoever waits on the eventfd or socket `fd`; -1 means that there is none."""
+    lib.eng_signal(fd, _signal_kind(fd))
 
 
-def _is_socket(fd: int) -> bool:
-    return fd >= 0 and stat.S_ISSOCK(os.fstat(fd).st_mode)
+def _signal_kind(fd: int) -> int:
+    if fd < 0:
+        return lib.ENG_SIGNAL_POLLED
+    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return lib.ENG_SIGNAL_SOCKET
+    # The front-end's choice, which is not changed here. Most of them make their eventfds so.
+    is_nonblocking = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK
+    return lib.ENG_SIGNAL_NONBLOCKING if is_nonblocking else lib.ENG_SIGNAL_POLLED
 
 
 class Ring:
-    """The device side of one split virtqueue. Owns no fd.
+    """The device side of one split virtqueue; owns no descriptor.
 
-    `pop()` takes chains off the available ring into slots, `complete()` returns them, in any order.
-    Every chain popped is recorded in the inflight area first, so that another process can run it
-    again. Slots are good until the next `pop()`, `load()` or `translate()`; a chain that is to wait
-    longer is kept as its head and loaded again.
+    `pop()` takes chains from the available ring into slots, and `complete()` returns them in any
+    order. Every chain is recorded in the inflight area before anything else happens to it, so that
+    another process can run it again. Slots are valid until the next `pop()`, `load()` or
+    `translate()`. A chain that must wait longer is kept as its head index and loaded again.
 
-    A RingError from any method is final: the ring stays broken and returns nothing more.
-    Misuse is a ValueError, always our own bug.
+    After a RingError from any method, the ring is broken and returns no more chains. Wrong use by
+    the caller is a ValueError.
     """
 
     REQUEST_MAX: ClassVar[int] = lib.ENG_REQUEST_MAX
 
     recovered: list[int]
-    """Heads that an earlier process popped and did not return, oldest first: load and run them."""
+    """Heads that an earlier process popped and did not return, oldest first, to be loaded."""
 
     def __init__(
         self,
@@ -204,21 +214,21 @@ class Ring:
         call_fd: int,
         err_fd: int,
     ) -> None:
-        """Start the ring where `inflight` left it, or at `base` if that area is fresh (version 0).
+        """Start the ring where `inflight` says, or at `base` if that area is blank (version 0).
 
         Args:
-            memory: kept; must not be closed before the ring is dropped.
-            layout: as the front-end gave it.
-            base: avail index to start at.
-            features: negotiated virtio feature bits.
-            inflight: this queue's area of `inflight_size(num)` bytes, writable, aligned to 8; held
-                until `close()`.
-            call_fd: eventfd or socket, signalled when the guest wants to hear of completions;
-                -1 for none.
-            err_fd: as `call_fd`, for `signal_error()`.
+            memory: guest memory (lent), which must not be closed while the ring is in use.
+            layout: the layout that the front-end gave.
+            base: the available index to start at.
+            features: the virtio feature bits that were negotiated.
+            inflight: the area of this queue (lent until `close()`): `inflight_size(num)` bytes,
+                writable and aligned to 8.
+            call_fd: an eventfd or socket (lent) that is signalled when the guest asks for it; -1
+                for none.
+            err_fd: the same for `signal_error()`.
 
         Raises:
-            RingError: an area is misaligned or not in guest memory, or contradicts `inflight`.
+            RingError: an area is misaligned, is not in guest memory, or contradicts `inflight`.
         """
         if inflight.nbytes < INFLIGHT_HEADER.size + layout.num * INFLIGHT_ENTRY.size:
             raise ValueError(f"inflight area of {inflight.nbytes} bytes for {layout.num} entries")
@@ -233,11 +243,11 @@ class Ring:
         self._make_views()
         self._err_fd = err_fd
         self._ring.call_fd = call_fd
-        self._ring.is_call_socket = _is_socket(call_fd)
+        self._ring.call_kind = _signal_kind(call_fd)
         self.recovered = self._start(layout.num, base)
 
     def _start(self, num: int, base: int) -> list[int]:
-        # The record may be memory that the front-end can write to meanwhile: C reads it once.
+        # The front-end may be able to write to the record meanwhile, so C reads each word once.
         found = _new_uncleared("struct eng_recovered[]", num)
         self._ring.recovered = found
         try:
@@ -261,7 +271,7 @@ class Ring:
         ring.is_indirect = bool(features & FEATURE_INDIRECT_DESC)
 
     def _make_views(self) -> None:
-        # One view per array for the ring's whole life: cheaper to index than a cffi field.
+        # Views that last as long as the ring, because indexing them is cheaper than a cffi field.
         ring = self._ring
         self._requests = memoryview(ffi.buffer(self._scratch)).toreadonly()
         self._starts = memoryview(ffi.buffer(ring.request_start)).cast("I")
@@ -269,15 +279,14 @@ class Ring:
         self._heads = memoryview(ffi.buffer(ring.head)).cast("I")
         self._readable = memoryview(ffi.buffer(ring.readable_len)).cast("Q")
         self._writable = memoryview(ffi.buffer(ring.writable_len)).cast("Q")
-        self._is_due = memoryview(ffi.buffer(ffi.addressof(ring, "is_signal_due"))).cast("I")
 
     @property
     def cdata(self) -> "EngRing":
-        """The ring as the C module knows it, to be lent to its other functions."""
+        """The C structure of the ring, to be passed to other functions of the C module."""
         return self._ring
 
     def check(self, status: int) -> None:
-        """Raise the error that a negative `status` of a function of the C module stands for.
+        """Raise the exception for `status`, the result of a C function, if it is negative.
 
         Raises:
             RingError: the guest broke a rule of the ring.
@@ -298,7 +307,7 @@ class Ring:
 
     @property
     def last_avail(self) -> int:
-        """The number of chains popped, modulo 2**16: the base to return when the ring stops."""
+        """The number of chains popped, modulo 2**16, from which a later ring goes on."""
         return self._ring.last_avail
 
     @property
@@ -307,13 +316,13 @@ class Ring:
         return self._ring.in_flight
 
     def pop(self, limit: int = 32) -> int:
-        """Pop up to `limit` chains into slots 0..n-1 and return n; 0 means that the ring is empty.
+        """Pop up to `limit` chains into slots 0 to n-1 and return n, 0 if the ring is empty.
 
-        What does not fit in the buffers stays in the ring for the next call, as does a chain that
-        breaks a rule while there are good ones before it.
+        Chains that do not fit in the buffers stay in the ring until the next call. So does a chain
+        that breaks a rule if there are good chains before it.
 
         Raises:
-            RingError: the guest broke a rule of the ring; the text names it.
+            RingError: the guest broke a rule of the ring, which the text names.
         """
         count = lib.eng_ring_pop(self._ring, limit)
         if count < 0:
@@ -321,7 +330,7 @@ class Ring:
         return count
 
     def load(self, head: int) -> None:
-        """Walk the chain of an already popped head again, into slot 0.
+        """Walk the chain at `head`, which was popped before, again into slot 0.
 
         Raises:
             RingError: the guest broke a rule of the ring.
@@ -329,26 +338,26 @@ class Ring:
         self._check(lib.eng_ring_load(self._ring, head))
 
     def request(self, slot: int) -> memoryview:
-        """Return the private copy of the first REQUEST_MAX readable bytes.
+        """Return a private copy of the first REQUEST_MAX readable bytes.
 
-        The view is read-only and its bytes are good until the next `pop()` or `load()`.
+        The view is read-only, and valid until the next `pop()` or `load()`.
         """
         return self._requests[self._starts[slot] : self._ends[slot]]
 
     def head(self, slot: int) -> int:
-        """Return the chain's head index: its name for `load()`."""
+        """Return the head index of the chain, by which `load()` finds it."""
         return self._heads[slot]
 
     def readable_len(self, slot: int) -> int:
-        """Return the chain's readable bytes; may exceed what `request()` holds."""
+        """Return the number of readable bytes, which may be more than `request()` has."""
         return self._readable[slot]
 
     def writable_len(self, slot: int) -> int:
-        """Return the chain's room for a reply, in bytes."""
+        """Return the number of writable bytes, which is the room for a reply."""
         return self._writable[slot]
 
     def write(self, slot: int, offset: int, data: bytes | memoryview) -> None:
-        """Scatter `data` into the writable part, from byte `offset` on."""
+        """Write `data` to the writable part from byte `offset` on."""
         if type(data) is bytes:
             status = lib.eng_slot_write(self._ring, slot, offset, data, len(data))
         else:
@@ -358,13 +367,13 @@ class Ring:
             self._raise(-status)
 
     def read_file(self, slot: int, offset: int, fd: int, file_offset: int, size: int) -> int:
-        """Read `size` bytes of a file straight into the writable part, from byte `offset` on.
+        """Read `size` bytes of a file into the writable part from byte `offset` on.
 
         Returns:
-            The bytes read; fewer than `size` only where the file ends.
+            The number of bytes that were read, which is less than `size` only if the file ends.
 
         Raises:
-            OSError: the read failed; the writable part may have changed.
+            OSError: the file cannot be read. The writable part may have changed.
         """
         if offset < 0 or size < 0 or offset + size > self._writable[slot]:
             raise ValueError(_MISUSES[lib.ENG_EBOUNDS])
@@ -374,43 +383,39 @@ class Ring:
         return count
 
     def complete(self, slot: int, length: int) -> None:
-        """Return the chain, `length` bytes of it written; see `is_signal_due`."""
+        """Return the chain to the guest, with `length` bytes of it written, without a signal."""
         status = lib.eng_ring_complete(self._ring, slot, length)
         if status:
             self._raise(-status)
 
-    @property
-    def is_signal_due(self) -> bool:
-        """Whether the guest wants to hear of a completion: `signal()` soon."""
-        return bool(self._is_due[0])
-
     def signal(self) -> None:
-        """Signal the guest if that is due, also of a ring that broke since.
+        """Signal the guest once if it asks for that at any chain completed since the last call.
 
-        The caller must hold nothing that others wait for, such as a snapshot of the store: a
-        front-end that times it well can have a write to its descriptor block.
+        This also works after the ring broke. The caller must hold nothing that others wait for,
+        such as a snapshot of the store, because a front-end can make a write to its descriptor
+        block.
         """
         lib.eng_ring_signal(self._ring)
 
     def arm(self) -> bool:
-        """Ask for a kick; True means that chains arrived meanwhile: pop again, do not sleep."""
+        """Ask for a kick; return whether chains arrived meanwhile, so that the caller must pop."""
         status = lib.eng_ring_arm(self._ring)
         if status < 0:
             self._raise(-status)
         return status > 0
 
     def translate(self) -> None:
-        """Find the ring again after a change of guest memory; slots are void.
+        """Find the ring again after guest memory has changed; all slots become invalid.
 
         Raises:
-            RingError: an area of the ring is gone.
+            RingError: an area of the ring is not in guest memory any more.
         """
         self._check(lib.eng_ring_translate(self._ring))
 
     def set_call(self, fd: int) -> None:
-        """Signal completions to `fd` from now on, and once now: the old one may have lost some."""
+        """Signal `fd` from now on, and also now, as a signal to the old one may be lost."""
         self._ring.call_fd = fd
-        self._ring.is_call_socket = _is_socket(fd)
+        self._ring.call_kind = _signal_kind(fd)
         signal_fd(fd)
 
     def signal_error(self) -> None:
@@ -418,6 +423,6 @@ class Ring:
         signal_fd(self._err_fd)
 
     def close(self) -> None:
-        """Let go of the inflight area; the ring is of no use afterwards."""
+        """Release the inflight area; the ring cannot be used afterwards."""
         self._ring.fault = lib.ENG_EBROKEN
         ffi.release(self._inflight)

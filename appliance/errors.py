@@ -72,7 +72,12 @@ class ContentMissingError(StoreError):
 
 
 class ServiceUnavailableError(StoreError):
-    """A remote service cannot be reached, or does not answer in time: a retry may help."""
+    """A remote service cannot be reached, or does not answer in time: a retry may help.
+
+    `is_final` is set once it has been retried for as long as a request may take.
+    """
+
+    is_final = False
 
 
 class ServiceLimitError(StoreError):

@@ -5,11 +5,12 @@
  */
 #include "blob_fds.h"
 #include "places.h"
+#include "statistics.h"
 #include "usage.h"
 
 #include <linux/fuse.h>
 
-enum { OPCODES = 64, NAME_SIZE_MAX = 255, INLINE = 0, IN_FILE = 1, FILE_RECORD_SIZE = 9 };
+enum { NAME_SIZE_MAX = 255, INLINE = 0, IN_FILE = 1, FILE_RECORD_SIZE = 9 };
 
 /* As in fuse_proto/encode.py: not all kernels cut longer ones alike. */
 #define FOREVER_S 0x7fffffffu
@@ -373,7 +374,11 @@ int eng_answer(struct eng_answers *answers, const uint8_t *request, uint64_t siz
 int eng_answers_begin(struct eng_answers *answers)
 {
 	int code = eng_store_begin(answers->store);
+	uint64_t limit = grants_open_files(&answers->places.grants);
 
+	/* Nothing that was read from them is on its way: the batch before has ended. */
+	if (limit != answers->blobs.limit)
+		eng_blob_fds_limit(&answers->blobs, limit);
 	places_begin(&answers->places);
 	return code;
 }
@@ -388,5 +393,6 @@ void eng_answers_count(struct eng_answers *answers, const uint8_t *request)
 	struct fuse_in_header header;
 
 	memcpy(&header, request, sizeof(header));
-	answers->counters[header.opcode < OPCODES ? header.opcode : 0]++;
+	answers->now_ns = statistics_now_ns();
+	statistics_add(answers->statistics, header.opcode, answers->now_ns - answers->taken_ns);
 }

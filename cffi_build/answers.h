@@ -6,9 +6,9 @@
  * named here. A request that is not plain is left to Python, which answers every request and is the
  * reference; so nothing here reports what is wrong with one.
  *
- * Layers, lowest first: lmdb_reader.c, image_view.c, grants.c, places.c, blob_fds.c and usage.c,
- * answers.c, then serve.c and device.c. The layouts of images and grants are described in appliance/images/layout.py
- * and appliance/session/grants.py.
+ * Layers, lowest first: lmdb_reader.c, image_view.c, grants.c, usage.c, places.c and blob_fds.c,
+ * answers.c, then serve.c and device.c. appliance/images/layout.py and appliance/session/grants.py
+ * describe the layouts of images and grants.
  */
 #ifndef ANSWERS_H
 #define ANSWERS_H
@@ -21,14 +21,30 @@ enum {
 	ENG_DIGEST_SIZE = 32,
 	ENG_NODE_ENTRY_SIZE = 128,
 	ENG_DIRECTORIES_MAX = 2048,	/* cached; a power of two */
-	ENG_BLOB_FDS_MAX = 64,
+	ENG_BLOB_FDS_MAX = 1024,
 	ENG_USED_MAX = 512,
 	ENG_USED_SLOTS = 1024,
+	ENG_OPCODES = 64,
+	ENG_LATENCY_BUCKETS = 36,	/* the last one begins at 34 s */
 	ENG_HEAD_MAX = 144,		/* an out_header and the largest fixed body */
 	ENG_LISTING_SIZE = 1048592,	/* the largest reply that is asked for: 256 pages and a header */
 };
 
-/* Bytes that belong to somebody else. */
+/*
+ * What one queue has served, in session memory (appliance/session/session_memory.py). One process
+ * writes it at a time; others read.
+ */
+struct eng_statistics {
+	uint64_t requests[ENG_OPCODES];	/* answered, by opcode; 0: all others */
+	/* Of these, by the binary logarithm of the nanoseconds from when the request was taken. */
+	uint64_t latency[ENG_OPCODES][ENG_LATENCY_BUCKETS];
+	uint64_t plain_num;		/* answered in C */
+	uint64_t waits;			/* times that the worker went to sleep */
+	uint64_t polls_paid, polls_vain;	/* looks at an empty ring before that */
+	uint64_t unused[4];
+};
+
+/* Bytes that are owned elsewhere. */
 struct eng_bytes {
 	const uint8_t *at;
 	uint64_t size;
@@ -122,8 +138,8 @@ struct eng_usage {
 };
 
 /* Whether a report is due: once a second, or when there is no room for more. */
-int eng_usage_is_due(const struct eng_usage *usage);
-void eng_usage_clear(struct eng_usage *usage);
+int eng_usage_is_due(const struct eng_usage *usage, uint64_t now_ns);
+void eng_usage_clear(struct eng_usage *usage, uint64_t now_ns);
 
 /* places.c: nodes by their numbers. */
 struct eng_places {
@@ -135,10 +151,11 @@ struct eng_places {
 	struct eng_directory directory[ENG_DIRECTORIES_MAX];
 };
 
-/* blob_fds.c: files of blobs, held open. */
+/* blob_fds.c: files of blobs that are held open; links are slot numbers plus 1. */
 struct eng_blob_fd {
-	int32_t fd;			/* -1: a free slot */
-	uint32_t is_used;		/* since the last look for a slot to reuse */
+	int32_t fd;
+	uint16_t newer, older;		/* in the order of use */
+	uint16_t next;			/* in the bucket, or among the free ones */
 	uint64_t size;
 	uint8_t digest[ENG_DIGEST_SIZE];
 };
@@ -146,11 +163,17 @@ struct eng_blob_fd {
 struct eng_blob_fds {
 	int32_t directory_fd;		/* of the store's directory, or of blobs/ in it; lent */
 	uint32_t skip;			/* bytes of "blobs/ab/abcd..." that it stands for: 0 or 6 */
-	uint32_t num, next;		/* slots that may be used; where the next look begins */
+	uint32_t max;			/* the most that may ever be open */
+	uint32_t limit, num;		/* how many may be open now, and are */
+	uint16_t newest, oldest;
+	uint16_t free, touched;		/* slots that were used before; how many ever were */
+	uint16_t bucket[ENG_BLOB_FDS_MAX];
 	struct eng_blob_fd slot[ENG_BLOB_FDS_MAX];
 };
 
-void eng_blob_fds_init(struct eng_blob_fds *ret, int directory_fd, uint32_t skip, uint32_t num);
+void eng_blob_fds_init(struct eng_blob_fds *ret, int directory_fd, uint32_t skip, uint32_t max);
+/* Sets how many may be open, but no more than `max`, and closes those that are too many. */
+void eng_blob_fds_limit(struct eng_blob_fds *fds, uint64_t limit);
 void eng_blob_fds_close(struct eng_blob_fds *fds);
 /* Closes files that were removed, which frees their space. */
 void eng_blob_fds_close_unlinked(struct eng_blob_fds *fds);
@@ -168,13 +191,15 @@ struct eng_reply {
 /* answers.c. The caller fills the first part and calls the three init functions above. */
 struct eng_answers {
 	const uint8_t *session;		/* the first byte says whether INIT was answered */
-	uint64_t *counters;		/* 64, by opcode */
+	struct eng_statistics *statistics;
 	uint8_t *listing;		/* ENG_LISTING_SIZE bytes, aligned to 8 */
 	struct eng_store *store;
 
 	struct eng_places places;
 	struct eng_blob_fds blobs;
 	struct eng_usage usage;
+	uint64_t now_ns;		/* CLOCK_MONOTONIC, as last read */
+	uint64_t taken_ns;		/* when the requests being answered were taken */
 	uint32_t left_num;
 	uint32_t left[ENG_SLOTS_MAX];	/* slots whose requests are not plain */
 };
@@ -195,17 +220,27 @@ int eng_answer(struct eng_answers *answers, const uint8_t *request, uint64_t siz
 /* Begins a snapshot, and drops what is cached of revoked grants. */
 int eng_answers_begin(struct eng_answers *answers);
 void eng_answers_end(struct eng_answers *answers);
-/* Counts a request that was answered, whose header is whole. */
+/* Counts a request that was answered, whose header is whole, and reads the clock. */
 void eng_answers_count(struct eng_answers *answers, const uint8_t *request);
 
-/* serve.c. One batch: pops up to `limit` chains, answers what is plain, signals. A code, or 0. */
+/* serve.c: where a ring's worker waits. The caller fills the first part. */
+struct eng_wait {
+	int32_t epoll_fd;		/* lent; has the kick and whatever else ends a wait */
+	int32_t kick_fd;		/* lent; registered with EPOLLIN | EPOLLET, and never read */
+	uint64_t poll_max_ns;		/* 0: the ring is never polled */
+
+	uint64_t poll_ns;		/* how long it is polled before the next sleep */
+	uint64_t looked_ns;		/* when epoll_fd was last looked at */
+};
+
+/* Pops up to `limit` chains, answers the plain ones, signals once. Returns 0 or a negated ENG_E*. */
 int eng_serve_batch(struct eng_answers *answers, struct eng_ring *ring, uint32_t limit);
 /*
- * Serves a ring until Python must look: 0, at a descriptor in `epoll_fd` that is not the kick, at a
- * signal, or because usage is to be reported; 1, at the requests in `left`; or a negated ENG_E* code.
+ * Serves a ring until Python must look. Returns 0 for a look at the descriptors in epoll_fd, at
+ * signals, or at usage that is to be reported; 1 for the requests in `left`, which are popped; or a
+ * negated ENG_E* code.
  */
-int eng_serve_ring(struct eng_answers *answers, struct eng_ring *ring, int epoll_fd, int kick_fd,
-		   int is_busy);
+int eng_serve_ring(struct eng_answers *answers, struct eng_ring *ring, struct eng_wait *wait);
 /*
  * device.c. Serves a /dev/fuse descriptor until a request that is not plain was read, and returns its
  * size; or a negated errno, EAGAIN after a batch of plain ones.

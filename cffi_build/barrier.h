@@ -39,10 +39,20 @@ static inline void eng_store_flag_release(uint8_t *flag, uint8_t value)
 	__atomic_store_n(flag, value, __ATOMIC_RELEASE);
 }
 
-/* Orders our store before our next load: for «publish, then look whether they sleep». */
+/* Orders our store before our next load: for "publish, then look whether they sleep". */
 static inline void eng_fence(void)
 {
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+/* In a loop that waits for another processor: leaves it, and a sibling of ours, more of the machine. */
+static inline void eng_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
 }
 
 /*

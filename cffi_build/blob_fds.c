@@ -1,4 +1,10 @@
-/* Files of blobs, held open. When all slots are taken, one that was not used lately gives way. */
+/*
+ * Files of blobs that are held open: a hash table for the search by digest, and a list in the order of
+ * use. When there are as many as may be open, the one that was used longest ago is closed. The digest
+ * is a hash already, so its first bytes choose the bucket.
+ *
+ * Links are slot numbers plus 1, and 0 stands for none.
+ */
 #include "blob_fds.h"
 
 #include <fcntl.h>
@@ -6,51 +12,113 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-void eng_blob_fds_init(struct eng_blob_fds *ret, int directory_fd, uint32_t skip, uint32_t num)
+void eng_blob_fds_init(struct eng_blob_fds *ret, int directory_fd, uint32_t skip, uint32_t max)
 {
+	memset(ret, 0, sizeof(*ret));
 	ret->directory_fd = directory_fd;
 	ret->skip = skip;
-	ret->num = num > ENG_BLOB_FDS_MAX ? ENG_BLOB_FDS_MAX : num;
-	ret->next = 0;
-	for (uint32_t i = 0; i < ENG_BLOB_FDS_MAX; i++)
-		ret->slot[i].fd = -1;
+	ret->max = ret->limit = max > ENG_BLOB_FDS_MAX ? ENG_BLOB_FDS_MAX : max;
 }
 
-static void drop(struct eng_blob_fd *slot)
+static uint16_t *bucket_of(struct eng_blob_fds *fds, const uint8_t *digest)
 {
-	if (slot->fd >= 0)
-		(void)close(slot->fd);
-	slot->fd = -1;
+	return &fds->bucket[(digest[0] | (uint32_t)digest[1] << 8) % ENG_BLOB_FDS_MAX];
+}
+
+/* --- The list in the order of use --- */
+
+static uint16_t *newer_of(struct eng_blob_fds *fds, uint16_t link)
+{
+	return link ? &fds->slot[link - 1].newer : &fds->oldest;
+}
+
+static uint16_t *older_of(struct eng_blob_fds *fds, uint16_t link)
+{
+	return link ? &fds->slot[link - 1].older : &fds->newest;
+}
+
+static void unlink_slot(struct eng_blob_fds *fds, const struct eng_blob_fd *slot)
+{
+	*newer_of(fds, slot->older) = slot->newer;
+	*older_of(fds, slot->newer) = slot->older;
+}
+
+static void link_newest(struct eng_blob_fds *fds, struct eng_blob_fd *slot)
+{
+	uint16_t link = (uint16_t)(slot - fds->slot + 1);
+
+	slot->older = fds->newest;
+	slot->newer = 0;
+	*newer_of(fds, fds->newest) = link;
+	fds->newest = link;
+}
+
+/* --- Closing --- */
+
+static void drop(struct eng_blob_fds *fds, struct eng_blob_fd *slot)
+{
+	uint16_t link = (uint16_t)(slot - fds->slot + 1);
+	uint16_t *at = bucket_of(fds, slot->digest);
+
+	while (*at != link)
+		at = &fds->slot[*at - 1].next;
+	*at = slot->next;
+	unlink_slot(fds, slot);
+	(void)close(slot->fd);
+	slot->next = fds->free;
+	fds->free = link;
+	fds->num--;
+}
+
+void eng_blob_fds_limit(struct eng_blob_fds *fds, uint64_t limit)
+{
+	fds->limit = limit > fds->max ? fds->max : (uint32_t)limit;
+	while (fds->num > fds->limit)
+		drop(fds, &fds->slot[fds->oldest - 1]);
 }
 
 void eng_blob_fds_close(struct eng_blob_fds *fds)
 {
-	for (uint32_t i = 0; i < ENG_BLOB_FDS_MAX; i++)
-		drop(&fds->slot[i]);
+	eng_blob_fds_limit(fds, 0);
 }
 
 void eng_blob_fds_close_unlinked(struct eng_blob_fds *fds)
 {
-	for (uint32_t i = 0; i < ENG_BLOB_FDS_MAX; i++) {
+	uint16_t link = fds->newest;
+
+	while (link) {
+		struct eng_blob_fd *slot = &fds->slot[link - 1];
 		struct stat status;
 
-		if (fds->slot[i].fd >= 0 && !fstat(fds->slot[i].fd, &status) && !status.st_nlink)
-			drop(&fds->slot[i]);
+		link = slot->older;
+		if (!fstat(slot->fd, &status) && !status.st_nlink)
+			drop(fds, slot);
 	}
+}
+
+/* --- Finding and opening --- */
+
+static struct eng_blob_fd *find(struct eng_blob_fds *fds, const uint8_t *digest)
+{
+	uint16_t link = *bucket_of(fds, digest);
+
+	while (link && memcmp(fds->slot[link - 1].digest, digest, ENG_DIGEST_SIZE) != 0)
+		link = fds->slot[link - 1].next;
+	return link ? &fds->slot[link - 1] : NULL;
 }
 
 int blob_fds_find(struct eng_blob_fds *fds, const uint8_t *digest, uint64_t size)
 {
-	for (uint32_t i = 0; i < fds->num; i++) {
-		struct eng_blob_fd *slot = &fds->slot[i];
+	struct eng_blob_fd *slot = find(fds, digest);
 
-		if (slot->fd >= 0 && !memcmp(slot->digest, digest, ENG_DIGEST_SIZE)) {
-			slot->is_used = 1;
-			/* Directories may state different sizes for one blob. */
-			return slot->size >= size ? slot->fd : -1;
-		}
+	/* Directories may state different sizes for one blob. */
+	if (!slot || slot->size < size)
+		return -1;
+	if (slot->newer) {
+		unlink_slot(fds, slot);
+		link_newest(fds, slot);
 	}
-	return -1;
+	return slot->fd;
 }
 
 /* blobs/ab/abcd..., as appliance/store/schema.py says. */
@@ -69,26 +137,30 @@ static int open_file(const struct eng_blob_fds *fds, const uint8_t *digest)
 	return openat(fds->directory_fd, name + fds->skip, O_RDONLY | O_CLOEXEC);
 }
 
-/* Returns a free slot, or the next one that was not used since the search last passed it. */
-static struct eng_blob_fd *slot_to_use(struct eng_blob_fds *fds)
+static void add(struct eng_blob_fds *fds, const uint8_t *digest, int fd, uint64_t size)
 {
-	for (;;) {
-		struct eng_blob_fd *slot = &fds->slot[fds->next];
+	uint16_t *bucket = bucket_of(fds, digest);
+	uint16_t link = fds->free ? fds->free : ++fds->touched;
+	struct eng_blob_fd *slot = &fds->slot[link - 1];
 
-		fds->next = (fds->next + 1) % fds->num;
-		if (slot->fd < 0 || !slot->is_used)
-			return slot;
-		slot->is_used = 0;
-	}
+	if (link == fds->free)
+		fds->free = slot->next;
+	slot->fd = fd;
+	slot->size = size;
+	memcpy(slot->digest, digest, ENG_DIGEST_SIZE);
+	slot->next = *bucket;
+	*bucket = link;
+	link_newest(fds, slot);
+	fds->num++;
 }
 
 int blob_fds_get(struct eng_blob_fds *fds, const uint8_t *digest, uint64_t size, uint64_t recorded)
 {
-	struct eng_blob_fd *slot;
+	struct eng_blob_fd *slot = find(fds, digest);
 	struct stat status;
 	int fd = blob_fds_find(fds, digest, size);
 
-	if (fd >= 0 || !fds->num)
+	if (fd >= 0 || !fds->limit)
 		return fd;
 	fd = open_file(fds, digest);
 	if (fd < 0)
@@ -98,11 +170,10 @@ int blob_fds_get(struct eng_blob_fds *fds, const uint8_t *digest, uint64_t size,
 		(void)close(fd);
 		return -1;
 	}
-	slot = slot_to_use(fds);
-	drop(slot);
-	slot->fd = fd;
-	slot->is_used = 1;
-	slot->size = (uint64_t)status.st_size;
-	memcpy(slot->digest, digest, ENG_DIGEST_SIZE);
+	if (slot)
+		drop(fds, slot);
+	else if (fds->num >= fds->limit)
+		drop(fds, &fds->slot[fds->oldest - 1]);
+	add(fds, digest, fd, (uint64_t)status.st_size);
 	return fd;
 }

@@ -1,5 +1,5 @@
 /* The loop of a worker that serves a /dev/fuse descriptor; one request per read(2). */
-#include "answers.h"
+#include "statistics.h"
 
 #include <errno.h>
 #include <string.h>
@@ -41,6 +41,7 @@ int64_t eng_serve_device(struct eng_answers *answers, int fd, uint8_t *request, 
 
 		if (got < 0)
 			return -errno;
+		answers->taken_ns = statistics_now_ns();
 		(void)eng_answers_begin(answers);
 		outcome = eng_answer(answers, request, (uint64_t)got, (uint64_t)got,
 				     ENG_LISTING_SIZE, &reply);
@@ -52,7 +53,7 @@ int64_t eng_serve_device(struct eng_answers *answers, int fd, uint8_t *request, 
 		if (status || outcome == ENG_NOT_PLAIN)
 			return got;
 		eng_answers_count(answers, request);
-		if (eng_usage_is_due(&answers->usage))
+		if (eng_usage_is_due(&answers->usage, answers->now_ns))
 			break;
 	}
 	return -EAGAIN;

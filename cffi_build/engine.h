@@ -35,10 +35,13 @@ enum eng_error {
 	ENG_ENUM = 1, ENG_EDESC_AREA, ENG_EAVAIL_AREA, ENG_EUSED_AREA, ENG_EINFLIGHT, ENG_EUSED_IDX,
 	ENG_EAVAIL_JUMP, ENG_EHEAD, ENG_ENEXT, ENG_ELOOP, ENG_EINDIRECT_FEATURE, ENG_EINDIRECT_NEXT,
 	ENG_EINDIRECT_NESTED, ENG_EINDIRECT_LEN, ENG_EADDR_OVERFLOW, ENG_EADDR, ENG_EORDER,
-	ENG_ETOTAL, ENG_EFRAGMENTS, ENG_EBROKEN,
+	ENG_ETOTAL, ENG_EFRAGMENTS, ENG_EKICK, ENG_EBROKEN,
 	/* the caller broke a rule */
 	ENG_ESTALE, ENG_ESLOT, ENG_EBOUNDS, ENG_EIDLE,
 };
+
+/* How a descriptor is written to without waiting. */
+enum eng_signal_kind { ENG_SIGNAL_POLLED, ENG_SIGNAL_SOCKET, ENG_SIGNAL_NONBLOCKING };
 
 /* A piece of guest memory, mapped. */
 struct eng_region {
@@ -86,7 +89,8 @@ struct eng_ring {
 	uint64_t desc_addr, avail_addr, used_addr;	/* user addresses */
 	uint32_t num;
 	int32_t is_event_idx, is_indirect;		/* what was negotiated */
-	int32_t call_fd, is_call_socket;		/* -1: none */
+	int32_t call_fd;		/* -1: none */
+	uint32_t call_kind;		/* an eng_signal_kind */
 
 	struct vring_desc *desc;
 	struct vring_avail *avail;
@@ -95,10 +99,9 @@ struct eng_ring {
 	uint32_t generation;		/* of the map that the pointers above belong to */
 	uint32_t in_flight;		/* popped, not returned; no index a guest can write */
 	uint16_t last_avail, used_idx;
-	uint16_t signalled_idx;		/* used_idx at the last decision to signal or not */
+	uint16_t signalled_idx;		/* used_idx at the last eng_ring_signal() */
 	uint16_t is_signalled_idx_valid;
 	int32_t is_quiet;		/* the guest was told not to kick */
-	uint32_t is_signal_due;		/* the guest wants to hear: eng_ring_signal() */
 
 	uint32_t fault, fault_head;	/* an ENG_E* code once the ring is broken */
 	uint64_t fault_value;		/* an address, or the number that broke the rule */
@@ -140,9 +143,17 @@ int eng_ring_load(struct eng_ring *ring, uint16_t head);
 int eng_ring_complete(struct eng_ring *ring, uint32_t slot, uint32_t length);
 /* 1: chains arrived meanwhile, do not sleep. */
 int eng_ring_arm(struct eng_ring *ring);
-/* Signals if a completion since the last call asks for it, even if the ring broke after that. */
+/* Whether eng_ring_pop() has something to take, or an error to report at its next call. */
+int eng_ring_has_chains(const struct eng_ring *ring);
+/*
+ * Signals once if the guest asks for it at any completion since the last call, even if the ring broke
+ * after that. The caller holds nothing that others wait for, such as a snapshot of a store.
+ */
 void eng_ring_signal(struct eng_ring *ring);
-/* Never waits, unless the front-end fills `fd` between our look at it and our write. */
-void eng_signal(int fd, int is_socket);
+/*
+ * Never waits, unless the front-end fills `fd` between our look at it and our write, or makes one
+ * that was non-blocking block.
+ */
+void eng_signal(int fd, uint32_t kind);
 
 #endif

@@ -12,6 +12,7 @@ enum {
 	INDEX_AT = 8,
 	NUMBERS_AT = 32,
 	REVOKED_NUM_AT = 40,
+	OPEN_FILES_AT = 56,
 	ROWS_AT = 4096,
 	ROW_SIZE = 32,
 	GRANTS_MAX = 1 << 20,
@@ -81,6 +82,11 @@ static const uint8_t *bytes_at(struct eng_grants *grants, uint64_t at, uint64_t 
 uint64_t grants_revoked_num(const struct eng_grants *grants)
 {
 	return load(grants, REVOKED_NUM_AT);
+}
+
+uint64_t grants_open_files(const struct eng_grants *grants)
+{
+	return load(grants, OPEN_FILES_AT);
 }
 
 static uint64_t row_word(const struct eng_grants *grants, uint32_t row, uint32_t word)

@@ -22,4 +22,6 @@ int grants_by_name(struct eng_grants *grants, const uint8_t *name, uint32_t size
 int grants_have_root(const struct eng_grants *grants);
 /* The number of grants that were revoked. */
 uint64_t grants_revoked_num(const struct eng_grants *grants);
+/* How many blob files each worker of the session may hold open. */
+uint64_t grants_open_files(const struct eng_grants *grants);
 #endif

@@ -103,7 +103,7 @@ static int ring_start_recovered(struct eng_ring *ring)
 	}
 	ring->last_avail = (uint16_t)(ring->used_idx + ring->in_flight);
 	/* The process before us may have died between publishing and signalling. */
-	eng_signal(ring->call_fd, ring->is_call_socket);
+	eng_signal(ring->call_fd, ring->call_kind);
 	return 0;
 }
 
@@ -117,7 +117,7 @@ int eng_ring_start(struct eng_ring *ring, uint16_t base)
 	status = eng_ring_translate(ring);
 	if (status)
 		return status;
-	ring->used_idx = eng_load_acquire(&ring->used->idx);
+	ring->used_idx = ring->signalled_idx = eng_load_acquire(&ring->used->idx);
 	if (eng_load_relaxed(&area->version) == INFLIGHT_VERSION &&
 	    eng_load_relaxed(&area->desc_num) == ring->num)
 		return ring_start_recovered(ring);
@@ -219,12 +219,13 @@ int eng_ring_load(struct eng_ring *ring, uint16_t head)
 }
 
 /*
- * The descriptor is the front-end's, of any kind: O_NONBLOCK would change it for the front-end, too,
- * and RWF_NOWAIT is unknown to eventfds. So whoever fills a pipe or a counter between poll() and
- * write() can stop us, and must not meet anything that others wait for: see eng_ring_signal().
- * What is full holds a signal that waits to be read: nothing is lost.
+ * The descriptor belongs to the front-end and may be of any kind. Its flags are the front-end's too:
+ * setting O_NONBLOCK here would change them for both. A descriptor that is not non-blocking is
+ * therefore polled first, and a front-end that fills it between poll(2) and write(2) stops this
+ * process; so the caller must hold nothing that others wait for. Where there is no room, a signal
+ * waits to be read already, and none is lost.
  */
-void eng_signal(int fd, int is_socket)
+void eng_signal(int fd, uint32_t kind)
 {
 	static const uint64_t one = 1;
 	struct pollfd room = { .fd = fd, .events = POLLOUT };
@@ -233,22 +234,14 @@ void eng_signal(int fd, int is_socket)
 	if (fd < 0)
 		return;
 	do {
-		if (is_socket)
+		if (kind == ENG_SIGNAL_SOCKET)
 			sent = send(fd, &one, sizeof(one), MSG_DONTWAIT | MSG_NOSIGNAL);
-		else if (poll(&room, 1, 0) == 1 && room.revents & POLLOUT)
+		else if (kind == ENG_SIGNAL_NONBLOCKING ||
+			 (poll(&room, 1, 0) == 1 && room.revents & POLLOUT))
 			sent = write(fd, &one, sizeof(one));
 		else
 			return;
 	} while (sent < 0 && errno == EINTR);
-}
-
-/* To be called where the caller holds nothing that others wait for, such as a snapshot of a store. */
-void eng_ring_signal(struct eng_ring *ring)
-{
-	if (!ring->is_signal_due)
-		return;
-	ring->is_signal_due = 0;
-	eng_signal(ring->call_fd, ring->is_call_socket);
 }
 
 /* VIRTIO 1.3, 2.7.7.2: whether the driver wants to hear of what is new since last time. */
@@ -260,12 +253,22 @@ static int ring_wants_signal(struct eng_ring *ring)
 
 	ring->signalled_idx = ring->used_idx;
 	ring->is_signalled_idx_valid = 1;
-	if (!is_valid)
+	/* Where the ring cannot be read any more, a signal too many does no harm. */
+	if (!is_valid || ring->generation != ring->map->generation)
 		return 1;
 	if (!ring->is_event_idx)
 		return !(eng_load_relaxed(&ring->avail->flags) & VRING_AVAIL_F_NO_INTERRUPT);
 	event = eng_load_relaxed(&ring->avail->ring[ring->num]);
 	return (uint16_t)(ring->used_idx - event - 1) < (uint16_t)(ring->used_idx - old);
+}
+
+void eng_ring_signal(struct eng_ring *ring)
+{
+	if (ring->used_idx == ring->signalled_idx)
+		return;
+	eng_fence();
+	if (ring_wants_signal(ring))
+		eng_signal(ring->call_fd, ring->call_kind);
 }
 
 static void return_chain(struct eng_ring *ring, uint16_t head, uint32_t length)
@@ -283,9 +286,6 @@ static void return_chain(struct eng_ring *ring, uint16_t head, uint32_t length)
 	eng_store_release(&ring->used->idx, ring->used_idx);
 	eng_store_flag_release(&area->desc[head].inflight, 0);
 	eng_store_release(&area->used_idx, ring->used_idx);
-	eng_fence();
-	if (ring_wants_signal(ring))
-		ring->is_signal_due = 1;
 }
 
 int eng_ring_complete(struct eng_ring *ring, uint32_t slot, uint32_t length)
@@ -304,6 +304,12 @@ int eng_ring_complete(struct eng_ring *ring, uint32_t slot, uint32_t length)
 	ring->is_done[slot] = 1;
 	return_chain(ring, (uint16_t)ring->head[slot], length);
 	return 0;
+}
+
+int eng_ring_has_chains(const struct eng_ring *ring)
+{
+	return !eng_ring_usable(ring) &&
+	       eng_load_acquire(&ring->avail->idx) != ring->last_avail;
 }
 
 int eng_ring_arm(struct eng_ring *ring)

@@ -2,20 +2,11 @@
 #include "usage.h"
 
 #include <string.h>
-#include <time.h>
 
 #define REPORT_EVERY_NS 1000000000u
 #define SLOTS ((uint32_t)(sizeof(((struct eng_usage *)0)->slot) / sizeof(uint16_t)))
 
 _Static_assert(SLOTS >= 2 * ENG_USED_MAX, "a search ends at a free slot");
-
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 void usage_note(struct eng_usage *usage, uint32_t kind, const uint8_t *digest)
 {
@@ -36,15 +27,15 @@ void usage_note(struct eng_usage *usage, uint32_t kind, const uint8_t *digest)
 	usage->slot[slot] = (uint16_t)++usage->num;
 }
 
-int eng_usage_is_due(const struct eng_usage *usage)
+int eng_usage_is_due(const struct eng_usage *usage, uint64_t now_ns)
 {
 	return usage->num == ENG_USED_MAX ||
-	       (usage->num && now_ns() - usage->reported_ns >= REPORT_EVERY_NS);
+	       (usage->num && now_ns - usage->reported_ns >= REPORT_EVERY_NS);
 }
 
-void eng_usage_clear(struct eng_usage *usage)
+void eng_usage_clear(struct eng_usage *usage, uint64_t now_ns)
 {
 	usage->num = 0;
-	usage->reported_ns = now_ns();
+	usage->reported_ns = now_ns;
 	memset(usage->slot, 0, sizeof(usage->slot));
 }

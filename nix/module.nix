@@ -37,7 +37,8 @@ let
           example = lib.literalExpression "[ config.microvm.vms.web.config.config.system.build.toplevel ]";
           description = ''
             Store paths that are copied into the store, with their closures, before the machine is
-            served.
+            served. The guest sees these closures and nothing else, with a file `.registration` for
+            its `nix-store --load-db`. Without any, it sees the whole store.
           '';
         };
         socket = mkOption {
@@ -61,7 +62,10 @@ let
         listRoot = mkOption {
           type = types.bool;
           default = false;
-          description = "Whether the guest may list all store paths, rather than only use them.";
+          description = ''
+            Whether a guest that sees the whole store may list it, rather than only use paths that it
+            knows. A closure can always be listed.
+          '';
         };
       };
     };
@@ -218,6 +222,7 @@ in
                   "--socket-path=${vm.socket}"
                   "--num-request-queues=${toString vm.queues}"
                 ]
+                ++ lib.optional (vm.closure != [ ]) "--view=${name}"
                 ++ lib.optional vm.listRoot "--list-root"
               )
             );
@@ -233,14 +238,27 @@ in
             Type = "oneshot";
             RemainAfterExit = true;
             StateDirectory = "appliance";
-            ExecStart = command (
-              [
-                "copy"
-                store
-                "--recursive"
-              ]
-              ++ map toString vm.closure
-            );
+            ExecStart = [
+              (command (
+                [
+                  "copy"
+                  store
+                  "--recursive"
+                ]
+                ++ map toString vm.closure
+              ))
+              (command (
+                [
+                  "view"
+                  "set"
+                  store
+                  name
+                  "--registration-files"
+                  "--closure"
+                ]
+                ++ map toString vm.closure
+              ))
+            ];
           };
         }
       ) (lib.filterAttrs (_name: vm: vm.closure != [ ]) cfg.vms);

@@ -4,7 +4,13 @@ With several processes (pytest-xdist, a file at a time) it is the other way roun
 begins first, and the quick files fill the end.
 """
 
+import os
+
 import pytest
+
+
+def pytest_report_header() -> str:
+    return f"plain requests are answered in: {os.environ.get('APPLIANCE_ANSWERS', 'c')}"
 
 
 @pytest.hookimpl(trylast=True)

@@ -20,6 +20,10 @@ ANSWERS = ("image_view.c", "grants.c", "places.c", "blob_fds.c", "usage.c", "ans
 ANSWERS_SOURCES = [C_DIR / name for name in ANSWERS]
 SERVING_SOURCES = [C_DIR / name for name in ("lmdb_reader.c", "serve.c", "device.c")]
 SOURCES = RING_SOURCES + ANSWERS_SOURCES + SERVING_SOURCES
+SERVING_HEADERS = {
+    "answers", "barrier", "blob_fds", "engine", "grants", "image_view", "places", "statistics",
+    "usage",
+}  # fmt: skip
 BUILDER_SOURCES = [C_DIR / "images.c", C_DIR / "castore.c"]
 SOURCE_NAMES = sorted(path.name for path in C_DIR.glob("[!_]*.c"))
 SANITIZE = [
@@ -126,7 +130,8 @@ def test_the_fuzzer_of_the_answers_finds_nothing_under_sanitizers(tmp_path: Path
     program = tmp_path / "fuzz_answers"
     built = run(
         "gcc", "-std=gnu11", *SANITIZE, "-DFUZZ_STANDALONE", C_DIR / "fuzz_answers.c",
-        *ANSWERS_SOURCES, *BUILDER_SOURCES, "-o", program,
+        C_DIR / "fuzz_store.c", *ANSWERS_SOURCES, C_DIR / "serve.c", C_DIR / "device.c",
+        *RING_SOURCES, *BUILDER_SOURCES, "-o", program,
     )  # fmt: skip
     assert built.returncode == 0, built.stdout
     done = run(program, "10000", "7")
@@ -252,6 +257,23 @@ def uses(source: Path, definers: dict[str, str]) -> set[str]:
     """Return the C files that define functions which `source` calls, other than itself."""
     called = set(re.findall(r"\b(\w+)\(", source.read_text()))
     return {definers[name] for name in called & definers.keys()} - {source.name}
+
+
+@pytest.mark.lint
+def test_what_serves_requests_is_small() -> None:
+    """Lines of code: without comments and empty lines, and with the headers."""
+    headers = [path for path in C_DIR.glob("*.h") if path.stem in SERVING_HEADERS]
+    assert len(headers) == len(SERVING_HEADERS)
+    num_lines = {path.name: len(path.read_text().splitlines()) for path in [*SOURCES, *headers]}
+    assert max(num_lines.values()) <= 450, num_lines
+    num_code = 0
+    for path in [*SOURCES, *headers]:
+        # Comments go; directives, macros and includes stay as they are.
+        code = run("gcc", "-fpreprocessed", "-dD", "-E", "-P", path)
+        assert code.returncode == 0, code.stdout
+        num_code += sum(bool(line.strip()) for line in code.stdout.splitlines())
+    print(f"{num_code} lines of code, {sum(num_lines.values())} lines")
+    assert num_code <= 2500
 
 
 @pytest.mark.lint

@@ -2,16 +2,19 @@
 
 import argparse
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from appliance.cli.main import _parser
+from appliance.cli.main import command_parser, main
 from appliance.cli.output import print_json
 from appliance.cli.terminal import terminal_columns
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    return commands_of(_parser(""), "")
+    return commands_of(command_parser(""), "")
 
 
 def commands_of(parser: argparse.ArgumentParser, name: str) -> dict[str, argparse.ArgumentParser]:
@@ -47,7 +50,10 @@ def test_every_argument_has_a_help_text(command: str) -> None:
 
 def test_only_commands_that_print_json_take_json() -> None:
     takers = {name for name, parser in commands().items() if "--json" in long_options(parser)}
-    assert takers == {"status", "path-info", "ls", "verify", "copy", "bench", "view list"}
+    assert takers == {
+        *("status", "path-info", "ls", "verify", "copy", "bench", "doctor", "view list"),
+        *("gc", "delete", "root list", "du"),
+    }
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])
@@ -67,7 +73,7 @@ def test_unknown_option_refers_to_the_help_of_the_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):
-        _parser("cat").parse_args(["cat", "--json", "path"])
+        main(["cat", "--json", "path"])
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "appliance: unrecognized arguments: --json (see appliance cat --help)"
 
@@ -83,7 +89,57 @@ def test_json_has_names_as_they_are(capfdbinary: pytest.CaptureFixture[bytes]) -
 @pytest.mark.parametrize("words", [["--versio"], ["statu"], ["status", "--jso"]])
 def test_abbreviation_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        _parser(words[0]).parse_args(words)
+        main(words)
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("appliance: ")
+
+
+def test_the_page_of_all_commands_fits_a_small_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal_columns.cache_clear()
+    lines = command_parser().format_help().splitlines()
+    terminal_columns.cache_clear()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    words = " ".join(lines).split()
+    assert {name.split()[0] for name in commands()} <= set(words)
+
+
+@pytest.mark.slow
+def test_a_longer_page_goes_through_the_pager(tmp_path: Path) -> None:
+    """In a terminal of 80 columns and 24 lines, by tmux; `tee` takes the place of the pager."""
+    socket = ("tmux", "-S", str(tmp_path / "tmux"), "-f", "/dev/null")
+    program = Path(sys.executable).with_name("appliance")
+    paged = tmp_path / "paged"
+    script = f"PAGER='tee {paged}' {program} %s --help; tmux -S {tmp_path}/tmux wait-for -S done"
+    for command, is_paged in (("", False), ("virtiofs", True)):
+        session = [*socket, "new-session", "-d", "-x", "80", "-y", "24"]
+        subprocess.run([*session, f"{script % command}; sleep 60"], check=True, timeout=60)
+        subprocess.run([*socket, "wait-for", "done"], check=True, timeout=60)
+        shown = subprocess.run(
+            [*socket, "capture-pane", "-p"], check=True, timeout=60, capture_output=True, text=True
+        ).stdout
+        subprocess.run([*socket, "kill-server"], check=True, timeout=60)
+        assert paged.exists() == is_paged
+        # All of the shorter page is on the screen.
+        assert ("usage: appliance COMMAND" in shown) == (not is_paged)
+    assert paged.read_text().startswith("usage: appliance virtiofs")
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "daemon"])
+@pytest.mark.parametrize(
+    ("words", "level"),
+    [
+        ([], "INFO"),
+        (["-q"], "WARNING"),
+        (["--verbose"], "DEBUG"),
+        (["--log-level", "error"], "ERROR"),
+        (["-q", "--log-level=debug"], "DEBUG"),
+        (["--log-level=error", "-v"], "DEBUG"),
+    ],
+)
+def test_the_last_option_of_the_log_level_counts(
+    command: str, words: list[str], level: str
+) -> None:
+    assert command_parser(command).parse_args([command, *words]).log_level == level

@@ -183,6 +183,7 @@ class Console:
         self._seen = 0
 
     def wait_for(self, text: str) -> None:
+        written = ""
         for _ in every_event(DEADLINE_S):
             written = self._path.read_text(errors="replace") if self._path.exists() else ""
             if text in written[self._seen :]:

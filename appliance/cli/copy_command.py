@@ -14,6 +14,7 @@ from appliance.cli.options import (
     add_json_option,
     add_log_options,
     add_service_options,
+    progress_form,
     service_addresses,
 )
 from appliance.cli.output import print_json, write_line
@@ -175,7 +176,7 @@ class _Copy:
         dialect = SizeDialect[self._options.directory_sizes.upper()]
         cause = None
         with self._stack as stack:
-            self._line = stack.enter_context(progress_line())
+            self._line = stack.enter_context(progress_line(progress_form(self._options)))
             addresses = service_addresses(self._options)
             target = stack.enter_context(open_target(addresses, dialect, self._stores))
             try:
@@ -197,7 +198,7 @@ class _Copy:
         """Copy `paths`; `claims` describes them, if given, and the source has their trees."""
         from appliance.copier.copier import ClosureCopy
 
-        source = self._open_source(target, claims)
+        source = self._open_source(claims)
         copy = ClosureCopy(
             source,
             target,
@@ -221,11 +222,9 @@ class _Copy:
 
         yield from import_export(read, target, PathCommitter(target, self._progress))
 
-    def _open_source(self, target: "CopyTarget", claims: "Claims | None") -> "CopySource":
+    def _open_source(self, claims: "Claims | None") -> "CopySource":
         from appliance.copier.nix_store import ListedPaths, NixStore, NixStorePlace
-        from appliance.copier.service_source import ServiceClosures
         from appliance.copier.source_address import CacheAddress
-        from appliance.copier.target import open_in_thread
 
         match self._source:
             case NixStorePlace() as place:
@@ -235,10 +234,9 @@ class _Copy:
             case CacheAddress() as address:
                 return _cache(address)
             case addresses:
-                services = open_in_thread(
-                    target.thread, addresses, self._stores, self._stack, is_readonly=True
-                )
-                return ServiceClosures(target.thread, services)
+                from appliance.copier.service_source import open_service_source
+
+                return self._stack.enter_context(open_service_source(addresses, self._stores))
 
     def _check(self, source: "CopySource") -> "CheckClaim":
         from appliance.copier.claim_checks import trust_all
@@ -285,6 +283,7 @@ class _Copy:
             num_files=progress.num_files,
             num_bytes=progress.num_bytes,
             path=f"{num_done}/{num_all} {progress.path}",
+            fraction=progress.fraction(),
         )
 
     def _show_counts(self) -> None:

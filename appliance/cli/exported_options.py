@@ -91,8 +91,8 @@ def socket_place(text: str, default: "Exported") -> "tuple[Path, Exported]":
     return Path(parts[0]), exported(f"--socket-path {text}: ", given.get("view"), given.get("root"))
 
 
-def socket_group(text: str) -> int:
-    """Return the number of a group, given its name or number.
+def socket_group(text: str, option: str = "--socket-group") -> int:
+    """Return the number of a group, given its name or number as the value of `option`.
 
     Raises:
         ConfigError: there is no such group.
@@ -104,15 +104,15 @@ def socket_group(text: str) -> int:
     except KeyError:
         if text.isdecimal() and int(text) < _NO_GROUP:
             return int(text)
-    raise ConfigError(f"--socket-group {text}: no such group")
+    raise ConfigError(f"{option} {text}: no such group")
 
 
-def socket_mode_of(text: str) -> int:
-    """Return the permissions of a socket file, given in octal.
+def socket_mode_of(text: str, option: str = "--socket-mode") -> int:
+    """Return the permissions of a socket file, given in octal as the value of `option`.
 
     Raises:
         ConfigError: it is no such number.
     """
     if not re.fullmatch(r"0?[0-7]{1,3}", text) or not 0 < int(text, 8) <= _MODE_MAX:
-        raise ConfigError(f"--socket-mode {text}: expected permissions in octal, such as 0660")
+        raise ConfigError(f"{option} {text}: expected permissions in octal, such as 0660")
     return int(text, 8)

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.castore.size_dialect import SizeDialect
 from appliance.cli.copy_command import STANDARD_INPUT, add_dialect_option, input_file
-from appliance.cli.options import add_log_options, add_service_options, service_addresses
+from appliance.cli.options import (
+    add_log_options,
+    add_service_options,
+    progress_form,
+    service_addresses,
+)
 from appliance.cli.output import write_line
 from appliance.cli.terminal import progress_line
 from appliance.errors import ConfigError, PathInfoError, StoreError
@@ -49,7 +54,7 @@ def _run_import_nar(options: argparse.Namespace) -> None:
         raise ConfigError(f"--name {exc}") from exc
     progress = CopyProgress()
     dialect = SizeDialect[options.directory_sizes.upper()]
-    with input_file(options.file, "") as file, progress_line() as line:
+    with input_file(options.file, "") as file, progress_line(progress_form(options)) as line:
 
         def read(size: int) -> bytes:
             line.update(num_files=progress.num_files, num_bytes=progress.num_bytes, path="")

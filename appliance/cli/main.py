@@ -8,15 +8,18 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from appliance import __version__
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.cli.bench_command import add_bench
+from appliance.cli.doctor_command import add_doctor
+from appliance.cli.gc_command import COMMANDS as COLLECTOR_COMMANDS
+from appliance.cli.help_pages import CommandParser, GroupsParser
 from appliance.cli.http_command import add_http
 from appliance.cli.mount_commands import is_mount_call
 from appliance.cli.options import (
@@ -26,6 +29,7 @@ from appliance.cli.options import (
     add_state_option,
     environments,
     is_json_log,
+    progress_form,
     service_addresses,
     state_dir,
 )
@@ -39,14 +43,13 @@ from appliance.cli.terminal import (
     open_missing_streams,
     print_utf8,
     progress_line,
-    terminal_columns,
     writing_output,
 )
 from appliance.cli.view_command import add_view
 from appliance.errors import ApplianceError, ConfigError, StoreError
 
 if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - has no other name
+    Subparsers = argparse._SubParsersAction[CommandParser]  # noqa: SLF001 - has no other name
 
 _COMMANDS: Final = (
     "import",
@@ -56,7 +59,9 @@ _COMMANDS: Final = (
     "http",
     "status",
     "bench",
+    "doctor",
     *STORE_COMMANDS,
+    *COLLECTOR_COMMANDS,
 )
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
@@ -113,8 +118,7 @@ def mount_helper(argv: Sequence[str] | None = None) -> NoReturn:
     print_utf8()
     try:
         call = parse_mount_call(sys.argv[1:] if argv is None else argv)
-        with _exiting(EXIT_USAGE):
-            options = _parser("mount").parse_args(call.words)
+        options = command_parser("mount").parse_args(call.words)
         if call.is_remount and not call.is_fake:
             from appliance.supervisor.mountpoint import remount
 
@@ -133,19 +137,10 @@ def mount_helper(argv: Sequence[str] | None = None) -> NoReturn:
     serve_in_background(serve)
 
 
-@contextmanager
-def _exiting(status: int) -> Iterator[None]:
-    """Exit with `status` when the argument parser exits with any error status."""
-    try:
-        yield
-    except SystemExit as exc:
-        sys.exit(status if exc.code else 0)
-
-
 def _run(words: Sequence[str]) -> None:
     if is_mount_call(words, _COMMANDS):
         mount_helper(words)
-    _run_options(_parser(words[0] if words else "").parse_args(words))
+    _run_options(command_parser(words[0] if words else "").parse_args(words))
 
 
 def _run_virtiofsd(words: Sequence[str]) -> None:
@@ -154,14 +149,9 @@ def _run_virtiofsd(words: Sequence[str]) -> None:
     if "--print-capabilities" in words:
         print_json(virtiofsd_command.CAPABILITIES)
         return
-    parser = _Parser(
-        prog=virtiofsd_command.PROGRAM,
-        usage="%(prog)s [OPTION]... --shared-dir DIR (--socket-path PATH | --fd FD)",
-        description="Serve the store to one virtual machine, with the command line of virtiofsd.",
-    )
-    virtiofsd_command.add_options(parser)
+    parser = virtiofsd_parser()
     call = virtiofsd_command.translate(parser, words)
-    options = _parser("virtiofs").parse_args(call.words)
+    options = command_parser("virtiofs").parse_args(call.words)
     if call.descriptor_limit:
         virtiofsd_command.limit_descriptors(call.descriptor_limit)
     if call.is_for_syslog:
@@ -181,30 +171,6 @@ def _run_options(options: argparse.Namespace) -> None:
         sys.stdout.flush()
 
 
-class _Formatter(argparse.HelpFormatter):
-    """Formats help for the width of the terminal."""
-
-    def __init__(self, prog: str) -> None:
-        # Given a width, the base class does not import shutil (and its compressors) to find one.
-        super().__init__(prog, width=terminal_columns() - 2)
-
-    def add_argument(self, action: argparse.Action) -> None:
-        super().add_argument(action)
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - has no other name
-            # The base class does not count the indentation of the names of commands.
-            self._action_max_length += self._indent_increment
-
-
-class _Parser(argparse.ArgumentParser):
-    def __init__(self, **options: Any) -> None:
-        # No abbreviations: a new option could make an abbreviation in a script ambiguous.
-        super().__init__(formatter_class=_Formatter, allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        # One line, as for every other invalid value, instead of the whole usage.
-        _fail(_EXIT_USAGE, ConfigError(f"{message} (see {self.prog} --help)"))
-
-
 def _fail(status: int, reason: Exception | str) -> NoReturn:
     # Bytes of arguments that the locale could not decode are printed as UTF-8 if they are UTF-8.
     text = str(reason).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -219,20 +185,38 @@ def _start_logging(options: argparse.Namespace) -> None:
     configure_logging(options.log_level, is_json=is_json_log(options))
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
+def virtiofsd_parser() -> argparse.ArgumentParser:
+    """Return the parser of the program with the command line of virtiofsd."""
+    from appliance.cli import virtiofsd_command
+
+    parser = CommandParser(
+        prog=virtiofsd_command.PROGRAM,
+        usage="%(prog)s [OPTION]... --shared-dir DIR (--socket-path PATH | --fd FD)",
+        description="Serve the store to one virtual machine, with the command line of virtiofsd.",
+    )
+    virtiofsd_command.add_options(parser)
+    return parser
+
+
+def command_parser(command: str = "") -> argparse.ArgumentParser:
     """Return a parser that knows only `command`, or all commands if there is none of that name.
 
     Building the parsers of all commands takes longer than some commands run.
     """
-    parser = _Parser(
+    parser = GroupsParser(
         prog="appliance",
         usage="%(prog)s COMMAND [OPTION]... [ARGUMENT]...",
         description="Serve the files of a content-addressed store, read-only.",
-        epilog="Run `appliance COMMAND --help` for the options of a command.",
+        epilog="Run `appliance COMMAND --help` for what a command does, and its options.",
     )
     parser.add_argument("--version", action="version", version=f"appliance {__version__}")
     commands = parser.add_subparsers(
-        title="commands", dest="command", required=True, metavar="COMMAND", prog="appliance"
+        title="commands",
+        dest="command",
+        required=True,
+        metavar="COMMAND",
+        prog="appliance",
+        parser_class=CommandParser,
     )
     adders: dict[str, Callable[[Subparsers], None]] = {
         "import": _add_import,
@@ -242,7 +226,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
         "http": add_http,
         "status": _add_status,
         "bench": add_bench,
+        "doctor": add_doctor,
         **STORE_COMMANDS,
+        **COLLECTOR_COMMANDS,
     }
     for add in [adders[command]] if command in adders else adders.values():
         add(commands)
@@ -306,7 +292,7 @@ def _run_import(options: argparse.Namespace) -> None:
     services = service_addresses(options)
     dialect = SizeDialect[options.directory_sizes.upper()]
     name = _new_name(options)
-    with progress_line() as progress:
+    with progress_line(progress_form(options)) as progress:
 
         def warn(text: str) -> None:
             import logging
@@ -349,8 +335,14 @@ def _run_status(options: argparse.Namespace) -> None:
         for worker in session["workers"]:
             queues = ", ".join(map(str, worker["queues"]))
             print(f"  worker {worker['pid']}: queue {queues}, {worker['restarts']} restarts")
+        for what, held in session.get("holds", {}).items():
+            print(f"  {what}: {held}")
         for opcode, count in sorted(session["requests"].items()):
-            print(f"  {opcode:<12} {count:>12}")
+            latency = session["latency_us"][opcode]
+            print(
+                f"  {opcode:<12} {count:>12}   p50 < {latency['p50']:,.1f} us"
+                f"   p99 < {latency['p99']:,.1f} us"
+            )
     for front_end in waiting:
         print(
             f"{front_end['socket']}: process {front_end['pid']} waits for the connected front-end"

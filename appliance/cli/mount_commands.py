@@ -43,6 +43,7 @@ _VALUED: Final = frozenset(
         "root",
         "sandbox",
         "log_level",
+        "min_free",
         "log_format",
         "view",
     }

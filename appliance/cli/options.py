@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from appliance.cli.terminal import ProgressForm
 from appliance.errors import ConfigError
 from appliance.services.addresses import (
     LmdbAddress,
@@ -18,6 +19,9 @@ from appliance.services.addresses import (
     parse_service_uri,
 )
 
+# Of the log, and of progress, if a command is to be quiet.
+_QUIET_LEVEL: Final = "WARNING"
+_DEFAULT_LEVEL: Final = "INFO"
 _KINDS: Final = ("blob", "directory", "path-info")
 
 
@@ -27,7 +31,9 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
         "store",
         "A URI is lmdb:///DIR (a directory of this machine), grpc+unix:/SOCKET, "
         "grpc+http://HOST:PORT, grpc+https://HOST:PORT, or memory: (empty at first, and gone when "
-        "the command ends).",
+        "the command ends). Behind the address of a service, ?wait-connect=1 connects at once; for "
+        "grpc+https, tls-ca-cert-path=FILE, tls-client-cert-path=FILE and tls-client-key-path=FILE "
+        "name what is trusted and what is shown (parameters are joined by &).",
     )
     store.add_argument(
         "--store",
@@ -57,10 +63,28 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the log, which every command has."""
     group = parser.add_argument_group("log, on standard error")
     group.add_argument(
+        "-q",
+        "--quiet",
+        dest="log_level",
+        action="store_const",
+        const=_QUIET_LEVEL,
+        default=_DEFAULT_LEVEL,  # of the options for one value, the first has to state it
+        help="log only warnings and errors, and show no progress",
+    )
+    group.add_argument(
+        "-v",
+        "--verbose",
+        dest="log_level",
+        action="store_const",
+        const="DEBUG",
+        default=_DEFAULT_LEVEL,
+        help="log events of all levels",
+    )
+    group.add_argument(
         "--log-level",
         type=str.upper,
         choices=("DEBUG", "INFO", "WARNING", "ERROR"),
-        default="INFO",
+        default=_DEFAULT_LEVEL,
         metavar="LEVEL",
         help="log events of this level and above: debug, info, warning or error (default: info)",
     )
@@ -70,6 +94,14 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         default="plain",
         help="write each event as a line of text or as a line of JSON (default: plain)",
     )
+
+
+def progress_form(options: argparse.Namespace) -> ProgressForm:
+    """Return how a command with `options` shows progress."""
+    if options.log_level in {_QUIET_LEVEL, "ERROR"}:
+        return ProgressForm.NONE
+    is_json = is_json_log(options) or getattr(options, "json", False)
+    return ProgressForm.JSON if is_json else ProgressForm.PLAIN
 
 
 def is_json_log(options: argparse.Namespace) -> bool:

@@ -3,10 +3,12 @@
 import argparse
 import os
 import re
+import signal
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from appliance.cli.exported_options import (
     add_exported_options,
@@ -24,6 +26,7 @@ from appliance.cli.options import (
     state_dir,
 )
 from appliance.cli.output import print_json
+from appliance.cli.quantities import add_min_free_option, min_free_bytes
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,6 +36,9 @@ _MAX_MOUNT_WORKERS: Final = 254
 _MAX_QUEUE_SIZE: Final = 32768
 _DEFAULT_QUEUE_SIZE: Final = 1024
 _DEFAULT_CACHE_SIZE: Final = "10G"
+_ANSWERS: Final = "APPLIANCE_ANSWERS"
+_MAX_POLL_US: Final = 1_000_000
+_DEFAULT_POLL_US: Final = 50
 
 
 def path_argument(text: str) -> Path:
@@ -116,6 +122,14 @@ def add_virtiofs(commands: "Subparsers") -> None:
         help="let a queue have up to N descriptors, a power of two (default: "
         f"{_DEFAULT_QUEUE_SIZE})",
     )
+    device.add_argument(
+        "--poll-us",
+        type=int,
+        metavar="N",
+        help="let a worker poll its queue for up to N microseconds before it sleeps, as long as "
+        f"that saves wake-ups; 0 turns it off (default: {_DEFAULT_POLL_US} with more than two "
+        "CPUs, or else 0)",
+    )
     _add_files_options(command, "let guests list the root directory")
     _add_common_options(command)
     command.set_defaults(run=_run_virtiofs)
@@ -191,6 +205,7 @@ def _add_common_options(command: argparse.ArgumentParser) -> None:
         f"or of KiB, MiB, GiB or TiB with the suffix K, M, G or T (default: "
         f"APPLIANCE_BLOB_CACHE_SIZE, or else {_DEFAULT_CACHE_SIZE})",
     )
+    add_min_free_option(state)
     add_service_options(command)
     add_log_options(command)
 
@@ -211,11 +226,14 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
     config = VirtiofsConfig(
         services=services,
         blob_cache_bytes=_blob_cache_bytes(options),
+        min_free_bytes=min_free_bytes(options),
         state_dir=state_dir(options, services),
         is_root_listable=options.list_root,
         is_by_content=options.inodes == "content",
         is_sandboxed=options.sandbox == "on",
         keeps_sessions=options.keep_sessions,
+        is_answered_in_python=_is_answered_in_python(),
+        poll_us=_poll_us(options.poll_us),
         tag=encode_tag(options.tag) if options.tag is not None else None,
         num_request_queues=_in_range(
             "--num-request-queues", num_request_queues, MAX_REQUEST_QUEUES
@@ -237,9 +255,18 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         )
     gid = None if options.socket_group is None else socket_group(options.socket_group)
     mode = socket_mode_of(options.socket_mode)
+    # Until the event loop takes signals over, the end must not leave files behind either.
+    signal.signal(signal.SIGTERM, _exit)
     listeners = listen(places, options.fd, default, gid=gid, mode=mode)
-    with _pid_file(options.pid_file):
+    with ExitStack() as opened:
+        for listener in listeners:
+            opened.callback(listener.close)
+        opened.enter_context(_pid_file(options.pid_file))
         serve(config, listeners)
+
+
+def _exit(_number: int, _frame: object) -> NoReturn:
+    sys.exit(0)
 
 
 @contextmanager
@@ -281,10 +308,13 @@ def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | N
         MountConfig(
             services=services,
             blob_cache_bytes=_blob_cache_bytes(options),
+            min_free_bytes=min_free_bytes(options),
             state_dir=state_dir(options, services),
             is_root_listable=options.list_root,
             is_by_content=options.inodes == "content",
             is_sandboxed=options.sandbox == "on",
+            is_answered_in_python=_is_answered_in_python(),
+            poll_us=0,
             log_level=options.log_level,
             log_json=is_json_log(options),
             path=options.dest,
@@ -295,6 +325,23 @@ def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | N
         ),
         when_ready,
     )
+
+
+def _is_answered_in_python() -> bool:
+    # For tests and for comparisons: the bytes of the answers are the same.
+    answers = os.environ.get(_ANSWERS, "c")
+    if answers not in {"c", "python"}:
+        raise ConfigError(f"{_ANSWERS}={answers}: expected c or python")
+    return answers == "python"
+
+
+def _poll_us(given: int | None) -> int:
+    if given is not None:
+        if not 0 <= given <= _MAX_POLL_US:
+            raise ConfigError(f"--poll-us {given}: expected 0 to {_MAX_POLL_US}")
+        return given
+    # With fewer, whoever polls keeps the guest from running.
+    return _DEFAULT_POLL_US if len(os.sched_getaffinity(0)) > 2 else 0
 
 
 def _blob_cache_bytes(options: argparse.Namespace) -> int:

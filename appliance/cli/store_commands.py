@@ -16,6 +16,7 @@ from appliance.cli.key_options import (
     required_keys,
     secret_keys,
 )
+from appliance.cli.listen_options import add_socket_options, socket_access, tls_files
 from appliance.cli.options import (
     add_json_option,
     add_log_options,
@@ -24,6 +25,7 @@ from appliance.cli.options import (
 )
 from appliance.cli.output import print_json, with_services, write, write_line
 from appliance.cli.path_info_command import add_path_info
+from appliance.cli.quantities import add_min_free_option, min_free_bytes
 from appliance.cli.registration_command import add_registration
 from appliance.cli.verify_command import add_verify
 from appliance.errors import ConfigError
@@ -60,6 +62,7 @@ def _add_daemon(commands: "Subparsers") -> None:
         "sd-listen[:NAME] for those that systemd passes; may be given several times (default: "
         f"{_DEFAULT_LISTEN})",
     )
+    add_socket_options(serving)
     _add_writing(command.add_argument_group("what clients may put"))
     add_service_options(command)
     add_log_options(command)
@@ -81,6 +84,7 @@ def _add_writing(group: "argparse._ArgumentGroup") -> None:
         action="store_true",
         help="let clients replace the contents of a store path, which is refused otherwise",
     )
+    add_min_free_option(group)
     add_signature_options(group)
     add_sign_option(
         group,
@@ -152,7 +156,10 @@ def _run_daemon(options: argparse.Namespace) -> None:
             service_addresses(options),
             listen,
             may_replace_paths=options.allow_replace,
+            min_free_bytes=min_free_bytes(options),
             checks_content=options.check_content,
+            access=socket_access(options),
+            tls=tls_files(options),
             is_readonly=options.read_only,
             trusted_keys=trusted_keys,
             secret_keys=secret_keys(options),

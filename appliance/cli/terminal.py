@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import StrEnum
 from functools import cache
 from io import TextIOWrapper
 from typing import Final, TextIO
@@ -13,26 +14,69 @@ from appliance.errors import ApplianceError
 
 _CLEAR_LINE: Final = "\r\x1b[K"
 _DEFAULT_COLUMNS: Final = 80
+_DEFAULT_ROWS: Final = 24
 _STDOUT_FILENO: Final = 1
 _MEGABYTE: Final = 1_000_000
+# How often progress is written where there is no terminal.
+_PLAIN_INTERVAL_S: Final = 10.0
+_SHORTEST_S: Final = 1e-3
+# Of what is done up to here, no time can be estimated.
+_FRACTION_MIN: Final = 0.01
+
+
+class ProgressForm(StrEnum):
+    """How progress is shown where there is no terminal."""
+
+    PLAIN = "plain"
+    JSON = "json"
+    NONE = "none"
+    """Not at all, on a terminal neither."""
 
 
 class ProgressLine:
-    """A line with totals and the current path; nothing is shown unless `stream` is a terminal."""
+    """Totals, speed, time left and the current path, as far as they are known.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream if stream.isatty() else None
-        self._started_s = time.monotonic()
+    On a terminal they are one line that is written over. Otherwise, every 10 seconds, they are a
+    line of text or of JSON, so that a log of a long command shows where it is.
+    """
 
-    def update(self, *, num_files: int, num_bytes: int, path: str) -> None:
-        """Show the totals so far and the current file."""
+    def __init__(self, stream: TextIO, form: ProgressForm = ProgressForm.PLAIN) -> None:
+        self._stream: TextIO | None = None if form is ProgressForm.NONE else stream
+        self._is_terminal = stream.isatty()
+        self._is_json = form is ProgressForm.JSON
+        self._started_s = self._written_s = time.monotonic()
+
+    def update(
+        self, *, num_files: int, num_bytes: int, path: str, fraction: float | None = None
+    ) -> None:
+        """Show the totals so far and the current file.
+
+        Args:
+            num_files: the number of files done.
+            num_bytes: the number of bytes done.
+            path: the current file.
+            fraction: how much of the work is done, 0 to 1, if it is known.
+        """
         if self._stream is None:
             return
-        elapsed_s = max(time.monotonic() - self._started_s, 1e-3)
-        line = (
-            f"{num_files} files, {num_bytes / _MEGABYTE:.1f} MB, "
-            f"{num_bytes / _MEGABYTE / elapsed_s:.0f} MB/s  {path}"
-        )
+        now_s = time.monotonic()
+        if self._is_terminal and not self._is_json:
+            line = _progress_text(num_files, num_bytes, path, fraction, now_s - self._started_s)
+            self._show(line)
+        elif now_s - self._written_s >= _PLAIN_INTERVAL_S:
+            self._written_s = now_s
+            render = _progress_json if self._is_json else _progress_text
+            elapsed_s = now_s - self._started_s
+            self._write(render(num_files, num_bytes, path, fraction, elapsed_s) + "\n")
+
+    def clear(self) -> None:
+        """Remove the line, so that something else can be printed in its place."""
+        if self._is_terminal and not self._is_json:
+            self._write(_CLEAR_LINE)
+
+    def _show(self, line: str) -> None:
+        if self._stream is None:
+            return
         try:
             columns = os.get_terminal_size(self._stream.fileno()).columns or _DEFAULT_COLUMNS
         except OSError:  # the terminal is gone, and `_write` will fail
@@ -40,10 +84,6 @@ class ProgressLine:
         # A line that wraps could not be cleared. No character takes more columns than its encoding
         # has bytes, so cutting the line by bytes is enough.
         self._write(_CLEAR_LINE + line.encode()[: columns - 1].decode(errors="ignore"))
-
-    def clear(self) -> None:
-        """Remove the line, so that something else can be printed in its place."""
-        self._write(_CLEAR_LINE)
 
     def _write(self, text: str) -> None:
         if self._stream is None:
@@ -55,10 +95,47 @@ class ProgressLine:
             self._stream = None
 
 
+def _progress_text(
+    num_files: int, num_bytes: int, path: str, fraction: float | None, elapsed_s: float
+) -> str:
+    speed = num_bytes / _MEGABYTE / max(elapsed_s, _SHORTEST_S)
+    text = f"{num_files} files, {num_bytes / _MEGABYTE:.1f} MB, {speed:.0f} MB/s"
+    left_s = _seconds_left(fraction, elapsed_s)
+    if fraction is not None and left_s is not None:
+        minutes, seconds = divmod(round(left_s), 60)
+        text += f", {fraction:.0%}, {minutes}:{seconds:02} left"
+    return f"{text}  {path}"
+
+
+def _progress_json(
+    num_files: int, num_bytes: int, path: str, fraction: float | None, elapsed_s: float
+) -> str:
+    import json
+
+    left_s = _seconds_left(fraction, elapsed_s)
+    event = {
+        "event": "progress",
+        "files": num_files,
+        "bytes": num_bytes,
+        "bytesPerSecond": round(num_bytes / max(elapsed_s, _SHORTEST_S)),
+        "fraction": fraction,
+        "secondsLeft": None if left_s is None else round(left_s),
+        "path": path,
+    }
+    return json.dumps(event)
+
+
+def _seconds_left(fraction: float | None, elapsed_s: float) -> float | None:
+    """Return the time left at the average speed so far, or None if that says nothing yet."""
+    if fraction is None or fraction < _FRACTION_MIN:
+        return None
+    return elapsed_s * (1 - fraction) / fraction
+
+
 @contextmanager
-def progress_line() -> Iterator[ProgressLine]:
+def progress_line(form: ProgressForm = ProgressForm.PLAIN) -> Iterator[ProgressLine]:
     """Return a progress line on stderr; it is removed at the end of the block."""
-    progress = ProgressLine(sys.stderr)
+    progress = ProgressLine(sys.stderr, form)
     try:
         yield progress
     finally:
@@ -121,3 +198,11 @@ def terminal_columns() -> int:
         return os.get_terminal_size(_STDOUT_FILENO).columns or _DEFAULT_COLUMNS
     except OSError:  # stdout is closed or not a terminal
         return _DEFAULT_COLUMNS
+
+
+def terminal_rows() -> int:
+    """Return the height of the terminal in lines, or 24 if standard output is none."""
+    try:
+        return os.get_terminal_size(_STDOUT_FILENO).lines or _DEFAULT_ROWS
+    except OSError:
+        return _DEFAULT_ROWS

@@ -12,6 +12,7 @@ from appliance.cli.options import (
     add_log_options,
     add_service_options,
     add_state_option,
+    progress_form,
     service_addresses,
     state_dir,
 )
@@ -93,7 +94,7 @@ def _run_verify(options: argparse.Namespace) -> None:
     addresses = service_addresses(options)
     source = None if options.source is None else _source_of(options.source)
     cache = None if paths else state_dir(options, addresses) / _CACHE_DIRECTORY
-    with progress_line() as line:
+    with progress_line(progress_form(options)) as line:
         what = _What(addresses, paths, trusted_keys, takes_closures=options.closure)
         run = _Run(what, line, is_json=options.json)
         asyncio.run(run.run(source, cache, is_repairing=options.repair))
@@ -320,5 +321,10 @@ async def _show_progress(line: "ProgressLine", progress: "VerifyProgress") -> No
     import asyncio
 
     while True:
-        line.update(num_files=progress.num_files, num_bytes=progress.num_bytes, path=progress.path)
+        line.update(
+            num_files=progress.num_files,
+            num_bytes=progress.num_bytes,
+            path=progress.path,
+            fraction=progress.fraction(),
+        )
         await asyncio.sleep(_PROGRESS_INTERVAL_S)

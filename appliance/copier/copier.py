@@ -16,10 +16,9 @@ from typing import Final, NamedTuple, Protocol
 
 from appliance.copier.claim_checks import AddressCheck, CheckClaim, check_nar
 from appliance.copier.claims import Content, has_known_nar, path_info_of_claim
-from appliance.copier.ingest import CopyProgress, TreeIngest
+from appliance.copier.ingest import CopyProgress, TreeEvent, TreeIngest
 from appliance.copier.target import CopyTarget
 from appliance.errors import ApplianceError, ServiceUnavailableError, StoreError, StoreFullError
-from appliance.nix.nar import Event
 from appliance.nix.narinfo import NarInfoFile
 from appliance.nix.path_info_rules import check_claims
 from appliance.nix.store_path import StorePath
@@ -63,7 +62,7 @@ class CopySource(Protocol):
             ApplianceError: the source cannot be read, or the claim breaks a rule.
         """
 
-    def events(self, claim: NarInfoFile) -> Generator[Event, None, None]:
+    def events(self, claim: NarInfoFile) -> Generator[TreeEvent, None, None]:
         """Yield the tree of a path, as `read_nar` does; the caller closes the generator.
 
         Raises:
@@ -107,8 +106,8 @@ class ClosureCopy:
         check: raises an error for a claim that is not trusted.
         is_recursive: copy the references of the paths as well, and theirs.
         progress: counts files and bytes.
-        when_waiting: called ten times a second while trees are read, with the numbers of paths
-            done and of all paths to copy.
+        when_waiting: called ten times a second while trees are read, and after each path, with the
+            numbers of paths done and of all paths to copy.
     """
 
     def __init__(
@@ -152,11 +151,13 @@ class ClosureCopy:
                 self._refused[path] = reason
                 del claims[path]
                 yield CopyOutcome(path, CopyStatus.REFUSED, reason=reason)
+            self._progress.num_expected_bytes = sum(each.nar_size for each in claims.values())
             for path in _leaves_first(claims):
                 self._jobs[path] = executor.submit(self._copy, claims[path])
             for index, job in enumerate(self._jobs.values()):
                 while not wait([job], _WAIT_S).done:
                     self._when_waiting(index, len(self._jobs))
+                self._when_waiting(index + 1, len(self._jobs))
                 yield job.result()
 
     @contextmanager
@@ -256,7 +257,7 @@ class PathCommitter:
         self._target = target
         self._progress = progress
 
-    def read(self, claim: NarInfoFile, events: Iterable[Event]) -> ReadPath:
+    def read(self, claim: NarInfoFile, events: Iterable[TreeEvent]) -> ReadPath:
         """Read a tree and check it against `claim`; the caller commits or discards the batch.
 
         Raises:

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Generator
 from typing import Final
 
+from appliance.copier.ingest import LocalFile, TreeEvent
 from appliance.errors import ImportTreeError
 from appliance.importer.beneath import open_beneath
 from appliance.importer.roots import CHANGED, OpenRoot, reason
@@ -18,7 +19,6 @@ from appliance.nix.nar import (
     DirectoryEndRead,
     DirectoryRead,
     EntryRead,
-    Event,
     FileRead,
     SymlinkRead,
 )
@@ -28,7 +28,7 @@ _PIECE_SIZE: Final = 1 << 18
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 
 
-def tree_events(path: bytes) -> Generator[Event, None, None]:
+def tree_events(path: bytes) -> Generator[TreeEvent, None, None]:
     """Yield the tree at `path`, which may be a file or symlink too.
 
     Raises:
@@ -53,7 +53,7 @@ def tree_events(path: bytes) -> Generator[Event, None, None]:
         root.close()
 
 
-def _file_events(root: OpenRoot, path: bytes) -> Generator[Event, None, None]:
+def _file_events(root: OpenRoot, path: bytes) -> Generator[TreeEvent, None, None]:
     try:
         fd = open_beneath(root.directory, path, _FLAGS)
         try:
@@ -64,14 +64,16 @@ def _file_events(root: OpenRoot, path: bytes) -> Generator[Event, None, None]:
         raise ImportTreeError(f"{_describe(root, path)}: {reason(exc)}") from exc
 
 
-def _read(root: OpenRoot, path: bytes, fd: int) -> Generator[Event, None, None]:
+def _read(root: OpenRoot, path: bytes, fd: int) -> Generator[TreeEvent, None, None]:
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise ImportTreeError(f"{_describe(root, path)}: {CHANGED}")
+    local = LocalFile(fd, status.st_size)
+    yield local
     yield FileRead(status.st_size, bool(status.st_mode & stat.S_IXUSR))
     left = status.st_size
     while left:
-        data = os.read(fd, min(left, _PIECE_SIZE))
+        data = os.read(local.fd, min(left, _PIECE_SIZE))
         if not data:
             raise ImportTreeError(f"{_describe(root, path)}: {CHANGED}")
         left -= len(data)

@@ -9,10 +9,11 @@ import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from blake3 import blake3
 
+from appliance.castore.chunking import UNCHUNKED_MAX, Chunker
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.castore.directory import DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.castore.directory_encoder import ENCODED_MAX, DirectoryEncoder
@@ -33,6 +34,7 @@ from appliance.nix.nar import (
 )
 from appliance.store.batch import Batch
 from appliance.store.schema import INLINE_MAX
+from appliance.system.libc import clone_file
 
 # Bytes of small blobs held in memory for one tree. Several trees are read at the same time.
 _SPILL_BYTES: Final = 16 << 20
@@ -50,6 +52,18 @@ class CopyProgress:
         self.num_bytes = 0
         self.path = ""
         self.is_stopped = False
+        self.num_expected_bytes = 0
+        """The NARs of all paths to copy, if it is known; 0 otherwise."""
+
+    def fraction(self) -> float | None:
+        """Return how much is done, 0 to 1, or None if that is not known.
+
+        NARs are a little larger than the contents that are counted here, so a copy is further than
+        this says, never less far.
+        """
+        if not self.num_expected_bytes:
+            return None
+        return min(self.num_bytes / self.num_expected_bytes, 1.0)
 
 
 class Staging:
@@ -62,6 +76,25 @@ class Staging:
     def new_path(self) -> Path:
         """Return the path of a file to create."""
         return self._directory / f"copied-{next(self._numbers)}"
+
+
+class LocalFile:
+    """An event before the `FileRead` of a local file, which whoever takes the event may clone.
+
+    The source then reads the content from `fd`, which may be the clone by then: a clone does not
+    change while it is read.
+
+    Args:
+        fd: the file; it stays the source's.
+        size: its size in bytes.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self.size = size
+
+
+TreeEvent: TypeAlias = "Event | LocalFile"
 
 
 class IngestTarget(Protocol):
@@ -115,10 +148,11 @@ class TreeIngest:
         self._name = b""
         self._root: Node | None = None
         self._file: _FileIngest | None = None
+        self._next_file: _FileIngest | None = None
         self._num_files = 0
         self._inline_bytes = 0
 
-    def take_all(self, events: Iterable[Event]) -> Content:
+    def take_all(self, events: Iterable[TreeEvent]) -> Content:
         """Take a whole tree.
 
         Raises:
@@ -136,17 +170,21 @@ class TreeIngest:
 
     def discard(self) -> None:
         """Remove staged files that were not committed."""
-        if self._file is not None:
-            self._file.discard()
+        for file in (self._file, self._next_file):
+            if file is not None:
+                file.discard()
         self.batch.discard()
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: TreeEvent) -> None:
         match event:
             case ContentRead(data):
                 self._content(data)
             case EntryRead(name):
                 self._name = name
                 self._writer.entry(name)
+            case LocalFile():
+                self._next_file = _FileIngest(self._target.staging, event.size)
+                self._next_file.clone(event)
             case FileRead(size, executable):
                 self._begin_file(size, executable=executable)
             case SymlinkRead(target):
@@ -166,7 +204,9 @@ class TreeIngest:
             raise CopyStoppedError("the copy was stopped")
         if self._nar_limit is not None and size > self._nar_limit:
             raise self._too_long()
-        self._file = _FileIngest(self._target.staging, size, executable=executable)
+        self._file = self._next_file or _FileIngest(self._target.staging, size)
+        self._next_file = None
+        self._file.executable = executable
         if not self._file.is_small:
             self._writer.regular(size, executable=executable)
         if size == 0:
@@ -244,29 +284,54 @@ class TreeIngest:
 class _FileIngest:
     """One file: kept in memory if it is small enough to be inline, else in a staged file."""
 
-    def __init__(self, staging: Staging, size: int, *, executable: bool) -> None:
+    def __init__(self, staging: Staging, size: int) -> None:
         self.size = size
-        self.executable = executable
+        self.executable = False
+        self._is_clone = False
         self.num_missing = size
         self.is_small = size <= INLINE_MAX
         self.inline = bytearray()
         self._hasher = blake3()
+        self._chunker = Chunker() if size > UNCHUNKED_MAX else None
         self._fd = -1
         if not self.is_small:
             self._path = staging.new_path()
             try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 self._fd = os.open(self._path, flags, 0o444)
             except OSError as exc:
                 raise disk_error(exc, self._path) from exc
 
+    def clone(self, file: LocalFile) -> None:
+        """Make this a clone of a large file, and have that read, where the file system can.
+
+        Raises:
+            StoreError: the staged file cannot be written.
+        """
+        if self.is_small:
+            return
+        try:
+            if not clone_file(file.fd, self._fd):
+                return
+            if os.fstat(self._fd).st_size == file.size:
+                self._is_clone = True
+                file.fd = self._fd
+            else:
+                os.ftruncate(self._fd, 0)
+        except OSError as exc:
+            raise disk_error(exc, self._path) from exc
+
     def add(self, data: Buffer) -> None:
-        """Append `data`."""
+        """Append `data`, which a clone has already."""
         self.num_missing -= len(data)
         if self.is_small:
             self.inline += data
             return
         self._hasher.update(data)
+        if self._chunker is not None:
+            self._chunker.update(data)
+        if self._is_clone:
+            return
         left = memoryview(data)
         try:
             while left:
@@ -287,7 +352,8 @@ class _FileIngest:
         if digest in batch:
             self._path.unlink(missing_ok=True)
         else:
-            batch.add_file(digest, self._path, self.size)
+            chunks = b"" if self._chunker is None else self._chunker.finish()
+            batch.add_file(digest, self._path, self.size, chunks)
         return digest
 
     def discard(self) -> None:

@@ -19,10 +19,10 @@ from urllib.parse import quote
 
 from appliance.copier.claims import claim_of
 from appliance.copier.file_tree import tree_events
+from appliance.copier.ingest import TreeEvent
 from appliance.errors import StoreError
 from appliance.nix.content_address import ContentAddress
 from appliance.nix.hashes import NixHash
-from appliance.nix.nar import Event
 from appliance.nix.narinfo import NarInfoFile
 from appliance.nix.signing import Signature
 from appliance.nix.store_path import STORE_DIR, StorePath
@@ -60,7 +60,7 @@ class StoreDirectory:
     def __init__(self, directory: Path) -> None:
         self._directory = os.fsencode(directory)
 
-    def events(self, claim: NarInfoFile) -> Generator[Event, None, None]:
+    def events(self, claim: NarInfoFile) -> Generator[TreeEvent, None, None]:
         """See `CopySource.events`."""
         return tree_events(b"%b/%b" % (self._directory, claim.path.basename().encode()))
 

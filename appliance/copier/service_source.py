@@ -1,18 +1,23 @@
 """Store paths from other services: another store of this machine, or a daemon."""
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Final
 
 from appliance.copier.claims import claim_of_message
+from appliance.copier.services_target import open_in_thread
 from appliance.errors import ContentMissingError
 from appliance.nix.nar import Event, read_nar
 from appliance.nix.narinfo import NarInfoFile
 from appliance.nix.path_info import read_path_info
 from appliance.nix.store_path import StorePath
 from appliance.protos import pathinfo_pb2
+from appliance.services.addresses import ServiceAddresses
 from appliance.services.contracts import Services
 from appliance.services.nar_render import render_nar
 from appliance.services.open_services import LoopThread
+from appliance.store.writer import AsyncStore
 
 _NUM_READERS: Final = 8
 
@@ -46,6 +51,27 @@ class ServiceClosures:
             yield from read_nar(source.read)
         finally:
             source.close()
+
+
+@contextmanager
+def open_service_source(
+    addresses: ServiceAddresses, stores: dict[Path, AsyncStore]
+) -> Iterator[ServiceClosures]:
+    """Open services for reading, on a loop in a thread of their own.
+
+    Args:
+        addresses: of the services.
+        stores: stores that this process has open already, by their paths.
+
+    Raises:
+        StoreError: a local one cannot be opened.
+    """
+    with ExitStack() as stack:
+        thread = LoopThread("source")
+        stack.callback(thread.close)
+        yield ServiceClosures(
+            thread, open_in_thread(thread, addresses, stores, stack, is_readonly=True)
+        )
 
 
 class _Pieces:

@@ -1,45 +1,28 @@
-"""The target of a copy: a store of this machine, or services."""
+"""The target of a copy: a store of this machine, or services (`services_target`)."""
 
-import threading
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Protocol
 
 from appliance.castore.size_dialect import SizeDialect
 from appliance.copier.ingest import Staging
-from appliance.errors import ReadOnlyStoreError
-from appliance.importer.services_sink import ServicesSink
-from appliance.importer.staging import user_staging_directory
+from appliance.errors import CorruptBlobError, PathInfoError, ReadOnlyStoreError
 from appliance.nix.path_info import read_path_info
 from appliance.nix.store_path import StorePath
 from appliance.protos import pathinfo_pb2
 from appliance.services.addresses import ServiceAddresses
-from appliance.services.contracts import Services
-from appliance.services.open_services import LoopThread, open_services
 from appliance.store.batch import Batch
+from appliance.store.leases import Lease, LeaseKind
 from appliance.store.temp_directory import TempDirectory
 from appliance.store.writer import AsyncStore
 
 
-class CopyTarget:
+class CopyTarget(Protocol):
     """Commits batches; its methods may be called from several threads at the same time."""
 
-    def __init__(
-        self,
-        thread: LoopThread,
-        services: Services,
-        store: AsyncStore | None,
-        staging: Staging,
-        dialect: SizeDialect,
-    ) -> None:
-        self.thread: Final = thread
-        self.staging = staging
-        self.dialect = dialect
-        self._services = services
-        self._store = store
-        self._sink = ServicesSink(thread, services, dialect)
-        self._sink_lock = threading.Lock()
+    staging: Staging
+    dialect: SizeDialect
 
     def known(self, path: StorePath) -> pathinfo_pb2.PathInfo | None:
         """Return the PathInfo of `path`, or None if the target does not have the path.
@@ -47,14 +30,9 @@ class CopyTarget:
         Raises:
             StoreError: the target fails.
         """
-        encoded = self.thread.run_and_wait(self._services.path_infos.get(path.digest))
-        if encoded is None or read_path_info(encoded).path != path:
-            return None
-        return pathinfo_pb2.PathInfo.FromString(encoded)
 
     def new_batch(self) -> Batch:
         """Return an empty batch for `commit`."""
-        return self._sink.new_batch() if self._store is None else Batch()
 
     def commit(self, batch: Batch) -> None:
         """Make all of `batch` durable and visible; takes over its files in any case.
@@ -67,62 +45,75 @@ class CopyTarget:
             StoreFullError, ServiceUnavailableError: the target takes no other path either.
             StoreError: it cannot be put.
         """
-        if self._store is not None:
-            self.thread.run_and_wait(self._store.commit(batch))
-            return
-        with self._sink_lock:
-            for end in self._sink.commit(batch):
-                if end.refusal is not None:
-                    raise end.refusal
 
     def interrupt(self) -> None:
-        """Cancel a commit to remote services, which then fails with some error."""
-        if self._store is None:
-            self._sink.interrupt()
+        """Cancel commits to remote services, which then fail with some error."""
+
+
+class LocalCopyTarget:
+    """A store of this machine, without an event loop."""
+
+    def __init__(
+        self, store: AsyncStore, staging: Staging, dialect: SizeDialect, lease: Lease
+    ) -> None:
+        self.staging = staging
+        self.dialect = dialect
+        self._store = store
+        self._lease = lease
+
+    def known(self, path: StorePath) -> pathinfo_pb2.PathInfo | None:
+        """See `CopyTarget.known`."""
+        self._lease.hold([path.basename().encode()])
+        with self._store.store.snapshot() as snapshot:
+            encoded = snapshot.path_info(path.digest)
+        if encoded is None:
+            return None
+        try:
+            found = read_path_info(encoded).path
+        except PathInfoError as exc:
+            raise CorruptBlobError(f"PathInfo {path.digest.hex()}: {exc}") from exc
+        return pathinfo_pb2.PathInfo.FromString(encoded) if found == path else None
+
+    def new_batch(self) -> Batch:
+        """See `CopyTarget.new_batch`."""
+        return Batch()
+
+    def commit(self, batch: Batch) -> None:
+        """See `CopyTarget.commit`."""
+        self._store.commit_and_wait(batch)
+
+    def interrupt(self) -> None:
+        """Do nothing: a commit takes no time to speak of."""
 
 
 @contextmanager
 def open_target(
     addresses: ServiceAddresses, dialect: SizeDialect, stores: dict[Path, AsyncStore]
 ) -> Iterator[CopyTarget]:
-    """Open the services for writing, in a thread of their own.
+    """Open the services for writing.
 
     A store that is opened here is added to `stores`, because it may be the source as well.
 
     Raises:
         StoreError: a local one cannot be opened.
     """
+    from appliance.importer.staging import user_staging_directory
+
     store_path = addresses.one_store()
     with ExitStack() as stack:
         temp = stack.enter_context(TempDirectory(store_path or user_staging_directory()))
-        thread = LoopThread("services")
-        stack.callback(thread.close)
-        store = None
-        if store_path is not None:
-            store = AsyncStore.open(store_path, create=True, or_readonly=True)
-            stack.callback(store.close)
-            if not store.store.is_writable:
-                raise ReadOnlyStoreError(f"{store_path}: cannot be written by this user")
-            stores[store_path] = store
-        services = open_in_thread(thread, addresses, stores, stack, is_readonly=False)
-        yield CopyTarget(thread, services, store, Staging(temp.path), dialect)
+        staging = Staging(temp.path)
+        if store_path is None:
+            from appliance.copier.services_target import open_services_target
 
-
-def open_in_thread(
-    thread: LoopThread,
-    addresses: ServiceAddresses,
-    stores: dict[Path, AsyncStore],
-    stack: ExitStack,
-    *,
-    is_readonly: bool,
-) -> Services:
-    """Open services on the loop of `thread`, until `stack` ends.
-
-    Raises:
-        StoreError: a local one cannot be opened.
-    """
-    opened = AsyncExitStack()
-    stack.callback(lambda: thread.run_and_wait(opened.aclose()))
-    return thread.run_and_wait(
-        opened.enter_async_context(open_services(addresses, is_readonly=is_readonly, stores=stores))
-    )
+            yield stack.enter_context(open_services_target(addresses, staging, dialect, stores))
+            return
+        store = AsyncStore.open(store_path, create=True, or_readonly=True)
+        stack.callback(store.close)
+        if not store.store.is_writable:
+            raise ReadOnlyStoreError(f"{store_path}: cannot be written by this user")
+        # What is copied stays until all of the copy is there, and so does what need not be.
+        lease = Lease.begin(store_path, LeaseKind.IMPORT)
+        stack.callback(lease.close)
+        stores[store_path] = store
+        yield LocalCopyTarget(store, staging, dialect, lease)

@@ -243,6 +243,27 @@ class Environment:
         """Return the current size of the map."""
         return self._env.info()["map_size"]
 
+    def drop_pages(self) -> None:
+        """Take the pages of the map that were read out of this process's memory.
+
+        For whoever reads the whole file once: its pages would stay in the process, though not in
+        its own memory, until the kernel needs them. Buffers of the map stay valid.
+        """
+        from appliance.system import libc  # noqa: PLC0415 - ctypes is slow to load
+
+        libc.drop_mapped_pages(os.path.realpath(self._path / "data.mdb"))
+
+    def unused_bytes(self) -> int:
+        """Return about how many bytes of the file later commits will use before it grows.
+
+        Pages of the database of free pages count as unused.
+        """
+        info, stat = self._env.info(), self._env.stat()
+        used = _pages(stat)
+        with self.read() as txn:
+            used += sum(_pages(txn.stat(database)) for database in self._databases.values())
+        return max(0, info["last_pgno"] + 1 - used) * stat["psize"]
+
     def close(self) -> None:
         """Close the environment; every transaction must have ended."""
         self._env.close()
@@ -391,6 +412,10 @@ class _Reading(Generic[V]):
         traceback: TracebackType | None,
     ) -> None:
         self._env.end_read(self._txn, exc)
+
+
+def _pages(stat: "lmdb._StatDict") -> int:
+    return stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
 
 
 def _itself(txn: ReadTransaction) -> ReadTransaction:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, Protocol
 
 from blake3 import blake3
 
+from appliance.castore.chunking import UNCHUNKED_MAX, Chunker
 from appliance.castore.digest import Digest
 from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.castore.directory_encoder import ENCODED_MAX, DirectoryEncoder
@@ -51,10 +52,11 @@ _ROOM_MIN: Final = 1 << 18
 
 
 class LargeBlob(NamedTuple):
-    """A blob of `size` bytes at `offset` of a NAR."""
+    """A blob of `size` bytes at `offset` of a NAR, and its packed chunks."""
 
     offset: int
     size: int
+    chunks: bytes
 
 
 class NarPart:
@@ -166,6 +168,7 @@ class _Reading:
     def _file(self, size: int) -> Digest:
         offset = self._reader.tell()
         hasher = blake3()
+        chunker = Chunker() if size > UNCHUNKED_MAX else None
         content = bytearray()
         left = size
         while left:
@@ -173,11 +176,14 @@ class _Reading:
             assert isinstance(event, ContentRead)  # noqa: S101 - for the type checker
             left -= len(event.data)
             hasher.update(event.data)
+            if chunker is not None:
+                chunker.update(event.data)
             if size <= INLINE_MAX:
                 content += event.data
         digest = Digest(hasher.digest())
         if size > INLINE_MAX:
-            self._part.large[digest] = LargeBlob(offset, size)
+            chunks = b"" if chunker is None else chunker.finish()
+            self._part.large[digest] = LargeBlob(offset, size, chunks)
         else:
             self._part.small[digest] = bytes(content)
             self._part.num_bytes += size
@@ -272,7 +278,7 @@ class StoreTarget:
                 batch.add_directory(Digest.of(encoded), encoded)
             for digest, blob in part.large.items():
                 path = self._store.new_temp_path()
-                batch.add_file(digest, path, blob.size)
+                batch.add_file(digest, path, blob.size, blob.chunks)
                 with path.open("xb", buffering=0) as staged:
                     _copy(file, blob, staged)
         except OSError as exc:

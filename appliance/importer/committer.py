@@ -33,6 +33,7 @@ from appliance.importer.stream import read_objects
 from appliance.nix.store_path import StorePath
 from appliance.services.addresses import ServiceAddresses
 from appliance.store.batch import Batch
+from appliance.store.leases import Lease, LeaseKind
 from appliance.store.schema import INLINE_MAX
 from appliance.store.store import Store
 
@@ -82,10 +83,14 @@ class _LocalSink:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        with store.env.read() as txn:
+            self._num_sweeps = store.recent_puts.num_sweeps(txn)
 
     def new_batch(self) -> Batch:
         """See `Sink.new_batch`. The blobs of the batch are records of the store."""
-        return Batch()
+        batch = Batch()
+        batch.num_sweeps = self._num_sweeps
+        return batch
 
     def commit(self, batch: Batch) -> Iterator[PathEnd]:
         """See `Sink.commit`. All paths are committed in one transaction, or none."""
@@ -112,6 +117,8 @@ def open_sink(target: Path | ServiceAddresses, stack: ExitStack, dialect: SizeDi
     if isinstance(target, Path):
         store = Store.open(target, create=True)
         stack.callback(store.close)
+        # What this import commits, and refers to later, stays until it has ended.
+        stack.callback(Lease.begin(target, LeaseKind.IMPORT).close)
         return _LocalSink(store)
     # Imported here because a local store does not need gRPC, and because gRPC must not be loaded
     # before the other processes have been forked.

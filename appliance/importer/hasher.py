@@ -250,8 +250,8 @@ class HasherLoop:
         Args:
             fd: the file.
             before: its status before it was read.
-            staged: where to copy the content, which is hashed too; None if the content was staged
-                and hashed before.
+            staged: where to copy the content, which is hashed too, or a clone of the file to be;
+                None if the content was staged and hashed before.
             digest: the digest from that time; not used otherwise.
 
         Raises:
@@ -263,6 +263,8 @@ class HasherLoop:
         if staged is not None and before.st_size > UNCHUNKED_MAX:
             chunker = Chunker()
         holes = Holes(fd, before)
+        cloned = None if staged is None else staged.clone(fd, before.st_size)
+        source = fd if cloned is None else cloned
         number = _NO_STAGED if staged is None else staged.number
         end = 0
         while True:
@@ -275,7 +277,7 @@ class HasherLoop:
             if is_hole:
                 piece[:] = memoryview(_ZEROS)[:size]
             else:
-                _fill(fd, at, room if is_last else piece, size)
+                _fill(source, at, room if is_last else piece, size)
             chunking = None if chunker is None else self._beside.submit(chunker.update, piece)
             if staged is not None:
                 hasher.update(piece)

@@ -1,10 +1,10 @@
 """The sink for imports into services: sends blobs first, then directories, then PathInfos."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from appliance.castore.digest import Digest
 from appliance.castore.directory import Directory, DirectoryNode
@@ -18,18 +18,19 @@ from appliance.errors import (
 from appliance.importer.committer import PathEnd
 from appliance.nix.path_info import read_path_info
 from appliance.services.addresses import ServiceAddresses
-from appliance.services.contracts import Buffer, Services
+from appliance.services.contracts import Services
+from appliance.services.many_blobs import missing_of, put_missing, put_one
 from appliance.services.open_services import LoopThread, open_services
+from appliance.services.retry import Patience, persevere
 from appliance.store.batch import Batch, StagedFile
 
-# Concurrent uploads. Latency dominates the time of small blobs; large ones take memory.
-_SMALL_UPLOADS_MAX: Final = 64
+T = TypeVar("T")
+
+# Large blobs under way at a time; each takes memory.
 _LARGE_UPLOADS_MAX: Final = 8
+# Paths whose directories are under way at a time.
+_CLOSURES_MAX: Final = 8
 _PIECE_SIZE: Final = 1 << 20
-# After this many answers in a row that a blob is not there, the service is asked for only one in
-# `_ASK_ONE_IN` small blobs, and the others are sent without asking.
-_MISSING_IN_A_ROW: Final = 32
-_ASK_ONE_IN: Final = 16
 # Part of the error message of Tvix and Snix for a directory in the other dialect.
 _WRONG_SIZE: Final = "wrong size"
 
@@ -81,7 +82,8 @@ class ServicesSink:
         # Directories sent in this batch. They are dropped only at its end, because later paths of
         # the batch may contain some of them.
         self._sent: set[Digest] = set()
-        self._presence = _PresenceChecks()
+        # The closures of the paths of this batch, by their PathInfos.
+        self._closures: dict[bytes, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._is_interrupted = False
 
@@ -106,6 +108,7 @@ class ServicesSink:
                 self._directories.pop(sent, None)
             self._sent.clear()
         finally:
+            self._thread.run_and_wait(self._end_closures())
             batch.discard()
 
     def interrupt(self) -> None:
@@ -116,6 +119,13 @@ class ServicesSink:
         self._is_interrupted = True
         if self._task is not None:
             self._task.cancel()
+
+    async def _end_closures(self) -> None:
+        # Those that are left after an error.
+        for task in self._closures.values():
+            task.cancel()
+        await asyncio.gather(*self._closures.values(), return_exceptions=True)
+        self._closures.clear()
 
     async def _begun(self, work: Coroutine[None, None, None]) -> None:
         self._task = asyncio.current_task()
@@ -129,12 +139,20 @@ class ServicesSink:
         self._directories.update(
             (Digest(digest), encoded) for digest, encoded in batch.directories.items()
         )
+        places = asyncio.Semaphore(_CLOSURES_MAX)
+        for path_info in batch.path_infos.values():
+            node = read_path_info(path_info).node
+            if isinstance(node, DirectoryNode):
+                work = self._put_closure_in(places, node.digest)
+                self._closures[path_info] = asyncio.create_task(work)
+        if self._closures:
+            # Errors are raised for each path in turn.
+            await asyncio.wait(self._closures.values())
 
-    async def _put_path(self, path_info: bytes) -> None:
-        node = read_path_info(path_info).node
-        if isinstance(node, DirectoryNode):
+    async def _put_closure_in(self, places: asyncio.Semaphore, root: Digest) -> None:
+        async with places:
             try:
-                self._sent |= await self._put_closure(node.digest)
+                self._sent |= await _repeated(lambda: self._put_closure(root))
             except ApplianceError as exc:
                 if _WRONG_SIZE not in str(exc):
                     raise
@@ -142,47 +160,30 @@ class ServicesSink:
                 raise StoreError(
                     f"{exc}; it takes what import --directory-sizes {other} writes"
                 ) from exc
+
+    async def _put_path(self, path_info: bytes) -> None:
+        closure = self._closures.pop(path_info, None)
+        if closure is not None:
+            await closure
         await self._services.path_infos.put(path_info)
 
     async def _put_blobs(self, batch: Batch) -> None:
-        small = asyncio.Semaphore(_SMALL_UPLOADS_MAX)
+        blobs = self._services.blobs
         large = asyncio.Semaphore(_LARGE_UPLOADS_MAX)
 
-        async def put_small(digest: bytes, content: bytes | memoryview) -> None:
-            async with small:
-                if not self._presence.are_worthwhile() or not await self._has(Digest(digest)):
-                    await self._put_blob(Digest(digest), [content])
-
-        async def put_large(digest: bytes, file: StagedFile) -> None:
+        async def put_large(digest: Digest, file: StagedFile) -> None:
             async with large:
-                if not await self._has(Digest(digest)):
-                    await self._put_blob(Digest(digest), _pieces(file))
+                await _repeated(lambda: put_one(blobs, digest, _pieces(file)))
 
+        small = [(Digest(digest), content) for digest, content in batch.blobs.items()]
+        files = [Digest(digest) for digest in batch.files]
         try:
             async with asyncio.TaskGroup() as group:
-                for digest, content in batch.blobs.items():
-                    group.create_task(put_small(digest, content))
-                for digest, file in batch.files.items():
-                    group.create_task(put_large(digest, file))
+                group.create_task(put_missing(blobs, small))
+                for digest in await missing_of(blobs, files):
+                    group.create_task(put_large(digest, batch.files[digest]))
         except ExceptionGroup as exc:
             raise exc.exceptions[0] from None
-
-    async def _has(self, digest: Digest) -> bool:
-        is_there = await self._services.blobs.has(digest)
-        self._presence.learn(is_there=is_there)
-        return is_there
-
-    async def _put_blob(self, digest: Digest, pieces: Iterable[Buffer]) -> None:
-        writer = await self._services.blobs.open_write()
-        try:
-            for piece in pieces:
-                await writer.write(piece)
-        except BaseException:
-            await writer.abort()
-            raise
-        kept = await writer.close()
-        if kept != digest:
-            raise StoreError(f"blob {digest}: was read again, and had digest {kept}")
 
     async def _put_closure(self, root: Digest) -> set[Digest]:
         putter = self._services.directories.put_multiple_start()
@@ -217,23 +218,9 @@ class ServicesSink:
         return directory
 
 
-class _PresenceChecks:
-    """Decides whether to ask if a small blob is there; asking costs about as much as sending it."""
-
-    def __init__(self) -> None:
-        self._num_missing = 0
-        self._num_unasked = 0
-
-    def are_worthwhile(self) -> bool:
-        """Return whether to ask for the next blob, judging by the answers so far."""
-        if self._num_missing < _MISSING_IN_A_ROW:
-            return True
-        self._num_unasked = (self._num_unasked + 1) % _ASK_ONE_IN
-        return self._num_unasked == 0
-
-    def learn(self, *, is_there: bool) -> None:
-        """Record an answer."""
-        self._num_missing = 0 if is_there else self._num_missing + 1
+async def _repeated(work: Callable[[], Awaitable[T]]) -> T:
+    # What is sent as a stream cannot be repeated by the client of the service, as it is not kept.
+    return await persevere(work, Patience(starts_at_failure=True))
 
 
 def _pieces(file: StagedFile) -> Iterator[bytes]:

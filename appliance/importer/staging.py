@@ -19,7 +19,7 @@ from appliance.system import libc
 
 # Bytes of the unit that `st_blocks` counts.
 _BLOCK_SIZE: Final = 512
-_CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_CREATE_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 class StagingError(Exception):
@@ -45,13 +45,41 @@ class StagingFile:
         self.number = number
         self._path = staged_path(directory, number)
         self._size = 0
+        self._is_clone = False
         try:
             self._fd = os.open(self._path, _CREATE_FLAGS, 0o444)
         except OSError as exc:
             raise StagingError(self._path, exc) from exc
 
+    def clone(self, fd: int, size: int) -> int | None:
+        """Make the file a clone of another one, where the file system can.
+
+        From then on, `write` and `skip` only count. The content is to be read from the clone, which
+        does not change while it is read, as the original may.
+
+        Args:
+            fd: the file to clone; it stays the caller's.
+            size: the size in bytes that it must have.
+
+        Returns:
+            The descriptor of the clone, which stays this object's; None if there is no clone.
+        """
+        try:
+            if not libc.clone_file(fd, self._fd):
+                return None
+            if os.fstat(self._fd).st_size != size:
+                os.ftruncate(self._fd, 0)
+                return None
+        except OSError as exc:
+            raise StagingError(self._path, exc) from exc
+        self._is_clone = True
+        return self._fd
+
     def write(self, data: memoryview) -> None:
         """Append `data`; the sizes of all parts but the last must be multiples of 4 KiB."""
+        if self._is_clone:
+            self._size += len(data)
+            return
         try:
             write_sparse(self._fd, data, self._size)
         except OSError as exc:

@@ -194,7 +194,8 @@ Global___Spawn: _TypeAlias = Spawn  # noqa: Y015
 @_typing.final
 class SpawnSession(_message.Message):
     """Start a session process. Answered by Spawned. fds: the process's ends of its channel and uplink to the supervisor;
-    grants (writable) and session memory, which the fork server keeps for the next supervisor. fd of the answer: a pidfd.
+    grants (writable), session memory, and the lease if there is one, which the fork server keeps for the next supervisor.
+    fd of the answer: a pidfd.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -273,7 +274,9 @@ Global___TakeOver: _TypeAlias = TakeOver  # noqa: Y015
 
 @_typing.final
 class TakenOver(_message.Message):
-    """fds: grants (writable), session memory, pidfd, and the supervisor's ends of the channel and the uplink to the process."""
+    """fds: the supervisor's ends of the channel and the uplink to the process, its pidfd, grants (writable), session memory, and
+    the lease if there is one.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -304,12 +307,14 @@ class SessionRecord(_message.Message):
     STORE_PATH_FIELD_NUMBER: _builtins.int
     IS_BY_CONTENT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    NUM_QUEUES_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     store_path: _builtins.str
     is_by_content: _builtins.bool
     """Whether st_ino comes from content."""
     version: _builtins.int
     """The version of these messages that the session process speaks."""
+    num_queues: _builtins.int
     @_builtins.property
     def place(self) -> Global___Place: ...
     def __init__(
@@ -320,10 +325,11 @@ class SessionRecord(_message.Message):
         store_path: _builtins.str = ...,
         is_by_content: _builtins.bool = ...,
         version: _builtins.int = ...,
+        num_queues: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_by_content", b"is_by_content", "pid", b"pid", "place", b"place", "store_path", b"store_path", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_by_content", b"is_by_content", "num_queues", b"num_queues", "pid", b"pid", "place", b"place", "store_path", b"store_path", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -581,6 +587,8 @@ class Configure(_message.Message):
     HAS_REMOTE_DIRECTORIES_FIELD_NUMBER: _builtins.int
     HAS_REMOTE_ROOT_FIELD_NUMBER: _builtins.int
     MAKES_IMAGES_FIELD_NUMBER: _builtins.int
+    ANSWERS_IN_PYTHON_FIELD_NUMBER: _builtins.int
+    POLL_US_FIELD_NUMBER: _builtins.int
     SANDBOX_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     store_path: _builtins.str
@@ -597,6 +605,10 @@ class Configure(_message.Message):
     """The root is of a PathInfo service, and no generation of the store says how new it is."""
     makes_images: _builtins.bool
     """Images that the store lacks are made by the worker: nobody can put them into the store."""
+    answers_in_python: _builtins.bool
+    """Every request is answered by the Python handler, none in C."""
+    poll_us: _builtins.int
+    """How long a worker may poll its ring before it sleeps, in microseconds; 0: not at all."""
     @_builtins.property
     def sandbox(self) -> Global___Sandbox:
         """Set: the worker locks itself down before it serves."""
@@ -617,12 +629,14 @@ class Configure(_message.Message):
         has_remote_directories: _builtins.bool = ...,
         has_remote_root: _builtins.bool = ...,
         makes_images: _builtins.bool = ...,
+        answers_in_python: _builtins.bool = ...,
+        poll_us: _builtins.int = ...,
         sandbox: Global___Sandbox | None = ...,
         device: Global___Device | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "sandbox", b"sandbox"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "has_remote_blobs", b"has_remote_blobs", "has_remote_directories", b"has_remote_directories", "has_remote_root", b"has_remote_root", "list_root", b"list_root", "log_json", b"log_json", "log_level", b"log_level", "makes_images", b"makes_images", "queue", b"queue", "sandbox", b"sandbox", "store_path", b"store_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers_in_python", b"answers_in_python", "device", b"device", "has_remote_blobs", b"has_remote_blobs", "has_remote_directories", b"has_remote_directories", "has_remote_root", b"has_remote_root", "list_root", b"list_root", "log_json", b"log_json", "log_level", b"log_level", "makes_images", b"makes_images", "poll_us", b"poll_us", "queue", b"queue", "sandbox", b"sandbox", "store_path", b"store_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,112 +1,97 @@
-"""Guesses which small files are read next: those after a file that was just missed.
+"""Reading ahead: which small files are likely to be wanted after one that was just missed.
 
-This module only names files. `ContentLoader` tells it what it loads, and has `BlobFetcher` fetch
-the files that it names.
+This module only names files. `ClosureLoader` tells it what is below a store path, `ContentLoader`
+what was missed, and `BlobFetcher` fetches what it names.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from appliance.castore.digest import Digest
 from appliance.castore.directory import Directory
+from appliance.castore.names import display
 from appliance.store.schema import INLINE_MAX
-
-# Directories, files and subdirectories remembered, together; some 300 bytes each.
-_REMEMBERED_MAX: Final = 1 << 16
-# Files named at a time. Start with 8: opening one file says little. Double on each further miss in
-# the directory, which suggests a sequential reader.
-_WINDOW_MIN: Final = 8
-_WINDOW_MAX: Final = 64
-# Misses counted per directory; more change nothing.
-_MISSES_MAX: Final = 8
-# After this many misses in a directory, or one for each file that it has, the reader is expected to
-# go on to the next directory.
-_READ_ON_MISSES: Final = 3
-# Directories visited to name files after one miss, and levels climbed to get from one to the next.
-_FOLLOWING_MAX: Final = 64
-_DEPTH_MAX: Final = 64
-
-SmallFile = tuple[Digest, int]
-
-
-class _Place(NamedTuple):
-    """Where a file stands: `position` among the small files of a directory."""
-
-    directory: Digest
-    position: int
-
-
-class _Siblings:
-    """The small files and the subdirectories of a directory, in their order.
-
-    `num_missed` counts the misses here; the files before `reached` have been named.
-    """
-
-    __slots__ = ("below", "files", "num_missed", "reached")
-
-    def __init__(self, directory: Directory) -> None:
-        self.files = tuple(
-            (node.digest, node.size) for node in directory.files if 0 < node.size <= INLINE_MAX
-        )
-        self.below = tuple(dict.fromkeys(node.digest for node in directory.directories))
-        self.num_missed = 0
-        self.reached = 0
-
-    def num_remembered(self) -> int:
-        return 1 + len(self.files) + len(self.below)
-
-    def window(self) -> int:
-        """Return how many files to name after a missed one."""
-        return min(_WINDOW_MIN << (self.num_missed - 1), _WINDOW_MAX)
-
-    def is_read_on(self) -> bool:
-        """Return whether enough was missed to expect the reader to go on to the next directory."""
-        return self.num_missed >= min(_READ_ON_MISSES, len(self.files))
-
-    def take(self, end: int) -> tuple[SmallFile, ...]:
-        """Return the files before position `end` that were not returned before."""
-        first, self.reached = self.reached, max(self.reached, min(end, len(self.files)))
-        return self.files[first : self.reached]
-
 
 # --- Theory of operation ---
 #
-# Reading a tree of small files from a service costs one round trip for each file: the guest asks
-# for the next file only after it has the last one. Fetching the next files while the first one is
-# on its way hides those round trips.
+# A guest asks for one thing at a time, and what is not here costs it a round trip to the peer. So
+# whatever it asks for, that which follows in a walk is requested with it, in one of two forms:
 #
-# What is guessed: blobs that fit into a record of the cache (`INLINE_MAX` bytes), for which a wrong
-# guess costs little. Empty ones need no fetch.
+# - Directories come as closures (see `closure_loader`): the one that is wanted and all below it, in
+#   one answer. After the first round trip, a walk waits for the bandwidth only.
+# - Small files follow each other in the order of a walk: the files of a directory by name, then its
+#   subdirectories, depth first. This module has that order for each path, as a list. A *reader* is
+#   a range of places in such a list: those that have been named since it began. A miss within the
+#   range, or right behind it, moves it on: the window, the number of places that it shall be ahead
+#   of the miss, doubles from `_WINDOW_MIN` to `_WINDOW_MAX`, and what this adds to the range is
+#   named. A miss elsewhere is a reader of its own, which says little yet, so its window is small.
 #
-# From what: from the order of names in the Directories that were loaded, and from misses. A miss is
-# a file that a worker wants because the cache lacks it. The guess is that the reader goes through
-# the directory in the order of names. Reads that the cache answers are not seen here.
+# Only misses are seen here: reads that the cache answers are not. A reader that goes on comes to
+# the end of its range and misses there, and waits for one round trip; but each time the range is
+# twice as long, so a walk through n files waits log(n) times. A miss within the range is a file
+# that is on its way, and moves the range on before its end is reached. If a file within the range
+# is missed and is not on its way, then it failed or was evicted, and so may those after it: the
+# range begins anew behind it.
 #
-# How far ahead: 8 files after the first miss in a directory; 16, 32 and then 64 after each further
-# one. Every file is named once: a miss of a file that is being fetched already moves the window on
-# by what it has grown. If a named file is missed and is not being fetched, then it failed or was
-# evicted, and so may have been the files after it: these are named again. After three misses in a
-# directory, the window continues into the directories that a depth-first walk visits next: into
-# the first subdirectory, else to the next one beside it, else to the next one beside a parent.
-# They inherit the number of misses, so a walk through many small directories keeps its pace.
+# Small files are those that fit into a record of the cache: a wrong guess costs little. Large ones
+# and empty ones have their places, but are not named.
 #
-# What bounds it: 64 files for each miss, and `bytes_max` bytes in all of them (at most 1 MiB and a
-# sixteenth of the cache, so that guesses evict little); 64 directories visited and 64 levels
-# climbed, as equal directories in several places make the walk go round; 65,536 directories and
-# files remembered, the least recently used directory forgotten first.
+# What bounds it: `bytes_max` in all files of a window, and thus a share of the cache, so that
+# guesses evict little; `_READERS_MAX` readers for each path; `_FILES_MAX` files remembered in all,
+# where whole paths are forgotten, the least recently used first.
 #
 # Why it never delays what somebody waits for: the files are fetched as `BackgroundWork` of the
 # fetcher. That begins after the fetch of the missed file. It starts nothing while a fetch is under
 # way that a guest waits for (during the first 50 ms of that fetch: a slower one waits for its peer
-# and not for this process), and runs at most 16 fetches at a time. These take none of the places of
-# other fetches, give up if the cache has no room, and drop their errors. A guest that wants a file
-# which is being fetched ahead waits for that fetch; there is no second one.
+# and not for this process), and takes none of the places of other fetches, gives up if the cache
+# has no room, and drops its errors. A guest that wants a file which is being fetched ahead waits
+# for that fetch; there is no second one.
+
+_WINDOW_MIN: Final = 8
+_WINDOW_MAX: Final = 512
+_READERS_MAX: Final = 8
+# Some 250 bytes each.
+_FILES_MAX: Final = 1 << 17
+
+SmallFile = tuple[Digest, int]
 
 
-class SmallFiles:
-    """The small files of the directories that were loaded last.
+class _File(NamedTuple):
+    digest: Digest
+    size: int
+    name: bytes
+    # Position of its directory in `_Path.directories`.
+    directory: int
+
+
+class _Directory(NamedTuple):
+    name: bytes
+    # Position of the directory above it; its own for the root.
+    above: int
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Somebody who reads files in order: those from `start` to before `end` have been named."""
+
+    start: int
+    end: int
+    window: int
+
+
+@dataclass(slots=True)
+class _Path:
+    """The files of one path in the order of a walk; `readers` has the latest one last."""
+
+    files: list[_File] = field(default_factory=list)
+    directories: list[_Directory] = field(default_factory=list)
+    readers: list[_Reader] = field(default_factory=list)
+
+
+class ReadAhead:
+    """The files of the paths that were used last, in the order of a walk through each.
 
     Args:
         bytes_max: the most bytes that the files named after one miss have in all.
@@ -114,93 +99,120 @@ class SmallFiles:
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
-        self._directories: OrderedDict[Digest, _Siblings] = OrderedDict()
-        self._next: dict[Digest, Digest] = {}
-        self._above: dict[Digest, Digest] = {}
-        self._places: dict[Digest, _Place] = {}
-        self._num_remembered = 0
+        self._paths: OrderedDict[Digest, _Path] = OrderedDict()
+        # Of equal files in several places, the one that was remembered last.
+        self._places: dict[Digest, tuple[Digest, int]] = {}
+        self._num_files = 0
 
-    def add(self, digest: Digest, directory: Directory) -> None:
-        """Remember the files of a directory, and the order of its subdirectories."""
-        if digest in self._directories:
-            return
-        siblings = self._directories[digest] = _Siblings(directory)
-        self._num_remembered += siblings.num_remembered()
-        for position, (file_digest, _size) in enumerate(siblings.files):
-            self._places[file_digest] = _Place(digest, position)
-        self._next.update(pairwise(siblings.below))
-        self._above.update(dict.fromkeys(siblings.below, digest))
-        while self._num_remembered > _REMEMBERED_MAX and len(self._directories) > 1:
-            self._forget_oldest()
+    def add(self, root: Digest, name: bytes, directories: Mapping[Digest, Directory]) -> None:
+        """Remember the files below a directory, in place of what was known of it.
+
+        Args:
+            root: the directory.
+            name: its name, for messages; a store path's, or empty if it is not known.
+            directories: itself and those below it, as far as they are known.
+        """
+        self._forget(root)
+        path = _Path()
+        for file in _walk(root, name, directories, path.directories):
+            if len(path.files) == _FILES_MAX:
+                break
+            self._places[file.digest] = (root, len(path.files))
+            path.files.append(file)
+        self._paths[root] = path
+        self._num_files += len(path.files)
+        while self._num_files > _FILES_MAX:
+            self._forget(next(iter(self._paths)))
 
     def after(self, digest: Digest, *, is_under_way: bool) -> list[SmallFile]:
-        """Return the files to fetch ahead when a file is missed; each is returned once.
+        """Return the files to fetch ahead when a file is missed.
 
         Args:
             digest: the digest of the missed file.
-            is_under_way: the file is being fetched already. Otherwise, if it was named before, its
-                fetch failed or it was evicted, and the files after it are named again.
+            is_under_way: the file is being fetched already.
         """
         place = self._places.get(digest)
         if place is None:
             return []
-        self._directories.move_to_end(place.directory)
-        siblings = self._directories[place.directory]
-        start = place.position + 1
-        siblings.reached = max(start, siblings.reached) if is_under_way else start
-        return list(self._within_bytes(self._named(place.directory, siblings, start)))
+        root, position = place
+        self._paths.move_to_end(root)
+        path = self._paths[root]
+        reader = _reader_at(path, position)
+        if position < reader.end and not is_under_way:
+            reader.end = position
+        reader.start = max(reader.start, position - _WINDOW_MAX)
+        first = max(reader.end, position + 1)
+        reader.end = max(first, min(position + 1 + reader.window, len(path.files)))
+        reader.window = min(2 * reader.window, _WINDOW_MAX)
+        named = list(self._within_bytes(path.files[first : reader.end]))
+        return [(file.digest, file.size) for file in named if 0 < file.size <= INLINE_MAX]
 
-    def _named(self, digest: Digest, siblings: _Siblings, start: int) -> Iterator[SmallFile]:
-        siblings.num_missed = min(siblings.num_missed + 1, _MISSES_MAX)
-        left = start + siblings.window()
-        yield from siblings.take(left)
-        if not siblings.is_read_on():
-            return
-        num_missed = siblings.num_missed
-        for following in self._following(digest):
-            left -= len(siblings.files)
-            if left <= 0:
-                return
-            siblings = following
-            siblings.num_missed = max(siblings.num_missed, num_missed)
-            yield from siblings.take(left)
+    def place_of(self, digest: Digest) -> str:
+        """Return where a file is, for messages: one of its places, or nothing if none is known."""
+        place = self._places.get(digest)
+        if place is None:
+            return ""
+        root, position = place
+        path = self._paths[root]
+        file = path.files[position]
+        names = [file.name]
+        at = file.directory
+        while path.directories[at].above != at:
+            names.append(path.directories[at].name)
+            at = path.directories[at].above
+        names.append(path.directories[at].name or b"...")
+        return display(b"/".join(reversed(names)))
 
-    def _following(self, digest: Digest) -> Iterator[_Siblings]:
-        # Depth first, as far as directories are known. An equal directory in several places is
-        # remembered in one of them, so this may go round.
-        at: Digest | None = digest
-        for _ in range(_FOLLOWING_MAX):
-            siblings = self._directories.get(at) if at is not None else None
-            if siblings is None or at is None:
-                return
-            if at != digest:
-                yield siblings
-            at = siblings.below[0] if siblings.below else self._beside(at)
-
-    def _beside(self, digest: Digest) -> Digest | None:
-        for _ in range(_DEPTH_MAX):
-            if digest in self._next:
-                return self._next[digest]
-            if digest not in self._above:
-                return None
-            digest = self._above[digest]
-        return None
-
-    def _within_bytes(self, files: Iterator[SmallFile]) -> Iterator[SmallFile]:
+    def _within_bytes(self, files: list[_File]) -> Iterator[_File]:
         left = self._bytes_max
-        for digest, size in files:
-            left -= size
+        for file in files:
+            if file.size <= INLINE_MAX:
+                left -= file.size
             if left < 0:
                 return
-            yield digest, size
+            yield file
 
-    def _forget_oldest(self) -> None:
-        digest, siblings = self._directories.popitem(last=False)
-        self._num_remembered -= siblings.num_remembered()
-        for below in siblings.below:
-            self._next.pop(below, None)
-            self._above.pop(below, None)
-        for file_digest, _size in siblings.files:
-            place = self._places.get(file_digest)
-            if place is not None and place.directory == digest:
-                del self._places[file_digest]
+    def _forget(self, root: Digest) -> None:
+        path = self._paths.pop(root, None)
+        if path is None:
+            return
+        self._num_files -= len(path.files)
+        for file in path.files:
+            place = self._places.get(file.digest)
+            if place is not None and place[0] == root:
+                del self._places[file.digest]
+
+
+def _reader_at(path: _Path, position: int) -> _Reader:
+    for number, reader in enumerate(path.readers):
+        if reader.start <= position <= reader.end:
+            path.readers.append(path.readers.pop(number))
+            return reader
+    if len(path.readers) == _READERS_MAX:
+        del path.readers[0]
+    path.readers.append(_Reader(position, position, _WINDOW_MIN))
+    return path.readers[-1]
+
+
+def _walk(
+    root: Digest,
+    name: bytes,
+    known: Mapping[Digest, Directory],
+    directories: list[_Directory],
+) -> Iterator[_File]:
+    # Each directory once, however often it is there: its files are the same. It is put into
+    # `directories` before its files are yielded.
+    seen = {root}
+    stack = [(root, name, 0)]
+    while stack:
+        digest, its_name, above = stack.pop()
+        directory = known.get(digest)
+        if directory is None:
+            continue
+        index = len(directories)
+        directories.append(_Directory(its_name, above))
+        for file in directory.files:
+            yield _File(file.digest, file.size, file.name, index)
+        below = [node for node in directory.directories if node.digest not in seen]
+        seen.update(node.digest for node in below)
+        stack.extend((node.digest, node.name, index) for node in reversed(below))

@@ -13,26 +13,26 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from errno import EINVAL, ENOENT
 from functools import partial
-from itertools import islice, pairwise
 from pathlib import Path
 from typing import Final, TypeVar
 
 from appliance.castore.digest import Digest
-from appliance.castore.directory import Directory, Node
-from appliance.errors import ContentMissingError, ServiceUnavailableError, StoreError
+from appliance.castore.directory import DirectoryNode, Node
+from appliance.errors import ApplianceError, StoreError
+from appliance.resolve.closure_loader import ClosureLoader
 from appliance.resolve.local import listed_node, open_blob, path_digest, root_node
-from appliance.resolve.prefetch import SmallFiles
+from appliance.resolve.prefetch import ReadAhead
 from appliance.resolve.resolver import RootListing, SessionGrants, errno_of, nodes_there
-from appliance.services.addresses import LmdbAddress, ServiceAddresses
+from appliance.services.addresses import LmdbAddress, ServiceAddress, ServiceAddresses
 from appliance.services.contracts import Services
 from appliance.services.fetch import BlobFetcher
 from appliance.services.open_services import LoopThread, open_services
-from appliance.services.tasks import BackgroundWork, SingleFlight
+from appliance.services.tasks import SingleFlight
 from appliance.session.wants import (
     BlobWanted,
     DirectoryWanted,
@@ -50,10 +50,12 @@ _LOG: Final = logging.getLogger(__name__)
 
 # The cache, below the state directory.
 _CACHE_DIRECTORY: Final = "cache"
-# For one Directory or PathInfo, or the next PathInfo of a listing.
-_ANSWER_TIMEOUT_S: Final = 30.0
-# Requests for Directories and PathInfos under way at a time.
+# Requests for PathInfos under way at a time.
 _REQUESTS_MAX: Final = 64
+# Directories that come with one that is wanted may take this share of the cache, or this many bytes
+# where there is none.
+_CLOSURE_SHARE: Final = 4
+_CLOSURE_BYTES: Final = 1 << 28
 # How long a listing of the root counts as new. If making it takes long, it counts ten times as long
 # as it took, so that at most a tenth of the time is spent on listings.
 _FRESH_S: Final = 5.0
@@ -63,12 +65,6 @@ _LISTING_WAIT_S: Final = 1.0
 # A name that the service did not have is not asked for again for this long.
 _ABSENT_S: Final = 1.0
 _ABSENT_MAX: Final = 4096
-# Directories fetched ahead when one is entered: at any depth below it, and beside it. A walk that
-# enters it goes on to them.
-_BELOW_MAX: Final = 32
-_BESIDE_MAX: Final = 16
-# Digests remembered for fetching ahead; beyond this, all of them are forgotten.
-_DIGESTS_MAX: Final = 1 << 15
 
 
 class ContentLoader:
@@ -81,6 +77,7 @@ class ContentLoader:
         store: the store that workers read.
         cache: the cache that `store` belongs to, or None if it is a local store with all blobs.
         fetcher: fetches blobs into the cache; None if there is no cache.
+        addresses: of the services, for messages.
     """
 
     def __init__(
@@ -89,19 +86,21 @@ class ContentLoader:
         store: Store,
         cache: BlobCache | None,
         fetcher: BlobFetcher | None,
+        addresses: ServiceAddresses,
     ) -> None:
         self._services = services
+        self._addresses = addresses
         self._store = store
         self._cache = cache
         self._fetcher = fetcher
         self._thread = ThreadPoolExecutor(1, "images")
-        self._ahead = BackgroundWork()
-        self._directories: SingleFlight[Digest, Directory] = SingleFlight()
+        self._read_ahead = ReadAhead(fetcher.ahead_bytes_max if fetcher is not None else 0)
+        bytes_max = _CLOSURE_BYTES if cache is None else cache.max_bytes // _CLOSURE_SHARE
+        self._closures = ClosureLoader(
+            services.directories, self._put_images, self._read_ahead, bytes_max
+        )
         self._paths: SingleFlight[bytes, Node] = SingleFlight()
         self._listings: SingleFlight[None, None] = SingleFlight()
-        self._added: set[Digest] = set()
-        self._next_directory: dict[Digest, Digest] = {}
-        self._small_files = SmallFiles(fetcher.ahead_bytes_max if fetcher is not None else 0)
         self._places = asyncio.Semaphore(_REQUESTS_MAX)
         self._absent_until_s: OrderedDict[bytes, float] = OrderedDict()
         self._root_nodes: dict[bytes, Node] = {}
@@ -120,15 +119,11 @@ class ContentLoader:
         return RootListing(nodes, 0, fresh_until_ns, is_complete=True)
 
     async def load_directory(self, digest: Digest) -> None:
-        """Put the image of a Directory into the store; fetch ahead those that a walk needs next."""
-        if digest in self._directories:
-            directory = await self._directories.do(digest, partial(self._add_directory, digest))
-        else:
-            with self._ahead.urgent():
-                directory = await self._directories.do(digest, partial(self._add_directory, digest))
-        beside = list(islice(self._after(digest), _BESIDE_MAX))
-        self._want_directories(beside, iter(range(_BESIDE_MAX)))
-        self._want_directories(self._below(directory), iter(range(_BELOW_MAX)))
+        """Put the image of a Directory into the store; those below it follow."""
+        try:
+            await self._closures.load(digest)
+        except ApplianceError as exc:
+            raise _located(exc, f"directory {digest}", self._addresses.directories) from exc
 
     async def load_blob(self, want: BlobWanted) -> None:
         """Put a range of a blob into the cache, or all of it.
@@ -146,8 +141,13 @@ class ContentLoader:
         else:
             fetch = fetcher.fetch(digest, want.size)
         fetching = asyncio.create_task(fetch)
-        fetcher.fetch_ahead(self._small_files.after(digest, is_under_way=is_under_way))
-        await fetching
+        fetcher.fetch_ahead(self._read_ahead.after(digest, is_under_way=is_under_way))
+        try:
+            await fetching
+        except ApplianceError as exc:
+            place = self._read_ahead.place_of(digest)
+            what = f"file {place}: blob {digest}" if place else f"blob {digest}"
+            raise _located(exc, what, self._addresses.blobs) from exc
 
     async def touch(self, keys: Sequence[bytes]) -> None:
         """Record that entries of the cache were used; an error is logged."""
@@ -159,52 +159,10 @@ class ContentLoader:
 
     async def close(self) -> None:
         """Cancel what is under way and end the thread; `services` and `fetcher` stay open."""
-        await self._ahead.close()
-        await self._directories.close()
+        await self._closures.close()
         await self._paths.close()
         await self._listings.close()
         self._thread.shutdown()
-
-    # --- Directories ---
-
-    def _below(self, directory: Directory) -> list[Digest]:
-        below = list(dict.fromkeys(node.digest for node in directory.directories))
-        if len(self._next_directory) + len(self._added) > _DIGESTS_MAX:
-            self._next_directory.clear()
-            self._added.clear()
-        self._next_directory.update(pairwise(below))
-        return below
-
-    def _after(self, digest: Digest) -> Iterator[Digest]:
-        # Endless if equal directories stand in several places: the caller stops.
-        following = self._next_directory.get(digest)
-        while following is not None:
-            yield following
-            following = self._next_directory.get(following)
-
-    def _want_directories(self, digests: list[Digest], left: Iterator[int]) -> None:
-        # `left` has one item for each directory that may still be fetched. It is shared by these
-        # directories and those below them, whichever arrive first.
-        new = (digest for digest in digests if digest not in self._added)
-        self._ahead.want(
-            (digest, partial(self._directory_ahead, digest, left))
-            for digest, _ in zip(new, left, strict=False)
-        )
-
-    async def _directory_ahead(self, digest: Digest, left: Iterator[int]) -> None:
-        if digest not in self._directories:
-            add = partial(self._add_directory, digest)
-            directory = await self._directories.do(digest, add)
-            self._want_directories(self._below(directory), left)
-
-    async def _add_directory(self, digest: Digest) -> Directory:
-        directory = await self._get(self._services.directories.get(digest), f"directory {digest}")
-        if directory is None:
-            raise ContentMissingError(f"directory {digest}: the service does not have it")
-        self._small_files.add(digest, directory)
-        await self._run(lambda: self._put_image(digest, directory.to_bytes()))
-        self._added.add(digest)
-        return directory
 
     # --- The root ---
 
@@ -212,17 +170,23 @@ class ContentLoader:
         digest = path_digest(name)
         known = await self._run(lambda: self._known_path_info(digest))
         if known is not None:
-            return root_node(name, known)
+            return await self._with_closure(root_node(name, known))
         if self._absent_until_s.get(name, 0.0) > time.monotonic():
             raise OSError(ENOENT, f"{name!r} was not there a moment ago")
-        encoded = await self._get(
-            self._services.path_infos.get(digest), f"path {name.decode('latin-1')}"
-        )
+        encoded = await self._get(self._services.path_infos.get(digest))
         if encoded is None:
             self._note_absent(name)
             raise OSError(ENOENT, f"{name!r} is not there")
         node = root_node(name, encoded)
         await self._run(lambda: self._keep_path_info(digest, encoded))
+        return await self._with_closure(node)
+
+    async def _with_closure(self, node: Node) -> Node:
+        # The Directories of a path that is granted come at once, if its root is not there.
+        if isinstance(node, DirectoryNode):
+            digest = node.digest
+            if not await self._run(lambda: self._has_image(digest)):
+                self._closures.begin(digest, node.name)
         return node
 
     def _note_absent(self, name: bytes) -> None:
@@ -244,32 +208,31 @@ class ContentLoader:
     async def _refresh_root(self) -> None:
         began_s = time.monotonic()
         path_infos = aiter(self._services.path_infos.list())
-        while (encoded := await self._get(anext(path_infos, None), "the next path")) is not None:
+        while (encoded := await self._get(anext(path_infos, None))) is not None:
             node = listed_node(encoded)
             if node is not None:
                 self._root_nodes.setdefault(node.name, node)
         now_s = time.monotonic()
         self._fresh_until_s = now_s + max(_FRESH_S, _FRESH_FACTOR * (now_s - began_s))
 
-    async def _get(self, work: Awaitable[T], what: str) -> T:
-        try:
-            async with self._places, asyncio.timeout(_ANSWER_TIMEOUT_S):
-                return await work
-        except TimeoutError as exc:
-            raise ServiceUnavailableError(
-                f"{what}: no answer within {_ANSWER_TIMEOUT_S:.0f} s"
-            ) from exc
+    async def _get(self, work: Awaitable[T]) -> T:
+        async with self._places:
+            return await work
+
+    async def _put_images(self, directories: Mapping[bytes, bytes]) -> None:
+        if self._cache is not None:
+            await self._run(partial(self._cache.put_directories, directories))
+        else:
+            await self._run(partial(self._store.put_images, directories))
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     # --- In the thread of the store ---
 
-    def _put_image(self, digest: Digest, encoded: bytes) -> None:
-        if self._cache is not None:
-            self._cache.put_directory(digest, encoded)
-        else:
-            self._store.put_images({digest: encoded})
+    def _has_image(self, digest: Digest) -> bool:
+        with self._store.snapshot() as snapshot:
+            return snapshot.image(digest) is not None
 
     def _known_path_info(self, path_digest: bytes) -> bytes | None:
         return None if self._cache is None else self._cache.path_info(path_digest)
@@ -277,6 +240,14 @@ class ContentLoader:
     def _keep_path_info(self, path_digest: bytes, encoded: bytes) -> None:
         if self._cache is not None:
             self._cache.put_path_info(path_digest, encoded)
+
+
+def _located(exc: ApplianceError, what: str, address: ServiceAddress) -> StoreError:
+    """Return `exc` as an error that names what is missing and the service that was asked."""
+    text = str(exc).removeprefix(f"{address.label()}: ")
+    # What the text begins with, if it names the object itself.
+    text = text.removeprefix(f"{what.rpartition(': ')[2]}: ")
+    return StoreError(f"{what}: {address.label()}: {text}")
 
 
 class RemoteResolver:
@@ -379,12 +350,14 @@ async def open_remote(
         stack.push_async_callback(close)
 
         async def start() -> ContentLoader:
-            services = await inner.enter_async_context(open_services(addresses, stores=stores))
+            services = await inner.enter_async_context(
+                open_services(addresses, stores=stores, is_patient=True)
+            )
             fetcher = None
             if cache is not None:
                 fetcher = BlobFetcher(services.blobs, cache)
                 inner.push_async_callback(fetcher.close)
-            loader = ContentLoader(services, store, cache, fetcher)
+            loader = ContentLoader(services, store, cache, fetcher, addresses)
             inner.push_async_callback(loader.close)
             return loader
 

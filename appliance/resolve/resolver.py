@@ -8,7 +8,7 @@ it among sessions and spreads it over threads is its own affair.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from errno import EIO
 from typing import Final, NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ from appliance.castore.directory import Node
 from appliance.errors import ApplianceError
 from appliance.session.grants import GrantTable
 from appliance.session.wants import BlobWanted, Want
+from appliance.store.leases import Lease
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -87,20 +88,26 @@ class SessionGrants:
 
     Args:
         table: the grants (lent); used on one event loop.
+        lease: keeps garbage collection from what is granted (lent); None if nothing is collected.
 
     Attributes:
         listing: held by whoever brings the listing of the root up to date.
     """
 
-    def __init__(self, table: GrantTable) -> None:
+    def __init__(self, table: GrantTable, lease: Lease | None = None) -> None:
         self.table = table
+        self._lease = lease
         self._root_names = asyncio.Semaphore(_ROOT_NAMES_MAX)
         self.listing = asyncio.Lock()
 
     async def add_name(self, name: bytes, find: Callable[[bytes], Awaitable[Node]]) -> None:
         """Grant the node that `find` returns for a base name in the root."""
         async with self._root_names:
-            self.table.grant(await find(name))
+            node = await find(name)
+            if await self._hold([name]):
+                # Again, as the path may have been removed before it was held.
+                node = await find(name)
+            self.table.grant(node)
 
     async def add_listing(self, find: Callable[[int], Awaitable[RootListing]]) -> None:
         """Grant all paths that `find` returns for the generation that was listed last."""
@@ -108,12 +115,21 @@ class SessionGrants:
             is_complete = False
             while not is_complete:
                 listing = await find(self.table.root_generation)
+                names = {node.name for node in listing.nodes}
+                if await self._hold(names):
+                    # Again, as above. What has been put meanwhile is not held; it comes next time.
+                    left = await find(self.table.root_generation)
+                    held = [node for node in left.nodes if node.name in names]
+                    listing = listing._replace(nodes=held)
                 for start in range(0, len(listing.nodes), GRANTS_AT_A_TIME):
                     self.add_if_possible(listing.nodes[start : start + GRANTS_AT_A_TIME])
                     await asyncio.sleep(0)
                 self.table.set_root_generation(listing.generation)
                 self.table.set_root_fresh_until(listing.fresh_until_ns)
                 is_complete = listing.is_complete
+
+    async def _hold(self, names: Iterable[bytes]) -> bool:
+        return self._lease is not None and await asyncio.to_thread(self._lease.hold, names)
 
     def add_if_possible(self, nodes: Sequence[Node]) -> None:
         """Grant nodes for a listing; one that cannot be granted is left out, with a log line."""

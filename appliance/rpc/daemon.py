@@ -13,6 +13,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
+import grpc
+
 from appliance.errors import ConfigError
 from appliance.rpc.listen import (
     AbstractListen,
@@ -24,14 +26,18 @@ from appliance.rpc.listen import (
     inherited_socket,
 )
 from appliance.rpc.server import Server
+from appliance.rpc.server_tls import TlsFiles, server_credentials
 from appliance.services.addresses import GrpcAddress, ServiceAddresses, unix_target
 from appliance.services.open_services import open_services
+from appliance.services.path_info_completion import CompletingPathInfoService
 from appliance.services.put_policy import guarded
+from appliance.services.space_watch import keeping_free
 from appliance.system.listening import (
     announce_ready,
     announce_stopping,
     claim_socket_path,
     raise_descriptor_limit,
+    set_socket_group,
     socket_mode,
     stop_event,
 )
@@ -46,8 +52,20 @@ _LOG = logging.getLogger(__name__)
 
 # How long calls may take to end when the daemon stops; then they are cancelled.
 _GRACE_S: Final = 60.0
-# Of sockets that the daemon creates: for their owner and group.
-_SOCKET_MODE: Final = 0o660
+# Of the socket behind a relay, in a directory that nobody else may enter.
+_PRIVATE_MODE: Final = 0o600
+
+
+class SocketAccess(NamedTuple):
+    """Who may connect to the sockets in the file system that the daemon creates.
+
+    Args:
+        mode: their permissions; by default, for their owner and group.
+        gid: their group; None for that of the process.
+    """
+
+    mode: int = 0o660
+    gid: int | None = None
 
 
 class DaemonConfig(NamedTuple):
@@ -58,6 +76,8 @@ class DaemonConfig(NamedTuple):
         listen: the addresses to listen on.
         may_replace_paths: a PathInfo that is put replaces one that it contradicts.
         checks_content: read all contents of a path before its PathInfo is accepted.
+        access: who may connect to sockets in the file system.
+        tls: certificate and key for TCP sockets, created or inherited; None for no encryption.
         is_readonly: refuse everything that is put.
         trusted_keys: one of them must have signed a path without a content address.
         secret_keys: sign each path that is put.
@@ -67,6 +87,9 @@ class DaemonConfig(NamedTuple):
     listen: Sequence[ListenAddress]
     may_replace_paths: bool = False
     checks_content: bool = False
+    access: SocketAccess = SocketAccess()
+    tls: TlsFiles | None = None
+    min_free_bytes: int | None = None
     is_readonly: bool = False
     trusted_keys: "TrustedKeys | None" = None
     secret_keys: "Sequence[SecretKey]" = ()
@@ -90,7 +113,9 @@ async def _serve(config: DaemonConfig) -> None:
         is_readonly=config.is_readonly,
         may_replace_paths=config.may_replace_paths,
     )
-    async with opening as services:
+    credentials = None if config.tls is None else server_credentials(config.tls)
+    watching = keeping_free(config.services.one_store(), config.min_free_bytes)
+    async with opening as services, watching:
         # Clients verify what comes from a store of this host (see `BlobReader`). What comes from
         # another peer is verified before it is passed on.
         is_of_peer = isinstance(config.services.blobs, GrpcAddress)
@@ -100,8 +125,12 @@ async def _serve(config: DaemonConfig) -> None:
             secret_keys=config.secret_keys,
             checks_content=config.checks_content,
         )
+        if not isinstance(config.services.path_infos, GrpcAddress):
+            # A peer completes its own, if it wants to.
+            path_infos = CompletingPathInfoService(served.path_infos)
+            served = served._replace(path_infos=path_infos)
         server = Server(served, verifies_blobs=is_of_peer, is_readonly=config.is_readonly)
-        listeners = _Listeners(server)
+        listeners = _Listeners(server, config.access, credentials)
         try:
             for address in config.listen:
                 listeners.add(address)
@@ -116,18 +145,22 @@ async def _serve(config: DaemonConfig) -> None:
 class _Listeners:
     """The server and the sockets that it listens on; `labels` names them for people."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(
+        self, server: Server, access: SocketAccess, credentials: grpc.ServerCredentials | None
+    ) -> None:
         self.labels: list[str] = []
         self._server = server
+        self._access = access
+        self._credentials = credentials
         self._inherited: list[socket.socket] = []
-        self._relay: Relay | None = None
+        self._relays: list[Relay] = []
         self._paths: list[Path] = []
 
     def add(self, address: ListenAddress) -> None:
         match address:
             case TcpListen(family, host, port):
                 _check_free(family, (host, port), address.target())
-                bound_port = self._server.listen(address.target())
+                bound_port = self._server.listen(address.target(), self._credentials)
                 self.labels.append(f"{address.target().rpartition(':')[0]}:{bound_port}")
             case AbstractListen(name):
                 _check_free(socket.AF_UNIX, f"\0{name}", f"@{name}")
@@ -137,35 +170,39 @@ class _Listeners:
                 claim_socket_path(path)
                 _check_free(socket.AF_UNIX, os.fspath(path), str(path))
                 path.unlink()
-                self._listen_privately(unix_target(path))
+                with socket_mode(self._access.mode):
+                    self._server.listen(unix_target(path))
                 self._paths.append(path)
+                if self._access.gid is not None:
+                    set_socket_group(path, self._access.gid)
                 self.labels.append(str(path))
             case InheritedListen(fd):
                 self._inherited.append(inherited_socket(fd))
                 self.labels.append(f"inherited socket {fd}")
 
     async def start(self) -> None:
-        if self._inherited:
-            self._relay = Relay(self._inherited)
-            self._listen_privately(self._relay.target())
+        local = [sock for sock in self._inherited if sock.family == socket.AF_UNIX]
+        tcp = [sock for sock in self._inherited if sock.family != socket.AF_UNIX]
+        for sockets, credentials in ((local, None), (tcp, self._credentials)):
+            if sockets:
+                relay = Relay(sockets)
+                self._relays.append(relay)
+                with socket_mode(_PRIVATE_MODE):
+                    self._server.listen(relay.target(), credentials)
         await self._server.start()
-        if self._relay is not None:
-            self._relay.start()
+        for relay in self._relays:
+            relay.start()
 
     async def stop(self) -> None:
-        if self._relay is not None:
-            await self._relay.stop_accepting()
+        for relay in self._relays:
+            await relay.stop_accepting()
         # Before calls are finished, as gRPC does: another daemon may listen there meanwhile.
         for path in self._paths:
             with suppress(FileNotFoundError):
                 path.unlink()
         await self._server.stop(_GRACE_S)
-        if self._relay is not None:
-            await self._relay.close()
-
-    def _listen_privately(self, target: str) -> None:
-        with socket_mode(_SOCKET_MODE):
-            self._server.listen(target)
+        for relay in self._relays:
+            await relay.close()
 
 
 def _check_free(family: int, address: tuple[str, int] | str, where: str) -> None:

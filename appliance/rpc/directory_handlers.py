@@ -47,6 +47,11 @@ class DirectoryHandlers:
 
     async def put(self, requests: AsyncIterator[bytes]) -> bytes:
         """Receive a closure."""
+        digest = await self.put_all(requests)
+        return pb.PutDirectoryResponse(root_digest=digest).SerializeToString()
+
+    async def put_all(self, requests: AsyncIterator[bytes]) -> Digest:
+        """Put a closure, whose directories are sent one by one; return the digest of the root."""
         putter = self._service.put_multiple_start()
         try:
             async for request in requests:
@@ -57,10 +62,9 @@ class DirectoryHandlers:
                 await putter.put(directory)
                 # Free the message before the next one is awaited.
                 del request, directory
-            digest = await putter.close()
+            return await putter.close()
         finally:
             await putter.abort()
-        return pb.PutDirectoryResponse(root_digest=digest).SerializeToString()
 
     async def _closure(self, digest: Digest) -> AsyncIterator[bytes]:
         try:

@@ -25,13 +25,14 @@ from appliance.errors import (
     ReadOnlyStoreError,
 )
 from appliance.nix.store_path import DIGEST_SIZE
-from appliance.protos import pathinfo_rpc_pb2, snix_store_pb2
+from appliance.protos import bulk_pb2, pathinfo_rpc_pb2, snix_store_pb2
 from appliance.rpc.blob_handlers import BlobHandlers
+from appliance.rpc.bulk_handlers import BulkHandlers
 from appliance.rpc.calls import CALLS_MAX, WATCHES_MAX, Edge, Handler, decode_untrusted
 from appliance.rpc.directory_handlers import DirectoryHandlers
 from appliance.rpc.path_info_handlers import PathInfoHandlers
 from appliance.services.contracts import Services
-from appliance.services.grpc_messages import CHANNEL_OPTIONS, FAMILIES, Family
+from appliance.services.grpc_messages import BULK, CHANNEL_OPTIONS, FAMILIES, Family
 from appliance.services.grpc_status import not_found
 
 # How often the services are asked whether they work, and how long each answer may take.
@@ -45,11 +46,21 @@ _STREAMS_MAX: Final = CALLS_MAX // 2
 # All calls, including those that are refused or have not sent their request yet. More of them are
 # refused by gRPC itself.
 _ALL_CALLS_MAX: Final = 2 * (CALLS_MAX + WATCHES_MAX)
+_PING_INTERVAL_MIN_MS: Final = 5000
+_SILENCE_MS: Final = 60_000
+_PING_MS: Final = 20_000
 # The newer name of the reflection service.
 _REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
 _SERVER_OPTIONS: Final = (
     *CHANNEL_OPTIONS,
     ("grpc.max_concurrent_streams", _STREAMS_MAX),
+    # Clients ping while a call says nothing, to notice a dead connection. By default, gRPC hangs up
+    # on a client that pings more often than every five minutes.
+    ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_MIN_MS),
+    # A connection whose client has vanished is given up in the same way.
+    ("grpc.keepalive_time_ms", _SILENCE_MS),
+    ("grpc.keepalive_timeout_ms", _PING_MS),
+    ("grpc.http2.ping_timeout_ms", _PING_MS),
     # Two servers must not share a port unnoticed.
     ("grpc.so_reuseport", 0),
     # Bytes that a call may be sent before it asks for the next message. By default gRPC lets this
@@ -59,7 +70,11 @@ _SERVER_OPTIONS: Final = (
     ("grpc.http2.lookahead_bytes", 256 << 10),
 )
 # Reflection finds only descriptors that were imported.
-_DESCRIPTORS: Final = (pathinfo_rpc_pb2.DESCRIPTOR, snix_store_pb2.DESCRIPTOR)
+_DESCRIPTORS: Final = (
+    pathinfo_rpc_pb2.DESCRIPTOR,
+    snix_store_pb2.DESCRIPTOR,
+    bulk_pb2.DESCRIPTOR,
+)
 
 HEALTH_SERVICE: Final[str] = SERVICE_NAME
 # Bytes in a request to the health service; a watch keeps its request.
@@ -84,6 +99,8 @@ class Server:
     ) -> None:
         self._services = services
         self._blobs = BlobHandlers(services.blobs, verifies=verifies_blobs)
+        self._directories = DirectoryHandlers(services.directories)
+        self._bulk = BulkHandlers(services.blobs, self._directories)
         self._edge = Edge()
         self._is_readonly = is_readonly
         self._server = grpc.aio.server(
@@ -93,16 +110,25 @@ class Server:
         self._probing: asyncio.Task[None] | None = None
         for family in FAMILIES:
             self._add_family(family)
+        bulk = self._bulk.methods(self._edge)
+        if is_readonly:
+            refused = self._edge.sink(_refuse_put)
+            bulk = {**bulk, "PutBlobs": refused, "PutDirectories": refused}
+        self._add({BULK: bulk})
         self._add({HEALTH_SERVICE: self._health.methods(self._edge)})
         self._add_reflection()
 
-    def listen(self, target: str) -> int:
+    def listen(self, target: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen on `target`, as gRPC writes it; return the port, if the address has one.
+
+        With `credentials`, connections are encrypted.
 
         Raises:
             ConfigError: gRPC cannot listen there; it does not report why.
         """
         try:
+            if credentials is not None:
+                return self._server.add_secure_port(target, credentials)
             return self._server.add_insecure_port(target)
         except RuntimeError as exc:
             raise ConfigError(f"cannot listen on {target}: gRPC refuses it") from exc
@@ -134,7 +160,7 @@ class Server:
     def _add_family(self, family: Family) -> None:
         handlers: Mapping[str, Mapping[str, Handler]] = {
             family.blobs(): self._blobs.methods(self._edge),
-            family.directories(): DirectoryHandlers(self._services.directories).methods(self._edge),
+            family.directories(): self._directories.methods(self._edge),
             family.path_infos(): PathInfoHandlers(self._services.path_infos).methods(self._edge),
         }
         if self._is_readonly:
@@ -155,6 +181,7 @@ class Server:
 
     def _add_reflection(self) -> None:
         names = [name for family in FAMILIES for name in _service_names(family)]
+        names.append(BULK)
         names += [HEALTH_SERVICE, REFLECTION_SERVICE, _REFLECTION_V1]
         handler = self._edge.exchange(_Reflection(names).answer)
         self._add(

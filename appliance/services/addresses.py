@@ -7,7 +7,7 @@ after its digest (see `cli.options.default_state_dir`), so changing it orphans c
 import os
 from pathlib import Path
 from typing import Final, NamedTuple
-from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote_to_bytes, urlsplit
 
 from appliance.errors import ConfigError
 
@@ -15,10 +15,17 @@ from appliance.errors import ConfigError
 _UNIX_SCHEME: Final = "unix:"
 _DNS_SCHEME: Final = "dns:///"
 _DEFAULT_PORTS: Final = {"grpc+http": 80, "grpc+https": 443}
+# Parameters of an address, as Snix has them; `_with_parameters` reads them.
+_WAIT_CONNECT: Final = "wait-connect"
+_TLS_PARAMETERS: Final = ("tls-ca-cert-path", "tls-client-cert-path", "tls-client-key-path")
 
 
 class MemoryAddress(NamedTuple):
     """A service in the memory of this process: `memory:`."""
+
+    def label(self) -> str:
+        """Return the address as messages have it."""
+        return "memory:"
 
     def canonical(self) -> str:
         """See `ServiceAddresses.canonical`."""
@@ -30,6 +37,10 @@ class LmdbAddress(NamedTuple):
 
     path: Path
 
+    def label(self) -> str:
+        """Return the address as messages have it."""
+        return self.canonical()
+
     def canonical(self) -> str:
         """See `ServiceAddresses.canonical`."""
         return f"lmdb://{_quoted(self.path.resolve())}"
@@ -39,19 +50,33 @@ class GrpcAddress(NamedTuple):
     """A remote service.
 
     `grpc+unix:/absolute/path` (as Tvix and Snix write it; or with three slashes),
-    `grpc+http://host[:port]` or `grpc+https://host[:port]`.
+    `grpc+http://host[:port]` or `grpc+https://host[:port]`, and parameters behind a question mark,
+    which say how to connect and not to what: they are no part of the canonical text.
 
     Args:
         target: the address as gRPC writes it.
         is_tls: whether the connection is encrypted.
+        waits: connect when the service is opened (`wait-connect=1`), and not at the first call.
+        ca_cert: file of the certificate authorities that are trusted (`tls-ca-cert-path`); by
+            default those of the system.
+        client_cert: file of the certificate that is shown to the server (`tls-client-cert-path`).
+        client_key: file of its private key (`tls-client-key-path`).
     """
 
     target: str
     is_tls: bool
+    waits: bool = False
+    ca_cert: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
 
     def is_unix(self) -> bool:
         """Return whether it is a socket in the file system."""
         return self.target.startswith(_UNIX_SCHEME)
+
+    def label(self) -> str:
+        """Return the address as messages have it."""
+        return self.target
 
     def canonical(self) -> str:
         """See `ServiceAddresses.canonical`."""
@@ -117,17 +142,20 @@ def parse_service_uri(uri: str) -> ServiceAddress:
         parts = urlsplit(uri)
     except ValueError as exc:
         raise ConfigError(f"service address {uri}: {exc}") from exc
-    if parts.query or parts.fragment:
-        raise _refusal(uri, "takes no query and no fragment")
+    if parts.fragment:
+        raise _refusal(uri, "takes no fragment")
+    if parts.query and not parts.scheme.startswith("grpc+"):
+        raise _refusal(uri, "takes no query")
     match parts.scheme:
         case "memory":
             return _memory(uri, parts)
         case "lmdb":
             return LmdbAddress(_path(uri, parts))
         case "grpc+unix":
-            return GrpcAddress(unix_target(_path(uri, parts)), is_tls=False)
+            target = unix_target(_path(uri, parts))
+            return _with_parameters(uri, parts, GrpcAddress(target, is_tls=False))
         case "grpc+http" | "grpc+https":
-            return _grpc_host(uri, parts)
+            return _with_parameters(uri, parts, _grpc_host(uri, parts))
     raise _refusal(
         uri,
         f"unknown scheme {parts.scheme!r}; "
@@ -178,6 +206,32 @@ def _grpc_host(uri: str, parts: SplitResult) -> GrpcAddress:
         raise _refusal(uri, str(exc)) from exc
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return GrpcAddress(f"{_DNS_SCHEME}{host}:{port}", is_tls=parts.scheme == "grpc+https")
+
+
+def _with_parameters(uri: str, parts: SplitResult, address: GrpcAddress) -> GrpcAddress:
+    known = (_WAIT_CONNECT, *_TLS_PARAMETERS) if address.is_tls else (_WAIT_CONNECT,)
+    values: dict[str, str] = {}
+    for name, value in parse_qsl(parts.query, keep_blank_values=True, errors="surrogateescape"):
+        if name in _TLS_PARAMETERS and not address.is_tls:
+            raise _refusal(uri, f"{name} is for grpc+https only")
+        if name not in known:
+            raise _refusal(uri, f"unknown parameter {name!r}; known: {', '.join(known)}")
+        if name in values:
+            raise _refusal(uri, f"{name} is given twice")
+        if not value:
+            raise _refusal(uri, f"{name} has no value")
+        values[name] = value
+    waits = values.pop(_WAIT_CONNECT, "0")
+    if waits not in {"0", "1"}:
+        raise _refusal(uri, f"{_WAIT_CONNECT} is {waits}, expected 0 or 1")
+    ca_cert, client_cert, client_key = (
+        Path(values[name]) if name in values else None for name in _TLS_PARAMETERS
+    )
+    if (client_cert is None) != (client_key is None):
+        raise _refusal(uri, "tls-client-cert-path and tls-client-key-path need each other")
+    return address._replace(
+        waits=waits == "1", ca_cert=ca_cert, client_cert=client_cert, client_key=client_key
+    )
 
 
 def _refusal(uri: str, rule: str) -> ConfigError:

@@ -46,7 +46,6 @@ class BlobStream:
     Args:
         blob: the blob.
         open_read: begins the call.
-        arriving: waits for what it sends, for a limited time.
         store: verifies and writes a chunk, given its number and content.
     """
 
@@ -54,12 +53,10 @@ class BlobStream:
         self,
         blob: ListedBlob,
         open_read: Callable[[], Awaitable[BlobReader | None]],
-        arriving: Callable[[Awaitable[bytes]], Awaitable[bytes]],
         store: Callable[[int, bytes], Awaitable[None]],
     ) -> None:
         self._blob = blob
         self._open_read = open_read
-        self._arriving = arriving
         self._store = store
         # Chunks that are asked for, and whether they came.
         self._asked: dict[int, asyncio.Future[bool]] = {}
@@ -101,7 +98,7 @@ class BlobStream:
             while reader is not None and (number := await self._next()) is not None:
                 start, end = self._blob.chunks.bounds(number)
                 await reader.seek(start)
-                content = await self._arriving(reader.read(end - start))
+                content = await reader.read(end - start)
                 self._position = number + 1
                 self._coming.add(number)
                 unwritten.append(asyncio.create_task(self._bring(number, content)))

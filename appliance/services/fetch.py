@@ -32,10 +32,11 @@ from appliance.errors import (
 )
 from appliance.services.cache_room import GRACE_S, CacheRoom, NoRoomError
 from appliance.services.contracts import BlobReader, BlobService
-from appliance.services.fetch_chunks import ChunkFetcher, arriving
+from appliance.services.fetch_chunks import ChunkFetcher
 from appliance.services.tasks import BackgroundWork, SingleFlight
 from appliance.store.batch import Batch
 from appliance.store.blob_cache import BlobCache
+from appliance.store.fetch_claims import FetchClaims
 from appliance.store.schema import INLINE_MAX
 
 T = TypeVar("T")
@@ -44,10 +45,8 @@ T = TypeVar("T")
 # Each holds a piece in memory.
 FETCHES_MAX: Final = 64
 _PIECE_SIZE: Final = 1 << 20
-# A fetch fails if no piece of the blob arrives for this long.
-PROGRESS_TIMEOUT_S: Final = 30.0
 # Bytes fetched ahead at a time: at most this, and at most this share of the cache.
-_AHEAD_BYTES_MAX: Final = 1 << 20
+_AHEAD_BYTES_MAX: Final = 4 << 20
 _AHEAD_SHARE: Final = 16
 _NUM_THREADS: Final = 4
 
@@ -74,7 +73,6 @@ class BlobFetcher:
     Args:
         blobs: the service to read; what it returns is verified here.
         cache: where the blobs are put. It is used in threads of this object, and stays open.
-        progress_timeout_s: a fetch fails if nothing arrives for this long.
         grace_s: a blob is kept for this long after the last caller was answered.
     """
 
@@ -83,14 +81,13 @@ class BlobFetcher:
         blobs: BlobService,
         cache: BlobCache,
         *,
-        progress_timeout_s: float = PROGRESS_TIMEOUT_S,
         grace_s: float = GRACE_S,
     ) -> None:
         self._blobs = blobs
         self._cache = cache
-        self._progress_timeout_s = progress_timeout_s
+        self._claims = FetchClaims(cache.store.path)
         self._room = CacheRoom(grace_s)
-        self._chunks = ChunkFetcher(blobs, cache, self._room, progress_timeout_s)
+        self._chunks = ChunkFetcher(blobs, cache, self._room, self._claims)
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "cache")
         self._places = asyncio.Semaphore(FETCHES_MAX)
         self._ahead = BackgroundWork()
@@ -150,6 +147,7 @@ class BlobFetcher:
         if self._putting is not None:
             await self._putting
         self._threads.shutdown()
+        self._claims.close()
 
     # --- One fetch ---
 
@@ -162,7 +160,7 @@ class BlobFetcher:
         priority = nullcontext() if digest in self._fetches else self._ahead.urgent()
         try:
             with priority:
-                work = partial(self._fetch, digest, size, self._places)
+                work = partial(self._fetch_claimed, digest, size, self._places)
                 found_size = await self._fetches.do(digest, work)
         except NoRoomError:
             return False
@@ -175,8 +173,16 @@ class BlobFetcher:
         return True
 
     async def _fetch_ahead(self, digest: Digest, size: int) -> None:
-        if digest not in self._fetches:
-            await self._fetches.begin(digest, partial(self._fetch, digest, size, nullcontext()))
+        # What another process fetches need not be fetched ahead here.
+        if digest not in self._fetches and self._claims.take(digest):
+            work = partial(self._fetch_claimed, digest, size, nullcontext())
+            await self._fetches.begin(digest, work)
+
+    async def _fetch_claimed(
+        self, digest: Digest, size: int, place: AbstractAsyncContextManager[None]
+    ) -> int:
+        async with self._claims.held(digest):
+            return await self._fetch(digest, size, place)
 
     async def _fetch(
         self, digest: Digest, size: int, place: AbstractAsyncContextManager[None]
@@ -190,7 +196,7 @@ class BlobFetcher:
             return size
         async with place:
             if size <= INLINE_MAX:
-                content = await self._in_time(self._receive_inline(digest, size), digest)
+                content = await self._receive_inline(digest, size)
                 await self._room.when_room(digest, lambda: self._put(digest, content))
             else:
                 await self._fetch_file(digest, size)
@@ -207,7 +213,7 @@ class BlobFetcher:
 
     async def _fetch_file(self, digest: Digest, size: int) -> None:
         # Room is made after something arrived, so that a missing blob evicts nothing.
-        reader = await self._in_time(self._open(digest), digest)
+        reader = await self._open(digest)
         try:
             async with self._reserved(digest, size):
                 await self._receive_file(reader, digest, size)
@@ -221,10 +227,7 @@ class BlobFetcher:
         return reader
 
     async def _receive_file(self, reader: BlobReader, digest: Digest, size: int) -> None:
-        def read() -> Awaitable[bytes]:
-            return self._in_time(reader.read(_PIECE_SIZE), digest)
-
-        pieces = _verified(read, digest, size)
+        pieces = _verified(lambda: reader.read(_PIECE_SIZE), digest, size)
         batch = Batch()
         path = self._cache.temp_path / str(next(self._numbers))
         batch.add_file(digest, path, size)
@@ -290,10 +293,7 @@ class BlobFetcher:
                 await self._run(lambda: self._cache.drop(digest))
                 raise
 
-    # --- Waiting ---
-
-    async def _in_time(self, work: Awaitable[T], digest: Digest) -> T:
-        return await arriving(work, digest, self._progress_timeout_s)
+    # --- In the threads ---
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

@@ -18,10 +18,10 @@ cache, and its errors are dropped.
 
 What is verified. The list of chunks is the service's word: nobody can compare it with the digest of
 the blob before the whole blob is there. So the beginning of the blob is hashed as it grows, and
-when all of it is there, the sum decides. If it is right, the blob becomes one like any other. If
-not, all of it is dropped, an error is logged, and the list is not believed again: the blob is then
-fetched whole, and verified before any byte of it is readable. A blob of which some part is never
-read is never compared as a whole.
+when the last chunk has come, the sum decides before that chunk is readable. If it is right, the
+blob becomes one like any other. If not, all of it is dropped, the READ fails, and the list is not
+believed again: the blob is then fetched whole, and verified before any byte of it is readable. A
+blob of which some part is never read is never compared as a whole.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from appliance.castore.digest import Digest
 from appliance.errors import (
     ApplianceError,
     ContentMissingError,
-    ServiceUnavailableError,
+    CorruptBlobError,
     StoreError,
     WrongDigestError,
     disk_error,
@@ -49,6 +49,7 @@ from appliance.services.listed_blob import Arrived, ListedBlob, PartFile, usable
 from appliance.services.tasks import SingleFlight
 from appliance.store.blob_cache import BlobCache, charge_of
 from appliance.store.blob_parts import BlobParts, OtherListError, PartLostError
+from appliance.store.fetch_claims import FetchClaims
 from appliance.store.partial_blob import PartialBlob
 
 T = TypeVar("T")
@@ -72,21 +73,6 @@ _ATTEMPTS_MAX: Final = 16
 _NUM_THREADS: Final = 3
 
 
-async def arriving(work: Awaitable[T], digest: Digest, timeout_s: float) -> T:
-    """Wait for what a service sends of a blob, for a limited time.
-
-    Raises:
-        ServiceUnavailableError: nothing came in time.
-    """
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await work
-    except TimeoutError as exc:
-        raise ServiceUnavailableError(
-            f"blob {digest}: nothing arrived for {timeout_s:.0f} s"
-        ) from exc
-
-
 class ChunkFetcher:
     """Fetches ranges of large blobs on one event loop; each chunk once at a time.
 
@@ -94,17 +80,17 @@ class ChunkFetcher:
         blobs: the service to read.
         cache: where the blobs are put; used in threads of this object.
         room: keeps the blobs that callers wait for.
-        progress_timeout_s: a fetch fails if nothing arrives for this long.
+        claims: other processes that share the cache fetch nothing that is claimed here.
     """
 
     def __init__(
-        self, blobs: BlobService, cache: BlobCache, room: CacheRoom, progress_timeout_s: float
+        self, blobs: BlobService, cache: BlobCache, room: CacheRoom, claims: FetchClaims
     ) -> None:
         self._blobs = blobs
         self._cache = cache
         self._parts = BlobParts(cache)
         self._room = room
-        self._timeout_s = progress_timeout_s
+        self._claims = claims
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "chunks")
         self._wanted_places = asyncio.Semaphore(_WANTED_MAX)
         self._ahead_places = asyncio.Semaphore(_AHEAD_PLACES)
@@ -148,12 +134,8 @@ class ChunkFetcher:
 
     async def fetch_whole(self, digest: Digest, size: int) -> bool:
         """Return when the cache has the whole blob, compared with its digest; see `fetch`."""
-        if not await self.fetch(digest, size, 0, size):
-            return False
-        blob = self._listed.get(digest)
-        if blob is not None:
-            await self._settled(blob)
-        return await self._run(partial(self._cache.find, digest)) is not None
+        is_fetched = await self.fetch(digest, size, 0, size)
+        return is_fetched and await self._run(partial(self._cache.find, digest)) is not None
 
     async def close(self) -> None:
         """Cancel all fetches and end the threads."""
@@ -178,7 +160,7 @@ class ChunkFetcher:
 
     async def _begin(self, digest: Digest, size: int) -> ListedBlob | None:
         self._cache.check_size(digest, size)
-        chunks = await arriving(self._blobs.stat(digest), digest, self._timeout_s)
+        chunks = await self._blobs.stat(digest)
         if chunks is None:
             raise ContentMissingError(f"blob {digest}: the service does not have it")
         listed = usable_list(chunks, size)
@@ -192,7 +174,6 @@ class ChunkFetcher:
         blob = self._listed[digest] = ListedBlob(listed, record, file)
         while len(self._listed) > _LISTED_MAX:
             self._listed.popitem(last=False)
-        self._hash_on(blob)
         return blob
 
     def _distrust(self, digest: Digest) -> None:
@@ -258,23 +239,23 @@ class ChunkFetcher:
             or blob.chunks.size - start <= GAP_MAX
             or self._behind(blob, index) < start
             or not is_worthwhile(self._blobs)
+            or not self._claims.take(_stream_claim(blob.digest))
         ):
             return
         self._streams[blob.record.token] = BlobStream(
-            blob,
-            lambda: arriving(self._blobs.open_read(blob.digest), blob.digest, self._timeout_s),
-            lambda work: arriving(work, blob.digest, self._timeout_s),
-            partial(self._store, blob),
+            blob, lambda: self._blobs.open_read(blob.digest), partial(self._store, blob)
         )
-        self._spawn(self._run_stream(blob.record.token))
+        self._spawn(self._run_stream(blob.digest, blob.record.token))
 
-    async def _run_stream(self, token: bytes) -> None:
+    async def _run_stream(self, digest: Digest, token: bytes) -> None:
         # Whatever fails here is asked for by chunk, and then the error is that of the chunk.
+        stream = self._streams[token]
         try:
             with suppress(ApplianceError):
-                await self._streams[token].run()
+                await stream.run()
         finally:
             del self._streams[token]
+            self._claims.release(_stream_claim(digest))
 
     def _is_near(self, blob: ListedBlob, index: int) -> bool:
         # There, or on its way.
@@ -315,11 +296,24 @@ class ChunkFetcher:
         return self._fetching.begin((blob.record.token, index), work)
 
     async def _fetch_chunk(self, blob: ListedBlob, index: int, places: asyncio.Semaphore) -> None:
-        stream = self._streams.get(blob.record.token)
-        if stream is not None and await stream.brings(index):
-            return
-        async with places:
-            await self._store(blob, index, await self._receive(blob, index))
+        async with self._claims.held(blob.chunks.chunk_digest(index)):
+            if self._has_come(blob, index):
+                return
+            stream = self._streams.get(blob.record.token)
+            if stream is not None and await stream.brings(index):
+                return
+            async with places:
+                await self._store(blob, index, await self._receive(blob, index))
+
+    def _has_come(self, blob: ListedBlob, index: int) -> bool:
+        # Another process may have fetched it.
+        record = self._parts.find(blob.digest)
+        if record is None or record.token != blob.record.token:
+            return False
+        if record.has(*blob.chunks.bounds(index)):
+            blob.record = record
+            return True
+        return False
 
     async def _store(self, blob: ListedBlob, index: int, content: bytes) -> None:
         is_stored = asyncio.get_running_loop().create_future()
@@ -333,7 +327,7 @@ class ChunkFetcher:
         digest = blob.chunks.chunk_digest(index)
         start, end = blob.chunks.bounds(index)
         left = end - start + 1
-        reader = await arriving(self._blobs.open_read(digest), blob.digest, self._timeout_s)
+        reader = await self._blobs.open_read(digest)
         if reader is None:
             raise ContentMissingError(
                 f"blob {blob.digest}: the service lists chunk {digest} and does not have it"
@@ -341,8 +335,7 @@ class ChunkFetcher:
         parts = []
         try:
             while left:
-                read = reader.read(min(left, _PIECE_SIZE))
-                part = await arriving(read, blob.digest, self._timeout_s)
+                part = await reader.read(min(left, _PIECE_SIZE))
                 if not part:
                     break
                 parts.append(part)
@@ -356,11 +349,11 @@ class ChunkFetcher:
         while blob.arrived:
             batch, blob.arrived = blob.arrived, []
             try:
-                record, errors = await self._run(partial(self._write, blob, batch))
+                blob.record, errors = await self._run(partial(self._write, blob, batch))
+                if blob.record.is_whole:
+                    await self._finish(blob)
             except Exception as exc:  # noqa: BLE001 - whatever it was, the callers must get it
                 errors = dict.fromkeys((arrived.number for arrived in batch), exc)
-            else:
-                blob.record = record
             for arrived in batch:
                 error = errors.get(arrived.number)
                 if arrived.is_stored.done():
@@ -390,6 +383,7 @@ class ChunkFetcher:
                 blob.file.write(arrived.content, start)
             except OSError as exc:
                 raise disk_error(exc, self._cache.store.path) from exc
+            blob.hash_next(arrived.content, start)
             ranges.append((start, end))
         return self._parts.add_ranges(blob.record, ranges), errors
 
@@ -403,8 +397,6 @@ class ChunkFetcher:
         try:
             while (end := blob.hashable()) > blob.hashed:
                 await self._run(partial(blob.hash_up_to, end))
-            if blob.hashed == blob.chunks.size:
-                await self._finish(blob)
         except (OSError, StoreError) as exc:
             _LOG.error("%s", exc)
             self._listed.pop(blob.digest, None)
@@ -412,27 +404,31 @@ class ChunkFetcher:
             blob.hashing = None
 
     async def _finish(self, blob: ListedBlob) -> None:
-        stream = self._streams.get(blob.record.token)
-        if stream is not None:
-            stream.end()
+        """Compare a blob, all of which is in its file, with its digest, and make it visible.
+
+        Raises:
+            CorruptBlobError: the chunks make up another blob, which was dropped.
+            PartLostError: another process was faster, or has evicted it.
+            StoreError: the cache fails.
+        """
+        if blob.hashing is not None:
+            await asyncio.wait([blob.hashing])
+        await self._run(partial(blob.hash_up_to, blob.chunks.size))
         actual = Digest(blob.hasher.digest())
         if actual == blob.digest:
-            with suppress(PartLostError):  # another process was faster
-                await self._run(partial(self._parts.complete, blob.record))
+            await self._run(partial(self._parts.complete, blob.record))
             self._listed.pop(blob.digest, None)
+            if blob.record.token in self._streams:
+                self._streams[blob.record.token].end()
             return
-        _LOG.error(
-            "blob %s: the chunks that the service lists make up %s; what was read of it was wrong",
-            blob.digest,
-            actual,
-        )
         self._distrust(blob.digest)
         await self._run(partial(self._cache.drop, blob.digest))
-
-    async def _settled(self, blob: ListedBlob) -> None:
-        while blob.storing is not None or blob.hashing is not None:
-            tasks = [task for task in (blob.storing, blob.hashing) if task is not None]
-            await asyncio.wait(tasks)
+        error = CorruptBlobError(
+            f"blob {blob.digest}: the chunks that the service lists make up {actual}; "
+            "what was read of it was wrong"
+        )
+        _LOG.error("%s", error)  # perhaps nobody waits for the last chunk
+        raise error
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -442,3 +438,8 @@ class ChunkFetcher:
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _stream_claim(digest: Digest) -> Digest:
+    # Other processes may fetch chunks meanwhile, but not begin a call for the whole blob.
+    return Digest.of(b"stream " + digest)

@@ -12,12 +12,16 @@ from appliance.errors import (
     ContentMissingError,
     DirectoryError,
     InvalidRequestError,
+    ServiceUnavailableError,
     StoreError,
 )
 from appliance.protos import castore_rpc_pb2 as pb
 from appliance.services.contracts import BlobReader, BlobWriter, Buffer
 from appliance.services.grpc_client import Peer, Sending, StreamCall
+from appliance.services.grpc_many_blobs import GrpcManyBlobs
 from appliance.services.grpc_messages import CONTENT_MAX, decode_chunk_untrusted, encode_chunk
+from appliance.services.many_blobs import ManyBlobs
+from appliance.services.retry import persevere
 
 # Small writes are gathered into messages of at least this many bytes, as each message has a fixed
 # cost.
@@ -64,6 +68,10 @@ class GrpcBlobService:
             return None
         return reader
 
+    async def many(self) -> ManyBlobs | None:
+        """See `many_blobs.OffersMany`."""
+        return GrpcManyBlobs(self._peer) if await self._peer.knows_bulk() else None
+
     def _note(self, message_bytes: int) -> None:
         self.message_bytes = max(self.message_bytes, message_bytes)
 
@@ -93,13 +101,15 @@ class _GrpcBlobReader:
         self._received = memoryview(b"")
         self._received_at = 0
         self._has_ended = False
+        # Only what was never received before is progress.
+        self._reached = 0
+        self._patience = peer.patience()
 
     async def receive(self) -> None:
-        """Receive the next message."""
-        with self._peer.translating():
-            if self._call is None:
-                self._call = self._peer.stream(self._method, self._request)
-            message = await self._peer.next_message(self._call)
+        """Receive the next message; after the stream broke, the first one of another stream."""
+        if self._received_at + len(self._received) >= self._reached:
+            self._patience.restart()
+        message = await persevere(self._next, self._patience)
         if message is None:
             self._has_ended = True
             return
@@ -110,6 +120,7 @@ class _GrpcBlobReader:
         self._note(len(data))
         self._received_at += len(self._received)
         self._received = memoryview(data)
+        self._reached = max(self._reached, self._received_at + len(data))
 
     async def read(self, size: int) -> bytes:
         parts: list[Buffer] = []
@@ -123,15 +134,28 @@ class _GrpcBlobReader:
     async def seek(self, offset: int) -> None:
         self._offset = offset
         if offset < self._received_at:
-            await self.close()
-            self._received = memoryview(b"")
-            self._received_at = 0
-            self._has_ended = False
+            await self._begin_anew()
 
     async def close(self) -> None:
         if self._call is not None:
             self._call.cancel()
             self._call = None
+
+    async def _next(self) -> bytes | None:
+        try:
+            with self._peer.translating():
+                if self._call is None:
+                    self._call = self._peer.stream(self._method, self._request)
+                return await self._peer.next_message(self._call, self._patience)
+        except ServiceUnavailableError:
+            await self._begin_anew()
+            raise
+
+    async def _begin_anew(self) -> None:
+        await self.close()
+        self._received = memoryview(b"")
+        self._received_at = 0
+        self._has_ended = False
 
     async def _part(self, size: int) -> Buffer:
         while self._received_at + len(self._received) <= self._offset:

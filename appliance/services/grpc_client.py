@@ -1,11 +1,11 @@
-"""Calls to one gRPC server: its connections, its names for services, timeouts, errors.
+"""Calls to one gRPC server: its names for services, timeouts, repetitions, errors.
 
 The clients of the three services (`grpc_blobs`, `grpc_directories`, `grpc_path_infos`) share this.
 Requests and responses are bytes.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final, TypeAlias, TypeVar
@@ -13,16 +13,17 @@ from typing import Final, TypeAlias, TypeVar
 import grpc
 
 from appliance.castore.digest import EMPTY_DIGEST
-from appliance.errors import ServiceUnavailableError
+from appliance.errors import ContentMissingError, ServiceUnavailableError
 from appliance.nix.store_path import DIGEST_SIZE
 from appliance.protos import castore_rpc_pb2, pathinfo_rpc_pb2
 from appliance.services.addresses import GrpcAddress
-from appliance.services.grpc_messages import CHANNEL_OPTIONS, SNIX, TVIX, Family
+from appliance.services.grpc_connection import Connections
+from appliance.services.grpc_messages import BULK, SNIX, TVIX, Family
 from appliance.services.grpc_status import error_of, is_status
+from appliance.services.retry import BUDGET_S, Patience, persevere
 from appliance.services.tasks import SingleFlight
 
 T = TypeVar("T")
-C = TypeVar("C", bound=grpc.aio.Call)
 # Quoted, as these classes are generic in their stubs only.
 UnaryCall: TypeAlias = "grpc.aio.UnaryUnaryCall[bytes, bytes]"
 StreamCall: TypeAlias = "grpc.aio.UnaryStreamCall[bytes, bytes]"
@@ -31,45 +32,8 @@ UnaryMethod: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
 StreamMethod: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]"
 SinkMethod: TypeAlias = "grpc.aio.StreamUnaryMultiCallable[bytes, bytes]"
 
-# A server that comes back is found within this time; by default gRPC backs off to two minutes.
-_RECONNECT_MAX_MS: Final = 2000
-_OPTIONS: Final = (
-    *CHANNEL_OPTIONS,
-    # Without this, all channels to one server share a connection.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", _RECONNECT_MAX_MS),
-    ("grpc.max_reconnect_backoff_ms", _RECONNECT_MAX_MS),
-)
-# By default gRPC makes an `:authority` from the path of the socket, and strict servers reset the
-# stream for it.
-_UNIX_OPTIONS: Final = (*_OPTIONS, ("grpc.default_authority", "localhost"))
-# Servers limit the calls on one connection, most of them to 100 or more. Calls that only wait must
-# not block others, so another connection is opened when each existing one carries this many calls.
-_CALLS_OF_CONNECTION: Final = 100
-_CONNECTIONS_MAX: Final = 16
-# For one answer, or for the next message of a stream.
-_ANSWER_TIMEOUT_S: Final = 60.0
 # For the answer to a stream of messages, all of which the server makes durable first.
 _KEPT_TIMEOUT_S: Final = 600.0
-
-
-class _Connection:
-    """A channel, and the number of calls on it."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.channel = channel
-        self.num_calls = 0
-
-    def begin(self, start: Callable[[grpc.aio.Channel], C]) -> C:
-        """Begin a call; it counts until it is done."""
-        call = start(self.channel)
-        self.num_calls += 1
-        call.add_done_callback(self._end)
-        return call
-
-    def _end(self, _call: object) -> None:
-        self.num_calls -= 1
 
 
 class Peer:
@@ -77,14 +41,38 @@ class Peer:
 
     Servers know the services under one family of names or both. The first call to a service finds
     out which, by asking for something that costs nothing.
+
+    A request is repeated while the server is unavailable, as `retry` says. A server that has never
+    answered is not waited for, unless `is_patient`: a command whose address is wrong should say so
+    at once.
+
+    Args:
+        address: where it is.
+        is_patient: wait for a server that has never answered, too.
+        budget_s: how long one request may take.
+
+    Raises:
+        ConfigError: a certificate or key that the address names cannot be read.
     """
 
-    def __init__(self, address: GrpcAddress) -> None:
+    def __init__(
+        self, address: GrpcAddress, *, is_patient: bool = False, budget_s: float = BUDGET_S
+    ) -> None:
         self.name = address.target
-        self._address = address
-        self._connections: list[_Connection] = []
-        self._families: dict[str, Family] = {}
-        self._probes: SingleFlight[str, Family] = SingleFlight()
+        self._budget_s = budget_s
+        self._connections = Connections(address)
+        self._may_repeat = is_patient
+        # Whether the server has a method, as far as it was asked.
+        self._known: dict[str, bool] = {}
+        self._probes: SingleFlight[str, bool] = SingleFlight()
+
+    async def connect(self) -> None:
+        """Connect now, and not at the first call.
+
+        Raises:
+            ServiceUnavailableError: the server cannot be reached.
+        """
+        await self.castore_family()
 
     async def castore_family(self) -> Family:
         """Return the names that the server uses for blobs and directories."""
@@ -97,24 +85,46 @@ class Peer:
         method = f"{TVIX.path_infos()}/Get"
         return await self._family(method, message.SerializeToString())
 
+    async def knows_bulk(self) -> bool:
+        """Return whether the server has the service for many objects in one message."""
+        method = f"{BULK}/HasBlobs"
+        if method not in self._known:
+            self._known[method] = await self._probes.do(method, partial(self._probe, method, b""))
+        return self._known[method]
+
     async def ask(self, method: str, request: bytes, *, timeout_s: float | None = None) -> bytes:
         """Send one message and return the answer.
+
+        Args:
+            method: the full name of the method.
+            request: the message.
+            timeout_s: how long the server may work on the answer, if that is longer than usual.
 
         Raises:
             ApplianceError: as `grpc_status.error_of` says.
         """
-        with self.translating():
-            return await self._unary(method, request, timeout_s or _ANSWER_TIMEOUT_S)
+        patience = self.patience(starts_at_failure=timeout_s is not None)
+
+        async def attempt() -> bytes:
+            with self.translating():
+                return await self._unary(method, request, timeout_s or patience.left_s())
+
+        return await persevere(attempt, patience)
 
     async def find(self, method: str, request: bytes) -> bytes | None:
         """Send one message and return the answer, or None for NOT_FOUND."""
-        with self.translating():
-            try:
-                return await self._unary(method, request, _ANSWER_TIMEOUT_S)
-            except grpc.aio.AioRpcError as exc:
-                if is_status(exc, grpc.StatusCode.NOT_FOUND):
-                    return None
-                raise
+        try:
+            return await self.ask(method, request)
+        except ContentMissingError:
+            return None
+
+    def patience(self, *, starts_at_failure: bool = False) -> Patience:
+        """Return the patience with this server for one request, for `persevere`."""
+        return Patience(
+            self._budget_s,
+            may_repeat=lambda: self._may_repeat,
+            starts_at_failure=starts_at_failure,
+        )
 
     def stream(self, method: str, request: bytes) -> StreamCall:
         """Send one message and return the call, which many answer; use it inside `translating`."""
@@ -123,7 +133,7 @@ class Peer:
             call: StreamMethod = channel.unary_stream(f"/{method}")
             return call(request)
 
-        return self._connection().begin(start)
+        return self._connections.begin(start)
 
     def sink(self, method: str) -> SinkCall:
         """Begin a call of many messages with one answer; use it inside `translating`."""
@@ -132,7 +142,7 @@ class Peer:
             call: SinkMethod = channel.stream_unary(f"/{method}")
             return call()
 
-        return self._connection().begin(start)
+        return self._connections.begin(start)
 
     async def messages(self, call: StreamCall) -> AsyncIterator[bytes]:
         """Yield the messages that answer a call."""
@@ -142,24 +152,32 @@ class Peer:
         finally:
             call.cancel()
 
-    async def next_message(self, call: StreamCall) -> bytes | None:
-        """Return the next message, or None at the end of the stream."""
-        message = await self.in_time(call.read())
+    async def next_message(
+        self, call: StreamCall, patience: Patience | None = None
+    ) -> bytes | None:
+        """Return the next message, or None at the end of the stream; use it inside `translating`.
+
+        Args:
+            call: a call of `stream`.
+            patience: how long to wait; by default, as long as a request may take.
+        """
+        timeout_s = self._budget_s if patience is None else patience.left_s()
+        message = await self.in_time(call.read(), timeout_s)
+        self._may_repeat = True
         return message if isinstance(message, bytes) else None
 
-    async def in_time(self, work: Awaitable[T], timeout_s: float = _ANSWER_TIMEOUT_S) -> T:
-        """Wait for `work`, for a limited time.
+    async def in_time(self, work: Awaitable[T], timeout_s: float | None = None) -> T:
+        """Wait for `work` for `timeout_s`, or as long as a request may take.
 
         Raises:
             ServiceUnavailableError: the server has not answered in time.
         """
+        timeout_s = self._budget_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(timeout_s):
                 return await work
         except TimeoutError as exc:
-            raise ServiceUnavailableError(
-                f"{self.name}: no answer within {timeout_s:.0f} s"
-            ) from exc
+            raise self._timed_out(timeout_s) from exc
 
     @contextmanager
     def translating(self) -> Iterator[None]:
@@ -167,57 +185,58 @@ class Peer:
         try:
             yield
         except grpc.RpcError as exc:
-            raise error_of(exc, self.name) from exc
+            error = error_of(exc, self.name)
+            self._may_repeat |= not isinstance(error, ServiceUnavailableError)
+            raise error from exc
         except grpc.aio.BaseError as exc:
             raise ServiceUnavailableError(f"{self.name}: {exc}") from exc
 
     async def close(self) -> None:
         """Cancel all calls and disconnect."""
         await self._probes.close()
-        for connection in self._connections:
-            await connection.channel.close()
+        await self._connections.close()
 
-    def _unary(self, method: str, request: bytes, timeout_s: float) -> UnaryCall:
+    async def _unary(self, method: str, request: bytes, timeout_s: float) -> bytes:
         def start(channel: grpc.aio.Channel) -> UnaryCall:
             call: UnaryMethod = channel.unary_unary(f"/{method}")
             return call(request, timeout=timeout_s)
 
-        return self._connection().begin(start)
+        try:
+            answer = await self._connections.begin(start)
+        except grpc.aio.AioRpcError as exc:
+            if is_status(exc, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise self._timed_out(timeout_s) from exc
+            raise
+        self._may_repeat = True
+        return answer
 
-    def _connection(self) -> _Connection:
-        for connection in self._connections:
-            if connection.num_calls < _CALLS_OF_CONNECTION:
-                return connection
-        if len(self._connections) < _CONNECTIONS_MAX:
-            self._connections.append(_Connection(self._connect()))
-            return self._connections[-1]
-        return min(self._connections, key=lambda connection: connection.num_calls)
-
-    def _connect(self) -> grpc.aio.Channel:
-        target = self._address.target
-        if self._address.is_tls:
-            credentials = grpc.ssl_channel_credentials()
-            return grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
-        options = _UNIX_OPTIONS if self._address.is_unix() else _OPTIONS
-        return grpc.aio.insecure_channel(target, options=options)
+    def _timed_out(self, timeout_s: float) -> ServiceUnavailableError:
+        error = ServiceUnavailableError(f"{self.name}: no answer within {timeout_s:.3g} s")
+        error.is_final = True
+        return error
 
     async def _family(self, method: str, request: bytes) -> Family:
         # `method` is the one in the names of Tvix.
-        if method not in self._families:
+        if method not in self._known:
             probe = partial(self._probe, method, request)
-            self._families[method] = await self._probes.do(method, probe)
-        return self._families[method]
+            self._known[method] = await self._probes.do(method, probe)
+        return TVIX if self._known[method] else SNIX
 
-    async def _probe(self, method: str, request: bytes) -> Family:
-        with self.translating():
-            try:
-                await self._unary(method, request, _ANSWER_TIMEOUT_S)
-            except grpc.aio.AioRpcError as exc:
-                if is_status(exc, grpc.StatusCode.UNIMPLEMENTED):
-                    return SNIX
-                if not is_status(exc, grpc.StatusCode.NOT_FOUND):
-                    raise
-        return TVIX
+    async def _probe(self, method: str, request: bytes) -> bool:
+        patience = self.patience()
+
+        async def attempt() -> bool:
+            with self.translating():
+                try:
+                    await self._unary(method, request, patience.left_s())
+                except grpc.aio.AioRpcError as exc:
+                    if is_status(exc, grpc.StatusCode.UNIMPLEMENTED):
+                        return False
+                    if not is_status(exc, grpc.StatusCode.NOT_FOUND):
+                        raise
+            return True
+
+        return await persevere(attempt, patience)
 
 
 class Sending:

@@ -58,6 +58,8 @@ class Family(NamedTuple):
 TVIX: Final = Family("tvix.castore.v1", "tvix.store.v1")
 SNIX: Final = Family("snix.castore.v1", "snix.store.v1")
 FAMILIES: Final = (TVIX, SNIX)
+# Many objects in one message (bulk.proto), which only this project's daemon has.
+BULK: Final = "appliance.castore.v1.BulkService"
 
 
 # --- BlobChunk messages ---

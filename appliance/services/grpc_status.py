@@ -110,7 +110,7 @@ def error_of(exc: grpc.RpcError, peer: str) -> ApplianceError:
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             # Too large a message, too many calls, or a full disk, which only our own servers mark.
             return (StoreFullError if _is_disk_full(exc) else ServiceLimitError)(message)
-        case _ if code in _UNAVAILABLE:
+        case _ if code in _UNAVAILABLE or _is_broken_stream(code, text):
             return ServiceUnavailableError(message)
         case _:
             return StoreError(f"{message} ({code.name})")
@@ -125,6 +125,11 @@ def _code_and_text(exc: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     if isinstance(exc, grpc.aio.AioRpcError):
         return exc.code(), exc.details() or ""
     return grpc.StatusCode.UNKNOWN, str(exc)
+
+
+def _is_broken_stream(code: grpc.StatusCode, text: str) -> bool:
+    # What gRPC makes of a stream that the peer resets, as some do when they stop.
+    return code is grpc.StatusCode.INTERNAL and "RST_STREAM" in text
 
 
 def _is_disk_full(exc: grpc.RpcError) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -119,11 +120,23 @@ class ListedBlob:
         self.hashing: asyncio.Task[None] | None = None
         self.hasher = blake3()
         self.hashed = 0
+        # For the last two.
+        self._hashing = threading.Lock()
 
     def hashable(self) -> int:
         """Return up to where the blob is there from its start on."""
         bounds = self.record.bounds
         return bounds[1] if len(bounds) and bounds[0] == 0 else 0
+
+    def hash_next(self, content: bytes, start: int) -> None:
+        """Hash a chunk that was just written, if it is the next one; called in a thread."""
+        if self._hashing.acquire(blocking=False):
+            try:
+                if start == self.hashed:
+                    self.hasher.update(content)
+                    self.hashed += len(content)
+            finally:
+                self._hashing.release()
 
     def hash_up_to(self, end: int) -> None:
         """Hash the next bytes of the file; called in a thread.
@@ -132,9 +145,10 @@ class ListedBlob:
             CorruptBlobError: the file has become shorter.
             OSError: the file cannot be read.
         """
-        while self.hashed < end:
-            piece = os.pread(self.file.fd, min(_PIECE_SIZE, end - self.hashed), self.hashed)
-            if not piece:
-                raise CorruptBlobError(f"blob {self.digest}: its file has become shorter")
-            self.hasher.update(piece)
-            self.hashed += len(piece)
+        with self._hashing:
+            while self.hashed < end:
+                piece = os.pread(self.file.fd, min(_PIECE_SIZE, end - self.hashed), self.hashed)
+                if not piece:
+                    raise CorruptBlobError(f"blob {self.digest}: its file has become shorter")
+                self.hasher.update(piece)
+                self.hashed += len(piece)

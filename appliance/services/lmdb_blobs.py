@@ -18,6 +18,8 @@ from appliance.errors import (
     disk_error,
 )
 from appliance.services.contracts import BlobReader, BlobWriter, Buffer
+from appliance.services.lmdb_many_blobs import LmdbManyBlobs
+from appliance.services.many_blobs import ManyBlobs
 from appliance.store.batch import Batch
 from appliance.store.blob_files import BlobFile
 from appliance.store.schema import INLINE_MAX
@@ -58,6 +60,10 @@ class LmdbBlobService:
     async def size_of(self, digest: Digest) -> int | None:
         """See `path_info_checks.KnowsSizes`."""
         return await self._shared.run(lambda: self._size_of(digest))
+
+    async def many(self) -> ManyBlobs:
+        """See `many_blobs.OffersMany`."""
+        return LmdbManyBlobs(self._shared)
 
     async def open_write(self) -> BlobWriter:
         """Begin a new blob."""

@@ -53,8 +53,11 @@ async def open_services(
     is_readonly: bool = False,
     stores: "Mapping[Path, AsyncStore] | None" = None,
     may_replace_paths: bool = False,
+    is_patient: bool = False,
 ) -> AsyncIterator[Services]:
     """Open the services, for the duration of the block; connect to peers when first needed.
+
+    Only where an address says so, its peer is connected to at once.
 
     A store in LMDB that this process may not write to is opened for reading only, and refuses what
     is put.
@@ -65,18 +68,22 @@ async def open_services(
         stores: stores that this process has open already, by their resolved paths; they stay open.
         may_replace_paths: in services of this process, a PathInfo that is put replaces one that it
             contradicts.
+        is_patient: wait for peers that have never answered, as for those that have (see `retry`).
 
     Raises:
+        ConfigError: a certificate or key that an address names cannot be read.
         StoreError: a store cannot be opened.
+        ServiceUnavailableError: a peer that is connected to at once cannot be reached.
     """
     keep_message_memory()
     async with AsyncExitStack() as stack:
-        opener = _Opener(stack, is_readonly=is_readonly, stores=stores or {})
+        opener = _Opener(stack, is_readonly=is_readonly, stores=stores or {}, is_patient=is_patient)
         blobs = opener.blobs(addresses.blobs)
         directories = opener.directories(addresses.directories)
         path_infos = opener.path_infos(
             addresses.path_infos, blobs, directories, may_replace=may_replace_paths
         )
+        await opener.connect()
         yield Services(blobs, directories, path_infos)
 
 
@@ -84,12 +91,23 @@ class _Opener:
     """Opens each store and each peer once: a process must not open an LMDB environment twice."""
 
     def __init__(
-        self, stack: AsyncExitStack, *, is_readonly: bool, stores: "Mapping[Path, AsyncStore]"
+        self,
+        stack: AsyncExitStack,
+        *,
+        is_readonly: bool,
+        stores: "Mapping[Path, AsyncStore]",
+        is_patient: bool,
     ) -> None:
         self._stack = stack
         self._is_readonly = is_readonly
         self._stores: dict[Path, AsyncStore] = dict(stores)
         self._peers: dict[GrpcAddress, Peer] = {}
+        self._is_patient = is_patient
+
+    async def connect(self) -> None:
+        for address, peer in self._peers.items():
+            if address.waits:
+                await peer.connect()
 
     def blobs(self, address: ServiceAddress) -> BlobService:
         match address:
@@ -141,7 +159,7 @@ class _Opener:
 
     def _peer(self, address: GrpcAddress) -> Peer:
         if address not in self._peers:
-            peer = Peer(address)
+            peer = Peer(address, is_patient=self._is_patient)
             self._stack.push_async_callback(peer.close)
             self._peers[address] = peer
         return self._peers[address]

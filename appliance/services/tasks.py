@@ -17,9 +17,9 @@ Work: TypeAlias = Callable[[], Coroutine[None, None, object]]
 
 # Background work delays what is asked for meanwhile by about as much, but a peer that is some
 # milliseconds away is kept busy only by several requests at a time.
-RUNNING_MAX: Final = 16
+RUNNING_MAX: Final = 32
 # Background work beyond this was wanted long ago, and other work has been wanted since.
-_WAITING_MAX: Final = 256
+_WAITING_MAX: Final = 1024
 # Background work pauses for at most this long beside something urgent. Urgent work that takes
 # longer waits for its peer and does not need this process.
 _YIELD_S: Final = 0.05

@@ -48,6 +48,15 @@ class VerifyProgress:
         self.num_files = 0
         self.num_bytes = 0
         self.path = ""
+        self.num_paths = 0
+        self.num_expected_paths = 0
+        """The number of all paths to verify, if it is known; 0 otherwise."""
+
+    def fraction(self) -> float | None:
+        """Return how much is done, 0 to 1, by paths; None if that is not known."""
+        if not self.num_expected_paths:
+            return None
+        return min(self.num_paths / self.num_expected_paths, 1.0)
 
 
 class Verifier:
@@ -84,8 +93,11 @@ class Verifier:
         Raises:
             ServiceUnavailableError: a service cannot be reached.
         """
-        for path in await self._all_paths():
+        paths = await self._all_paths()
+        self.progress.num_expected_paths = len(paths)
+        for path in paths:
             await self.verify(path)
+            self.progress.num_paths += 1
 
     async def verify_closure(self, paths: Sequence[StorePath]) -> None:
         """Verify `paths`, or all paths if that is empty, and all paths that they refer to.

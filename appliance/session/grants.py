@@ -21,8 +21,9 @@ root. Workers map the same memory read-only and need nothing else to find any no
     48                8     view_state: 0 if every path of the store may be granted; else the number
                             of the present state of the session's view, from 1 on. The root lists
                             that state when root_generation has reached it.
-    56                8     next_base: the base of the next grant; for the next supervisor, as is:
-    64                8     end: where the heap ends
+    56                8     open_files: how many blob files each worker may hold open
+    64                8     next_base: the base of the next grant; for the next supervisor, as is:
+    72                8     end: where the heap ends
     4096              32 each rows: base (8), span (8), offset of the root record (8),
                             state (8): 0, or 1 if the grant was revoked
     ROWS_END                the heap: root records and hash tables, each a multiple of 8 bytes long
@@ -74,14 +75,16 @@ _ROWS_END: Final = _ROWS_AT + GRANTS_MAX * _ROW_BYTES
 _NUM, _INDEX, _ROOT_GENERATION, _FRESH_UNTIL = range(4)  # words
 _NUM_REVOKED: Final = 5
 _VIEW_STATE: Final = 6
-_NEXT_BASE: Final = 7
-_HEAP_END: Final = 8
+_OPEN_FILES: Final = 7
+_NEXT_BASE: Final = 8
+_HEAP_END: Final = 9
 _NUMBERS: Final = struct.Struct("<II")
 _NUMBERS_AT: Final = 32
 _RECORD_HEAD: Final = struct.Struct("<IIQ32s")
 # No root record is longer. The file always has this many bytes after the start of the last one.
 _RECORD_MAX: Final = 8192
 _REVOKED: Final = 1
+_OPEN_FILES_FIRST: Final = 64
 # The file grows in multiples of this many bytes.
 _GROWTH: Final = 1 << 20
 _FIRST_SLOTS_LOG2: Final = 6
@@ -280,6 +283,7 @@ class GrantTable:
         generation = secrets.randbelow((1 << 32) - 1) + 1
         _NUMBERS.pack_into(self._memory.bytes, _NUMBERS_AT, generation, is_by_content)
         self._memory.words[_NEXT_BASE] = FIRST_BASE
+        self.set_open_files(_OPEN_FILES_FIRST)
         self._grow_index()
 
     def __len__(self) -> int:
@@ -361,6 +365,10 @@ class GrantTable:
             self._put_slot(node.name, row)
         words[_NUM] = row + 1
         words[_NEXT_BASE] = self._next_base
+
+    def set_open_files(self, number: int) -> None:
+        """Let each worker hold `number` blob files open, from its next batch of requests on."""
+        self._memory.words[_OPEN_FILES] = number
 
     def revoke(self, name: bytes) -> None:
         """Hide a granted name and everything below it; nodeids that the guest holds become stale.

@@ -1,7 +1,7 @@
 """Memory that the supervisor and the workers of one session share, and that outlives any worker.
 
-There are two memfds. `SessionMemory` holds what INIT negotiated and the request counters, all in
-host byte order:
+There are two memfds. `SessionMemory` holds what INIT negotiated and what each queue has served, all
+in host byte order:
 
     offset  type  field
     0       u32   initialised (0 or 1); the next three fields are valid when it is 1
@@ -9,11 +9,10 @@ host byte order:
     8       u64   negotiated FUSE flags
     16      u32   max_readahead in bytes
     20      u32   whether a request without a preceding INIT was seen (0 or 1)
-    4096    u64   counters[num_queues][64], indexed by opcode; index 0 counts unknown opcodes
+    4096          one block of statistics for each queue (see `request_statistics`)
 
-Only the worker of a queue writes that queue's counters, so plain stores suffice. INIT may come on
-any queue. Its worker fills in the fields and sets `initialised` before it publishes the reply, and
-the guest sends nothing else before it has the reply.
+INIT may come on any queue. Its worker fills in the fields and sets `initialised` before it
+publishes the reply, and the guest sends nothing else before it has the reply.
 
 `InflightMemory` holds the record of requests that were popped and not yet returned, one area per
 queue, in the layout for split virtqueues.
@@ -29,10 +28,13 @@ import struct
 from typing import Final
 
 from appliance.engine import inflight_size
+from appliance.session.request_statistics import (
+    STATISTICS_BYTES,
+    QueueStatistics,
+    SessionStatistics,
+)
 
-COUNTERS_PER_QUEUE: Final = 64
-_COUNTERS_OFFSET: Final = 4096
-_COUNTER_BYTES: Final = 8 * COUNTERS_PER_QUEUE
+_STATISTICS_OFFSET: Final = 4096
 _FIELDS: Final = struct.Struct("<IIQI")
 _INITIALISED: Final = struct.Struct("<I")
 _WITHOUT_INIT_OFFSET: Final = _FIELDS.size
@@ -56,7 +58,7 @@ class SessionMemory:
         Raises:
             OSError: there is not enough memory or no free descriptor.
         """
-        fd = _sealed_memfd("session", _COUNTERS_OFFSET + num_queues * _COUNTER_BYTES)
+        fd = _sealed_memfd("session", _STATISTICS_OFFSET + num_queues * STATISTICS_BYTES)
         try:
             return cls(fd)
         except OSError:
@@ -109,15 +111,14 @@ class SessionMemory:
         self._map[_WITHOUT_INIT_OFFSET] = 1
         return is_first
 
-    def counters(self, queue: int) -> memoryview:
-        """Return a writable view of the counters of `queue`: 64 u64, indexed by opcode."""
-        start = _COUNTERS_OFFSET + queue * _COUNTER_BYTES
-        return memoryview(self._map)[start : start + _COUNTER_BYTES].cast("Q")
+    def statistics(self, queue: int) -> QueueStatistics:
+        """Return the statistics of `queue`, which its worker writes."""
+        start = _STATISTICS_OFFSET + queue * STATISTICS_BYTES
+        return QueueStatistics(memoryview(self._map)[start : start + STATISTICS_BYTES])
 
-    def totals(self) -> list[int]:
-        """Return the counters summed over all queues."""
-        every = memoryview(self._map)[_COUNTERS_OFFSET:].cast("Q")
-        return [sum(every[opcode::COUNTERS_PER_QUEUE]) for opcode in range(COUNTERS_PER_QUEUE)]
+    def totals(self) -> SessionStatistics:
+        """Return the present sums over all queues."""
+        return SessionStatistics(memoryview(self._map)[_STATISTICS_OFFSET:])
 
     def close(self) -> None:
         """Close the descriptor, and the mapping unless a view of it still exists."""

@@ -20,6 +20,10 @@ class Batch:
     """Objects to be committed together; all that they refer to must be in the batch or the store.
 
     Digests are not checked: the caller has computed them from the content that it adds.
+
+    Attributes:
+        num_sweeps: `RecentPuts.num_sweeps` before whoever makes the batch looked for what is in the
+            store; None if that is not known.
     """
 
     def __init__(self) -> None:
@@ -30,6 +34,7 @@ class Batch:
         self.path_infos: dict[bytes, bytes] = {}
         self.nar_infos: dict[bytes, bytes] = {}
         self.may_replace_paths = False
+        self.num_sweeps: int | None = None
         self.size_bytes = 0
 
     def __contains__(self, digest: bytes) -> bool:

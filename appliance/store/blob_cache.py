@@ -23,7 +23,7 @@ put the blob again.
 """
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -229,29 +229,33 @@ class BlobCache:
             self.remove_files()
         return are_put
 
-    def put_directory(self, digest: Digest, encoded: bytes) -> None:
-        """Make the image of a Directory and put it.
+    def put_directories(self, directories: Mapping[bytes, bytes]) -> None:
+        """Make the images of Directories and put them.
 
         Args:
-            digest: digest of the Directory.
-            encoded: its canonical encoding.
+            directories: canonical encodings, by digest.
 
         Raises:
-            DirectoryError: `encoded` breaks a rule of Directories.
-            BlobTooLargeError: the image does not fit an empty cache.
+            DirectoryError: one breaks a rule of Directories; none is put.
+            BlobTooLargeError: an image does not fit an empty cache; none is put.
             StoreError: LMDB failed.
         """
-        pieces = dict(builder.pieces(encoded))
-        charge = sum(charge_of(len(piece)) for piece in pieces.values())
-        if charge > self.max_bytes:
-            raise BlobTooLargeError(
-                f"directory {digest}: its image takes {charge} bytes, more than the whole cache "
-                f"may hold ({self.max_bytes})"
-            )
+        images = {digest: dict(builder.pieces(encoded)) for digest, encoded in directories.items()}
+        charges = {
+            digest: sum(charge_of(len(piece)) for piece in pieces.values())
+            for digest, pieces in images.items()
+        }
+        for digest, charge in charges.items():
+            if charge > self.max_bytes:
+                raise BlobTooLargeError(
+                    f"directory {Digest(digest)}: its image takes {charge} bytes, more than the "
+                    f"whole cache may hold ({self.max_bytes})"
+                )
 
         def work(txn: WriteTransaction) -> None:
-            if self.charge(txn, directory_key(digest), charge, ()):
-                self.store.images.put_pieces(txn, digest, pieces)
+            for digest, pieces in images.items():
+                if self.charge(txn, directory_key(digest), charges[digest], ()):
+                    self.store.images.put_pieces(txn, digest, pieces)
 
         self.store.env.write(work)
         self.remove_files()

@@ -11,7 +11,9 @@ read by everybody who gets that far, whatever the umask of the process that put 
 """
 
 import os
+import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -24,6 +26,7 @@ _FILE_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC
 _PATH_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _DIRECTORY_MODE: Final = 0o755
 _FILE_MODE: Final = 0o444
+_FILE_NAME: Final = re.compile(r"[0-9a-f]{64}")
 _PARTIAL_FLAGS: Final = os.O_RDWR | os.O_CLOEXEC
 _PARTIAL_MODE: Final = 0o644
 _PREFIX_SIZE: Final = len(BLOBS_DIRECTORY) + 1
@@ -156,8 +159,11 @@ class BlobFiles:
         os.chmod(old, _FILE_MODE, dir_fd=self._store_fd)
         os.rename(old, new, src_dir_fd=self._store_fd, dst_dir_fd=self._store_fd)
 
-    def remove(self, digest: bytes) -> None:
-        """Remove the file of a blob, if there is one; descriptors of the file stay valid.
+    def remove(self, digest: bytes) -> bool:
+        """Remove the file of a blob; descriptors of the file stay valid.
+
+        Returns:
+            Whether there was one.
 
         Raises:
             OSError: the file cannot be removed.
@@ -166,9 +172,30 @@ class BlobFiles:
         try:
             os.unlink(name, dir_fd=self._store_fd)
         except FileNotFoundError:
-            return
+            return False
         except OSError as exc:
             raise self._located(exc, name) from exc
+        return True
+
+    def digests(self) -> Iterator[list[bytes]]:
+        """Yield the digests that files are named by, directory by directory; other names are left.
+
+        Raises:
+            OSError: a directory cannot be read.
+        """
+        for prefix in range(256):
+            name = f"{BLOBS_DIRECTORY}/{prefix:02x}"
+            try:
+                fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=self._store_fd)
+            except FileNotFoundError:
+                continue
+            except OSError as exc:
+                raise self._located(exc, name) from exc
+            try:
+                names = os.listdir(fd)  # noqa: PTH208 -- as above
+            finally:
+                os.close(fd)
+            yield [bytes.fromhex(file) for file in names if _FILE_NAME.fullmatch(file)]
 
     def sync(self) -> None:
         """Make all blob files durable, with their names and directories.

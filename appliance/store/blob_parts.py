@@ -128,6 +128,10 @@ class BlobParts:
     def add_ranges(self, partial: PartialBlob, ranges: Collection[tuple[int, int]]) -> PartialBlob:
         """Record that ranges of bytes are in the file, verified; return what is there now.
 
+        If that is the whole blob, the ranges are not recorded: the caller compares the blob with
+        its digest, and `complete` makes it visible. So no process ever finds all of a blob that
+        nobody compared.
+
         Raises:
             PartLostError: see there; the file was removed.
             StoreError: LMDB failed.
@@ -135,7 +139,8 @@ class BlobParts:
 
         def work(txn: WriteTransaction) -> PartialBlob:
             grown = self._present(txn, partial).with_ranges(ranges)
-            txn.put(partial.digest, grown.pack(), db=self._blobs)
+            if not grown.is_whole:
+                txn.put(partial.digest, grown.pack(), db=self._blobs)
             return grown
 
         return self._unless_lost(partial, work)

@@ -4,11 +4,15 @@ data.mdb, lock.mdb    the LMDB environment
 blobs/ab/abcd...      content of each blob over 64 KiB, named by its digest in hexadecimal; a file
                       without a record in the database `blobs` means nothing
 tmp/PID-N/            files that a process is writing; swept once that process has ended
+roots/NAME            store paths that garbage collection keeps (appliance/store/root_lists.py)
+leases/ID             what a session or import holds on to (appliance/store/leases.py)
 
 database        key                         value
 meta            "version"                   u64 LE, VERSION
                 "generation"                u64 LE, number of PathInfos ever put
                 "id"                        16 random bytes; only copies of a store share them
+                "sweeps"                    u64 LE, number of commits that removed something
+                "swept_at"                  u64 LE, time of the last of them
 blobs           digest                      0, content | 1, size as u64 LE; in a cache also 2, with
                                             what is there of a blob (store/partial_blob.py)
 chunks          digest of a blob            its chunks, as `castore/chunking.py` packs them; a blob
@@ -25,6 +29,12 @@ images1         digest                      first piece of the image of a Direct
 path_infos      digest of the store path    PathInfo
 path_info_log   generation as u64 BE        digest of the store path put as that generation
 nar_infos       digest of a nameless Node   size of the node's NAR as u64 LE, SHA-256 of that NAR
+path_times      digest of the store path    u64 LE, when its PathInfo was last put; a path that an
+                                            earlier release put has none
+recent_puts     time of a commit as u64 BE  digests of the blobs and Directories that the commit put
+                                            or found there (appliance/store/recent_puts.py)
+
+Times are CLOCK_REALTIME in nanoseconds.
 """
 
 import struct
@@ -42,13 +52,17 @@ IMAGES: Final = b"images1"
 PATH_INFOS: Final = b"path_infos"
 PATH_INFO_LOG: Final = b"path_info_log"
 NAR_INFOS: Final = b"nar_infos"
+PATH_TIMES: Final = b"path_times"
+RECENT_PUTS: Final = b"recent_puts"
 DATABASES: Final = (META, BLOBS, DIRECTORIES, PATH_INFOS, PATH_INFO_LOG, NAR_INFOS)
 # A store of an earlier release lacks these until it is opened for writing.
-NEWER_DATABASES: Final = (IMAGES, CHUNKS, CHUNK_PLACES)
+NEWER_DATABASES: Final = (IMAGES, CHUNKS, CHUNK_PLACES, PATH_TIMES, RECENT_PUTS)
 
 VERSION_KEY: Final = b"version"
 GENERATION_KEY: Final = b"generation"
 ID_KEY: Final = b"id"
+SWEEPS_KEY: Final = b"sweeps"
+SWEPT_AT_KEY: Final = b"swept_at"
 ID_SIZE: Final = 16
 
 INLINE: Final = 0
@@ -57,6 +71,9 @@ PARTIAL: Final = 2
 
 BLOBS_DIRECTORY: Final = "blobs"
 TEMP_DIRECTORY: Final = "tmp"
+ROOTS_DIRECTORY: Final = "roots"
+VIEWS_DIRECTORY: Final = "views"
+LEASES_DIRECTORY: Final = "leases"
 
 _NUMBER: Final = struct.Struct("<Q")
 _LOG_KEY: Final = struct.Struct(">Q")

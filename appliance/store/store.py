@@ -18,6 +18,7 @@ from appliance.db.environment import (
 from appliance.errors import (
     AlreadyExistsError,
     ApplianceError,
+    ContentMissingError,
     PathInfoError,
     SchemaVersionError,
     StoreError,
@@ -28,6 +29,7 @@ from appliance.store.batch import Batch, StagedFile
 from appliance.store.blob_files import BlobFile, BlobFiles
 from appliance.store.chunk_table import ChunkPlace, ChunkTable
 from appliance.store.image_table import ImageTable
+from appliance.store.recent_puts import RecentPuts, lost_object
 from appliance.store.snapshot import Snapshot, Tables
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class Store:
         env: the LMDB environment of the store.
         files: the blob files of the store; for this package.
         images: the table of images, for writing; for this package.
+        recent_puts: what was put lately.
         chunks: the tables of chunks.
     """
 
@@ -56,6 +59,7 @@ class Store:
         self.files = files
         self._tables = Tables.of(env)
         self.images = ImageTable(env)
+        self.recent_puts = RecentPuts(env)
         self.chunks = ChunkTable(env)
 
     @classmethod
@@ -179,6 +183,8 @@ class Store:
         Raises:
             AlreadyExistsError, PathInfoError: a PathInfo is refused by the rules of
                 `nix.path_info_rules.accepted`; everything else in the batch is committed.
+            ContentMissingError: a PathInfo is refused because part of its tree was removed from the
+                store after whoever puts it had found it there; the same.
             StoreFullError: the disk is full.
             StoreError: the disk failed.
         """
@@ -235,6 +241,10 @@ class Store:
 
     # --- In a write transaction; for this package ---
 
+    def view_in(self, txn: "ReadTransaction | WriteTransaction") -> Snapshot:
+        """Return the contents of the store as `txn` sees them."""
+        return self._view(txn)
+
     def remove_blob(self, txn: WriteTransaction, digest: bytes) -> bool:
         """Delete the record of a blob, with its chunks, and return whether there was one.
 
@@ -244,16 +254,18 @@ class Store:
         self.chunks.remove(txn, digest)
         return txn.delete(digest, db=self._tables.blobs)
 
-    def remove_stray_file(self, txn: WriteTransaction, digest: bytes) -> None:
+    def remove_stray_file(self, txn: WriteTransaction, digest: bytes) -> bool:
         """Remove the file of a blob that has no record; descriptors of the file stay valid.
 
         A write transaction is needed for its lock: no other process can then be putting the blob.
 
+        Returns:
+            Whether there was such a file.
+
         Raises:
             OSError: the file cannot be removed.
         """
-        if txn.get(digest, db=self._tables.blobs) is None:
-            self.files.remove(digest)
+        return txn.get(digest, db=self._tables.blobs) is None and self.files.remove(digest)
 
     def _place_files(
         self, txn: WriteTransaction, files: dict[bytes, StagedFile], placed: set[bytes]
@@ -299,13 +311,20 @@ class Store:
         for node_digest, nar_info in batch.nar_infos.items():
             txn.put(node_digest, nar_info, db=self._tables.nar_infos)
         old_generation = generation = self._view(txn).generation
+        may_have_lost = bool(batch.path_infos) and self.recent_puts.may_have_lost(
+            txn, batch.num_sweeps
+        )
+        put_paths: list[bytes] = []
         for path_digest, stated in batch.path_infos.items():
             old = txn.get(path_digest, db=self._tables.path_infos)
             try:
                 path_info = self._accepted(txn, old, stated, batch)
-            except (AlreadyExistsError, PathInfoError) as exc:
+                if may_have_lost:
+                    self._check_whole(txn, path_info)
+            except (AlreadyExistsError, PathInfoError, ContentMissingError) as exc:
                 refused[path_digest] = exc
                 continue
+            put_paths.append(path_digest)
             if path_info == old:
                 continue
             generation += 1
@@ -313,6 +332,19 @@ class Store:
             txn.put(schema.pack_log_key(generation), path_digest, db=self._tables.path_info_log)
         if generation != old_generation:
             txn.put(schema.GENERATION_KEY, schema.pack_number(generation), db=self._tables.meta)
+        if self._is_durable:
+            blobs = batch.blobs.keys() | batch.files.keys()
+            self.recent_puts.note(txn, blobs, batch.directories, put_paths)
+
+    def _check_whole(self, txn: WriteTransaction, path_info: bytes) -> None:
+        from appliance.nix.path_info import read_path_info  # noqa: PLC0415 - as in `_accepted`
+
+        info = read_path_info(path_info)
+        lost = lost_object(self._view(txn), info.node)
+        if lost is not None:
+            raise ContentMissingError(
+                f"{info.path.absolute()}: {lost} was removed from the store meanwhile; put it again"
+            )
 
     def _accepted(
         self, txn: WriteTransaction, old: bytes | None, stated: bytes, batch: Batch

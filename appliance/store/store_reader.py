@@ -1,9 +1,9 @@
 """Reading a store through the C module, in a worker.
 
-A process may use one LMDB library only: two would not know of each other's locks on `lock.mdb`, and
-the first to close the file would drop those of the other. The C code that answers a guest's plain
-requests has a reader of its own, on the system's library. So the Python handler beside it reads
-through the same one, and a worker that has a `StoreReader` opens no `Environment`.
+A process may use only one LMDB library. Two would not know of each other's locks on `lock.mdb`, and
+the first one to close that file would drop the locks of the other. The C code that answers plain
+requests uses the system's library. Therefore the Python handler of the same worker reads through
+it, too, and a worker that has a `StoreReader` opens no `Environment`.
 """
 
 import errno
@@ -28,15 +28,15 @@ _SAFE_COMMITS: Final = 1
 
 
 class StoreReader:
-    """One store, open for reading only, by one thread. The rules of `Environment` are its rules.
+    """One store, open for reading only, for use by one thread; see `Environment` for the rules.
 
     Args:
-        path: directory of the store.
-        map_size_bytes: initial size of the map.
+        path: the directory of the store.
+        map_size_bytes: the initial size of the map.
 
     Raises:
-        SchemaVersionError: it is of another version.
-        StoreError: it does not exist, or cannot be opened.
+        SchemaVersionError: the store has another version.
+        StoreError: the store does not exist or cannot be opened.
     """
 
     def __init__(self, path: Path, *, map_size_bytes: int = 1 << 30) -> None:
@@ -50,7 +50,7 @@ class StoreReader:
             is_locked = _prepare_lock(path)
             self.is_registered = is_locked or is_written_by_nobody(path)
             self.files = BlobFiles(path)
-            # A worker that has given up its user can no longer look at the file by its path.
+            # A worker that has changed its user cannot look at the file by its path any more.
             self._data_fd = os.open(path / "data.mdb", os.O_PATH | os.O_CLOEXEC)
         except OSError as exc:
             raise StoreError(f"{exc.filename or path}: {exc.strerror}") from exc
@@ -68,10 +68,11 @@ class StoreReader:
             raise
 
     def snapshot(self) -> "_Reading":
-        """Open a snapshot for reading; there is one at a time.
+        """Return a context that opens a snapshot; there is one snapshot at a time.
 
         Raises:
-            SnapshotLostError: it was read without a lock, and what came of it is not to be used.
+            SnapshotLostError: what was read must not be used, since it was read without a lock and
+                may have been overwritten.
             StoreError: LMDB failed.
         """
         return self._reading
@@ -81,7 +82,7 @@ class StoreReader:
         return self.files.open(blob.digest)
 
     def get(self, key: bytes, default: None, table: int) -> memoryview | None:
-        """Return a value, which dies with the snapshot; this is all that `Snapshot` asks for.
+        """Return a value, valid until the snapshot ends; `Snapshot` calls this.
 
         Raises:
             StoreError: LMDB failed.
@@ -147,7 +148,7 @@ class StoreReader:
 
     def _raise(self, code: int) -> NoReturn:
         if code == errno.EAGAIN:
-            # Another process of this id was faster, after `check_pid`.
+            # A process with the same id has registered since `check_pid`.
             raise PidInUseError(str(self.path / "lock.mdb"), os.getpid())
         reason = ffi.string(lib.eng_store_error(code)).decode()
         if code == lib.ENG_STORE_NOT_FOUND:

@@ -27,6 +27,7 @@ from typing import Final, NamedTuple
 from appliance.castore.digest import Digest
 from appliance.errors import ConfigError, DirectoryError, StoreError, disk_error
 from appliance.nix.store_path import StorePath, StorePathError
+from appliance.store.root_lists import roots_locked
 
 # The files that a view may have besides its paths.
 REGISTRATION: Final = ".registration"
@@ -176,7 +177,9 @@ class Views:
             raise disk_error(exc, self.directory) from exc
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
+            # The paths that are found for a view stay until it has been written.
+            with roots_locked(self.directory.parent, is_exclusive=False):
+                yield
         finally:
             os.close(fd)
 

@@ -184,10 +184,17 @@ class AsyncStore:
             StoreError: nothing in the batch is stored; the disk may be full.
             AlreadyExistsError, PathInfoError: see `Store.commit`.
         """
+        await asyncio.shield(asyncio.wrap_future(self._submit(batch)))
+
+    def commit_and_wait(self, batch: Batch) -> None:
+        """Do the same as `commit`, for callers without an event loop."""
+        self._submit(batch).result()
+
+    def _submit(self, batch: Batch) -> Future[None]:
         if self._commits is None:
             batch.discard()
             raise ReadOnlyStoreError(f"{self.store.path}: opened for reading only")
-        await asyncio.shield(asyncio.wrap_future(self._commits.submit(batch)))
+        return self._commits.submit(batch)
 
     def temp_directory(self) -> Path:
         """Return a directory for temporary files, on the file system of the store."""

@@ -73,15 +73,15 @@ class AttachedSession:
                 {"pid": worker.pid, "queues": [worker.queue], "restarts": worker.restarts}
                 for worker in self._workers
             ],
-            "requests": self._served.requests(),
+            **self._served.statistics(),
+            "holds": self._served.holdings(),
         }
 
     async def attach(self, forker: Forker) -> None:
         """Give the process another fork server, because its own one has ended."""
-        memory, grants = self._served.memory, self._served.grants
         while not self._exit.done():
             try:
-                fds = await forker.attach(self._record, self._pidfd, grants.writable_fd, memory.fd)
+                fds = await forker.attach(self._record, self._pidfd, self._served.kept_fds)
             except CannotSpawnError:
                 await asyncio.sleep(_ATTACH_AGAIN_S)
             except LinkClosedError:
@@ -112,12 +112,12 @@ class AttachedSession:
             kill(self._pidfd)
             await asyncio.shield(self._exit)
 
-    def close(self) -> None:
-        """Close everything here. The process lives on if it has not ended."""
+    def close(self, *, lives_on: bool = False) -> None:
+        """Close everything here; the process lives on if `lives_on`, and otherwise has ended."""
         for task in self._tasks:
             task.cancel()
         self._link.close()
-        self._served.close()
+        self._served.close(lives_on=lives_on)
         os.close(self._pidfd)
 
     # --- Messages ---

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -88,14 +89,13 @@ class Forker:
         return StartedWorker(pid, pidfd, sock, self._exits.expect(pid, pidfd))
 
     async def spawn_session(
-        self, session: SessionRecord, grants_fd: int, memory_fd: int
+        self, session: SessionRecord, kept_fds: Sequence[int]
     ) -> StartedSession:
         """Start a session process.
 
         Args:
             session: what the next supervisor will have to know, without the pid.
-            grants_fd: the writable grants, lent.
-            memory_fd: the session memory, lent.
+            kept_fds: what the next supervisor will need, lent; see `ServedSession.kept_fds`.
 
         Raises:
             LinkClosedError, CannotSpawnError: see `Spawner.spawn`.
@@ -106,7 +106,7 @@ class Forker:
             raise _cannot_spawn(exc) from exc
         try:
             request = Envelope(spawn_session=SpawnSession(session=session))
-            fds = [*pair.lower, grants_fd, memory_fd]
+            fds = [*pair.lower, *kept_fds]
             pid, (pidfd,) = await self._request(request, fds, 1)
         except BaseException:
             pair.upper.close()
@@ -116,7 +116,7 @@ class Forker:
         return StartedSession(pid, pidfd, pair.upper, self._exits.expect(pid, pidfd))
 
     async def attach(
-        self, session: SessionRecord, pidfd: int, grants_fd: int, memory_fd: int
+        self, session: SessionRecord, pidfd: int, kept_fds: Sequence[int]
     ) -> list[int]:
         """Have the fork server keep a session whose own one has died; descriptors are lent.
 
@@ -128,7 +128,7 @@ class Forker:
             LinkClosedError, CannotSpawnError: see `Spawner.spawn`.
         """
         request = Envelope(attach=Attach(session=session))
-        _pid, fds = await self._request(request, [pidfd, grants_fd, memory_fd], 2)
+        _pid, fds = await self._request(request, [pidfd, *kept_fds], 2)
         return fds
 
     def when_it_dies(self, call: "Callable[[], None]") -> None:

@@ -58,12 +58,12 @@ class Mount:
         self.ended = asyncio.Event()
         self.failure = ""
         self.mountpoint = mountpoint
-        self.session = runtime.new_session(num_workers, exported)
+        self.session = runtime.new_session(num_workers, exported, self.label)
         self._mount_workers = [MountWorker(slot, self, runtime) for slot in range(num_workers)]
 
-    def requests(self) -> dict[str, int]:
-        """Return how many requests of each opcode were answered, by the opcode's name."""
-        return self.session.requests()
+    def statistics(self) -> dict[str, Any]:
+        """Return what the workers have served; see `SessionStatistics.report`."""
+        return self.session.statistics()
 
     def workers(self) -> list[dict[str, object]]:
         """Return the pid, slot and number of restarts of each living worker, for `status`."""
@@ -138,7 +138,8 @@ class Mounter:
                 {
                     "mount": mount.label,
                     "workers": mount.workers(),
-                    "requests": mount.requests(),
+                    **mount.statistics(),
+                    "holds": mount.session.holdings(),
                 }
             ]
         }

@@ -1,21 +1,28 @@
 """What every supervisor runs next to its front-ends or mount: resolver, fork server, status."""
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from appliance.errors import StoreError
 from appliance.protos import control_pb2 as pb
 from appliance.resolve.exports import Export, Exported, LiveView, PathAsRoot, WholeStore
 from appliance.resolve.local import LocalResolver
 from appliance.resolve.resolver import Resolver
 from appliance.services.addresses import ServiceAddresses
+from appliance.services.space_watch import keeping_free
+from appliance.session.grants import GrantTable
+from appliance.session.session_memory import SessionMemory
+from appliance.store.leases import Lease, LeaseKind
 from appliance.store.store import Store
 from appliance.store.views import Views
 from appliance.supervisor.forker import Forker
+from appliance.supervisor.open_files import OpenFiles
 from appliance.supervisor.served_session import ServedSession
 from appliance.supervisor.status import StatusServer
 from appliance.supervisor.succession import SuccessorSocket
@@ -39,6 +46,12 @@ class RuntimeConfig:
     """Whether files with equal content have the same st_ino."""
     is_sandboxed: bool
     """Whether workers are locked down before they serve."""
+    is_answered_in_python: bool
+    """Whether workers leave every request to the Python handler, which is the reference."""
+    poll_us: int
+    """How long a worker may poll its ring before it sleeps, in microseconds."""
+    min_free_bytes: int | None
+    """Garbage is collected when less is free on the file system of the store; None: never."""
     log_level: str
     log_json: bool
 
@@ -54,6 +67,11 @@ class Runtime:
     """The part of the first message that is the same for every worker."""
     is_by_content: bool
     """As in `RuntimeConfig`."""
+    open_files: OpenFiles = field(default_factory=OpenFiles)
+    """Divides the blob files that may be open among the sessions."""
+    leased_store: Path | None = None
+    """The store in which sessions keep what they are granted; None if nothing is collected there,
+    or this process may not write to it."""
 
     def configure_for(self, slot: int, device: pb.Device) -> pb.Configure:
         """Return the first message to the worker of clone `slot` of a mount."""
@@ -61,22 +79,61 @@ class Runtime:
         configure.MergeFrom(self.configure)
         return configure
 
-    def new_session(self, num_queues: int, exported: Exported) -> ServedSession:
+    def new_session(self, num_queues: int, exported: Exported, owner: str) -> ServedSession:
         """Return a new session for a front-end or mount; the caller owns it.
 
         Args:
             num_queues: the number of its queues or clones.
             exported: what it sees; one of those that `running` was given.
+            owner: its socket or mount, for people.
 
         Raises:
-            OSError: there is not enough memory or no free descriptor.
+            OSError: there is not enough memory, no free descriptor, or no room for its lease.
         """
         return ServedSession.create(
             num_queues,
             self.exports[exported],
             self.resolver,
+            self.open_files,
             is_by_content=self.is_by_content,
+            lease=self._new_lease(owner, exported),
         )
+
+    def resumed_session(
+        self, num_queues: int, exported: Exported, memory_fds: tuple[int, int], lease_fd: int | None
+    ) -> ServedSession:
+        """Return a session that another supervisor has begun; the caller owns it.
+
+        Args:
+            num_queues: the number of its queues.
+            exported: what it sees; one of those that `running` was given.
+            memory_fds: its session memory and its writable grants, taken.
+            lease_fd: the descriptor that holds its lease, taken; None if it has none.
+        """
+        memory_fd, grants_fd = memory_fds
+        lease = None
+        if lease_fd is not None and self.leased_store is not None:
+            lease = Lease.adopt(self.leased_store, lease_fd)
+        return ServedSession.resume(
+            SessionMemory(memory_fd),
+            GrantTable(is_by_content=self.is_by_content, writable_fd=grants_fd),
+            num_queues,
+            self.exports[exported],
+            self.resolver,
+            self.open_files,
+            lease=lease,
+        )
+
+    def _new_lease(self, owner: str, exported: Exported) -> Lease | None:
+        if self.leased_store is None:
+            return None
+        try:
+            lease = Lease.begin(self.leased_store, LeaseKind.SESSION, owner, view=exported.view)
+            if exported.root is not None:  # it is never asked for
+                lease.hold([exported.root.encode()])
+        except StoreError as exc:
+            raise OSError(errno.EIO, str(exc)) from exc
+        return lease
 
 
 @contextlib.asynccontextmanager
@@ -99,6 +156,7 @@ async def running(
     Raises:
         ApplianceError: the store or the state directory is unusable; a view or path is missing.
     """
+    exported = set(exported)
     async with contextlib.AsyncExitStack() as stack:
         local_path = config.services.one_store()
         if local_path is not None:
@@ -115,7 +173,20 @@ async def running(
             )
             store, has_cache, has_remote_root = remote.store, remote.has_cache, True
         stack.push_async_callback(resolver.close)
-        exports = {one: await _open_export(config, one, resolver) for one in set(exported)}
+        leased_store = local_path if store.is_writable else None
+        root_names = [one.root.encode() for one in exported if one.root is not None]
+        if leased_store is not None and root_names:
+            # What is the root directory of sessions is kept between them, too.
+            lease = Lease.begin(leased_store, LeaseKind.SESSION, "the supervisor")
+            stack.callback(lease.close)
+            lease.hold(root_names)
+        elif local_path is not None and leased_store is None:
+            _LOG.info(
+                "%s: this user cannot write there, so garbage collection by others does not see "
+                "what sessions use",
+                local_path,
+            )
+        exports = {one: await _open_export(config, one, resolver) for one in exported}
         live_views = [export for export in exports.values() if isinstance(export, LiveView)]
         if live_views:
             watch = ViewWatch(_views(config).directory, live_views)
@@ -132,6 +203,7 @@ async def running(
         )
         if not has_sessions:
             stack.push_async_callback(forker.close)
+        await stack.enter_async_context(keeping_free(leased_store, config.min_free_bytes))
         configure = pb.Configure(
             store_path=str(store.path),
             list_root=config.is_root_listable,
@@ -141,9 +213,13 @@ async def running(
             makes_images=not store.is_writable,
             log_level=config.log_level,
             log_json=config.log_json,
+            answers_in_python=config.is_answered_in_python,
+            poll_us=config.poll_us,
             sandbox=_sandbox(store) if config.is_sandboxed else None,
         )
-        yield Runtime(forker, resolver, exports, configure, config.is_by_content)
+        yield Runtime(
+            forker, resolver, exports, configure, config.is_by_content, leased_store=leased_store
+        )
 
 
 async def _open_export(config: RuntimeConfig, exported: Exported, resolver: Resolver) -> Export:

@@ -2,13 +2,15 @@
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
-from appliance.fuse_proto._fuse_wire import Opcode
 from appliance.resolve.exports import Export
 from appliance.resolve.resolver import Resolver, SessionGrants
 from appliance.session.grants import GrantTable
-from appliance.session.session_memory import COUNTERS_PER_QUEUE, SessionMemory
+from appliance.session.session_memory import SessionMemory
 from appliance.session.wants import Want
+from appliance.store.leases import Lease
+from appliance.supervisor.open_files import OpenFiles
 
 
 class ServedSession:
@@ -19,44 +21,84 @@ class ServedSession:
         grants: its grants.
         export: what it may be granted. The caller has it begin or resume the session.
         resolver: the resolver of `export`.
+        open_files: divides the files that workers may hold open; the session joins it.
+        num_queues: the number of its queues or clones.
+        lease: keeps what it is granted in the store (owned); None if nothing is collected there.
     """
 
     def __init__(
-        self, memory: SessionMemory, grants: GrantTable, export: Export, resolver: Resolver
+        self,
+        memory: SessionMemory,
+        grants: GrantTable,
+        num_queues: int,
+        export: Export,
+        resolver: Resolver,
+        open_files: OpenFiles,
+        *,
+        lease: Lease | None,
     ) -> None:
         self.memory = memory
         self.grants = grants
         self._export = export
         self._resolver = resolver
-        self._session_grants = SessionGrants(grants)
+        self._lease = lease
+        self._session_grants = SessionGrants(grants, lease)
+        self._open_files = open_files
+        open_files.join(grants, num_queues)
 
     @classmethod
     def create(
-        cls, num_queues: int, export: Export, resolver: Resolver, *, is_by_content: bool
+        cls,
+        num_queues: int,
+        export: Export,
+        resolver: Resolver,
+        open_files: OpenFiles,
+        *,
+        is_by_content: bool,
+        lease: Lease | None,
     ) -> "ServedSession":
-        """Return a new session with `num_queues` queues or clones.
+        """Return a new session. See the class for the arguments.
+
+        If `is_by_content`, files with equal content have the same st_ino.
 
         Raises:
             OSError: there is not enough memory or no free descriptor.
         """
         with contextlib.ExitStack() as made:
+            if lease is not None:
+                made.callback(lease.close)
             memory = SessionMemory.create(num_queues)
             made.callback(memory.close)
             grants = GrantTable(is_by_content=is_by_content)
             made.callback(grants.close)
-            session = cls(memory, grants, export, resolver)
+            session = cls(memory, grants, num_queues, export, resolver, open_files, lease=lease)
+            made.callback(open_files.leave, grants)
             export.begin(session._session_grants)
             made.pop_all()
         return session
 
     @classmethod
     def resume(
-        cls, memory: SessionMemory, grants: GrantTable, export: Export, resolver: Resolver
+        cls,
+        memory: SessionMemory,
+        grants: GrantTable,
+        num_queues: int,
+        export: Export,
+        resolver: Resolver,
+        open_files: OpenFiles,
+        *,
+        lease: Lease | None,
     ) -> "ServedSession":
-        """Return a session that another supervisor has begun."""
-        session = cls(memory, grants, export, resolver)
+        """Return a session that another supervisor has begun; see the class."""
+        session = cls(memory, grants, num_queues, export, resolver, open_files, lease=lease)
         export.resume(session._session_grants)
         return session
+
+    @property
+    def kept_fds(self) -> Sequence[int]:
+        """What the next supervisor needs (lent): writable grants, session memory, lease if any."""
+        lease = [] if self._lease is None else [self._lease.fd]
+        return (self.grants.writable_fd, self.memory.fd, *lease)
 
     @property
     def fds(self) -> Sequence[int]:
@@ -75,17 +117,27 @@ class ServedSession:
         """See `Resolver.reap_readers`."""
         await self._resolver.reap_readers()
 
-    def requests(self) -> dict[str, int]:
-        """Return how many requests were answered, by opcode name; opcodes without any are absent.
+    def statistics(self) -> dict[str, Any]:
+        """Return what the workers have served; see `SessionStatistics.report`."""
+        return self.memory.totals().report()
 
-        Requests with unknown opcodes are counted under "UNKNOWN".
-        """
-        totals = self.memory.totals()
-        counts = {op.name: totals[op] for op in Opcode if op < COUNTERS_PER_QUEUE and totals[op]}
-        return counts | {"UNKNOWN": totals[0]} if totals[0] else counts
+    def holdings(self) -> dict[str, object]:
+        """Return what the session keeps from garbage collection, for `status`."""
+        if self._lease is None:
+            return {}
+        if self._lease.view is not None:
+            return {"lease": self._lease.lease_id, "view": self._lease.view}
+        held: int | str = "all" if self._lease.holds_all else len(self._lease)
+        return {"lease": self._lease.lease_id, "paths": held}
 
-    def close(self) -> None:
-        """Close session memory and grants here."""
+    def close(self, *, lives_on: bool = False) -> None:
+        """Close everything here, and end the lease unless the session lives on."""
+        self._open_files.leave(self.grants)
         self._export.end(self._session_grants)
         self.memory.close()
         self.grants.close()
+        if self._lease is not None:
+            if lives_on:
+                self._lease.leave()
+            else:
+                self._lease.close()

@@ -4,8 +4,8 @@ A fork server outlives its supervisor as long as there are sessions, and listens
 `STATE_DIR/sessions/PID`, where PID is the id of the supervisor that started it. A supervisor that
 starts connects to each of these sockets and names its own front-end sockets, what their front-ends
 see, and its store. It gets the sessions there whose supervisor has ended, one message each: what
-`SessionRecord` says, the grants, the session memory, a pidfd of the session process, and a channel
-to it.
+`SessionRecord` says, the grants, the session memory, the lease, a pidfd of the session process, and
+a channel to it.
 
 Only the owner of the state directory can put sockets there or connect to them. Messages carry a
 version; a release ignores messages and fields of others that it does not know.
@@ -74,9 +74,10 @@ class InheritedSession(NamedTuple):
     """A session that was taken over; the receiver owns the descriptors."""
 
     record: pb.SessionRecord
+    pidfd: int
     grants_fd: int
     memory_fd: int
-    pidfd: int
+    lease_fd: int | None
     end: UpperEnd
     exit: "asyncio.Future[WorkerExit]"
 
@@ -112,12 +113,22 @@ class OldForkServer:
             _remove(self._path)
 
     def _on_message(self, envelope: pb.Envelope, fds: list[int]) -> None:
-        if envelope.HasField("taken_over") and len(fds) == _NUM_FDS:
+        if envelope.HasField("taken_over") and len(fds) >= _NUM_FDS:
             record = envelope.taken_over.session
-            grants_fd, memory_fd, pidfd, sock_fd, pipe_fd = fds
+            sock_fd, pipe_fd, pidfd, grants_fd, memory_fd, *lease_fds = fds
             end = UpperEnd(socket.socket(fileno=sock_fd), pipe_fd)
             exit_ = self._exits.expect(record.pid, pidfd)
-            self.sessions.append(InheritedSession(record, grants_fd, memory_fd, pidfd, end, exit_))
+            self.sessions.append(
+                InheritedSession(
+                    record,
+                    pidfd,
+                    grants_fd,
+                    memory_fd,
+                    lease_fds[0] if lease_fds else None,
+                    end,
+                    exit_,
+                )
+            )
             return
         close_all(fds)
         if envelope.HasField("exited"):

@@ -22,15 +22,12 @@ from appliance.log import set_log_source
 from appliance.protos import control_pb2 as pb
 from appliance.resolve.exports import Exported
 from appliance.session.channel import VERSION
-from appliance.session.grants import GrantTable
 from appliance.session.link import LinkClosedError
-from appliance.session.session_memory import SessionMemory
 from appliance.session.spawning import CannotSpawnError
 from appliance.supervisor.admission import DescriptorRoom, WaitingFrontEnds
 from appliance.supervisor.attached_session import AttachedSession
 from appliance.supervisor.listeners import Listener
 from appliance.supervisor.runtime import Runtime, RuntimeConfig, running
-from appliance.supervisor.served_session import ServedSession
 from appliance.supervisor.succession import InheritedSession, OldForkServer, take_over
 from appliance.system.listening import (
     announce_ready,
@@ -144,7 +141,7 @@ class Supervisor:
             # Concurrently, because each may take as long as the deadline for its end.
             await asyncio.gather(*(session.end() for session in sessions))
         for session in sessions:
-            session.close()
+            session.close(lives_on=self._config.keeps_sessions)
         for server in self._old_fork_servers:
             server.close()
         is_needed = self._config.keeps_sessions and bool(sessions)
@@ -257,17 +254,17 @@ class Supervisor:
         return session
 
     async def _new_session(self, listener: Listener, runtime: Runtime) -> AttachedSession:
-        served = runtime.new_session(self._properties.num_queues, listener.exported)
+        num_queues = self._properties.num_queues
+        served = runtime.new_session(num_queues, listener.exported, listener.label)
         record = pb.SessionRecord(
             place=listener.place,
             store_path=runtime.configure.store_path,
             is_by_content=runtime.is_by_content,
             version=VERSION,
+            num_queues=num_queues,
         )
         try:
-            started = await runtime.forker.spawn_session(
-                record, served.grants.writable_fd, served.memory.fd
-            )
+            started = await runtime.forker.spawn_session(record, served.kept_fds)
         except BaseException:
             served.close()
             raise
@@ -285,11 +282,11 @@ class Supervisor:
 def _attached(inherited: InheritedSession, runtime: Runtime) -> AttachedSession:
     record = inherited.record
     place = record.place
-    served = ServedSession.resume(
-        SessionMemory(inherited.memory_fd),
-        GrantTable(is_by_content=record.is_by_content, writable_fd=inherited.grants_fd),
-        runtime.exports[Exported(place.view or None, place.root or None)],
-        runtime.resolver,
+    served = runtime.resumed_session(
+        record.num_queues,
+        Exported(place.view or None, place.root or None),
+        (inherited.memory_fd, inherited.grants_fd),
+        inherited.lease_fd,
     )
     return AttachedSession(record, inherited.pidfd, inherited.end, inherited.exit, served)
 

@@ -62,7 +62,7 @@ def ruleset(version: int, *, may_signal: bool = False) -> bytes:
     return _RULESET.pack(*words)[:size]
 
 
-def allow_only_reading(version: int, directory_fd: int | None, *, may_signal: bool) -> None:
+def allow_only_reading(version: int, directory_fd: int | None, *, may_signal: bool = False) -> None:
     """From now on, let this process open files below a directory for reading, and nothing else.
 
     Privileges or `libc.set_no_new_privileges` are needed.

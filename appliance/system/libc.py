@@ -6,7 +6,9 @@ imports this module late.
 """
 
 import ctypes
+import errno
 import fcntl
+import mmap
 import os
 import struct
 import sys
@@ -60,7 +62,15 @@ _STATX_MODE_AT: Final = 28
 _FUSE_DEV_IOC_CLONE: Final = 0x8004E500
 _FUSE_DEV_IOC_BACKING_OPEN: Final = 0x4010E501
 _FUSE_DEV_IOC_BACKING_CLOSE: Final = 0x4004E502
+# linux/fs.h: _IOW(0x94, 9, int).
+_FICLONE: Final = 0x40049409
+# What it fails with where two files cannot share blocks: on other file systems, on two of them, or
+# for files of a special kind.
+_NOT_CLONEABLE: Final = frozenset(
+    {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
+)
 
+_DONTNEED: Final = 4  # MADV_DONTNEED
 _WHOLE_FILE: Final = ctypes.c_int64(0)
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -127,6 +137,12 @@ def system_call(number: int, *arguments: int | bytes | None) -> int:
     result = int(_LIBC.syscall(ctypes.c_long(number), *values))
     _check(min(result, 0), "")
     return result
+
+
+def lock_memory(memory: mmap.mmap) -> None:
+    """Keep all pages of `memory`, which must be writable, in RAM until it is closed (mlock(2))."""
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    _check(_LIBC.mlock(ctypes.c_void_p(start), ctypes.c_size_t(len(memory))), "")
 
 
 def syncfs(fd: int) -> None:
@@ -203,6 +219,23 @@ def mode_now(path: str | os.PathLike[str]) -> int:
     return int.from_bytes(result.raw[_STATX_MODE_AT : _STATX_MODE_AT + 2], sys.byteorder)
 
 
+def drop_mapped_pages(file: str) -> None:
+    """Take the pages of a mapped file out of this process; they stay in the page cache.
+
+    The map itself stays as it is, and whatever is read in it is mapped again (madvise(2),
+    MADV_DONTNEED on a shared mapping).
+
+    Args:
+        file: the absolute path of the file, as /proc/self/maps has it.
+    """
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:  # noqa: PTH123
+        for line in maps:
+            if line.rstrip("\n").endswith(f" {file}"):
+                start, _, end = line.partition(" ")[0].partition("-")
+                size = int(end, 16) - int(start, 16)
+                _LIBC.madvise(ctypes.c_void_p(int(start, 16)), ctypes.c_size_t(size), _DONTNEED)
+
+
 def tune_malloc(*, mmap_threshold: int, trim_threshold: int, num_arenas: int) -> None:
     """Configure glibc's allocator (mallopt(3)); do nothing with another C library.
 
@@ -241,3 +274,20 @@ def _check(result: int, path: str | os.PathLike[str]) -> None:
     if result != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), os.fspath(path))
+
+
+def clone_file(source_fd: int, target_fd: int) -> bool:
+    """Make the empty file `target_fd` share all blocks of `source_fd`.
+
+    Later writes to either file do not change the other one.
+
+    Returns:
+        Whether it does; without, the file system cannot do that, and nothing has changed.
+    """
+    try:
+        fcntl.ioctl(target_fd, _FICLONE, source_fd)
+    except OSError as exc:
+        if exc.errno in _NOT_CLONEABLE:
+            return False
+        raise
+    return True

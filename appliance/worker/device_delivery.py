@@ -1,7 +1,7 @@
-"""The joint between /dev/fuse and FUSE: one request per read(2), one reply per writev(2).
+"""FUSE requests and replies on /dev/fuse: one request per read(2), one reply per writev(2).
 
-A reply must be written to the very descriptor that its request was read from, and carry `unique` as
-it was read: a request that the kernel sends again has bit 63 set there.
+A reply must be written to the descriptor from which its request was read, and must carry `unique`
+as it was read: in a request that the kernel sends again, bit 63 of it is set.
 """
 
 import errno
@@ -18,14 +18,15 @@ from appliance.session.wants import BlobWanted
 from appliance.worker.plain_answers import PlainAnswers
 
 _LOG: Final = logging.getLogger(__name__)
-# At least 8 KiB is the rule for this file system (linux fs/fuse/dev.c: fuse_dev_do_read). With
-# more, the inodes that the kernel drops come by the thousand in one BATCH_FORGET.
+# The kernel wants room for at least 8 KiB (linux fs/fuse/dev.c: fuse_dev_do_read). With more room,
+# one BATCH_FORGET has thousands of the inodes that the kernel drops.
 REQUEST_BYTES: Final = 64 << 10
-# The largest reply asked for: a READ or a listing of MAX_PAGES pages.
+# The largest reply that the kernel asks for: a READ or a listing of MAX_PAGES pages.
 REPLY_BYTES: Final = OUT_HEADER_SIZE + (MAX_PAGES << 12)
-# ENODEV: unmounted; ECONNABORTED: aborted. Nothing can be read or answered any more.
+# ENODEV: it was unmounted; ECONNABORTED: it was aborted. Nothing can be read or answered any more.
 _ENDED: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
-# ENOENT: the request went away while it was read. EAGAIN: nothing is there, or another took it.
+# ENOENT: the request was withdrawn while it was read. EAGAIN: there is none, or another worker took
+# it.
 _NOTHING: Final = frozenset({errno.ENOENT, errno.EAGAIN, errno.EINTR})
 
 
@@ -38,7 +39,7 @@ class FuseDevice:
 
     Args:
         fd: the descriptor.
-        plain: answers plain requests before `receive` returns one that is not plain.
+        plain: answers plain requests in C; None: `receive` returns every request.
     """
 
     def __init__(self, fd: int, plain: PlainAnswers | None = None) -> None:
@@ -49,11 +50,12 @@ class FuseDevice:
         self._buffers = [self._request]
 
     def receive(self) -> memoryview | None:
-        """Return the next request, valid until the next call; None if there is none after all.
+        """Return the next request that is not plain; plain ones before it are answered.
 
-        Plain requests that come before it are answered, if that is not left to the handler.
+        This waits for a request unless the descriptor is non-blocking.
 
-        Waits for one unless the descriptor is non-blocking.
+        Returns:
+            A view that is valid until the next call, or None if there is no request after all.
 
         Raises:
             DeviceEndedError: the mount is gone.
@@ -72,10 +74,10 @@ class FuseDevice:
         return self._request[:size]
 
     def serve(self, request: memoryview, dispatcher: Dispatcher) -> bool:
-        """Answer `request`; return False if nobody waits for the answer any more.
+        """Answer `request`; return False if the kernel does not want the answer any more.
 
         Raises:
-            NotReady: the answer is not there yet; the caller parks a copy of the request.
+            NotReady: the answer is not there yet. The caller parks a copy of the request.
             DeviceEndedError: the mount is gone.
         """
         try:

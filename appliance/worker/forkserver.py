@@ -12,9 +12,9 @@ processes comes through pipes (`session/uplink.py`).
 
 It outlives its supervisor as long as session processes need it, and is what the next supervisor
 finds: a socket in the state directory, on which it listens (LISTENER, or -1). So that the next
-supervisor can go on, it keeps the grants and the session memory of each session. A new supervisor
-names the front-end sockets that it listens on, and is handed the sessions there whose supervisor
-has ended. Their processes get a new channel to it.
+supervisor can go on, it keeps the grants, the session memory and the lease of each session. A new
+supervisor names the front-end sockets that it listens on, and is handed the sessions there whose
+supervisor has ended. Their processes get a new channel to it.
 
 The end of each of the processes has these effects:
 
@@ -119,8 +119,8 @@ class _Session(NamedTuple):
 
     record: pb.SessionRecord
     pidfd: int
-    grants_fd: int
-    memory_fd: int
+    kept_fds: list[int]
+    """Writable grants, session memory, and the lease if there is one."""
 
 
 class ForkServer:
@@ -243,7 +243,7 @@ class ForkServer:
         session_of_client = self._sessions.pop(client, None)
         if session_of_client is not None:
             del self._supervisors[client]
-            close_all(session_of_client[1:])
+            close_all([session_of_client.pidfd, *session_of_client.kept_fds])
         for each, supervisor in self._supervisors.items():
             if supervisor is client:
                 self._supervisors[each] = None
@@ -272,7 +272,7 @@ class ForkServer:
         client.send(spawned, [ours.detach(), pidfd])
 
     def _spawn_session(self, client: _Client, envelope: Envelope, fds: list[int]) -> None:
-        sock_fd, pipe_fd, grants_fd, memory_fd = fds
+        sock_fd, pipe_fd, *kept_fds = fds
         record = envelope.spawn_session.session
         pair: UplinkPair | None = None
         try:
@@ -285,7 +285,7 @@ class ForkServer:
             )
             kept_pidfd = os.dup(pidfd)
         except OSError as exc:
-            close_all([grants_fd, memory_fd])
+            close_all(kept_fds)
             if pair is not None:
                 pair.upper.close()
             self._refuse(client, envelope, exc)
@@ -296,11 +296,11 @@ class ForkServer:
                 pair.close_lower()
         record.pid = pid
         self._parents[pid] = client
-        self._keep(client, pair, _Session(record, kept_pidfd, grants_fd, memory_fd))
+        self._keep(client, pair, _Session(record, kept_pidfd, kept_fds))
         client.send(Envelope(id=envelope.id, spawned=Spawned(pid=pid)), [pidfd])
 
     def _attach(self, client: _Client, envelope: Envelope, fds: list[int]) -> None:
-        pidfd, grants_fd, memory_fd = fds
+        pidfd, *kept_fds = fds
         record = envelope.attach.session
         try:
             pair = uplink_pair()
@@ -308,7 +308,7 @@ class ForkServer:
             close_all(fds)
             self._refuse(client, envelope, exc)
             return
-        self._keep(client, pair, _Session(record, pidfd, grants_fd, memory_fd))
+        self._keep(client, pair, _Session(record, pidfd, kept_fds))
         client.send(Envelope(id=envelope.id, spawned=Spawned(pid=record.pid)), pair.lower)
 
     def _keep(self, supervisor: _Client, pair: UplinkPair, kept: _Session) -> None:
@@ -329,7 +329,7 @@ class ForkServer:
                 continue
             try:
                 pair = uplink_pair()
-                fds = [os.dup(fd) for fd in (kept.grants_fd, kept.memory_fd, kept.pidfd)]
+                fds = [os.dup(fd) for fd in (kept.pidfd, *kept.kept_fds)]
             except OSError as exc:
                 _LOG.error("%s: cannot hand the session over: %s", record.place.label, exc.strerror)
                 break
@@ -338,7 +338,7 @@ class ForkServer:
             if record.pid in self._parents:
                 self._parents[record.pid] = supervisor
             taken_over = Envelope(taken_over=pb.TakenOver(session=record))
-            supervisor.send(taken_over, [*fds, *pair.upper.detach()])
+            supervisor.send(taken_over, [*pair.upper.detach(), *fds])
         supervisor.send(Envelope(id=envelope.id, done=pb.Done()))
 
     def _refuse(self, client: _Client, envelope: Envelope, exc: OSError) -> None:

@@ -1,4 +1,4 @@
-"""Requests that wait for the supervisor, and what they wait for."""
+"""Requests that wait for the supervisor's resolver, and what they wait for."""
 
 import logging
 import socket
@@ -13,13 +13,17 @@ from appliance.session.wants import Want, pack_want
 T = TypeVar("T")
 
 _LOG: Final = logging.getLogger(__name__)
-# A want that was granted so often and is missed all the same is given up: a loop must end. A blob
-# may be evicted again before it is read, so once is not enough.
+# If something was provided so often and is still missing, requests for it fail, so that there is no
+# endless loop. Once is not enough, because a blob may be evicted again before it is read.
 _ANSWERS_MAX: Final = 16
 
 
 class Parking(Generic[T]):
-    """Requests set aside by want; `T` is all that it takes to run one again from the start."""
+    """Requests that were set aside, by want. A `T` is what it takes to run one from the start.
+
+    Args:
+        ask: sends a want to the resolver.
+    """
 
     def __init__(self, ask: Callable[[Want], None]) -> None:
         self._ask = ask
@@ -30,7 +34,7 @@ class Parking(Generic[T]):
         return bool(self._parked)
 
     def park(self, reason: NotReady, request: T) -> None:
-        """Keep `request` until `take`; the first to want something has it asked for."""
+        """Keep `request` until `take`. The first request for a want has it sent to the resolver."""
         want = cast("Want", reason.want)  # the handler raises no other
         requests = self._parked.get(want)
         if requests is None:
@@ -40,13 +44,14 @@ class Parking(Generic[T]):
             requests.append(request)
 
     def take(self, want: Want) -> list[T]:
-        """Return the requests that wait for `want`, which wait no longer."""
+        """Remove and return the requests that wait for `want`."""
         return self._parked.pop(want, [])
 
     def take_hopeless(self, want: Want) -> list[T]:
-        """Return requests to be failed: `want` was provided, they ran, and wait for it again.
+        """Remove and return requests that must fail, since `want` does not help them.
 
-        Call it after the requests that waited for `want` have run; they have several chances.
+        To be called after `want` was provided and the requests that had waited for it have run. The
+        result is empty unless that has happened several times and they wait for it again.
         """
         if want not in self._parked:
             self._num_answers.pop(want, None)
@@ -59,7 +64,7 @@ class Parking(Generic[T]):
         return self.take(want)
 
     def wants(self) -> list[Want]:
-        """Return everything that is waited for."""
+        """Return everything for which requests wait."""
         return list(self._parked)
 
 
@@ -67,7 +72,7 @@ class Parking(Generic[T]):
 
 
 class Asking:
-    """The wants sent over `sock` (lent) and not answered yet."""
+    """The wants that were sent over `sock` (lent) and are not answered yet."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -81,9 +86,9 @@ class Asking:
         channel.send(self._sock, pb.Envelope(id=ask_id, resolve=pack_want(want)))
 
     def answered(self, envelope: pb.Envelope) -> Want | None:
-        """Return the want that the Resolved in `envelope` is about; None if it was forgotten."""
+        """Return the want that `envelope` (a Resolved) answers; None if it was forgotten."""
         return self._asked.pop(envelope.id, None)
 
     def forget(self) -> None:
-        """Wait for no answer any more."""
+        """Forget all wants: answers to them are ignored."""
         self._asked.clear()

@@ -1,44 +1,57 @@
-"""Plain requests answered in C: the ring's and the device's loops, until Python has to look.
+"""Plain requests answered in C: the loops over a ring and over a device, until Python must look.
 
-`APPLIANCE_ANSWERS` in the environment of the process that starts the workers says who answers: `c`,
-plain requests are answered by the C module; `python`, the default, everything is answered by the
-handler. The bytes of the answers are the same.
+A request is plain if it is well formed, does not fail, and everything that its answer takes is in
+the store. The C module answers such requests without Python. It leaves all others to the handler,
+which can answer every request and is the reference for the bytes of every reply.
+
+If `APPLIANCE_ANSWERS` is `python` in the environment of `virtiofs` or `mount`, there is no
+`PlainAnswers`, and the handler answers everything.
 """
 
 import mmap
 import os
 import resource
+import time
 from typing import Final
 
 from appliance._engine import ffi, lib
 from appliance.engine import Ring
 from appliance.fs.files import ALL_LOCAL, RemoteParts
+from appliance.session.request_statistics import STATISTICS_BYTES, QueueStatistics
 from appliance.store.blob_cache import directory_key
 from appliance.store.store_reader import StoreReader
 
-VARIABLE: Final = "APPLIANCE_ANSWERS"
-
-# With a lower limit of open files, those of blobs are left to the handler, which holds fewer then.
-_LIMIT_MIN: Final = 512
+# Descriptors that a worker needs for other things than blob files, those of the handler included.
+_OTHERS_OPEN: Final = 256
 
 
-def are_wanted() -> bool:
-    """Whether plain requests are to be answered in C."""
-    return os.environ.get(VARIABLE) == "c"
+class RingWait:
+    """Where the worker of one ring sleeps, and how long it polls before that.
+
+    Args:
+        epoll_fd: has `kick_fd`, registered for EPOLLIN | EPOLLET, and whatever else ends a wait
+            (lent).
+        kick_fd: the kick descriptor of the ring (lent); it is not read.
+    """
+
+    def __init__(self, epoll_fd: int, kick_fd: int) -> None:
+        self.cdata = ffi.new("struct eng_wait *")
+        self.cdata.epoll_fd, self.cdata.kick_fd = epoll_fd, kick_fd
 
 
 class PlainAnswers:
-    """Answers the plain requests of one session.
+    """Answers the plain requests of one session, for one worker.
 
-    No snapshot of `store` may be open in any call: each opens its own.
+    No snapshot of `store` may be open when a method is called, because each opens its own.
 
     Args:
-        store: which the handler reads, too.
-        grants_fd: of the session; stays the caller's, and must stay open.
+        store: the store (lent), which the handler reads as well.
+        grants_fd: descriptor of the session's grants; it stays the caller's and must stay open.
         session: memory whose first byte says whether INIT was answered.
-        counters: 64 slots of 8 bytes, by opcode.
-        remote: what the store is only a cache of; what is used of that is passed to `used` once a
-            second at most.
+        statistics: where answered requests are counted.
+        remote: which objects `store` is only a cache of. The keys of those that were used are
+            passed to `remote.used`, once a second at most.
+        poll_us: how long an empty ring may be polled before the worker sleeps, in microseconds.
 
     Raises:
         OSError: the grants cannot be mapped.
@@ -49,15 +62,21 @@ class PlainAnswers:
         store: StoreReader,
         grants_fd: int,
         session: memoryview,
-        counters: memoryview,
+        statistics: QueueStatistics,
         *,
         remote: RemoteParts = ALL_LOCAL,
+        poll_us: int = 0,
     ) -> None:
+        if ffi.sizeof("struct eng_statistics") != STATISTICS_BYTES:
+            raise AssertionError("the C module has another layout of statistics")
         self._store = store
         self._report = remote.used
+        self._poll_ns = 1000 * poll_us
         self._session = ffi.from_buffer("uint8_t[]", session, require_writable=False)
-        self._counters = ffi.from_buffer("uint64_t[]", counters, require_writable=True)
-        # Mapped, not allocated: pages that are never used are never resident.
+        self._statistics = ffi.from_buffer(
+            "struct eng_statistics[1]", statistics.memory, require_writable=True
+        )
+        # Mapped rather than allocated: pages that are never used take no memory.
         self._listing = ffi.from_buffer(
             "uint8_t[]", mmap.mmap(-1, lib.ENG_LISTING_SIZE), require_writable=True
         )
@@ -67,28 +86,31 @@ class PlainAnswers:
         self._reply = ffi.new("struct eng_reply *")
         answers = self._answers = ffi.cast("struct eng_answers *", self._memory)
         answers.session = self._session
-        answers.counters = self._counters
+        answers.statistics = self._statistics
         answers.listing = self._listing
         answers.store = answers.places.store = store.cdata
         self._usage = ffi.addressof(answers, "usage")
         answers.places.usage = self._usage
         answers.usage.is_kept[lib.ENG_USED_BLOB] = remote.has_blobs
         answers.usage.is_kept[lib.ENG_USED_DIRECTORY] = remote.has_directories
+        # With a low limit of open files, blob files are left to the handler, which holds fewer.
         limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        num_fds = lib.ENG_BLOB_FDS_MAX if limit >= _LIMIT_MIN else 0
         directory_fd, skip = store.files.directory()
-        lib.eng_blob_fds_init(ffi.addressof(answers, "blobs"), directory_fd, skip, num_fds)
+        self._blobs = ffi.addressof(answers, "blobs")
+        lib.eng_blob_fds_init(self._blobs, directory_fd, skip, max(0, limit - _OTHERS_OPEN))
         error = -lib.eng_grants_init(ffi.addressof(answers.places, "grants"), grants_fd)
         if error:
             raise OSError(error, os.strerror(error))
 
     def answer(self, request: bytes | memoryview, readable_len: int, room: int) -> bytes | None:
-        """Return the reply to one request as bytes, empty if it has none; None if it is not plain.
+        """Return the reply to one request as bytes; this is for tests.
 
-        This is for tests: what the loops below send, they do not copy.
+        Returns:
+            The reply, empty if the request has none, or None if the request is not plain.
         """
         answers, reply = self._answers, self._reply
         source = ffi.from_buffer(request)
+        answers.taken_ns = time.monotonic_ns()
         lib.eng_answers_begin(answers)
         try:
             outcome = lib.eng_answer(answers, source, len(source), readable_len, room, reply)
@@ -105,7 +127,7 @@ class PlainAnswers:
             lib.eng_answers_end(answers)
 
     def serve_batch(self, ring: Ring, limit: int) -> list[int]:
-        """Pop up to `limit` chains, answer plain requests, and return the slots of the others.
+        """Pop up to `limit` chains, answer plain ones, and return the slots of the others.
 
         Raises:
             RingError: the guest broke the ring.
@@ -113,28 +135,27 @@ class PlainAnswers:
         ring.check(lib.eng_serve_batch(self._answers, ring.cdata, limit))
         return self._left()
 
-    def serve_ring(self, ring: Ring, epoll_fd: int, kick_fd: int, *, is_busy: bool) -> list[int]:
-        """Serve `ring`, and wait, until there is something to look at; return slots as above.
+    def serve_ring(self, ring: Ring, wait: RingWait) -> list[int]:
+        """Serve `ring`, sleeping while it is empty, until Python must look.
 
-        Args:
-            ring: that is started.
-            epoll_fd: has `kick_fd` and whatever else ends the wait.
-            kick_fd: is read here.
-            is_busy: do not wait at first.
+        Returns:
+            The slots of requests that are not plain. If there are none, look at the descriptors in
+            the epoll set of `wait`, and call this again.
 
         Raises:
             RingError: the guest broke the ring.
         """
-        ring.check(lib.eng_serve_ring(self._answers, ring.cdata, epoll_fd, kick_fd, is_busy))
+        wait.cdata.poll_max_ns = self._poll_ns
+        ring.check(lib.eng_serve_ring(self._answers, ring.cdata, wait.cdata))
         return self._left()
 
     def serve_device(self, fd: int, request: memoryview) -> int:
         """Serve a /dev/fuse descriptor until a request is not plain; return its size in `request`.
 
-        Waits for requests unless `fd` is non-blocking.
+        This waits for requests unless `fd` is non-blocking.
 
         Raises:
-            OSError: read(2) or write(2) failed.
+            OSError: read(2) or write(2) failed, or (EAGAIN) it is time to look at other things.
         """
         buffer = ffi.from_buffer("uint8_t[]", request, require_writable=True)
         size = lib.eng_serve_device(self._answers, fd, buffer, len(buffer))
@@ -144,26 +165,28 @@ class PlainAnswers:
         return size
 
     def close_unlinked(self) -> None:
-        """Close files that were evicted from a cache; call it when a blob is missing there."""
-        lib.eng_blob_fds_close_unlinked(ffi.addressof(self._answers, "blobs"))
+        """Close blob files that were evicted from a cache; to be called when a blob is missing."""
+        lib.eng_blob_fds_close_unlinked(self._blobs)
 
     def close(self) -> None:
-        """Close files and unmap the grants; the store stays the caller's."""
-        lib.eng_blob_fds_close(ffi.addressof(self._answers, "blobs"))
+        """Close blob files and unmap the grants."""
+        lib.eng_blob_fds_close(self._blobs)
         lib.eng_grants_deinit(ffi.addressof(self._answers.places, "grants"))
         ffi.release(self._session)
-        ffi.release(self._counters)
+        ffi.release(self._statistics)
 
     def _report_used(self) -> None:
-        usage = self._answers.usage
-        if lib.eng_usage_is_due(self._usage):
-            keys = []
-            for used in usage.used[0 : usage.num]:
-                digest = bytes(ffi.buffer(used.digest))
-                is_directory = used.kind == lib.ENG_USED_DIRECTORY
-                keys.append(directory_key(digest) if is_directory else digest)
-            lib.eng_usage_clear(self._usage)
-            self._report(keys)
+        answers = self._answers
+        if not lib.eng_usage_is_due(self._usage, answers.now_ns):
+            return
+        usage = answers.usage
+        keys = []
+        for used in usage.used[0 : usage.num]:
+            digest = bytes(ffi.buffer(used.digest))
+            is_directory = used.kind == lib.ENG_USED_DIRECTORY
+            keys.append(directory_key(digest) if is_directory else digest)
+        lib.eng_usage_clear(self._usage, answers.now_ns)
+        self._report(keys)
 
     def _left(self) -> list[int]:
         self._report_used()

@@ -1,7 +1,8 @@
-"""The joint between a virtqueue and FUSE: a descriptor chain in, a reply in its writable part out.
+"""FUSE requests and replies in the descriptor chains of a virtqueue.
 
-A FUSE request is the readable part of a chain, taken as one byte stream; the reply goes to the
-writable part (VIRTIO 1.3, 5.11.6). The used length is exactly the reply's: newer guests check it.
+A request is the readable part of a chain, taken as one stream of bytes. The reply is written to the
+writable part (VIRTIO 1.3, 5.11.6). The used length is exactly the length of the reply, which newer
+guests check.
 """
 
 import errno
@@ -21,8 +22,8 @@ def serve(ring: Ring, slot: int, dispatcher: Dispatcher) -> None:
     """Answer the request in `slot` and return its chain to the guest.
 
     Raises:
-        NotReady: the answer is not there yet; the chain stays popped and the caller parks it.
-        RingError: the ring broke.
+        NotReady: the answer is not there yet. The chain stays popped, and the caller parks it.
+        RingError: the guest broke the ring.
     """
     reply = dispatcher.handle_untrusted(
         ring.request(slot), ring.readable_len(slot), ring.writable_len(slot)
@@ -60,7 +61,7 @@ def _deliver_error(ring: Ring, slot: int, unique: int, error: int) -> None:
 
 
 def _deliver_file(ring: Ring, slot: int, unique: int, piece: FileSlice) -> None:
-    # The header goes last: whether it says success depends on what the file gave.
+    # The header is written last, because it depends on the result of reading the file.
     try:
         size = ring.read_file(slot, OUT_HEADER_SIZE, piece.fd, piece.offset, piece.size)
     except OSError as exc:

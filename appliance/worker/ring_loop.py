@@ -1,20 +1,24 @@
-"""Serving one virtqueue: pop, answer, set aside what must wait, and run it again.
+"""Serving one virtqueue: the loop around the ring, and what happens to requests that must wait.
 
-`RingLoop` waits for kicks and for the supervisor's messages. `RingServer` serves a ring that was
-started. A request whose answer is not there yet is set aside by its head index alone: its chain
-stays popped (and in the inflight record), other requests go on, and when the resolver has done its
-work the chain is walked again from guest memory and runs as if it had just arrived. Heads recovered
-after a worker's death run the same way.
+`RingLoop` handles the control channel: guest memory, and rings that start and stop. `RingServer`
+serves a started ring. Where `PlainAnswers` is given, the loop over the ring runs in C and sleeps
+there. It returns for requests that are not plain, for messages on the control channel, and for
+errors. Without it, the loop here answers every request in Python.
+
+A request whose answer is not there yet is set aside, by its head index alone. Its chain stays
+popped and stays in the inflight record, and other requests are served meanwhile. When the resolver
+has provided what was missing, the chain is walked again from guest memory and the request runs as
+if it had just arrived. Heads that a dead worker had popped and not returned run in the same way.
 """
 
+import contextlib
 import errno
 import logging
 import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from appliance.engine import GuestMap, MappedRegion, Ring, RingLayout, signal_fd
@@ -24,23 +28,32 @@ from appliance.fuse_proto.dispatch import Dispatcher
 from appliance.fuse_proto.operations import NotReady
 from appliance.protos import control_pb2 as pb
 from appliance.session import channel
+from appliance.session.request_statistics import QueueStatistics
 from appliance.session.session_memory import InflightMemory
 from appliance.session.wants import BlobWanted, Want
 from appliance.worker import ring_delivery
 from appliance.worker.pending import Asking, Parking
-from appliance.worker.plain_answers import PlainAnswers
+from appliance.worker.plain_answers import PlainAnswers, RingWait
 
 _LOG = logging.getLogger(__name__)
 
-# Requests served between two looks at the control channel.
+# The largest number of requests served between two looks at the control channel.
 BATCH: Final = 32
 # How long a ring that must stop waits for the resolver before requests that wait get EIO.
 _DRAIN_DEADLINE_S = 10.0
-_EVENTFD_BYTES = 8
 
 
 class RingLoop:
-    """The loop of a worker that serves a virtqueue; it owns every descriptor that it is sent."""
+    """The loop of a worker that serves a virtqueue; owns every descriptor that it is sent.
+
+    Args:
+        sock: the worker's end of its control channel (lent).
+        queue: the number of the virtqueue.
+        dispatcher: answers requests that are not plain.
+        handler: the operations behind `dispatcher`, for its batches.
+        statistics: of this queue.
+        plain: answers plain requests in C; None: the dispatcher answers everything.
+    """
 
     def __init__(
         self,
@@ -48,12 +61,14 @@ class RingLoop:
         queue: int,
         dispatcher: Dispatcher,
         handler: Handler,
+        statistics: QueueStatistics,
         plain: PlainAnswers | None = None,
     ) -> None:
         self._sock = sock
         self._queue = queue
         self._dispatcher = dispatcher
         self._handler = handler
+        self._statistics = statistics
         self._plain = plain
         self._memory = GuestMap()
         self._regions: list[MappedRegion] = []
@@ -71,13 +86,12 @@ class RingLoop:
         """Serve until the supervisor closes the channel."""
         is_busy = False
         while True:
-            is_busy = self._serve_plain(is_busy=is_busy)
-            for fd, _event in self._poller.poll(self._timeout_s(is_busy=is_busy)):
+            for fd, events in self._poller.poll(self._timeout_s(is_busy=is_busy)):
                 if fd == self._sock.fileno():
                     if not self._serve_channel():
                         return
                 else:
-                    self._take_kick()
+                    self._check_kick(events)
             is_busy = self._serve_ring()
 
     def _timeout_s(self, *, is_busy: bool) -> float | None:
@@ -87,7 +101,7 @@ class RingLoop:
             return None
         return max(0, self._stop_deadline_s - time.monotonic())
 
-    # The ring.
+    # --- The ring ---
 
     def _serve_ring(self) -> bool:
         server = self._server
@@ -95,7 +109,7 @@ class RingLoop:
             return False
         try:
             if self._stop_id is None:
-                return server.serve_batch()
+                return server.serve()
             if server.has_parked and time.monotonic() > self._stop_deadline_s:
                 server.fail_parked(errno.EIO)
             if not server.has_parked:
@@ -105,31 +119,12 @@ class RingLoop:
             self._break_ring(exc)
         return False
 
-    def _serve_plain(self, *, is_busy: bool) -> bool:
-        # It waits, too. After it, `run` looks at the descriptors and the ring without waiting.
-        server = self._server
-        if server is None or self._plain is None or self._stop_id is not None:
-            return is_busy
-        try:
-            server.serve_plain(self._poller.fileno(), self._ring_fds["kick"], is_busy=is_busy)
-        except RingError as exc:
-            self._break_ring(exc)
-            return False
-        return True
-
-    def _take_kick(self) -> None:
-        # The eventfd only says that there may be something; the ring itself says what.
-        kick_fd = self._ring_fds.get("kick")
-        if kick_fd is None:
-            return
-        try:
-            is_open = bool(os.read(kick_fd, _EVENTFD_BYTES))
-        except BlockingIOError:
-            return  # the front-end, who holds it too, was faster
-        except OSError:
-            is_open = False
-        if not is_open:
-            self._break_ring(RingError("the kick descriptor cannot be read"))
+    def _check_kick(self, events: int) -> None:
+        # The kick is edge-triggered and never read: the ring itself says what there is to do.
+        if events & ~select.EPOLLIN and self._server is not None:
+            self._break_ring(
+                RingError(f"the kick descriptor cannot be waited for: epoll events {events:#x}")
+            )
 
     def _break_ring(self, exc: RingError) -> None:
         _LOG.error("%s; the ring stops", exc)
@@ -157,7 +152,7 @@ class RingLoop:
         self._send(pb.Envelope(id=self._stop_id or 0, ring_stopped=stopped))
         self._stop_id = None
 
-    # The control channel.
+    # --- The control channel ---
 
     def _serve_channel(self) -> bool:
         message = channel.receive(self._sock)
@@ -220,8 +215,11 @@ class RingLoop:
             self._drop_ring()
             return
         self._server = RingServer(
-            ring, self._dispatcher, self._handler, self._asking.ask, self._plain
+            ring, self._dispatcher, self._handler, self._asking.ask, self._statistics
         )
+        if self._plain is not None:
+            wait = RingWait(self._poller.fileno(), self._ring_fds["kick"])
+            self._server.answer_plain(self._plain, wait)
         self._done(envelope.id)
         try:
             self._server.recover()
@@ -244,7 +242,7 @@ class RingLoop:
             err_fd=self._ring_fds.get("err", -1),
         )
         try:
-            self._poller.register(self._ring_fds["kick"], select.EPOLLIN)
+            self._poller.register(self._ring_fds["kick"], select.EPOLLIN | select.EPOLLET)
         except OSError as exc:
             raise RingError(f"kick descriptor: {exc.strerror}") from exc
         return ring
@@ -274,7 +272,7 @@ class RingLoop:
         if old is not None:
             os.close(old)
 
-    # The resolver.
+    # --- The resolver ---
 
     def _resolved(self, envelope: pb.Envelope) -> None:
         want = self._asking.answered(envelope)
@@ -293,10 +291,17 @@ class RingLoop:
 
 
 class RingServer:
-    """One started ring and the requests of it that wait for the resolver.
+    """One started ring, and the requests of it that wait for the resolver.
 
-    Every method may raise RingError: the guest broke the ring, and this object must not be used
-    further.
+    Every method may raise RingError: the guest broke the ring, and this object must not be used any
+    more.
+
+    Args:
+        ring: the ring (lent).
+        dispatcher: answers requests.
+        handler: the operations behind `dispatcher`, for its batches.
+        ask: sends a want to the resolver.
+        statistics: gets the time that each request took; the dispatcher counts the requests.
     """
 
     def __init__(
@@ -305,13 +310,21 @@ class RingServer:
         dispatcher: Dispatcher,
         handler: Handler,
         ask: Callable[[Want], None],
-        plain: PlainAnswers | None = None,
+        statistics: QueueStatistics,
     ) -> None:
         self._ring = ring
-        self._plain = plain
         self._dispatcher = dispatcher
         self._handler = handler
-        self._parked: Parking[int] = Parking(ask)
+        self._statistics = statistics
+        self._plain: PlainAnswers | None = None
+        self._wait: RingWait | None = None
+        # Heads, with the time at which each was first taken.
+        self._parked: Parking[tuple[int, int]] = Parking(ask)
+
+    def answer_plain(self, plain: PlainAnswers, wait: RingWait | None = None) -> None:
+        """Have plain requests answered by `plain`, and `serve` sleep at `wait`."""
+        self._plain = plain
+        self._wait = wait
 
     @property
     def has_parked(self) -> bool:
@@ -320,7 +333,7 @@ class RingServer:
 
     @property
     def ring(self) -> Ring:
-        """The ring served."""
+        """The ring that is served."""
         return self._ring
 
     def recover(self) -> None:
@@ -328,38 +341,40 @@ class RingServer:
         heads = self._ring.recovered
         if heads:
             _LOG.info("running %d requests of a dead worker again", len(heads))
-            self._run_again(heads)
+            now_ns = time.monotonic_ns()
+            self._run_again([(head, now_ns) for head in heads])
+
+    def serve(self) -> bool:
+        """Answer requests, and sleep while there are none if the loop runs in C.
+
+        Returns:
+            Whether to look at the descriptors and call this again without sleeping.
+        """
+        if self._plain is None or self._wait is None:
+            return self.serve_batch()
+        self._serve_slots(self._plain.serve_ring(self._ring, self._wait))
+        return True
 
     def serve_batch(self) -> bool:
         """Answer up to BATCH requests; return whether to look again without sleeping."""
         ring = self._ring
-        slots: Sequence[int]
         if self._plain is None:
-            slots = range(ring.pop(BATCH))
+            self._serve_slots(range(ring.pop(BATCH)))
         else:
-            slots = self._plain.serve_batch(ring, BATCH)
-        self._serve_all(iter(slots), self._serve)
+            self._serve_slots(self._plain.serve_batch(ring, BATCH))
         return ring.arm()
-
-    def serve_plain(self, epoll_fd: int, kick_fd: int, *, is_busy: bool) -> None:
-        """Serve, and wait, until something happens at another descriptor of `epoll_fd`.
-
-        It may return earlier, with requests left in the ring. See `PlainAnswers.serve_ring`.
-        """
-        if self._plain is not None:
-            slots = self._plain.serve_ring(self._ring, epoll_fd, kick_fd, is_busy=is_busy)
-            self._serve_all(iter(slots), self._serve)
 
     def resolved(self, want: Want, error: int) -> None:
         """Run what waited for `want` again, or answer it with `error` (a positive errno)."""
-        heads = self._parked.take(want)
+        parked = self._parked.take(want)
         if error == 0:
-            self._run_again(heads)
-            heads, error = self._parked.take_hopeless(want), errno.EIO
+            self._run_again(parked)
+            parked, error = self._parked.take_hopeless(want), errno.EIO
         try:
-            for head in heads:
+            for head, taken_ns in parked:
                 self._ring.load(head)
                 ring_delivery.fail(self._ring, 0, self._dispatcher, error)
+                self._note_latency(0, taken_ns)
         finally:
             self._ring.signal()
 
@@ -368,31 +383,40 @@ class RingServer:
         for want in self._parked.wants():
             self.resolved(want, error)
 
-    def _run_again(self, heads: list[int]) -> None:
-        self._serve_all(iter(heads), self._load_and_serve)
+    def _run_again(self, parked: Iterable[tuple[int, int]]) -> None:
+        with self._batch():
+            for head, taken_ns in parked:
+                self._ring.load(head)
+                self._serve(0, taken_ns)
 
-    def _serve_all(self, requests: Iterator[int], serve: Callable[[int], None]) -> None:
-        # No signal within a batch: the front-end could hold its snapshot by a full descriptor.
-        # And none long after the reply it is about: the guest goes on while we serve the rest.
-        ring = self._ring
-        for first in requests:
-            try:
-                with self._handler.batch():
-                    for request in chain((first,), requests):
-                        serve(request)
-                        if ring.is_signal_due:
-                            break
-            finally:
-                ring.signal()
+    def _serve_slots(self, slots: Sequence[int]) -> None:
+        if not slots:
+            return
+        taken_ns = time.monotonic_ns()
+        with self._batch():
+            for slot in slots:
+                self._serve(slot, taken_ns)
 
-    def _load_and_serve(self, head: int) -> None:
-        self._ring.load(head)
-        self._serve(0)
+    @contextlib.contextmanager
+    def _batch(self) -> Iterator[None]:
+        # The guest is signalled once, when the snapshot of the store has been closed: the front-end
+        # can make a write to its descriptor block.
+        try:
+            with self._handler.batch():
+                yield
+        finally:
+            self._ring.signal()
 
-    def _serve(self, slot: int) -> None:
+    def _serve(self, slot: int, taken_ns: int) -> None:
         try:
             ring_delivery.serve(self._ring, slot, self._dispatcher)
         except NotReady as exc:
             if self._plain is not None and isinstance(exc.want, BlobWanted):
                 self._plain.close_unlinked()
-            self._parked.park(exc, self._ring.head(slot))
+            self._parked.park(exc, (self._ring.head(slot), taken_ns))
+        else:
+            self._note_latency(slot, taken_ns)
+
+    def _note_latency(self, slot: int, taken_ns: int) -> None:
+        opcode = int.from_bytes(self._ring.request(slot)[4:8], "little")
+        self._statistics.add_latency(opcode, time.monotonic_ns() - taken_ns)

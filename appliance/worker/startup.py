@@ -26,16 +26,12 @@ from appliance.session.session_memory import SessionMemory
 from appliance.store.store import Store
 from appliance.store.store_reader import ReadableStore, StoreReader
 from appliance.system.confinement import Surroundings
-from appliance.worker import plain_answers
 from appliance.worker.device_loop import DeviceLoop
 from appliance.worker.plain_answers import PlainAnswers
 from appliance.worker.ring_loop import RingLoop
 from appliance.worker.sandbox import MOUNT_RULES, RING_RULES, lock_down
 
 _LOG = logging.getLogger(__name__)
-# How long a ring that must stop waits for the resolver before parked requests get EIO.
-_DRAIN_DEADLINE_S = 10.0
-_EVENTFD_BYTES = 8
 
 
 def main(sock: socket.socket, surroundings: Surroundings) -> None:
@@ -53,7 +49,7 @@ def main(sock: socket.socket, surroundings: Surroundings) -> None:
     configure_logging(config.log_level, is_json=config.log_json)
     grants = Grants(grants_fd)
     session = SessionMemory(session_fd)
-    counters = session.counters(config.queue)
+    statistics = session.statistics(config.queue)
     remote = RemoteParts(
         has_blobs=config.has_remote_blobs,
         has_directories=config.has_remote_directories,
@@ -64,7 +60,9 @@ def main(sock: socket.socket, surroundings: Surroundings) -> None:
     plain = None
     # A snapshot that may be lost is checked before anything that was read in it is used.
     if isinstance(store, StoreReader) and store.is_registered:
-        plain = PlainAnswers(store, grants_fd, session.memory, counters, remote=remote)
+        plain = PlainAnswers(
+            store, grants_fd, session.memory, statistics, remote=remote, poll_us=config.poll_us
+        )
     wanted_flags = WANTED_FLAGS
     new_handler: type[Handler] | partial[PassthroughHandler] = Handler
     if config.device.passthrough:
@@ -84,12 +82,14 @@ def main(sock: socket.socket, surroundings: Surroundings) -> None:
         remote=remote,
         makes_images=config.makes_images,
     )
-    dispatcher = Dispatcher(handler, session, counters, wanted_flags=wanted_flags)
+    dispatcher = Dispatcher(handler, session, statistics.requests, wanted_flags=wanted_flags)
     loop: DeviceLoop | RingLoop
     if device_fds:
-        loop, rules = DeviceLoop(sock, device_fds[0], dispatcher, handler, plain), MOUNT_RULES
+        device_loop = DeviceLoop(sock, device_fds[0], dispatcher, handler, statistics, plain)
+        loop, rules = device_loop, MOUNT_RULES
     else:
-        loop, rules = RingLoop(sock, config.queue, dispatcher, handler, plain), RING_RULES
+        ring_loop = RingLoop(sock, config.queue, dispatcher, handler, statistics, plain)
+        loop, rules = ring_loop, RING_RULES
     if config.HasField("sandbox"):
         lock_down(config.sandbox, surroundings, store.files, rules)
     loop.run()
@@ -98,7 +98,7 @@ def main(sock: socket.socket, surroundings: Surroundings) -> None:
 def _open_store(config: pb.Configure) -> ReadableStore:
     # One process uses one LMDB library, so whoever answers decides who reads.
     path = Path(config.store_path)
-    if not plain_answers.are_wanted():
+    if config.answers_in_python:
         return Store.open(path, is_readonly=True)
     store = StoreReader(path)
     if config.HasField("sandbox"):

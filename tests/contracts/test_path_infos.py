@@ -25,6 +25,7 @@ from appliance.nix.store_path import StorePath, nar_path
 from appliance.protos import castore_pb2, pathinfo_pb2
 from appliance.services.contracts import NarInfo, Services
 from tests.contracts.rig import Rig, fresh_bytes, fresh_leaf, put_blob, put_closure
+from tests.fakes.daemon_process import DaemonProcess
 
 
 def fresh_path_info(name: str = "test") -> tuple[StorePath, bytes]:
@@ -52,8 +53,10 @@ def test_path_info_comes_back_as_it_was_put(rig: Rig) -> None:
 
 def test_path_info_of_a_node_alone_comes_back_as_it_was_put(rig: Rig) -> None:
     path, _ = fresh_path_info("foo")
-    node = castore_pb2.SymlinkNode(name=path.basename().encode(), target=b"doesntmatter")
-    message = pathinfo_pb2.PathInfo(node=castore_pb2.Node(symlink=node))
+    # Nobody can complete it: its content is not there.
+    digest = Digest.of(fresh_bytes())
+    node = castore_pb2.FileNode(name=path.basename().encode(), digest=digest, size=5)
+    message = pathinfo_pb2.PathInfo(node=castore_pb2.Node(file=node))
     encoded = message.SerializeToString()
 
     async def work(services: Services) -> None:
@@ -61,6 +64,32 @@ def test_path_info_of_a_node_alone_comes_back_as_it_was_put(rig: Rig) -> None:
         assert await services.path_infos.get(path.digest) == encoded
 
     rig.run(work)
+
+
+def test_a_daemon_completes_a_path_info_of_a_node_alone(daemon: DaemonProcess) -> None:
+    referred, referred_info = fresh_path_info("referred")
+    path, _ = fresh_path_info("foo")
+    content = fresh_bytes()
+    node = FileNode(path.basename().encode(), Digest.of(content), len(content), executable=False)
+    message = pathinfo_pb2.PathInfo(node=node_to_message(node), references=[referred.digest])
+    encoded = message.SerializeToString()
+
+    async def work(services: Services) -> None:
+        assert await services.path_infos.put(encoded) == encoded
+        await put_blob(services.blobs, content)
+        # The name of the reference is not known yet.
+        assert await services.path_infos.get(path.digest) == encoded
+        await services.path_infos.put(referred_info)
+        nar = await services.path_infos.calculate_nar(node)
+        message.narinfo.nar_size = nar.size
+        message.narinfo.nar_sha256 = nar.sha256
+        message.narinfo.reference_names.append(referred.basename())
+        complete = message.SerializeToString(deterministic=True)
+        assert await services.path_infos.get(path.digest) == complete
+        assert await services.path_infos.put(encoded) == complete
+        assert await services.path_infos.get(path.digest) == complete
+
+    Rig(daemon.unix_uri).run(work)
 
 
 def test_unknown_fields_are_kept(rig: Rig) -> None:

@@ -14,9 +14,9 @@ from appliance.castore.directory import FileNode, SymlinkNode
 from appliance.castore.size_dialect import SizeDialect
 from appliance.copier.claims import Content
 from appliance.copier.file_tree import tree_events
-from appliance.copier.ingest import CopyProgress, CopyStoppedError, Staging, TreeIngest
+from appliance.copier.ingest import CopyProgress, CopyStoppedError, Staging, TreeEvent, TreeIngest
 from appliance.errors import ApplianceError, ImportTreeError, NarError
-from appliance.nix.nar import Event, NarWriter, read_nar
+from appliance.nix.nar import NarWriter, read_nar
 from appliance.store.batch import Batch
 from appliance.store.schema import INLINE_MAX
 
@@ -60,7 +60,7 @@ class Taking:
         return TreeIngest(self, self.progress, nar_limit=nar_limit)
 
     def take(
-        self, events: Iterable[Event], nar_limit: int | None = None
+        self, events: Iterable[TreeEvent], nar_limit: int | None = None
     ) -> tuple[Content, TreeIngest]:
         ingest = self.ingest(nar_limit)
         try:

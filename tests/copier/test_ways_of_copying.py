@@ -121,8 +121,13 @@ def test_from_another_store(closure: NixClosure, store: CopiedStore, tmp_path: P
     store.check_equals(closure, closure.closure)
 
 
-def test_into_and_from_a_daemon(closure: NixClosure, store: CopiedStore, tmp_path: Path) -> None:
-    with DaemonProcess(f"lmdb://{tmp_path}/served", tmp_path) as daemon:
+# Of these two, the second takes blobs one by one only.
+@pytest.mark.parametrize("kind", ["lmdb", "memory"])
+def test_into_and_from_a_daemon(
+    closure: NixClosure, store: CopiedStore, tmp_path: Path, kind: str
+) -> None:
+    uri = {"lmdb": f"lmdb://{tmp_path}/served", "memory": "memory:"}[kind]
+    with DaemonProcess(uri, tmp_path) as daemon:
         served = CopiedStore(daemon.unix_uri)
         served.run("copy", "--from", closure.nix.uri, "-r", *closure.tops)
         store.run("copy", "--from", daemon.unix_uri, "-r", *closure.tops)

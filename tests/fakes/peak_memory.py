@@ -37,3 +37,16 @@ def measure_memory(
         timeout=900,
     )
     return Measured(done.stderr, int(done.stdout) * 1024)
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the most memory that a running process has had."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def with_children(pid: int) -> list[int]:
+    """Return the ids of a running process and of all below it."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(below for child in children for below in with_children(int(child)))]

@@ -12,7 +12,7 @@ import grpc
 
 from appliance.castore.chunking import BlobChunk, Chunker, unpack
 from appliance.castore.digest import Digest
-from appliance.protos import castore_rpc_pb2, pathinfo_rpc_pb2
+from appliance.protos import castore_pb2, castore_rpc_pb2, pathinfo_rpc_pb2
 from appliance.store import schema
 from appliance.store.batch import Batch
 from tests.fs.guest import Model, add_path, basename, node_of
@@ -147,7 +147,10 @@ class ScriptedServices:
         message = castore_rpc_pb2.GetDirectoryRequest.FromString(request)
         digest = message.digest
         if message.recursive:
-            yield from self.closures[digest]
+            if digest in self.closures:
+                yield from self.closures[digest]
+            else:
+                yield from self._closure(digest, context)
             return
         self.reads[digest] += 1
         self._wait(digest)
@@ -155,6 +158,22 @@ class ScriptedServices:
         if encoded is None:
             context.abort(grpc.StatusCode.NOT_FOUND, "no such directory")
         yield encoded
+
+    def _closure(self, root: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        waiting, sent = [root], set()
+        for digest in waiting:
+            if digest in sent:
+                continue
+            sent.add(digest)
+            self.reads[digest] += 1
+            self._wait(digest)
+            encoded = self.directories.get(digest)
+            if encoded is None:
+                context.abort(grpc.StatusCode.NOT_FOUND, "no such directory")
+            yield encoded
+            waiting += [
+                node.digest for node in castore_pb2.Directory.FromString(encoded).directories
+            ]
 
     def _path_info(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         digest = pathinfo_rpc_pb2.GetPathInfoRequest.FromString(request).by_output_hash

@@ -70,17 +70,20 @@ def test_nix_reads_the_files(tmp_path: Path, name: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def commands(services: dict[str, Any]) -> dict[str, list[str]]:
-    found = {}
+def commands(services: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """Return the words of the commands of each unit, without the program."""
+    found: dict[str, list[list[str]]] = {}
     for name, service in services.items():
-        start = service["serviceConfig"]["ExecStart"]
-        if isinstance(start, list):
+        lines = service["serviceConfig"]["ExecStart"]
+        if not name.startswith("appliance-closure-"):
             # The first one clears the list of the package's unit.
-            assert start[0] == ""
-            (start,) = start[1:]
-        program, *words = shlex.split(start)
-        assert program == PROGRAM
-        found[name] = words
+            assert (lines[0], len(lines)) == ("", 2)
+            lines = lines[1:]
+        found[name] = []
+        for line in lines:
+            program, *words = shlex.split(line)
+            assert program == PROGRAM
+            found[name].append(words)
     return found
 
 
@@ -99,7 +102,7 @@ def test_units_are_those_of_the_package_and_commands_exist(tmp_path: Path) -> No
         is_of_package = f"{template}{at}.service" in UNITS
         assert is_of_package == (not name.startswith("appliance-closure-"))
     assert {f"{name}.socket" for name in systemd["sockets"]} <= UNITS
-    for words in commands(services).values():
+    for words in (words for several in commands(services).values() for words in several):
         # The program knows all words but the last, because of which it ends at once.
         done = subprocess.run(
             [*APPLIANCE, *words, "--no-such-option"], check=False, capture_output=True, text=True
@@ -111,7 +114,8 @@ def test_units_are_those_of_the_package_and_commands_exist(tmp_path: Path) -> No
 
 def test_settings_become_options(tmp_path: Path) -> None:
     systemd = evaluated(tmp_path, EVERYTHING)["systemd"]
-    words = commands(systemd["services"])
+    listed = commands(systemd["services"])
+    words = {name: several[-1] for name, several in listed.items()}
     store = "--store=lmdb:///srv/store"
     assert words["appliance-daemon"] == [
         "daemon",
@@ -134,17 +138,17 @@ def test_settings_become_options(tmp_path: Path) -> None:
         store,
         "--socket-path=/run/appliance-web/virtiofs.sock",
         "--num-request-queues=2",
+        "--view=web",
     ]
     assert words["appliance-virtiofs@db"][2:] == [
         "--socket-path=/run/vms/db.sock",
         "--num-request-queues=1",
         "--list-root",
     ]
-    assert words["appliance-closure-web"] == [
-        "copy",
-        store,
-        "--recursive",
-        "/nix/store/00000000000000000000000000000000-system",
+    system = "/nix/store/00000000000000000000000000000000-system"
+    assert listed["appliance-closure-web"] == [
+        ["copy", store, "--recursive", system],
+        ["view", "set", store, "web", "--registration-files", "--closure", system],
     ]
     http = systemd["services"]["appliance-http"]["serviceConfig"]
     assert http["LoadCredential"] == ["key0:/etc/one", "key1:/etc/two"]

@@ -1,10 +1,11 @@
 """Measures a mount beside squashfuse and the original directory: python -m tests.mount.bench [TREE]
 
-All on one tree, in turns, each figure the best of ROUNDS; without TREE one is made. Root only: it
-empties the page cache before each cold run. CPU is that of the server's processes, user and system.
-Status 1 names a broken bound.
+All are measured on one tree, in turns, and each figure is the best of ROUNDS. Without TREE, a tree
+is made. Only root can run this, because it empties the page cache before each cold run. CPU is that
+of the server's processes, user and system. Status 1 names what is short of its target.
 """
 
+import argparse
 import contextlib
 import os
 import random
@@ -83,16 +84,28 @@ _TAR: Final = shell(f"tar -c --exclude=./{LARGE} . | cat")
 _CAT: Final = shell(f"cat {LARGE}")
 FIND: Final = "cold find -ls"
 TAR: Final = "cold tar"
+WARM_TAR: Final = "warm tar"
+RANDOM: Final = "random 4 KiB"
 READ: Final = "cold sequential"
 # name, whether the caches are emptied first, what is done
 WORKLOADS: Final = (
     (FIND, True, shell("find . -ls")),
     (TAR, True, _TAR),
-    ("warm tar", False, _TAR),
-    ("random 4 KiB", True, read_randomly),
+    (WARM_TAR, False, _TAR),
+    (RANDOM, True, read_randomly),
     (READ, True, _CAT),
     ("warm sequential", False, _CAT),
 )
+# workload, subject, to what its time is compared, the largest ratio
+TARGETS: Final = (
+    (FIND, "mount", "squashfuse", 0.12),
+    (TAR, "mount", "squashfuse", 0.12),
+    (WARM_TAR, "mount", "squashfuse", 1.0),
+    (WARM_TAR, "mount", "squashfuse-stored", 1.0),
+    (RANDOM, "mount", "squashfuse", 1 / 0.9),
+    (READ, "passthrough", "original", 1 / 0.9),
+)
+RANDOM_CPU: Final = 0.5
 
 
 def cpu_s(pids: list[int]) -> float:
@@ -146,21 +159,21 @@ def report(name: str, best: dict[str, Figure]) -> None:
         print(f"  {subject:<22}{figure.seconds:>9.3f}{figure.cpu_s:>12.2f}{share:>13.2f}")
 
 
-def broken_bounds(results: dict[str, dict[str, Figure]]) -> list[str]:
-    """Return what should hold and does not, by the seconds of `results[workload][subject]`."""
+def short_of(results: dict[str, dict[str, Figure]]) -> Iterator[str]:
+    """Yield each target that is not reached, by the seconds of `results[workload][subject]`."""
+    for workload, subject, to, most in TARGETS:
+        if workload in results:
+            found = results[workload][subject].seconds / results[workload][to].seconds
+            print(f"{workload}: {subject} / {to}: {found:.2f}")
+            if found > most:
+                yield f"short: {workload}: {subject} / {to}: {found:.2f}, target {most:.2f}"
+    if RANDOM in results:
+        cpu = results[RANDOM]["mount"].cpu_s / results[RANDOM]["squashfuse"].cpu_s
+        if cpu > RANDOM_CPU:
+            yield f"short: {RANDOM}: CPU of mount / squashfuse: {cpu:.2f}, target {RANDOM_CPU:.2f}"
 
-    def ratio(workload: str, subject: str, to: str) -> float:
-        return results[workload][subject].seconds / results[workload][to].seconds
 
-    bounds = (
-        ("cold find of the mount, by squashfuse's", ratio(FIND, "mount", "squashfuse"), 1.0),
-        ("cold tar of the mount, by squashfuse's", ratio(TAR, "mount", "squashfuse"), 0.5),
-        ("passthrough's read, by the original's", ratio(READ, "passthrough", "original"), 1 / 0.9),
-    )
-    return [f"{what}: {found:.2f}, not {most:.2f}" for what, found, most in bounds if found > most]
-
-
-def bench(tree: Path, directory: Path) -> list[str]:
+def bench(tree: Path, directory: Path, names: list[str]) -> list[str]:
     results: dict[str, dict[str, Figure]] = {}
     (base,) = import_tree(directory / "store", tree)
     with contextlib.ExitStack() as stack:
@@ -178,27 +191,34 @@ def bench(tree: Path, directory: Path) -> list[str]:
             ),
         ]
         for name, is_cold, work in WORKLOADS:
+            if name not in names:
+                continue
             best = results[name] = {}
             for _ in range(ROUNDS):
                 for subject in subjects:
                     figure = measure(subject, is_cold=is_cold, work=work)
                     best[subject.name] = min(figure, best.get(subject.name, figure))
             report(name, best)
-    return broken_bounds(results)
+    return list(short_of(results))
 
 
 def main() -> None:
+    all_names = [name for name, _is_cold, _work in WORKLOADS]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("tree", nargs="?", type=Path)
+    parser.add_argument("--only", action="append", choices=all_names, help="may be repeated")
+    options = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="mount-bench-"))
     try:
-        tree = Path(sys.argv[1]).absolute() if sys.argv[1:] else directory / "tree"
-        if not sys.argv[1:]:
+        tree = options.tree.absolute() if options.tree else directory / "tree"
+        if not options.tree:
             make_tree(tree, random.Random(1))
         if not (tree / LARGE).is_file():
             sys.exit(f"{tree} has no file {LARGE!r} to be read sequentially")
-        broken = bench(tree, directory)
+        short = bench(tree, directory, options.only or all_names)
     finally:
         shutil.rmtree(directory)
-    sys.exit("\n".join(broken) or 0)
+    sys.exit("\n".join(short) or 0)
 
 
 if __name__ == "__main__":

@@ -177,10 +177,11 @@ def test_a_directory_that_does_not_come_keeps_nothing_else_waiting(
     services: ScriptedServices, guest: FakeGuest
 ) -> None:
     known = set(services.directories)
-    slow = guest.lookup(ROOT, services.put({b"slow": File(b"slow")}))
+    name = services.put({b"slow": File(b"slow")})
     (digest,) = services.directories.keys() - known
-    quick = guest.lookup(ROOT, services.put({b"quick": File(b"quick")}))
     release = services.hold(digest)
+    slow = guest.lookup(ROOT, name)
+    quick = guest.lookup(ROOT, services.put({b"quick": File(b"quick")}))
     guest.send(fuse_client.lookup(slow, b"slow", unique=7))
     assert read(guest, guest.lookup(quick, b"quick")).body == b"quick"
     release()
@@ -223,6 +224,20 @@ def test_wrong_content_is_an_error_until_it_is_right(
     assert read(guest, nodeid).body == content
 
 
+def test_an_error_names_the_file_the_blob_and_the_peer(
+    services: ScriptedServices, appliance: ApplianceProcess, guest: FakeGuest, content: bytes
+) -> None:
+    name = services.put({b"sub": {b"lost": File(content)}})
+    nodeid = guest.lookup(guest.lookup(guest.lookup(ROOT, name), b"sub"), b"lost")
+    digest = Digest.of(content)
+    del services.blobs[digest]
+    assert read(guest, nodeid).error == errno.EIO
+    (line,) = [line for line in errors(appliance) if str(digest) in line]
+    peer = f"unix:{services.uri.removeprefix('grpc+unix://')}"
+    path = f"{name.decode()}/sub/lost"
+    assert line.endswith(f"file {path}: blob {digest}: {peer}: the service does not have it")
+
+
 @pytest.mark.parametrize("sent", [None, b"\xff\xff", b""])
 def test_a_wrong_directory_is_an_error_until_it_is_right(
     services: ScriptedServices,
@@ -233,10 +248,10 @@ def test_a_wrong_directory_is_an_error_until_it_is_right(
     before = set(services.directories)
     name = services.put({b"x": File(os.urandom(16))})
     (digest,) = services.directories.keys() - before
-    top = guest.lookup(ROOT, name)
     right = services.directories.pop(digest)
     if sent is not None:
         services.directories[digest] = sent
+    top = guest.lookup(ROOT, name)
     num_errors = len(errors(appliance))
     assert guest.ask(fuse_client.lookup(top, b"x")).error == errno.EIO
     assert len(errors(appliance)) == num_errors + 1

@@ -82,7 +82,7 @@ def test_equal_names_wanted_at_once_are_one_request(tmp_path: Path) -> None:
     services = Services(MemoryBlobService(), MemoryDirectoryService(), path_infos)
 
     async def main() -> None:
-        loader = ContentLoader(services, store, None, None)
+        loader = ContentLoader(services, store, None, None, ADDRESSES)
         names = [basename("one"), basename("other")] * 5
         finding = [loader.find_path(name) for name in names]
         found = await asyncio.gather(*finding, return_exceptions=True)

@@ -19,6 +19,7 @@ from appliance.nix.store_path import StorePath
 from appliance.protos import pathinfo_pb2
 from appliance.services.addresses import ServiceAddresses, parse_service_uri
 from appliance.services.contracts import Services
+from appliance.services.many_blobs import put_missing
 from appliance.services.open_services import open_services
 from tests.fakes.appliance_process import APPLIANCE, import_tree
 from tests.fakes.daemon_process import DaemonProcess
@@ -166,6 +167,7 @@ def test_a_read_only_daemon_takes_nothing(tmp_path: Path) -> None:
             await writer.close()
 
         await refused(put_blob())
+        await refused(put_missing(services.blobs, [(Digest.of(b"new"), b"new")]))
         assert not await services.blobs.has(Digest.of(b"new"))
 
     with_daemon(tmp_path, ["--read-only"], work)

@@ -37,6 +37,16 @@ from appliance.services.addresses import (
         ("grpc+http://[::1]:12345", GrpcAddress("dns:///[::1]:12345", is_tls=False)),
         ("grpc+https://localhost", GrpcAddress("dns:///localhost:443", is_tls=True)),
         ("grpc+https://host", GrpcAddress("dns:///host:443", is_tls=True)),
+        ("grpc+unix:/a?wait-connect=1", GrpcAddress("unix:/a", is_tls=False, waits=True)),
+        ("grpc+http://a:1?wait-connect=0", GrpcAddress("dns:///a:1", is_tls=False)),
+        (
+            "grpc+https://a?tls-ca-cert-path=/etc/a%20b&wait-connect=1",
+            GrpcAddress("dns:///a:443", is_tls=True, waits=True, ca_cert=Path("/etc/a b")),
+        ),
+        (
+            "grpc+https://a?tls-client-cert-path=/c&tls-client-key-path=k",
+            GrpcAddress("dns:///a:443", is_tls=True, client_cert=Path("/c"), client_key=Path("k")),
+        ),
     ],
 )
 def test_valid_address_is_understood(uri: str, address: ServiceAddress) -> None:
@@ -66,6 +76,15 @@ def test_valid_address_is_understood(uri: str, address: ServiceAddress) -> None:
         ("lmdb:///a%00b", "NUL"),
         ("lmdb:///a?sync=no", "no query"),
         ("lmdb:///a#b", "no fragment"),
+        ("grpc+unix:/a#b", "no fragment"),
+        ("memory:?wait-connect=1", "no query"),
+        ("grpc+unix:/a?wait=1", "unknown parameter 'wait'; known: wait-connect"),
+        ("grpc+unix:/a?wait-connect", "wait-connect has no value"),
+        ("grpc+unix:/a?wait-connect=yes", "wait-connect is yes, expected 0 or 1"),
+        ("grpc+unix:/a?wait-connect=1&wait-connect=1", "wait-connect is given twice"),
+        ("grpc+http://a?tls-ca-cert-path=/c", "tls-ca-cert-path is for grpc+https only"),
+        ("grpc+https://a?tls-client-key-path=/c", "need each other"),
+        ("grpc+https://a?ca=/c", "unknown parameter 'ca'; known: wait-connect, tls-ca-cert-path, "),
         ("grpc+unix://", "must be absolute"),
         ("grpc+unix:///", "must not be /"),
         ("grpc+unix://host/path", "three slashes"),
@@ -109,6 +128,7 @@ def addresses(*uris: str) -> ServiceAddresses:
         ("grpc+https://Store.Example", "grpc+https://store.example:443"),
         ("grpc+https://store.example:8443", "grpc+https://store.example:8443"),
         ("grpc+http://[::AB]:8000", "grpc+http://[::ab]:8000"),
+        ("grpc+https://a?tls-ca-cert-path=/c&wait-connect=1", "grpc+https://a:443"),
     ],
 )
 def test_address_has_one_canonical_text(uri: str, text: str) -> None:

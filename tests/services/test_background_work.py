@@ -78,11 +78,11 @@ def test_the_same_is_not_done_twice() -> None:
 def test_of_too_much_the_oldest_is_left_out() -> None:
     async def work(ahead: BackgroundWork, recorder: Recorder) -> None:
         with ahead.urgent():
-            ahead.want(recorder.work(number) for number in range(1000))
+            ahead.want(recorder.work(number) for number in range(3000))
         recorder.may_end.set()
-        await turns(3000)
-        assert 0 < len(recorder.begun) < 1000
-        assert recorder.begun == list(range(1000 - len(recorder.begun), 1000))
+        await turns(9000)
+        assert 0 < len(recorder.begun) < 3000
+        assert recorder.begun == list(range(3000 - len(recorder.begun), 3000))
 
     run(work)
 

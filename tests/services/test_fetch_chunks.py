@@ -252,10 +252,12 @@ def test_chunks_that_make_up_another_blob_are_dropped_and_the_list_is_not_believ
     peer.chunks[DIGEST] = peer.cut(other)
 
     async def work(fetching: Fetching) -> None:
-        with caplog.at_level(logging.ERROR):
-            await fetching.fetcher.fetch_range(DIGEST, SIZE, 0, SIZE)
-            await fetching.until_quiet()
-        assert f"blob {DIGEST}: the chunks that the service lists make up" in caplog.text
+        wrong = f"blob {DIGEST}: the chunks that the service lists make up {Digest.of(other)}"
+        assert await fetching.read(0, MIB) == other[:MIB]
+        with caplog.at_level(logging.ERROR), pytest.raises(CorruptBlobError, match=wrong):
+            await fetching.read(0, SIZE)
+        await fetching.until_quiet()
+        assert wrong in caplog.text
         assert not fetching.cache.has(DIGEST)
         assert not fetching.cache.has_part(DIGEST)
         assert disk_bytes(fetching.cache) == 0

@@ -6,8 +6,8 @@ import pytest
 
 from appliance.engine import inflight_size
 from appliance.fuse_proto._fuse_wire import Opcode
+from appliance.session.request_statistics import OPCODES
 from appliance.session.session_memory import (
-    COUNTERS_PER_QUEUE,
     InflightMemory,
     SessionMemory,
 )
@@ -42,26 +42,26 @@ def test_memory_that_cannot_be_mapped_leaves_no_descriptor() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_counters_of_queues_add_up_and_do_not_mix() -> None:
+def test_statistics_of_queues_add_up_and_do_not_mix() -> None:
     memory = SessionMemory.create(3)
     for queue in range(3):
-        counters = memory.counters(queue)
-        assert len(counters) == COUNTERS_PER_QUEUE
-        counters[Opcode.READ] += 10**queue
-    memory.counters(1)[0] += 5
+        requests = memory.statistics(queue).requests
+        assert len(requests) == OPCODES
+        requests[Opcode.READ] += 10**queue
+    memory.statistics(1).requests[0] += 5
     totals = memory.totals()
-    assert totals[Opcode.READ] == 111
-    assert totals[0] == 5
-    assert sum(totals) == 116
+    assert totals.requests[Opcode.READ] == 111
+    assert totals.requests[0] == 5
+    assert sum(totals.requests) == 116
     memory.close()
 
 
-def test_counters_outlive_a_start_and_an_end() -> None:
+def test_statistics_outlive_a_start_and_an_end() -> None:
     memory = SessionMemory.create(1)
-    memory.counters(0)[Opcode.INIT] += 1
+    memory.statistics(0).requests[Opcode.INIT] += 1
     memory.start(38, 0, 0)
     memory.end()
-    assert memory.totals()[Opcode.INIT] == 1
+    assert memory.totals().requests[Opcode.INIT] == 1
     memory.close()
 
 

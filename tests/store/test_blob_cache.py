@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.errors import ContentMissingError, CorruptBlobError, ServiceUnavailableError
+from appliance.errors import ContentMissingError, CorruptBlobError
 from appliance.services.contracts import BlobReader
 from appliance.services.fetch import FETCHES_MAX, BlobFetcher
 from appliance.services.memory_services import MemoryBlobService
@@ -54,10 +54,10 @@ class SlowBlobs(MemoryBlobService):
 
 @asynccontextmanager
 async def fetching(
-    cache: BlobCache, timeout_s: float = 30, grace_s: float = 0
+    cache: BlobCache, grace_s: float = 0
 ) -> AsyncIterator[tuple[SlowBlobs, BlobFetcher]]:
     blobs = SlowBlobs()
-    fetcher = BlobFetcher(blobs, cache, progress_timeout_s=timeout_s, grace_s=grace_s)
+    fetcher = BlobFetcher(blobs, cache, grace_s=grace_s)
     try:
         yield blobs, fetcher
     finally:
@@ -163,19 +163,6 @@ def test_what_failed_leaves_nothing_and_is_asked_for_again(cache: BlobCache, siz
             with pytest.raises(CorruptBlobError, match=f"has {size} bytes, expected"):
                 await fetcher.fetch(digest, size + 1)
             assert content_in(cache, digest) == content
-
-    run(work)
-
-
-def test_a_blob_that_does_not_come_fails_in_time(cache: BlobCache) -> None:
-    async def work() -> None:
-        async with fetching(cache, timeout_s=0.05) as (blobs, fetcher):
-            digest = await blobs.put(b"content")
-            blobs.held[digest] = asyncio.Event()
-            with pytest.raises(ServiceUnavailableError, match="nothing arrived"):
-                await fetcher.fetch(digest, 7)
-            blobs.held[digest].set()
-            await fetcher.fetch(digest, 7)
 
     run(work)
 

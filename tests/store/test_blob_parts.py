@@ -84,6 +84,10 @@ def test_all_parts_become_a_blob_like_any_other(cache: BlobCache) -> None:
     record = write(cache, begin(cache), SIZE // 2, SIZE)
     record = write(cache, record, 0, SIZE // 2)
     assert record.is_whole
+    with cache.store.snapshot() as snapshot:
+        found = snapshot.partial_blob(DIGEST)
+        assert found is not None
+        assert list(found.bounds) == [SIZE // 2, SIZE]
     BlobParts(cache).complete(record)
     with cache.store.snapshot() as snapshot:
         assert snapshot.blob(DIGEST) == BlobFile(DIGEST, SIZE)
@@ -122,7 +126,7 @@ def test_parts_are_evicted_like_blobs(cache: BlobCache) -> None:
 
 
 def test_the_file_of_an_evicted_part_is_never_taken_for_the_next_one(cache: BlobCache) -> None:
-    first = write(cache, begin(cache), 0, SIZE)
+    first = write(cache, begin(cache), 0, SIZE - 1)
     cache.drop(DIGEST)
     second = begin(cache)
     os.close(BlobParts(cache).open(second))

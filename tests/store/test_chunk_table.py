@@ -1,6 +1,7 @@
 """The chunks of a store: there with their blob, gone with it, absent in older stores."""
 
 import asyncio
+import hashlib
 import os
 import random
 from collections.abc import Awaitable, Callable
@@ -10,6 +11,8 @@ from typing import Final, TypeVar
 from appliance.castore.chunking import Chunker, unpack
 from appliance.castore.digest import Digest
 from appliance.db.environment import Environment
+from appliance.nix.nar import NarWriter
+from appliance.nix.store_path import nar_path
 from appliance.services.lmdb_blobs import LmdbBlobService
 from appliance.store import schema
 from appliance.store.batch import Batch
@@ -138,6 +141,19 @@ def test_a_store_of_an_earlier_release_has_blobs_that_are_not_cut(tmp_path: Path
     assert with_blobs(path, stat) == [list(unpack(packed_chunks(BASE))), ()]
 
 
+def nar_of(tree: Path) -> bytes:
+    """Return the NAR of a directory of files."""
+    parts: list[bytes] = []
+    writer = NarWriter(lambda data: parts.append(bytes(data)))
+    writer.directory()
+    for path in sorted(tree.iterdir()):
+        writer.entry(path.name.encode())
+        writer.file(path.read_bytes(), executable=False)
+    writer.end_directory()
+    writer.finish()
+    return b"".join(parts)
+
+
 def test_an_import_cuts_what_it_reads(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -146,7 +162,9 @@ def test_an_import_cuts_what_it_reads(tmp_path: Path) -> None:
     for number, content in enumerate(contents):
         (tree / f"{number}").write_bytes(content)
         (tree / f"{number}-small").write_bytes(content[:100])
-    import_tree(f"lmdb://{tmp_path}/store", tree)
+    (name,) = import_tree(f"lmdb://{tmp_path}/store", tree)
+    nar_sha256 = hashlib.sha256(nar_of(tree)).digest()
+    assert nar_path(nar_sha256, "tree").basename() == name
     store = Store.open(tmp_path / "store", is_readonly=True)
     found = [store.chunks_of(Digest.of(content)) for content in contents]
     store.close()

@@ -24,6 +24,7 @@ from appliance.session.device_services import DeviceServices
 from appliance.session.worker_process import WorkerProcess
 from appliance.store.store import Store
 from appliance.supervisor.forker import Forker
+from appliance.supervisor.open_files import OpenFiles
 from appliance.supervisor.served_session import ServedSession
 from appliance.vhost._vhost_wire import Region
 from appliance.vhost.backend import VringConfig
@@ -43,7 +44,10 @@ async def a_device(directory: Path, memory: GuestMemory) -> AsyncIterator[Device
     configure = pb.Configure(store_path=os.fspath(directory / "store"), log_level="INFO")
     forker = Forker()
     resolver = LocalResolver(store)
-    session = ServedSession.create(3, WholeStore(resolver), resolver, is_by_content=False)
+    export = WholeStore(resolver)
+    session = ServedSession.create(
+        3, export, resolver, OpenFiles(), is_by_content=False, lease=None
+    )
 
     async def start_apart() -> None:
         session.grants.start_apart()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from appliance.store.leases import living_leases
+from appliance.store.root_lists import roots_locked
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import (
     APPLIANCE,
@@ -59,6 +61,12 @@ def processes_of(appliance: ApplianceProcess) -> set[int]:
     }
 
 
+def session_leases(store: Path) -> list[int]:
+    """Return how many paths each living lease of a session holds."""
+    with roots_locked(store, is_exclusive=True):
+        return [len(lease.paths) for lease in living_leases(store) if lease.kind == "session"]
+
+
 @pytest.fixture
 def guest(
     store: tuple[Path, bytes], tmp_path: Path
@@ -80,6 +88,7 @@ def test_a_guest_reads_on_without_a_supervisor_and_gets_new_paths_from_the_next(
     (tree := tmp_path / "new").write_text("new content")
     for restart in range(2):
         kill(first)
+        assert session_leases(store[0]) == [1 + restart], "it keeps what it was granted"
         assert served.ask(fuse_client.read(large, 0, 4000)).body == LARGE[:4000]
         assert served.ask(fuse_client.getattr_(ROOT)).error == 0
         (name,) = import_tree(store[0], tree)
@@ -99,6 +108,7 @@ def test_a_guest_reads_on_without_a_supervisor_and_gets_new_paths_from_the_next(
     served.vmm.front_end.close()
     await_end(before | fork_servers)
     assert first.status() == []
+    assert session_leases(store[0]) == []
     assert first.stop() == 0
     assert list((first.store.with_name(first.store.name + ".state") / "sessions").iterdir()) == []
 

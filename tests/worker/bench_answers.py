@@ -17,7 +17,6 @@ from time import process_time
 from typing import Final
 
 from appliance.store.store_reader import StoreReader
-from appliance.worker import plain_answers
 from appliance.worker.ring_loop import BATCH, RingServer
 from tests.bench_walk import look_up, serving, walk, walks_s
 from tests.fakes import fuse_client
@@ -79,9 +78,12 @@ def measure_requests() -> None:
         print(f"{'CPU us per request, batches of 32':34} {'python':>8} {'c':>8} {'ratio':>7}")
         with Rig(num=256, regions=regions) as rig:
             servers = [
-                RingServer(rig.ring, twins.dispatcher, twins.handler, lambda _want: None, plain)
-                for plain in (None, twins.plain)
+                RingServer(
+                    rig.ring, twins.dispatcher, twins.handler, lambda _want: None, twins.statistics
+                )
+                for _ in range(2)
             ]
+            servers[1].answer_plain(twins.plain)
             for label, request in requests.items():
                 best = [float("inf"), float("inf")]
                 for _ in range(ROUNDS):
@@ -100,7 +102,7 @@ def measure_walks(num_rounds: int) -> None:
         rounds: dict[str, list[list[float]]] = {}
         for _ in range(num_rounds):
             for answers in ("python", "c"):
-                os.environ[plain_answers.VARIABLE] = answers
+                os.environ["APPLIANCE_ANSWERS"] = answers
                 figures = [walks_s(store, name, 1), walks_s(store, name, 8)]
                 with serving(store, 1) as appliance, FakeGuest(appliance.connect()) as guest:
                     guest.mount()

@@ -1,10 +1,13 @@
 """The loops in C: what they answer, what they leave, when they return, and what they signal."""
 
 import os
+import random
 import select
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +17,10 @@ from appliance.castore.directory import Node
 from appliance.engine import Ring
 from appliance.errors import RingError
 from appliance.fuse_proto._fuse_wire import Opcode
+from appliance.session.request_statistics import SessionStatistics
 from appliance.store.store_reader import StoreReader
 from appliance.worker.device_delivery import REQUEST_BYTES, DeviceEndedError, FuseDevice
+from appliance.worker.plain_answers import RingWait
 from appliance.worker.ring_loop import RingServer
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import every_event
@@ -84,6 +89,16 @@ def requests_of(twins: Twins) -> list[bytes]:
     ]
 
 
+def num_open() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names only
+
+
+def server_of(twins: Twins, rig: Rig) -> RingServer:
+    return RingServer(
+        rig.ring, twins.dispatcher, twins.handler, lambda _want: None, twins.statistics
+    )
+
+
 PLAIN = [True, False, True, True, True, False, True, True, False, True]
 
 
@@ -97,7 +112,7 @@ def queue(rig: Rig, requests: list[bytes]) -> list[int]:
 def test_plain_requests_are_answered_and_others_left(twins: Twins, rig: Rig) -> None:
     requests = requests_of(twins)
     heads = queue(rig, requests)
-    before = list(twins.counters_of_c)
+    before = list(twins.statistics_of_c.requests)
     left = twins.plain.serve_batch(rig.ring, 32)
     assert left == [index for index, is_plain in enumerate(PLAIN) if not is_plain]
     assert rig.driver.calls() == 1, "one signal for all of them"
@@ -106,7 +121,7 @@ def test_plain_requests_are_answered_and_others_left(twins: Twins, rig: Rig) -> 
         assert answers.get(head) == (twins.python(request) if is_plain else None)
     for slot in left:
         assert bytes(rig.ring.request(slot)) == requests[slot], "they are as they were"
-    counted = [now - then for now, then in zip(twins.counters_of_c, before, strict=True)]
+    counted = [now - then for now, then in zip(twins.statistics_of_c.requests, before, strict=True)]
     assert sum(counted) == sum(PLAIN)
     assert counted[Opcode.READ] == 2
 
@@ -114,8 +129,10 @@ def test_plain_requests_are_answered_and_others_left(twins: Twins, rig: Rig) -> 
 def test_a_server_answers_all_of_them(twins: Twins, rig: Rig) -> None:
     requests = requests_of(twins)
     heads = queue(rig, requests)
-    server = RingServer(rig.ring, twins.dispatcher, twins.handler, lambda _want: None, twins.plain)
+    server = server_of(twins, rig)
+    server.answer_plain(twins.plain)
     assert not server.serve_batch()
+    assert rig.driver.calls() == 1
     answers = {used.head: used.data for used in rig.driver.poll()}
     assert [answers[head] for head in heads] == [twins.python(request) for request in requests]
 
@@ -146,17 +163,44 @@ def test_the_snapshot_has_ended_after_a_batch(twins: Twins, rig: Rig) -> None:
         pass
 
 
-def test_files_held_open_are_few(twins: Twins, rig: Rig) -> None:
+def test_files_held_open_are_those_used_last(twins: Twins, rig: Rig, store_path: Path) -> None:
     many = twins.lookup(top_of(twins), b"many").nodeid
     nodeids = [twins.lookup(many, b"%03d" % i).nodeid for i in range(NUM_BIG)]
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names only
-    for _ in range(3):
-        for index, nodeid in enumerate(nodeids):
-            queue(rig, [fuse_client.read(nodeid, 0, 4096)])
-            assert twins.plain.serve_batch(rig.ring, 32) == []
-            (used,) = rig.driver.poll()
-            assert used.data[16:] == (b"%d" % index * 70_000)[:4096]
-    assert len(os.listdir("/proc/self/fd")) - before <= 64  # noqa: PTH208
+    chance = random.Random(1)
+
+    def read(index: int) -> None:
+        queue(rig, [fuse_client.read(nodeids[index], 0, 4096)])
+        assert twins.plain.serve_batch(rig.ring, 32) == []
+        (used,) = rig.driver.poll()
+        assert used.data[16:] == (b"%d" % index * 70_000)[:4096]
+
+    def limit_to(limit: int) -> None:
+        twins.table.set_open_files(limit)
+        queue(rig, requests_of(twins)[:1])
+        assert twins.plain.serve_batch(rig.ring, 32) == []
+        rig.driver.poll()
+
+    limit_to(0)
+    before = num_open()
+    for limit in (1, 2, 50, 7, NUM_BIG - 1, 2000):
+        limit_to(limit)
+        for index in [*range(NUM_BIG), *chance.choices(range(NUM_BIG), k=300)]:
+            read(index)
+        assert num_open() - before == min(limit, NUM_BIG)
+    # No other file can be opened now.
+    limit_to(10)
+    recent = list(range(20, 30))
+    for index in recent:
+        read(index)
+    (store_path / "blobs").rename(store_path / "gone")
+    try:
+        for index in recent:
+            read(index)
+    finally:
+        (store_path / "gone").rename(store_path / "blobs")
+    limit_to(0)
+    assert num_open() == before
+    limit_to(64)
 
 
 def test_a_file_that_ends_early_is_left(twins: Twins, rig: Rig, store_path: Path) -> None:
@@ -229,7 +273,7 @@ def other() -> Iterator[tuple[select.epoll, int, int]]:
     """An epoll descriptor, a kick in it, and another descriptor in it, both eventfds."""
     poller = select.epoll()
     kick, other = os.eventfd(0, os.EFD_NONBLOCK), os.eventfd(0, os.EFD_NONBLOCK)
-    poller.register(kick, select.EPOLLIN)
+    poller.register(kick, select.EPOLLIN | select.EPOLLET)
     poller.register(other, select.EPOLLIN)
     yield poller, kick, other
     poller.close()
@@ -237,8 +281,8 @@ def other() -> Iterator[tuple[select.epoll, int, int]]:
     os.close(other)
 
 
-def serve(twins: Twins, ring: Ring, poller: select.epoll, kick: int, *, is_busy: bool) -> list[int]:
-    return twins.plain.serve_ring(ring, poller.fileno(), kick, is_busy=is_busy)
+def serve(twins: Twins, ring: Ring, poller: select.epoll, kick: int) -> list[int]:
+    return twins.plain.serve_ring(ring, RingWait(poller.fileno(), kick))
 
 
 def test_the_loop_returns_at_another_descriptor(
@@ -247,8 +291,9 @@ def test_the_loop_returns_at_another_descriptor(
     poller, kick, other_fd = other
     os.eventfd_write(kick, 1)
     os.eventfd_write(other_fd, 1)
-    assert serve(twins, rig.ring, poller, kick, is_busy=False) == []
+    assert serve(twins, rig.ring, poller, kick) == []
     assert poller.poll(0) == [(other_fd, select.EPOLLIN)], "the kick was taken, the other was not"
+    assert os.eventfd_read(kick) == 1, "it is not read"
 
 
 def test_the_loop_serves_until_something_is_left(
@@ -257,32 +302,57 @@ def test_the_loop_serves_until_something_is_left(
     poller, kick, other_fd = other
     requests = requests_of(twins)
     queue(rig, [requests[0]] * 16)
-    os.eventfd_write(kick, 1)
     queue(rig, [requests[1]])
-    assert serve(twins, rig.ring, poller, kick, is_busy=False) == [16]
+    assert serve(twins, rig.ring, poller, kick) == [16]
     assert len(rig.driver.poll()) == 16
     rig.ring.complete(16, 0)
     # What was left is not left again.
     os.eventfd_write(other_fd, 1)
-    assert serve(twins, rig.ring, poller, kick, is_busy=False) == []
+    assert serve(twins, rig.ring, poller, kick) == []
 
 
-def test_a_busy_loop_does_not_wait_first(
-    twins: Twins, rig: Rig, other: tuple[select.epoll, int, int]
-) -> None:
-    poller, kick, _other_fd = other
-    queue(rig, requests_of(twins)[1:2])
-    assert serve(twins, rig.ring, poller, kick, is_busy=True) == [0]
-
-
-def test_a_kick_that_cannot_be_read_is_left(twins: Twins, rig: Rig) -> None:
+def test_a_kick_at_its_end_breaks_the_ring(twins: Twins, rig: Rig) -> None:
     kick, end = os.pipe()
     os.close(end)
     with select.epoll() as poller:
-        poller.register(kick, select.EPOLLIN)
-        assert serve(twins, rig.ring, poller, kick, is_busy=False) == []
-        assert poller.poll(0)
+        poller.register(kick, select.EPOLLIN | select.EPOLLET)
+        with pytest.raises(RingError, match="kick descriptor"):
+            serve(twins, rig.ring, poller, kick)
     os.close(kick)
+
+
+def test_a_loop_that_never_sleeps_looks_at_other_descriptors(
+    twins: Twins, rig: Rig, other: tuple[select.epoll, int, int]
+) -> None:
+    poller, kick, other_fd = other
+    (head,) = queue(rig, requests_of(twins)[:1])
+    for _ in range(rig.driver.num):
+        rig.driver.offer(head)
+    ended = threading.Event()
+    pid = os.fork()
+    if pid == 0:  # a guest whose ring never runs empty
+        rings = 0
+        while True:
+            rig.driver.avail_idx = rig.driver.used_idx + 64
+            rings += 1
+            if rings == 1000:
+                os.eventfd_write(other_fd, 1)
+
+    def end() -> None:
+        ended.set()
+        os.kill(pid, signal.SIGKILL)
+
+    deadline = threading.Timer(20, end)
+    deadline.start()
+    try:
+        assert serve(twins, rig.ring, poller, kick) == []
+        assert os.eventfd_read(other_fd) == 1
+        assert not ended.is_set(), "only the end of the guest has ended the loop"
+    finally:
+        deadline.cancel()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert twins.statistics_of_c.requests[Opcode.LOOKUP] > 128
 
 
 def test_the_loop_asks_for_kicks(
@@ -304,9 +374,40 @@ def test_the_loop_asks_for_kicks(
         finally:
             os._exit(code)
     # The loop ends by the second request, which is not plain; a lost kick would have it wait.
-    assert serve(twins, rig.ring, poller, kick, is_busy=False) == [0]
+    assert serve(twins, rig.ring, poller, kick) == [0]
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     os.eventfd_write(other_fd, 1)
+
+
+def test_polling_in_vain_ends(twins: Twins, rig: Rig, other: tuple[select.epoll, int, int]) -> None:
+    poller, kick, other_fd = other
+    seen = SessionStatistics(twins.statistics_of_c.memory).events()
+    wait = RingWait(poller.fileno(), kick)
+    wait.cdata.poll_ns = 64_000
+
+    def wake() -> None:
+        """Kick without a request whenever the loop was found asleep twice, 10 ms apart."""
+        for number in range(6):
+            was_asleep = False
+            for _ in every_event(10):
+                now = SessionStatistics(twins.statistics_of_c.memory).events()
+                is_asleep = now["waits"] > seen["waits"] + number
+                if is_asleep and was_asleep:
+                    break
+                was_asleep = is_asleep
+            os.eventfd_write(kick if number < 5 else other_fd, 1)
+
+    guest = threading.Thread(target=wake)
+    guest.start()
+    twins.plain._poll_ns = 64_000
+    assert twins.plain.serve_ring(rig.ring, wait) == []
+    twins.plain._poll_ns = 0
+    guest.join()
+    now = SessionStatistics(twins.statistics_of_c.memory).events()
+    # 64, 32, 16 and 8 us; then it sleeps at once.
+    assert now["polls_vain"] - seen["polls_vain"] == 4
+    assert now["waits"] - seen["waits"] == 6
+    assert wait.cdata.poll_ns == 0
 
 
 # --- A device ---

@@ -8,9 +8,10 @@ from appliance.castore.directory import DirectoryNode, Node
 from appliance.fs.files import RemoteParts
 from appliance.fs.handler import Handler
 from appliance.fuse_proto._fuse_wire import IN_HEADER_SIZE, EntryOut
-from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
+from appliance.fuse_proto.dispatch import Dispatcher
 from appliance.fuse_proto.operations import NotReady
 from appliance.session.grants import Grant, Grants, GrantTable
+from appliance.session.request_statistics import STATISTICS_BYTES, QueueStatistics
 from appliance.store.batch import Batch
 from appliance.store.store import Store
 from appliance.store.store_reader import StoreReader
@@ -32,8 +33,8 @@ def filled_store(path: Path, models: Mapping[str, Model]) -> list[Node]:
     return nodes
 
 
-def _counters() -> memoryview:
-    return memoryview(bytearray(8 * COUNTERS)).cast("Q")
+def new_statistics() -> QueueStatistics:
+    return QueueStatistics(memoryview(bytearray(STATISTICS_BYTES)))
 
 
 def _remote(used: list[bytes], *, is_cache: bool) -> RemoteParts:
@@ -69,12 +70,12 @@ class Twins:
         self.grants = Grants(self.table.fd)
         self.store = store
         self.session = memoryview(bytearray(b"\1"))
-        self.counters_of_c, self.counters = _counters(), _counters()
+        self.statistics_of_c, self.statistics = new_statistics(), new_statistics()
         self.plain = PlainAnswers(
             self.store,
             self.table.fd,
             self.session,
-            self.counters_of_c,
+            self.statistics_of_c,
             remote=_remote(self.used_by_c, is_cache=is_cache),
         )
         self.handler = Handler(
@@ -83,7 +84,7 @@ class Twins:
             is_root_listable=True,
             remote=_remote(self.used, is_cache=is_cache),
         )
-        self.dispatcher = Dispatcher(self.handler, PlainSession(), self.counters)
+        self.dispatcher = Dispatcher(self.handler, PlainSession(), self.statistics.requests)
         self.python(fuse_client.init())
 
     def close(self) -> None:
@@ -107,9 +108,9 @@ class Twins:
         """Compare the two, which must agree if C answers at all; return whether it does."""
         size = len(request) if readable_len is None else readable_len
         opcode = int.from_bytes(request[4:8], "little")
-        before = list(self.counters_of_c)
+        before = list(self.statistics_of_c.requests)
         answer = self.plain.answer(request, size, room)
-        after = list(self.counters_of_c)
+        after = list(self.statistics_of_c.requests)
         if answer is None:
             assert after == before
             return False

@@ -57,6 +57,7 @@ def serve(
     tags: tuple[str, ...] = (TAG,),
     memory_mib: int = 512,
     root: str = "",
+    boot_deadline_s: float = 60,
 ) -> Iterator[Served]:
     """Serve `store` to a guest on `machine`, one of MACHINES, and end both afterwards.
 
@@ -69,6 +70,7 @@ def serve(
         tags: one device each.
         memory_mib: the guest's memory.
         root: the tag of the device that has the guest's root, if not the initramfs has it.
+        boot_deadline_s: until the agent answers, under UML.
     """
     sockets = [f"{tag}.sock" for tag in tags]
     if machine == "uml":
@@ -86,6 +88,7 @@ def serve(
             num_request_queues=num_request_queues,
             memory_mib=memory_mib,
             root=root,
+            boot_deadline_s=boot_deadline_s,
         ) as guest,
     ):
         yield Served(server, guest, machine)
@@ -100,10 +103,17 @@ def boot_guest(
     num_request_queues: int = 2,
     memory_mib: int = 512,
     root: str = "",
+    boot_deadline_s: float = 60,
 ) -> Guest:
     """Boot a guest on `machine` with a device for each of `sockets`; see `serve`."""
     if machine == "uml":
-        return uml.boot(sockets, directory, memory_mib=memory_mib, root=root)
+        return uml.boot(
+            sockets,
+            directory,
+            memory_mib=memory_mib,
+            root=root,
+            boot_deadline_s=boot_deadline_s,
+        )
     _, _, series = machine.partition("-")
     devices = [
         qemu.FsDevice(socket, tag, num_request_queues)

@@ -1,0 +1,97 @@
+"""Several processes that share a cache: each blob crosses the link to the service once."""
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from appliance.castore.digest import Digest
+from tests.fakes import fuse_client
+from tests.fakes.appliance_process import DEADLINE_S, ApplianceProcess, FakeGuest, every_event
+from tests.fakes.scripted_services import ScriptedServices
+from tests.fs.guest import File
+
+pytestmark = pytest.mark.slow
+
+ROOT = 1
+NUM_PROCESSES = 3
+NUM_FILES = 60
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Iterator[ScriptedServices]:
+    with ScriptedServices(tmp_path) as services:
+        yield services
+
+
+class Hosts:
+    """Processes that serve a guest each, and share a state directory."""
+
+    def __init__(self, services: ScriptedServices, directory: Path, stack: ExitStack) -> None:
+        self.processes = []
+        self.guests = []
+        for number in range(NUM_PROCESSES):
+            place = directory / str(number)
+            place.mkdir()
+            state = f"--state-dir={directory}/state"
+            process = stack.enter_context(ApplianceProcess(services.uri, place, state))
+            guest = stack.enter_context(FakeGuest(process.connect()))
+            guest.mount()
+            self.processes.append(process)
+            self.guests.append(guest)
+
+
+def read_all(guest: FakeGuest, path: bytes, contents: dict[bytes, bytes]) -> None:
+    top = guest.lookup(ROOT, path)
+    for name, content in contents.items():
+        nodeid = guest.lookup(top, name)
+        answer = guest.ask(fuse_client.read(nodeid, 0, 1 << 20), room=1 << 20)
+        assert answer.body == content
+
+
+def test_each_blob_is_fetched_once_whoever_wants_it(
+    services: ScriptedServices, tmp_path: Path
+) -> None:
+    sizes = (3000, 200_000)
+    contents = {b"%02d" % number: os.urandom(sizes[number % 2]) for number in range(NUM_FILES)}
+    path = services.put({name: File(content) for name, content in contents.items()})
+    with ExitStack() as stack:
+        hosts = Hosts(services, tmp_path, stack)
+        threads = stack.enter_context(ThreadPoolExecutor(NUM_PROCESSES))
+        for done in [threads.submit(read_all, guest, path, contents) for guest in hosts.guests]:
+            done.result()
+    assert {services.num_reads(content) for content in contents.values()} == {1}
+
+
+@pytest.mark.parametrize("size", [3000, 200_000])
+def test_a_claim_dies_with_its_process(
+    services: ScriptedServices, tmp_path: Path, size: int
+) -> None:
+    content = os.urandom(size)
+    path = services.put({b"file": File(content)})
+    with ExitStack() as stack:
+        hosts = Hosts(services, tmp_path, stack)
+        release = services.hold(Digest.of(content))
+        wanted = [guest.lookup(guest.lookup(ROOT, path), b"file") for guest in hosts.guests]
+        for guest, nodeid in zip(hosts.guests, wanted, strict=True):
+            guest.send(fuse_client.read(nodeid, 0, size), room=size)
+            wait_for_reads(services, content, 1)
+        # The first one holds the claim, and the others wait for it.
+        hosts.processes[0].process.send_signal(signal.SIGKILL)
+        wait_for_reads(services, content, 2)
+        release()
+        for guest in hosts.guests[1:]:
+            (used,) = guest.rings[1].collect(timeout_s=DEADLINE_S)
+            assert fuse_client.parse_reply(used.data).body == content
+    assert services.num_reads(content) == 2
+
+
+def wait_for_reads(services: ScriptedServices, content: bytes, number: int) -> None:
+    for _ in every_event(DEADLINE_S):
+        if services.num_reads(content) == number:
+            return
+    raise AssertionError(f"it was read {services.num_reads(content)} times, not {number}")

@@ -1,0 +1,88 @@
+"""Examples and exit statuses of the manual pages, which the parser does not know.
+
+A test parses every example with the parser, and compares the names with its commands.
+"""
+
+from typing import Final, NamedTuple
+
+
+class Example(NamedTuple):
+    """A command line and what it is for."""
+
+    purpose: str
+    line: str
+
+
+EXAMPLES: Final[dict[str, tuple[Example, ...]]] = {
+    "import": (
+        Example("Put a tree into the store and print its store path:", "appliance import ./site"),
+        Example(
+            "Put it into a store that another machine offers:",
+            "appliance import --store grpc+http://builder:8000 ./site",
+        ),
+    ),
+    "virtiofs": (
+        Example(
+            "Serve the host's store to virtual machines on two sockets:",
+            "appliance virtiofs --socket-path=/run/vm1.sock --socket-path=/run/vm2.sock",
+        ),
+    ),
+    "mount": (
+        Example(
+            "Mount the store, with its root listed, for all users:",
+            "appliance mount --list-root --allow-other /mnt/store",
+        ),
+    ),
+    "daemon": (
+        Example(
+            "Offer the store on a Unix socket and on a port of this host:",
+            "appliance daemon -l /run/appliance/store.sock -l [::1]:8000",
+        ),
+    ),
+    "http": (Example("Offer the store as a binary cache for Nix:", "appliance http"),),
+    "status": (Example("Show what is served, for a program:", "appliance status --json"),),
+    "bench": (
+        Example(
+            "Measure small reads on the socket of a back-end:",
+            "appliance bench --ops lookup,read4k --seconds 5 /run/vm1.sock",
+        ),
+    ),
+    "doctor": (
+        Example("Check whether this host can mount the store:", "appliance doctor mount"),
+        Example(
+            "Let a script decide whether guests can be served:",
+            "appliance doctor --json virtiofs",
+        ),
+    ),
+    "copy": (
+        Example(
+            "Copy a closure from the Nix store of this machine:",
+            "appliance copy --recursive /run/current-system",
+        ),
+        Example(
+            "Copy it from a binary cache:",
+            "appliance copy -r --from https://cache.nixos.org --trusted-public-keys KEYS PATH",
+        ),
+    ),
+    "verify": (
+        Example("Verify everything that is stored:", "appliance verify"),
+        Example(
+            "Verify it, and replace what is damaged from another store:",
+            "appliance verify --repair --from grpc+http://builder:8000",
+        ),
+    ),
+    "ls": (Example("List a store path with modes and sizes:", "appliance ls -lR PATH"),),
+    "cat": (Example("Show one file:", "appliance cat PATH/etc/os-release"),),
+    "nar": (Example("Write a store path into an archive:", "appliance nar PATH"),),
+    "path-info": (
+        Example("Show all that is known of a store path:", "appliance path-info --json PATH"),
+    ),
+}
+
+# Beside those that every command has.
+FURTHER_STATUSES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
+    "doctor": (("1", "This host lacks what one of the uses needs."),),
+    "verify": (("1", "Something is damaged, and was not repaired."),),
+    "copy": (("1", "At least one path was refused; the others have been copied."),),
+    "path-info": (("1", "The store does not have one of the paths."),),
+}

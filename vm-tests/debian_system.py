@@ -1,0 +1,160 @@
+"""The Debian package in a new Debian 12: installed, started by systemd, upgraded, removed.
+
+debootstrap makes the root file system, and user-mode Linux boots it with its own systemd. Nothing
+is kept between runs. `make test-deb` runs this; its name keeps it out of `make test`.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+from vmharness.kernel import uml_kernel
+
+from tools.debian_package import build
+
+DEADLINE_S: Final = 1800
+BOOT_DEADLINE_S: Final = 600
+RELEASE: Final = "bookworm"
+INCLUDED: Final = "systemd,systemd-sysv,dbus,python3,liblmdb0,man-db"
+
+PROBE: Final = Path(__file__).parent / "guest" / "debian_probe.sh"
+UNIT: Final = """\
+[Unit]
+After=multi-user.target
+[Service]
+Type=oneshot
+ExecStart=/root/probe
+ExecStopPost=/bin/systemctl --no-block poweroff
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def newer(package: Path, directory: Path) -> Path:
+    """Return the same package with a higher version."""
+    run("dpkg-deb", "--raw-extract", package, directory / "raw")
+    control = directory / "raw" / "DEBIAN" / "control"
+    control.write_text(control.read_text().replace("\nVersion: ", "\nVersion: 99+"))
+    run("dpkg-deb", "-Znone", "--build", directory / "raw", directory / "newer.deb")
+    shutil.rmtree(directory / "raw")
+    return directory / "newer.deb"
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("deb"))
+
+
+@pytest.fixture(scope="module")
+def debian(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield the root of a Debian in which the package has been installed."""
+    directory = tmp_path_factory.mktemp("debian")
+    root = directory / "root"
+    run("debootstrap", "--variant=minbase", f"--include={INCLUDED}", RELEASE, root)
+    shutil.copy(package, root / "root" / "package.deb")
+    shutil.copy(newer(package, directory), root / "root" / "newer.deb")
+    run("chroot", root, "dpkg", "--install", "/root/package.deb")
+    yield root
+    shutil.rmtree(root)
+
+
+@pytest.fixture(scope="module")
+def facts(debian: Path) -> list[str]:
+    """Boot it, and return the lines of the probe."""
+    shutil.copy(PROBE, debian / "root" / "probe")
+    units = debian / "etc" / "systemd" / "system"
+    (units / "probe.service").write_text(UNIT)
+    run("chroot", debian, "systemctl", "enable", "probe.service")
+    run("chroot", debian, "systemctl", "mask", "getty@tty1.service")
+    kernel = uml_kernel()
+    log = debian.parent / "console.log"
+    command = [
+        *("unshare", "--pid", "--fork", "--kill-child=KILL", "--"),
+        *("/bin/sh", "-c", '"$@"; exit $?', "sh", str(kernel.image), "mem=1024M"),
+        *("root=/dev/root", "rootfstype=hostfs", f"rootflags={debian}", "rw"),
+        *("init=/lib/systemd/systemd", "panic=-1", "con=null", "ssl=null", "con0=null,fd:1"),
+    ]
+    with log.open("wb") as console:
+        subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            check=False,
+            timeout=BOOT_DEADLINE_S,
+            env=os.environ | {"TMPDIR": "/dev/shm"},
+        )
+    result = debian / "root" / "result"
+    assert result.exists(), log.read_text(errors="replace")[-4000:]
+    return result.read_text().splitlines()
+
+
+def test_it_runs_in_a_chroot(debian: Path) -> None:
+    assert "usage: appliance" in run("chroot", debian, "appliance", "--help")
+    shown = run("chroot", debian, "man", "-P", "cat", "appliance-doctor")
+    assert "appliance-doctor - check what this host lacks" in shown
+
+
+def test_nothing_starts_by_itself(facts: list[str]) -> None:
+    assert facts[0] == "before: inactive inactive"
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        "content: hello",
+        "daemon: active",
+        "socket: root:appliance 660",
+        "virtiofs: 0 notify active running",
+        "listens: socket",
+        "http: active",
+    ],
+)
+def test_systemd_starts_the_units(fact: str, facts: list[str]) -> None:
+    assert fact in facts
+
+
+def test_a_connection_starts_the_daemon(facts: list[str]) -> None:
+    assert {"on connection: activating", "on connection: active"} & set(facts)
+
+
+def test_an_upgrade_leaves_guests_alone(facts: list[str]) -> None:
+    after = facts[facts.index("upgrade: 0") :]
+    assert after[1:4] == [
+        "guest's process: the same",
+        "daemon's process: another",
+        "content: hello",
+    ]
+
+
+def test_removal_ends_everything_and_keeps_the_store(facts: list[str]) -> None:
+    after = facts[facts.index("removal: 0") :]
+    assert after[1] == "afterwards: inactive inactive inactive"
+    assert "ls: cannot access '/usr/lib/appliance': No such file or directory" in after
+    assert "ls: cannot access '/usr/bin/appliance': No such file or directory" in after
+    assert after[-2:] == ["store: store store.state", "end"]
+
+
+def test_the_units_log_nothing_to_worry_about(facts: list[str]) -> None:
+    assert [fact for fact in facts if fact.startswith("log: ")] == []
+
+
+def test_lintian_finds_no_error(package: Path) -> None:
+    run("lintian", "--fail-on", "error", "--allow-root", package)

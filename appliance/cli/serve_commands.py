@@ -92,6 +92,12 @@ def add_virtiofs(commands: "Subparsers") -> None:
         "--exit-on-disconnect", action="store_true", help="end when a front-end leaves"
     )
     listening.add_argument(
+        "--keep-sessions",
+        action="store_true",
+        help="when a signal ends this command, leave front-ends that are connected to the next one "
+        "that is started with the same sockets and state directory",
+    )
+    listening.add_argument(
         "--pid-file",
         type=path_argument,
         metavar="PATH",
@@ -225,6 +231,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         is_root_listable=options.list_root,
         is_by_content=options.inodes == "content",
         is_sandboxed=options.sandbox == "on",
+        keeps_sessions=options.keep_sessions,
         is_answered_in_python=_is_answered_in_python(),
         poll_us=_poll_us(options.poll_us),
         tag=encode_tag(options.tag) if options.tag is not None else None,

@@ -49,6 +49,9 @@ class Export(Protocol):
     def begin(self, session: SessionGrants) -> None:
         """Grant what a new session has from the start."""
 
+    def resume(self, session: SessionGrants) -> None:
+        """Take on a session that another supervisor has begun with an export of the same name."""
+
     def end(self, session: SessionGrants) -> None:
         """Forget a session."""
 
@@ -64,6 +67,9 @@ class WholeStore:
 
     def begin(self, session: SessionGrants) -> None:
         """Do nothing: names are granted when they are looked up."""
+
+    def resume(self, session: SessionGrants) -> None:
+        """Do nothing."""
 
     def end(self, session: SessionGrants) -> None:
         """Do nothing."""
@@ -106,6 +112,9 @@ class PathAsRoot:
         """See `Export.begin`."""
         session.table.grant_root(self._node)
 
+    def resume(self, session: SessionGrants) -> None:
+        """Do nothing: the content of a store path is the same for every supervisor."""
+
     def end(self, session: SessionGrants) -> None:
         """Do nothing."""
 
@@ -143,6 +152,18 @@ class LiveView:
         """See `Export.begin`."""
         self._sessions.add(session)
         session.table.set_view_state(self._state)
+
+    def resume(self, session: SessionGrants) -> None:
+        """See `Export.resume`; what has been removed or changed meanwhile is withdrawn."""
+        table = session.table
+        self._state = max(self._state, table.view_state + 1)
+        self._sessions.add(session)
+        changed = {
+            name
+            for name in table.names()
+            if name in self._files and table.digest_of(name) != self._files[name].digest
+        }
+        self._withdraw(session, changed)
 
     def end(self, session: SessionGrants) -> None:
         """See `Export.end`."""

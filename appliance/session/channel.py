@@ -1,7 +1,7 @@
 """The control channel: one Envelope per SOCK_SEQPACKET message, with file descriptors attached.
 
-Both ends belong to this program. A message that cannot be parsed is therefore a bug rather than bad
-input, and is not handled.
+Both ends belong to this program, and neither has reason to distrust the other. A message that
+cannot be parsed is therefore a bug rather than bad input, and is not handled.
 """
 
 import array
@@ -10,6 +10,10 @@ from collections.abc import Sequence
 
 from appliance.protos.control_pb2 import Envelope
 
+# Of the messages between processes of different releases: supervisors, fork servers and session
+# processes. It grows when a message is added or changes its meaning. Whoever receives a message or
+# field that it does not know ignores it.
+VERSION = 1
 # The largest number of descriptors in one message. The kernel's limit, SCM_MAX_FD, is 253 (linux
 # include/net/scm.h). Longer tables are sent in several messages.
 MAX_FDS = 200

@@ -22,6 +22,8 @@ root. Workers map the same memory read-only and need nothing else to find any no
                             of the present state of the session's view, from 1 on. The root lists
                             that state when root_generation has reached it.
     56                8     open_files: how many blob files each worker may hold open
+    64                8     next_base: the base of the next grant; for the next supervisor, as is:
+    72                8     end: where the heap ends
     4096              32 each rows: base (8), span (8), offset of the root record (8),
                             state (8): 0, or 1 if the grant was revoked
     ROWS_END                the heap: root records and hash tables, each a multiple of 8 bytes long
@@ -74,6 +76,8 @@ _NUM, _INDEX, _ROOT_GENERATION, _FRESH_UNTIL = range(4)  # words
 _NUM_REVOKED: Final = 5
 _VIEW_STATE: Final = 6
 _OPEN_FILES: Final = 7
+_NEXT_BASE: Final = 8
+_HEAP_END: Final = 9
 _NUMBERS: Final = struct.Struct("<II")
 _NUMBERS_AT: Final = 32
 _RECORD_HEAD: Final = struct.Struct("<IIQ32s")
@@ -241,21 +245,28 @@ class Grants:
 class GrantTable:
     """The supervisor's side: appends grants. Owns the memory, which nobody else can write to.
 
+    The fork server keeps the memory for the next supervisor, which reads back what this one knows.
+
     `fd` is a read-only descriptor of the memory, to be passed to workers.
+
+    Args:
+        is_by_content: whether st_ino is derived from content.
+        writable_fd: the memory that another supervisor has filled, which this object owns from now
+            on; None: new memory.
+
+    Raises:
+        OSError: there is not enough memory or no free descriptor.
     """
 
-    def __init__(self, *, is_by_content: bool = False) -> None:
-        fd = os.memfd_create("grants", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    def __init__(self, *, is_by_content: bool = False, writable_fd: int | None = None) -> None:
+        fd = _new_memory() if writable_fd is None else writable_fd
         try:
-            os.ftruncate(fd, _ROWS_END + _GROWTH)
-            # If a holder could shrink the file, the others would get SIGBUS.
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
             # Workers get this descriptor, through which they cannot write.
             self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             os.close(fd)
             raise
-        self._writable_fd = fd
+        self.writable_fd = fd
         self._memory = _Mapping(fd, mmap.ACCESS_WRITE)
         self._is_by_content = is_by_content
         # The row of each name, of those rows that were not revoked.
@@ -266,8 +277,12 @@ class GrantTable:
         self._root_generation = 0
         self._end = _ROWS_END
         self._slots_log2 = 0
+        if writable_fd is not None:
+            self._read_back()
+            return
         generation = secrets.randbelow((1 << 32) - 1) + 1
         _NUMBERS.pack_into(self._memory.bytes, _NUMBERS_AT, generation, is_by_content)
+        self._memory.words[_NEXT_BASE] = FIRST_BASE
         self.set_open_files(_OPEN_FILES_FIRST)
         self._grow_index()
 
@@ -291,6 +306,7 @@ class GrantTable:
         """
         if not self._num_rows:
             self._next_base = (secrets.randbits(20) + 1) << 41
+            self._memory.words[_NEXT_BASE] = self._next_base
 
     def grant_root(self, node: DirectoryNode) -> None:
         """Make `node` the root directory; this must be the first and only grant.
@@ -348,6 +364,7 @@ class GrantTable:
         else:
             self._put_slot(node.name, row)
         words[_NUM] = row + 1
+        words[_NEXT_BASE] = self._next_base
 
     def set_open_files(self, number: int) -> None:
         """Let each worker hold `number` blob files open, from its next batch of requests on."""
@@ -367,6 +384,19 @@ class GrantTable:
         self._num_revoked += 1
         self._memory.words[_ROWS_AT // 8 + row * _ROW_WORDS + 3] = _REVOKED
         self._memory.words[_NUM_REVOKED] = self._num_revoked
+
+    def digest_of(self, name: bytes) -> bytes:
+        """Return the digest of the node that the session sees under `name`.
+
+        Raises:
+            KeyError: the session does not see the name.
+        """
+        return self._memory.grant(self._rows[name]).digest
+
+    @property
+    def view_state(self) -> int:
+        """The number that was set last; 0 if the session has no view."""
+        return self._memory.words[_VIEW_STATE]
 
     def set_view_state(self, number: int) -> None:
         """Note that the session's view is now in the state with this number, from 1 on."""
@@ -390,7 +420,30 @@ class GrantTable:
         """Unmap the memory and close its descriptors."""
         self._memory.close()
         os.close(self.fd)
-        os.close(self._writable_fd)
+        os.close(self.writable_fd)
+
+    def _read_back(self) -> None:
+        # The writer may have been killed at any instruction. Rows below `num` are complete. The
+        # next base is stored after them, and the end of the heap before anything is put there. The
+        # hash table may have a row that is not complete; another one takes its place.
+        memory = self._memory
+        self._end = memory.words[_HEAP_END]
+        self._next_base = memory.words[_NEXT_BASE]
+        self._root_generation = memory.words[_ROOT_GENERATION]
+        for row in range(memory.words[_NUM]):
+            grant = memory.grant(row)
+            self._next_base = max(self._next_base, grant.base + grant.span)
+            if memory.is_revoked(row):
+                continue
+            (size,) = _U32.unpack_from(grant.record, NAMELEN_AT)
+            name = bytes(grant.record[NAME_AT : NAME_AT + size])
+            if name in self._rows:
+                self._revoke_row(self._rows[name])  # it was about to be replaced
+            self._rows[name] = row
+        self._num_rows = memory.words[_NUM]
+        self._num_revoked = memory.words[_NUM_REVOKED]
+        self._slots_log2 = max(_FIRST_SLOTS_LOG2, (2 * self._num_rows).bit_length()) - 1
+        self._grow_index()
 
     def _root_record(self, node: Node, row: int, name_valid_s: int) -> bytes:
         kind, digest, size, target = _content_of(node)
@@ -415,13 +468,13 @@ class GrantTable:
         end = at + _padded(len(item))
         if end + _RECORD_MAX > self._memory.size:
             self._enlarge(end + _RECORD_MAX)
+        self._end = self._memory.words[_HEAP_END] = end
         self._memory.bytes[at : at + len(item)] = item
-        self._end = end
         return at
 
     def _enlarge(self, end: int) -> None:
         try:
-            os.ftruncate(self._writable_fd, -(-end // _GROWTH) * _GROWTH)
+            os.ftruncate(self.writable_fd, -(-end // _GROWTH) * _GROWTH)
         except OSError as exc:
             raise StoreError(f"memory of the grants: {exc.strerror}") from exc
         self._memory.at(end - 1, 1)  # maps the file again
@@ -441,6 +494,18 @@ class GrantTable:
         while slots[slot] and not self._memory.has_name(slots[slot] - 1, name):
             slot = (slot + 1) & mask
         slots[slot] = row + 1
+
+
+def _new_memory() -> int:
+    fd = os.memfd_create("grants", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, _ROWS_END + _GROWTH)
+        # If a holder could shrink the file, the others would get SIGBUS.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _content_of(node: Node) -> tuple[Kind, bytes, int, bytes]:

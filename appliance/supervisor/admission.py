@@ -1,7 +1,7 @@
 """Front-ends that must wait: for descriptors, or for the front-end that is served on their socket.
 
 `DescriptorRoom` sets descriptors aside for each front-end before it is served, so that a front-end
-is not let in only to fail half-way, when its memory table arrives. `WaitingFrontEnds` keeps account
+is not let in only to fail half-way. `WaitingFrontEnds` keeps account
 of front-ends that connected to a socket on which another one is still served.
 """
 
@@ -18,12 +18,10 @@ from typing import Final
 
 _LOG = logging.getLogger(__name__)
 
-# Per queue: the kick, call and err descriptors, and the control channel of its worker.
-_EACH_QUEUE: Final = 4
-# Per front-end: the connection; session memory, grants and inflight record, each with its mapping;
-# and some memory regions.
-_EACH_FRONT_END: Final = 20
-# Short-lived ones: those of a message, of a worker being started, of a client of `status`.
+# Per front-end: session memory and its mapping, three of the grants, the channel and the uplink to
+# its session process, and its pidfd. What the front-end sends is held by that process.
+_EACH_FRONT_END: Final = 8
+# Short-lived ones: those of a session process being started, of a client of `status`.
 _TRANSIENT: Final = 8
 # How often to look whether the limit has been raised.
 _LOOK_AGAIN_S: Final = 1.0
@@ -41,14 +39,12 @@ class DescriptorRoom:
     estimate may still be enough for a small front-end.
     """
 
-    def __init__(self, *, num_queues: int, num_listeners: int) -> None:
+    def __init__(self, *, num_listeners: int) -> None:
         """Count the descriptors that are open now.
 
         Args:
-            num_queues: virtqueues of each front-end.
             num_listeners: listening sockets; each may have one accepted connection that waits.
         """
-        self._each = _EACH_FRONT_END + _EACH_QUEUE * num_queues
         self._others = len(list(Path("/proc/self/fd").iterdir())) + num_listeners + _TRANSIENT
         self._num_served = 0
         self._turn = asyncio.Lock()
@@ -88,7 +84,7 @@ class DescriptorRoom:
                     await self._left.wait()
 
     def _needed(self) -> int:
-        return self._others + self._each * (self._num_served + 1)
+        return self._others + _EACH_FRONT_END * (self._num_served + 1)
 
 
 def _limit() -> int:

@@ -1,4 +1,4 @@
-"""The supervisor's side of the fork server: requests workers and learns how they ended."""
+"""The supervisor's side of fork servers: starts one, requests processes, learns how they ended."""
 
 import asyncio
 import logging
@@ -7,59 +7,52 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from appliance.protos.control_pb2 import Envelope, Spawn
+from appliance.protos.control_pb2 import Attach, Envelope, SessionRecord, Spawn, SpawnSession
 from appliance.session.channel import channel_pair
-from appliance.supervisor.link import Link, LinkClosedError
+from appliance.session.link import Link, LinkClosedError, SocketEnd, close_all
+from appliance.session.spawning import (
+    CannotSpawnError,
+    Exits,
+    StartedWorker,
+    WorkerExit,
+    check_spawned,
+    next_back_off_s,
+)
+from appliance.session.uplink import UpperEnd, uplink_pair
+from appliance.supervisor.succession import SuccessorSocket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _LOG = logging.getLogger(__name__)
 
-_BACK_OFF_S: Final = 0.05
-_BACK_OFF_LIMIT_S: Final = 2.0
 
-
-def next_back_off_s(back_off_s: float) -> float:
-    """Return the wait before the next attempt, in seconds, given the wait before the last one.
-
-    The first wait is 0.05 s; each doubles the one before it, up to 2 s.
-    """
-    return min(max(_BACK_OFF_S, 2 * back_off_s), _BACK_OFF_LIMIT_S)
-
-
-class CannotSpawnError(LinkClosedError):
-    """No descriptor or process is available for a worker at the moment; the text says which."""
-
-
-class StartedWorker(NamedTuple):
-    """A worker process that was just started."""
+class StartedSession(NamedTuple):
+    """A session process that was just started. The caller of `spawn_session` owns it."""
 
     pid: int
-    sock: socket.socket
-    """The supervisor's end of its control channel; the caller of `spawn` owns it."""
+    pidfd: int
+    end: UpperEnd
+    """The supervisor's side of its channel."""
     exit: "asyncio.Future[WorkerExit]"
     """Set when the process has ended."""
 
 
-class WorkerExit(NamedTuple):
-    """How a worker process ended."""
-
-    status: int
-    """The exit status, or the negated number of the signal that killed the process."""
-    is_orphan: bool = False
-    """Whether the process was killed because its fork server had ended."""
-
-
 class Forker:
-    """Spawns workers through a fork server, and starts another fork server if it dies.
+    """Spawns processes through a fork server, and starts another fork server if it dies.
 
     Args:
-        log_level: the log level of the fork server and its workers.
+        log_level: the log level of the fork server and its children.
         log_json: whether they log JSON lines.
         store_path: an LMDB environment. No worker gets a process id that LMDB would take for
             another process in that environment.
-        is_sandboxed: whether the fork server and its workers have namespaces of their own.
+        is_sandboxed: whether the fork server and its children have namespaces of their own.
+        successors: where the next supervisor finds the fork server, owned; None: the fork server
+            ends with this process.
     """
 
     def __init__(
@@ -69,6 +62,7 @@ class Forker:
         log_json: bool = False,
         store_path: Path | None = None,
         is_sandboxed: bool = True,
+        successors: SuccessorSocket | None = None,
     ) -> None:
         self._words = (
             log_level,
@@ -76,62 +70,116 @@ class Forker:
             store_path or "",
             "on" if is_sandboxed else "none",
         )
+        self._successors = successors
         self._process: subprocess.Popen[bytes] | None = None
         self._link: Link | None = None
-        self._exits: dict[int, asyncio.Future[WorkerExit]] = {}
+        self._exits = Exits()
         # The wait before the next fork server is started. It grows as long as fork servers end
-        # before they have spawned a worker.
+        # before they have spawned a process.
         self._back_off_s = 0.0
         self._has_spawned = False
+        self._is_closing = False
+        self._on_death: Callable[[], None] | None = None
 
     async def spawn(self, label: str = "") -> StartedWorker:
-        """Start a worker; `label` is the source that its log lines show.
+        """Start a worker that dies with the fork server; see `Spawner.spawn`."""
+        spawn = Spawn(label=label, dies_with_fork_server=True)
+        pid, (sock_fd, pidfd) = await self._request(Envelope(spawn=spawn), [], 2)
+        sock = socket.socket(fileno=sock_fd)
+        return StartedWorker(pid, pidfd, sock, self._exits.expect(pid, pidfd))
+
+    async def spawn_session(
+        self, session: SessionRecord, kept_fds: Sequence[int]
+    ) -> StartedSession:
+        """Start a session process.
+
+        Args:
+            session: what the next supervisor will have to know, without the pid.
+            kept_fds: what the next supervisor will need, lent; see `ServedSession.kept_fds`.
 
         Raises:
-            LinkClosedError: the fork server died meanwhile. The caller may try again at once.
-            CannotSpawnError: no descriptor or process is available. The caller may try again later.
+            LinkClosedError, CannotSpawnError: see `Spawner.spawn`.
         """
-        if self._link is None and self._back_off_s:
-            await asyncio.sleep(self._back_off_s)
         try:
-            link = self._link or self._start()
-            ours, theirs = channel_pair()
+            pair = uplink_pair()
         except OSError as exc:
-            _LOG.error("cannot start a worker now: %s", exc.strerror)
-            raise CannotSpawnError(f"cannot start a worker: {exc.strerror}") from exc
-        with theirs:
-            try:
-                reply = await link.request(Envelope(spawn=Spawn(label=label)), [theirs.fileno()])
-                # The fork server may have ended right after its reply. The worker then dies with
-                # it, and no message about the worker's end would come.
-                if self._link is not link:
-                    raise LinkClosedError
-                if reply.spawned.pid < 0:
-                    raise CannotSpawnError("cannot start a worker: the fork server cannot fork")
-            except LinkClosedError:
-                ours.close()
-                raise
-        self._has_spawned = True
-        return StartedWorker(reply.spawned.pid, ours, self._exit_of(reply.spawned.pid))
+            raise _cannot_spawn(exc) from exc
+        try:
+            request = Envelope(spawn_session=SpawnSession(session=session))
+            fds = [*pair.lower, *kept_fds]
+            pid, (pidfd,) = await self._request(request, fds, 1)
+        except BaseException:
+            pair.upper.close()
+            raise
+        finally:
+            pair.close_lower()
+        return StartedSession(pid, pidfd, pair.upper, self._exits.expect(pid, pidfd))
+
+    async def attach(
+        self, session: SessionRecord, pidfd: int, kept_fds: Sequence[int]
+    ) -> list[int]:
+        """Have the fork server keep a session whose own one has died; descriptors are lent.
+
+        Returns:
+            The session process's side of a channel to the fork server: descriptors that the caller
+            must send there, and close.
+
+        Raises:
+            LinkClosedError, CannotSpawnError: see `Spawner.spawn`.
+        """
+        request = Envelope(attach=Attach(session=session))
+        _pid, fds = await self._request(request, [pidfd, *kept_fds], 2)
+        return fds
+
+    def when_it_dies(self, call: "Callable[[], None]") -> None:
+        """Have `call` called after the death of each fork server that has spawned something."""
+        self._on_death = call
 
     async def warm_up(self) -> None:
-        """Return when the fork server has imported everything that workers need."""
+        """Return when the fork server has imported everything that its children need."""
         try:
             worker = await self.spawn()
         except LinkClosedError:
             return  # the next `spawn` starts another fork server, or raises
         worker.sock.close()  # the worker ends, as its channel closes
         await worker.exit
+        os.close(worker.pidfd)
 
-    async def close(self) -> None:
-        """End the fork server. All workers must have been closed before."""
+    async def close(self, *, is_needed: bool = False) -> None:
+        """End the channel to the fork server.
+
+        Args:
+            is_needed: whether sessions live on that still need it. Otherwise it ends.
+        """
+        self._is_closing = True
         if self._link is not None:
             self._link.close()
-        if self._process is not None:
+        if self._process is not None and not is_needed:
             await asyncio.to_thread(self._process.wait)
+        if self._successors is not None:
+            self._successors.close(is_needed=is_needed)
+
+    async def _request(
+        self, request: Envelope, fds: list[int], num_fds: int
+    ) -> tuple[int, list[int]]:
+        if self._link is None and self._back_off_s:
+            await asyncio.sleep(self._back_off_s)
+        try:
+            link = self._link or self._start()
+        except OSError as exc:
+            raise _cannot_spawn(exc) from exc
+        reply, reply_fds = await link.request_with_fds(request, fds)
+        # The fork server may have ended right after its reply, and tells nothing any more.
+        if self._link is not link:
+            close_all(reply_fds)
+            raise LinkClosedError
+        check_spawned(reply.spawned, reply_fds, num_fds)
+        self._has_spawned = True
+        return reply.spawned.pid, reply_fds
 
     def _start(self) -> Link:
         ours, theirs = channel_pair()
+        listener_fd = -1 if self._successors is None else self._successors.fd
         # A new interpreter rather than a fork, because this process has threads, an event loop and
         # open LMDB environments. It has the same module search path, so it runs the same code.
         with theirs:
@@ -142,32 +190,27 @@ class Forker:
                     "-m",
                     "appliance.worker.forkserver",
                     str(theirs.fileno()),
-                    str(os.getpid()),
+                    str(listener_fd),
                     *self._words,
                 ],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[fd for fd in (theirs.fileno(), listener_fd) if fd >= 0],
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             )
         self._has_spawned = False
-        self._link = Link(ours, self._on_message, self._on_closed)
+        self._link = Link(SocketEnd(ours), self._on_message, self._on_closed)
         return self._link
 
-    def _on_message(self, envelope: Envelope) -> None:
-        self._exit_of(envelope.exited.pid).set_result(WorkerExit(envelope.exited.status))
-
-    def _exit_of(self, pid: int) -> "asyncio.Future[WorkerExit]":
-        # Called twice per worker, by `spawn` and for the message about its end, in either order:
-        # the first call creates the future, the second removes it from the table.
-        future = self._exits.pop(pid, None)
-        if future is None:
-            future = self._exits[pid] = asyncio.get_running_loop().create_future()
-        return future
+    def _on_message(self, envelope: Envelope, fds: list[int]) -> None:
+        close_all(fds)
+        if envelope.HasField("exited"):
+            self._exits.told(envelope.exited)
 
     def _on_closed(self) -> None:
-        # The workers of this fork server die with it (parent-death signal). `WorkerProcess`
-        # replaces them through the next fork server.
         self._link = None
+        self._exits.watch_all()
+        if self._is_closing:
+            return
         self._back_off_s = 0.0 if self._has_spawned else next_back_off_s(self._back_off_s)
         process, self._process = self._process, None
         if process is not None:
@@ -175,7 +218,10 @@ class Forker:
             status = process.wait()
             if status not in (0, -signal.SIGKILL):
                 _LOG.error("the fork server ended with status %d", status)
-        for future in self._exits.values():
-            if not future.done():
-                future.set_result(WorkerExit(-int(signal.SIGKILL), is_orphan=True))
-        self._exits.clear()
+        if self._has_spawned and self._on_death is not None:
+            self._on_death()
+
+
+def _cannot_spawn(exc: OSError) -> CannotSpawnError:
+    _LOG.error("cannot start a worker now: %s", exc.strerror)
+    return CannotSpawnError(f"cannot start a worker: {exc.strerror}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from appliance.errors import ConfigError
+from appliance.protos import control_pb2 as pb
 from appliance.resolve.exports import WHOLE_STORE, Exported
 from appliance.system.listening import claim_socket_path, set_socket_group, socket_mode
 
@@ -103,6 +104,13 @@ class Listener:
         os.set_inheritable(sock.fileno(), False)  # noqa: FBT003 - the function's only form
         return cls(sock, _name_of(sock) or f"fd:{fd}", None, exported)
 
+    @property
+    def place(self) -> pb.Place:
+        """What a session is recorded with, and taken over by."""
+        return pb.Place(
+            label=self.label, view=self.exported.view or "", root=self.exported.root or ""
+        )
+
     async def accept(self) -> socket.socket:
         """Return the next connection; the caller owns it.
 
@@ -127,13 +135,6 @@ class Listener:
             with contextlib.suppress(FileNotFoundError):
                 if _identity(path) == self._file:
                     path.unlink()
-
-
-async def cancel_accept(accepting: "asyncio.Task[socket.socket]") -> None:
-    """Cancel a task that accepts, and close the connection if it has accepted one already."""
-    accepting.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        (await accepting).close()
 
 
 def listen(

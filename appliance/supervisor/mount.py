@@ -120,7 +120,7 @@ class Mounter:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(mountpoint.close)
             runtime = await stack.enter_async_context(
-                running(config, [config.exported], self.report)
+                running(config, [config.exported], self.report, has_sessions=False)
             )
             # The interpreter's files may lie below the mount point, which the mount will cover.
             await runtime.forker.warm_up()

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Final
 
 from appliance.fuse_proto._fuse_wire import InitFlag
 from appliance.protos import control_pb2 as pb
+from appliance.session.link import Link, LinkClosedError
 from appliance.session.wants import BackingWanted, unpack_want
-from appliance.supervisor.link import Link, LinkClosedError
-from appliance.supervisor.runtime import Runtime
-from appliance.supervisor.worker_process import (
+from appliance.session.worker_process import (
     START_ATTEMPTS,
     WorkerFailedError,
     WorkerProcess,
 )
+from appliance.supervisor.runtime import Runtime
 
 if TYPE_CHECKING:
     from appliance.supervisor.mount import Mount

@@ -16,6 +16,8 @@ from appliance.resolve.local import LocalResolver
 from appliance.resolve.resolver import Resolver
 from appliance.services.addresses import ServiceAddresses
 from appliance.services.space_watch import keeping_free
+from appliance.session.grants import GrantTable
+from appliance.session.session_memory import SessionMemory
 from appliance.store.leases import Lease, LeaseKind
 from appliance.store.store import Store
 from appliance.store.views import Views
@@ -23,6 +25,7 @@ from appliance.supervisor.forker import Forker
 from appliance.supervisor.open_files import OpenFiles
 from appliance.supervisor.served_session import ServedSession
 from appliance.supervisor.status import StatusServer
+from appliance.supervisor.succession import SuccessorSocket
 from appliance.supervisor.view_watch import ViewWatch
 
 _LOG = logging.getLogger(__name__)
@@ -70,13 +73,8 @@ class Runtime:
     """The store in which sessions keep what they are granted; None if nothing is collected there,
     or this process may not write to it."""
 
-    def configure_for(self, slot: int, device: pb.Device | None = None) -> pb.Configure:
-        """Return the first message to the worker of queue `slot`, or of clone `slot` of a mount.
-
-        Args:
-            slot: the number of the queue or clone.
-            device: set for a worker of a mount, None for one of a queue.
-        """
+    def configure_for(self, slot: int, device: pb.Device) -> pb.Configure:
+        """Return the first message to the worker of clone `slot` of a mount."""
         configure = pb.Configure(queue=slot, device=device)
         configure.MergeFrom(self.configure)
         return configure
@@ -92,36 +90,68 @@ class Runtime:
         Raises:
             OSError: there is not enough memory, no free descriptor, or no room for its lease.
         """
-        return ServedSession(
+        return ServedSession.create(
             num_queues,
             self.exports[exported],
             self.resolver,
             self.open_files,
             is_by_content=self.is_by_content,
-            lease=self._new_lease(owner, exported.view),
+            lease=self._new_lease(owner, exported),
         )
 
-    def _new_lease(self, owner: str, view: str | None) -> Lease | None:
+    def resumed_session(
+        self, num_queues: int, exported: Exported, memory_fds: tuple[int, int], lease_fd: int | None
+    ) -> ServedSession:
+        """Return a session that another supervisor has begun; the caller owns it.
+
+        Args:
+            num_queues: the number of its queues.
+            exported: what it sees; one of those that `running` was given.
+            memory_fds: its session memory and its writable grants, taken.
+            lease_fd: the descriptor that holds its lease, taken; None if it has none.
+        """
+        memory_fd, grants_fd = memory_fds
+        lease = None
+        if lease_fd is not None and self.leased_store is not None:
+            lease = Lease.adopt(self.leased_store, lease_fd)
+        return ServedSession.resume(
+            SessionMemory(memory_fd),
+            GrantTable(is_by_content=self.is_by_content, writable_fd=grants_fd),
+            num_queues,
+            self.exports[exported],
+            self.resolver,
+            self.open_files,
+            lease=lease,
+        )
+
+    def _new_lease(self, owner: str, exported: Exported) -> Lease | None:
         if self.leased_store is None:
             return None
         try:
-            return Lease.begin(self.leased_store, LeaseKind.SESSION, owner, view=view)
+            lease = Lease.begin(self.leased_store, LeaseKind.SESSION, owner, view=exported.view)
+            if exported.root is not None:  # it is never asked for
+                lease.hold([exported.root.encode()])
         except StoreError as exc:
             raise OSError(errno.EIO, str(exc)) from exc
+        return lease
 
 
 @contextlib.asynccontextmanager
 async def running(
-    config: RuntimeConfig, exported: Iterable[Exported], report: Callable[[], dict[str, Any]]
+    config: RuntimeConfig,
+    exported: Iterable[Exported],
+    report: Callable[[], dict[str, Any]],
+    *,
+    has_sessions: bool,
 ) -> AsyncIterator[Runtime]:
     """Open the store or services, and run the fork server and the status socket, for a block.
-
-    Every worker must have ended before the block ends.
 
     Args:
         config: the options.
         exported: what sessions will be of.
         report: returns what `appliance status` shows of this supervisor.
+        has_sessions: whether session processes may outlive this process. `Forker.close` must then
+            be called within the block; otherwise every worker must have ended before its end.
 
     Raises:
         ApplianceError: the store or the state directory is unusable; a view or path is missing.
@@ -161,17 +191,19 @@ async def running(
         if live_views:
             watch = ViewWatch(_views(config).directory, live_views)
             stack.callback(watch.close)
+        status = StatusServer(config.state_dir, report)
+        await status.start()
+        stack.push_async_callback(status.close)
         forker = Forker(
             config.log_level,
             log_json=config.log_json,
             store_path=store.path,
             is_sandboxed=config.is_sandboxed,
+            successors=SuccessorSocket(config.state_dir) if has_sessions else None,
         )
-        stack.push_async_callback(forker.close)
+        if not has_sessions:
+            stack.push_async_callback(forker.close)
         await stack.enter_async_context(keeping_free(leased_store, config.min_free_bytes))
-        status = StatusServer(config.state_dir, report)
-        await status.start()
-        stack.push_async_callback(status.close)
         configure = pb.Configure(
             store_path=str(store.path),
             list_root=config.is_root_listable,

@@ -17,18 +17,38 @@ class ServedSession:
     """The session of a front-end or mount; owns its session memory and its grants.
 
     Args:
-        num_queues: the number of its queues or clones.
-        export: what it may be granted.
+        memory: its session memory.
+        grants: its grants.
+        export: what it may be granted. The caller has it begin or resume the session.
         resolver: the resolver of `export`.
-        is_by_content: whether files with equal content have the same st_ino.
+        open_files: divides the files that workers may hold open; the session joins it.
+        num_queues: the number of its queues or clones.
         lease: keeps what it is granted in the store (owned); None if nothing is collected there.
-
-    Raises:
-        OSError: there is not enough memory or no free descriptor.
     """
 
     def __init__(
         self,
+        memory: SessionMemory,
+        grants: GrantTable,
+        num_queues: int,
+        export: Export,
+        resolver: Resolver,
+        open_files: OpenFiles,
+        *,
+        lease: Lease | None,
+    ) -> None:
+        self.memory = memory
+        self.grants = grants
+        self._export = export
+        self._resolver = resolver
+        self._lease = lease
+        self._session_grants = SessionGrants(grants, lease)
+        self._open_files = open_files
+        open_files.join(grants, num_queues)
+
+    @classmethod
+    def create(
+        cls,
         num_queues: int,
         export: Export,
         resolver: Resolver,
@@ -36,22 +56,49 @@ class ServedSession:
         *,
         is_by_content: bool,
         lease: Lease | None,
-    ) -> None:
+    ) -> "ServedSession":
+        """Return a new session. See the class for the arguments.
+
+        If `is_by_content`, files with equal content have the same st_ino.
+
+        Raises:
+            OSError: there is not enough memory or no free descriptor.
+        """
         with contextlib.ExitStack() as made:
-            self._lease = lease
             if lease is not None:
                 made.callback(lease.close)
-            self.memory = SessionMemory.create(num_queues)
-            made.callback(self.memory.close)
-            self.grants = GrantTable(is_by_content=is_by_content)
-            made.callback(self.grants.close)
-            self._export = export
-            self._resolver = resolver
-            self._session_grants = SessionGrants(self.grants, lease)
-            export.begin(self._session_grants)
-            open_files.join(self.grants, num_queues)
-            self._open_files = open_files
+            memory = SessionMemory.create(num_queues)
+            made.callback(memory.close)
+            grants = GrantTable(is_by_content=is_by_content)
+            made.callback(grants.close)
+            session = cls(memory, grants, num_queues, export, resolver, open_files, lease=lease)
+            made.callback(open_files.leave, grants)
+            export.begin(session._session_grants)
             made.pop_all()
+        return session
+
+    @classmethod
+    def resume(
+        cls,
+        memory: SessionMemory,
+        grants: GrantTable,
+        num_queues: int,
+        export: Export,
+        resolver: Resolver,
+        open_files: OpenFiles,
+        *,
+        lease: Lease | None,
+    ) -> "ServedSession":
+        """Return a session that another supervisor has begun; see the class."""
+        session = cls(memory, grants, num_queues, export, resolver, open_files, lease=lease)
+        export.resume(session._session_grants)
+        return session
+
+    @property
+    def kept_fds(self) -> Sequence[int]:
+        """What the next supervisor needs (lent): writable grants, session memory, lease if any."""
+        lease = [] if self._lease is None else [self._lease.fd]
+        return (self.grants.writable_fd, self.memory.fd, *lease)
 
     @property
     def fds(self) -> Sequence[int]:
@@ -83,11 +130,14 @@ class ServedSession:
         held: int | str = "all" if self._lease.holds_all else len(self._lease)
         return {"lease": self._lease.lease_id, "paths": held}
 
-    def close(self) -> None:
-        """Close session memory and grants; all workers must have ended before."""
+    def close(self, *, lives_on: bool = False) -> None:
+        """Close everything here, and end the lease unless the session lives on."""
         self._open_files.leave(self.grants)
         self._export.end(self._session_grants)
         self.memory.close()
         self.grants.close()
         if self._lease is not None:
-            self._lease.close()
+            if lives_on:
+                self._lease.leave()
+            else:
+                self._lease.close()

@@ -9,11 +9,12 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from appliance.errors import StoreError
+from appliance.system.listening import short_socket_path
 
 _ANSWER_DEADLINE_S = 5.0
 _UNREADY = ".new"
@@ -50,7 +51,7 @@ class StatusServer:
         # Linux creates the socket file with the mode of the socket (unix_bind_bsd in net/unix).
         # Unlike umask, this affects no other thread, and unlike chmod, no other file.
         os.fchmod(sock.fileno(), _SOCKET_MODE)
-        with _short_path(unready) as address:
+        with short_socket_path(unready) as address:
             sock.bind(address)
         sock.listen()
         unready.rename(self._path)
@@ -83,7 +84,7 @@ def collect(state_dir: Path) -> list[dict[str, Any]]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(_ANSWER_DEADLINE_S)
             try:
-                with _short_path(path) as address:
+                with short_socket_path(path) as address:
                     sock.connect(address)
                 with sock.makefile("rb") as stream:
                     reports.append(json.load(stream))
@@ -102,13 +103,3 @@ def collect(state_dir: Path) -> list[dict[str, Any]]:
 
 def _directory(state_dir: Path) -> Path:
     return state_dir / "supervisors"
-
-
-@contextlib.contextmanager
-def _short_path(path: Path) -> Iterator[str]:
-    # A socket address holds 107 bytes, but the path of a state directory may be longer.
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)

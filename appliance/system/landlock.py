@@ -27,6 +27,7 @@ _ACCESS_FS: Final = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
 _ACCESS_NET: Final = {4: 0b11}
 # Abstract Unix sockets and signals, beyond this process and its descendants.
 _SCOPES: Final = {6: 0b11}
+_SCOPE_SIGNAL: Final = 0b10
 # struct landlock_ruleset_attr: files, network and scopes, the last two since some ABI.
 _RULESET: Final = struct.Struct("=QQQ")
 _RULESET_SIZES: Final = {1: 8, 4: 16, 6: 24}
@@ -48,31 +49,39 @@ def abi() -> int:
         raise
 
 
-def ruleset(version: int) -> bytes:
-    """Return a struct landlock_ruleset_attr that takes away all that ABI `version` can."""
+def ruleset(version: int, *, may_signal: bool = False) -> bytes:
+    """Return a struct landlock_ruleset_attr that takes away all that ABI `version` can.
+
+    With `may_signal`, signals to other processes are left out of that.
+    """
     rights = (_ACCESS_FS, _ACCESS_NET, _SCOPES)
     words = [sum(bits for since, bits in each.items() if since <= version) for each in rights]
+    if may_signal:
+        words[2] &= ~_SCOPE_SIGNAL
     size = max(size for since, size in _RULESET_SIZES.items() if since <= version)
     return _RULESET.pack(*words)[:size]
 
 
-def allow_only_reading(version: int, directory_fd: int) -> None:
+def allow_only_reading(version: int, directory_fd: int | None, *, may_signal: bool = False) -> None:
     """From now on, let this process open files below a directory for reading, and nothing else.
 
     Privileges or `libc.set_no_new_privileges` are needed.
 
     Args:
         version: what `abi` returned, not 0.
-        directory_fd: a descriptor of the directory (lent), which may be an O_PATH descriptor.
+        directory_fd: a descriptor of the directory (lent), which may be an O_PATH descriptor. None:
+            no file can be opened.
+        may_signal: whether this process may still send signals to others.
 
     Raises:
         OSError: the kernel refused.
     """
-    attributes = ruleset(version)
+    attributes = ruleset(version, may_signal=may_signal)
     fd = libc.system_call(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
-        rule = _PATH_BENEATH.pack(_ACCESS_FS_READ_FILE, directory_fd)
-        libc.system_call(_ADD_RULE, fd, _RULE_PATH_BENEATH, rule, 0)
+        if directory_fd is not None:
+            rule = _PATH_BENEATH.pack(_ACCESS_FS_READ_FILE, directory_fd)
+            libc.system_call(_ADD_RULE, fd, _RULE_PATH_BENEATH, rule, 0)
         libc.system_call(_RESTRICT_SELF, fd, 0)
     finally:
         os.close(fd)

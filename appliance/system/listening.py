@@ -55,6 +55,19 @@ def _remove_stale(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def short_socket_path(path: Path) -> Iterator[str]:
+    """Yield another path to the socket file at `path`, short enough for a socket address.
+
+    A socket address holds 107 bytes, but the path of a state directory may be longer.
+    """
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+@contextlib.contextmanager
 def socket_mode(mode: int) -> Iterator[None]:
     """Give socket files that are bound within the block the permissions `mode`.
 

@@ -17,7 +17,10 @@ from typing import Final, NamedTuple
 # compares them), None where an architecture does not have the call.
 # fmt: off
 NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
-    "brk": (12, 214), "clock_gettime": (228, 113), "close": (3, 57), "epoll_ctl": (233, 21),
+    "brk": (12, 214), "dup": (32, 23), "ftruncate": (77, 46), "getsockopt": (55, 209),
+    "memfd_create": (319, 279), "pidfd_send_signal": (424, 424), "pwrite64": (18, 68),
+    "recvfrom": (45, 207), "shutdown": (48, 210), "clock_gettime": (228, 113), "close": (3, 57),
+    "epoll_ctl": (233, 21),
     "epoll_pwait": (281, 22), "epoll_wait": (232, None), "exit": (60, 93),
     "exit_group": (231, 94), "fcntl": (72, 25), "fstat": (5, 80), "fstatfs": (138, 44),
     "futex": (202, 98), "getegid": (108, 177), "geteuid": (107, 175), "getgid": (104, 176),

@@ -1,81 +1,356 @@
-"""The fork server: `python -m appliance.worker.forkserver FD PARENT LEVEL FORM STORE SANDBOX`.
+"""The fork server: `python -m appliance.worker.forkserver FD LISTENER LEVEL FORM STORE SANDBOX`.
 
-It has imported everything that a worker needs and holds no thread, no event loop and no LMDB env,
-so a fork of it is safe at any time and shares its memory. It forks a worker for each Spawn message,
-reports each exit, and ends, with all its workers, when the supervisor does.
+It has imported everything that workers and session processes need and holds no thread, no event
+loop and no LMDB environment, so a fork of it is safe at any time and shares its memory.
+
+Theory of operation
+-------------------
+The fork server serves clients: the supervisor that started it, the supervisors that took sessions
+over from that one, and its session processes. For each client it starts workers, and tells how they
+ended. It never holds a descriptor that a front-end has chosen: what it receives from session
+processes comes through pipes (`session/uplink.py`).
+
+It outlives its supervisor as long as session processes need it, and is what the next supervisor
+finds: a socket in the state directory, on which it listens (LISTENER, or -1). So that the next
+supervisor can go on, it keeps the grants, the session memory and the lease of each session. A new
+supervisor names the front-end sockets that it listens on, and is handed the sessions there whose
+supervisor has ended. Their processes get a new channel to it.
+
+The end of each of the processes has these effects:
+
+    a supervisor           its sessions wait for another one; workers that serve it are killed
+    a session process      its workers are killed, should they not have ended yet
+    the fork server        session processes and their workers live on; the supervisor attaches
+                           the sessions to its next fork server
+    the first supervisor
+    and all sessions       the fork server ends
 """
 
+import collections
 import contextlib
 import gc
 import logging
 import os
+import resource
 import select
 import signal
 import socket
+import struct
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from appliance.db.data_file import is_pid_free
 from appliance.errors import ApplianceError
 from appliance.log import configure_logging, set_log_source
+from appliance.protos import control_pb2 as pb
 from appliance.protos.control_pb2 import Envelope, Exited, Spawned
 from appliance.session import channel
+from appliance.session import session_process as session
+from appliance.session.link import End, SocketEnd, close_all
+from appliance.session.uplink import UplinkPair, uplink_pair
+from appliance.system.confinement import (
+    UNCONFINED,
+    Surroundings,
+    enter_namespaces,
+    rehearse,
+)
 from appliance.system.libc import signal_on_parent_death
 from appliance.worker import startup as worker
-from appliance.worker.sandbox import UNCONFINED, Surroundings, enter_namespaces, rehearse
 
 _LOG = logging.getLogger(__name__)
 _PID_ATTEMPTS: Final = 256
+# What one client may have: a session has at most 256 queues, each with a worker and the one before
+# it that has not ended yet.
+_WORKERS_MAX: Final = 512
+_UNSENT_MAX: Final = 2048
+# No descriptor has a higher number.
+_FDS_MAX: Final = resource.getrlimit(resource.RLIMIT_NOFILE)[1] % (1 << 30)
+_UCRED: Final = struct.Struct("=iII")
+
+
+class _Client:
+    """A supervisor or a session process; owns its end of the channel."""
+
+    def __init__(self, end: End, *, is_session: bool) -> None:
+        self.end = end
+        self.is_session = is_session
+        self.is_open = True
+        self.is_watched = False  # for room to send
+        self.workers: set[int] = set()
+        self._unsent: collections.deque[tuple[Envelope, list[int]]] = collections.deque()
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def send(self, envelope: Envelope, fds: Sequence[int] = ()) -> None:
+        """Send a message now or later; `fds` are taken. A client that is gone gets nothing."""
+        if self.is_open and len(self._unsent) < _UNSENT_MAX:
+            self._unsent.append((envelope, list(fds)))
+            self.flush()
+        else:
+            close_all(fds)
+
+    def flush(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._unsent:
+                envelope, fds = self._unsent[0]
+                try:
+                    self.end.send(envelope, fds)
+                except BlockingIOError:
+                    raise
+                except OSError:
+                    pass  # its end is seen where messages are received
+                self._unsent.popleft()
+                close_all(fds)
+
+    def close(self) -> None:
+        self.is_open = False
+        self.end.close()
+        for _envelope, fds in self._unsent:
+            close_all(fds)
+        self._unsent.clear()
+
+
+class _Session(NamedTuple):
+    """What the next supervisor will need of a session; owns the descriptors."""
+
+    record: pb.SessionRecord
+    pidfd: int
+    kept_fds: list[int]
+    """Writable grants, session memory, and the lease if there is one."""
 
 
 class ForkServer:
-    """Forks workers on request; owns its end of the channel to the supervisor."""
+    """Forks processes on request.
+
+    Args:
+        end: the channel to the supervisor, owned.
+        listener: where other supervisors connect, owned; None: nowhere.
+        store_path: an LMDB environment; no child gets a process id that LMDB would take for
+            another process in it.
+        surroundings: what children have from this process.
+    """
 
     def __init__(
-        self, sock: socket.socket, store_path: Path | None, surroundings: Surroundings
+        self,
+        end: End,
+        listener: socket.socket | None,
+        store_path: Path | None,
+        surroundings: Surroundings,
     ) -> None:
-        self._sock = sock
+        self._listener = listener
         self._store_path = store_path
         self._surroundings = surroundings
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._epoll = select.epoll()
+        self._founder = _Client(end, is_session=False)
+        self._clients = {end.receiving_fd: self._founder}
+        self._parents: dict[int, _Client] = {}
+        # The sessions, by their clients, and each with the supervisor that has it now.
+        self._sessions: dict[_Client, _Session] = {}
+        self._supervisors: dict[_Client, _Client | None] = {}
 
     def run(self) -> None:
-        """Serve until the supervisor closes the channel."""
+        """Serve until the first supervisor and all sessions are gone."""
         signal.set_wakeup_fd(self._wake_write)
         signal.signal(signal.SIGCHLD, lambda _signum, _frame: None)
-        # Objects alive now move to a generation that is never collected, so that no worker's
+        # Objects alive now move to a generation that is never collected, so that no child's
         # collector writes to pages it shares with its siblings.
         gc.collect()
         gc.freeze()
-        poller = select.poll()
-        poller.register(self._sock, select.POLLIN)
-        poller.register(self._wake_read, select.POLLIN)
-        while True:
-            ready = {fd for fd, _event in poller.poll()}
-            if self._wake_read in ready:
-                os.read(self._wake_read, 4096)
-                self._reap()
-            if self._sock.fileno() in ready and not self._serve_one():
-                return
+        self._epoll.register(self._wake_read, select.EPOLLIN)
+        if self._listener is not None:
+            self._epoll.register(self._listener, select.EPOLLIN)
+        self._epoll.register(self._founder.end.receiving_fd, select.EPOLLIN)
+        while self._founder.is_open or self._sessions:
+            for fd, _event in self._epoll.poll():
+                if fd == self._wake_read:
+                    os.read(self._wake_read, 4096)
+                    self._reap()
+                elif self._listener is not None and fd == self._listener.fileno():
+                    self._accept(self._listener)
+                elif client := self._clients.get(fd):
+                    self._serve_one(client)
+            self._flush()
 
-    def _serve_one(self) -> bool:
-        message = channel.receive(self._sock)
-        if message is None:
-            return False
-        envelope, fds = message
-        (worker_fd,) = fds
+    def _add(self, client: _Client) -> None:
+        self._clients[client.end.receiving_fd] = client
+        self._epoll.register(client.end.receiving_fd, select.EPOLLIN)
+
+    def _flush(self) -> None:
+        # What could not be sent is looked at again after the next event there or elsewhere.
+        for client in self._clients.values():
+            end = client.end
+            if client.has_unsent:
+                client.flush()
+            if client.has_unsent != client.is_watched:
+                client.is_watched = client.has_unsent
+                out = select.EPOLLOUT if client.has_unsent else 0
+                if end.sending_fd == end.receiving_fd:
+                    self._epoll.modify(end.sending_fd, select.EPOLLIN | out)
+                elif out:
+                    self._epoll.register(end.sending_fd, out)
+                else:
+                    self._epoll.unregister(end.sending_fd)
+
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            pid = self._fork(worker_fd, envelope.spawn.label)
+            sock, _address = listener.accept()
         except OSError as exc:
-            # No end of this process, and so of all workers that live.
-            _LOG.error("cannot fork: %s", exc.strerror)
-            pid = -1
-        os.close(worker_fd)
-        channel.send(self._sock, Envelope(id=envelope.id, spawned=Spawned(pid=pid)))
-        return True
+            _LOG.error("cannot accept a supervisor: %s", exc.strerror)
+            return
+        _pid, uid, _gid = _UCRED.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        )
+        if uid not in {0, os.geteuid()}:
+            sock.close()
+            return
+        self._add(_Client(SocketEnd(sock), is_session=False))
 
-    def _fork(self, worker_fd: int, label: str) -> int:
+    def _serve_one(self, client: _Client) -> None:
+        client.flush()
+        try:
+            message = client.end.receive()
+        except BlockingIOError:
+            return
+        except OSError:
+            message = None
+        if message is None:
+            self._forget(client)
+            return
+        envelope, fds = message
+        kind = envelope.WhichOneof("body")
+        if kind == "spawn":
+            self._spawn_worker(client, envelope)
+        elif kind == "spawn_session" and not client.is_session:
+            self._spawn_session(client, envelope, fds)
+        elif kind == "attach" and not client.is_session:
+            self._attach(client, envelope, fds)
+        elif kind == "take_over" and not client.is_session:
+            self._hand_over(client, envelope)
+        else:
+            close_all(fds)
+            _LOG.warning("a message that this release does not know was ignored")
+
+    def _forget(self, client: _Client) -> None:
+        del self._clients[client.end.receiving_fd]
+        client.close()
+        for pid in client.workers:
+            os.kill(pid, signal.SIGKILL)  # a child that was not reaped yet
+        session_of_client = self._sessions.pop(client, None)
+        if session_of_client is not None:
+            del self._supervisors[client]
+            close_all([session_of_client.pidfd, *session_of_client.kept_fds])
+        for each, supervisor in self._supervisors.items():
+            if supervisor is client:
+                self._supervisors[each] = None
+
+    # --- Requests ---
+
+    def _spawn_worker(self, client: _Client, envelope: Envelope) -> None:
+        spawn = envelope.spawn
+        try:
+            if len(client.workers) >= _WORKERS_MAX:
+                raise OSError(0, f"it has {_WORKERS_MAX} workers")
+            ours, theirs = channel.channel_pair()
+            with theirs:
+                pid, pidfd = self._fork(
+                    {theirs.fileno()},
+                    spawn.label,
+                    lambda: worker.main(theirs, self._surroundings),
+                    dies_with_us=spawn.dies_with_fork_server,
+                )
+        except OSError as exc:
+            self._refuse(client, envelope, exc)
+            return
+        self._parents[pid] = client
+        client.workers.add(pid)
+        spawned = Envelope(id=envelope.id, spawned=Spawned(pid=pid))
+        client.send(spawned, [ours.detach(), pidfd])
+
+    def _spawn_session(self, client: _Client, envelope: Envelope, fds: list[int]) -> None:
+        sock_fd, pipe_fd, *kept_fds = fds
+        record = envelope.spawn_session.session
+        pair: UplinkPair | None = None
+        try:
+            pair = uplink_pair()
+            lower = pair.lower
+            pid, pidfd = self._fork(
+                {sock_fd, pipe_fd, *lower},
+                record.place.label,
+                lambda: session.main((sock_fd, pipe_fd), lower, self._surroundings),
+            )
+            kept_pidfd = os.dup(pidfd)
+        except OSError as exc:
+            close_all(kept_fds)
+            if pair is not None:
+                pair.upper.close()
+            self._refuse(client, envelope, exc)
+            return
+        finally:
+            close_all([sock_fd, pipe_fd])
+            if pair is not None:
+                pair.close_lower()
+        record.pid = pid
+        self._parents[pid] = client
+        self._keep(client, pair, _Session(record, kept_pidfd, kept_fds))
+        client.send(Envelope(id=envelope.id, spawned=Spawned(pid=pid)), [pidfd])
+
+    def _attach(self, client: _Client, envelope: Envelope, fds: list[int]) -> None:
+        pidfd, *kept_fds = fds
+        record = envelope.attach.session
+        try:
+            pair = uplink_pair()
+        except OSError as exc:
+            close_all(fds)
+            self._refuse(client, envelope, exc)
+            return
+        self._keep(client, pair, _Session(record, pidfd, kept_fds))
+        client.send(Envelope(id=envelope.id, spawned=Spawned(pid=record.pid)), pair.lower)
+
+    def _keep(self, supervisor: _Client, pair: UplinkPair, kept: _Session) -> None:
+        client = _Client(pair.upper, is_session=True)
+        self._add(client)
+        self._sessions[client] = kept
+        self._supervisors[client] = supervisor
+
+    def _hand_over(self, supervisor: _Client, envelope: Envelope) -> None:
+        wanted = envelope.take_over
+        for client, kept in self._sessions.items():
+            record = kept.record
+            if (
+                self._supervisors[client] is not None
+                or record.place not in wanted.places
+                or record.store_path != wanted.store_path
+            ):
+                continue
+            try:
+                pair = uplink_pair()
+                fds = [os.dup(fd) for fd in (kept.pidfd, *kept.kept_fds)]
+            except OSError as exc:
+                _LOG.error("%s: cannot hand the session over: %s", record.place.label, exc.strerror)
+                break
+            client.send(Envelope(new_peer=pb.NewPeer(is_supervisor=True)), pair.lower)
+            self._supervisors[client] = supervisor
+            if record.pid in self._parents:
+                self._parents[record.pid] = supervisor
+            taken_over = Envelope(taken_over=pb.TakenOver(session=record))
+            supervisor.send(taken_over, [*pair.upper.detach(), *fds])
+        supervisor.send(Envelope(id=envelope.id, done=pb.Done()))
+
+    def _refuse(self, client: _Client, envelope: Envelope, exc: OSError) -> None:
+        # No end of this process, and so of all that need it.
+        _LOG.error("cannot fork: %s", exc.strerror)
+        client.send(Envelope(id=envelope.id, spawned=Spawned(pid=-1, reason=exc.strerror or "")))
+
+    # --- Children ---
+
+    def _fork(
+        self, keep: set[int], label: str, work: Callable[[], None], *, dies_with_us: bool = False
+    ) -> tuple[int, int]:
         # Workers of another container have the ids that ours come to next, as like as not.
         parent = os.getpid()
         for _ in range(_PID_ATTEMPTS):
@@ -83,8 +358,10 @@ class ForkServer:
             try:
                 pid = os.fork()
                 if pid == 0:
-                    os.close(verdict)
-                    self._become_worker(worker_fd, parent, label, child_verdict)
+                    _close_all_but({child_verdict, *keep})
+                    if dies_with_us:
+                        signal_on_parent_death(signal.SIGKILL, parent)
+                    self._become(label, child_verdict, work)
             except OSError:
                 os.close(verdict)
                 raise
@@ -93,29 +370,28 @@ class ForkServer:
             is_good = os.read(verdict, 1)
             os.close(verdict)
             if is_good:
-                return pid
+                try:
+                    return pid, os.pidfd_open(pid)
+                except OSError:
+                    os.kill(pid, signal.SIGKILL)
+                    raise
             os.waitpid(pid, 0)
-        _LOG.error("cannot fork: %s has a lock for every process id tried", self._store_path)
-        return -1
+        raise OSError(0, f"{self._store_path} has a lock for every process id tried")
 
-    def _become_worker(self, worker_fd: int, parent: int, label: str, verdict: int) -> None:
+    def _become(self, label: str, verdict: int, work: Callable[[], None]) -> None:
         # Never returns: whatever happens, this process must not go on as a second fork server.
         status = 1
         try:
             if self._store_path is not None and not is_pid_free(self._store_path):
                 os._exit(status)
-            os.write(verdict, b"y")
-            os.close(verdict)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal_on_parent_death(signal.SIGKILL, parent)
+            os.write(verdict, b"y")
+            os.close(verdict)
             set_log_source(label)
-            self._sock.close()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
             # Its channel may be closed while it is about to answer.
             with contextlib.suppress(BrokenPipeError):
-                worker.main(socket.socket(fileno=worker_fd), self._surroundings)
+                work()
             status = 0
         except ApplianceError as exc:
             _LOG.error("worker failed: %s", exc)
@@ -133,17 +409,26 @@ class ForkServer:
                 return
             if pid == 0:
                 return
-            exited = Exited(pid=pid, status=os.waitstatus_to_exitcode(status))
-            channel.send(self._sock, Envelope(exited=exited))
+            client = self._parents.pop(pid, None)
+            if client is not None:
+                client.workers.discard(pid)
+                exited = Exited(pid=pid, status=os.waitstatus_to_exitcode(status))
+                client.send(Envelope(exited=exited))
+
+
+def _close_all_but(keep: set[int]) -> None:
+    first = 3
+    for fd in (*sorted(keep), _FDS_MAX):
+        os.closerange(first, fd)
+        first = fd + 1
 
 
 def main() -> None:
     """Run the fork server on the channel whose fd number is the first argument."""
-    fd, parent = map(int, sys.argv[1:3])
+    fd, listener_fd = map(int, sys.argv[1:3])
     log_level, log_form, store_path, sandbox = sys.argv[3:]
     surroundings = enter_namespaces() if sandbox == "on" else UNCONFINED
     rehearse()
-    signal_on_parent_death(signal.SIGKILL, parent)
     # The terminal's ^C or end and a service manager's SIGTERM reach the whole process group; the
     # supervisor alone decides, and closing its channels is how it tells.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -151,9 +436,13 @@ def main() -> None:
     configure_logging(log_level, is_json=log_form == "json")
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)
-    # The supervisor may go away between two messages.
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        ForkServer(sock, Path(store_path) if store_path else None, surroundings).run()
+    listener = None
+    if listener_fd >= 0:
+        listener = socket.socket(fileno=listener_fd)
+        listener.set_inheritable(False)
+        listener.settimeout(0)
+    store = Path(store_path) if store_path else None
+    ForkServer(SocketEnd(sock), listener, store, surroundings).run()
 
 
 if __name__ == "__main__":

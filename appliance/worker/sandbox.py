@@ -1,166 +1,22 @@
-"""Locking down workers before they read the first byte that a guest wrote.
+"""What a worker keeps when it is locked down, before it reads the first byte that a guest wrote.
 
 A worker parses what guests write. A guest that takes one over, by a fault in the C code or in the
 interpreter, should get no further than what the worker itself needs: its descriptors, and reading
-blob files. Each layer below is enough to keep it from most of the rest, so none is essential, and a
-kernel or a service manager that refuses one does not keep the program from serving:
-
-* Namespaces. The fork server moves to new ones for the network, IPC and the host name, once for all
-  its workers, because a network namespace is large. Without CAP_SYS_ADMIN this takes a user
-  namespace.
-* Landlock. Only files below the store's `blobs/` can be opened, for reading; no TCP; no signals to
-  other processes, no inspecting them, and no abstract sockets of theirs.
-* User. If the supervisor is root, the worker becomes a user who owns nothing, without groups.
-  Otherwise it stays the user it was. It has no capabilities in either case.
-* System calls. All but those that a worker needs kill it, on x86-64 and 64-bit ARM. The kernel
-  logs which one it was.
-
-The order matters: namespaces and another user need privileges, a change of user makes the kernel
-forget the parent-death signal, and the filter of system calls refuses all these steps.
-
-Whatever a worker still needs after that must be loaded and open before, since it can neither import
-a module nor open a file elsewhere: `rehearse` makes the interpreter load what it loads late.
+blob files. `system.confinement` has the layers and their order.
 """
 
-import errno
-import fcntl
-import logging
-import mmap
 import os
-import signal
-import time
-import traceback
-from typing import Final, NamedTuple
+from typing import Final
 
 from appliance.protos import control_pb2 as pb
 from appliance.store.blob_files import BlobFiles
-from appliance.system import landlock, libc, seccomp
+from appliance.system import seccomp
+from appliance.system.confinement import COMMON_RULES, Confinement, Surroundings, confine
 
-_LOG = logging.getLogger(__name__)
-
-_TO_CHANGE_USER: Final = (libc.CAP_SETUID, libc.CAP_SETGID, libc.CAP_KILL)
-_NAMESPACES: Final = libc.CLONE_NEWNET | libc.CLONE_NEWIPC | libc.CLONE_NEWUTS
-# asm-generic/ioctls.h: set non-blocking and close-on-exec.
-_FIONBIO: Final = 0x5421
-_FIOCLEX: Final = 0x5451
-_WRITING: Final = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | (os.O_TMPFILE & ~os.O_DIRECTORY)
-_FCNTL_COMMANDS: Final = (
-    fcntl.F_GETFD,
-    fcntl.F_SETFD,
-    fcntl.F_GETFL,
-    fcntl.F_SETFL,
-    fcntl.F_GETLK,  # LMDB knows its readers by locks on lock.mdb
-    fcntl.F_SETLK,
-    fcntl.F_DUPFD_CLOEXEC,
-)
-
-# What the interpreter and the C library call for themselves, and LMDB and all workers for their
-# work. Memory that can be written or mapped never becomes executable.
-_COMMON: Final[tuple[seccomp.Rule, ...]] = (
-    "read",
-    "write",
-    "writev",  # replies to /dev/fuse, and the C library's last words before abort(3)
-    "pread64",
-    "preadv",
-    "preadv2",  # what os.preadv uses where the kernel has it
-    "close",
-    "fstat",
-    "newfstatat",
-    "statx",
-    "fstatfs",
-    "epoll_wait",
-    "epoll_pwait",
-    "epoll_ctl",
-    "poll",
-    "ppoll",
-    "recvmsg",
-    "sendmsg",
-    "sendto",  # a call descriptor may be a socket
-    "getsockname",  # the representation of a socket, which is made when one is left to be closed
-    "getpeername",
-    "futex",
-    "brk",
-    "munmap",
-    "mremap",
-    "madvise",
-    "clock_gettime",
-    "gettimeofday",
-    "getrandom",
-    "getpid",
-    "gettid",
-    "getuid",
-    "geteuid",
-    "getgid",
-    "getegid",
-    "rt_sigaction",
-    "rt_sigprocmask",
-    "rt_sigreturn",
-    "sigaltstack",
-    "restart_syscall",
-    "sched_yield",
-    "exit",
-    "exit_group",
-    seccomp.NoneOf("openat", 2, _WRITING),
-    seccomp.NoneOf("mmap", 2, mmap.PROT_EXEC),
-    seccomp.NoneOf("mprotect", 2, mmap.PROT_EXEC),
-    seccomp.AnyOf("fcntl", 1, _FCNTL_COMMANDS),
-    seccomp.AnyOf("ioctl", 1, (_FIONBIO, _FIOCLEX)),
-    seccomp.AnyOf("prlimit64", 0, (0,)),
-)
-RING_RULES: Final = _COMMON
+RING_RULES: Final[tuple[seccomp.Rule, ...]] = COMMON_RULES
 # Requests of /dev/fuse come by readv(2); and holes of files are looked for. Passing files through
 # to the kernel takes ioctl(2) on that descriptor, which is left to the supervisor.
-MOUNT_RULES: Final = (*_COMMON, "readv", "lseek")
-
-# Shared by all workers of a fork server: whether one of them has logged how it is locked down.
-_has_reported: Final = mmap.mmap(-1, 1)
-
-
-# --- In the fork server ---
-
-
-class Surroundings(NamedTuple):
-    """What workers get from their fork server."""
-
-    may_change_user: bool
-    """Whether they may become another user."""
-    namespaces_obstacle: str
-    """Why they have no namespaces of their own, or empty if they have them."""
-
-
-UNCONFINED: Final = Surroundings(may_change_user=False, namespaces_obstacle="not asked for")
-
-
-def enter_namespaces() -> Surroundings:
-    """Move this process to namespaces of its own, which its children share."""
-    capabilities = libc.effective_capabilities()
-    # A supervisor without CAP_KILL could not kill workers of another user.
-    may_change_user = all(capabilities >> each & 1 for each in _TO_CHANGE_USER)
-    obstacle = ""
-    try:
-        if capabilities >> libc.CAP_SYS_ADMIN & 1:
-            libc.unshare(_NAMESPACES)
-        elif capabilities:
-            # A new user namespace would take them away, and workers may need them to open the
-            # store or to become another user.
-            obstacle = "needs CAP_SYS_ADMIN"
-        else:
-            libc.unshare(_NAMESPACES | libc.CLONE_NEWUSER)
-    except OSError as exc:
-        obstacle = exc.strerror or str(exc)
-    return Surroundings(may_change_user, obstacle)
-
-
-def rehearse() -> None:
-    """Have the interpreter load what logging an event with a traceback or the time needs."""
-    time.localtime()
-    try:
-        raise AssertionError
-    except AssertionError:
-        traceback.format_exc()
-
-
-# --- In a worker ---
+MOUNT_RULES: Final[tuple[seccomp.Rule, ...]] = (*COMMON_RULES, "readv", "lseek")
 
 
 def lock_down(
@@ -169,72 +25,23 @@ def lock_down(
     files: BlobFiles,
     rules: tuple[seccomp.Rule, ...],
 ) -> None:
-    """Take away from this process all that serving does not need; see above.
+    """Take away from this process all that serving does not need.
 
     Args:
         config: the user to become, where that is possible.
         surroundings: what `enter_namespaces` returned in the fork server.
         files: the blob files of the store, which can be read after this, too.
-        rules: `RING_RULES` or `MOUNT_RULES`.
+        rules: `RING_RULES` or `MOUNT_RULES`. A worker of a mount dies with its fork server; one of
+            a queue goes on, and its session process ends it.
 
     Raises:
         OSError: a layer that this kernel has could not be applied.
     """
-    parent_pid = os.getppid()
-    libc.set_no_new_privileges()
-    version = landlock.abi()
-    directory_fd = files.enter_blobs()
-    if version:
-        landlock.allow_only_reading(version, directory_fd)
-    user_obstacle = _change_user(config, surroundings)
-    libc.drop_capabilities()
-    libc.signal_on_parent_death(signal.SIGKILL, parent_pid)
-    libc.forbid_dumps()
-    filter_obstacle = _filter_system_calls(rules)
-    if not _has_reported[0]:
-        _has_reported[0] = 1
-        # Each layer with the reason why it is missing, or an empty text.
-        _report(
-            {
-                "no capabilities": "",
-                "own namespaces": surroundings.namespaces_obstacle,
-                "another user": user_obstacle,
-                f"Landlock ABI {version}": ""
-                if version
-                else "refused by the kernel or a filter of system calls",
-                "a filter of system calls": filter_obstacle,
-            }
-        )
-
-
-def _change_user(config: pb.Sandbox, surroundings: Surroundings) -> str:
-    if not surroundings.may_change_user:
-        return "needs CAP_SETUID, CAP_SETGID and CAP_KILL"
-    try:
-        os.setgroups([])
-        os.setresgid(config.gid, config.gid, config.gid)
-        os.setresuid(config.uid, config.uid, config.uid)
-    except OSError as exc:  # the root of a user namespace where there is no other user
-        return exc.strerror or str(exc)
-    return ""
-
-
-def _filter_system_calls(rules: tuple[seccomp.Rule, ...]) -> str:
-    if not seccomp.is_supported():
-        return f"not made for {os.uname().machine}"
-    # abort(3) signals its own process.
-    own = seccomp.AnyOf("tgkill", 0, (os.getpid(),))
-    try:
-        libc.set_seccomp_filter(seccomp.program((*rules, own)))
-    except OSError as exc:
-        if exc.errno != errno.EINVAL:
-            raise
-        return "the kernel has none"
-    return ""
-
-
-def _report(layers: dict[str, str]) -> None:
-    applied = ", ".join(layer for layer, obstacle in layers.items() if not obstacle)
-    missing = ", ".join(f"{layer} ({obstacle})" for layer, obstacle in layers.items() if obstacle)
-    not_here = f"; not possible here: {missing}" if missing else ""
-    _LOG.info("workers are locked down: %s%s", applied, not_here)
+    confinement = Confinement(
+        kind="workers",
+        rules=rules,
+        readable_fd=files.enter_blobs(),
+        may_signal=False,
+        parent_pid=os.getppid() if rules is MOUNT_RULES else None,
+    )
+    confine(confinement, surroundings, (config.uid, config.gid))

@@ -25,10 +25,11 @@ from appliance.session.grants import Grants
 from appliance.session.session_memory import SessionMemory
 from appliance.store.store import Store
 from appliance.store.store_reader import ReadableStore, StoreReader
+from appliance.system.confinement import Surroundings
 from appliance.worker.device_loop import DeviceLoop
 from appliance.worker.plain_answers import PlainAnswers
 from appliance.worker.ring_loop import RingLoop
-from appliance.worker.sandbox import MOUNT_RULES, RING_RULES, Surroundings, lock_down
+from appliance.worker.sandbox import MOUNT_RULES, RING_RULES, lock_down
 
 _LOG = logging.getLogger(__name__)
 

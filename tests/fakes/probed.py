@@ -2,7 +2,8 @@
 
 `python -m tests.fakes.probed ARGUMENT...` runs the program, with a fork server whose workers look
 for the file that is named by APPLIANCE_TEST_PROBE as they start. The first one to find it takes it
-away and executes it just before it serves. With APPLIANCE_TEST_NO_FILTER, workers have no filter of
+away and executes it just before it serves. Session processes do the same with the file that has
+`.session` behind its name. With APPLIANCE_TEST_NO_FILTER, workers have no filter of
 system calls, which shows what the other layers refuse.
 
 The code calls `attempt(name, action)`, which writes a line to stderr: that the action was done, or
@@ -31,7 +32,12 @@ from tests.fakes.appliance_process import DEADLINE_S, every_event
 PROBE = "APPLIANCE_TEST_PROBE"
 NO_FILTER = "APPLIANCE_TEST_NO_FILTER"
 FORK_SERVER = "appliance.worker.forkserver"
-PATCHED = (FORK_SERVER, "appliance.worker.startup", "appliance.system.libc")
+PATCHED = (
+    FORK_SERVER,
+    "appliance.worker.startup",
+    "appliance.system.libc",
+    "appliance.session.session_process",
+)
 
 
 # --- For tests ---
@@ -43,10 +49,11 @@ class Probes:
     Args:
         directory: where the code is put; any worker can rename files in it as it starts.
         log: returns the log of the process, which must be at level DEBUG.
+        name: "probe" for workers, "probe.session" for session processes.
     """
 
-    def __init__(self, directory: Path, log: Callable[[], str]) -> None:
-        self.path = directory / "probe"
+    def __init__(self, directory: Path, log: Callable[[], str], name: str = "probe") -> None:
+        self.path = directory / name
         self._log = log
         self._start = 0
 
@@ -131,37 +138,57 @@ def _open_files() -> dict[str, int]:
     return found
 
 
+class _Taken:
+    """The code that this process has taken, and its descriptors before it was locked down."""
+
+    def __init__(self) -> None:
+        self.open_files: dict[str, int] = {}
+        self._code: CodeType | None = None
+        self._call = Calls()
+
+    def take(self, path: Path) -> None:
+        mine = path.with_suffix(f".{os.getpid()}")
+        try:
+            path.rename(mine)
+        except FileNotFoundError:
+            return
+        self._code = compile(mine.read_text(), "probe", "exec")
+
+    def execute(self) -> None:
+        if self._code is not None:
+            names = {"attempt": attempt, "call": self._call, "open_files": self.open_files}
+            names |= {"os": os, "socket": socket, "mmap": mmap, "signal": signal}
+            exec(self._code, names | {"ctypes": ctypes, "fcntl": fcntl})
+            _write("end", "end")
+
+
 def _run_fork_server() -> None:
     modules: list[Any] = [import_module(name) for name in PATCHED]
-    forkserver, startup, libc = modules
+    forkserver, startup, libc, session = modules
     probe = Path(os.environ[PROBE])
-    call = Calls()
-    taken: list[CodeType] = []
-    open_files: dict[str, int] = {}
+    taken = _Taken()
+    _probe_workers(startup, taken, probe)
+    _probe_sessions(session, taken, probe.with_suffix(".session"))
+    if NO_FILTER in os.environ:
+        libc.set_seccomp_filter = lambda _program: None
+    forkserver.main()
+
+
+def _probe_workers(startup: Any, taken: _Taken, probe: Path) -> None:
     real_main, real_lock_down = startup.main, startup.lock_down
 
     def main(*arguments: Any) -> None:
-        mine = probe.with_suffix(f".{os.getpid()}")
-        try:
-            probe.rename(mine)
-        except FileNotFoundError:
-            pass
-        else:
-            taken.append(compile(mine.read_text(), "probe", "exec"))
+        taken.take(probe)
         real_main(*arguments)
 
     def lock_down(*arguments: Any) -> None:
-        open_files.update(_open_files())
-        open_files["blobs"] = arguments[2].enter_blobs()
+        taken.open_files.update(_open_files())
+        taken.open_files["blobs"] = arguments[2].enter_blobs()
         real_lock_down(*arguments)
 
     def before(run: Callable[[Any], None]) -> Callable[[Any], None]:
         def run_probe(loop: Any) -> None:
-            if taken:
-                names = {"attempt": attempt, "call": call, "open_files": open_files, "os": os}
-                names |= {"socket": socket, "mmap": mmap, "signal": signal, "ctypes": ctypes}
-                exec(taken[0], names | {"fcntl": fcntl})
-                _write("end", "end")
+            taken.execute()
             run(loop)
 
         return run_probe
@@ -169,9 +196,21 @@ def _run_fork_server() -> None:
     startup.main, startup.lock_down = main, lock_down
     for loop in (startup.RingLoop, startup.DeviceLoop):
         loop.run = before(loop.run)
-    if NO_FILTER in os.environ:
-        libc.set_seccomp_filter = lambda _program: None
-    forkserver.main()
+
+
+def _probe_sessions(session: Any, taken: _Taken, probe: Path) -> None:
+    real_main, real_lock_down = session.main, session.lock_down_session
+
+    def main(*arguments: Any) -> None:
+        taken.take(probe)
+        real_main(*arguments)
+
+    def lock_down(*arguments: Any) -> None:
+        taken.open_files.update(_open_files())
+        real_lock_down(*arguments)
+        taken.execute()
+
+    session.main, session.lock_down_session = main, lock_down
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 NUM_SOCKETS = 12
 
 
-@pytest.fixture(params=[64, 256])
+@pytest.fixture(params=[64, 100])
 def appliance(
     request: pytest.FixtureRequest, store: tuple[Path, bytes], tmp_path: Path
 ) -> Iterator[ApplianceProcess]:

@@ -16,14 +16,16 @@ import pytest
 from appliance.engine import FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
-from appliance.resolve.exports import WHOLE_STORE, WholeStore
+from appliance.resolve.exports import WholeStore
 from appliance.resolve.local import LocalResolver
+from appliance.session import ring_worker
+from appliance.session.device import Device
+from appliance.session.device_services import DeviceServices
+from appliance.session.worker_process import WorkerProcess
 from appliance.store.store import Store
-from appliance.supervisor import ring_worker
-from appliance.supervisor.device import Device
 from appliance.supervisor.forker import Forker
-from appliance.supervisor.runtime import Runtime
-from appliance.supervisor.worker_process import WorkerProcess
+from appliance.supervisor.open_files import OpenFiles
+from appliance.supervisor.served_session import ServedSession
 from appliance.vhost._vhost_wire import Region
 from appliance.vhost.backend import VringConfig
 from tests.fakes import fuse_client
@@ -42,15 +44,31 @@ async def a_device(directory: Path, memory: GuestMemory) -> AsyncIterator[Device
     configure = pb.Configure(store_path=os.fspath(directory / "store"), log_level="INFO")
     forker = Forker()
     resolver = LocalResolver(store)
-    exports = {WHOLE_STORE: WholeStore(resolver)}
-    runtime = Runtime(forker, resolver, exports, configure, is_by_content=False)
-    device = Device("a device", 3, NUM, runtime)
+    export = WholeStore(resolver)
+    session = ServedSession.create(
+        3, export, resolver, OpenFiles(), is_by_content=False, lease=None
+    )
+
+    async def start_apart() -> None:
+        session.grants.start_apart()
+
+    services = DeviceServices(
+        spawner=forker,
+        keeper=session,
+        start_apart=start_apart,
+        changed=lambda: None,
+        memory=session.memory,
+        fds=session.fds,
+        configure=configure,
+    )
+    device = Device("a device", 3, NUM, services)
     try:
         for region in memory.regions:
             await device.add_region(Region._make(region), os.dup(memory.fd))
         yield device
     finally:
         await device.close()
+        session.close()
         await forker.close()
         await resolver.close()
         store.close()
@@ -74,7 +92,7 @@ def ring_config(ring: DriverRing) -> VringConfig:
 
 def worker_restarts(device: Device) -> int:
     """Return how often the only worker has died, or 0 while no worker lives."""
-    return sum(int(str(worker["restarts"])) for worker in device.workers())
+    return sum(worker.restarts for worker in device.workers())
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -106,7 +124,7 @@ def run(tmp_path: Path, test: Callable[[Device, DriverRing], Coroutine[None, Non
 def stop_workers(device: Device) -> None:
     """Stop every worker, as a blocking descriptor of the front-end could."""
     for worker in device.workers():
-        os.kill(int(str(worker["pid"])), signal.SIGSTOP)
+        os.kill(worker.pid, signal.SIGSTOP)
 
 
 async def the_next_worker(device: Device, restarts: int) -> None:
@@ -161,7 +179,7 @@ def test_a_successor_that_was_slow_to_start_is_not_the_last(
         before = ring_worker._ANSWER_DEADLINE_S
         monkeypatch.setattr(ring_worker, "_ANSWER_DEADLINE_S", 0.0)
         (worker,) = device.workers()
-        os.kill(int(str(worker["pid"])), signal.SIGKILL)  # before a successor can start
+        os.kill(worker.pid, signal.SIGKILL)  # before a successor can start
         await until(lambda: worker_restarts(device) >= 2)
         monkeypatch.setattr(ring_worker, "_ANSWER_DEADLINE_S", before)
         ask(ring)
@@ -206,13 +224,14 @@ def test_fork_servers_killed_in_a_row_make_no_worker_wait(tmp_path: Path) -> Non
     async def test(device: Device, ring: DriverRing) -> None:
         for queue in range(3):
             await device.start_ring(queue, ring_config(ring))
+        forker = processes(device)[0]._spawner
+        assert isinstance(forker, Forker)
         for kill in range(1, 5):
-            process = processes(device)[0]._forker._process
-            assert process is not None
-            process.kill()
+            assert forker._process is not None
+            forker._process.kill()
             await all_restarted(device, kill)
             assert [kept._back_off_s for kept in processes(device)] == [0, 0, 0]
-        assert processes(device)[0]._forker._back_off_s == 0
+        assert forker._back_off_s == 0
 
     run(tmp_path, test)
 

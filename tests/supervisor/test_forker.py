@@ -15,8 +15,9 @@ import pytest
 from appliance.protos import control_pb2 as pb
 from appliance.session import channel
 from appliance.session.channel import channel_pair
-from appliance.supervisor.forker import Forker, WorkerExit
-from appliance.supervisor.link import LinkClosedError
+from appliance.session.link import LinkClosedError
+from appliance.session.spawning import WorkerExit
+from appliance.supervisor.forker import Forker
 from tests.fakes.appliance_process import DEADLINE_S, every_event
 from tests.fakes.hostile_guest import descendants
 
@@ -85,20 +86,17 @@ def test_a_fork_that_fails_does_not_end_the_fork_server() -> None:
             server = subprocess.Popen(
                 [
                     *(sys.executable, "-P", "-c", SERVER_THAT_CANNOT_FORK),
-                    *(str(theirs.fileno()), str(os.getpid()), "WARNING", "json", "", "on"),
+                    *(str(theirs.fileno()), "-1", "WARNING", "json", "", "on"),
                 ],
                 pass_fds=[theirs.fileno()],
                 stderr=subprocess.PIPE,
             )
         for number in (1, 2):
-            worker_ours, worker_theirs = channel_pair()
-            with worker_ours, worker_theirs:
-                request = pb.Envelope(id=number, spawn=pb.Spawn())
-                channel.send(ours, request, [worker_theirs.fileno()])
-                assert channel.receive(ours) == (
-                    pb.Envelope(id=number, spawned=pb.Spawned(pid=-1)),
-                    [],
-                )
+            channel.send(ours, pb.Envelope(id=number, spawn=pb.Spawn()))
+            assert channel.receive(ours) == (
+                pb.Envelope(id=number, spawned=pb.Spawned(pid=-1, reason="Cannot allocate memory")),
+                [],
+            )
     _output, errors = server.communicate(timeout=DEADLINE_S)
     assert server.returncode == 0
     events = [json.loads(line) for line in errors.splitlines()]

@@ -87,9 +87,15 @@ class Load:
         assert not self._outstanding
 
 
-def worker_pids(supervisor: int) -> list[int]:
-    """Return the living workers: the processes below the fork server."""
-    return [pid for pid in descendants(supervisor) if parent_of_or_0(pid) not in {0, supervisor}]
+def worker_pids(appliance: ApplianceProcess, sessions: set[int]) -> list[int]:
+    """Return the living workers: the processes below the fork server, except `sessions`."""
+    supervisor = appliance.process.pid
+    below = [pid for pid in descendants(supervisor) if parent_of_or_0(pid) not in {0, supervisor}]
+    return [pid for pid in below if pid not in sessions]
+
+
+def session_pids(appliance: ApplianceProcess) -> set[int]:
+    return {session["pid"] for session in appliance.status()}
 
 
 def parent_of_or_0(pid: int) -> int:
@@ -111,11 +117,12 @@ def test_workers_killed_at_random_moments_lose_and_repeat_no_request(
 ) -> None:
     rng = random.Random(4)
     load = Load(guest, store[1])
+    sessions = session_pids(appliance)
     end_s = time.monotonic() + KILLING_S
     num_killed = 0
     while time.monotonic() < end_s:
         load.fill()
-        for pid in rng.sample(pids := worker_pids(appliance.process.pid), min(2, len(pids))):
+        for pid in rng.sample(pids := worker_pids(appliance, sessions), min(2, len(pids))):
             kill(pid)
             num_killed += 1
         load.drain()
@@ -197,7 +204,8 @@ def test_a_worker_keeps_at_most_8_mib_of_memory_to_itself(
             answer = guest.ask(fuse_client.read(big, offset, 1 << 20), room=1 << 20)
             assert len(answer.body) == 1 << 20
         private = {
-            pid: memory_kib(pid, "Private_Dirty") for pid in worker_pids(appliance.process.pid)
+            pid: memory_kib(pid, "Private_Dirty")
+            for pid in worker_pids(appliance, session_pids(appliance))
         }
         print(f"Private_Dirty in KiB by worker: {private}")
         assert len(private) == 2

@@ -20,6 +20,7 @@ from tests.fakes.appliance_process import (
 from tests.fakes.hostile_guest import (
     LARGE,
     ROOT,
+    parent_of,
     wait_readable,
 )
 from tests.fakes.vmms import CloudHypervisor
@@ -100,7 +101,7 @@ def test_a_worker_comes_back_when_there_are_descriptors_again(
     start = len(appliance.log())
     (session,) = appliance.status()
     (pid,) = [worker["pid"] for worker in session["workers"] if worker["queues"] == [1]]
-    with without_descriptors(appliance.process.pid):
+    with without_descriptors(parent_of(pid)):  # the fork server, which makes the channel
         os.kill(pid, signal.SIGKILL)
         guest.send(fuse_client.lookup(ROOT, store[1]))
         await_log(appliance, "Too many open files", start=start)

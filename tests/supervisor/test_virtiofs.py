@@ -149,20 +149,22 @@ def test_killing_the_fork_server_is_survived(appliance: ApplianceProcess, name: 
         assert guest.lookup(ROOT, name)
 
 
-def test_killing_the_supervisor_leaves_no_process_behind(
+def test_killing_the_supervisor_leaves_processes_only_until_the_front_end_leaves(
     appliance: ApplianceProcess, name: bytes
 ) -> None:
     with FakeGuest(appliance.connect()) as guest:
         guest.mount()
-        guest.lookup(ROOT, name)
-        pids = [w["pid"] for w in appliance.status()[0]["workers"]]
-        pids += [parent_of(pids[0])]
+        top = guest.lookup(ROOT, name)
+        (session,) = appliance.status()
+        pids = [session["pid"], *(worker["pid"] for worker in session["workers"])]
+        pids += [parent_of(session["pid"])]
         appliance.process.kill()
         appliance.process.wait(DEADLINE_S)
-        for _ in every_event(DEADLINE_S):
-            if not any(map(is_alive, pids)):
-                break
-        assert not [pid for pid in pids if is_alive(pid)]
+        assert guest.lookup(top, b"large")
+    for _ in every_event(DEADLINE_S):
+        if not any(map(is_alive, pids)):
+            break
+    assert not [pid for pid in pids if is_alive(pid)]
 
 
 def test_a_front_end_may_leave_and_come_back(appliance: ApplianceProcess, name: bytes) -> None:

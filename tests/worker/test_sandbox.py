@@ -1,5 +1,6 @@
-"""What code that has taken a worker over can do, and that others are served on."""
+"""What code that has taken over a worker or a session process can do; others are served on."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -56,6 +57,7 @@ class Victim:
             program=(sys.executable, "-m", "tests.fakes.probed"),
         )
         self.probes = Probes(directory, self.appliance.log)
+        self.session_probes = Probes(directory, self.appliance.log, "probe.session")
         self.quiet = FakeGuest(self.appliance.connect(0))
         self.quiet.mount()
         self.sibling = self.appliance.status()[0]["workers"][0]["pid"]
@@ -75,6 +77,16 @@ class Victim:
             large = guest.lookup(guest.lookup(ROOT, self.name), b"large")
             assert guest.ask(fuse_client.read(large, 0, 4000)).body == LARGE[:4000]
         assert self.quiet.lookup(ROOT, self.name)  # a sibling serves on, too
+        return found
+
+    def session_outcomes(self, actions: dict[str, str]) -> dict[str, str]:
+        """Try `actions` in one session process."""
+        self.session_probes.put(
+            "\n".join(f"attempt({name!r}, lambda: {each})" for name, each in actions.items())
+        )
+        with contextlib.closing(self.appliance.connect(1)):
+            found = self.session_probes.outcomes()
+        assert self.quiet.lookup(ROOT, self.name)  # nobody else notices
         return found
 
     def opening(self, path: Path | str, flags: str = READ_ONLY) -> str:
@@ -172,6 +184,34 @@ def test_what_a_worker_need_not_do_is_deadly_to_itself_alone(victim: Victim) -> 
     assert "Traceback" not in victim.appliance.log()
 
 
+def test_a_session_process_opens_nothing(victim: Victim, store: tuple[Path, bytes]) -> None:
+    blob = next(path for path in (store[0] / "blobs").rglob("*") if path.is_file())
+    attempts = victim.reading() | {"a blob": victim.opening(blob)}
+    del attempts["the database by its descriptor"]  # it has none
+    assert victim.session_outcomes(attempts) == dict.fromkeys(attempts, "EACCES")
+    code = "[name for name in open_files if 'data.mdb' in name] and 1 / 0"
+    assert victim.session_outcomes({"the database is not open": code}) == {
+        "the database is not open": "done"
+    }
+
+
+def test_what_a_session_process_need_not_do_is_deadly_to_itself_alone(victim: Victim) -> None:
+    for name, action in (victim.acting() | DEADLY_ONLY).items():
+        if name != "write it by its descriptor":
+            assert victim.session_outcomes({name: action}) == {name: "deadly"}
+    assert "Traceback" not in victim.appliance.log()
+
+
+def test_a_session_process_cannot_kill_others(victim: Victim) -> None:
+    sibling = victim.sibling
+    for name, action in {
+        "kill a sibling": f"os.kill({sibling}, 9)",
+        "make a pidfd": f"os.pidfd_open({sibling})",
+        "another signal by a pidfd": "signal.pidfd_send_signal(0, 15)",
+    }.items():
+        assert victim.session_outcomes({name: action}) == {name: "deadly"}
+
+
 def test_an_assertion_in_c_code_is_still_seen_as_one(victim: Victim) -> None:
     start = len(victim.appliance.log())
     victim.probes.put("os.abort()")
@@ -183,9 +223,10 @@ def test_an_assertion_in_c_code_is_still_seen_as_one(victim: Victim) -> None:
 
 
 def test_the_log_says_once_how_workers_are_locked_down(victim: Victim) -> None:
-    lines = [line for line in victim.appliance.log().splitlines() if "locked down" in line]
-    assert len(lines) == 1
-    assert ("another user" in lines[0]) == (os.geteuid() == 0)
+    for kind in ("workers", "session processes"):
+        lines = [line for line in victim.appliance.log().splitlines() if f"{kind} are" in line]
+        assert len(lines) == 1
+        assert ("another user" in lines[0]) == (os.geteuid() == 0)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +247,7 @@ def test_a_supervisor_with_fewer_rights_locks_workers_down_too(
         assert victim.outcomes(victim.reading()) == dict.fromkeys(victim.reading(), "EACCES")
         for name in ("write the database", "inspect a sibling", "connect by TCP", "execute"):
             assert victim.outcomes({name: victim.acting()[name]}) == {name: "deadly"}
-        (line,) = (line for line in victim.appliance.log().splitlines() if "locked down" in line)
+        (line,) = (line for line in victim.appliance.log().splitlines() if "workers are" in line)
         assert obstacle in line.partition("not possible here: ")[2]
     finally:
         victim.close()

@@ -1,4 +1,4 @@
-"""The supervisor's side of one virtqueue: its ring, its memory table, and its worker process.
+"""The session process's side of one virtqueue: its ring, memory table, and worker process.
 
 The state that a worker needs is kept here and sent again to every successor.
 """
@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
 from appliance.session.channel import MAX_FDS
+from appliance.session.device_services import DeviceServices
+from appliance.session.link import Link
 from appliance.session.session_memory import InflightMemory
-from appliance.supervisor.link import Link
-from appliance.supervisor.runtime import Runtime
-from appliance.supervisor.served_session import ServedSession
-from appliance.supervisor.worker_process import (
+from appliance.session.worker_process import (
     START_ATTEMPTS,
     WorkerFailedError,
     WorkerProcess,
@@ -39,8 +38,7 @@ class RingWorker:
     Args:
         queue: the number of the virtqueue.
         label: the name of the front-end's socket, for logs.
-        runtime: where workers come from.
-        session: the session of the device.
+        services: where workers come from, and what they get.
         regions: the device's memory table, each region with its descriptor (lent). The device
             changes it in place, and closes a descriptor only after it has left the table.
     """
@@ -49,16 +47,14 @@ class RingWorker:
         self,
         queue: int,
         label: str,
-        runtime: Runtime,
-        session: ServedSession,
+        services: DeviceServices,
         regions: dict[Region, int],
     ) -> None:
         self.queue = queue
         self._label = f"{label} queue {queue}"
-        self._runtime = runtime
-        self._session = session
+        self._services = services
         self._regions = regions
-        self._process = WorkerProcess(self._label, runtime.forker, session, self)
+        self._process = WorkerProcess(self._label, services.spawner, services.keeper, self)
         # The ring while the guest has it started; its descriptors and memory are lent.
         self._ring: tuple[VringConfig, InflightMemory] | None = None
         # The channel to the worker that serves the ring. After that worker's death it differs from
@@ -138,10 +134,11 @@ class RingWorker:
 
     def configuration(self) -> tuple[pb.Configure, Sequence[int]]:
         """See `WorkerOwner`."""
-        return self._runtime.configure_for(self.queue), self._session.fds
+        return self._services.configure_for(self.queue), self._services.fds
 
     async def bring_up(self, link: Link) -> None:
         """See `WorkerOwner`."""
+        self._services.changed()
         try:
             await self._send_memory(link)
             await self._serve_ring(link)
@@ -153,6 +150,7 @@ class RingWorker:
 
     def died(self) -> None:
         """See `WorkerOwner`."""
+        self._services.changed()
 
     def received(self, envelope: pb.Envelope) -> None:
         """See `WorkerOwner`."""

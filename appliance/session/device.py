@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import os
 import stat
-from typing import Any
 
 from appliance.errors import VhostError
-from appliance.resolve.exports import WHOLE_STORE, Exported
+from appliance.protos import control_pb2 as pb
+from appliance.session.device_services import DeviceServices
+from appliance.session.ring_worker import RingWorker
 from appliance.session.session_memory import InflightMemory
-from appliance.supervisor.ring_worker import RingWorker
-from appliance.supervisor.runtime import Runtime
 from appliance.vhost._vhost_wire import Region
 from appliance.vhost.backend import VringConfig
 
@@ -22,15 +21,14 @@ _RESUMED_MINOR = 28
 class Device:
     """The `Backend` of one vhost-user connection.
 
-    Owns everything that must outlive a worker: the descriptors of memory regions, session memory
-    and grants, and the inflight record.
+    Owns everything of the front-end's that must outlive a worker: the descriptors of memory
+    regions, and the inflight record.
 
     Args:
         label: the name of the front-end's socket, for logs and `status`.
         num_queues: the number of virtqueues, including hiprio.
         max_queue_size: the largest number of entries of a ring.
-        runtime: where workers and the session come from.
-        exported: what its session sees.
+        services: where workers come from, and the session.
 
     Raises:
         OSError: there is not enough memory or no free descriptor.
@@ -41,20 +39,14 @@ class Device:
         label: str,
         num_queues: int,
         max_queue_size: int,
-        runtime: Runtime,
-        exported: Exported = WHOLE_STORE,
+        services: DeviceServices,
     ) -> None:
         self.label = label
         self._num_queues = num_queues
         self._max_queue_size = max_queue_size
-        self._runtime = runtime
+        self._services = services
         self._regions: dict[Region, int] = {}
         self._inflight = InflightMemory.create(num_queues, max_queue_size)
-        try:
-            self._session = runtime.new_session(num_queues, exported, label)
-        except OSError:
-            self._inflight.close()
-            raise
         # The inflight buffer of each running ring. It may differ from `_inflight`, because a new
         # buffer is used only by rings that start after it came.
         self._recording: dict[int, InflightMemory] = {}
@@ -62,18 +54,10 @@ class Device:
 
     # --- Status ---
 
-    def statistics(self) -> dict[str, Any]:
-        """Return what the workers have served; see `SessionStatistics.report`."""
-        return self._session.statistics()
-
-    def holdings(self) -> dict[str, object]:
-        """Return what the session keeps from garbage collection; see `ServedSession.holdings`."""
-        return self._session.holdings()
-
-    def workers(self) -> list[dict[str, object]]:
-        """Return the pid, queues and number of restarts of each living worker, for `status`."""
+    def workers(self) -> list[pb.WorkerStatus]:
+        """Return the pid, queue and number of restarts of each living worker, for `status`."""
         return [
-            {"pid": ring_worker.pid, "queues": [queue], "restarts": ring_worker.restarts}
+            pb.WorkerStatus(pid=ring_worker.pid, queue=queue, restarts=ring_worker.restarts)
             for queue, ring_worker in sorted(self._ring_workers.items())
             if ring_worker.is_alive
         ]
@@ -147,8 +131,7 @@ class Device:
             ring_worker = self._ring_workers[index] = RingWorker(
                 index,
                 self.label,
-                self._runtime,
-                self._session,
+                self._services,
                 self._regions,
             )
         self._recording[index] = inflight
@@ -191,14 +174,14 @@ class Device:
                 f"of {queue_size}: {exc}"
             ) from exc
         self._replace_inflight(memory)
-        session = self._session
-        if not memory.is_blank and not session.memory.is_initialised:
-            # The front-end reconnects with requests of a session that another supervisor served,
+        services = self._services
+        if not memory.is_blank and not services.memory.is_initialised:
+            # The front-end reconnects with requests of a session that another process served,
             # and the guest does not repeat INIT. Nothing that INIT negotiates changes our answers.
             # The grants of that session are gone, so its nodeids are stale here, and the guest's
             # kernel looks the paths up again.
-            session.memory.start(_RESUMED_MINOR, 0, 0)
-            session.grants.start_apart()
+            services.memory.start(_RESUMED_MINOR, 0, 0)
+            await services.start_apart()
 
     def _replace_inflight(self, memory: InflightMemory) -> None:
         previous, self._inflight = self._inflight, memory
@@ -213,17 +196,16 @@ class Device:
 
     async def reset(self) -> None:
         """End the FUSE session; the guest must send INIT again."""
-        self._session.memory.end()
+        self._services.memory.end()
 
     async def close(self) -> None:
-        """End the workers, then close guest memory, the session and the inflight buffers."""
+        """End the workers, then close guest memory and the inflight buffers."""
         # Concurrently, because each worker may take as long as the deadline for its end.
         await asyncio.gather(*(ring_worker.close() for ring_worker in self._ring_workers.values()))
         self._ring_workers.clear()
         for fd in self._regions.values():
             os.close(fd)
         self._regions.clear()
-        self._session.close()
         for memory in {self._inflight, *self._recording.values()}:
             memory.close()
         self._recording.clear()

@@ -4,8 +4,8 @@ Theory of operation
 -------------------
 A worker accesses guest memory, so it may be killed at any instruction: by a guest that makes it
 fault, by an administrator, or by the kernel when memory is short. Nothing may depend on its
-survival. Therefore everything that it needs is kept in the supervisor and sent again to every
-successor.
+survival. Therefore everything that it needs is kept by its owner, in the session process or in the
+supervisor of a mount, and sent again to every successor.
 
 One task per worker, `WorkerProcess._live`, is the only code that starts a worker or sends steps to
 it. It is a plain loop, and each iteration is the life of one process:
@@ -28,10 +28,9 @@ The caller of `do` may limit the number of lives that its step may take. A front
 its ring then gets an error instead of waiting for ever. A successor that nobody waits for is
 started again and again, with waits of up to two seconds.
 
-Two kinds of death are not the worker's own fault. If the fork server ends, the kernel kills its
-workers, too; they are started again without a wait. If a worker does not answer within its owner's
-deadline, the owner kills it, and the step fails instead of being repeated, because whatever blocked
-the worker (a descriptor from the front-end) would block its successor, too.
+If a worker does not answer within its owner's deadline, the owner kills it, and the step fails
+instead of being repeated, because whatever blocked the worker (a descriptor from the front-end)
+would block its successor, too.
 """
 
 import asyncio
@@ -39,17 +38,21 @@ import collections
 import contextlib
 import logging
 import os
-import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from appliance.errors import ApplianceError
 from appliance.protos import control_pb2 as pb
-from appliance.session.wants import unpack_want
-from appliance.supervisor.forker import CannotSpawnError, Forker, StartedWorker, next_back_off_s
-from appliance.supervisor.link import Link, LinkClosedError
-from appliance.supervisor.served_session import ServedSession
+from appliance.session.link import Link, LinkClosedError, SocketEnd, close_all
+from appliance.session.spawning import (
+    CannotSpawnError,
+    Spawner,
+    StartedWorker,
+    WorkerExit,
+    next_back_off_s,
+)
+from appliance.session.wants import Want, unpack_want
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -65,6 +68,19 @@ START_ATTEMPTS: Final = 5
 
 class WorkerFailedError(ApplianceError):
     """No worker lived long enough to complete a step; the log says why they died."""
+
+
+class Keeper(Protocol):
+    """What provides what the workers of one session want."""
+
+    async def resolve(self, want: Want) -> int:
+        """Return 0 once the worker can have what it wants, else the errno to answer with."""
+
+    def cache_used(self, keys: Sequence[bytes]) -> None:
+        """Record that a worker read entries of the cache, by their keys."""
+
+    async def reap_readers(self) -> None:
+        """Free the read transactions of killed workers."""
 
 
 class WorkerOwner(Protocol):
@@ -113,20 +129,18 @@ class WorkerProcess:
 
     Args:
         label: what logs call the worker.
-        forker: spawns the processes.
-        session: answers the workers' requests to resolve something.
+        spawner: starts the processes.
+        keeper: answers the workers' requests to resolve something.
         owner: knows what the workers serve.
     """
 
-    def __init__(
-        self, label: str, forker: Forker, session: ServedSession, owner: WorkerOwner
-    ) -> None:
+    def __init__(self, label: str, spawner: Spawner, keeper: Keeper, owner: WorkerOwner) -> None:
         self.pid = 0
         self.restarts = 0
         self.link: Link | None = None
         self._label = label
-        self._forker = forker
-        self._session = session
+        self._spawner = spawner
+        self._keeper = keeper
         self._owner = owner
         self._steps: collections.deque[_Step] = collections.deque()
         # Set when a step was queued, the channel has closed, or `begin_close` was called.
@@ -134,6 +148,7 @@ class WorkerProcess:
         self._lives: asyncio.Task[None] | None = None
         self._is_closing = False
         self._end_deadline_s = END_DEADLINE_S
+        self._started: StartedWorker | None = None
         self._started_s = 0.0
         self._num_early_deaths = 0
         self._back_off_s = 0.0
@@ -171,8 +186,8 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """Kill the living process, if any. A successor follows, unless `begin_close` was called."""
-        if self.link is not None:
-            _kill(self.pid)
+        if self.link is not None and self._started is not None:
+            self._started.kill()
 
     def begin_close(self) -> None:
         """Close the channel and start no other process. Queued steps fail."""
@@ -219,15 +234,16 @@ class WorkerProcess:
         if self._is_closing:
             return None
         try:
-            return await self._forker.spawn(self._label)
+            return await self._spawner.spawn(self._label)
         except CannotSpawnError:
             self._back_off_s = next_back_off_s(self._back_off_s)
             raise
 
     async def _live_once(self, started: StartedWorker, first: _Step | None) -> None:
         self.pid = started.pid
+        self._started = started
         self._started_s = time.monotonic()
-        link = self.link = Link(started.sock, self._on_message, self._on_closed)
+        link = self.link = Link(SocketEnd(started.sock), self._on_message, self._on_closed)
         if self._is_closing:
             link.close()
         try:
@@ -240,7 +256,9 @@ class WorkerProcess:
         if self._is_closing:
             await self._await_end(started)
         else:
-            await self._note_death(started)
+            self._note_death(await started.exit)
+        self._started = None
+        os.close(started.pidfd)
 
     async def _serve(self, link: Link, first: _Step | None) -> None:
         configure, fds = self._owner.configuration()
@@ -254,7 +272,7 @@ class WorkerProcess:
                 self._steps.remove(first)
                 first.fail(exc)
         if self.restarts:
-            self.spawn_task(self._session.reap_readers())
+            self.spawn_task(self._keeper.reap_readers())
         while True:
             while self._steps:
                 await self._take(self._steps[0], link)
@@ -276,20 +294,12 @@ class WorkerProcess:
 
     # --- Deaths ---
 
-    async def _note_death(self, started: StartedWorker) -> None:
-        ended = await started.exit
-        status = ended.status
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        if status == -signal.SIGSYS:
-            how = (
-                "was killed by SIGSYS, for a system call that its sandbox forbids (the audit log "
-                f"of the kernel, if it keeps one, has the number: type=1326 ... pid={self.pid})"
-            )
-        _LOG.warning("%s: worker %d %s; starting another", self._label, self.pid, how)
+    def _note_death(self, ended: WorkerExit) -> None:
+        _LOG.warning("%s: worker %d %s; starting another", self._label, self.pid, ended.describe())
         self._owner.died()
         if time.monotonic() - self._started_s > _STABLE_S:
             self._num_early_deaths = 0
-        elif not ended.is_orphan:
+        elif ended.status is not None:
             self._num_early_deaths += 1
         is_first = self._num_early_deaths <= 1
         self._back_off_s = 0.0 if is_first else next_back_off_s(self._back_off_s)
@@ -311,21 +321,22 @@ class WorkerProcess:
             async with asyncio.timeout(self._end_deadline_s):
                 await asyncio.shield(started.exit)
         except TimeoutError:
-            _kill(started.pid)
+            started.kill()
             await started.exit
 
     # --- Messages from the worker ---
 
-    def _on_message(self, envelope: pb.Envelope) -> None:
+    def _on_message(self, envelope: pb.Envelope, fds: list[int]) -> None:
+        close_all(fds)  # workers send none
         if envelope.HasField("resolve") and not envelope.resolve.HasField("backing"):
             self.spawn_task(self._answer_resolve(envelope, self.link))
         elif envelope.HasField("cache_used"):
-            self._session.cache_used(envelope.cache_used.keys)
+            self._keeper.cache_used(envelope.cache_used.keys)
         else:
             self._owner.received(envelope)
 
     async def _answer_resolve(self, envelope: pb.Envelope, link: Link | None) -> None:
-        error = await self._session.resolve(unpack_want(envelope.resolve))
+        error = await self._keeper.resolve(unpack_want(envelope.resolve))
         if link is not None:
             link.post(pb.Envelope(id=envelope.id, resolved=pb.Resolved(errno=error)))
 
@@ -334,8 +345,3 @@ class WorkerProcess:
         if not self._is_closing:
             self.restarts += 1
         self._wake.set()
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has just ended
-        os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,196 @@
+"""Supervisors that are killed or replaced while front-ends are connected."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from errno import ENOENT, ESTALE
+from pathlib import Path
+
+import pytest
+
+from appliance.store.leases import living_leases
+from appliance.store.root_lists import roots_locked
+from tests.fakes import fuse_client
+from tests.fakes.appliance_process import (
+    APPLIANCE,
+    DEADLINE_S,
+    ApplianceProcess,
+    FakeGuest,
+    every_event,
+    import_tree,
+    uri_of,
+)
+from tests.fakes.hostile_guest import LARGE, ROOT, descendants, parent_of
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = ("--num-request-queues=1",)
+
+
+def kill(appliance: ApplianceProcess) -> None:
+    appliance.process.kill()
+    appliance.process.wait(DEADLINE_S)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def await_end(pids: set[int]) -> None:
+    for _ in every_event(DEADLINE_S):
+        if not any(map(is_running, pids)):
+            return
+    raise AssertionError(f"of {pids}, some still run")
+
+
+def fork_servers_of(appliance: ApplianceProcess) -> set[int]:
+    pid = appliance.process.pid
+    return {child for child in descendants(pid) if parent_of(child) == pid}
+
+
+def processes_of(appliance: ApplianceProcess) -> set[int]:
+    return {
+        pid
+        for session in appliance.status()
+        for pid in (session["pid"], *(worker["pid"] for worker in session["workers"]))
+    }
+
+
+def session_leases(store: Path) -> list[int]:
+    """Return how many paths each living lease of a session holds."""
+    with roots_locked(store, is_exclusive=True):
+        return [len(lease.paths) for lease in living_leases(store) if lease.kind == "session"]
+
+
+@pytest.fixture
+def guest(
+    store: tuple[Path, bytes], tmp_path: Path
+) -> Iterator[tuple[FakeGuest, ApplianceProcess]]:
+    first = ApplianceProcess(store[0], tmp_path, *OPTIONS)
+    served = FakeGuest(first.connect())
+    served.mount()
+    with contextlib.closing(served):
+        yield served, first
+    first.stop()
+
+
+def test_a_guest_reads_on_without_a_supervisor_and_gets_new_paths_from_the_next(
+    guest: tuple[FakeGuest, ApplianceProcess], store: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    served, first = guest
+    large = served.lookup(served.lookup(ROOT, store[1]), b"large")
+    before = processes_of(first)
+    (tree := tmp_path / "new").write_text("new content")
+    for restart in range(2):
+        kill(first)
+        assert session_leases(store[0]) == [1 + restart], "it keeps what it was granted"
+        assert served.ask(fuse_client.read(large, 0, 4000)).body == LARGE[:4000]
+        assert served.ask(fuse_client.getattr_(ROOT)).error == 0
+        (name,) = import_tree(store[0], tree)
+        served.send(fuse_client.lookup(ROOT, name.encode()))
+        first = ApplianceProcess(store[0], tmp_path, *OPTIONS)
+        (used,) = served.rings[1].collect(timeout_s=DEADLINE_S)
+        answer = fuse_client.parse_reply(used.data)
+        assert answer.error == 0
+        file = fuse_client.parse_entry(answer.body).nodeid
+        assert served.ask(fuse_client.read(file, 0, 4000)).body == b"new content"
+        assert served.lookup(served.lookup(ROOT, store[1]), b"large") == large
+        assert processes_of(first) == before
+        tree = tree.rename(tmp_path / f"new-{restart}")
+    (session,) = first.status()
+    assert session["requests"]["INIT"] == 1
+    fork_servers = {parent_of(pid) for pid in before}
+    served.vmm.front_end.close()
+    await_end(before | fork_servers)
+    assert first.status() == []
+    assert session_leases(store[0]) == []
+    assert first.stop() == 0
+    assert list((first.store.with_name(first.store.name + ".state") / "sessions").iterdir()) == []
+
+
+def test_a_supervisor_that_is_told_to_keep_sessions_leaves_them_to_the_next(
+    store: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    with ApplianceProcess(store[0], tmp_path, *OPTIONS, "--keep-sessions") as first:
+        served = FakeGuest(first.connect())
+        served.mount()
+        before = processes_of(first)
+        assert first.stop() == 0
+        assert served.ask(fuse_client.statfs()).error == 0
+    with ApplianceProcess(store[0], tmp_path, *OPTIONS) as second:
+        assert processes_of(second) == before
+        assert served.lookup(ROOT, store[1])
+        assert second.stop() == 0
+    await_end(before)
+    served.close()
+
+
+def test_sessions_of_other_sockets_and_stores_are_not_taken_over(
+    guest: tuple[FakeGuest, ApplianceProcess], store: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    served, first = guest
+    kill(first)
+    (tmp_path / "other").mkdir()
+    options = (*OPTIONS, f"--state-dir={store[0]}.state")
+    with ApplianceProcess(store[0], tmp_path / "other", *options) as other:
+        assert other.status() == []
+    (tmp_path / "tree").write_text("x")
+    import_tree(tmp_path / "store2", tmp_path / "tree")
+    with ApplianceProcess(tmp_path / "store2", tmp_path, *options) as other:
+        assert other.status() == []
+    with ApplianceProcess(store[0], tmp_path, *OPTIONS) as second:
+        assert len(second.status()) == 1
+        assert served.lookup(ROOT, store[1])
+
+
+def test_a_session_whose_fork_server_is_killed_gets_another(
+    guest: tuple[FakeGuest, ApplianceProcess], store: tuple[Path, bytes]
+) -> None:
+    served, first = guest
+    pids = processes_of(first)
+    (session,) = first.status()
+    for _ in range(2):
+        for server in fork_servers_of(first):
+            os.kill(server, signal.SIGKILL)
+        assert served.lookup(ROOT, store[1])
+        assert processes_of(first) == pids, "workers live on"
+    (worker,) = (worker for worker in session["workers"] if worker["queues"] == [1])
+    os.kill(worker["pid"], signal.SIGKILL)
+    assert served.lookup(ROOT, store[1])
+    assert processes_of(first) != pids
+
+
+def test_a_view_that_lost_a_path_meanwhile_hides_it_at_once(
+    store: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "tree").write_text("other")
+    (other,) = import_tree(store[0], tmp_path / "tree")
+    state = f"--state-dir={tmp_path}/state"
+
+    def view(word: str, *names: bytes) -> None:
+        paths = [f"/nix/store/{name.decode()}" for name in names]
+        command = [*APPLIANCE, "view", word, "--store", uri_of(store[0]), "v", *paths]
+        subprocess.run(command, check=True, timeout=DEADLINE_S)
+
+    view("create")
+    view("add", store[1], other.encode())
+    options = (*OPTIONS, state, "--view=v")
+    first = ApplianceProcess(store[0], tmp_path, *options)
+    with contextlib.closing(FakeGuest(first.connect())) as served:
+        served.mount()
+        kept, lost = served.lookup(ROOT, store[1]), served.lookup(ROOT, other.encode())
+        kill(first)
+        view("rm", other.encode())
+        with ApplianceProcess(store[0], tmp_path, *OPTIONS, state) as second:
+            assert second.status() == [], "it serves the whole store there"
+        with ApplianceProcess(store[0], tmp_path, *options) as third:
+            assert len(third.status()) == 1
+            assert served.ask(fuse_client.getattr_(kept)).error == 0
+            assert served.ask(fuse_client.getattr_(lost)).error == ESTALE
+            assert served.ask(fuse_client.lookup(ROOT, other.encode())).error == ENOENT
+            assert served.lookup(ROOT, store[1]) == kept

@@ -138,6 +138,18 @@ in
       };
     };
 
+    gc = {
+      enable = lib.mkEnableOption "daily garbage collection of the store";
+      deleteOlderThan = mkOption {
+        type = types.str;
+        default = "30d";
+        description = ''
+          Store paths that were put within this time stay, even if no root, view or machine uses
+          them.
+        '';
+      };
+    };
+
     vms = mkOption {
       type = types.attrsOf (types.submodule vmOptions);
       default = { };
@@ -163,6 +175,10 @@ in
           listenStreams = instead cfg.http.listen;
         };
       };
+
+    systemd.timers = lib.optionalAttrs cfg.gc.enable {
+      appliance-gc.wantedBy = [ "timers.target" ];
+    };
 
     systemd.services =
       {
@@ -201,6 +217,16 @@ in
           );
         };
       }
+      // lib.optionalAttrs cfg.gc.enable {
+        appliance-gc.serviceConfig = {
+          ReadWritePaths = [ "-${cfg.storeDir}" ];
+          ExecStart = instead (command [
+            "gc"
+            store
+            "--delete-older-than=${cfg.gc.deleteOlderThan}"
+          ]);
+        };
+      }
       // lib.mapAttrs' (
         name: vm:
         lib.nameValuePair "appliance-virtiofs@${name}" {
@@ -221,6 +247,7 @@ in
                   store
                   "--socket-path=${vm.socket}"
                   "--num-request-queues=${toString vm.queues}"
+                  "--keep-sessions"
                 ]
                 ++ lib.optional (vm.closure != [ ]) "--view=${name}"
                 ++ lib.optional vm.listRoot "--list-root"

@@ -58,6 +58,7 @@ EVERYTHING = """{
     trustedPublicKeys = [ "one-1:AAAA" "two-1:BBBB" ];
     signKeyPaths = [ "/etc/key" ];
   };
+  gc = { enable = true; deleteOlderThan = "7d"; };
   http = { enable = true; signKeyPaths = [ "/etc/one" "/etc/two" ]; priority = 20; };
   vms.web = { closure = [ "/nix/store/00000000000000000000000000000000-system" ]; queues = 2; };
   vms.db = { socket = "/run/vms/db.sock"; group = "vms"; listRoot = true; };
@@ -93,6 +94,7 @@ def test_units_are_those_of_the_package_and_commands_exist(tmp_path: Path) -> No
     assert sorted(services) == [
         "appliance-closure-web",
         "appliance-daemon",
+        "appliance-gc",
         "appliance-http",
         "appliance-virtiofs@db",
         "appliance-virtiofs@web",
@@ -102,6 +104,7 @@ def test_units_are_those_of_the_package_and_commands_exist(tmp_path: Path) -> No
         is_of_package = f"{template}{at}.service" in UNITS
         assert is_of_package == (not name.startswith("appliance-closure-"))
     assert {f"{name}.socket" for name in systemd["sockets"]} <= UNITS
+    assert {f"{name}.timer" for name in systemd["timers"]} <= UNITS
     for words in (words for several in commands(services).values() for words in several):
         # The program knows all words but the last, because of which it ends at once.
         done = subprocess.run(
@@ -138,11 +141,13 @@ def test_settings_become_options(tmp_path: Path) -> None:
         store,
         "--socket-path=/run/appliance-web/virtiofs.sock",
         "--num-request-queues=2",
+        "--keep-sessions",
         "--view=web",
     ]
     assert words["appliance-virtiofs@db"][2:] == [
         "--socket-path=/run/vms/db.sock",
         "--num-request-queues=1",
+        "--keep-sessions",
         "--list-root",
     ]
     system = "/nix/store/00000000000000000000000000000000-system"
@@ -150,6 +155,8 @@ def test_settings_become_options(tmp_path: Path) -> None:
         ["copy", store, "--recursive", system],
         ["view", "set", store, "web", "--registration-files", "--closure", system],
     ]
+    assert words["appliance-gc"] == ["gc", store, "--delete-older-than=7d"]
+    assert systemd["timers"] == {"appliance-gc": {"wantedBy": ["timers.target"]}}
     http = systemd["services"]["appliance-http"]["serviceConfig"]
     assert http["LoadCredential"] == ["key0:/etc/one", "key1:/etc/two"]
     assert systemd["sockets"]["appliance-daemon"]["listenStreams"] == [

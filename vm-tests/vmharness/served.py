@@ -22,11 +22,12 @@ Requests = dict[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A guest and what serves it."""
+    """A guest and what serves it, and the options that the server was started with."""
 
     server: ApplianceProcess
     guest: Guest
     machine: str
+    options: tuple[str, ...]
 
     def mount(self, options: str = "ro", tag: str = TAG, at: str = "/mnt") -> None:
         """Mount a device in the guest."""
@@ -91,7 +92,7 @@ def serve(
             boot_deadline_s=boot_deadline_s,
         ) as guest,
     ):
-        yield Served(server, guest, machine)
+        yield Served(server, guest, machine, options)
 
 
 def boot_guest(

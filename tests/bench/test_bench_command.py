@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from appliance.bench.tree_walk import GuestTree
 from appliance.errors import BenchError
 from tests.bench.conftest import Served
 from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event
+from tests.fakes.hostile_guest import descendants
 
 SECONDS = "--seconds=0.2"
 
@@ -155,7 +157,9 @@ def test_a_back_end_that_is_killed_is_noticed(served: Served) -> None:
     command = [*APPLIANCE, "bench", str(served.socket), f"--path={served.start}", "--seconds=60"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
         wait_until_busy(served)
-        served.process.kill()
+        for pid in [served.process.pid, *descendants(served.process.pid)]:
+            with suppress(ProcessLookupError):  # it may end with its parent
+                os.kill(pid, signal.SIGKILL)
         _, errors = running.communicate(timeout=DEADLINE_S)
     assert running.returncode == 1
     (line,) = errors.splitlines()

@@ -234,8 +234,12 @@ def test_an_error_names_the_file_the_blob_and_the_peer(
     assert read(guest, nodeid).error == errno.EIO
     (line,) = [line for line in errors(appliance) if str(digest) in line]
     peer = f"unix:{services.uri.removeprefix('grpc+unix://')}"
-    path = f"{name.decode()}/sub/lost"
-    assert line.endswith(f"file {path}: blob {digest}: {peer}: the service does not have it")
+    ends = [
+        f"file {path}: blob {digest}: {peer}: the service does not have it"
+        # A directory that came alone, as its closure took too long, does not know what is above it.
+        for path in (f"{name.decode()}/sub/lost", ".../lost")
+    ]
+    assert line.endswith(tuple(ends))
 
 
 @pytest.mark.parametrize("sent", [None, b"\xff\xff", b""])

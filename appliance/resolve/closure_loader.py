@@ -13,6 +13,7 @@ one closure; the rest comes when it is wanted.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final
@@ -32,6 +33,9 @@ from appliance.services.tasks import SingleFlight
 PutImages = Callable[[Mapping[bytes, bytes]], Awaitable[None]]
 
 _WAIT_S: Final = 1.0
+# A want for a Directory that was put more recently than this crossed with the image.
+_CROSSED_S: Final = 1.0
+_JUST_PUT_MAX: Final = 1 << 13
 # Closures on their way that nobody waits for; more are not begun.
 _AHEAD_MAX: Final = 16
 _DIRECTORIES_MAX: Final = 1 << 16
@@ -105,6 +109,8 @@ class ClosureLoader:
         self._closures: dict[Digest, _Closure] = {}
         # Resolved when the image has been put, or with the error that ends the closure.
         self._waiting: dict[bytes, asyncio.Future[None]] = {}
+        # When images were put, oldest first; those that a want has crossed with are taken out.
+        self._just_put: dict[bytes, float] = {}
 
     def begin(self, root: Digest, name: bytes) -> None:
         """Have a path's Directories come, unless enough others do; errors are dropped."""
@@ -119,6 +125,9 @@ class ClosureLoader:
             CorruptBlobError: the service sent something else.
             StoreError: it cannot be had, or not be put.
         """
+        put_at_s = self._just_put.pop(digest, None)
+        if put_at_s is not None and time.monotonic() - put_at_s < _CROSSED_S:
+            return  # whoever still misses it will say so again
         if not any(digest in closure.expected for closure in self._closures.values()):
             self._begin(digest, b"")
         waiting = self._waiting.get(digest)
@@ -186,8 +195,12 @@ class ClosureLoader:
                 self._read_ahead.add(closure.root, closure.name, closure.received)
             await self._put_images(unput)
             closure.expected -= unput.keys()
+            now_s = time.monotonic()
             for digest in unput:
+                self._just_put[digest] = now_s
                 self._end_waiting(digest)
+            while len(self._just_put) > _JUST_PUT_MAX:
+                del self._just_put[next(iter(self._just_put))]
 
     async def _load_alone(self, digest: Digest) -> None:
         try:

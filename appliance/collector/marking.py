@@ -20,7 +20,7 @@ LIVE: Final = 1
 # The numbers from here on are those of dead paths, see `Marks.mark`.
 FIRST_DEAD: Final = 2
 _DAMAGE_MAX: Final = 10
-# After so many Directories, their pages leave the memory of this process.
+# The pages of Directories that were read are released each time this many have been.
 _DIRECTORIES_AT_A_TIME: Final = 2048
 
 

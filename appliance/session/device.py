@@ -7,8 +7,7 @@ import stat
 
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
-from appliance.session.device_services import DeviceServices
-from appliance.session.ring_worker import RingWorker
+from appliance.session.ring_worker import DeviceServices, RingWorker
 from appliance.session.session_memory import InflightMemory
 from appliance.vhost._vhost_wire import Region
 from appliance.vhost.backend import VringConfig

@@ -5,16 +5,18 @@ The state that a worker needs is kept here and sent again to every successor.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
 from appliance.session.channel import MAX_FDS
-from appliance.session.device_services import DeviceServices
 from appliance.session.link import Link
-from appliance.session.session_memory import InflightMemory
+from appliance.session.session_memory import InflightMemory, SessionMemory
+from appliance.session.spawning import Spawner
 from appliance.session.worker_process import (
     START_ATTEMPTS,
+    Keeper,
     WorkerFailedError,
     WorkerProcess,
 )
@@ -28,6 +30,29 @@ _ANSWER_DEADLINE_S = 15.0
 
 class _WorkerStuckError(VhostError):
     """The worker did not answer in time and was killed; a successor will be started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceServices:
+    """What a device needs besides its front-end; the caller keeps ownership of all of it."""
+
+    spawner: Spawner
+    keeper: Keeper
+    start_apart: Callable[[], Awaitable[None]]
+    """See `GrantTable.start_apart`; raises VhostError if that is impossible."""
+    changed: Callable[[], None]
+    """Called when a worker has started or died."""
+    memory: SessionMemory
+    fds: Sequence[int]
+    """Session memory and grants, which every worker gets first."""
+    configure: pb.Configure
+    """The part of the first message that is the same for every worker."""
+
+    def configure_for(self, queue: int) -> pb.Configure:
+        """Return the first message to the worker of `queue`."""
+        configure = pb.Configure(queue=queue)
+        configure.MergeFrom(self.configure)
+        return configure
 
 
 class RingWorker:

@@ -24,8 +24,8 @@ from appliance.errors import VhostError
 from appliance.log import configure_logging, set_log_source
 from appliance.protos import control_pb2 as pb
 from appliance.session.device import Device
-from appliance.session.device_services import DeviceServices
 from appliance.session.fork_client import ForkClient, lower_end_of
+from appliance.session.ring_worker import DeviceServices
 from appliance.session.session_memory import SessionMemory
 from appliance.session.session_sandbox import lock_down_session
 from appliance.session.supervisor_client import SupervisorClient

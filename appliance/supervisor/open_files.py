@@ -13,7 +13,7 @@ from typing import Final
 from appliance.session.grants import GrantTable
 
 OPEN_FILES: Final = 16384
-"""The bound for all workers; with the inodes that they pin, so many files take about 20 MiB."""
+"""The bound for all workers. This many open files, and the inodes they pin, take about 20 MiB."""
 _LEAST: Final = 4
 
 

@@ -39,7 +39,7 @@ class Run(NamedTuple):
 
 
 def fill(path: Path, num_blobs: int, num_paths: int) -> list[StorePath]:
-    """Write a store with so many different blobs, spread evenly over so many paths."""
+    """Write a store with `num_blobs` different blobs, spread evenly over `num_paths` paths."""
     store = Store.open(path, create=True, is_durable=False)
     made = []
     for first in range(0, num_paths, _PATHS_PER_COMMIT):

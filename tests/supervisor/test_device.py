@@ -20,7 +20,7 @@ from appliance.resolve.exports import WholeStore
 from appliance.resolve.local import LocalResolver
 from appliance.session import ring_worker
 from appliance.session.device import Device
-from appliance.session.device_services import DeviceServices
+from appliance.session.ring_worker import DeviceServices
 from appliance.session.worker_process import WorkerProcess
 from appliance.store.store import Store
 from appliance.supervisor.forker import Forker

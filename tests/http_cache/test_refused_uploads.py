@@ -338,11 +338,11 @@ def test_a_flood_of_bad_uploads_leaves_disk_and_memory_as_they_were(cache: Cache
 
     assert cache.put_nar().status == 201  # What the bad narinfos are about.
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(flood, range(16)))
+        list(threads.map(flood, range(64)))  # until the allocator has what it keeps
         before = used()
-        list(threads.map(flood, range(64)))
+        list(threads.map(flood, range(128)))
     after = used()
-    assert after[0] - before[0] < 16 << 20
+    assert after[0] - before[0] < 32 << 20  # 1,400 refusals; what it keeps varies by 20 MiB
     assert after[1] == before[1]
     assert after[2] - before[2] <= 8  # connections that the server has not closed yet
     assert cache.put_narinfo(narinfo_of()._replace(nar_size=1)).status == 400

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from errno import EIO
 from typing import Final
 
+from appliance.bounds import WANTS_MAX
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
 from appliance.session.link import Link, LinkClosedError, close_all
@@ -19,8 +20,6 @@ from appliance.session.wants import Want, pack_want
 
 # How long to wait for the next supervisor.
 _ABSENCE_S: Final = 30.0
-# Wants that the supervisor is asked for at a time; others wait here.
-WANTS_MAX: Final = 1024
 # Keys of cache entries in one message, which must fit a packet.
 _KEYS_MAX: Final = 64
 

@@ -44,6 +44,7 @@ def boot(
     lifetime_s: float = 900,
     kernel: Kernel | None = None,
     root: str = "",
+    monitor: Path | None = None,
 ) -> Guest:
     """Boot a guest with these file systems; nothing is mounted yet.
 
@@ -56,9 +57,18 @@ def boot(
         lifetime_s: until every wait fails.
         kernel: the release's own by default.
         root: the tag of the file system that has the guest's root, if not the initramfs has it.
+        monitor: where to make a socket for `Monitor`. The devices can then be removed and added:
+            each, `device0` and so on, has a port of its own, `port0`, and a chardev, `fs0`.
     """
     kernel = kernel or qemu_kernel()
     command, channels = _command(accelerator(), kernel, devices, directory, cpus, memory_mib, root)
+    if monitor is not None:
+        command += ["-qmp", f"unix:{_escape(monitor)},server=on,wait=off"]
+        for number in range(len(devices)):
+            device = next(at for at, word in enumerate(command) if f"chardev=fs{number}," in word)
+            command[device] += f",id=device{number},bus=port{number}"
+            port = f"pcie-root-port,id=port{number},chassis={number + 1}"
+            command[device - 1 : device - 1] = ["-device", port]
     guest = Guest(command, channels, _console(directory), lifetime_s)
     guest.wait_until_up(boot_deadline_s)
     return guest

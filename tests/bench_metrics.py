@@ -82,7 +82,7 @@ def main() -> None:
             scraped, not_scraped = [], []
             for number in range(num_pairs):
                 # Which half comes first alternates, so that a trend cancels out.
-                halves = {}
+                halves: dict[bool, float] = {}
                 for is_scraped in (True, False) if number % 2 else (False, True):
                     if is_scraped:
                         with scraper.running():

@@ -95,10 +95,7 @@ def _run_bug_report(options: argparse.Namespace) -> None:
             *("journalctl", "--no-pager", "--output=short-iso", f"--lines={_LOG_LINES}"),
             "--unit=appliance*",
         ),
-        **{
-            f"log{number}.txt": partial(_last_lines, log)
-            for number, log in enumerate(options.log)
-        },
+        **{f"log{number}.txt": partial(_last_lines, log) for number, log in enumerate(options.log)},
     }
     top = path.name.removesuffix(".gz").removesuffix(".tar") or "appliance-bugreport"
     try:

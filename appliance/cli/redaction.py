@@ -32,7 +32,10 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
     # Who connects, in an address.
     (re.compile(r"(?P<scheme>\b[\w+.-]+://)[^/\s@'\"]+@"), rf"\g<scheme>{_GONE}@"),
     (re.compile(r"(?P<mark>[?&])(?P<name>[\w.-]+)=[^&\s'\"]*"), _parameter),
-    (re.compile(r"(?i)\b(?P<name>(?:proxy-)?authorization)(?P<mark>['\"]?\s*[:=]).*"), r"\g<name>\g<mark> ***"),
+    (
+        re.compile(r"(?i)\b(?P<name>(?:proxy-)?authorization)(?P<mark>['\"]?\s*[:=]).*"),
+        r"\g<name>\g<mark> ***",
+    ),
     (
         re.compile(
             r"(?i)(?P<name>[\w-]*(?:passw(?:or)?d|passphrase|secret|token|credential|"

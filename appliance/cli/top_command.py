@@ -161,9 +161,7 @@ def _sorted(rows: "Sequence[Activity]", sort: str) -> "list[Activity]":
 
 
 def _lines(rows: "Sequence[Activity]", sort: str) -> "Iterator[str]":
-    titles = [
-        f"{'*' if name == sort else ''}{column.title}" for name, column in _COLUMNS.items()
-    ]
+    titles = [f"{'*' if name == sort else ''}{column.title}" for name, column in _COLUMNS.items()]
     yield f"{'VM':<{_NAME_COLUMNS}}" + "".join(f"{title:>10}" for title in titles)
     for row in rows:
         name = row.name

@@ -211,7 +211,7 @@ class Dispatcher:
         return tuple.__new__(Reply, (header[2], error, body))
 
     def count_untrusted(self, opcode: int, error: int) -> None:
-        """Count a request for which `handle_untrusted` raised, and which is refused with `error`."""
+        """Count a request for which `handle_untrusted` raised; it is refused with `error`."""
         slot = self._routes.get(opcode, _UNKNOWN).slot
         self._counters[slot] += 1
         self._note(slot, error, b"")

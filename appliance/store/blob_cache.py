@@ -121,11 +121,6 @@ class BlobCache:
         """The directory for files that are to become blobs."""
         return self._temp.path
 
-    def charged_bytes(self) -> int:
-        """Return how much of `max_bytes` is taken up."""
-        with self.store.env.read() as txn:
-            return self._ledger.total(txn)
-
     def has(self, digest: Digest) -> bool:
         """Whether a blob has a record. This is quick, but does not look for the file."""
         with self.store.snapshot() as snapshot:

@@ -53,9 +53,7 @@ async def giving_signs_of_life(
         work.add_done_callback(tasks.discard)
 
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(
-        signal.SIGUSR1, lambda: spawn(asyncio.create_task(_log_state(gather)))
-    )
+    loop.add_signal_handler(signal.SIGUSR1, lambda: spawn(asyncio.create_task(_log_state(gather))))
     if has_service_manager():
         spawn(asyncio.create_task(_tell_status(sessions)))
         allowed_s = watchdog_s()

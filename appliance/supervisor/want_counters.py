@@ -1,4 +1,4 @@
-"""What the workers of one session have wanted of the supervisor, and how long they waited for it."""
+"""What the workers of one session have wanted of the supervisor, and how long that took."""
 
 import time
 from collections import Counter

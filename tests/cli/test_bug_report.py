@@ -36,7 +36,10 @@ PEM: Final = (
     [
         (f"https://user:{SECRET}@host/path", "https://***@host/path"),
         (f'"s3://AKIA:{SECRET}@bucket?region=eu"', '"s3://***@bucket?region=***"'),
-        (f"https://host/x?wait-connect=1&sig={SECRET} y", "https://host/x?wait-connect=1&sig=*** y"),
+        (
+            f"https://host/x?wait-connect=1&sig={SECRET} y",
+            "https://host/x?wait-connect=1&sig=*** y",
+        ),
         (f"signed by {NIX_KEY}", "signed by ***"),
         (f"trusts {PUBLIC_KEY}", f"trusts {PUBLIC_KEY}"),
         (f"before\n{PEM}after", "before\n***\nafter"),
@@ -77,7 +80,9 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Reporte
     directory = tmp_path_factory.mktemp("served")
     (name,) = import_tree(directory / "store", tree)
     log = directory / "other.log"
-    log.write_text(f"fetching from https://user:{SECRET}@host/\n{PEM}signed by {NIX_KEY}\nlast line\n")
+    log.write_text(
+        f"fetching from https://user:{SECRET}@host/\n{PEM}signed by {NIX_KEY}\nlast line\n"
+    )
     environ = os.environ | {
         "APPLIANCE_STATE_DIR": str(directory / "store.state"),
         "APPLIANCE_TOKEN": SECRET,
@@ -92,8 +97,10 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Reporte
         nodeid = guest.lookup(guest.lookup(ROOT, name.encode()), b"file")
         assert guest.ask(fuse_client.read(nodeid, 0, 4096)).body == content
         ended = subprocess.run(
-            [*APPLIANCE, "bugreport", "--store", process.uri]
-            + [f"--log={log}", f"--log={process.log_path}"],
+            [
+                *(*APPLIANCE, "bugreport", "--store", process.uri),
+                *(f"--log={log}", f"--log={process.log_path}"),
+            ],
             check=True,
             cwd=directory,
             env=environ,

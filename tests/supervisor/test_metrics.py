@@ -3,6 +3,7 @@
 One supervisor serves a local store, and the other one a daemon's. Each has answered a guest.
 """
 
+import errno
 import http.client
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import socket
 import subprocess
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -19,9 +21,12 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 from prometheus_client import Metric
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from appliance.fuse_proto._fuse_wire import Opcode
+from appliance.session.request_statistics import ERROR_ROWS
+from appliance.session.session_memory import SessionMemory
 from appliance.supervisor.exposition import VMS_MAX, exposition
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import (
@@ -40,6 +45,11 @@ SMALL: Final = b"small content"
 LARGE: Final = os.urandom(100_000)
 ACCEPT: Final = "application/openmetrics-text; version=1.0.0"
 NUM_MISSING: Final = 3
+
+
+def parse_openmetrics(text: str) -> Iterator[Metric]:
+    metrics: Iterator[Metric] = openmetrics.text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+    return metrics
 
 
 class Served(NamedTuple):
@@ -146,8 +156,10 @@ def test_what_a_guest_did_is_counted(served: Served) -> None:
     (memory,) = of("appliance_memory_bytes").values()
     assert memory > 1 << 20
     labels = {
-        sample.labels["vm"] for family in families for sample in family.samples if "vm" in
-        sample.labels
+        sample.labels["vm"]
+        for family in families
+        for sample in family.samples
+        if "vm" in sample.labels
     }
     assert labels == {str(served.local.sockets[0])}
 
@@ -255,7 +267,8 @@ tests:
           - exp_labels: {severity: warning, instance: a, vm: v}
             exp_annotations:
               summary: "v: workers die again and again"
-              description: Each costs the guest a pause. The log has a line for each with the signal.
+              description: >-
+                Each costs the guest a pause. The log has a line for each with the signal.
       - alertname: ApplianceGuestWaits
         eval_time: 7m
         exp_alerts:
@@ -269,9 +282,7 @@ tests:
 def expressions() -> list[str]:
     """Return the expressions of the dashboard, with its variables filled in."""
     dashboard = json.loads((MONITORING / "dashboard.json").read_text())
-    found = [
-        target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())
-    ]
+    found = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
     assert len(found) > 30
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
     return [expr.replace("$__rate_interval", "1m").replace("$vm", ".*") for expr in found]
@@ -389,6 +400,23 @@ def test_supervisors_that_call_a_socket_the_same_are_told_apart() -> None:
     assert vms == {"/run/0", "/run/0 (8)"}
 
 
+def test_a_worker_that_writes_anything_makes_no_more_metrics() -> None:
+    memory = SessionMemory.create(2)
+    memory.memory[4096:] = os.urandom(len(memory.memory) - 4096)
+    report = report_of(1)
+    report["sessions"][0] |= memory.totals().report()
+    memory.close()
+    body, _content_type = exposition([report], ACCEPT)
+    labels: dict[str, set[str]] = {}
+    for family in parse_openmetrics(body.decode()):
+        for sample in family.samples:
+            for label, value in sample.labels.items():
+                labels.setdefault(label, set()).add(value)
+    assert labels["opcode"] <= {"UNKNOWN", *(opcode.name for opcode in Opcode)}
+    assert labels["errno"] <= {"other", *errno.errorcode.values()}
+    assert body.count(b"appliance_request_errors_total{") <= 2 * ERROR_ROWS
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "reason"),
@@ -398,12 +426,12 @@ def test_supervisors_that_call_a_socket_the_same_are_told_apart() -> None:
         ("/nowhere/metrics.sock", "No such file or directory"),
     ],
 )
-def test_an_address_that_cannot_be_used_is_named(
-    address: str, reason: str, tmp_path: Path
-) -> None:
+def test_an_address_that_cannot_be_used_is_named(address: str, reason: str, tmp_path: Path) -> None:
     ended = subprocess.run(
-        [*APPLIANCE, "virtiofs", f"--store=lmdb://{tmp_path}/store", f"--metrics={address}"]
-        + [f"--socket-path={tmp_path}/fs.sock"],
+        [
+            *(*APPLIANCE, "virtiofs", f"--store=lmdb://{tmp_path}/store"),
+            *(f"--metrics={address}", f"--socket-path={tmp_path}/fs.sock"),
+        ],
         check=False,
         capture_output=True,
         text=True,

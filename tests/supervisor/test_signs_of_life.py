@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,8 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
 def watched(
     manager: socket.socket, store: tuple[Path, bytes], tmp_path: Path
 ) -> Iterator[ApplianceProcess]:
-    prefix = ("env", f"NOTIFY_SOCKET={manager.getsockname()}")
-    prefix += (f"WATCHDOG_USEC={int(ALLOWED_S * 1e6)}",)
+    variables = (f"NOTIFY_SOCKET={manager.getsockname()}", f"WATCHDOG_USEC={int(ALLOWED_S * 1e6)}")
+    prefix = ("env", *variables)
     with ApplianceProcess(store[0], tmp_path, prefix=prefix) as process:
         yield process
 
@@ -71,8 +72,8 @@ def test_a_fork_server_that_hangs_gives_no_sign_of_life(
         for _ in every_event(DEADLINE_S):
             if SILENCE in watched.log():
                 break
-        manager.setblocking(False)
-        with pytest.raises(BlockingIOError):
+        manager.settimeout(0)
+        with suppress(BlockingIOError):
             while True:
                 manager.recv(4096)
         # For longer than the watchdog would wait, there is nothing.
@@ -92,12 +93,11 @@ def test_a_fork_server_that_hangs_gives_no_sign_of_life(
 def test_a_watchdog_for_another_process_is_left_alone(
     manager: socket.socket, store: tuple[Path, bytes], tmp_path: Path
 ) -> None:
-    prefix = ("env", f"NOTIFY_SOCKET={manager.getsockname()}", "WATCHDOG_USEC=30000")
-    prefix += ("WATCHDOG_PID=1",)
-    with ApplianceProcess(store[0], tmp_path, prefix=prefix) as process:
+    variables = (f"NOTIFY_SOCKET={manager.getsockname()}", "WATCHDOG_USEC=30000", "WATCHDOG_PID=1")
+    with ApplianceProcess(store[0], tmp_path, prefix=("env", *variables)) as process:
         with FakeGuest(process.connect()) as guest:
             guest.mount()
-            seen = set()
+            seen: set[bytes] = set()
             while not any(message.startswith(b"STATUS=1 served") for message in seen):
                 seen.add(manager.recv(4096))
         assert b"WATCHDOG=1" not in seen

@@ -129,8 +129,7 @@ def add_virtiofs(commands: "Subparsers") -> None:
         type=int,
         metavar="N",
         help="let a worker poll its queue for up to N microseconds before it sleeps, as long as "
-        f"that saves wake-ups; 0 turns it off (default: {_DEFAULT_POLL_US} with more than two "
-        "CPUs, or else 0)",
+        f"that saves wake-ups; 0 turns it off (default: {_DEFAULT_POLL_US}, or 0 with one CPU)",
     )
     _add_files_options(command, "let guests list the root directory")
     _add_common_options(command)
@@ -343,8 +342,8 @@ def _poll_us(given: int | None) -> int:
         if not 0 <= given <= _MAX_POLL_US:
             raise ConfigError(f"--poll-us {given}: expected 0 to {_MAX_POLL_US}")
         return given
-    # With fewer, whoever polls keeps the guest from running.
-    return _DEFAULT_POLL_US if len(os.sched_getaffinity(0)) > 2 else 0
+    # With one, whoever polls keeps the guest from running.
+    return _DEFAULT_POLL_US if len(os.sched_getaffinity(0)) > 1 else 0
 
 
 def _blob_cache_bytes(options: argparse.Namespace) -> int:

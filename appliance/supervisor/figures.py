@@ -45,7 +45,7 @@ class Supervised:
     """Returns how many fork servers were started."""
 
 
-class Figures:
+class SupervisorFigures:
     """Puts reports together; used on one event loop.
 
     Args:

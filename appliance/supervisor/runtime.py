@@ -21,7 +21,7 @@ from appliance.session.session_memory import SessionMemory
 from appliance.store.leases import Lease, LeaseKind
 from appliance.store.store import Store
 from appliance.store.views import Views
-from appliance.supervisor.figures import Figures, Supervised
+from appliance.supervisor.figures import Supervised, SupervisorFigures
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.open_files import OpenFiles
 from appliance.supervisor.served_session import ServedSession
@@ -198,7 +198,7 @@ async def running(
         if live_views:
             watch = ViewWatch(_views(config).directory, live_views)
             stack.callback(watch.close)
-        figures = Figures(report, supervised)
+        figures = SupervisorFigures(report, supervised)
         stack.callback(figures.close)
         status = StatusServer(config.state_dir, figures.gather)
         await status.start()

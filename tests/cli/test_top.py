@@ -118,6 +118,7 @@ def test_keys_sort_on_a_terminal_and_q_ends(
         ).stdout
 
     def shown(text: str) -> str:
+        screen = ""
         for _ in every_event(DEADLINE_S):
             screen = run("capture-pane", "-p")
             if text in screen:
@@ -133,6 +134,7 @@ def test_keys_sort_on_a_terminal_and_q_ends(
         run("send-keys", "9")
         shown("*p99 us")
         run("send-keys", "n")
+        screen = ""
         for _ in every_event(DEADLINE_S):
             screen = run("capture-pane", "-p")
             if "*" not in screen:

@@ -13,7 +13,8 @@
 #                           with systemd; needs root, debootstrap and a Debian mirror
 #   make long-cut           the tests of links between hosts, with a link that is cut for a minute
 #   make storm              guests whose supervisor is killed 100 times while they read
-#   make soak-gc            random histories of a store with garbage collection, for about an hour
+#   make soak-gc            random histories of a store with garbage collection, and kills of its
+#                           processes, for more than an hour
 #   make protos             regenerate the protobuf code
 #   make clean              remove what make has made, downloads included
 # Debian packages are installed when make runs as root; otherwise what is missing is listed.
@@ -94,7 +95,8 @@ storm: packages-test $(INSTALLED)
 	TEST_SUPERVISOR_KILLS=100 $(BIN)/python -m pytest vm-tests/test_guest_crash.py -k again_and_again $(ARGS)
 
 soak-gc: packages-test $(INSTALLED)
-	APPLIANCE_SOAK_EXAMPLES=2000 $(BIN)/python -m pytest tests/collector/test_collection_model.py $(ARGS)
+	APPLIANCE_SOAK_EXAMPLES=2000 APPLIANCE_SOAK_ROUNDS=300 $(BIN)/python -m pytest \
+	  tests/collector/test_collection_model.py tests/collector/test_killed_processes.py $(ARGS)
 
 protos: $(INSTALLED)
 	setup/protos.sh .

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Generic, NoReturn, TypeAlias, TypeVar
+from typing import Final, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 import lmdb
 
@@ -70,6 +70,19 @@ _SAFE_COMMITS: Final = 1
 # The third number is that of resident pages of files and shared memory (proc(5)).
 _STATM: Final = Path("/proc/self/statm")
 _FILE_PAGES_MAX: Final = 96 << 20
+
+
+class EnvironmentFigures(NamedTuple):
+    """How large an environment is, and how much of it is used."""
+
+    map_bytes: int
+    used_bytes: int
+    """Of the file, pages included that later commits will use again."""
+    num_readers: int
+    """Slots of `lock.mdb` that are in use, or were in use at one time."""
+    readers_max: int
+    entries: dict[str, int]
+    """The number of entries of each database."""
 
 
 class NotWritableError(StoreError):
@@ -246,6 +259,26 @@ class Environment:
     def map_size_bytes(self) -> int:
         """Return the current size of the map."""
         return self._env.info()["map_size"]
+
+    def figures(self) -> EnvironmentFigures:
+        """Return the sizes as of now; this reads a page for each database.
+
+        Raises:
+            StoreError: LMDB failed.
+        """
+        with self.read() as txn:
+            entries = {
+                name.decode(): txn.stat(database)["entries"]
+                for name, database in self._databases.items()
+            }
+        info = self._env.info()
+        return EnvironmentFigures(
+            map_bytes=info["map_size"],
+            used_bytes=(info["last_pgno"] + 1) * self._env.stat()["psize"],
+            num_readers=info["num_readers"],
+            readers_max=info["max_readers"],
+            entries=entries,
+        )
 
     def limit_pages(self) -> None:
         """Take the pages of the map that were read out of this process, if they are many.

@@ -19,7 +19,6 @@ longer, it ends with a SnapshotLostError, and its results must not be used.
 """
 
 import errno
-import mmap
 import os
 import resource
 import threading
@@ -38,6 +37,7 @@ from appliance.db.data_file import (
     check_pid,
     is_written_by_nobody,
 )
+from appliance.db.resident_pages import limit_pages
 from appliance.db.transaction_gate import TransactionGate
 from appliance.errors import (
     FULL_ERRNOS,
@@ -67,9 +67,6 @@ _NOT_WRITABLE_ERRNOS: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM}
 # Commits that an unregistered snapshot survives: LMDB reuses the pages that a transaction has freed
 # in the second transaction after it, at the earliest (mdb.c: mdb_page_alloc).
 _SAFE_COMMITS: Final = 1
-# The third number is that of resident pages of files and shared memory (proc(5)).
-_STATM: Final = Path("/proc/self/statm")
-_FILE_PAGES_MAX: Final = 96 << 20
 
 
 class EnvironmentFigures(NamedTuple):
@@ -281,17 +278,8 @@ class Environment:
         )
 
     def limit_pages(self) -> None:
-        """Take the pages of the map that were read out of this process, if they are many.
-
-        For whoever reads a whole file: its pages would stay in the process, though not in its own
-        memory, until the kernel needs them. To be called after each few MiB; while less than 96 MiB
-        of files are resident, this costs a system call or two. Buffers of the map stay valid.
-        """
-        resident_bytes = int(_STATM.read_bytes().split()[2]) * mmap.PAGESIZE
-        if resident_bytes > _FILE_PAGES_MAX:
-            from appliance.system import libc  # noqa: PLC0415 - ctypes is slow to load
-
-            libc.drop_mapped_pages(os.path.realpath(self._path / "data.mdb"))
+        """Take the map's pages out of this process, if they are many; see `resident_pages`."""
+        limit_pages(self._path / "data.mdb")
 
     def unused_bytes(self) -> int:
         """Return about how many bytes of the file later commits will use before it grows.

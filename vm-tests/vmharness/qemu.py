@@ -45,6 +45,7 @@ def boot(
     kernel: Kernel | None = None,
     root: str = "",
     monitor: Path | None = None,
+    disk: Path | None = None,
 ) -> Guest:
     """Boot a guest with these file systems; nothing is mounted yet.
 
@@ -59,6 +60,7 @@ def boot(
         root: the tag of the file system that has the guest's root, if not the initramfs has it.
         monitor: where to make a socket for `Monitor`. The devices can then be removed and added:
             each, `device0` and so on, has a port of its own, `port0`, and a chardev, `fs0`.
+        disk: an image that becomes /dev/vda, read-only.
     """
     kernel = kernel or qemu_kernel()
     command, channels = _command(accelerator(), kernel, devices, directory, cpus, memory_mib, root)
@@ -69,6 +71,8 @@ def boot(
             command[device] += f",id=device{number},bus=port{number}"
             port = f"pcie-root-port,id=port{number},chassis={number + 1}"
             command[device - 1 : device - 1] = ["-device", port]
+    if disk is not None:
+        command += ["-drive", f"file={_escape(disk)},format=raw,if=virtio,readonly=on"]
     guest = Guest(command, channels, _console(directory), lifetime_s)
     guest.wait_until_up(boot_deadline_s)
     return guest

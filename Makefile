@@ -12,6 +12,8 @@
 #   make test-deb           the same, installed, upgraded and removed in a new Debian 12 that boots
 #                           with systemd; needs root, debootstrap and a Debian mirror
 #   make long-cut           the tests of links between hosts, with a link that is cut for a minute
+#   make migrate            guests that read move between two QEMUs and two supervisors, 20 times back
+#                           and forth, and are saved and loaded; downloads a newer QEMU
 #   make storm              guests whose supervisor is killed 100 times while they read
 #   make soak-gc            random histories of a store with garbage collection, for about an hour
 #   make protos             regenerate the protobuf code
@@ -26,7 +28,7 @@ WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_fastcdc.c cffi_
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
-.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut storm soak-gc protos clean packages-venv packages-demo packages-test
+.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut migrate storm soak-gc protos clean packages-venv packages-demo packages-test
 .DELETE_ON_ERROR:
 
 venv: packages-venv $(INSTALLED)
@@ -89,6 +91,10 @@ test-deb: packages-test $(INSTALLED)
 
 long-cut: packages-test $(INSTALLED)
 	TEST_CUT_S=60 $(BIN)/python -m pytest tests/remote/test_links.py $(ARGS)
+
+# its name keeps it out of `make test`, as it takes minutes
+migrate: packages-test $(INSTALLED)
+	$(BIN)/python -m pytest vm-tests/migration.py $(ARGS)
 
 storm: packages-test $(INSTALLED)
 	TEST_SUPERVISOR_KILLS=100 $(BIN)/python -m pytest vm-tests/test_guest_crash.py -k again_and_again $(ARGS)

@@ -13,6 +13,8 @@ import mmap
 from typing import TYPE_CHECKING, Final
 
 from appliance._engine import ffi, lib
+from appliance.errors import RingError
+from appliance.protos import control_pb2 as pb
 
 if TYPE_CHECKING:
     from appliance._engine import EngRing
@@ -86,3 +88,18 @@ class DirtyLog:
                 "a guest that is moved now will miss them",
                 self._size * _PAGES_PER_BYTE * _PAGE_BYTES,
             )
+
+
+def open_log(log: pb.DirtyLog, fd: int | None = None) -> DirtyLog | None:
+    """Return the log that a message describes, in the file `fd` (lent); None if there is no file.
+
+    Raises:
+        RingError: it cannot be mapped.
+    """
+    if fd is None:
+        return None
+    used_addr = log.used_addr if log.HasField("used_addr") else None
+    try:
+        return DirtyLog(fd, log.size, log.offset, used_addr)
+    except (ValueError, OSError) as exc:
+        raise RingError(f"dirty log: {exc}") from exc

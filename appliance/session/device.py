@@ -16,7 +16,7 @@ from appliance.session.device_state import parse_untrusted, save
 from appliance.session.grants import Grants
 from appliance.session.ring_worker import DeviceServices, RingWorker
 from appliance.session.session_memory import InflightMemory
-from appliance.session.state_transfer import StateTransfer
+from appliance.session.state_stream import StateStream
 from appliance.vhost._vhost_wire import Region
 from appliance.vhost.backend import RingLog, VringConfig
 
@@ -58,7 +58,7 @@ class Device:
         # buffer is used only by rings that start after it came.
         self._recording: dict[int, InflightMemory] = {}
         self._ring_workers: dict[int, RingWorker] = {}
-        self._transfer: StateTransfer | None = None
+        self._transfer: StateStream | None = None
 
     # --- Status ---
 
@@ -199,7 +199,7 @@ class Device:
     def _begin_transfer(self, fd: int, data: bytes | None) -> None:
         if self._transfer is not None:
             self._transfer.close()
-        self._transfer = StateTransfer(fd, data)
+        self._transfer = StateStream(fd, data)
 
     # --- Session ---
 

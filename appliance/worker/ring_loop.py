@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
+from appliance.dirty_log import open_log
 from appliance.engine import (
     INFLIGHT_HEADER,
     GuestMap,
@@ -43,7 +44,6 @@ from appliance.session.wants import BlobWanted, Want
 from appliance.worker import ring_delivery
 from appliance.worker.pending import Asking, Parking
 from appliance.worker.plain_answers import PlainAnswers, RingWait
-from appliance.worker.ring_log import open_log
 
 _LOG = logging.getLogger(__name__)
 

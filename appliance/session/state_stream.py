@@ -21,7 +21,7 @@ _READ_BYTES: Final = 1 << 16
 _DEADLINE_S: Final = 10.0
 
 
-class StateTransfer:
+class StateStream:
     """One transfer, which begins at once. Owns the descriptor `fd`, and closes it at the end.
 
     Args:

@@ -21,7 +21,7 @@ from appliance.errors import (
     StoreError,
     StoreFullError,
 )
-from appliance.http_cache.connections import CountedConnection
+from appliance.http_cache.connections import busy
 from appliance.http_cache.nar_source import OpenNar
 from appliance.http_cache.server_metrics import ServerMetrics
 from appliance.log import set_log_source
@@ -45,23 +45,18 @@ METRICS: Final = web.AppKey("metrics", ServerMetrics)
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer errors with their text, and keep count of requests."""
     set_log_source(request.remote or "a local client")
-    connection = None if request.transport is None else request.transport.get_protocol()
-    if isinstance(connection, CountedConnection):
-        connection.num_requests += 1
     status = 500
-    try:
-        response = await _answered(request, handler)
-        status = response.status
-    except web.HTTPException as exc:
-        status = exc.status
-        raise
-    else:
-        return response
-    finally:
-        request.app[METRICS].count(request.method, request.path, status)
-        if isinstance(connection, CountedConnection):
-            connection.num_requests -= 1
-            connection.restart_timer()
+    with busy(request.transport):
+        try:
+            response = await _answered(request, handler)
+            status = response.status
+        except web.HTTPException as exc:
+            status = exc.status
+            raise
+        else:
+            return response
+        finally:
+            request.app[METRICS].count(request.method, request.path, status)
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:

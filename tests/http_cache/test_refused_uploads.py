@@ -346,7 +346,7 @@ def test_a_flood_of_bad_uploads_leaves_disk_and_memory_as_they_were(cache: Cache
     assert after[1] == before[1]
     assert after[2] - before[2] <= 8  # connections that the server has not closed yet
     assert cache.put_narinfo(narinfo_of()._replace(nar_size=1)).status == 400
-    assert b"appliance_http_pending_nars 1\n" in cache.server.ask("/metrics").body
+    assert b"appliance_http_pending_nars 1.0\n" in cache.server.ask("/metrics").body
     check_nothing_is_left(cache)
 
 

@@ -44,6 +44,7 @@ def boot(
     lifetime_s: float = 900,
     kernel: Kernel | None = None,
     root: str = "",
+    disk: Path | None = None,
 ) -> Guest:
     """Boot a guest with these file systems; nothing is mounted yet.
 
@@ -56,6 +57,7 @@ def boot(
         lifetime_s: until every wait fails.
         kernel: the release's own by default.
         root: the tag of the file system that has the guest's root, if not the initramfs has it.
+        disk: an image that becomes /dev/vda, read-only.
     """
     kernel = kernel or qemu_kernel()
     channels = socket.socketpair()
@@ -69,6 +71,8 @@ def boot(
         memory_mib=memory_mib,
         root=root,
     )
+    if disk is not None:
+        words += ["-drive", f"file={_escape(disk)},format=raw,if=virtio,readonly=on"]
     guest = Guest(words, channels, console(directory), lifetime_s)
     guest.wait_until_up(boot_deadline_s)
     return guest

@@ -19,20 +19,23 @@ import logging
 import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import uvloop
 from aiohttp import web
-from aiohttp.http import HttpProcessingError
 
 from appliance.errors import (
     InvalidRequestError,
     PathInfoError,
 )
-from appliance.http_cache.connections import ConnectionCount, CountedConnection
+from appliance.http_cache.connections import (
+    ConnectionCount,
+    CountedConnection,
+    log_bad_requests_in_a_line,
+)
 from appliance.http_cache.document_handlers import DocumentHandlers
 from appliance.http_cache.documents import Documents
 from appliance.http_cache.http_exchange import (
@@ -53,7 +56,7 @@ from appliance.http_cache.nar_sending import send_straight
 from appliance.http_cache.nar_source import NarSource
 from appliance.http_cache.nar_urls import NAR_PREFIX, nar_url, node_of_url, parse_upload
 from appliance.http_cache.pending_nars import NarReceiver, PendingNars
-from appliance.http_cache.server_metrics import CONTENT_TYPE, ServerMetrics
+from appliance.http_cache.server_metrics import ServerMetrics
 from appliance.http_cache.uploads import UploadTarget, accept
 from appliance.nix.narinfo import narinfo_of, parse_narinfo
 from appliance.nix.path_info import PathInfo, validate
@@ -73,6 +76,7 @@ from appliance.services.nar_extent import extent_of
 from appliance.services.open_services import open_services
 from appliance.store.writer import AsyncStore
 from appliance.system.listening import (
+    ListeningSocket,
     announce_ready,
     announce_stopping,
     raise_descriptor_limit,
@@ -98,17 +102,6 @@ _IMMUTABLE: Final = "max-age=31536000, immutable"
 _DIGEST: Final = f"{{digest:[{BASE32_ALPHABET}]{{{base32_size(DIGEST_SIZE)}}}}}"
 
 
-class ListeningSocket(NamedTuple):
-    """A socket that listens already, what it is called, and its file, which is removed at the end.
-
-    The server owns the socket and the file.
-    """
-
-    socket: socket.socket
-    label: str
-    path: Path | None = None
-
-
 class CacheConfig(NamedTuple):
     """What the cache serves, and how."""
 
@@ -127,7 +120,7 @@ def serve_cache(config: CacheConfig) -> None:
     Raises:
         StoreError: the store cannot be opened.
     """
-    logging.getLogger("aiohttp.server").addFilter(_is_ours)
+    log_bad_requests_in_a_line()
     raise_descriptor_limit()  # connections, uploads, and large blobs being read take descriptors
     # gRPC needs the loop of asyncio itself; with a local store there is none.
     is_local = config.services.one_store() is not None
@@ -168,15 +161,6 @@ async def _serve(config: CacheConfig) -> None:
         announce_stopping()
 
 
-def _is_ours(record: logging.LogRecord) -> bool:
-    """Drop the traceback that aiohttp logs for a request that is not HTTP; a line says as much."""
-    error = record.exc_info[1] if record.exc_info else None
-    if not isinstance(error, HttpProcessingError):
-        return True
-    _LOG.info("not a request: %s", " ".join(error.message.split())[:200])
-    return False
-
-
 def _local_stores(config: CacheConfig) -> dict[Path, AsyncStore]:
     path = config.services.one_store()
     if path is None:
@@ -199,14 +183,8 @@ async def _listen(
             lambda: CountedConnection(count, server), sock=item.socket, backlog=_BACKLOG
         )
         # At the end, before anything else: another server may listen there while this one finishes.
-        stack.callback(_stop_listening, listening, item.path)
-
-
-def _stop_listening(listening: asyncio.Server, path: Path | None) -> None:
-    listening.close()
-    if path is not None:
-        with suppress(FileNotFoundError):
-            path.unlink()
+        stack.callback(item.remove_file)
+        stack.callback(listening.close)
 
 
 class _Cache:
@@ -425,8 +403,8 @@ async def _index(request: web.Request) -> web.Response:
 
 
 async def _metrics(request: web.Request) -> web.Response:
-    text = request.app[METRICS].text()
-    return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
+    text, content_type = request.app[METRICS].text(request.headers.get("Accept"))
+    return web.Response(body=text, headers={"Content-Type": content_type})
 
 
 async def _no_upload(request: web.Request) -> web.Response:

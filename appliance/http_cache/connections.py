@@ -1,4 +1,4 @@
-"""Connections of the HTTP server: how many there are, and how long one may be idle.
+"""Connections of HTTP servers: how many there are, and how long one may be idle.
 
 aiohttp parses requests and runs handlers. It limits neither the number of connections nor the time
 until the first request is complete, so each of its protocols is wrapped in one that does.
@@ -7,8 +7,11 @@ until the first request is complete, so each of its protocols is wrapped in one 
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, cast
+
+from aiohttp.http import HttpProcessingError
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ class CountedConnection(asyncio.Protocol):
     """Passes everything to the protocol of one connection.
 
     The connection is refused if there are too many, and aborted when it has been idle for too long;
-    it is not idle while `num_requests` is above 0, which is the handlers' to keep.
+    it is not idle while `num_requests` is above 0 (see `busy`).
     """
 
     def __init__(
@@ -131,3 +134,31 @@ class CountedConnection(asyncio.Protocol):
     def _end_if_idle(self) -> None:
         if self.num_requests == 0 and self._transport is not None:
             self._transport.abort()
+
+
+@contextmanager
+def busy(transport: asyncio.BaseTransport | None) -> Iterator[None]:
+    """Have the connection of a request not count as idle for a block."""
+    connection = None if transport is None else transport.get_protocol()
+    if not isinstance(connection, CountedConnection):
+        yield
+        return
+    connection.num_requests += 1
+    try:
+        yield
+    finally:
+        connection.num_requests -= 1
+        connection.restart_timer()
+
+
+def log_bad_requests_in_a_line() -> None:
+    """Drop the traceback that aiohttp logs for a request that is not HTTP; a line says as much."""
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, HttpProcessingError):
+        return True
+    _LOG.info("not a request: %s", " ".join(error.message.split())[:200])
+    return False

@@ -22,7 +22,7 @@ from appliance.errors import (
     StoreError,
     StoreFullError,
 )
-from appliance.http_cache.connections import CountedConnection
+from appliance.http_cache.connections import CountedConnection, busy
 from appliance.http_cache.server_metrics import ServerMetrics
 from appliance.log import set_log_source
 from appliance.nix.store_path import decode_base32
@@ -45,23 +45,18 @@ METRICS: Final = web.AppKey("metrics", ServerMetrics)
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer errors with their text, and keep count of requests."""
     set_log_source(request.remote or "a local client")
-    connection = connection_of(request)
-    if connection is not None:
-        connection.num_requests += 1
     status = 500
-    try:
-        response = await _answered(request, handler)
-        status = response.status
-    except web.HTTPException as exc:
-        status = exc.status
-        raise
-    else:
-        return response
-    finally:
-        request.app[METRICS].count(request.method, request.path, status)
-        if connection is not None:
-            connection.num_requests -= 1
-            connection.restart_timer()
+    with busy(request.transport):
+        try:
+            response = await _answered(request, handler)
+            status = response.status
+        except web.HTTPException as exc:
+            status = exc.status
+            raise
+        else:
+            return response
+        finally:
+            request.app[METRICS].count(request.method, request.path, status)
 
 
 def connection_of(request: web.Request) -> CountedConnection | None:

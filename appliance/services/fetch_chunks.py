@@ -102,6 +102,8 @@ class ChunkFetcher:
         # By the token of the record.
         self._streams: dict[bytes, BlobStream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.received_bytes = 0
+        """How many bytes of chunks have come, whatever became of them."""
 
     async def fetch(self, digest: Digest, size: int, start: int, end: int) -> bool:
         """Return when the cache has the bytes from `start` to `end` of a blob of `size` bytes.
@@ -348,6 +350,7 @@ class ChunkFetcher:
         # What arrives while others are written is recorded by the next transaction.
         while blob.arrived:
             batch, blob.arrived = blob.arrived, []
+            self.received_bytes += sum(len(arrived.content) for arrived in batch)
             try:
                 blob.record, errors = await self._run(partial(self._write, blob, batch))
                 if blob.record.is_whole:

@@ -319,7 +319,7 @@ class RingServer:
         self._plain: PlainAnswers | None = None
         self._wait: RingWait | None = None
         # Heads, with the time at which each was first taken.
-        self._parked: Parking[tuple[int, int]] = Parking(ask)
+        self._parked: Parking[tuple[int, int]] = Parking(ask, statistics.set_parked)
 
     def answer_plain(self, plain: PlainAnswers, wait: RingWait | None = None) -> None:
         """Have plain requests answered by `plain`, and `serve` sleep at `wait`."""
@@ -359,7 +359,9 @@ class RingServer:
         """Answer up to BATCH requests; return whether to look again without sleeping."""
         ring = self._ring
         if self._plain is None:
-            self._serve_slots(range(ring.pop(BATCH)))
+            taken = ring.pop(BATCH)
+            self._statistics.set_taken(taken)
+            self._serve_slots(range(taken))
         else:
             self._serve_slots(self._plain.serve_batch(ring, BATCH))
         return ring.arm()

@@ -349,7 +349,7 @@ def test_a_flood_of_bad_uploads_leaves_disk_and_memory_as_they_were(cache: Cache
     assert after[0] - before[0] < 32 << 20  # 700 refusals
     assert after[1] == before[1]
     assert cache.put_narinfo(narinfo_of()._replace(nar_size=1)).status == 400
-    assert b"appliance_http_pending_nars 1\n" in cache.server.ask("/metrics").body
+    assert b"appliance_http_pending_nars 1.0\n" in cache.server.ask("/metrics").body
     check_nothing_is_left(cache)
 
 

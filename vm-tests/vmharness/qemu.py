@@ -44,6 +44,7 @@ def boot(
     lifetime_s: float = 900,
     kernel: Kernel | None = None,
     root: str = "",
+    disk: Path | None = None,
 ) -> Guest:
     """Boot a guest with these file systems; nothing is mounted yet.
 
@@ -56,9 +57,12 @@ def boot(
         lifetime_s: until every wait fails.
         kernel: the release's own by default.
         root: the tag of the file system that has the guest's root, if not the initramfs has it.
+        disk: an image that becomes /dev/vda, read-only.
     """
     kernel = kernel or qemu_kernel()
     command, channels = _command(accelerator(), kernel, devices, directory, cpus, memory_mib, root)
+    if disk is not None:
+        command += ["-drive", f"file={_escape(disk)},format=raw,if=virtio,readonly=on"]
     guest = Guest(command, channels, _console(directory), lifetime_s)
     guest.wait_until_up(boot_deadline_s)
     return guest

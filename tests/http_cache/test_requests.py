@@ -229,4 +229,4 @@ def sent_bytes(served: Served) -> int:
         for line in served.server.ask("/metrics").body.decode().splitlines()
         if line.startswith("appliance_http_sent_bytes_total ")
     ]
-    return int(line.split()[1])
+    return int(float(line.split()[1]))

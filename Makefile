@@ -14,7 +14,8 @@
 #   make long-cut           the tests of links between hosts, with a link that is cut for a minute
 #   make storm              guests whose supervisor is killed 100 times while they read
 #   make fuzz [SECONDS=600] [SEED=n]   all fuzzers: of the C code, of FUSE requests, of vhost-user messages
-#   make soak-gc            random histories of a store with garbage collection, for about an hour
+#   make soak-gc            random histories of a store with garbage collection, and kills of its
+#                           processes, for more than an hour
 #   make protos             regenerate the protobuf code
 #   make clean              remove what make has made, downloads included
 # Debian packages are installed when make runs as root; otherwise what is missing is listed.
@@ -100,7 +101,8 @@ fuzz: packages-test $(INSTALLED)
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 soak-gc: packages-test $(INSTALLED)
-	APPLIANCE_SOAK_EXAMPLES=2000 $(BIN)/python -m pytest tests/collector/test_collection_model.py $(ARGS)
+	APPLIANCE_SOAK_EXAMPLES=2000 APPLIANCE_SOAK_ROUNDS=300 $(BIN)/python -m pytest \
+	  tests/collector/test_collection_model.py tests/collector/test_killed_processes.py $(ARGS)
 
 protos: $(INSTALLED)
 	setup/protos.sh .

@@ -310,7 +310,7 @@ class PathCommitter:
         check_claims(encoded)
         if address is not None:
             address.check(content)
-        ingest.batch.add_path_info(claim.path.digest, encoded)
+        ingest.batch.add_path_info(claim.path.digest, encoded, needs_references=True)
         return ReadPath(claim.path, content, ingest.batch)
 
     def commit(self, read: ReadPath) -> CopyOutcome:

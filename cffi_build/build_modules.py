@@ -10,7 +10,7 @@ HEADERS = {
     "bench": ("bench.h",),
     "engine": ("engine.h", "answers.h", "dirty_log.h"),
     "fastcdc": ("fastcdc.h",),
-    "images": ("images.h",),
+    "images": ("images.h", "frames.h"),
     "reader": ("reader.h",),
 }
 

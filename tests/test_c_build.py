@@ -27,6 +27,7 @@ SERVING_HEADERS = {
     "usage",
 }  # fmt: skip
 BUILDER_SOURCES = [C_DIR / "images.c", C_DIR / "castore.c"]
+FRAMES_SOURCES = [*BUILDER_SOURCES, C_DIR / "frames.c"]
 SOURCE_NAMES = sorted(path.name for path in C_DIR.glob("[!_]*.c"))
 SANITIZE = [
     "-g",
@@ -180,8 +181,8 @@ def test_the_file_reader_tests_pass_under_sanitizers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_image_builder_tests_pass_under_sanitizers(tmp_path: Path) -> None:
-    extension = build_sanitized("_images", BUILDER_SOURCES, tmp_path)
-    check_suites(extension, "tests/images/test_builder.py")
+    extension = build_sanitized("_images", FRAMES_SOURCES, tmp_path)
+    check_suites(extension, "tests/images/test_builder.py", "tests/nix/test_nar_frames.py")
 
 
 @pytest.mark.slow

@@ -115,6 +115,14 @@ def add_virtiofs(commands: "Subparsers") -> None:
         "that is started with the same sockets and state directory",
     )
     listening.add_argument(
+        "--migration-on-error",
+        choices=("abort", "guest-error"),
+        default="abort",
+        help="refuse a guest that was saved or moved here and had store paths which are missing "
+        "(`abort`), or let it go on and find its files there stale (`guest-error`) (default: "
+        "abort)",
+    )
+    listening.add_argument(
         "--pid-file",
         type=path_argument,
         metavar="PATH",
@@ -229,7 +237,7 @@ def _add_common_options(command: argparse.ArgumentParser) -> None:
 
 def _run_virtiofs(options: argparse.Namespace) -> None:
     if options.print_capabilities:
-        print_json({"type": "fs", "features": []})
+        print_json({"type": "fs", "features": ["migrate-precopy"]})
         return
     # Imported here because other commands need neither the event loop nor the C engine.
     from appliance.supervisor.listeners import listen
@@ -258,6 +266,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         exits_on_disconnect=options.exit_on_disconnect,
         max_front_ends=_in_range("--max-front-ends", options.max_front_ends, FRONT_ENDS_MAX),
         listen_dir=options.listen_dir,
+        goes_on_without_paths=options.migration_on_error == "guest-error",
         queue_size=_power_of_two("--queue-size", options.queue_size, QUEUE_SIZE_MAX),
         log_level=options.log_level,
         log_json=is_json_log(options),

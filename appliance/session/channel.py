@@ -14,7 +14,7 @@ from appliance.protos.control_pb2 import Envelope
 # Of the messages between processes of different releases: supervisors, fork servers and session
 # processes. It grows when a message is added or changes its meaning. Whoever receives a message or
 # field that it does not know ignores it.
-VERSION = 1
+VERSION = 2
 _ANCILLARY_BYTES = socket.CMSG_SPACE(CHANNEL_FDS_MAX * 4)
 
 

@@ -13,6 +13,7 @@ from typing import Final
 from appliance.bounds import CHANNEL_FDS_MAX
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
+from appliance.protos.device_state_pb2 import DeviceState
 from appliance.session.kick_watch import KickWatch
 from appliance.session.link import Link, LinkClosedError
 from appliance.session.session_memory import InflightMemory, SessionMemory
@@ -24,7 +25,7 @@ from appliance.session.worker_process import (
     WorkerProcess,
 )
 from appliance.vhost._vhost_wire import Region
-from appliance.vhost.backend import VringConfig
+from appliance.vhost.backend import RingLog, VringConfig
 
 _LOG = logging.getLogger(__name__)
 # How long a worker may take to answer, or to say that its ring is draining, before it is replaced.
@@ -45,6 +46,8 @@ class DeviceServices:
     keeper: Keeper
     start_apart: Callable[[], Awaitable[None]]
     """See `GrantTable.start_apart`; raises VhostError if that is impossible."""
+    restore: Callable[[DeviceState], Awaitable[None]]
+    """See `SupervisorClient.restore`."""
     changed: Callable[[], None]
     """Called when a worker has started or died."""
     memory: SessionMemory
@@ -54,6 +57,11 @@ class DeviceServices:
     """Watches the rings that run."""
     configure: pb.Configure
     """The part of the first message that is the same for every worker."""
+
+    @property
+    def grants_fd(self) -> int:
+        """The descriptor of the grants, read-only."""
+        return self.fds[1]
 
     def configure_for(self, queue: int) -> pb.Configure:
         """Return the first message to the worker of `queue`."""
@@ -166,6 +174,23 @@ class RingWorker:
         self._ring = (config._replace(call_fd=fd), inflight)
         await self._process.do(self._send_call)
 
+    async def set_log(self, log: RingLog | None) -> None:
+        """Return when the worker marks what it writes in `log`, or in none; see `Backend.set_log`.
+
+        Raises:
+            VhostError: the worker could not map it, or did not answer in time.
+        """
+        if self._ring is None:
+            return
+        config, inflight = self._ring
+        self._ring = (config._replace(log=log), inflight)
+        try:
+            await self._process.do(self._send_log)
+        except VhostError:
+            if self._ring is not None:  # it may have broken meanwhile
+                self._ring = (config._replace(log=None), inflight)
+            raise
+
     def look(self, *, is_kicked: bool) -> None:
         """Have a worker replaced that gives no sign of life; called every few seconds.
 
@@ -273,6 +298,11 @@ class RingWorker:
             # Answered, so that a front-end cannot have descriptors wait here without end.
             await self._ask(link, pb.Envelope(set_call=pb.SetCall()), [] if fd is None else [fd])
 
+    async def _send_log(self, link: Link) -> None:
+        if self._ring is not None and self._serving is link:
+            message, fds = _log_message(self._ring[0].log)
+            _check(await self._ask(link, pb.Envelope(set_log=pb.SetLog(log=message)), fds))
+
     async def _send_memory(self, link: Link) -> None:
         # Mapping costs time, and a VMM may add hundreds of regions one by one; so a worker that has
         # a table is told what has changed.
@@ -292,6 +322,7 @@ class RingWorker:
 
     async def _send_start(self, link: Link, config: VringConfig, inflight: InflightMemory) -> None:
         optional = [fd for fd in (config.call_fd, config.err_fd) if fd is not None]
+        log, log_fds = _log_message(config.log)
         reply = await self._ask(
             link,
             pb.Envelope(
@@ -307,9 +338,10 @@ class RingWorker:
                     inflight_queue_size=inflight.queue_size,
                     has_call=config.call_fd is not None,
                     has_err=config.err_fd is not None,
+                    log=log,
                 )
             ),
-            [inflight.fd, config.kick_fd, *optional],
+            [inflight.fd, config.kick_fd, *optional, *log_fds],
         )
         _check(reply)
 
@@ -354,6 +386,12 @@ def _packed(regions: Iterable[Region]) -> list[pb.Region]:
         )
         for region in regions
     ]
+
+
+def _log_message(log: RingLog | None) -> tuple[pb.DirtyLog | None, list[int]]:
+    if log is None:
+        return None, []
+    return pb.DirtyLog(size=log.size, offset=log.offset, used_addr=log.used_addr), [log.fd]
 
 
 def _check(reply: pb.Envelope) -> None:

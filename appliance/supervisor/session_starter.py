@@ -22,9 +22,15 @@ _SESSION_AGAIN_S: Final = 1.0
 
 
 class SessionStarter:
-    """Starts the sessions of one supervisor, each with a device of the same properties."""
+    """Starts the sessions of one supervisor, each with a device of the same properties.
 
-    def __init__(self, runtime: Runtime, properties: DeviceProperties) -> None:
+    If `goes_on`, a guest that was saved goes on without store paths that are missing.
+    """
+
+    def __init__(
+        self, runtime: Runtime, properties: DeviceProperties, *, goes_on: bool = False
+    ) -> None:
+        self._goes_on = goes_on
         self._runtime = runtime
         self._properties = properties
 
@@ -61,7 +67,14 @@ class SessionStarter:
             (inherited.memory_fd, inherited.grants_fd),
             inherited.lease_fd,
         )
-        return AttachedSession(record, inherited.pidfd, inherited.end, inherited.exit, served)
+        return AttachedSession(
+            record,
+            inherited.pidfd,
+            inherited.end,
+            inherited.exit,
+            served,
+            goes_on=self._goes_on,
+        )
 
     async def _started(
         self, sock: socket.socket, start: pb.StartSession, listener: Listener
@@ -103,4 +116,6 @@ class SessionStarter:
             served.close()
             raise
         record.pid = started.pid
-        return AttachedSession(record, started.pidfd, started.end, started.exit, served)
+        return AttachedSession(
+            record, started.pidfd, started.end, started.exit, served, goes_on=self._goes_on
+        )

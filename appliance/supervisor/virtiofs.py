@@ -47,6 +47,8 @@ class VirtiofsConfig(RuntimeConfig):
     """Whether sessions live on after a signal has ended this process."""
     exits_on_disconnect: bool = False
     """Whether to end when a front-end leaves."""
+    goes_on_without_paths: bool = False
+    """Whether a saved guest that had store paths which are missing now goes on without them."""
 
 
 def serve(config: VirtiofsConfig, listeners: Sequence[Listener]) -> None:
@@ -91,7 +93,9 @@ class Supervisor:
             stack.push_async_callback(self._close, runtime)
             runtime.forker.when_it_dies(lambda: self._attach_all(runtime))
             room = DescriptorRoom(num_open=len(self._listeners))
-            starter = SessionStarter(runtime, self._properties)
+            starter = SessionStarter(
+                runtime, self._properties, goes_on=self._config.goes_on_without_paths
+            )
             for listener in self._listeners:
                 self._add(listener, starter, room)
             await self._serve_attached(stack, runtime, starter, room)

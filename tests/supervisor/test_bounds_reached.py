@@ -92,7 +92,7 @@ def test_a_session_process_that_wants_too_much_is_killed(tmp_path: Path) -> None
         pair = uplink_pair()
         pidfd, exit_ = os.pidfd_open(process.pid), asyncio.get_running_loop().create_future()
         record = pb.SessionRecord(pid=process.pid)
-        session = AttachedSession(record, pidfd, pair.upper, exit_, served)
+        session = AttachedSession(record, pidfd, pair.upper, exit_, served, goes_on=False)
         lower = lower_end_of(list(pair.lower))
         for _ in range(ROOT_NAMES_MAX):  # so that none of them is answered
             await served._session_grants._root_names.acquire()

@@ -263,6 +263,9 @@ class Device:
 
     async def begin_again(self) -> None:
         """Forget guest memory, inflight buffer and FUSE session; the workers stay."""
+        if self._transfer is not None:
+            self._transfer.close()
+            self._transfer = None
         await self.set_regions([])
         self._replace_inflight(InflightMemory.create(self._num_queues, self._max_queue_size))
         self._services.memory.begin_again()

@@ -118,6 +118,7 @@ class Rings:
         self.close()
         self._rings = tuple(Vring(index) for index in range(self._device.num_queues))
         self._features = 0
+        self._is_logging = False
         self.memory = RegionTable()
 
     async def set_enabled_untrusted(self, state: VringState) -> None:

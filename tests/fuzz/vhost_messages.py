@@ -81,9 +81,8 @@ class DamagingFrontEnd(FrontEnd):
             request = rng.choice((0, rng.randrange(60), rng.getrandbits(32)))
         with contextlib.ExitStack() as stack:
             if not rng.randrange(3):
-                fds = [*fds, *(self._any_fd(stack) for _ in range(rng.randrange(3)))][
-                    :MESSAGE_FDS_MAX
-                ]
+                more = (self._any_fd(stack) for _ in range(rng.randrange(3)))
+                fds = [*fds, *more][:MESSAGE_FDS_MAX]
                 rng.shuffle(fds)
             elif not rng.randrange(3):
                 fds = fds[1:]

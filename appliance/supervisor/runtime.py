@@ -14,6 +14,7 @@ from appliance.protos import control_pb2 as pb
 from appliance.resolve.exports import Export, Exported, LiveView, PathAsRoot, WholeStore
 from appliance.resolve.local import LocalResolver
 from appliance.resolve.resolver import Resolver
+from appliance.resolve.substituting import SubstitutingResolver, Substitution
 from appliance.services.addresses import ServiceAddresses
 from appliance.services.space_watch import keeping_free
 from appliance.session.grants import GrantTable
@@ -54,6 +55,8 @@ class RuntimeConfig:
     """Garbage is collected when less is free on the file system of the store; None: never."""
     log_level: str
     log_json: bool
+    substitution: Substitution | None = None
+    """Where store paths are copied from that a local store lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,8 @@ async def running(
             stack.callback(store.close)
             resolver: Resolver = LocalResolver(store)
             has_cache, has_remote_root = False, False
+            if config.substitution is not None:
+                resolver = await _substituting(resolver, store, config.substitution, exported)
         else:
             # Imported here because a local store does not need gRPC.
             from appliance.resolve.remote import open_remote  # noqa: PLC0415 - see above
@@ -220,6 +225,20 @@ async def running(
         yield Runtime(
             forker, resolver, exports, configure, config.is_by_content, leased_store=leased_store
         )
+
+
+async def _substituting(
+    resolver: Resolver, store: Store, substitution: Substitution, exported: Iterable[Exported]
+) -> Resolver:
+    """Put substituters behind a local store, and have them provide what is to be the root."""
+    if not store.is_writable:
+        raise StoreError(f"{store.path}: cannot be written by this user, as substituters need it")
+    substituting = SubstitutingResolver(resolver, store.path, substitution)
+    names = {one.root.encode() for one in exported if one.root is not None}
+    for name in names:
+        if not await resolver.root_nodes([name]):
+            await substituting.provide(name)
+    return substituting
 
 
 async def _open_export(config: RuntimeConfig, exported: Exported, resolver: Resolver) -> Export:

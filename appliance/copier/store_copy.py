@@ -196,7 +196,7 @@ class StoreCopy:
                     is_refused = (await asyncio.shield(copy)).status is CopyStatus.REFUSED
                 if is_refused:
                     return _refusal(path, missing_reference(path, reference))
-            await self._target.path_infos.put(encoded)
+            await self._target.path_infos.put(encoded, needs_references=True)
         except (StoreFullError, ServiceUnavailableError):
             raise
         except ApplianceError as exc:

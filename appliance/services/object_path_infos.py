@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 from appliance.castore.directory import Node
-from appliance.errors import CorruptBlobError, PathInfoError, StoreError
+from appliance.errors import ContentMissingError, CorruptBlobError, PathInfoError, StoreError
 from appliance.nix.path_info import PathInfo, read_path_info
 from appliance.nix.path_info_rules import accepted, check_claims, nar_key
 from appliance.services.contracts import BlobService, DirectoryService, NarInfo
@@ -64,10 +64,12 @@ class ObjectPathInfoService:
             self._check_untrusted(key, encoded, path_digest)
         return encoded
 
-    async def put(self, path_info: bytes) -> bytes:
-        """See `PathInfoService.put`."""
+    async def put(self, path_info: bytes, *, needs_references: bool = False) -> bytes:
+        """See `PathInfoService.put`; nothing is ever removed by us, so references stay."""
         info = check_claims(path_info)
         await check_stated_size(info, self._blobs, self._directories)
+        if needs_references:
+            await self._check_references(info)
         async with self._puts.setdefault(path_info_key(info.path.digest), asyncio.Lock()):
             return await self._merge(info, path_info)
 
@@ -99,6 +101,14 @@ class ObjectPathInfoService:
             info = await nar_info(node, self._blobs, self._directories)
             self._nar_infos[key] = info
         return info
+
+    async def _check_references(self, info: PathInfo) -> None:
+        for reference in info.references:
+            key = path_info_key(reference)
+            if reference != info.path.digest and not await self._bucket.has(key):
+                raise ContentMissingError(
+                    f"{info.path.absolute()}: refers to {reference.hex()}, which is not there"
+                )
 
     async def _merge(self, info: PathInfo, path_info: bytes) -> bytes:
         key = path_info_key(info.path.digest)

@@ -170,10 +170,8 @@ async def running(
         if local_path is not None:
             store = Store.open(local_path, create=True, or_readonly=True)
             stack.callback(store.close)
-            resolver: Resolver = LocalResolver(store)
+            resolver = await _local_resolver(store, config.substitution, exported)
             has_cache, has_remote_root = False, False
-            if config.substitution is not None:
-                resolver = await _substituting(resolver, store, config.substitution, exported)
             supervised = Supervised(store)
         else:
             # Imported here because a local store does not need gRPC.
@@ -243,10 +241,13 @@ async def running(
         )
 
 
-async def _substituting(
-    resolver: Resolver, store: Store, substitution: Substitution, exported: Iterable[Exported]
+async def _local_resolver(
+    store: Store, substitution: Substitution | None, exported: Iterable[Exported]
 ) -> Resolver:
-    """Put substituters behind a local store, and have them provide what is to be the root."""
+    """Return the resolver of a local store; substituters have provided what is to be the root."""
+    resolver = LocalResolver(store)
+    if substitution is None:
+        return resolver
     if not store.is_writable:
         raise StoreError(f"{store.path}: cannot be written by this user, as substituters need it")
     substituting = SubstitutingResolver(resolver, store.path, substitution)

@@ -30,6 +30,10 @@ EXAMPLES: Final[dict[str, tuple[Example, ...]]] = {
             "Serve it to virtual machines that `appliance attach` names while it runs:",
             "appliance virtiofs --listen-dir=/run/appliance-virtiofs",
         ),
+        Example(
+            "Serve what a bucket has, with a cache on this host:",
+            "appliance virtiofs --store objectstore+s3://bucket/store /run/vm1.sock",
+        ),
     ),
     "attach": (
         Example(
@@ -89,6 +93,10 @@ EXAMPLES: Final[dict[str, tuple[Example, ...]]] = {
         Example(
             "Copy it from a binary cache:",
             "appliance copy -r --from https://cache.nixos.org --trusted-public-keys KEYS PATH",
+        ),
+        Example(
+            "Publish a closure of the store in a bucket:",
+            "appliance copy --to objectstore+s3://bucket/store?region=eu-central-1 PATH",
         ),
     ),
     "verify": (

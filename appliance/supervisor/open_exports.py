@@ -5,6 +5,7 @@ from pathlib import Path
 
 from appliance.resolve.exports import Export, Exported, LiveView, PathAsRoot, WholeStore
 from appliance.resolve.resolver import Resolver
+from appliance.resolve.substituting import SubstitutingResolver
 from appliance.store.leases import Lease, LeaseKind
 from appliance.store.views import Views
 from appliance.supervisor.view_watch import ViewWatch
@@ -85,6 +86,11 @@ class OpenExports:
 
     async def _new_export(self, exported: Exported) -> Export:
         if exported.root is not None:
+            name = exported.root.encode()
+            if isinstance(self._resolver, SubstitutingResolver) and not (
+                await self._resolver.root_nodes([name])
+            ):
+                await self._resolver.provide(name)
             return await PathAsRoot.open(self._resolver, exported.root)
         if exported.view is None:
             return WholeStore(self._resolver)

@@ -14,6 +14,7 @@ from appliance.protos import control_pb2 as pb
 from appliance.resolve.exports import Exported
 from appliance.resolve.local import LocalResolver
 from appliance.resolve.resolver import Resolver
+from appliance.resolve.substituting import SubstitutingResolver, Substitution
 from appliance.services.addresses import ServiceAddresses
 from appliance.services.space_watch import keeping_free
 from appliance.session.grants import GrantTable
@@ -57,6 +58,8 @@ class RuntimeConfig:
     """Garbage is collected when less is free on the file system of the store; None: never."""
     log_level: str
     log_json: bool
+    substitution: Substitution | None = None
+    """Where store paths are copied from that a local store lacks."""
     metrics: ListeningSocket | None = None
     """Where metrics are served (lent)."""
 
@@ -166,7 +169,7 @@ async def running(
         if local_path is not None:
             store = Store.open(local_path, create=True, or_readonly=True)
             stack.callback(store.close)
-            resolver: Resolver = LocalResolver(store)
+            resolver = _local_resolver(store, config.substitution)
             has_cache, has_remote_root = False, False
             supervised = Supervised(store)
         else:
@@ -229,6 +232,16 @@ async def running(
         yield Runtime(
             forker, resolver, exports, configure, config.is_by_content, leased_store=leased_store
         )
+
+
+def _local_resolver(store: Store, substitution: Substitution | None) -> Resolver:
+    """Return the resolver of a local store, with substituters if there are any."""
+    resolver = LocalResolver(store)
+    if substitution is None:
+        return resolver
+    if not store.is_writable:
+        raise StoreError(f"{store.path}: cannot be written by this user, as substituters need it")
+    return SubstitutingResolver(resolver, store.path, substitution)
 
 
 def _sandbox(store: Store) -> pb.Sandbox:

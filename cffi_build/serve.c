@@ -78,7 +78,7 @@ static int serve_slot(struct eng_answers *answers, struct eng_ring *ring, uint32
 	status = eng_ring_complete(ring, slot, *length);
 	if (status)
 		return status;
-	eng_answers_count(answers, request);
+	eng_answers_count(answers, request, &reply);
 	return 1;
 }
 
@@ -101,6 +101,7 @@ int eng_serve_batch(struct eng_answers *answers, struct eng_ring *ring, uint32_t
 	uint64_t unsignalled = 0;
 
 	answers->left_num = 0;
+	answers->statistics->taken = num < 0 ? 0 : (uint64_t)num;
 	if (num <= 0)
 		return status;
 	answers->taken_ns = answers->now_ns = statistics_now_ns();

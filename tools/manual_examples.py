@@ -26,6 +26,10 @@ EXAMPLES: Final[dict[str, tuple[Example, ...]]] = {
             "Serve the host's store to virtual machines on two sockets:",
             "appliance virtiofs --socket-path=/run/vm1.sock --socket-path=/run/vm2.sock",
         ),
+        Example(
+            "Serve what a bucket has, with a cache on this host:",
+            "appliance virtiofs --store objectstore+s3://bucket/store /run/vm1.sock",
+        ),
     ),
     "mount": (
         Example(
@@ -41,6 +45,22 @@ EXAMPLES: Final[dict[str, tuple[Example, ...]]] = {
     ),
     "http": (Example("Offer the store as a binary cache for Nix:", "appliance http"),),
     "status": (Example("Show what is served, for a program:", "appliance status --json"),),
+    "top": (
+        Example("Watch what virtual machines do, the slowest first:", "appliance top --sort p99"),
+        Example("Log it, a line for each every minute:", "appliance top --interval 60"),
+    ),
+    "metrics": (
+        Example(
+            "Print what Prometheus would be told, in its other format:",
+            "appliance metrics --format openmetrics",
+        ),
+    ),
+    "bugreport": (
+        Example(
+            "Collect what a report needs, with the lines of a log of your own:",
+            "appliance bugreport --log /var/log/appliance.log",
+        ),
+    ),
     "bench": (
         Example(
             "Measure small reads on the socket of a back-end:",
@@ -62,6 +82,10 @@ EXAMPLES: Final[dict[str, tuple[Example, ...]]] = {
         Example(
             "Copy it from a binary cache:",
             "appliance copy -r --from https://cache.nixos.org --trusted-public-keys KEYS PATH",
+        ),
+        Example(
+            "Publish a closure of the store in a bucket:",
+            "appliance copy --to objectstore+s3://bucket/store?region=eu-central-1 PATH",
         ),
     ),
     "verify": (

@@ -19,12 +19,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from errno import EINVAL, ENOENT
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from appliance.castore.digest import Digest
 from appliance.castore.directory import DirectoryNode, Node
-from appliance.errors import ApplianceError, StoreError
+from appliance.errors import ApplianceError, ContentMissingError, StoreError
 from appliance.resolve.closure_loader import ClosureLoader
+from appliance.resolve.fetch_counters import FetchCounters
 from appliance.resolve.local import listed_node, open_blob, path_digest, root_node
 from appliance.resolve.prefetch import ReadAhead
 from appliance.resolve.resolver import RootListing, SessionGrants, errno_of, nodes_there
@@ -50,6 +51,8 @@ _LOG: Final = logging.getLogger(__name__)
 
 # The cache, below the state directory.
 _CACHE_DIRECTORY: Final = "cache"
+# The names of the services, in the order of their addresses.
+_SERVICES: Final = ("blobs", "directories", "path_infos")
 # Requests for PathInfos under way at a time.
 _REQUESTS_MAX: Final = 64
 # Directories that come with one that is wanted may take this share of the cache, or this many bytes
@@ -65,6 +68,9 @@ _LISTING_WAIT_S: Final = 1.0
 # A name that the service did not have is not asked for again for this long.
 _ABSENT_S: Final = 1.0
 _ABSENT_MAX: Final = 4096
+# A closure in which a Directory was looked for is not asked for again for this long.
+_SEARCHED_S: Final = 60.0
+_SEARCHED_MAX: Final = 4096
 
 
 class ContentLoader:
@@ -105,6 +111,28 @@ class ContentLoader:
         self._absent_until_s: OrderedDict[bytes, float] = OrderedDict()
         self._root_nodes: dict[bytes, Node] = {}
         self._fresh_until_s = 0.0
+        self._searching = asyncio.Lock()
+        self._searched_until_s: OrderedDict[Digest, float] = OrderedDict()
+        self._fetched = {
+            kind: FetchCounters(address.label())
+            for kind, address in zip(_SERVICES, addresses, strict=True)
+        }
+
+    def report(self) -> dict[str, Any]:
+        """Return what was asked of the services, and how full the cache is; in any thread.
+
+        Raises:
+            StoreError: LMDB failed.
+        """
+        report: dict[str, Any] = {
+            "services": {kind: counters.report() for kind, counters in self._fetched.items()}
+        }
+        if self._fetcher is not None:
+            report["received_bytes"] = self._fetcher.received_bytes
+        if self._cache is not None:
+            report["cache_bytes"] = self._cache.charged_bytes()
+            report["cache_bytes_max"] = self._cache.max_bytes
+        return report
 
     async def find_path(self, name: bytes) -> Node:
         """Return the root node of the store path with this base name; ENOENT if there is none."""
@@ -121,9 +149,29 @@ class ContentLoader:
     async def load_directory(self, digest: Digest) -> None:
         """Put the image of a Directory into the store; those below it follow."""
         try:
-            await self._closures.load(digest)
+            with self._fetched["directories"].counting():
+                await self._closures.load(digest)
         except ApplianceError as exc:
             raise _located(exc, f"directory {digest}", self._addresses.directories) from exc
+
+    async def load_from_closures(self, digest: Digest, roots: Sequence[bytes]) -> bool:
+        """Ask for closures again until one has had a Directory; return whether its image is there.
+
+        Some services have Directories only in the closures of store paths.
+        """
+        async with self._searching:
+            for root in map(Digest, roots):
+                if await self._run(lambda: self._has_image(digest)):
+                    return True
+                now_s = time.monotonic()
+                if self._searched_until_s.get(root, 0.0) > now_s:
+                    continue
+                self._searched_until_s[root] = now_s + _SEARCHED_S
+                self._searched_until_s.move_to_end(root)
+                if len(self._searched_until_s) > _SEARCHED_MAX:
+                    self._searched_until_s.popitem(last=False)
+                await self._closures.load_closure(root)
+        return await self._run(lambda: self._has_image(digest))
 
     async def load_blob(self, want: BlobWanted) -> None:
         """Put a range of a blob into the cache, or all of it.
@@ -143,7 +191,8 @@ class ContentLoader:
         fetching = asyncio.create_task(fetch)
         fetcher.fetch_ahead(self._read_ahead.after(digest, is_under_way=is_under_way))
         try:
-            await fetching
+            with self._fetched["blobs"].counting():
+                await fetching
         except ApplianceError as exc:
             place = self._read_ahead.place_of(digest)
             what = f"file {place}: blob {digest}" if place else f"blob {digest}"
@@ -173,7 +222,8 @@ class ContentLoader:
             return await self._with_closure(root_node(name, known))
         if self._absent_until_s.get(name, 0.0) > time.monotonic():
             raise OSError(ENOENT, f"{name!r} was not there a moment ago")
-        encoded = await self._get(self._services.path_infos.get(digest))
+        with self._fetched["path_infos"].counting():
+            encoded = await self._get(self._services.path_infos.get(digest))
         if encoded is None:
             self._note_absent(name)
             raise OSError(ENOENT, f"{name!r} is not there")
@@ -208,10 +258,11 @@ class ContentLoader:
     async def _refresh_root(self) -> None:
         began_s = time.monotonic()
         path_infos = aiter(self._services.path_infos.list())
-        while (encoded := await self._get(anext(path_infos, None))) is not None:
-            node = listed_node(encoded)
-            if node is not None:
-                self._root_nodes.setdefault(node.name, node)
+        with self._fetched["path_infos"].counting():
+            while (encoded := await self._get(anext(path_infos, None))) is not None:
+                node = listed_node(encoded)
+                if node is not None:
+                    self._root_nodes.setdefault(node.name, node)
         now_s = time.monotonic()
         self._fresh_until_s = now_s + max(_FRESH_S, _FRESH_FACTOR * (now_s - began_s))
 
@@ -276,7 +327,7 @@ class RemoteResolver:
             case RootListWanted():
                 return await errno_of(want, session.add_listing(self._list_paths))
             case DirectoryWanted(digest):
-                return await errno_of(want, self._load_directory(digest))
+                return await errno_of(want, self._load_directory(digest, session))
             case BlobWanted():
                 return await errno_of(want, self._load_blob(want))
             case _:
@@ -302,6 +353,10 @@ class RemoteResolver:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self.store.env.reap_readers)
 
+    def report(self) -> dict[str, Any]:
+        """See `ContentLoader.report`."""
+        return self._loader.report()
+
     async def close(self) -> None:
         """Do nothing: `open_remote` closes what it opened."""
 
@@ -311,8 +366,16 @@ class RemoteResolver:
     async def _list_paths(self, _generation: int) -> RootListing:
         return await self._thread.run(self._loader.list_paths())
 
-    async def _load_directory(self, digest: bytes) -> None:
-        await self._thread.run(self._loader.load_directory(Digest(digest)))
+    async def _load_directory(self, digest: bytes, session: SessionGrants) -> None:
+        wanted = Digest(digest)
+        try:
+            await self._thread.run(self._loader.load_directory(wanted))
+        except StoreError as exc:
+            roots = list(session.table.directories())
+            if not isinstance(exc.__cause__, ContentMissingError) or not (
+                await self._thread.run(self._loader.load_from_closures(wanted, roots))
+            ):
+                raise
 
     async def _load_blob(self, want: BlobWanted) -> None:
         await self._thread.run(self._loader.load_blob(want))

@@ -9,6 +9,7 @@ from errno import EOVERFLOW
 from typing import Final
 from zlib import crc32
 
+from appliance.bounds import GRANTS_MAX
 from appliance.castore.digest import Digest
 from appliance.castore.directory import DirectoryNode, Node
 from appliance.errors import StoreError
@@ -18,7 +19,6 @@ from appliance.images.layout import Kind
 from appliance.session import grants_layout as layout
 from appliance.session.grants_layout import (
     FIRST_BASE,
-    GRANTS_MAX,
     LINKS,
     NODEID_LIMIT,
     ROOT_NODEID,

@@ -24,6 +24,7 @@ from appliance.nix.path_info_rules import check_claims
 from appliance.nix.store_path import StorePath
 from appliance.services.closures import references_of
 from appliance.store.batch import Batch
+from appliance.system.tracing import span
 
 _WAIT_S: Final = 0.1
 _NUM_LOOKUPS: Final = 16
@@ -207,7 +208,7 @@ class ClosureCopy:
             return CopyOutcome(path, CopyStatus.REFUSED, reason=reason)
         self._progress.path = path.absolute()
         try:
-            with closing(self._source.events(claim)) as events:
+            with span("copy", path=path.absolute()), closing(self._source.events(claim)) as events:
                 read = self._committer.read(claim, events)
         except StoreFullError:
             raise

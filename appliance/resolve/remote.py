@@ -109,7 +109,7 @@ class ContentLoader:
         self._root_nodes: dict[bytes, Node] = {}
         self._fresh_until_s = 0.0
         self._fetched = {
-            kind: FetchCounters(address.label())
+            kind: FetchCounters(kind, address.label())
             for kind, address in zip(_SERVICES, addresses, strict=True)
         }
 
@@ -164,10 +164,10 @@ class ContentLoader:
             fetch = fetcher.fetch_range(digest, want.size, want.offset, end)
         else:
             fetch = fetcher.fetch(digest, want.size)
-        fetching = asyncio.create_task(fetch)
-        fetcher.fetch_ahead(self._read_ahead.after(digest, is_under_way=is_under_way))
         try:
             with self._fetched["blobs"].counting():
+                fetching = asyncio.create_task(fetch)
+                fetcher.fetch_ahead(self._read_ahead.after(digest, is_under_way=is_under_way))
                 await fetching
         except ApplianceError as exc:
             place = self._read_ahead.place_of(digest)

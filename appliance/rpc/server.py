@@ -6,7 +6,14 @@ that of the library.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+)
 from contextlib import aclosing
 from typing import Final
 
@@ -34,6 +41,7 @@ from appliance.rpc.path_info_handlers import PathInfoHandlers
 from appliance.services.contracts import Services
 from appliance.services.grpc_messages import BULK, CHANNEL_OPTIONS, FAMILIES, Family
 from appliance.services.grpc_status import not_found
+from appliance.system.tracing import is_tracing, set_served_method
 
 # How often the services are asked whether they work, and how long each answer may take.
 _PROBE_INTERVAL_S: Final = 5.0
@@ -84,6 +92,20 @@ _NOT_SERVING: Final[int] = pb.HealthCheckResponse.NOT_SERVING
 _UNKNOWN: Final[int] = pb.HealthCheckResponse.SERVICE_UNKNOWN
 
 
+class _MethodNames(grpc.aio.ServerInterceptor):
+    """Tells the task of each call which method it answers."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[bytes, bytes]"]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        set_served_method(handler_call_details.method.removeprefix("/"))
+        return await continuation(handler_call_details)
+
+
 # --- The server ---
 
 
@@ -104,7 +126,9 @@ class Server:
         self._edge = Edge()
         self._is_readonly = is_readonly
         self._server = grpc.aio.server(
-            options=_SERVER_OPTIONS, maximum_concurrent_rpcs=_ALL_CALLS_MAX
+            options=_SERVER_OPTIONS,
+            maximum_concurrent_rpcs=_ALL_CALLS_MAX,
+            interceptors=[_MethodNames()] if is_tracing() else None,
         )
         self._health = Health()
         self._probing: asyncio.Task[None] | None = None

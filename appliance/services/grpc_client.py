@@ -5,7 +5,7 @@ Requests and responses are bytes.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final, TypeAlias, TypeVar
@@ -17,11 +17,12 @@ from appliance.errors import ContentMissingError, ServiceUnavailableError
 from appliance.nix.store_path import DIGEST_SIZE
 from appliance.protos import castore_rpc_pb2, pathinfo_rpc_pb2
 from appliance.services.addresses import GrpcAddress
-from appliance.services.grpc_connection import Connections
+from appliance.services.grpc_connection import C, Connections
 from appliance.services.grpc_messages import BULK, SNIX, TVIX, Family
 from appliance.services.grpc_status import error_of, is_status
 from appliance.services.retry import BUDGET_S, Patience, persevere
 from appliance.services.tasks import SingleFlight
+from appliance.system.tracing import begin_call
 
 T = TypeVar("T")
 # Quoted, as these classes are generic in their stubs only.
@@ -31,6 +32,7 @@ SinkCall: TypeAlias = "grpc.aio.StreamUnaryCall[bytes, bytes]"
 UnaryMethod: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
 StreamMethod: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]"
 SinkMethod: TypeAlias = "grpc.aio.StreamUnaryMultiCallable[bytes, bytes]"
+Metadata: TypeAlias = tuple[tuple[str, str], ...] | None
 
 # For the answer to a stream of messages, all of which the server makes durable first.
 _KEPT_TIMEOUT_S: Final = 600.0
@@ -129,20 +131,20 @@ class Peer:
     def stream(self, method: str, request: bytes) -> StreamCall:
         """Send one message and return the call, which many answer; use it inside `translating`."""
 
-        def start(channel: grpc.aio.Channel) -> StreamCall:
+        def start(channel: grpc.aio.Channel, metadata: Metadata) -> StreamCall:
             call: StreamMethod = channel.unary_stream(f"/{method}")
-            return call(request)
+            return call(request, metadata=metadata)
 
-        return self._connections.begin(start)
+        return self._begin(method, start)
 
     def sink(self, method: str) -> SinkCall:
         """Begin a call of many messages with one answer; use it inside `translating`."""
 
-        def start(channel: grpc.aio.Channel) -> SinkCall:
+        def start(channel: grpc.aio.Channel, metadata: Metadata) -> SinkCall:
             call: SinkMethod = channel.stream_unary(f"/{method}")
-            return call()
+            return call(metadata=metadata)
 
-        return self._connections.begin(start)
+        return self._begin(method, start)
 
     async def messages(self, call: StreamCall) -> AsyncIterator[bytes]:
         """Yield the messages that answer a call."""
@@ -197,18 +199,27 @@ class Peer:
         await self._connections.close()
 
     async def _unary(self, method: str, request: bytes, timeout_s: float) -> bytes:
-        def start(channel: grpc.aio.Channel) -> UnaryCall:
+        def start(channel: grpc.aio.Channel, metadata: Metadata) -> UnaryCall:
             call: UnaryMethod = channel.unary_unary(f"/{method}")
-            return call(request, timeout=timeout_s)
+            return call(request, timeout=timeout_s, metadata=metadata)
 
         try:
-            answer = await self._connections.begin(start)
+            answer = await self._begin(method, start)
         except grpc.aio.AioRpcError as exc:
             if is_status(exc, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise self._timed_out(timeout_s) from exc
             raise
         self._may_repeat = True
         return answer
+
+    def _begin(self, method: str, start: Callable[[grpc.aio.Channel, Metadata], C]) -> C:
+        """Begin a call, which is a part of the trace of whoever makes it."""
+        recorded = begin_call(method, self.name)
+        metadata = None if recorded is None else tuple(recorded.headers.items())
+        call = self._connections.begin(lambda channel: start(channel, metadata))
+        if recorded is not None:
+            call.add_done_callback(recorded.end)
+        return call
 
     def _timed_out(self, timeout_s: float) -> ServiceUnavailableError:
         error = ServiceUnavailableError(f"{self.name}: no answer within {timeout_s:.3g} s")

@@ -29,6 +29,7 @@ from appliance.cli.options import (
 )
 from appliance.cli.output import print_json
 from appliance.cli.quantities import add_min_free_option, min_free_bytes
+from appliance.cli.substituter_options import add_substituter_options, substitution_of
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -98,6 +99,14 @@ def add_virtiofs(commands: "Subparsers") -> None:
         action="store_true",
         help="when a signal ends this command, leave front-ends that are connected to the next one "
         "that is started with the same sockets and state directory",
+    )
+    listening.add_argument(
+        "--migration-on-error",
+        choices=("abort", "guest-error"),
+        default="abort",
+        help="refuse a guest that was saved or moved here and had store paths which are missing "
+        "(`abort`), or let it go on and find its files there stale (`guest-error`) (default: "
+        "abort)",
     )
     listening.add_argument(
         "--pid-file",
@@ -207,6 +216,7 @@ def _add_common_options(command: argparse.ArgumentParser) -> None:
         f"APPLIANCE_BLOB_CACHE_SIZE, or else {_DEFAULT_CACHE_SIZE})",
     )
     add_min_free_option(state)
+    add_substituter_options(command)
     add_metrics_option(command.add_argument_group("metrics"))
     add_service_options(command)
     add_log_options(command)
@@ -214,7 +224,7 @@ def _add_common_options(command: argparse.ArgumentParser) -> None:
 
 def _run_virtiofs(options: argparse.Namespace) -> None:
     if options.print_capabilities:
-        print_json({"type": "fs", "features": []})
+        print_json({"type": "fs", "features": ["migrate-precopy"]})
         return
     # Imported here because other commands need neither the event loop nor the C engine.
     from appliance.supervisor.listeners import listen
@@ -229,6 +239,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         services=services,
         blob_cache_bytes=_blob_cache_bytes(options),
         min_free_bytes=min_free_bytes(options),
+        substitution=substitution_of(options, services),
         state_dir=state_dir(options, services),
         is_root_listable=options.list_root,
         is_by_content=options.inodes == "content",
@@ -241,6 +252,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
             "--num-request-queues", num_request_queues, MAX_REQUEST_QUEUES
         ),
         exits_on_disconnect=options.exit_on_disconnect,
+        goes_on_without_paths=options.migration_on_error == "guest-error",
         queue_size=_power_of_two("--queue-size", options.queue_size, _MAX_QUEUE_SIZE),
         log_level=options.log_level,
         log_json=is_json_log(options),
@@ -311,6 +323,7 @@ def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | N
         services=services,
         blob_cache_bytes=_blob_cache_bytes(options),
         min_free_bytes=min_free_bytes(options),
+        substitution=substitution_of(options, services),
         state_dir=state_dir(options, services),
         is_root_listable=options.list_root,
         is_by_content=options.inodes == "content",

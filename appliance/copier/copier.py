@@ -5,13 +5,16 @@ a job, ordered so that the references of a path come before it. A few threads ta
 reads a tree into a batch, checks it, waits for the jobs of the path's references, and commits.
 Those jobs have started earlier, so no thread waits for a job that cannot start. If a reference was
 refused, so is the path.
+
+Fewer threads read than there are: while some paths are being committed, the next ones are read.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from enum import Enum
 from graphlib import CycleError, TopologicalSorter
+from threading import BoundedSemaphore
 from typing import Final, NamedTuple, Protocol
 
 from appliance.copier.claim_checks import AddressCheck, CheckClaim, check_nar
@@ -28,6 +31,8 @@ from appliance.system.tracing import span
 
 _WAIT_S: Final = 0.1
 _NUM_LOOKUPS: Final = 16
+# Threads that wait for references or for the disk, beside those that read.
+_NUM_WAITING: Final = 6
 
 
 @contextmanager
@@ -128,6 +133,7 @@ class ClosureCopy:
         self._progress = progress
         self._when_waiting = when_waiting
         self._committer = PathCommitter(target, progress)
+        self._reading = BoundedSemaphore(source.num_readers)
         self._jobs: dict[StorePath, Future[CopyOutcome]] = {}
         self._refused: dict[StorePath, str] = {}
 
@@ -137,7 +143,8 @@ class ClosureCopy:
         Raises:
             ApplianceError: the target fails in a way that affects all paths.
         """
-        with _threads(self._source.num_readers, "copy") as executor, self._stopping():
+        num_threads = self._source.num_readers + _NUM_WAITING
+        with _threads(num_threads, "copy") as executor, self._stopping():
             claims: dict[StorePath, NarInfoFile] = {}
             for looked in self._look_up(paths):
                 if looked.reason:
@@ -147,7 +154,7 @@ class ClosureCopy:
                     yield CopyOutcome(looked.path, CopyStatus.PRESENT)
                 else:
                     claims[looked.path] = looked.claim
-            for path in _cyclic(claims):
+            for path in cyclic_paths({path: _dependencies(path, claims) for path in claims}):
                 reason = f"path {path.absolute()}: its references lead back to it"
                 self._refused[path] = reason
                 del claims[path]
@@ -195,7 +202,7 @@ class ClosureCopy:
                 return _Looked(path, reason=f"path {path.absolute()} is not valid")
             self._check(claim)
         except ApplianceError as exc:
-            return _Looked(path, reason=_about(path, exc))
+            return _Looked(path, reason=about(path, exc))
         return _Looked(path, claim, claim.references)
 
     def _copy(self, claim: NarInfoFile) -> CopyOutcome:
@@ -206,14 +213,18 @@ class ClosureCopy:
         reason = self._obstacle(claim, may_wait=False)
         if reason:
             return CopyOutcome(path, CopyStatus.REFUSED, reason=reason)
-        self._progress.path = path.absolute()
         try:
-            with span("copy", path=path.absolute()), closing(self._source.events(claim)) as events:
+            with (
+                span("copy", path=path.absolute()),
+                self._reading,
+                closing(self._source.events(claim)) as events,
+            ):
+                self._progress.path = path.absolute()
                 read = self._committer.read(claim, events)
         except StoreFullError:
             raise
         except ApplianceError as exc:
-            return CopyOutcome(path, CopyStatus.REFUSED, reason=_about(path, exc))
+            return CopyOutcome(path, CopyStatus.REFUSED, reason=about(path, exc))
         try:
             reason = self._obstacle(claim, may_wait=True)
         except BaseException:
@@ -304,7 +315,7 @@ class PathCommitter:
         check_claims(encoded)
         if address is not None:
             address.check(content)
-        ingest.batch.add_path_info(claim.path.digest, encoded)
+        ingest.batch.add_path_info(claim.path.digest, encoded, needs_references=True)
         return ReadPath(claim.path, content, ingest.batch)
 
     def commit(self, read: ReadPath) -> CopyOutcome:
@@ -319,7 +330,7 @@ class PathCommitter:
         except (StoreFullError, ServiceUnavailableError):
             raise
         except ApplianceError as exc:
-            return CopyOutcome(path, CopyStatus.REFUSED, reason=_about(path, exc))
+            return CopyOutcome(path, CopyStatus.REFUSED, reason=about(path, exc))
         return CopyOutcome(path, CopyStatus.COPIED, content.nar_size, content.num_files)
 
 
@@ -328,7 +339,8 @@ def missing_reference(path: StorePath, reference: StorePath) -> str:
     return f"path {path.absolute()}: refers to {reference.absolute()}, which is not in the store"
 
 
-def _about(path: StorePath, exc: ApplianceError) -> str:
+def about(path: StorePath, exc: ApplianceError) -> str:
+    """Return the message of an error, which names the path."""
     text = " ".join(str(exc).split())
     return text if path.basename() in text else f"path {path.absolute()}: {text}"
 
@@ -346,19 +358,19 @@ def _leaves_first(claims: Mapping[StorePath, NarInfoFile]) -> Iterator[StorePath
     yield from TopologicalSorter(graph).static_order()
 
 
-def _cyclic(claims: Mapping[StorePath, NarInfoFile]) -> set[StorePath]:
-    """Return the paths on cycles of references; a path may refer to itself."""
+def cyclic_paths(graph: Mapping[StorePath, Sequence[StorePath]]) -> set[StorePath]:
+    """Return the paths on cycles of references, given those of each path to others."""
     found: set[StorePath] = set()
-    graph = {path: _dependencies(path, claims) for path in claims}
+    left = dict(graph)
     while True:
         try:
-            TopologicalSorter(graph).prepare()
+            TopologicalSorter(left).prepare()
         except CycleError as exc:
             cycle = set(exc.args[1])
             found |= cycle
-            graph = {
+            left = {
                 path: [reference for reference in references if reference not in cycle]
-                for path, references in graph.items()
+                for path, references in left.items()
                 if path not in cycle
             }
         else:

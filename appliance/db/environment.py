@@ -37,6 +37,7 @@ from appliance.db.data_file import (
     check_pid,
     is_written_by_nobody,
 )
+from appliance.db.resident_pages import limit_pages
 from appliance.db.transaction_gate import TransactionGate
 from appliance.errors import (
     FULL_ERRNOS,
@@ -276,15 +277,9 @@ class Environment:
             entries=entries,
         )
 
-    def drop_pages(self) -> None:
-        """Take the pages of the map that were read out of this process's memory.
-
-        For whoever reads the whole file once: its pages would stay in the process, though not in
-        its own memory, until the kernel needs them. Buffers of the map stay valid.
-        """
-        from appliance.system import libc  # noqa: PLC0415 - ctypes is slow to load
-
-        libc.drop_mapped_pages(os.path.realpath(self._path / "data.mdb"))
+    def limit_pages(self) -> None:
+        """Take the map's pages out of this process, if they are many; see `resident_pages`."""
+        limit_pages(self._path / "data.mdb")
 
     def unused_bytes(self) -> int:
         """Return about how many bytes of the file later commits will use before it grows.

@@ -95,6 +95,12 @@ class SessionMemory:
         minor: int = _FIELDS.unpack_from(self._map)[1]
         return minor
 
+    @property
+    def max_readahead(self) -> int:
+        """The negotiated max_readahead in bytes."""
+        max_readahead: int = _FIELDS.unpack_from(self._map)[3]
+        return max_readahead
+
     def start(self, minor: int, flags: int, max_readahead: int) -> None:
         """Record what INIT negotiated; every worker sees it when this returns.
 

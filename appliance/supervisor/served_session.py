@@ -11,6 +11,7 @@ from appliance.session.session_memory import SessionMemory
 from appliance.session.wants import Want
 from appliance.store.leases import Lease
 from appliance.supervisor.open_files import OpenFiles
+from appliance.supervisor.restoring import Restoration
 from appliance.supervisor.want_counters import WantCounters
 
 
@@ -112,6 +113,10 @@ class ServedSession:
         with self._wants.counting(want) as outcome:
             outcome.error = await self._export.resolve(want, self._session_grants)
         return outcome.error
+
+    def restoration(self, label: str, *, goes_on: bool) -> Restoration:
+        """Return what grants a saved session in place of this one; see the class."""
+        return Restoration(label, self._export, self._session_grants, goes_on=goes_on)
 
     def cache_used(self, keys: Sequence[bytes]) -> None:
         """See `Resolver.used`."""

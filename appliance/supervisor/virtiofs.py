@@ -57,6 +57,8 @@ class VirtiofsConfig(RuntimeConfig):
     """Whether sessions live on after a signal has ended this process."""
     exits_on_disconnect: bool = False
     """Whether to end when a front-end leaves."""
+    goes_on_without_paths: bool = False
+    """Whether a saved guest that had store paths which are missing now goes on without them."""
 
 
 def serve(config: VirtiofsConfig, listeners: Sequence[Listener]) -> None:
@@ -132,7 +134,9 @@ class Supervisor:
                     inherited.record.place.label,
                     inherited.record.pid,
                 )
-                self._sessions[inherited.record.place.label] = _attached(inherited, runtime)
+                self._sessions[inherited.record.place.label] = _attached(
+                    inherited, runtime, goes_on=self._config.goes_on_without_paths
+                )
 
     async def _close(self, runtime: Runtime) -> None:
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -269,7 +273,14 @@ class Supervisor:
             served.close()
             raise
         record.pid = started.pid
-        return AttachedSession(record, started.pidfd, started.end, started.exit, served)
+        return AttachedSession(
+            record,
+            started.pidfd,
+            started.end,
+            started.exit,
+            served,
+            goes_on=self._config.goes_on_without_paths,
+        )
 
     def _spawn_task(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
         # The event loop keeps only weak references to tasks.
@@ -279,7 +290,7 @@ class Supervisor:
         return task
 
 
-def _attached(inherited: InheritedSession, runtime: Runtime) -> AttachedSession:
+def _attached(inherited: InheritedSession, runtime: Runtime, *, goes_on: bool) -> AttachedSession:
     record = inherited.record
     place = record.place
     served = runtime.resumed_session(
@@ -288,7 +299,9 @@ def _attached(inherited: InheritedSession, runtime: Runtime) -> AttachedSession:
         (inherited.memory_fd, inherited.grants_fd),
         inherited.lease_fd,
     )
-    return AttachedSession(record, inherited.pidfd, inherited.end, inherited.exit, served)
+    return AttachedSession(
+        record, inherited.pidfd, inherited.end, inherited.exit, served, goes_on=goes_on
+    )
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

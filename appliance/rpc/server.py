@@ -15,7 +15,7 @@ from collections.abc import (
     Mapping,
 )
 from contextlib import aclosing
-from typing import Final
+from typing import Final, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2 as pb
@@ -42,6 +42,10 @@ from appliance.services.contracts import Services
 from appliance.services.grpc_messages import BULK, CHANNEL_OPTIONS, FAMILIES, Family
 from appliance.services.grpc_status import not_found
 from appliance.system.tracing import is_tracing, set_served_method
+
+# The messages of a call: request and answer.
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 # How often the services are asked whether they work, and how long each answer may take.
 _PROBE_INTERVAL_S: Final = 5.0
@@ -98,10 +102,10 @@ class _MethodNames(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self,
         continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[bytes, bytes]"]
+            [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Q, A] | None"]
         ],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    ) -> "grpc.RpcMethodHandler[Q, A] | None":
         set_served_method(handler_call_details.method.removeprefix("/"))
         return await continuation(handler_call_details)
 

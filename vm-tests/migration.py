@@ -72,7 +72,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
     (source / "large").write_bytes(random_bytes(LARGE_BYTES))
     others = []
     for number in range(3):
-        other = directory / f"other {number}"
+        other = directory / f"other-{number}"
         other.mkdir()
         (other / "file").write_text(str(number))
         others.append(other)

@@ -20,7 +20,7 @@ from vmharness.debian_packages import command_of, unpack
 from vmharness.guest import Guest
 from vmharness.kernel import Kernel, qemu_kernel
 
-_SUITE: Final = os.environ.get("TEST_QEMU_SUITE", "trixie")
+_SUITE: Final = os.environ.get("TEST_QEMU_SUITE", "sid")
 _PACKAGES: Final = ("qemu-system-x86", "qemu-utils", "seabios")
 _START_DEADLINE_S: Final = 60.0
 _BOOT_DEADLINE_S: Final = 240.0
@@ -80,7 +80,8 @@ class Qmp:
         """
         words = {name.replace("_", "-"): value for name, value in arguments.items()}
         message = {"execute": command, "arguments": words}
-        self._sock.sendall(json.dumps(message).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # seen when it is read
+            self._sock.sendall(json.dumps(message).encode() + b"\n")
         while True:
             answer = self._read()
             if "error" in answer:
@@ -93,7 +94,10 @@ class Qmp:
         self._sock.close()
 
     def _read(self) -> dict[str, Any]:
-        line = self._stream.readline()
+        try:
+            line = self._stream.readline()
+        except ConnectionResetError:
+            line = ""
         if not line:
             raise MoveError("QEMU has ended")
         answer: dict[str, Any] = json.loads(line)
@@ -158,15 +162,15 @@ class MovingGuest:
                 pass_fds=[self._channel.fileno()],
                 start_new_session=True,
             )
-        try:
+        with contextlib.ExitStack() as started:
+            started.callback(process.wait)
+            started.callback(process.kill)
             target = Qmp(self._qmp_path, process)
+            started.callback(target.close)
             self.qmp.ask("migrate", uri=f"unix:{channel}")
             self._wait_for_migration()
             _wait_for_status(target, "running")
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
+            started.pop_all()
         self._end_source()
         self.guest.moved_to(process, words)
         self.qmp = target

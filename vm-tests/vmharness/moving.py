@@ -27,6 +27,7 @@ _BOOT_DEADLINE_S: Final = 240.0
 _MOVE_DEADLINE_S: Final = 300.0
 _LIFETIME_S: Final = 7200.0
 _MEMORY_MIB: Final = 256
+_BYTES_PER_S: Final = 24 << 20
 
 
 class MoveError(Exception):
@@ -167,6 +168,8 @@ class MovingGuest:
             started.callback(process.kill)
             target = Qmp(self._qmp_path, process)
             started.callback(target.close)
+            # So slow that back ends write to many pages that were copied already.
+            self.qmp.ask("migrate-set-parameters", max_bandwidth=_BYTES_PER_S)
             self.qmp.ask("migrate", uri=f"unix:{channel}")
             self._wait_for_migration()
             _wait_for_status(target, "running")
@@ -199,6 +202,9 @@ class MovingGuest:
             channel_fd,
             memory_mib=_MEMORY_MIB,
             program=self._program,
+            # Or the guest itself would write to each page just before a back end reads into it, and
+            # QEMU would copy it again in any case.
+            kernel_words=["init_on_alloc=0"],
         )
         words += ["-qmp", f"unix:{self._qmp_path},server=on,wait=off"]
         if self._disk is not None:

@@ -19,7 +19,7 @@ RING_SOURCES = [C_DIR / name for name in ("ring.c", "map.c", "chain.c")]
 ANSWERS = ("image_view.c", "grants.c", "places.c", "blob_fds.c", "usage.c", "answers.c")
 ANSWERS_SOURCES = [C_DIR / name for name in ANSWERS]
 SERVING_SOURCES = [C_DIR / name for name in ("lmdb_reader.c", "serve.c", "device.c")]
-SOURCES = RING_SOURCES + ANSWERS_SOURCES + SERVING_SOURCES
+SOURCES = RING_SOURCES + ANSWERS_SOURCES + SERVING_SOURCES + [C_DIR / "refused.c"]
 SERVING_HEADERS = {
     "answers", "barrier", "blob_fds", "engine", "grants", "image_view", "places", "statistics",
     "usage",

@@ -15,6 +15,7 @@ from appliance.session.uplink import UpperEnd
 from appliance.session.wants import unpack_want
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.served_session import ServedSession
+from appliance.supervisor.session_mailbox import SessionMailbox
 
 _LOG = logging.getLogger(__name__)
 # How long a session process may take to end when it is asked to: more than its workers may take.
@@ -32,6 +33,7 @@ class AttachedSession:
         end: this side of the channel to it, owned.
         exit_: set when the process has ended.
         served: its grants and session memory, owned.
+        mailbox: where the next supervisor finds the process itself, owned.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class AttachedSession:
         end: UpperEnd,
         exit_: "asyncio.Future[WorkerExit]",
         served: ServedSession,
+        mailbox: SessionMailbox,
     ) -> None:
         self.label = record.place.label
         self.pid = record.pid
@@ -48,6 +51,7 @@ class AttachedSession:
         self._pidfd = pidfd
         self._exit = exit_
         self._served = served
+        self._mailbox = mailbox
         self._workers: list[pb.WorkerStatus] = []
         self._num_wants = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -61,8 +65,12 @@ class AttachedSession:
         Raises:
             LinkClosedError: the process has ended.
         """
-        fds = [sock.fileno(), *self._served.fds]
-        await self._link.request(pb.Envelope(start_session=start), fds)
+        found_by = self._mailbox.take_fds(self._served.lease)
+        fds = [sock.fileno(), *self._served.fds, *found_by]
+        try:
+            await self._link.request(pb.Envelope(start_session=start), fds)
+        finally:
+            close_all(found_by)
 
     def report(self) -> dict[str, object]:
         """Return what `appliance status` shows of it."""
@@ -118,6 +126,8 @@ class AttachedSession:
             task.cancel()
         self._link.close()
         self._served.close(lives_on=lives_on)
+        if not lives_on:
+            self._mailbox.remove()
         os.close(self._pidfd)
 
     # --- Messages ---

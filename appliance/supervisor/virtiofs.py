@@ -28,6 +28,7 @@ from appliance.supervisor.admission import DescriptorRoom, WaitingFrontEnds
 from appliance.supervisor.attached_session import AttachedSession
 from appliance.supervisor.listeners import Listener
 from appliance.supervisor.runtime import Runtime, RuntimeConfig, running
+from appliance.supervisor.session_mailbox import SessionMailbox, find_sessions
 from appliance.supervisor.succession import InheritedSession, OldForkServer, take_over
 from appliance.system.listening import (
     announce_ready,
@@ -125,14 +126,22 @@ class Supervisor:
         places = [listener.place for listener in self._listeners]
         store_path = Path(runtime.configure.store_path)
         self._old_fork_servers = await take_over(self._config.state_dir, places, store_path)
-        for server in self._old_fork_servers:
-            for inherited in server.sessions:
-                _LOG.info(
-                    "%s: session process %d is taken over",
-                    inherited.record.place.label,
-                    inherited.record.pid,
-                )
-                self._sessions[inherited.record.place.label] = _attached(inherited, runtime)
+        handed_over = [each for server in self._old_fork_servers for each in server.sessions]
+        found = await find_sessions(
+            self._config.state_dir,
+            places,
+            store_path,
+            runtime.forker,
+            [inherited.record.pid for inherited in handed_over],
+        )
+        for inherited in (*handed_over, *found):
+            label = inherited.record.place.label
+            _LOG.info("%s: session process %d is taken over", label, inherited.record.pid)
+            mailbox = SessionMailbox(self._config.state_dir, inherited.record.mailbox)
+            self._sessions[label] = _attached(inherited, runtime, mailbox)
+        for inherited in found:
+            session = self._sessions[inherited.record.place.label]
+            self._spawn_task(session.attach(runtime.forker))
 
     async def _close(self, runtime: Runtime) -> None:
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -234,7 +243,7 @@ class Supervisor:
         self, sock: socket.socket, start: pb.StartSession, listener: Listener, runtime: Runtime
     ) -> AttachedSession | None:
         try:
-            session = await self._new_session(listener, runtime)
+            session = await self._new_session(listener, runtime, is_over=start.is_over)
         except LinkClosedError as exc:
             if isinstance(exc, CannotSpawnError):
                 await asyncio.sleep(_SESSION_AGAIN_S)
@@ -253,23 +262,30 @@ class Supervisor:
             return None
         return session
 
-    async def _new_session(self, listener: Listener, runtime: Runtime) -> AttachedSession:
+    async def _new_session(
+        self, listener: Listener, runtime: Runtime, *, is_over: bool
+    ) -> AttachedSession:
         num_queues = self._properties.num_queues
         served = runtime.new_session(num_queues, listener.exported, listener.label)
+        state_dir = self._config.state_dir
+        mailbox = SessionMailbox(state_dir, "") if is_over else SessionMailbox.create(state_dir)
         record = pb.SessionRecord(
             place=listener.place,
             store_path=runtime.configure.store_path,
             is_by_content=runtime.is_by_content,
             version=VERSION,
             num_queues=num_queues,
+            mailbox=mailbox.name,
         )
         try:
             started = await runtime.forker.spawn_session(record, served.kept_fds)
         except BaseException:
             served.close()
+            mailbox.remove()
             raise
         record.pid = started.pid
-        return AttachedSession(record, started.pidfd, started.end, started.exit, served)
+        mailbox.write(record, served)
+        return AttachedSession(record, started.pidfd, started.end, started.exit, served, mailbox)
 
     def _spawn_task(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
         # The event loop keeps only weak references to tasks.
@@ -279,7 +295,9 @@ class Supervisor:
         return task
 
 
-def _attached(inherited: InheritedSession, runtime: Runtime) -> AttachedSession:
+def _attached(
+    inherited: InheritedSession, runtime: Runtime, mailbox: SessionMailbox
+) -> AttachedSession:
     record = inherited.record
     place = record.place
     served = runtime.resumed_session(
@@ -288,7 +306,7 @@ def _attached(inherited: InheritedSession, runtime: Runtime) -> AttachedSession:
         (inherited.memory_fd, inherited.grants_fd),
         inherited.lease_fd,
     )
-    return AttachedSession(record, inherited.pidfd, inherited.end, inherited.exit, served)
+    return AttachedSession(record, inherited.pidfd, inherited.end, inherited.exit, served, mailbox)
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

@@ -12,9 +12,13 @@
 #   make test-deb           the same, installed, upgraded and removed in a new Debian 12 that boots
 #                           with systemd; needs root, debootstrap and a Debian mirror
 #   make long-cut           the tests of links between hosts, with a link that is cut for a minute
+#   make migrate            guests that read move between two QEMUs and two supervisors, 20 times back
+#                           and forth, and are saved and loaded; downloads a newer QEMU
 #   make storm              guests whose supervisor is killed 100 times while they read, and 1,000
 #                           kills of session processes and workers at random
-#   make soak-gc            random histories of a store with garbage collection, for about an hour
+#   make fuzz [SECONDS=600] [SEED=n]   all fuzzers: of the C code, of FUSE requests, of vhost-user messages
+#   make soak-gc            random histories of a store with garbage collection, and kills of its
+#                           processes, for more than an hour
 #   make protos             regenerate the protobuf code
 #   make clean              remove what make has made, downloads included
 # Debian packages are installed when make runs as root; otherwise what is missing is listed.
@@ -27,7 +31,7 @@ WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_fastcdc.c cffi_
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
-.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut storm soak-gc protos clean packages-venv packages-demo packages-test
+.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut migrate storm fuzz soak-gc protos clean packages-venv packages-demo packages-test
 .DELETE_ON_ERROR:
 
 venv: packages-venv $(INSTALLED)
@@ -71,6 +75,7 @@ bench: packages-test $(INSTALLED)
 	$(BIN)/python -m tests.bench_walk $(if $(BEFORE),--before "$(BEFORE)") || status=1; \
 	PYTHONPATH=vm-tests $(BIN)/python -m tests.bench_back_ends || status=1; \
 	$(BIN)/python -m tests.bench_neighbour || status=1; \
+	$(BIN)/python -m tests.bench_metrics || status=1; \
 	$(BIN)/python -m tests.mount.bench || status=1; \
 	$(BIN)/python -m tests.bench_rpc || status=1; \
 	$(BIN)/python -m tests.bench_nix || status=1; \
@@ -91,12 +96,21 @@ test-deb: packages-test $(INSTALLED)
 long-cut: packages-test $(INSTALLED)
 	TEST_CUT_S=60 $(BIN)/python -m pytest tests/remote/test_links.py $(ARGS)
 
+# its name keeps it out of `make test`, as it takes minutes
+migrate: packages-test $(INSTALLED)
+	$(BIN)/python -m pytest vm-tests/migration.py $(ARGS)
+
 storm: packages-test $(INSTALLED)
 	TEST_SUPERVISOR_KILLS=100 $(BIN)/python -m pytest vm-tests/test_guest_crash.py -k again_and_again $(ARGS)
 	TEST_RANDOM_KILLS=1000 $(BIN)/python -m pytest tests/supervisor/test_storm.py $(ARGS)
 
+# prints the seed of each round, and at the end which lines of C all rounds together have reached
+fuzz: packages-test $(INSTALLED)
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
 soak-gc: packages-test $(INSTALLED)
-	APPLIANCE_SOAK_EXAMPLES=2000 $(BIN)/python -m pytest tests/collector/test_collection_model.py $(ARGS)
+	APPLIANCE_SOAK_EXAMPLES=2000 APPLIANCE_SOAK_ROUNDS=300 $(BIN)/python -m pytest \
+	  tests/collector/test_collection_model.py tests/collector/test_killed_processes.py $(ARGS)
 
 protos: $(INSTALLED)
 	setup/protos.sh .

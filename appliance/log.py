@@ -1,5 +1,7 @@
 """Logging: one line for each event on stderr, as text or JSON, with a limit on repeated events.
 
+If stderr is the journal of systemd, each line begins with its priority (sd-daemon(3)).
+
 Guests, front-ends and clients could fill the log by repeating what causes an event. So events are
 counted by kind. A kind is a source (a socket, a worker's queue or a peer, see `set_log_source`)
 together with the place in the code that logs the event, whatever its text is. For each kind,
@@ -26,6 +28,7 @@ from typing import Final, NamedTuple
 # Lines of one kind that are written in a minute, and that minute in nanoseconds.
 BURST: Final = 10
 WINDOW_NS: Final = 60_000_000_000
+_STDERR_FILENO: Final = 2
 # Characters of a message and of a traceback that are written.
 _TEXT_MAX: Final = 2000
 _TRACEBACK_MAX: Final = 10_000
@@ -42,6 +45,15 @@ _CELL_MASK: Final = (1 << 64) - 1
 _UNREPORTED_MAX: Final = 256
 # A process looks for kinds whose minute is over at most this often, in nanoseconds.
 _SWEEP_NS: Final = 1_000_000_000
+
+# What sd-daemon(3) puts before a line, by the lowest level that it is for.
+_PRIORITIES: Final = (
+    (logging.CRITICAL, "<2>"),
+    (logging.ERROR, "<3>"),
+    (logging.WARNING, "<4>"),
+    (logging.INFO, "<6>"),
+)
+_DEBUG_PRIORITY: Final = "<7>"
 
 _source: ContextVar[str] = ContextVar("source", default="")
 
@@ -239,6 +251,27 @@ class _JsonFormatter(_PlainFormatter):
         return json.dumps(event)
 
 
+class _JournalFormatter(logging.Formatter):
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        # The journal takes each line for an event of its own.
+        levels = (mark for level, mark in _PRIORITIES if record.levelno >= level)
+        mark = next(levels, _DEBUG_PRIORITY)
+        return "\n".join(f"{mark}{line}" for line in self._inner.format(record).split("\n"))
+
+
+def _is_journal(fd: int) -> bool:
+    """Return whether a descriptor is the journal's (systemd.exec(5), JOURNAL_STREAM)."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
 def configure_logging(level: str, *, is_json: bool) -> None:
     """Write log records of `level` and above to stderr; replaces any earlier configuration.
 
@@ -259,5 +292,8 @@ def configure_logging(level: str, *, is_json: bool) -> None:
         with suppress(OSError):
             sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
     handler = _LimitedHandler(_shared_table()) if is_limited else _SourceHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if is_json else _PlainFormatter())
+    formatter: logging.Formatter = _JsonFormatter() if is_json else _PlainFormatter()
+    if _is_journal(_STDERR_FILENO):
+        formatter = _JournalFormatter(formatter)
+    handler.setFormatter(formatter)
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -388,11 +388,18 @@ void eng_answers_end(struct eng_answers *answers)
 	eng_store_end(answers->store);
 }
 
-void eng_answers_count(struct eng_answers *answers, const uint8_t *request)
+void eng_answers_count(struct eng_answers *answers, const uint8_t *request,
+		       const struct eng_reply *reply)
 {
 	struct fuse_in_header header;
 
 	memcpy(&header, request, sizeof(header));
 	answers->now_ns = statistics_now_ns();
 	statistics_add(answers->statistics, header.opcode, answers->now_ns - answers->taken_ns);
+	if (header.opcode != FUSE_READ)
+		return;
+	if (reply->fd < 0)
+		answers->statistics->read_inline += reply->body_size;
+	else
+		answers->statistics->read_file += reply->body_size;
 }

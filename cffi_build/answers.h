@@ -41,7 +41,9 @@ struct eng_statistics {
 	uint64_t plain_num;		/* answered in C */
 	uint64_t waits;			/* times that the worker went to sleep */
 	uint64_t polls_paid, polls_vain;	/* looks at an empty ring before that */
-	uint64_t unused[4];
+	uint64_t read_inline, read_file; /* bytes of answers to READ: from the database, from files */
+	uint64_t taken;			/* requests that the last look at the ring found */
+	uint64_t parked;		/* requests that wait for the supervisor; Python writes it */
 };
 
 /* Bytes that are owned elsewhere. */
@@ -220,8 +222,12 @@ int eng_answer(struct eng_answers *answers, const uint8_t *request, uint64_t siz
 /* Begins a snapshot, and drops what is cached of revoked grants. */
 int eng_answers_begin(struct eng_answers *answers);
 void eng_answers_end(struct eng_answers *answers);
-/* Counts a request that was answered, whose header is whole, and reads the clock. */
-void eng_answers_count(struct eng_answers *answers, const uint8_t *request);
+/*
+ * Counts a request that was answered, whose header is whole, and reads the clock. `reply` is what
+ * eng_answer() returned; a request without a reply leaves it as it was.
+ */
+void eng_answers_count(struct eng_answers *answers, const uint8_t *request,
+		       const struct eng_reply *reply);
 
 /* serve.c: where a ring's worker waits. The caller fills the first part. */
 struct eng_wait {

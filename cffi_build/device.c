@@ -52,7 +52,7 @@ int64_t eng_serve_device(struct eng_answers *answers, int fd, uint8_t *request, 
 			return status;
 		if (status || outcome == ENG_NOT_PLAIN)
 			return got;
-		eng_answers_count(answers, request);
+		eng_answers_count(answers, request, &reply);
 		if (eng_usage_is_due(&answers->usage, answers->now_ns))
 			break;
 	}

@@ -10,13 +10,18 @@
 #define _GNU_SOURCE
 #include "fuzz_store.h"
 
+#include <errno.h>
 #include <linux/fuse.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 enum {
@@ -31,8 +36,6 @@ enum {
 	REGION_SIZE = CHAINS_AT + CHAINS * CHAIN_SIZE,
 };
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 /* A request, and the answer that eng_answer() gives to it. */
 struct asked {
 	uint8_t *request;		/* allocated exactly */
@@ -45,18 +48,27 @@ struct asked {
 
 static uint32_t replies_num, not_plain_num;
 
-static void reply_check(const struct eng_reply *reply, struct asked *asked)
+/* Returns 0 if the file of a blob ends too early: whoever delivers the reply finds out. */
+static int reply_check(const struct eng_reply *reply, struct asked *asked)
 {
 	struct fuse_out_header header;
 
 	memcpy(&header, reply->head, sizeof(header));
 	if (reply->head_size > sizeof(reply->head) || header.error || header.unique != 1 ||
-	    header.len != reply->head_size + reply->body_size || header.len > asked->room || reply->fd != -1)
+	    header.len != reply->head_size + reply->body_size || header.len > asked->room)
 		abort();
 	memcpy(asked->reply, reply->head, reply->head_size);
-	if (reply->body_size)
+	if (reply->fd >= 0) {
+		ssize_t got = pread(reply->fd, asked->reply + reply->head_size, reply->body_size,
+				    reply->offset);
+
+		if (got < 0 || (uint64_t)got != reply->body_size)
+			return 0;
+	} else if (reply->body_size) {
 		memcpy(asked->reply + reply->head_size, reply->body, reply->body_size);
+	}
 	asked->reply_size = header.len;
+	return 1;
 }
 
 static void ask(struct eng_answers *answers, struct input *input, struct asked *ret)
@@ -71,12 +83,10 @@ static void ask(struct eng_answers *answers, struct input *input, struct asked *
 	ret->reply_size = 0;
 	(void)eng_answers_begin(answers);
 	ret->outcome = eng_answer(answers, ret->request, ret->size, ret->size, ret->room, &reply);
-	if (ret->outcome == ENG_REPLY) {
-		reply_check(&reply, ret);
-		replies_num++;
-	} else if (ret->outcome == ENG_NOT_PLAIN) {
-		not_plain_num++;
-	}
+	if (ret->outcome == ENG_REPLY && !reply_check(&reply, ret))
+		ret->outcome = ENG_NOT_PLAIN;
+	replies_num += ret->outcome == ENG_REPLY;
+	not_plain_num += ret->outcome == ENG_NOT_PLAIN;
 	eng_answers_end(answers);
 }
 
@@ -94,6 +104,7 @@ struct guest {
 	struct eng_ring ring;
 	uint8_t *ram;
 	uint32_t descs;			/* how many are in use */
+	int kick_fd;
 };
 
 /* Adds a buffer in up to three pieces, all of one chain that ends with the last of them if `is_last`. */
@@ -191,26 +202,104 @@ static void guest_check(const struct guest *guest, const struct eng_answers *ans
 		abort();
 }
 
+/* A descriptor that ends the wait, so that no wait is for ever. */
+static int alarm_fd(long after_ns)
+{
+	struct itimerspec soon = { .it_value.tv_nsec = after_ns };
+	int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
+
+	MUST(fd >= 0 && !timerfd_settime(fd, 0, &soon, NULL));
+	return fd;
+}
+
+/* None; an eventfd that was written to; or a pipe whose other end is closed, which breaks the ring. */
+static int kick_fd(uint64_t choice)
+{
+	int ends[2];
+
+	if (choice == 0)
+		return -1;
+	if (choice == 1)
+		return eventfd(1, EFD_CLOEXEC);
+	MUST(!pipe(ends));
+	(void)close(ends[1]);
+	return ends[0];
+}
+
+/* A driver on another processor: the last chains come while the ring is served. */
+static void *publish_later(void *argument)
+{
+	struct guest *guest = argument;
+	uint16_t *avail = (uint16_t *)(void *)(guest->ram + AVAIL_AT);
+
+	for (uint32_t num = 2; num <= CHAINS; num++) {
+		(void)sched_yield();
+		__atomic_store_n(&avail[1], (uint16_t)num, __ATOMIC_RELEASE);
+		if (guest->kick_fd >= 0)
+			(void)eventfd_write(guest->kick_fd, 1);
+	}
+	return NULL;
+}
+
+/* Serves until all are answered; each of them can be. */
+static int serve_while_published(struct eng_answers *answers, struct guest *guest, struct eng_wait *wait)
+{
+	const struct vring_used *used = (const struct vring_used *)(void *)(guest->ram + USED_AT);
+	uint16_t *avail = (uint16_t *)(void *)(guest->ram + AVAIL_AT);
+	pthread_t thread;
+	int status;
+
+	avail[1] = 1;
+	guest->kick_fd = wait->kick_fd;
+	MUST(!pthread_create(&thread, NULL, publish_later, guest));
+	do
+		status = eng_serve_ring(answers, &guest->ring, wait);
+	while (!status && used->idx != CHAINS);
+	MUST(!pthread_join(thread, NULL));
+	return status;
+}
+
+static int are_plain(const struct asked *asked)
+{
+	for (uint32_t i = 0; i < CHAINS; i++)
+		if (asked[i].outcome == ENG_NOT_PLAIN)
+			return 0;
+	return 1;
+}
+
 static void serve_ring(struct eng_answers *answers, struct input *input, const struct asked *asked)
 {
 	static struct guest guest;
 	struct epoll_event event = { .events = EPOLLIN };
-	struct eng_wait wait = { .epoll_fd = epoll_create1(0), .poll_max_ns = 1 };
-	int other = eventfd(1, 0);	/* so that no wait is for ever */
+	struct epoll_event kick = { .events = EPOLLIN | EPOLLET };
+	uint64_t choice = input_take(input, 1);
+	struct eng_wait wait = {
+		.epoll_fd = epoll_create1(0), .poll_max_ns = choice & 4 ? 0 : 9000,
+		.poll_ns = choice & 8 ? 5000 : 0,
+	};
+	int is_together = !(choice & 0x30) && (choice & 3) < 2 && are_plain(asked);
+	int other = alarm_fd(is_together || choice & 0x40 ? 300000 : 20000);
 	int status;
 
 	event.data.fd = other;
-	wait.kick_fd = -1;
-	wait.poll_ns = input_take(input, 1) & 1;
+	wait.kick_fd = kick.data.fd = kick_fd(choice & 3);
 	guest_init(&guest, input, asked);
-	if (other < 0 || epoll_ctl(wait.epoll_fd, EPOLL_CTL_ADD, other, &event))
+	if (epoll_ctl(wait.epoll_fd, EPOLL_CTL_ADD, other, &event) ||
+	    (wait.kick_fd >= 0 && epoll_ctl(wait.epoll_fd, EPOLL_CTL_ADD, wait.kick_fd, &kick)))
 		abort();
-	status = eng_serve_ring(answers, &guest.ring, &wait);
-	if (status != (answers->left_num > 0))
-		abort();
+	if (is_together)
+		status = serve_while_published(answers, &guest, &wait);
+	else
+		status = eng_serve_ring(answers, &guest.ring, &wait);
+	if (status == -ENG_EKICK)
+		MUST((choice & 3) > 1 && guest.ring.fault == ENG_EKICK && !answers->left_num);
+	else
+		MUST(status == (answers->left_num > 0));
 	guest_check(&guest, answers, asked);
 	guest_deinit(&guest);
 	(void)close(other);
+	if (wait.kick_fd >= 0)
+		(void)close(wait.kick_fd);
 	(void)close(wait.epoll_fd);
 }
 
@@ -237,8 +326,14 @@ static void serve_device(struct eng_answers *answers, const struct asked *asked)
 	    (got < (ssize_t)asked->reply_size ||
 	     memcmp(buffer + 4, asked->reply + 4, asked->reply_size - 4) != 0))
 		abort();
-	(void)close(ends[0]);
+	/* Then nobody is there to take the reply; and at last nothing can be read. */
+	if (send(ends[1], asked->request, asked->size, 0) != (ssize_t)asked->size)
+		abort();
 	(void)close(ends[1]);
+	status = eng_serve_device(answers, ends[0], request, sizeof(request));
+	MUST(status == -EPIPE || status == -EAGAIN || status == 0 || status == (int64_t)asked->size);
+	(void)close(ends[0]);
+	MUST(eng_serve_device(answers, -1, request, sizeof(request)) == -EBADF);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -247,9 +342,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	static struct asked asked[CHAINS];
 	struct input input = { .data = data, .left = size };
 
+	(void)signal(SIGPIPE, SIG_IGN);
 	fuzz_begin(&answers, &input);
 	while (input.left > 8) {
 		forget(&answers);
+		if (input_take(&input, 1) % 16 == 0)
+			fuzz_shrink();
 		for (uint32_t i = 0; i < CHAINS; i++)
 			ask(&answers, &input, &asked[i]);
 		forget(&answers);
@@ -263,22 +361,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	return 0;
 }
 
-#ifdef FUZZ_STANDALONE
-/* fuzz_answers COUNT [SEED]: COUNT inputs from a fixed generator; prints how many were answered. */
-int main(int argc, char **argv)
-{
-	unsigned long count = argc > 1 ? strtoul(argv[1], NULL, 10) : 1000;
-	uint64_t state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
-	uint8_t data[512];
+const size_t fuzz_input_size = 512;
 
-	for (unsigned long i = 0; i < count; i++) {
-		for (size_t at = 0; at < sizeof(data); at++) {
-			state = state * 6364136223846793005u + 1442695040888963407u;
-			data[at] = (uint8_t)(state >> 33);
-		}
-		(void)LLVMFuzzerTestOneInput(data, sizeof(data));
-	}
+int fuzz_report(unsigned long count)
+{
 	printf("%lu inputs, %u replies, %u left\n", count, replies_num, not_plain_num);
 	return replies_num && not_plain_num ? 0 : 1;
 }
-#endif

@@ -8,6 +8,7 @@
  * changed must be in a buffer that some descriptor calls writable, or in the used ring.
  */
 #include "engine.h"
+#include "fuzz.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,8 +28,6 @@ enum {
 
 _Static_assert(USED_OFFSET + 6 + 8 * NUM <= TABLE_OFFSET + 16, "areas in the first region");
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 static const struct { uint64_t gpa, size; } LAYOUT[REGIONS] = {
 	{ RING_GPA, 0x300 }, { RING_GPA + 0x300, 0x180 }, { 0x20000, 0x1000 }, { 0x21000, 0x801 },
 };
@@ -38,32 +37,6 @@ struct guest {
 	uint8_t *before[REGIONS];
 	uint8_t *writable[REGIONS];	/* one byte each: may it change? */
 };
-
-struct input {
-	const uint8_t *data;
-	size_t left;
-};
-
-static uint64_t input_take(struct input *input, size_t size)
-{
-	uint64_t value = 0;
-
-	if (size > input->left)
-		size = input->left;
-	memcpy(&value, input->data, size);
-	input->data += size;
-	input->left -= size;
-	return value;
-}
-
-static void *take_memory(size_t size)
-{
-	void *memory = calloc(1, size);
-
-	if (!memory)
-		abort();
-	return memory;
-}
 
 static void guest_init(struct guest *guest)
 {
@@ -330,24 +303,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	return 0;
 }
 
-#ifdef FUZZ_STANDALONE
-/* fuzz_ring COUNT [SEED]: COUNT inputs from a fixed generator; prints how many chains passed. */
-int main(int argc, char **argv)
-{
-	unsigned long count = argc > 1 ? strtoul(argv[1], NULL, 10) : 1000;
-	uint64_t state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
-	uint8_t data[1 + RECORD * (NUM + TABLE_DESCS) + 1 + NUM + 2 + NUM];
-	unsigned long i;
-	size_t at;
+const size_t fuzz_input_size = 1 + RECORD * (NUM + TABLE_DESCS) + 1 + NUM + 2 + NUM;
 
-	for (i = 0; i < count; i++) {
-		for (at = 0; at < sizeof(data); at++) {
-			state = state * 6364136223846793005u + 1442695040888963407u;
-			data[at] = (uint8_t)(state >> 33);
-		}
-		(void)LLVMFuzzerTestOneInput(data, sizeof(data) - (state >> 40) % 8 * 8);
-	}
+int fuzz_report(unsigned long count)
+{
 	printf("%lu inputs, %u chains, %u recovered\n", count, popped, recovered);
 	return popped && recovered ? 0 : 1;
 }
-#endif

@@ -7,42 +7,31 @@
 #define _GNU_SOURCE
 #include "fuzz_store.h"
 #include "images.h"
+#include "statistics.h"
+#include "usage.h"
 
+#include <fcntl.h>
 #include <linux/fuse.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum {
-	VALUES = 7,
+	VALUES = 10,
+	DIRECTORIES = 3,
 	ROWS_AT = 4096,
 	ROWS_END = ROWS_AT + (1 << 25),
 	GRANTS_SIZE = ROWS_END + 65536,
 	GENERATION = 7,
 	CONTENT_SIZE = 100,
+	FILE_SIZE = 120,		/* of the blobs that are kept in files */
+	OPEN_FILES_AT = 56,
+	FUZZ_FILE = 0xb2,		/* and the number of its directory: the digest of a blob in a file */
+	FILE_NAME_SIZE = 80,
 };
-
-uint64_t input_take(struct input *input, size_t size)
-{
-	uint64_t value = 0;
-
-	if (size > input->left)
-		size = input->left;
-	memcpy(&value, input->data, size);
-	input->data += size;
-	input->left -= size;
-	return value;
-}
-
-void *take_memory(size_t size)
-{
-	void *memory = calloc(1, size ? size : 1);
-
-	if (!memory)
-		abort();
-	return memory;
-}
 
 /* --- The store: digests are a number, repeated --- */
 
@@ -159,6 +148,7 @@ static void put_directory(uint8_t number, uint8_t child, uint8_t child_size)
 	if (child)
 		size += put_node(encoded, 1, "dir", child, child_size);
 	size += put_node(encoded + size, 2, "a", 0xb1, CONTENT_SIZE);
+	size += put_node(encoded + size, 2, "big", (uint8_t)(FUZZ_FILE + number), FILE_SIZE);
 	size += put_node(encoded + size, 2, "file", 0xb2, CONTENT_SIZE);
 	size += put_node(encoded + size, 3, "link", 0, 20);
 	if (img_builder_init(&builder, encoded, size))
@@ -178,12 +168,15 @@ static void put_directory(uint8_t number, uint8_t child, uint8_t child_size)
 
 static void store_fill(void)
 {
+	static const uint8_t in_file[9] = { 1, FILE_SIZE };
 	uint8_t content[1 + CONTENT_SIZE] = { 0 };
 
 	values_num = 0;
-	put_directory(1, 2, 8);
-	put_directory(2, 3, 3);
+	put_directory(1, 2, 10);
+	put_directory(2, 3, 4);
 	put_directory(3, 0, 0);
+	for (uint8_t number = 1; number <= DIRECTORIES; number++)
+		store_put(ENG_BLOBS, 0, (uint8_t)(FUZZ_FILE + number), in_file, sizeof(in_file));
 	store_put(ENG_BLOBS, 0, 0xb1, content, sizeof(content));
 	store_put(ENG_BLOBS, 0, 0xb2, content, 1 + CONTENT_SIZE / 2);
 }
@@ -192,6 +185,88 @@ static void store_empty(void)
 {
 	for (uint32_t i = 0; i < values_num; i++)
 		free(values[i].at);
+}
+
+/* --- Blobs in files; those of an input are made anew, each as it should be, of another size or not at all --- */
+
+static char top_name[] = "fuzz_blobs.XXXXXX";
+static int top = -1;
+
+static void file_name(char *to, uint32_t number)
+{
+	to += sprintf(to, "blobs/%02x/", FUZZ_FILE + number);
+	for (uint32_t i = 0; i < ENG_DIGEST_SIZE; i++)
+		to += sprintf(to, "%02x", FUZZ_FILE + number);
+}
+
+static void files_remove(void)
+{
+	char name[FILE_NAME_SIZE];
+
+	for (uint32_t number = 1; number <= DIRECTORIES; number++) {
+		file_name(name, number);
+		(void)unlinkat(top, name, 0);
+		name[8] = 0;
+		(void)unlinkat(top, name, AT_REMOVEDIR);
+	}
+	(void)unlinkat(top, "blobs", AT_REMOVEDIR);
+	(void)rmdir(top_name);
+}
+
+static void files_make(struct input *input)
+{
+	static const uint8_t content[FILE_SIZE];
+	char name[FILE_NAME_SIZE];
+
+	if (top < 0) {
+		MUST(mkdtemp(top_name));
+		top = open(top_name, O_PATH | O_DIRECTORY | O_CLOEXEC);
+		MUST(top >= 0 && !atexit(files_remove) && !mkdirat(top, "blobs", 0700));
+	}
+	for (uint32_t number = 1; number <= DIRECTORIES; number++) {
+		uint64_t choice = input_take(input, 1);
+		size_t size = choice % 8 == 1 ? (size_t)choice / 4 : FILE_SIZE;
+		int fd;
+
+		file_name(name, number);
+		(void)unlinkat(top, name, 0);
+		if (choice % 8 == 0)
+			continue;
+		name[8] = 0;
+		(void)mkdirat(top, name, 0700);
+		name[8] = '/';
+		fd = openat(top, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+		MUST(fd >= 0 && write(fd, content, size) == (ssize_t)size);
+		(void)close(fd);
+	}
+}
+
+void fuzz_shrink(void)
+{
+	char name[FILE_NAME_SIZE];
+
+	for (uint32_t number = 1; number <= DIRECTORIES; number++) {
+		int fd;
+
+		file_name(name, number);
+		fd = openat(top, name, O_WRONLY | O_CLOEXEC);
+		if (fd < 0)
+			continue;
+		MUST(!ftruncate(fd, FILE_SIZE / 4));
+		(void)close(fd);
+	}
+}
+
+/* The cache has more entries than can be reported at once. */
+static void use_all(struct eng_usage *usage)
+{
+	for (uint32_t i = 0; i <= ENG_USED_MAX; i++) {
+		uint8_t digest[ENG_DIGEST_SIZE] = { (uint8_t)i, (uint8_t)(i >> 8) };
+
+		usage_note(usage, ENG_USED_BLOB, digest);
+		usage_note(usage, ENG_USED_DIRECTORY, digest);
+	}
+	MUST(usage->num == ENG_USED_MAX && eng_usage_is_due(usage, 0));
 }
 
 /* --- The grants: one path, whose root is directory 1 --- */
@@ -206,10 +281,10 @@ static void put_u64(uint64_t at, uint64_t value)
 
 static void grants_fill(void)
 {
-	static const uint64_t row[4] = { 2, 13, ROWS_END };
+	static const uint64_t row[4] = { 2, 16, ROWS_END };
 	struct fuse_direntplus record = { .dirent = { .namelen = 4 } };
 	uint32_t kind = 'd';
-	uint64_t size = 12;
+	uint64_t size = 15;
 
 	memset(grants_memory, 0, 4096);
 	memset(grants_memory + ROWS_END, 0, 65536);
@@ -257,29 +332,48 @@ static void damage(struct input *input, uint8_t *at, uint64_t size)
 
 /* --- Requests --- */
 
+/* A node that the request is meant for, most often; their numbers follow from store_fill(). */
+static uint64_t node_for(uint32_t opcode, uint64_t choice)
+{
+	static const uint8_t directories[4] = { 2, 5, 8, 1 };
+	static const uint8_t files[8] = { 3, 4, 6, 7, 9, 10, 11, 16 };
+	static const uint8_t links[4] = { 12, 14, 17, 17 };
+
+	switch (opcode) {
+	case FUSE_LOOKUP: case FUSE_READDIR: case FUSE_READDIRPLUS:
+		return directories[choice % 4];
+	case FUSE_READ:
+		return files[choice % 8];
+	case FUSE_READLINK:
+		return links[choice % 4];
+	default:
+		return choice % 21;
+	}
+}
+
 uint32_t request_make(struct input *input, uint8_t *to)
 {
 	static const uint32_t opcodes[8] = {
 		FUSE_LOOKUP, FUSE_LOOKUP, FUSE_GETATTR, FUSE_READLINK,
 		FUSE_READ, FUSE_READDIR, FUSE_READDIRPLUS, FUSE_FORGET,
 	};
-	static const char *const names[8] = { "a", "dir", "file", "link", "", "..", "path", "zz" };
+	static const char *const names[16] = {
+		"a", "dir", "file", "link", "", "..", "path", "zz",
+		"big", "dir", "dir", "file", ".", "a/b", "path", "d",
+	};
 	struct fuse_in_header header = { .unique = 1 };
 	uint64_t choice = input_take(input, 1);
+	uint64_t odd = input_take(input, 1) % 16;
 	struct fuse_read_in args = { 0 };
 	uint32_t size = sizeof(header);
 
 	memset(to, 0, FUZZ_REQUEST_SIZE);
-	header.opcode = opcodes[choice & 7];
-	header.nodeid = input_take(input, 1) % 18;
-	if (choice & 0x80)
-		header.nodeid = input_take(input, 8);
-	args.offset = input_take(input, 1) % 12;
+	header.opcode = odd == 3 ? (uint32_t)choice : opcodes[choice & 7];
+	header.nodeid = odd == 0 ? input_take(input, 8) : node_for(header.opcode, choice >> 3);
+	args.offset = odd == 1 ? input_take(input, 8) : input_take(input, 1) % 12;
 	args.size = (uint32_t)input_take(input, 2);
-	if (choice & 0x40)
-		args.offset = input_take(input, 8);
 	if (header.opcode == FUSE_LOOKUP) {
-		const char *name = names[input_take(input, 1) & 7];
+		const char *name = names[input_take(input, 1) & 15];
 
 		memcpy(to + size, name, strlen(name));
 		size += (uint32_t)strlen(name) + 1;
@@ -288,7 +382,7 @@ uint32_t request_make(struct input *input, uint8_t *to)
 		size += sizeof(args);
 	}
 	header.len = size;
-	if ((choice & 0x38) == 0x38)
+	if (odd == 2)
 		header.len = (uint32_t)input_take(input, 1);
 	memcpy(to, &header, sizeof(header));
 	return size;
@@ -304,6 +398,7 @@ void fuzz_begin(struct eng_answers *answers, struct input *input)
 	static const uint8_t session[1] = { 1 };
 	uint64_t num;
 
+	files_make(input);
 	grants_make();
 	grants_fill();
 	store_fill();
@@ -323,7 +418,13 @@ void fuzz_begin(struct eng_answers *answers, struct input *input)
 	answers->places.usage = &answers->usage;
 	answers->usage.is_kept[ENG_USED_BLOB] = answers->usage.is_kept[ENG_USED_DIRECTORY] = 1;
 	answers->store = answers->places.store = &store;
-	eng_blob_fds_init(&answers->blobs, -1, 0, 1);
+	num = input_take(input, 1);
+	eng_blob_fds_init(&answers->blobs, top, 0, 1 + (num >> 1 & 3));
+	put_u64(OPEN_FILES_AT, num >> 3 & 3);
+	if (num & 0x80)
+		eng_usage_clear(&answers->usage, statistics_now_ns());
+	if (num == 0xff)
+		use_all(&answers->usage);
 	if (eng_grants_init(&answers->places.grants, grants_fd))
 		abort();
 	answers->places.grants.is_by_content = input_take(input, 1) & 1;
@@ -331,6 +432,13 @@ void fuzz_begin(struct eng_answers *answers, struct input *input)
 
 void fuzz_end(struct eng_answers *answers)
 {
+	char name[FILE_NAME_SIZE];
+
+	file_name(name, 2);
+	(void)unlinkat(top, name, 0);
+	eng_blob_fds_close_unlinked(&answers->blobs);
+	eng_blob_fds_close(&answers->blobs);
+	MUST(!answers->blobs.num);
 	eng_grants_deinit(&answers->places.grants);
 	store_empty();
 }

@@ -147,7 +147,10 @@ def nginx(directory: Path, port: int) -> Iterator[Path]:
 
 
 def bench_http(directory: Path, rounds: int) -> None:
-    """Fetch a closure with curl, which drops what it gets, and with Nix, which unpacks it."""
+    """Fetch a closure with curl, which drops what it gets, and with Nix, which unpacks it.
+
+    Both servers send the same bytes: NARs that are not compressed.
+    """
     if shutil.which("nginx") is None:
         print("nginx is not installed: the HTTP cache was not measured")
         return
@@ -158,7 +161,8 @@ def bench_http(directory: Path, rounds: int) -> None:
     narinfos = [f"{path[:32]}.narinfo" for path in paths]
     cache = directory / "nginx" / "cache"
     (cache / "nar").mkdir(parents=True)
-    with HttpProcess(("--store", f"lmdb://{directory}/store"), directory / "http") as server:
+    store = ("--store", f"lmdb://{directory}/store")
+    with HttpProcess(store, directory / "http", "--zstd-level=0") as server:
         (cache / "nix-cache-info").write_bytes(server.ask("/nix-cache-info").body)
         narinfo_of = {
             name: parse_narinfo(server.ask(f"/{name}").body.decode()) for name in narinfos
@@ -178,12 +182,32 @@ def bench_http(directory: Path, rounds: int) -> None:
                 lambda: download(socket, theirs),
                 rounds,
             )
+            first_times(directory, store, what, (ours, theirs), socket, rounds)
             compare(
                 f"{what} to Nix, nginx with prepared files",
                 lambda: fetch_with_nix(directory, server.url, paths),
                 lambda: fetch_with_nix(directory, f"http://127.0.0.1:{port}", paths),
                 rounds,
             )
+
+
+def first_times(
+    directory: Path,
+    store: tuple[str, str],
+    what: str,
+    names: tuple[Sequence[str], Sequence[str]],
+    nginx_socket: Path,
+    rounds: int,
+) -> None:
+    """Fetch what the server has not sent since it started, so that it checks all of it."""
+    ours, theirs = names
+    ratios = []
+    for number in range(rounds):
+        with HttpProcess(store, directory / f"http{number}", "--zstd-level=0") as server:
+            first = timed(lambda server=server: download(server.socket, ours))  # type: ignore[misc]
+        other = timed(lambda: download(nginx_socket, theirs))
+        ratios.append(first.elapsed_s / other.elapsed_s)
+    print(f"{what} to curl, for the first time: ratio {statistics.median(ratios):.2f}", flush=True)
 
 
 def free_port() -> int:

@@ -4,6 +4,8 @@ import io
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -202,3 +204,38 @@ def test_a_long_text_is_cut(lines: Lines) -> None:
     (line,) = lines()
     assert len(line) < 2 * log._TEXT_MAX
     assert line.endswith("x... (100000 characters)")
+
+
+@pytest.mark.parametrize("form", ["plain", "json"])
+def test_lines_for_the_journal_begin_with_their_priority(form: str) -> None:
+    read_fd, write_fd = os.pipe()
+    status = os.fstat(write_fd)
+    program = (
+        "import logging, sys; from appliance.log import configure_logging as begin\n"
+        "begin('DEBUG', is_json=sys.argv[1] == 'json')\n"
+        "log = logging.getLogger('appliance.tests')\n"
+        "log.debug('a'); log.info('b'); log.warning('c'); log.error('d')\n"
+        "try: raise ValueError('e')\n"
+        "except ValueError: log.exception('f')\n"
+    )
+
+    def written(stream: str) -> list[str]:
+        subprocess.run(
+            [sys.executable, "-c", program, form],
+            check=True,
+            stderr=write_fd,
+            env=os.environ | {"JOURNAL_STREAM": stream},
+        )
+        return os.read(read_fd, 1 << 16).decode().splitlines()
+
+    try:
+        lines = written(f"{status.st_dev}:{status.st_ino}")
+        assert [line[:3] for line in lines[:4]] == ["<7>", "<6>", "<4>", "<3>"]
+        # A traceback is an error in every line of it.
+        assert len(lines) > (7 if form == "plain" else 4)
+        assert {line[:3] for line in lines[4:]} == {"<3>"}
+        # Another stream, which this one has replaced.
+        assert not any(line.startswith("<") for line in written(f"{status.st_dev}:1"))
+    finally:
+        os.close(read_fd)
+        os.close(write_fd)

@@ -205,6 +205,8 @@ def _install_share(root: Path) -> None:
     documents = share / "doc" / PROGRAM
     for document in ("README.md", "SECURITY.md", "docs/architecture.md", "docs/compatibility.md"):
         _write(documents / Path(document).name, (TREE / document).read_text())
+    for path in sorted((TREE / "docs" / "monitoring").iterdir()):
+        _write(documents / "monitoring" / path.name, path.read_text())
     year = time.gmtime(_seconds()).tm_year
     _write(documents / "copyright", _COPYRIGHT.format(year=year))
     date = formatdate(_seconds())

@@ -41,6 +41,22 @@ EXAMPLES: Final[dict[str, tuple[Example, ...]]] = {
     ),
     "http": (Example("Offer the store as a binary cache for Nix:", "appliance http"),),
     "status": (Example("Show what is served, for a program:", "appliance status --json"),),
+    "top": (
+        Example("Watch what virtual machines do, the slowest first:", "appliance top --sort p99"),
+        Example("Log it, a line for each every minute:", "appliance top --interval 60"),
+    ),
+    "metrics": (
+        Example(
+            "Print what Prometheus would be told, in its other format:",
+            "appliance metrics --format openmetrics",
+        ),
+    ),
+    "bugreport": (
+        Example(
+            "Collect what a report needs, with the lines of a log of your own:",
+            "appliance bugreport --log /var/log/appliance.log",
+        ),
+    ),
     "bench": (
         Example(
             "Measure small reads on the socket of a back-end:",

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.cli.key_options import (
@@ -11,21 +10,17 @@ from appliance.cli.key_options import (
     required_keys,
     secret_keys,
 )
+from appliance.cli.listen_options import listening_socket
 from appliance.cli.options import add_log_options, add_service_options, service_addresses
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
-    from appliance.http_cache.cache_server import ListeningSocket
-    from appliance.rpc.listen import ListenAddress
-
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
 
 _DEFAULT_LISTEN: Final = "[::1]:9000"
 _DEFAULT_PRIORITY: Final = 39
 _DEFAULT_LEVEL: Final = 3
 _LEVEL_MAX: Final = 19
-# Sockets that are made: for their owner and group.
-_SOCKET_MODE: Final = 0o660
 
 
 def add_http(commands: "Subparsers") -> None:
@@ -99,7 +94,7 @@ def _run_http(options: argparse.Namespace) -> None:
     serve_cache(
         CacheConfig(
             services,
-            [_listening(address) for address in addresses],
+            [listening_socket(address) for address in addresses],
             secret_keys=secret_keys(options),
             priority=options.priority,
             allows_put=options.allow_put,
@@ -107,46 +102,3 @@ def _run_http(options: argparse.Namespace) -> None:
             zstd_level=options.zstd_level,
         )
     )
-
-
-def _listening(address: "ListenAddress") -> "ListeningSocket":
-    from appliance.http_cache.cache_server import ListeningSocket
-    from appliance.rpc.listen import (
-        AbstractListen,
-        InheritedListen,
-        TcpListen,
-        UnixListen,
-        inherited_socket,
-    )
-    from appliance.system.listening import claim_socket_path, socket_mode
-
-    match address:
-        case TcpListen(family, host, port):
-            sock = _bound(family, (host, port), address.target())
-            label = f"{address.target().rpartition(':')[0]}:{sock.getsockname()[1]}"
-            return ListeningSocket(sock, label)
-        case AbstractListen(name):
-            return ListeningSocket(_bound(socket.AF_UNIX, f"\0{name}", f"@{name}"), f"@{name}")
-        case UnixListen(path):
-            claim_socket_path(path)
-            with socket_mode(_SOCKET_MODE):
-                sock = _bound(socket.AF_UNIX, os.fspath(path), str(path))
-            return ListeningSocket(sock, str(path), path)
-        case InheritedListen(fd):
-            return ListeningSocket(inherited_socket(fd), f"inherited socket {fd}")
-
-
-def _bound(family: int, address: "tuple[str, int] | str", where: str) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if family != socket.AF_UNIX:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(address)
-        sock.listen()
-    except OSError as exc:
-        sock.close()
-        raise ConfigError(f"cannot listen on {where}: {exc.strerror or exc}") from exc
-    sock.setblocking(False)  # noqa: FBT003 - the method's only form
-    return sock

@@ -1,6 +1,9 @@
-"""Options of servers: the permissions of the sockets that they create, and TLS."""
+"""Options of servers: where they listen, the permissions of their sockets, and TLS."""
 
 import argparse
+import os
+import socket
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -8,10 +11,17 @@ from appliance.cli.exported_options import socket_group, socket_mode_of
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from appliance.rpc.daemon import SocketAccess
+    from appliance.rpc.listen import ListenAddress
     from appliance.rpc.server_tls import TlsFiles
+    from appliance.system.listening import ListeningSocket
 
 _DEFAULT_MODE: Final = "0660"
+# Sockets whose mode no option sets: for their owner and group.
+_SOCKET_MODE: Final = 0o660
+_LOOPBACK: Final = "127.0.0.1"
 
 
 def add_socket_options(parser: argparse._ActionsContainer) -> None:
@@ -75,3 +85,93 @@ def tls_files(options: argparse.Namespace) -> "TlsFiles | None":
     if options.tls_cert is None or options.tls_key is None:
         raise ConfigError("--tls-cert and --tls-key need each other")
     return TlsFiles(options.tls_cert, options.tls_key, options.tls_client_ca)
+
+
+def listening_socket(address: "ListenAddress") -> "ListeningSocket":
+    """Listen at an address; the caller owns the socket and its file.
+
+    Raises:
+        ConfigError: that is not possible.
+    """
+    from appliance.rpc.listen import (
+        AbstractListen,
+        InheritedListen,
+        TcpListen,
+        UnixListen,
+        inherited_socket,
+    )
+    from appliance.system.listening import ListeningSocket, claim_socket_path, socket_mode
+
+    match address:
+        case TcpListen(family, host, port):
+            sock = _bound(family, (host, port), address.target())
+            label = f"{address.target().rpartition(':')[0]}:{sock.getsockname()[1]}"
+            return ListeningSocket(sock, label)
+        case AbstractListen(name):
+            return ListeningSocket(_bound(socket.AF_UNIX, f"\0{name}", f"@{name}"), f"@{name}")
+        case UnixListen(path):
+            claim_socket_path(path)
+            with socket_mode(_SOCKET_MODE):
+                sock = _bound(socket.AF_UNIX, os.fspath(path), str(path))
+            return ListeningSocket(sock, str(path), path)
+        case InheritedListen(fd):
+            return ListeningSocket(inherited_socket(fd), f"inherited socket {fd}")
+
+
+def _bound(family: int, address: "tuple[str, int] | str", where: str) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen()
+    except OSError as exc:
+        sock.close()
+        raise ConfigError(f"cannot listen on {where}: {exc.strerror or exc}") from exc
+    sock.setblocking(False)  # noqa: FBT003 - the method's only form
+    return sock
+
+
+# --- Metrics ---
+
+
+def add_metrics_option(parser: argparse._ActionsContainer) -> None:
+    """Add the option that serves metrics."""
+    parser.add_argument(
+        "--metrics",
+        metavar="ADDR",
+        help="serve metrics in the format of OpenMetrics under /metrics on ADDR: the path of a "
+        "Unix socket, :PORT of 127.0.0.1, HOST:PORT, or sd-listen[:NAME] for a socket that "
+        "systemd passes (default: `appliance metrics` alone shows them)",
+    )
+
+
+@contextmanager
+def metrics_socket(options: argparse.Namespace) -> "Iterator[ListeningSocket | None]":
+    """Have the socket that `--metrics` asks for, if it does, for a block.
+
+    Raises:
+        ConfigError: the address is not valid, or stands for several; or it cannot be used.
+    """
+    text = options.metrics
+    if text is None:
+        yield None
+        return
+    from appliance.rpc.listen import parse_listen_address
+
+    try:
+        addresses = parse_listen_address(
+            f"{_LOOPBACK}{text}" if text.startswith(":") else text, os.environ
+        )
+    except ConfigError as exc:
+        raise ConfigError(f"--metrics: {exc}") from exc
+    if len(addresses) > 1:
+        raise ConfigError(f"--metrics {text}: is {len(addresses)} sockets, expected one")
+    listening = listening_socket(addresses[0])
+    try:
+        yield listening
+    finally:
+        listening.socket.close()
+        listening.remove_file()

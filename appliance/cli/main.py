@@ -1,6 +1,6 @@
 """Entry points of the command line: parse the arguments, run one command, exit with its status.
 
-The commands `import` and `status` are defined here, the others in the modules beside this one.
+The command `import` is defined here, the others in the modules beside this one.
 """
 
 import argparse
@@ -17,25 +17,24 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from appliance import __version__
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
 from appliance.cli.bench_command import add_bench
+from appliance.cli.bug_report_command import add_bug_report
 from appliance.cli.doctor_command import add_doctor
 from appliance.cli.gc_command import COMMANDS as COLLECTOR_COMMANDS
 from appliance.cli.help_pages import CommandParser, GroupsParser
 from appliance.cli.http_command import add_http
 from appliance.cli.mount_commands import is_mount_call
 from appliance.cli.options import (
-    add_json_option,
     add_log_options,
     add_service_options,
-    add_state_option,
     environments,
     is_json_log,
     progress_form,
     service_addresses,
-    state_dir,
 )
 from appliance.cli.output import print_json
 from appliance.cli.pid_file import leave_shared_pid
 from appliance.cli.serve_commands import add_mount, add_virtiofs, path_argument, run_mount
+from appliance.cli.status_command import add_metrics, add_status
 from appliance.cli.store_commands import COMMANDS as STORE_COMMANDS
 from appliance.cli.system_log import send_errors_to_system_log
 from appliance.cli.terminal import (
@@ -45,8 +44,9 @@ from appliance.cli.terminal import (
     progress_line,
     writing_output,
 )
+from appliance.cli.top_command import add_top
 from appliance.cli.view_command import add_view
-from appliance.errors import ApplianceError, ConfigError, StoreError
+from appliance.errors import ApplianceError, ConfigError
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[CommandParser]  # noqa: SLF001 - has no other name
@@ -58,8 +58,11 @@ _COMMANDS: Final = (
     "view",
     "http",
     "status",
+    "top",
+    "metrics",
     "bench",
     "doctor",
+    "bugreport",
     *STORE_COMMANDS,
     *COLLECTOR_COMMANDS,
 )
@@ -165,7 +168,8 @@ def _run_options(options: argparse.Namespace) -> None:
         _start_logging(options)
     if hasattr(options, "when_logging"):
         options.when_logging()
-    leave_shared_pid(environments(options))
+    if not getattr(options, "opens_no_store", False):
+        leave_shared_pid(environments(options))
     options.run(options)
     with writing_output():
         sys.stdout.flush()
@@ -224,9 +228,12 @@ def command_parser(command: str = "") -> argparse.ArgumentParser:
         "mount": add_mount,
         "view": add_view,
         "http": add_http,
-        "status": _add_status,
+        "status": add_status,
+        "top": add_top,
+        "metrics": add_metrics,
         "bench": add_bench,
         "doctor": add_doctor,
+        "bugreport": add_bug_report,
         **STORE_COMMANDS,
         **COLLECTOR_COMMANDS,
     }
@@ -268,21 +275,6 @@ def _add_import(commands: "Subparsers") -> None:
     command.set_defaults(run=_run_import)
 
 
-def _add_status(commands: "Subparsers") -> None:
-    command = commands.add_parser(
-        "status",
-        usage="%(prog)s [OPTION]...",
-        help="show the sessions of running supervisors",
-        description="Show what the running `appliance virtiofs` and `appliance mount` serve: their "
-        "sessions, worker processes, and the number of requests of each kind.",
-    )
-    add_json_option(command)
-    add_state_option(command, "look for the supervisors' control sockets in DIR")
-    add_service_options(command)
-    add_log_options(command)
-    command.set_defaults(run=_run_status)
-
-
 def _run_import(options: argparse.Namespace) -> None:
     from appliance.importer.importer import import_paths
 
@@ -314,40 +306,6 @@ def _run_import(options: argparse.Namespace) -> None:
                 progress.clear()
                 with writing_output():
                     print(imported, flush=True)
-
-
-def _run_status(options: argparse.Namespace) -> None:
-    from appliance.supervisor.status import collect
-
-    directory = state_dir(options, service_addresses(options))
-    reports = collect(directory)
-    if not reports:
-        raise StoreError(f"no supervisor is running on {directory}")
-    sessions = [session for report in reports for session in report["sessions"]]
-    waiting = [front_end for report in reports for front_end in report.get("waiting", ())]
-    if options.json:
-        print_json({"sessions": sessions, "waiting": waiting}, indent=2)
-        return
-    if not sessions:
-        print("no front-end is connected")
-    for session in sessions:
-        print(session.get("socket") or session["mount"])
-        for worker in session["workers"]:
-            queues = ", ".join(map(str, worker["queues"]))
-            print(f"  worker {worker['pid']}: queue {queues}, {worker['restarts']} restarts")
-        for what, held in session.get("holds", {}).items():
-            print(f"  {what}: {held}")
-        for opcode, count in sorted(session["requests"].items()):
-            latency = session["latency_us"][opcode]
-            print(
-                f"  {opcode:<12} {count:>12}   p50 < {latency['p50']:,.1f} us"
-                f"   p99 < {latency['p99']:,.1f} us"
-            )
-    for front_end in waiting:
-        print(
-            f"{front_end['socket']}: process {front_end['pid']} waits for the connected front-end"
-            " to disconnect"
-        )
 
 
 def _new_name(options: argparse.Namespace) -> str | None:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -17,6 +18,7 @@ from appliance.cli.exported_options import (
     socket_mode_of,
     socket_place,
 )
+from appliance.cli.listen_options import add_metrics_option, metrics_socket
 from appliance.cli.options import (
     add_log_options,
     add_service_options,
@@ -98,6 +100,14 @@ def add_virtiofs(commands: "Subparsers") -> None:
         "that is started with the same sockets and state directory",
     )
     listening.add_argument(
+        "--migration-on-error",
+        choices=("abort", "guest-error"),
+        default="abort",
+        help="refuse a guest that was saved or moved here and had store paths which are missing "
+        "(`abort`), or let it go on and find its files there stale (`guest-error`) (default: "
+        "abort)",
+    )
+    listening.add_argument(
         "--pid-file",
         type=path_argument,
         metavar="PATH",
@@ -127,8 +137,7 @@ def add_virtiofs(commands: "Subparsers") -> None:
         type=int,
         metavar="N",
         help="let a worker poll its queue for up to N microseconds before it sleeps, as long as "
-        f"that saves wake-ups; 0 turns it off (default: {_DEFAULT_POLL_US} with more than two "
-        "CPUs, or else 0)",
+        f"that saves wake-ups; 0 turns it off (default: {_DEFAULT_POLL_US}, or 0 with one CPU)",
     )
     _add_files_options(command, "let guests list the root directory")
     _add_common_options(command)
@@ -206,13 +215,14 @@ def _add_common_options(command: argparse.ArgumentParser) -> None:
         f"APPLIANCE_BLOB_CACHE_SIZE, or else {_DEFAULT_CACHE_SIZE})",
     )
     add_min_free_option(state)
+    add_metrics_option(command.add_argument_group("metrics"))
     add_service_options(command)
     add_log_options(command)
 
 
 def _run_virtiofs(options: argparse.Namespace) -> None:
     if options.print_capabilities:
-        print_json({"type": "fs", "features": []})
+        print_json({"type": "fs", "features": ["migrate-precopy"]})
         return
     # Imported here because other commands need neither the event loop nor the C engine.
     from appliance.supervisor.listeners import listen
@@ -239,6 +249,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
             "--num-request-queues", num_request_queues, MAX_REQUEST_QUEUES
         ),
         exits_on_disconnect=options.exit_on_disconnect,
+        goes_on_without_paths=options.migration_on_error == "guest-error",
         queue_size=_power_of_two("--queue-size", options.queue_size, _MAX_QUEUE_SIZE),
         log_level=options.log_level,
         log_json=is_json_log(options),
@@ -262,7 +273,8 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         for listener in listeners:
             opened.callback(listener.close)
         opened.enter_context(_pid_file(options.pid_file))
-        serve(config, listeners)
+        metrics = opened.enter_context(metrics_socket(options))
+        serve(replace(config, metrics=metrics), listeners)
 
 
 def _exit(_number: int, _frame: object) -> NoReturn:
@@ -304,27 +316,26 @@ def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | N
     if options.passthrough and os.geteuid() != 0:
         raise ConfigError("--passthrough: only root may use this option")
     services = service_addresses(options)
-    serve(
-        MountConfig(
-            services=services,
-            blob_cache_bytes=_blob_cache_bytes(options),
-            min_free_bytes=min_free_bytes(options),
-            state_dir=state_dir(options, services),
-            is_root_listable=options.list_root,
-            is_by_content=options.inodes == "content",
-            is_sandboxed=options.sandbox == "on",
-            is_answered_in_python=_is_answered_in_python(),
-            poll_us=0,
-            log_level=options.log_level,
-            log_json=is_json_log(options),
-            path=options.dest,
-            exported=exported_of(options),
-            num_workers=_in_range("--threads", options.threads, _MAX_MOUNT_WORKERS),
-            has_passthrough=options.passthrough,
-            flags=MountFlags(options.fsname, options.allow_other, options.noexec),
-        ),
-        when_ready,
+    config = MountConfig(
+        services=services,
+        blob_cache_bytes=_blob_cache_bytes(options),
+        min_free_bytes=min_free_bytes(options),
+        state_dir=state_dir(options, services),
+        is_root_listable=options.list_root,
+        is_by_content=options.inodes == "content",
+        is_sandboxed=options.sandbox == "on",
+        is_answered_in_python=_is_answered_in_python(),
+        poll_us=0,
+        log_level=options.log_level,
+        log_json=is_json_log(options),
+        path=options.dest,
+        exported=exported_of(options),
+        num_workers=_in_range("--threads", options.threads, _MAX_MOUNT_WORKERS),
+        has_passthrough=options.passthrough,
+        flags=MountFlags(options.fsname, options.allow_other, options.noexec),
     )
+    with metrics_socket(options) as metrics:
+        serve(replace(config, metrics=metrics), when_ready)
 
 
 def _is_answered_in_python() -> bool:
@@ -340,8 +351,8 @@ def _poll_us(given: int | None) -> int:
         if not 0 <= given <= _MAX_POLL_US:
             raise ConfigError(f"--poll-us {given}: expected 0 to {_MAX_POLL_US}")
         return given
-    # With fewer, whoever polls keeps the guest from running.
-    return _DEFAULT_POLL_US if len(os.sched_getaffinity(0)) > 2 else 0
+    # With one, whoever polls keeps the guest from running.
+    return _DEFAULT_POLL_US if len(os.sched_getaffinity(0)) > 1 else 0
 
 
 def _blob_cache_bytes(options: argparse.Namespace) -> int:

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from appliance.nix.store_path import StorePath
     from appliance.nix.trusted_keys import TrustedKeys
     from appliance.services.addresses import ServiceAddresses
+    from appliance.services.checked_contents import VerifyProgress
     from appliance.services.contracts import Services
     from appliance.services.repair import Repairer, Source
-    from appliance.services.verify import Verifier, VerifyProgress
+    from appliance.services.verify import Verifier
     from appliance.services.verify_errors import VerifyError
     from appliance.store.writer import AsyncStore
 

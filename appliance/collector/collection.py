@@ -195,8 +195,7 @@ def collect(store: Store, options: CollectOptions) -> Swept:
 
 
 def _mark_live(store: Store, txn: ReadTransaction, view: Snapshot, made: CollectionPlan) -> None:
-    for digest in made.live:
-        made.marks.mark(view, made.graph.paths[digest].node)
+    made.marks.mark_live(view, (made.graph.paths[digest].node for digest in made.live))
     for blob in made.roots.blobs:
         made.marks.mark_blob(blob)
     for put in store.recent_puts.since(txn, made.roots.objects_since_ns):
@@ -243,9 +242,14 @@ def _wanted(made: CollectionPlan, chosen: Sequence[StorePath] | None) -> list[by
 
 
 def _mark_kept(view: Snapshot, made: CollectionPlan, wanted: set[bytes]) -> None:
-    for digest, known in made.graph.paths.items():
-        if digest not in wanted and digest not in made.live:
-            made.marks.mark(view, known.node)
+    made.marks.mark_live(
+        view,
+        (
+            known.node
+            for digest, known in made.graph.paths.items()
+            if digest not in wanted and digest not in made.live
+        ),
+    )
 
 
 def _limit(view: Snapshot, made: CollectionPlan, options: CollectOptions, free_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""An index of the digests in a table: a number for each, in 8 bytes of memory.
+"""An index of the digests in a table: a number for each, in 16 bytes of memory with its size.
 
 A set of a million digests takes over 100 MB. Here the first eight bytes of each are kept in an
 array, in the order of the table's keys. Two digests that agree in these bytes have one number, that
@@ -9,12 +9,16 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable
 from itertools import islice
+from struct import Struct
 from typing import Final
 
-_PREFIX_SIZE: Final = 8
-_AT_A_TIME: Final = 65_536
-_BUCKET_BITS: Final = 12
-_SHIFT: Final = 8 * _PREFIX_SIZE - _BUCKET_BITS
+from appliance.castore.digest import DIGEST_SIZE
+
+# The order of these numbers is that of the keys, which begin with them.
+_PREFIX: Final = Struct(">Q")
+_AT_A_TIME: Final = 16_384
+_BUCKET_BITS: Final = 16
+_SHIFT: Final = 8 * _PREFIX.size - _BUCKET_BITS
 
 
 class DigestIndex:
@@ -32,14 +36,11 @@ class DigestIndex:
         self.sizes = array("Q")
         self._prefixes = array("Q")
         iterator = iter(items)
-        while True:
-            part = [(bytes(key[:_PREFIX_SIZE]), size) for key, size in islice(iterator, _AT_A_TIME)]
-            if not part:
-                break
-            prefixes = array("Q", b"".join(prefix for prefix, _ in part))
-            prefixes.byteswap()  # from big-endian, in which order keys are compared
+        read = _PREFIX.unpack_from
+        while part := [(read(key)[0], size) for key, size in islice(iterator, _AT_A_TIME)]:
+            prefixes, sizes = zip(*part, strict=True)
             self._prefixes.extend(prefixes)
-            self.sizes.extend([size for _, size in part])
+            self.sizes.extend(sizes)
         # Where the digests that begin with each value of the first bits are.
         buckets = [
             bisect_left(self._prefixes, number << _SHIFT) for number in range(1 << _BUCKET_BITS)
@@ -51,10 +52,32 @@ class DigestIndex:
 
     def number_of(self, digest: bytes | memoryview) -> int:
         """Return the number of a digest; -1 if it was not among those given."""
-        prefix = int.from_bytes(digest[:_PREFIX_SIZE], "big")
+        if len(digest) != DIGEST_SIZE:
+            return -1
+        (prefix,) = _PREFIX.unpack_from(digest)
         bucket = prefix >> _SHIFT
         prefixes, buckets = self._prefixes, self._buckets
         number = bisect_left(prefixes, prefix, buckets[bucket], buckets[bucket + 1])
         if number < len(prefixes) and prefixes[number] == prefix:
             return number
         return -1
+
+    def prefix_of(self, number: int) -> bytes:
+        """Return what the digests with a number begin with: eight bytes."""
+        return _PREFIX.pack(self._prefixes[number])
+
+    def write(self, values: "array[int]", digests: Iterable[bytes], value: int) -> None:
+        """Write `value` to the places of `digests` in `values`, which has one for each number.
+
+        This is `number_of` in a loop. Digests that were not among those given are passed over.
+        """
+        prefixes, buckets, read = self._prefixes, self._buckets, _PREFIX.unpack_from
+        end = len(prefixes)
+        for digest in digests:
+            if len(digest) != DIGEST_SIZE:
+                continue
+            (prefix,) = read(digest)
+            bucket = prefix >> _SHIFT
+            number = bisect_left(prefixes, prefix, buckets[bucket], buckets[bucket + 1])
+            if number < end and prefixes[number] == prefix:
+                values[number] = value

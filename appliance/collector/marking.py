@@ -2,9 +2,19 @@
 
 Each object of the store as it is in one snapshot has a mark, a number: 0 if nothing has reached it.
 What is put later has none, and is never removed by the collection that the marks are for.
+
+Theory of operation. In the order of a walk, Directories lie all over the file: each would need a
+page of its own, and would need it again when the next one in that page is met. What is live needs
+no order, however, as all of it gets one mark. So `mark_live` goes through the table of Directories
+in the order of its keys and reads those that are waiting. What these refer to waits in turn: it is
+met further on, or in the next pass. Nothing is read twice, a page is read at most once for each
+pass, and there are no more passes than a tree has levels. Waiting takes a byte for each Directory.
+
+Only the marks of dead paths, which say what each one alone frees, are given in a walk (`mark`).
 """
 
 from array import array
+from collections.abc import Iterable
 from typing import Final
 
 from appliance.castore.digest import DIGEST_SIZE, EMPTY_DIGEST, Digest
@@ -20,8 +30,8 @@ LIVE: Final = 1
 # The numbers from here on are those of dead paths, see `Marks.mark`.
 FIRST_DEAD: Final = 2
 _DAMAGE_MAX: Final = 10
-# The pages of Directories that were read are released each time this many have been.
-_DIRECTORIES_AT_A_TIME: Final = 2048
+# The pages that were read are counted each time this many Directories have been.
+_DIRECTORIES_PER_COUNT: Final = 256
 
 
 class Marks:
@@ -43,13 +53,36 @@ class Marks:
             number = self.directories.number_of(digest)
             if number >= 0:
                 self.directories.sizes[number] += size
-        self.blob_marks = array("l", bytes(array("l").itemsize * len(self.blobs)))
-        self.directory_marks = array("l", bytes(array("l").itemsize * len(self.directories)))
+        self.blob_marks = array("I", bytes(array("I").itemsize * len(self.blobs)))
+        self.directory_marks = array("I", bytes(array("I").itemsize * len(self.directories)))
         self.damage: list[str] = []
         self._env = store.env
-        self._num_walked = 0
+        self._num_read = 0
         # Directories that were put after the snapshot and have been walked.
         self._new: set[bytes] = set()
+
+    def mark_live(self, view: Snapshot, nodes: Iterable[Node]) -> None:
+        """Mark what is at and below all of `nodes` LIVE; see the theory of operation."""
+        waiting = bytearray(len(self.directories))
+        for node in nodes:
+            if isinstance(node, FileNode):
+                self.mark_blob(node.digest)
+            elif isinstance(node, DirectoryNode):
+                self._wait_for(view, waiting, [node.digest])
+        at = 0
+        # After the last one that is waiting, the table is gone through from its beginning.
+        while (number := waiting.find(1, at)) >= 0 or at:
+            at = number + 1
+            if number < 0:
+                continue
+            waiting[number] = 0
+            # Nearly always one; see `DigestIndex`.
+            prefix = self.directories.prefix_of(number)
+            for digest, encoded in view.directories_beginning(prefix):
+                self._check(digest, encoded, LIVE)
+                directories, blobs = digests_in(encoded)
+                self.blobs.write(self.blob_marks, blobs, LIVE)
+                self._wait_for(view, waiting, directories)
 
     def mark(self, view: Snapshot, node: Node, mark: int = LIVE) -> int:
         """Mark what is at and below a node, and return the stored bytes that were marked.
@@ -133,16 +166,31 @@ class Marks:
             sum(1 for mark in self.directory_marks if not mark or mark >= first_removed),
         )
 
+    def _wait_for(self, view: Snapshot, waiting: bytearray, digests: Iterable[bytes]) -> None:
+        for digest in digests:
+            number = self.directories.number_of(digest)
+            if number < 0:  # it is the empty one, or missing
+                if len(digest) == DIGEST_SIZE:  # otherwise that was noted as damage
+                    self.mark_directory(view, digest)
+            elif self.directory_marks[number] != LIVE:
+                self.directory_marks[number] = LIVE
+                waiting[number] = 1
+
     def _read(self, view: Snapshot, digest: bytes, mark: int) -> bytes | None:
-        self._num_walked += 1
-        if not self._num_walked % _DIRECTORIES_AT_A_TIME:
-            self._env.drop_pages()
         encoded = view.directory(digest)
+        self._check(digest, encoded, mark)
+        return encoded
+
+    def _check(self, digest: bytes, encoded: bytes | None, mark: int) -> None:
+        # Notes damage below what is live. Called for each Directory that is read, so pages are
+        # released here, too.
+        self._num_read += 1
+        if not self._num_read % _DIRECTORIES_PER_COUNT:
+            self._env.limit_pages()
         is_right = encoded is not None and (digest == EMPTY_DIGEST or Digest.of(encoded) == digest)
         if not is_right and mark == LIVE and len(self.damage) < _DAMAGE_MAX:
             what = "is missing" if encoded is None else "is damaged"
             self.damage.append(f"directory {digest.hex()} {what}")
-        return encoded
 
 
 def _may_mark(present: int, mark: int) -> bool:

@@ -44,7 +44,7 @@ class PathGraph:
         self.generation = view.generation
         for path_digest, encoded in view.path_infos():
             self._add(txn, path_digest, encoded)
-        self._store.env.drop_pages()
+        self._store.env.limit_pages()
 
     def follow(self, txn: WriteTransaction, view: Snapshot) -> list[KnownPath]:
         """Add what was put since the last call or `load`, and return it."""

@@ -5,6 +5,8 @@ a job, ordered so that the references of a path come before it. A few threads ta
 reads a tree into a batch, checks it, waits for the jobs of the path's references, and commits.
 Those jobs have started earlier, so no thread waits for a job that cannot start. If a reference was
 refused, so is the path.
+
+Fewer threads read than there are: while some paths are being committed, the next ones are read.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -12,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from enum import Enum
 from graphlib import CycleError, TopologicalSorter
+from threading import BoundedSemaphore
 from typing import Final, NamedTuple, Protocol
 
 from appliance.copier.claim_checks import AddressCheck, CheckClaim, check_nar
@@ -27,6 +30,8 @@ from appliance.store.batch import Batch
 
 _WAIT_S: Final = 0.1
 _NUM_LOOKUPS: Final = 16
+# Threads that wait for references or for the disk, beside those that read.
+_NUM_WAITING: Final = 6
 
 
 @contextmanager
@@ -127,6 +132,7 @@ class ClosureCopy:
         self._progress = progress
         self._when_waiting = when_waiting
         self._committer = PathCommitter(target, progress)
+        self._reading = BoundedSemaphore(source.num_readers)
         self._jobs: dict[StorePath, Future[CopyOutcome]] = {}
         self._refused: dict[StorePath, str] = {}
 
@@ -136,7 +142,8 @@ class ClosureCopy:
         Raises:
             ApplianceError: the target fails in a way that affects all paths.
         """
-        with _threads(self._source.num_readers, "copy") as executor, self._stopping():
+        num_threads = self._source.num_readers + _NUM_WAITING
+        with _threads(num_threads, "copy") as executor, self._stopping():
             claims: dict[StorePath, NarInfoFile] = {}
             for looked in self._look_up(paths):
                 if looked.reason:
@@ -205,9 +212,9 @@ class ClosureCopy:
         reason = self._obstacle(claim, may_wait=False)
         if reason:
             return CopyOutcome(path, CopyStatus.REFUSED, reason=reason)
-        self._progress.path = path.absolute()
         try:
-            with closing(self._source.events(claim)) as events:
+            with self._reading, closing(self._source.events(claim)) as events:
+                self._progress.path = path.absolute()
                 read = self._committer.read(claim, events)
         except StoreFullError:
             raise
@@ -303,7 +310,7 @@ class PathCommitter:
         check_claims(encoded)
         if address is not None:
             address.check(content)
-        ingest.batch.add_path_info(claim.path.digest, encoded)
+        ingest.batch.add_path_info(claim.path.digest, encoded, needs_references=True)
         return ReadPath(claim.path, content, ingest.batch)
 
     def commit(self, read: ReadPath) -> CopyOutcome:

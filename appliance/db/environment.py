@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Generic, NoReturn, TypeAlias, TypeVar
+from typing import Final, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 import lmdb
 
@@ -37,6 +37,7 @@ from appliance.db.data_file import (
     check_pid,
     is_written_by_nobody,
 )
+from appliance.db.resident_pages import limit_pages
 from appliance.db.transaction_gate import TransactionGate
 from appliance.errors import (
     FULL_ERRNOS,
@@ -66,6 +67,19 @@ _NOT_WRITABLE_ERRNOS: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM}
 # Commits that an unregistered snapshot survives: LMDB reuses the pages that a transaction has freed
 # in the second transaction after it, at the earliest (mdb.c: mdb_page_alloc).
 _SAFE_COMMITS: Final = 1
+
+
+class EnvironmentFigures(NamedTuple):
+    """How large an environment is, and how much of it is used."""
+
+    map_bytes: int
+    used_bytes: int
+    """Of the file, pages included that later commits will use again."""
+    num_readers: int
+    """Slots of `lock.mdb` that are in use, or were in use at one time."""
+    readers_max: int
+    entries: dict[str, int]
+    """The number of entries of each database."""
 
 
 class NotWritableError(StoreError):
@@ -243,15 +257,29 @@ class Environment:
         """Return the current size of the map."""
         return self._env.info()["map_size"]
 
-    def drop_pages(self) -> None:
-        """Take the pages of the map that were read out of this process's memory.
+    def figures(self) -> EnvironmentFigures:
+        """Return the sizes as of now; this reads a page for each database.
 
-        For whoever reads the whole file once: its pages would stay in the process, though not in
-        its own memory, until the kernel needs them. Buffers of the map stay valid.
+        Raises:
+            StoreError: LMDB failed.
         """
-        from appliance.system import libc  # noqa: PLC0415 - ctypes is slow to load
+        with self.read() as txn:
+            entries = {
+                name.decode(): txn.stat(database)["entries"]
+                for name, database in self._databases.items()
+            }
+        info = self._env.info()
+        return EnvironmentFigures(
+            map_bytes=info["map_size"],
+            used_bytes=(info["last_pgno"] + 1) * self._env.stat()["psize"],
+            num_readers=info["num_readers"],
+            readers_max=info["max_readers"],
+            entries=entries,
+        )
 
-        libc.drop_mapped_pages(os.path.realpath(self._path / "data.mdb"))
+    def limit_pages(self) -> None:
+        """Take the map's pages out of this process, if they are many; see `resident_pages`."""
+        limit_pages(self._path / "data.mdb")
 
     def unused_bytes(self) -> int:
         """Return about how many bytes of the file later commits will use before it grows.

@@ -37,6 +37,7 @@ COUNTERS: Final = 64
 _UNIQUE_END: Final = 16
 # Largest errno in a reply. Linux refuses a reply with a larger one, and the request never ends.
 _ERRNO_MAX: Final = 511
+_READ: Final = int(Opcode.READ)
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +117,10 @@ def _route(plan: Plan, method: Callable[[Request], Body] | None) -> _Route:
 _UNKNOWN: Final = _route(make_plan(Op(0, "unknown", ENOSYS)), None)
 
 
+def _note_nothing(_opcode: int, _error: int, _body: Body) -> None:
+    pass
+
+
 class Dispatcher:
     """Answers requests of one session, from one thread.
 
@@ -125,6 +130,8 @@ class Dispatcher:
         counters: `COUNTERS` slots of 64 bits, indexed by opcode; slot 0 is for all other opcodes. A
             slot counts the requests that were answered, or that ended without a reply.
         wanted_flags: flags that INIT agrees to if the guest offers them.
+        note: called with the opcode, the errno and the body of each answer that is an error or is
+            to a READ.
     """
 
     def __init__(
@@ -134,12 +141,14 @@ class Dispatcher:
         counters: memoryview,
         *,
         wanted_flags: InitFlag = WANTED_FLAGS,
+        note: Callable[[int, int, Body], None] = _note_nothing,
     ) -> None:
         if len(counters) != COUNTERS or counters.itemsize != 8:
             raise ValueError(f"counters: expected {COUNTERS} slots of 8 bytes")
         self._session = session
         self._counters = counters
         self._wanted_flags = wanted_flags
+        self._note = note
         methods: dict[int, Callable[[Request], Body]] = {
             Opcode.INIT: self._init,
             Opcode.DESTROY: self._destroy,
@@ -197,11 +206,19 @@ class Dispatcher:
             _log.exception("answered EIO: %s", format_request_untrusted(request))
             error = EIO
         self._counters[route.slot] += 1
+        if error or route.slot == _READ:
+            self._note(route.slot, error, body)
         return tuple.__new__(Reply, (header[2], error, body))
 
-    def count_untrusted(self, opcode: int) -> None:
-        """Count a request for which `handle_untrusted` raised, and which the caller refuses."""
-        self._counters[self._routes.get(opcode, _UNKNOWN).slot] += 1
+    def count_untrusted(self, opcode: int, error: int) -> None:
+        """Count a request for which `handle_untrusted` raised; it is refused with `error`."""
+        slot = self._routes.get(opcode, _UNKNOWN).slot
+        self._counters[slot] += 1
+        self._note(slot, error, b"")
+
+    def note_unread(self, error: int) -> None:
+        """Note that a READ is refused with `error` after all: its file could not be read."""
+        self._note(_READ, error, b"")
 
     def _answer_untrusted(
         self,
@@ -242,8 +259,8 @@ class Dispatcher:
     def _warn_without_init(self, opcode: str) -> None:
         if self._session.is_first_without_init():
             _log.warning(
-                "%s is answered EIO, as all requests will be: no INIT on this connection; a guest "
-                "that was restored, or kept its mount, has to mount again",
+                "%s is answered EIO, as all requests will be: no INIT on this connection, and no "
+                "device state; a guest that was restored, or kept its mount, has to mount again",
                 opcode,
             )
 
@@ -264,6 +281,7 @@ class Dispatcher:
         self._counters[0] += 1
         if writable_len < OUT_HEADER_SIZE:
             return None
+        self._note(0, EIO, b"")
         unique = 0
         if len(request) >= _UNIQUE_END:
             padded = request.tobytes().ljust(IN_HEADER_SIZE, b"\0")

@@ -18,19 +18,24 @@ import asyncio
 import logging
 import socket
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, aclosing, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import uvloop
 from aiohttp import web
-from aiohttp.http import HttpProcessingError
 
 from appliance.errors import (
     InvalidRequestError,
     PathInfoError,
 )
-from appliance.http_cache.connections import ConnectionCount, CountedConnection
+from appliance.http_cache.connections import (
+    ConnectionCount,
+    CountedConnection,
+    log_bad_requests_in_a_line,
+)
 from appliance.http_cache.document_handlers import DocumentHandlers
 from appliance.http_cache.documents import Documents
 from appliance.http_cache.http_exchange import (
@@ -39,6 +44,7 @@ from appliance.http_cache.http_exchange import (
     accepts_zstd,
     answer_errors,
     body_of,
+    connection_of,
     digest_of,
     in_thread,
     listed,
@@ -46,10 +52,11 @@ from appliance.http_cache.http_exchange import (
     send,
 )
 from appliance.http_cache.listings import listing
-from appliance.http_cache.nar_source import NarSource, compressed
+from appliance.http_cache.nar_sending import send_straight
+from appliance.http_cache.nar_source import NarSource
 from appliance.http_cache.nar_urls import NAR_PREFIX, nar_url, node_of_url, parse_upload
 from appliance.http_cache.pending_nars import NarReceiver, PendingNars
-from appliance.http_cache.server_metrics import CONTENT_TYPE, ServerMetrics
+from appliance.http_cache.server_metrics import ServerMetrics
 from appliance.http_cache.uploads import UploadTarget, accept
 from appliance.nix.narinfo import narinfo_of, parse_narinfo
 from appliance.nix.path_info import PathInfo, validate
@@ -64,10 +71,12 @@ from appliance.nix.trusted_keys import TrustedKeys
 from appliance.protos import pathinfo_pb2
 from appliance.services.addresses import ServiceAddresses
 from appliance.services.contracts import Services
+from appliance.services.local_nar import keep_piece_memory
 from appliance.services.nar_extent import extent_of
 from appliance.services.open_services import open_services
 from appliance.store.writer import AsyncStore
 from appliance.system.listening import (
+    ListeningSocket,
     announce_ready,
     announce_stopping,
     raise_descriptor_limit,
@@ -85,21 +94,12 @@ _NARINFO_MAX: Final = 2 << 20
 _LISTING_MAX: Final = 256 << 20
 # Uploads at a time; the others wait. Each may need memory for a large dictionary of lzma.
 _RECEIVERS: Final = 16
+# Those of them that are decompressed at a time, which takes memory for what comes of one piece.
+_RECEIVING_THREADS: Final = 4
 # Where logs and realisations are, in the directory of a store.
 _DOCUMENTS: Final = "http"
 _IMMUTABLE: Final = "max-age=31536000, immutable"
 _DIGEST: Final = f"{{digest:[{BASE32_ALPHABET}]{{{base32_size(DIGEST_SIZE)}}}}}"
-
-
-class ListeningSocket(NamedTuple):
-    """A socket that listens already, what it is called, and its file, which is removed at the end.
-
-    The server owns the socket and the file.
-    """
-
-    socket: socket.socket
-    label: str
-    path: Path | None = None
 
 
 class CacheConfig(NamedTuple):
@@ -120,7 +120,7 @@ def serve_cache(config: CacheConfig) -> None:
     Raises:
         StoreError: the store cannot be opened.
     """
-    logging.getLogger("aiohttp.server").addFilter(_is_ours)
+    log_bad_requests_in_a_line()
     raise_descriptor_limit()  # connections, uploads, and large blobs being read take descriptors
     # gRPC needs the loop of asyncio itself; with a local store there is none.
     is_local = config.services.one_store() is not None
@@ -138,6 +138,8 @@ async def _serve(config: CacheConfig) -> None:
             config.services, is_readonly=not config.allows_put, stores=stores or None
         )
         services = await stack.enter_async_context(opening)
+        if stores:
+            keep_piece_memory()
         cache = _Cache(config, services, next(iter(stores.values()), None))
         stack.callback(cache.close)
         sweeping = asyncio.create_task(cache.drop_old_nars())
@@ -157,15 +159,6 @@ async def _serve(config: CacheConfig) -> None:
         announce_ready(f"serving on {labels}")
         await stopping.wait()
         announce_stopping()
-
-
-def _is_ours(record: logging.LogRecord) -> bool:
-    """Drop the traceback that aiohttp logs for a request that is not HTTP; a line says as much."""
-    error = record.exc_info[1] if record.exc_info else None
-    if not isinstance(error, HttpProcessingError):
-        return True
-    _LOG.info("not a request: %s", " ".join(error.message.split())[:200])
-    return False
 
 
 def _local_stores(config: CacheConfig) -> dict[Path, AsyncStore]:
@@ -190,14 +183,8 @@ async def _listen(
             lambda: CountedConnection(count, server), sock=item.socket, backlog=_BACKLOG
         )
         # At the end, before anything else: another server may listen there while this one finishes.
-        stack.callback(_stop_listening, listening, item.path)
-
-
-def _stop_listening(listening: asyncio.Server, path: Path | None) -> None:
-    listening.close()
-    if path is not None:
-        with suppress(FileNotFoundError):
-            path.unlink()
+        stack.callback(item.remove_file)
+        stack.callback(listening.close)
 
 
 class _Cache:
@@ -211,6 +198,7 @@ class _Cache:
         self._pending = PendingNars()
         self._target = UploadTarget(services, local)
         self._receivers = asyncio.Semaphore(_RECEIVERS)
+        self._receiving = ThreadPoolExecutor(_RECEIVING_THREADS, "receive")
         self._documents = DocumentHandlers(
             Documents(None if local is None else local.store.path / _DOCUMENTS),
             services.path_infos,
@@ -219,8 +207,10 @@ class _Cache:
         )
 
     def close(self) -> None:
-        """Drop what was uploaded in part."""
+        """Drop what was uploaded in part, and end the threads."""
         self._pending.close()
+        self._nars.close()
+        self._receiving.shutdown()
 
     async def drop_old_nars(self) -> None:
         """Drop uploaded NARs whose narinfos do not come, again and again."""
@@ -307,7 +297,7 @@ class _Cache:
         if stated is not None and stated != str(nar.size):
             raise web.HTTPNotFound(text=f"narsize is {stated[:20]}, but the NAR has {nar.size}\n")
         is_whole = request.headers.get("If-Range", etag) != etag
-        start, end, status = (0, nar.size, 200) if is_whole else range_of(request, nar)
+        start, end, status = (0, nar.size, 200) if is_whole else range_of(request, nar.size)
         response = web.StreamResponse(status=status, headers=headers)
         response.content_type = "application/x-nix-nar"
         if status == 206:
@@ -319,8 +309,15 @@ class _Cache:
         else:
             response.headers["Accept-Ranges"] = "bytes"
             response.content_length = end - start
-        pieces = nar.pieces(start, end)
-        return await send(request, response, compressed(pieces, level) if is_compressed else pieces)
+        if is_compressed:
+            return await send(request, response, nar.compressed(level))
+        connection = connection_of(request)
+        sender = None
+        if request.method != "HEAD" and connection is not None:
+            sender = await nar.sender(start, end)
+        if sender is None or connection is None:
+            return await send(request, response, nar.pieces(start, end))
+        return await send_straight(request, response, connection, sender, self._nars.executor)
 
     async def _path_info(self, request: web.Request) -> tuple[pathinfo_pb2.PathInfo, PathInfo]:
         encoded = await self._services.path_infos.get(digest_of(request))
@@ -363,8 +360,8 @@ class _Cache:
             try:
                 async with aclosing(body_of(request)) as pieces:
                     async for data in pieces:
-                        await in_thread(lambda: receiver.receive(data))  # noqa: B023 - awaited at once
-                nar = await in_thread(receiver.finish)
+                        await in_thread(partial(receiver.receive, data), self._receiving)
+                nar = await in_thread(receiver.finish, self._receiving)
             except BaseException:
                 receiver.abort()
                 raise
@@ -406,8 +403,8 @@ async def _index(request: web.Request) -> web.Response:
 
 
 async def _metrics(request: web.Request) -> web.Response:
-    text = request.app[METRICS].text()
-    return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
+    text, content_type = request.app[METRICS].text(request.headers.get("Accept"))
+    return web.Response(body=text, headers={"Content-Type": content_type})
 
 
 async def _no_upload(request: web.Request) -> web.Response:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Final, TypeVar
 
@@ -21,8 +22,7 @@ from appliance.errors import (
     StoreError,
     StoreFullError,
 )
-from appliance.http_cache.connections import CountedConnection
-from appliance.http_cache.nar_source import OpenNar
+from appliance.http_cache.connections import CountedConnection, busy
 from appliance.http_cache.server_metrics import ServerMetrics
 from appliance.log import set_log_source
 from appliance.nix.store_path import decode_base32
@@ -30,7 +30,7 @@ from appliance.nix.store_path import decode_base32
 _LOG = logging.getLogger(__name__)
 
 # A client that takes or gives nothing for this long is cut off.
-_STALL_S: Final = 120.0
+STALL_S: Final = 120.0
 # In bytes. What is gathered of an upload before a thread takes it.
 _RECEIVED_SIZE: Final = 1 << 19
 
@@ -45,23 +45,24 @@ METRICS: Final = web.AppKey("metrics", ServerMetrics)
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer errors with their text, and keep count of requests."""
     set_log_source(request.remote or "a local client")
-    connection = None if request.transport is None else request.transport.get_protocol()
-    if isinstance(connection, CountedConnection):
-        connection.num_requests += 1
     status = 500
-    try:
-        response = await _answered(request, handler)
-        status = response.status
-    except web.HTTPException as exc:
-        status = exc.status
-        raise
-    else:
-        return response
-    finally:
-        request.app[METRICS].count(request.method, request.path, status)
-        if isinstance(connection, CountedConnection):
-            connection.num_requests -= 1
-            connection.restart_timer()
+    with busy(request.transport):
+        try:
+            response = await _answered(request, handler)
+            status = response.status
+        except web.HTTPException as exc:
+            status = exc.status
+            raise
+        else:
+            return response
+        finally:
+            request.app[METRICS].count(request.method, request.path, status)
+
+
+def connection_of(request: web.Request) -> CountedConnection | None:
+    """Return the connection that a request came on, unless it is lost."""
+    protocol = None if request.transport is None else request.transport.get_protocol()
+    return protocol if isinstance(protocol, CountedConnection) else None
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -104,29 +105,30 @@ async def send(
             await _write(request, response, first)
             async for piece in pieces:
                 await _write(request, response, piece)
-            async with asyncio.timeout(_STALL_S):
+            async with asyncio.timeout(STALL_S):
                 await response.write_eof()
         except (StoreError, NarError) as exc:
             if not response.prepared:
                 raise
             _LOG.error("%s: cut off: %s", request.path[:200], exc)
-            _abort(request)
+            abort(request)
         except TimeoutError:
-            _LOG.info("%s: cut off: nothing was read for %d s", request.path[:200], _STALL_S)
-            _abort(request)
+            _LOG.info("%s: cut off: nothing was read for %d s", request.path[:200], STALL_S)
+            abort(request)
         except ConnectionError as exc:
             _LOG.debug("%s: the client is gone: %s", request.path[:200], exc)
-            _abort(request)
+            abort(request)
     return response
 
 
 async def _write(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
     request.app[METRICS].num_sent_bytes += len(data)
-    async with asyncio.timeout(_STALL_S):
+    async with asyncio.timeout(STALL_S):
         await response.write(data)
 
 
-def _abort(request: web.Request) -> None:
+def abort(request: web.Request) -> None:
+    """Cut the connection of a request off."""
     if request.transport is not None:
         request.transport.abort()
 
@@ -140,10 +142,10 @@ async def body_of(request: web.Request) -> AsyncGenerator[bytes, None]:
     gathered = bytearray()
     while True:
         try:
-            async with asyncio.timeout(_STALL_S):
+            async with asyncio.timeout(STALL_S):
                 data = await request.content.readany()
         except TimeoutError as exc:
-            raise InvalidRequestError(f"nothing was sent for {_STALL_S:.0f} s") from exc
+            raise InvalidRequestError(f"nothing was sent for {STALL_S:.0f} s") from exc
         except (OSError, ClientError, web.RequestPayloadError) as exc:
             raise InvalidRequestError(f"the body ends too early: {exc}") from exc
         gathered += data
@@ -155,9 +157,14 @@ async def body_of(request: web.Request) -> AsyncGenerator[bytes, None]:
             return
 
 
-async def in_thread(work: Callable[[], T]) -> T:
-    """Run `work` in a thread; it has ended when this returns, also when this is cancelled."""
-    future = asyncio.get_running_loop().run_in_executor(None, work)
+async def in_thread(work: Callable[[], T], executor: ThreadPoolExecutor | None = None) -> T:
+    """Run `work` in a thread; it has ended when this returns, also when this is cancelled.
+
+    Args:
+        work: what to run.
+        executor: has the thread; None for that of the event loop.
+    """
+    future = asyncio.get_running_loop().run_in_executor(executor, work)
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
@@ -173,26 +180,26 @@ def digest_of(request: web.Request) -> bytes:
         raise web.HTTPNotFound(text=f"{exc}\n") from exc
 
 
-def range_of(request: web.Request, nar: OpenNar) -> tuple[int, int, int]:
-    """Return start and end of what is wanted, and the status.
+def range_of(request: web.Request, size: int) -> tuple[int, int, int]:
+    """Return start and end of what is wanted of `size` bytes, and the status.
 
     Several ranges at once are answered with the whole, as a server may.
     """
     text = request.headers.get("Range", "")
     if not text.startswith("bytes=") or "," in text:
-        return 0, nar.size, 200
+        return 0, size, 200
     first, dash, last = text.removeprefix("bytes=").strip().partition("-")
     if not dash or not (first or last) or not all(_is_number(part) for part in (first, last)):
-        return 0, nar.size, 200
+        return 0, size, 200
     if not first:
-        start, end = max(nar.size - int(last), 0), nar.size
+        start, end = max(size - int(last), 0), size
     else:
-        start, end = int(first), min(int(last or nar.size) + 1, nar.size)
+        start, end = int(first), min(int(last or size) + 1, size)
         if last and int(last) < start:
-            return 0, nar.size, 200
+            return 0, size, 200
     if start >= end:
         raise web.HTTPRequestRangeNotSatisfiable(
-            headers={"Content-Range": f"bytes */{nar.size}"}, text="nothing is in this range\n"
+            headers={"Content-Range": f"bytes */{size}"}, text="nothing is in this range\n"
         )
     return start, end, 206
 

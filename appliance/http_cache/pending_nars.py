@@ -34,8 +34,8 @@ _PENDING_BYTES_MAX: Final = 64 << 30
 _PIECE_SIZE: Final = 1 << 20
 _LZMA_MEMORY: Final = 96 << 20
 _ZSTD_WINDOW: Final = 16 << 20
-# 4 bytes of zstd may stand for 128 KiB.
-_ZSTD_INPUT: Final = 1 << 11
+# 4 bytes of zstd may stand for 128 KiB, so this may for 16 MiB.
+_ZSTD_INPUT: Final = 1 << 9
 
 
 class PendingNar(NamedTuple):

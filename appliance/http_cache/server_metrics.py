@@ -1,14 +1,19 @@
-"""Counters of the HTTP server, and their text in the format of OpenMetrics.
+"""Counters of the HTTP server, and their text in the formats of Prometheus.
 
 Every label has few values, whatever clients ask for.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
-CONTENT_TYPE: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
+# For clients that do not say what they take.
+_DEFAULT_ACCEPT: Final = "application/openmetrics-text; version=1.0.0"
 _METHODS: Final = frozenset({"GET", "HEAD", "PUT"})
 # Of the path of a request: how it begins or ends, and what that is called.
 _PREFIXES: Final = (("/nar/", "nar"), ("/log/", "log"), ("/realisations/", "realisation"))
@@ -21,12 +26,14 @@ _OWN: Final = {
 }
 
 
-class ServerMetrics:
+class ServerMetrics(Collector):
     """Counts requests and bytes; used on one event loop."""
 
     def __init__(self) -> None:
         self._requests: Counter[tuple[str, str, int]] = Counter()
         self._gauges: list[tuple[str, str, Callable[[], int]]] = []
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
         self.num_sent_bytes = 0
         self.num_received_bytes = 0
 
@@ -38,34 +45,28 @@ class ServerMetrics:
         """Have the current value of something shown, too."""
         self._gauges.append((name, meaning, value))
 
-    def text(self) -> str:
-        """Return all of it."""
-        lines = [
-            "# TYPE appliance_http_requests counter",
-            "# HELP appliance_http_requests Requests that were answered.",
-        ]
-        lines += [
-            f'appliance_http_requests_total{{method="{method}",kind="{kind}",status="{status}"}} '
-            f"{number}"
-            for (method, kind, status), number in sorted(self._requests.items())
-        ]
-        for name, meaning, value in (
+    def text(self, accept: str | None) -> tuple[bytes, str]:
+        """Return all of it, and its content type, for a client with this header `Accept`."""
+        encode, content_type = choose_encoder(accept or _DEFAULT_ACCEPT)
+        return encode(self._registry), content_type
+
+    def collect(self) -> Iterator[Metric]:
+        """See `Collector`."""
+        requests = CounterMetricFamily(
+            "appliance_http_requests",
+            "Requests that were answered.",
+            labels=("method", "kind", "status"),
+        )
+        for (method, kind, status), number in sorted(self._requests.items()):
+            requests.add_metric((method, kind, str(status)), number)
+        yield requests
+        for name, meaning, number in (
             ("sent_bytes", "Bytes of bodies that were sent in pieces.", self.num_sent_bytes),
             ("received_bytes", "Bytes of uploads that were received.", self.num_received_bytes),
         ):
-            lines += [
-                f"# TYPE appliance_http_{name} counter",
-                f"# UNIT appliance_http_{name} bytes",
-                f"# HELP appliance_http_{name} {meaning}",
-                f"appliance_http_{name}_total {value}",
-            ]
-        for name, meaning, current in self._gauges:
-            lines += [
-                f"# TYPE appliance_http_{name} gauge",
-                f"# HELP appliance_http_{name} {meaning}",
-                f"appliance_http_{name} {current()}",
-            ]
-        return "".join(f"{line}\n" for line in [*lines, "# EOF"])
+            yield CounterMetricFamily(f"appliance_http_{name}", meaning, number, unit="bytes")
+        for name, meaning, value in self._gauges:
+            yield GaugeMetricFamily(f"appliance_http_{name}", meaning, value())
 
 
 def _kind_of(path: str) -> str:

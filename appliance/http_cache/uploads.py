@@ -71,7 +71,9 @@ async def accept(
         node = await _known_node(narinfo, target.services)
         if node is None:
             node = await ingest(nar, target.contents())
-        await target.services.path_infos.put(encode_path_info(narinfo, node))
+        # What was there at the check may have been removed since.
+        encoded = encode_path_info(narinfo, node)
+        await target.services.path_infos.put(encoded, needs_references=True)
         is_done = True
     finally:
         pending.give_back(narinfo.url, is_done=is_done)

@@ -1,4 +1,4 @@
-"""Making images from encoded Directories; the only module that imports the C code for it."""
+"""Making images from encoded Directories; the only module that uses the C code for that."""
 
 from collections.abc import Iterator
 from typing import Final

@@ -14,7 +14,7 @@ import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final
 
 from blake3 import blake3
 
@@ -23,6 +23,7 @@ from appliance.castore.names import display
 from appliance.errors import ImportTreeError
 from appliance.importer.beneath import open_beneath
 from appliance.importer.file_reader import FRAME_EXTRA_MAX, FileReader, Reading
+from appliance.importer.hard_links import HardLinks
 from appliance.importer.records import (
     DIGEST_SIZE,
     HASH_RECORD,
@@ -54,9 +55,6 @@ _NO_STAGED: Final = 0
 _NO_DIGEST: Final = bytes(DIGEST_SIZE)
 _NO_STAT: Final = os.stat_result([0] * 10)
 _ZEROS: Final = bytes(PIECE_MAX)
-# Files with several names to remember, at about 300 bytes each. Beyond that all are forgotten, and
-# hashed again when they are met.
-_LINKS_MAX: Final = 1 << 14
 
 
 class HasherLoop:
@@ -410,44 +408,3 @@ def _check_unchanged(fd: int, before: os.stat_result) -> None:
         or now.st_ctime_ns != before.st_ctime_ns
     ):
         raise ImportTreeError(CHANGED)
-
-
-# --- Files with several names ---
-
-
-class _State(NamedTuple):
-    """The part of a file's status that changes when its content does."""
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-
-
-class HardLinks:
-    """Digests of the large files with several names that were read since the last `clear`."""
-
-    def __init__(self) -> None:
-        self._files: dict[Identity, tuple[_State, bytes]] = {}
-
-    def digest(self, status: os.stat_result) -> bytes | None:
-        """Return the digest of a file if it is known, and the file has not changed since."""
-        if status.st_nlink == 1:
-            return None
-        state, digest = self._files.get(identity_of(status), (None, b""))
-        return digest if state == _state_of(status) else None
-
-    def remember(self, status: os.stat_result, digest: bytes) -> None:
-        """Remember the digest of a file, unless the file has only one name."""
-        if status.st_nlink == 1:
-            return
-        if len(self._files) >= _LINKS_MAX:
-            self.clear()
-        self._files[identity_of(status)] = _state_of(status), digest
-
-    def clear(self) -> None:
-        """Forget all files."""
-        self._files.clear()
-
-
-def _state_of(status: os.stat_result) -> _State:
-    return _State(status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -165,7 +165,8 @@ class ServicesSink:
         closure = self._closures.pop(path_info, None)
         if closure is not None:
             await closure
-        await self._services.path_infos.put(path_info)
+        # A copy has put what this refers to before, or found it there; an import refers to nothing.
+        await self._services.path_infos.put(path_info, needs_references=True)
 
     async def _put_blobs(self, batch: Batch) -> None:
         blobs = self._services.blobs

@@ -13,12 +13,6 @@ import binascii
 import re
 from typing import Final, NamedTuple
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-    Ed25519PrivateKey,
-    Ed25519PublicKey,
-)
-
 from appliance.errors import PathInfoError
 
 # In bytes.
@@ -112,6 +106,11 @@ class PublicKey:
     """A key that verifies signatures."""
 
     def __init__(self, name: str, data: bytes) -> None:
+        # Loaded late, as it takes long: signatures are read by many who have no keys.
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import (  # noqa: PLC0415 - see above
+            Ed25519PublicKey,
+        )
+
         self.name = name
         self.data = data
         self._key = Ed25519PublicKey.from_public_bytes(data)
@@ -127,6 +126,8 @@ class PublicKey:
 
     def verifies(self, signature: Signature, fingerprint: str) -> bool:
         """Whether `signature` has the name of this key and signs `fingerprint` with it."""
+        from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - as above
+
         if signature.name != self.name:
             return False
         try:
@@ -143,6 +144,10 @@ class SecretKey:
     """A key that signs; `public` is the key that verifies its signatures."""
 
     def __init__(self, name: str, seed: bytes) -> None:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import (  # noqa: PLC0415 - as above
+            Ed25519PrivateKey,
+        )
+
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
         self.public = PublicKey(name, self._key.public_key().public_bytes_raw())
 

@@ -5,6 +5,7 @@ The control channels between the processes of a supervisor (session/channel.py, 
 travel beside a message (SCM_RIGHTS), in the order that its comment names them.
 """
 
+from appliance.protos import device_state_pb2 as _device_state_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -40,6 +41,7 @@ class Envelope(_message.Message):
     STOP_RING_FIELD_NUMBER: _builtins.int
     SET_CALL_FIELD_NUMBER: _builtins.int
     RESOLVED_FIELD_NUMBER: _builtins.int
+    SET_LOG_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     RING_STOPPED_FIELD_NUMBER: _builtins.int
     RING_BROKEN_FIELD_NUMBER: _builtins.int
@@ -55,6 +57,7 @@ class Envelope(_message.Message):
     SESSION_STATUS_FIELD_NUMBER: _builtins.int
     WORKER_DIED_FIELD_NUMBER: _builtins.int
     START_APART_FIELD_NUMBER: _builtins.int
+    RESTORE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     @_builtins.property
     def spawn(self) -> Global___Spawn:
@@ -92,6 +95,8 @@ class Envelope(_message.Message):
     def set_call(self) -> Global___SetCall: ...
     @_builtins.property
     def resolved(self) -> Global___Resolved: ...
+    @_builtins.property
+    def set_log(self) -> Global___SetLog: ...
     @_builtins.property
     def done(self) -> Global___Done:
         """worker -> its owner"""
@@ -134,6 +139,8 @@ class Envelope(_message.Message):
     def worker_died(self) -> Global___WorkerDied: ...
     @_builtins.property
     def start_apart(self) -> Global___StartApart: ...
+    @_builtins.property
+    def restore(self) -> Global___Restore: ...
     def __init__(
         self,
         *,
@@ -151,6 +158,7 @@ class Envelope(_message.Message):
         stop_ring: Global___StopRing | None = ...,
         set_call: Global___SetCall | None = ...,
         resolved: Global___Resolved | None = ...,
+        set_log: Global___SetLog | None = ...,
         done: Global___Done | None = ...,
         ring_stopped: Global___RingStopped | None = ...,
         ring_broken: Global___RingBroken | None = ...,
@@ -166,12 +174,13 @@ class Envelope(_message.Message):
         session_status: Global___SessionStatus | None = ...,
         worker_died: Global___WorkerDied | None = ...,
         start_apart: Global___StartApart | None = ...,
+        restore: Global___Restore | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "fetch", b"fetch", "new_peer", b"new_peer", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "surrender", b"surrender", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "fetch", b"fetch", "new_peer", b"new_peer", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "restore", b"restore", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_log", b"set_log", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "surrender", b"surrender", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "fetch", b"fetch", "id", b"id", "new_peer", b"new_peer", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "surrender", b"surrender", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "fetch", b"fetch", "id", b"id", "new_peer", b"new_peer", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "restore", b"restore", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_log", b"set_log", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "surrender", b"surrender", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawn_session", "attach", "take_over", "spawned", "exited", "taken_over", "configure", "set_memory", "start_ring", "stop_ring", "set_call", "resolved", "done", "ring_stopped", "ring_broken", "resolve", "device_ended", "released", "cache_used", "start_session", "end_session", "new_peer", "surrender", "fetch", "session_status", "worker_died", "start_apart"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawn_session", "attach", "take_over", "spawned", "exited", "taken_over", "configure", "set_memory", "start_ring", "stop_ring", "set_call", "resolved", "set_log", "done", "ring_stopped", "ring_broken", "resolve", "device_ended", "released", "cache_used", "start_session", "end_session", "new_peer", "surrender", "fetch", "session_status", "worker_died", "start_apart", "restore"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -658,6 +667,38 @@ class StartApart(_message.Message):
 Global___StartApart: _TypeAlias = StartApart  # noqa: Y015
 
 @_typing.final
+class Restore(_message.Message):
+    """Grant what a saved session had, in place of what this one has. Sent in several messages, each of which is answered by
+    Done; only the last one changes anything. None of its workers may live then.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IS_FIRST_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    IS_LAST_FIELD_NUMBER: _builtins.int
+    is_first: _builtins.bool
+    is_last: _builtins.bool
+    @_builtins.property
+    def part(self) -> _device_state_pb2.DeviceState:
+        """The grants continue those of the message before; the other fields are those of the first message."""
+
+    def __init__(
+        self,
+        *,
+        is_first: _builtins.bool = ...,
+        part: _device_state_pb2.DeviceState | None = ...,
+        is_last: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_first", b"is_first", "is_last", b"is_last", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Restore: _TypeAlias = Restore  # noqa: Y015
+
+@_typing.final
 class Configure(_message.Message):
     """What a worker serves; sent once, first. fds: session memory, grants; with `device`, its /dev/fuse descriptor."""
 
@@ -828,7 +869,9 @@ Global___Region: _TypeAlias = Region  # noqa: Y015
 
 @_typing.final
 class StartRing(_message.Message):
-    """Answered by Done. fds: inflight memory, kick, call, err; the last two may be left out, their flags cleared."""
+    """Answered by Done. fds: inflight memory, kick, call, err, and the file of the log; the last three may be left out, call and
+    err with their flags cleared.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -843,6 +886,7 @@ class StartRing(_message.Message):
     INFLIGHT_QUEUE_SIZE_FIELD_NUMBER: _builtins.int
     HAS_CALL_FIELD_NUMBER: _builtins.int
     HAS_ERR_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
     num: _builtins.int
     desc: _builtins.int
     """Front-end user addresses."""
@@ -858,6 +902,10 @@ class StartRing(_message.Message):
     inflight_queue_size: _builtins.int
     has_call: _builtins.bool
     has_err: _builtins.bool
+    @_builtins.property
+    def log(self) -> Global___DirtyLog:
+        """Set: mark what is written."""
+
     def __init__(
         self,
         *,
@@ -872,14 +920,67 @@ class StartRing(_message.Message):
         inflight_queue_size: _builtins.int = ...,
         has_call: _builtins.bool = ...,
         has_err: _builtins.bool = ...,
+        log: Global___DirtyLog | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["avail", b"avail", "base", b"base", "desc", b"desc", "features", b"features", "has_call", b"has_call", "has_err", b"has_err", "inflight_num_queues", b"inflight_num_queues", "inflight_offset", b"inflight_offset", "inflight_queue_size", b"inflight_queue_size", "num", b"num", "used", b"used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avail", b"avail", "base", b"base", "desc", b"desc", "features", b"features", "has_call", b"has_call", "has_err", b"has_err", "inflight_num_queues", b"inflight_num_queues", "inflight_offset", b"inflight_offset", "inflight_queue_size", b"inflight_queue_size", "log", b"log", "num", b"num", "used", b"used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartRing: _TypeAlias = StartRing  # noqa: Y015
+
+@_typing.final
+class SetLog(_message.Message):
+    """Mark written pages here from now on. Answered by Done. fd: the file; none: mark nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def log(self) -> Global___DirtyLog: ...
+    def __init__(
+        self,
+        *,
+        log: Global___DirtyLog | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log", b"log"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetLog: _TypeAlias = SetLog  # noqa: Y015
+
+@_typing.final
+class DirtyLog(_message.Message):
+    """A bitmap in a file; see appliance/dirty_log.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    USED_ADDR_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    offset: _builtins.int
+    used_addr: _builtins.int
+    """Set: writes to the used ring are marked as if it were at this guest address."""
+    def __init__(
+        self,
+        *,
+        size: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        used_addr: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_used_addr", b"_used_addr", "used_addr", b"used_addr"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_used_addr", b"_used_addr", "offset", b"offset", "size", b"size", "used_addr", b"used_addr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__used_addr: _TypeAlias = _typing.Literal["used_addr"]  # noqa: Y015
+    _WhichOneofArgType__used_addr: _TypeAlias = _typing.Literal["_used_addr", b"_used_addr"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__used_addr) -> _WhichOneofReturnType__used_addr | None: ...
+
+Global___DirtyLog: _TypeAlias = DirtyLog  # noqa: Y015
 
 @_typing.final
 class StopRing(_message.Message):

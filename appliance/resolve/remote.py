@@ -19,12 +19,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from errno import EINVAL, ENOENT
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from appliance.castore.digest import Digest
 from appliance.castore.directory import DirectoryNode, Node
 from appliance.errors import ApplianceError, StoreError
 from appliance.resolve.closure_loader import ClosureLoader
+from appliance.resolve.fetch_counters import FetchCounters
 from appliance.resolve.local import listed_node, open_blob, path_digest, root_node
 from appliance.resolve.prefetch import ReadAhead
 from appliance.resolve.resolver import RootListing, SessionGrants, errno_of, nodes_there
@@ -50,6 +51,8 @@ _LOG: Final = logging.getLogger(__name__)
 
 # The cache, below the state directory.
 _CACHE_DIRECTORY: Final = "cache"
+# The names of the services, in the order of their addresses.
+_SERVICES: Final = ("blobs", "directories", "path_infos")
 # Requests for PathInfos under way at a time.
 _REQUESTS_MAX: Final = 64
 # Directories that come with one that is wanted may take this share of the cache, or this many bytes
@@ -105,6 +108,26 @@ class ContentLoader:
         self._absent_until_s: OrderedDict[bytes, float] = OrderedDict()
         self._root_nodes: dict[bytes, Node] = {}
         self._fresh_until_s = 0.0
+        self._fetched = {
+            kind: FetchCounters(address.label())
+            for kind, address in zip(_SERVICES, addresses, strict=True)
+        }
+
+    def report(self) -> dict[str, Any]:
+        """Return what was asked of the services, and how full the cache is; in any thread.
+
+        Raises:
+            StoreError: LMDB failed.
+        """
+        report: dict[str, Any] = {
+            "services": {kind: counters.report() for kind, counters in self._fetched.items()}
+        }
+        if self._fetcher is not None:
+            report["received_bytes"] = self._fetcher.received_bytes
+        if self._cache is not None:
+            report["cache_bytes"] = self._cache.charged_bytes()
+            report["cache_bytes_max"] = self._cache.max_bytes
+        return report
 
     async def find_path(self, name: bytes) -> Node:
         """Return the root node of the store path with this base name; ENOENT if there is none."""
@@ -121,7 +144,8 @@ class ContentLoader:
     async def load_directory(self, digest: Digest) -> None:
         """Put the image of a Directory into the store; those below it follow."""
         try:
-            await self._closures.load(digest)
+            with self._fetched["directories"].counting():
+                await self._closures.load(digest)
         except ApplianceError as exc:
             raise _located(exc, f"directory {digest}", self._addresses.directories) from exc
 
@@ -143,7 +167,8 @@ class ContentLoader:
         fetching = asyncio.create_task(fetch)
         fetcher.fetch_ahead(self._read_ahead.after(digest, is_under_way=is_under_way))
         try:
-            await fetching
+            with self._fetched["blobs"].counting():
+                await fetching
         except ApplianceError as exc:
             place = self._read_ahead.place_of(digest)
             what = f"file {place}: blob {digest}" if place else f"blob {digest}"
@@ -173,7 +198,8 @@ class ContentLoader:
             return await self._with_closure(root_node(name, known))
         if self._absent_until_s.get(name, 0.0) > time.monotonic():
             raise OSError(ENOENT, f"{name!r} was not there a moment ago")
-        encoded = await self._get(self._services.path_infos.get(digest))
+        with self._fetched["path_infos"].counting():
+            encoded = await self._get(self._services.path_infos.get(digest))
         if encoded is None:
             self._note_absent(name)
             raise OSError(ENOENT, f"{name!r} is not there")
@@ -208,10 +234,11 @@ class ContentLoader:
     async def _refresh_root(self) -> None:
         began_s = time.monotonic()
         path_infos = aiter(self._services.path_infos.list())
-        while (encoded := await self._get(anext(path_infos, None))) is not None:
-            node = listed_node(encoded)
-            if node is not None:
-                self._root_nodes.setdefault(node.name, node)
+        with self._fetched["path_infos"].counting():
+            while (encoded := await self._get(anext(path_infos, None))) is not None:
+                node = listed_node(encoded)
+                if node is not None:
+                    self._root_nodes.setdefault(node.name, node)
         now_s = time.monotonic()
         self._fresh_until_s = now_s + max(_FRESH_S, _FRESH_FACTOR * (now_s - began_s))
 
@@ -301,6 +328,10 @@ class RemoteResolver:
         """See `Resolver.reap_readers`."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self.store.env.reap_readers)
+
+    def report(self) -> dict[str, Any]:
+        """See `ContentLoader.report`."""
+        return self._loader.report()
 
     async def close(self) -> None:
         """Do nothing: `open_remote` closes what it opened."""

@@ -104,7 +104,7 @@ class SessionGrants:
         """Grant the node that `find` returns for a base name in the root."""
         async with self._root_names:
             node = await find(name)
-            if await self._hold([name]):
+            if await self.hold([name]):
                 # Again, as the path may have been removed before it was held.
                 node = await find(name)
             self.table.grant(node)
@@ -116,7 +116,7 @@ class SessionGrants:
             while not is_complete:
                 listing = await find(self.table.root_generation)
                 names = {node.name for node in listing.nodes}
-                if await self._hold(names):
+                if await self.hold(names):
                     # Again, as above. What has been put meanwhile is not held; it comes next time.
                     left = await find(self.table.root_generation)
                     held = [node for node in left.nodes if node.name in names]
@@ -128,7 +128,8 @@ class SessionGrants:
                 self.table.set_root_fresh_until(listing.fresh_until_ns)
                 is_complete = listing.is_complete
 
-    async def _hold(self, names: Iterable[bytes]) -> bool:
+    async def hold(self, names: Iterable[bytes]) -> bool:
+        """Keep names from garbage collection; return whether to look again if they are there."""
         return self._lease is not None and await asyncio.to_thread(self._lease.hold, names)
 
     def add_if_possible(self, nodes: Sequence[Node]) -> None:

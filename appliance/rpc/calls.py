@@ -65,20 +65,34 @@ class Edge:
         """Wait until no work is under way."""
         await self._work.wait_empty()
 
-    def unary(self, handler: UnaryHandler, *, is_work: bool = True) -> Handler:
+    def unary(
+        self,
+        handler: UnaryHandler,
+        *,
+        is_work: bool = True,
+        variant: tuple[tuple[str, str], UnaryHandler] | None = None,
+    ) -> Handler:
         """Answer one message with one.
 
-        With `is_work` unset, the call is answered even if the limit of work is reached, and
-        `wait_idle` does not wait for it.
+        Args:
+            handler: returns the answer.
+            is_work: without it, the call is answered even if the limit of work is reached, and
+                `wait_idle` does not wait for it.
+            variant: another handler, for calls with these metadata.
         """
         room = self._work if is_work else self._questions
+
+        def chosen(context: Context) -> UnaryHandler:
+            if variant is not None and variant[0] in (context.invocation_metadata() or ()):
+                return variant[1]
+            return handler
 
         async def call(request: bytes, context: Context) -> bytes:
             with room.taken(context) as refusal:
                 status = refusal
                 if status is None:
                     try:
-                        return await handler(request)
+                        return await chosen(context)(request)
                     except Exception as exc:  # noqa: BLE001 - each becomes a status, bugs are logged
                         status = status_of(exc)
                 request = b""

@@ -11,6 +11,7 @@ from appliance.protos import castore_pb2
 from appliance.protos import pathinfo_rpc_pb2 as pb
 from appliance.rpc.calls import Edge, Handler, decode_untrusted
 from appliance.services.contracts import PathInfoService
+from appliance.services.grpc_messages import NEEDS_REFERENCES
 from appliance.services.grpc_status import StatusError, not_found
 
 
@@ -24,7 +25,7 @@ class PathInfoHandlers:
         """Return the handlers by the names of their methods."""
         return {
             "Get": edge.unary(self.get),
-            "Put": edge.unary(self._service.put),
+            "Put": edge.unary(self._service.put, variant=(NEEDS_REFERENCES, self.put_closed)),
             "CalculateNAR": edge.unary(self.calculate_nar),
             "List": edge.stream(self.list),
         }
@@ -40,6 +41,10 @@ class PathInfoHandlers:
         if path_info is None:
             raise not_found("PathInfo not found")
         return path_info
+
+    async def put_closed(self, request: bytes) -> bytes:
+        """Put a PathInfo if all that it refers to is there."""
+        return await self._service.put(request, needs_references=True)
 
     async def calculate_nar(self, request: bytes) -> bytes:
         """Return size and digest of a NAR; whether its node has a name does not matter."""

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, runtime_checkable
 
+from appliance.castore.digest import Digest
 from appliance.services.contracts import BlobReader
 from appliance.services.listed_blob import ListedBlob
 
@@ -38,6 +39,14 @@ class SendsMessages(Protocol):
 def is_worthwhile(blobs: object) -> bool:
     """Whether one call is as fast as several at a time."""
     return not isinstance(blobs, SendsMessages) or blobs.message_bytes >= _MESSAGE_MIN
+
+
+def stream_claim(digest: Digest) -> Digest:
+    """Return what to claim for a call for the whole blob.
+
+    Other processes may fetch its chunks meanwhile, but not begin another such call.
+    """
+    return Digest.of(b"stream " + digest)
 
 
 class BlobStream:

@@ -1,6 +1,5 @@
 """Closures: store paths with all that they refer to, directly or not."""
 
-import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
@@ -44,6 +43,8 @@ async def look_up(
     Raises:
         StoreError: a service fails, or a PathInfo is damaged.
     """
+    import asyncio  # noqa: PLC0415 - it is slow to load, and a copy to a local store has no loop
+
     result = PathInfos({}, {})
     room = asyncio.Semaphore(_CONCURRENT_GETS)
 

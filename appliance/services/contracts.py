@@ -150,14 +150,20 @@ class PathInfoService(Protocol):
     async def get(self, path_digest: bytes) -> bytes | None:
         """Return the PathInfo of a store path."""
 
-    async def put(self, path_info: bytes) -> bytes:
+    async def put(self, path_info: bytes, *, needs_references: bool = False) -> bytes:
         """Validate and put a PathInfo; return it as it is kept, merged with what was known before.
 
-        Known facts are never replaced: see `nix.path_info_rules`. References and contents may be
-        put later.
+        Known facts are never replaced: see `nix.path_info_rules`. Contents may be put later.
+
+        Args:
+            path_info: the PathInfo.
+            needs_references: refuse it if a path that it refers to is not there when it becomes
+                visible, because it was removed meanwhile, say. Otherwise those may be put later. A
+                peer that is no daemon of ours does not look.
 
         Raises:
             AlreadyExistsError: the path has other content; nothing was changed.
+            ContentMissingError: see `needs_references`; nothing was changed.
             ProtocolError: it breaks a rule, contradicts itself or contradicts what is known.
         """
 

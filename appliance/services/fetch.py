@@ -95,6 +95,7 @@ class BlobFetcher:
         self._unput: list[_Put] = []
         self._putting: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
+        self._received_bytes = 0
         # What is fetched ahead evicts other blobs: keep it small compared with the cache.
         self.ahead_bytes_max = min(_AHEAD_BYTES_MAX, cache.max_bytes // _AHEAD_SHARE)
 
@@ -130,6 +131,11 @@ class BlobFetcher:
             for digest, size in blobs
             if size <= INLINE_MAX
         )
+
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes of content have come, whatever became of them."""
+        return self._received_bytes + self._chunks.received_bytes
 
     def is_under_way(self, digest: Digest) -> bool:
         """Return whether a blob is being fetched."""
@@ -208,6 +214,7 @@ class BlobFetcher:
             content = await reader.read(size + 1)
         finally:
             await reader.close()
+        self._received_bytes += len(content)
         _verify(digest, size, len(content), blake3(content))
         return content
 
@@ -234,6 +241,7 @@ class BlobFetcher:
         try:
             with path.open("xb", buffering=0) as file:
                 async for piece in pieces:
+                    self._received_bytes += len(piece)
                     await self._write(file, path, piece)
         except BaseException:
             batch.discard()

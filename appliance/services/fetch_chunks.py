@@ -14,7 +14,8 @@ fetched behind it, too: none for a read here and there, more and more for a read
 the start, and the most at once for one that goes on where another one stopped. Only misses are seen
 here; a reader that is faster than the service misses each chunk that is on its way, waits for it,
 and moves the window on. What is fetched ahead has places of its own, does not wait for room in the
-cache, and its errors are dropped.
+cache, and its errors are dropped. Where another process that shares the cache has a call for the
+whole blob under way, little is fetched ahead: that call brings the rest.
 
 What is verified. The list of chunks is the service's word: nobody can compare it with the digest of
 the blob before the whole blob is there. So the beginning of the blob is hashed as it grows, and
@@ -42,7 +43,7 @@ from appliance.errors import (
     WrongDigestError,
     disk_error,
 )
-from appliance.services.blob_stream import GAP_MAX, BlobStream, is_worthwhile
+from appliance.services.blob_stream import GAP_MAX, BlobStream, is_worthwhile, stream_claim
 from appliance.services.cache_room import CacheRoom
 from appliance.services.contracts import BlobService
 from appliance.services.listed_blob import Arrived, ListedBlob, PartFile, usable_list
@@ -62,6 +63,8 @@ _AHEAD_PLACES: Final = 6
 # Bytes fetched ahead of a reader: at most this, and at most this share of the cache.
 _AHEAD_MAX: Final = 16 << 20
 _AHEAD_SHARE: Final = 16
+# The most where another process receives the whole blob.
+_AHEAD_BESIDE_MAX: Final = 1 << 20
 _PIECE_SIZE: Final = 1 << 20
 # The file of a chunk begins and ends in pages that it may share with none of those that are there.
 _PAGE: Final = 4096
@@ -102,6 +105,8 @@ class ChunkFetcher:
         # By the token of the record.
         self._streams: dict[bytes, BlobStream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.received_bytes = 0
+        """How many bytes of chunks have come, whatever became of them."""
 
     async def fetch(self, digest: Digest, size: int, start: int, end: int) -> bool:
         """Return when the cache has the bytes from `start` to `end` of a blob of `size` bytes.
@@ -194,8 +199,9 @@ class ChunkFetcher:
         wanted = [index for index in touched if not record.has(*blob.chunks.bounds(index))]
         if not wanted:
             return
-        ahead = await self._reserved(blob, wanted, self._ahead_of(blob, touched))
-        self._stream_if_in_order(blob, touched.start)
+        is_beside = not self._stream_if_in_order(blob, touched.start)
+        ahead_max = min(self._ahead_max, _AHEAD_BESIDE_MAX if is_beside else _AHEAD_MAX)
+        ahead = await self._reserved(blob, wanted, self._ahead_of(blob, touched, ahead_max))
         # Some may have come since.
         left = [index for index in wanted if not blob.record.has(*blob.chunks.bounds(index))]
         tasks = [self._begin_chunk(blob, index, self._wanted_places) for index in left]
@@ -210,10 +216,10 @@ class ChunkFetcher:
             self._distrust(blob.digest)
             raise PartLostError(str(exc)) from exc
 
-    def _ahead_of(self, blob: ListedBlob, touched: range) -> list[int]:
+    def _ahead_of(self, blob: ListedBlob, touched: range, ahead_max: int) -> list[int]:
         chunks = blob.chunks
         ahead = []
-        limit = chunks.bounds(touched[-1])[1] + self._behind(blob, touched.start)
+        limit = chunks.bounds(touched[-1])[1] + min(self._behind(blob, touched.start), ahead_max)
         index = touched.stop
         while index < len(chunks) and chunks.bounds(index)[0] < limit:
             if not self._is_near(blob, index):
@@ -230,22 +236,27 @@ class ChunkFetcher:
             behind += end - start
         return min(behind, self._ahead_max)
 
-    def _stream_if_in_order(self, blob: ListedBlob, index: int) -> None:
-        """Begin a call for the whole blob if a reader has come to a chunk from the start."""
+    def _stream_if_in_order(self, blob: ListedBlob, index: int) -> bool:
+        """Begin a call for the whole blob if a reader has come to a chunk from the start.
+
+        Returns:
+            False if another process has such a call under way.
+        """
         start = blob.chunks.bounds(index)[0]
-        if (
-            blob.record.token in self._streams
-            or not 0 < start <= GAP_MAX
-            or blob.chunks.size - start <= GAP_MAX
-            or self._behind(blob, index) < start
-            or not is_worthwhile(self._blobs)
-            or not self._claims.take(_stream_claim(blob.digest))
-        ):
-            return
+        is_in_order = start and self._behind(blob, index) >= min(start, self._ahead_max)
+        if blob.record.token in self._streams or not is_in_order or not is_worthwhile(self._blobs):
+            return True
+        claim = stream_claim(blob.digest)
+        if not self._claims.take(claim):
+            return False
+        if start > GAP_MAX or blob.chunks.size - start <= GAP_MAX:
+            self._claims.release(claim)
+            return True
         self._streams[blob.record.token] = BlobStream(
             blob, lambda: self._blobs.open_read(blob.digest), partial(self._store, blob)
         )
         self._spawn(self._run_stream(blob.digest, blob.record.token))
+        return True
 
     async def _run_stream(self, digest: Digest, token: bytes) -> None:
         # Whatever fails here is asked for by chunk, and then the error is that of the chunk.
@@ -255,7 +266,7 @@ class ChunkFetcher:
                 await stream.run()
         finally:
             del self._streams[token]
-            self._claims.release(_stream_claim(digest))
+            self._claims.release(stream_claim(digest))
 
     def _is_near(self, blob: ListedBlob, index: int) -> bool:
         # There, or on its way.
@@ -306,10 +317,10 @@ class ChunkFetcher:
                 await self._store(blob, index, await self._receive(blob, index))
 
     def _has_come(self, blob: ListedBlob, index: int) -> bool:
-        # Another process may have fetched it.
+        # Another process may have fetched it, and perhaps the rest as well.
         record = self._parts.find(blob.digest)
         if record is None or record.token != blob.record.token:
-            return False
+            raise PartLostError(f"blob {blob.digest}: was evicted, or has become whole")
         if record.has(*blob.chunks.bounds(index)):
             blob.record = record
             return True
@@ -348,6 +359,7 @@ class ChunkFetcher:
         # What arrives while others are written is recorded by the next transaction.
         while blob.arrived:
             batch, blob.arrived = blob.arrived, []
+            self.received_bytes += sum(len(arrived.content) for arrived in batch)
             try:
                 blob.record, errors = await self._run(partial(self._write, blob, batch))
                 if blob.record.is_whole:
@@ -438,8 +450,3 @@ class ChunkFetcher:
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-
-
-def _stream_claim(digest: Digest) -> Digest:
-    # Other processes may fetch chunks meanwhile, but not begin a call for the whole blob.
-    return Digest.of(b"stream " + digest)

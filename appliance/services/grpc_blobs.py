@@ -21,7 +21,7 @@ from appliance.services.grpc_client import Peer, Sending, StreamCall
 from appliance.services.grpc_many_blobs import GrpcManyBlobs
 from appliance.services.grpc_messages import CONTENT_MAX, decode_chunk_untrusted, encode_chunk
 from appliance.services.many_blobs import ManyBlobs
-from appliance.services.retry import persevere
+from appliance.services.retry import Patience, persevere
 
 # Small writes are gathered into messages of at least this many bytes, as each message has a fixed
 # cost.
@@ -61,7 +61,9 @@ class GrpcBlobService:
     async def open_read(self, digest: Digest) -> BlobReader | None:
         """Open the blob at its start; the first message has arrived when this returns."""
         family = await self._peer.castore_family()
-        reader = _GrpcBlobReader(self._peer, f"{family.blobs()}/Read", digest, self._note)
+        patience = await self._peer.patience()
+        method = f"{family.blobs()}/Read"
+        reader = _GrpcBlobReader(self._peer, method, digest, patience, self._note)
         try:
             await reader.receive()
         except ContentMissingError:
@@ -88,7 +90,12 @@ class _GrpcBlobReader:
     """
 
     def __init__(
-        self, peer: Peer, method: str, digest: Digest, note: Callable[[int], None]
+        self,
+        peer: Peer,
+        method: str,
+        digest: Digest,
+        patience: Patience,
+        note: Callable[[int], None],
     ) -> None:
         self._peer = peer
         self._note = note
@@ -103,7 +110,7 @@ class _GrpcBlobReader:
         self._has_ended = False
         # Only what was never received before is progress.
         self._reached = 0
-        self._patience = peer.patience()
+        self._patience = patience
 
     async def receive(self) -> None:
         """Receive the next message; after the stream broke, the first one of another stream."""

@@ -13,13 +13,14 @@ from typing import Final, TypeAlias, TypeVar
 import grpc
 
 from appliance.castore.digest import EMPTY_DIGEST
-from appliance.errors import ContentMissingError, ServiceUnavailableError
+from appliance.errors import ApplianceError, ContentMissingError, ServiceUnavailableError
 from appliance.nix.store_path import DIGEST_SIZE
 from appliance.protos import castore_rpc_pb2, pathinfo_rpc_pb2
 from appliance.services.addresses import GrpcAddress
 from appliance.services.grpc_connection import Connections
 from appliance.services.grpc_messages import BULK, SNIX, TVIX, Family
 from appliance.services.grpc_status import error_of, is_status
+from appliance.services.peer_presence import LOOK_TIMEOUT_S, PeerPresence
 from appliance.services.retry import BUDGET_S, Patience, persevere
 from appliance.services.tasks import SingleFlight
 
@@ -30,10 +31,12 @@ StreamCall: TypeAlias = "grpc.aio.UnaryStreamCall[bytes, bytes]"
 SinkCall: TypeAlias = "grpc.aio.StreamUnaryCall[bytes, bytes]"
 UnaryMethod: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
 StreamMethod: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]"
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
 SinkMethod: TypeAlias = "grpc.aio.StreamUnaryMultiCallable[bytes, bytes]"
 
 # For the answer to a stream of messages, all of which the server makes durable first.
 _KEPT_TIMEOUT_S: Final = 600.0
+_STAT_EMPTY: Final = castore_rpc_pb2.StatBlobRequest(digest=EMPTY_DIGEST).SerializeToString()
 
 
 class Peer:
@@ -44,7 +47,7 @@ class Peer:
 
     A request is repeated while the server is unavailable, as `retry` says. A server that has never
     answered is not waited for, unless `is_patient`: a command whose address is wrong should say so
-    at once.
+    at once. Nor is one that is known to be away (`peer_presence`).
 
     Args:
         address: where it is.
@@ -62,6 +65,7 @@ class Peer:
         self._budget_s = budget_s
         self._connections = Connections(address)
         self._may_repeat = is_patient
+        self._presence = PeerPresence(self.name, self._is_there)
         # Whether the server has a method, as far as it was asked.
         self._known: dict[str, bool] = {}
         self._probes: SingleFlight[str, bool] = SingleFlight()
@@ -76,8 +80,7 @@ class Peer:
 
     async def castore_family(self) -> Family:
         """Return the names that the server uses for blobs and directories."""
-        request = castore_rpc_pb2.StatBlobRequest(digest=EMPTY_DIGEST).SerializeToString()
-        return await self._family(f"{TVIX.blobs()}/Stat", request)
+        return await self._family(f"{TVIX.blobs()}/Stat", _STAT_EMPTY)
 
     async def store_family(self) -> Family:
         """Return the names that the server uses for PathInfos."""
@@ -92,22 +95,30 @@ class Peer:
             self._known[method] = await self._probes.do(method, partial(self._probe, method, b""))
         return self._known[method]
 
-    async def ask(self, method: str, request: bytes, *, timeout_s: float | None = None) -> bytes:
+    async def ask(
+        self,
+        method: str,
+        request: bytes,
+        *,
+        timeout_s: float | None = None,
+        metadata: Metadata = (),
+    ) -> bytes:
         """Send one message and return the answer.
 
         Args:
             method: the full name of the method.
             request: the message.
             timeout_s: how long the server may work on the answer, if that is longer than usual.
+            metadata: sent before the message.
 
         Raises:
             ApplianceError: as `grpc_status.error_of` says.
         """
-        patience = self.patience(starts_at_failure=timeout_s is not None)
+        patience = await self.patience(starts_at_failure=timeout_s is not None)
 
         async def attempt() -> bytes:
             with self.translating():
-                return await self._unary(method, request, timeout_s or patience.left_s())
+                return await self._unary(method, request, timeout_s or patience.left_s(), metadata)
 
         return await persevere(attempt, patience)
 
@@ -118,12 +129,18 @@ class Peer:
         except ContentMissingError:
             return None
 
-    def patience(self, *, starts_at_failure: bool = False) -> Patience:
-        """Return the patience with this server for one request, for `persevere`."""
+    async def patience(self, *, starts_at_failure: bool = False) -> Patience:
+        """Return the patience with this server for one request, for `persevere`.
+
+        Raises:
+            ServiceUnavailableError: the server is known to be away.
+        """
+        await self._presence.check()
         return Patience(
             self._budget_s,
             may_repeat=lambda: self._may_repeat,
             starts_at_failure=starts_at_failure,
+            when_over=self._presence.suspect,
         )
 
     def stream(self, method: str, request: bytes) -> StreamCall:
@@ -163,7 +180,7 @@ class Peer:
         """
         timeout_s = self._budget_s if patience is None else patience.left_s()
         message = await self.in_time(call.read(), timeout_s)
-        self._may_repeat = True
+        self._heard()
         return message if isinstance(message, bytes) else None
 
     async def in_time(self, work: Awaitable[T], timeout_s: float | None = None) -> T:
@@ -186,20 +203,24 @@ class Peer:
             yield
         except grpc.RpcError as exc:
             error = error_of(exc, self.name)
-            self._may_repeat |= not isinstance(error, ServiceUnavailableError)
+            if not isinstance(error, ServiceUnavailableError):
+                self._heard()
             raise error from exc
         except grpc.aio.BaseError as exc:
             raise ServiceUnavailableError(f"{self.name}: {exc}") from exc
 
     async def close(self) -> None:
         """Cancel all calls and disconnect."""
+        await self._presence.close()
         await self._probes.close()
         await self._connections.close()
 
-    async def _unary(self, method: str, request: bytes, timeout_s: float) -> bytes:
+    async def _unary(
+        self, method: str, request: bytes, timeout_s: float, metadata: Metadata = ()
+    ) -> bytes:
         def start(channel: grpc.aio.Channel) -> UnaryCall:
             call: UnaryMethod = channel.unary_unary(f"/{method}")
-            return call(request, timeout=timeout_s)
+            return call(request, timeout=timeout_s, metadata=metadata)
 
         try:
             answer = await self._connections.begin(start)
@@ -207,10 +228,26 @@ class Peer:
             if is_status(exc, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise self._timed_out(timeout_s) from exc
             raise
-        self._may_repeat = True
+        self._heard()
         return answer
 
+    def _heard(self) -> None:
+        self._may_repeat = True
+        self._presence.heard()
+
+    async def _is_there(self) -> bool:
+        # Whatever it answers, it is there.
+        try:
+            with self.translating():
+                await self._unary(f"{TVIX.blobs()}/Stat", _STAT_EMPTY, LOOK_TIMEOUT_S)
+        except ServiceUnavailableError:
+            return False
+        except ApplianceError:
+            return True
+        return True
+
     def _timed_out(self, timeout_s: float) -> ServiceUnavailableError:
+        self._presence.suspect()
         error = ServiceUnavailableError(f"{self.name}: no answer within {timeout_s:.3g} s")
         error.is_final = True
         return error
@@ -223,7 +260,7 @@ class Peer:
         return TVIX if self._known[method] else SNIX
 
     async def _probe(self, method: str, request: bytes) -> bool:
-        patience = self.patience()
+        patience = await self.patience()
 
         async def attempt() -> bool:
             with self.translating():

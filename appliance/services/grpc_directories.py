@@ -42,7 +42,7 @@ class GrpcDirectoryService:
             return Directory()
         family = await self._peer.castore_family()
         request = pb.GetDirectoryRequest(digest=digest).SerializeToString()
-        patience = self._peer.patience()
+        patience = await self._peer.patience()
 
         async def attempt() -> bytes | None:
             call = self._peer.stream(f"{family.directories()}/Get", request)
@@ -70,7 +70,7 @@ class GrpcDirectoryService:
         """
         expected = {digest}
         received: set[Digest] = set()
-        patience = self._peer.patience()
+        patience = await self._peer.patience()
         while True:
             passed_over = set(received)
             try:

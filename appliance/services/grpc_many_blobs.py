@@ -36,7 +36,7 @@ class GrpcManyBlobs:
     async def put_many(self, contents: Sequence[Buffer]) -> None:
         """See `ManyBlobs.put_many`."""
         if contents:
-            await persevere(lambda: self._put(contents), self._peer.patience())
+            await persevere(lambda: self._put(contents), await self._peer.patience())
 
     async def _put(self, contents: Sequence[Buffer]) -> None:
         sending = Sending(self._peer, f"{BULK}/PutBlobs")

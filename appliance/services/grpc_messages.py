@@ -61,6 +61,10 @@ FAMILIES: Final = (TVIX, SNIX)
 # Many objects in one message (bulk.proto), which only this project's daemon has.
 BULK: Final = "appliance.castore.v1.BulkService"
 
+# Metadata of a call to `PathInfoService.Put`: the PathInfo is to be refused (NOT_FOUND) if a path
+# that it refers to is not there. Other servers than this project's daemon do not know it.
+NEEDS_REFERENCES: Final = ("appliance-needs-references", "1")
+
 
 # --- BlobChunk messages ---
 

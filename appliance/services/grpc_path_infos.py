@@ -11,6 +11,7 @@ from appliance.nix.path_info import read_path_info
 from appliance.protos import pathinfo_rpc_pb2 as pb
 from appliance.services.contracts import NarInfo
 from appliance.services.grpc_client import Peer
+from appliance.services.grpc_messages import NEEDS_REFERENCES
 
 # The peer reads all content below the node, or may do so before it keeps a path.
 _READING_TIMEOUT_S: Final = 3600.0
@@ -33,12 +34,15 @@ class GrpcPathInfoService:
             )
         return path_info
 
-    async def put(self, path_info: bytes) -> bytes:
+    async def put(self, path_info: bytes, *, needs_references: bool = False) -> bytes:
         """Validate and put a PathInfo; return what the peer keeps."""
         read_path_info(path_info)
         family = await self._peer.store_family()
         return await self._peer.ask(
-            f"{family.path_infos()}/Put", path_info, timeout_s=_READING_TIMEOUT_S
+            f"{family.path_infos()}/Put",
+            path_info,
+            timeout_s=_READING_TIMEOUT_S,
+            metadata=(NEEDS_REFERENCES,) if needs_references else (),
         )
 
     async def list(self) -> AsyncIterator[bytes]:

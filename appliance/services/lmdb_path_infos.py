@@ -45,13 +45,13 @@ class LmdbPathInfoService:
         """Return the PathInfo of a store path."""
         return await self._shared.run(lambda: self._get(path_digest))
 
-    async def put(self, path_info: bytes) -> bytes:
+    async def put(self, path_info: bytes, *, needs_references: bool = False) -> bytes:
         """See `PathInfoService.put`."""
         info = check_claims(path_info)
         await check_stated_size(info, self._blobs, self._directories)
         batch = Batch()
         batch.may_replace_paths = self._may_replace
-        batch.add_path_info(info.path.digest, path_info)
+        batch.add_path_info(info.path.digest, path_info, needs_references=needs_references)
         await self._shared.commit(batch)
         return await self.get(info.path.digest) or path_info
 

@@ -14,29 +14,29 @@ ends within it, is yielded unchecked.
 """
 
 import os
-import stat
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from operator import attrgetter
+from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 
 from blake3 import blake3
 
 from appliance.castore.digest import Digest
-from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node, SymlinkNode
-from appliance.errors import (
-    ContentMissingError,
-    CorruptBlobError,
-    DirectoryError,
-    NarError,
-    StoreError,
-    WrongDigestError,
-)
-from appliance.nix import nar
+from appliance.castore.directory import Directory, DirectoryNode, Node
+from appliance.errors import CorruptBlobError, StoreError
+from appliance.nix.nar_frames import DIRECTORY, NarFrames, frames_of_root
 from appliance.nix.path_info import read_path_info
-from appliance.services.nar_extent import ROOT_SIZE, Extent, Part, body_size, part_of
+from appliance.services.nar_plan import PLANNED_ENTRIES_MAX, NarPlan, plan_nar
 from appliance.services.paths_in_store import display_path, parse_path
+from appliance.services.stored_trees import (
+    KEPT_ENTRIES,
+    Measured,
+    StoredTrees,
+    check_digest,
+    open_whole,
+    read_encoded,
+)
 from appliance.store.blob_files import BlobFile
 from appliance.store.snapshot import Snapshot
 from appliance.store.store import Store
@@ -45,21 +45,9 @@ from appliance.system import libc
 # In bytes. A piece of small files has about this size, and a part of a large file at most. It stays
 # in the processor's cache from being read to being written.
 PIECE_SIZE: Final = 1 << 18
-# What an entry counts in a piece besides its content, in bytes.
-_ENTRY_COST: Final = 256
-# The number of Directories kept decoded from measuring to rendering, plus that of their entries.
-_KEPT_ENTRIES: Final = 1 << 16
+_YIELDED_MAX: Final = 1 << 20
 
 Piece: TypeAlias = "bytes | memoryview"
-
-_by_name = attrgetter("name")
-
-
-class Measured(NamedTuple):
-    """How large a tree is, and how many bytes each of its directories takes in a NAR."""
-
-    extent: Extent
-    sizes: dict[Digest, int]
 
 
 def keep_piece_memory() -> None:
@@ -84,7 +72,7 @@ def find_node(store: Store, path: str) -> Node:
         for name in names:
             if not isinstance(node, DirectoryNode):
                 raise StoreError(f"path {display_path(path)} does not exist")
-            entries = _read_directory(snapshot, node).nodes()
+            entries = Directory.from_bytes(read_encoded(snapshot, node.digest)).nodes()
             node = next((child for child in entries if child.name == name), None)
     if node is None:
         raise StoreError(f"path {display_path(path)} does not exist")
@@ -106,12 +94,12 @@ class LocalNar:
         store: Store,
         node: Node,
         *,
-        kept_entries: int = _KEPT_ENTRIES,
+        kept_entries: int = KEPT_ENTRIES,
         num_valid: int = 1,
     ) -> None:
         self._store = store
         self._node = node
-        self._trees = _Trees(kept_entries)
+        self._trees = StoredTrees(kept_entries)
         self._measured: Measured | None = None
         self._num_valid = num_valid
 
@@ -127,6 +115,17 @@ class LocalNar:
                 self._measured = self._trees.measure(snapshot, self._node)
             self._measured.extent.check("the tree")
         return self._measured
+
+    def plan(self) -> NarPlan | None:
+        """Return the plan of the NAR, or None if that would take too much memory.
+
+        Raises:
+            StoreError, NarTooLargeError: see `measure`.
+        """
+        if self.measure().extent.num_entries > PLANNED_ENTRIES_MAX:
+            return None
+        with self._store.snapshot() as snapshot:
+            return plan_nar(self._trees, snapshot, self._node)
 
     def pieces(self, start: int = 0, end: int | None = None) -> Generator[Piece, None, None]:
         """Yield the NAR in pieces, of which the last `num_valid` are valid.
@@ -155,8 +154,10 @@ class LocalNar:
         while True:
             with self._store.snapshot() as snapshot:
                 piece, large = rendering.render(snapshot)
-            if piece:
-                yield piece
+            # Only the structure of a huge directory is larger than a piece.
+            view = memoryview(piece)
+            for start in range(0, len(piece), _YIELDED_MAX):
+                yield view[start : start + _YIELDED_MAX]
             if rendering.is_done:
                 return
             if large is not None:
@@ -166,8 +167,7 @@ class LocalNar:
 class _LargeFile(NamedTuple):
     """A blob in a file, of which `start` bytes are left out."""
 
-    node: FileNode
-    file: BlobFile
+    blob: BlobFile
     start: int
 
     def pieces(self, store: Store, buffers: deque[memoryview]) -> Iterator[memoryview]:
@@ -177,211 +177,145 @@ class _LargeFile(NamedTuple):
             store: has the file.
             buffers: what is yielded are views of these, in turn; more are made up to its maximum.
         """
-        fd = self._open(store)
+        digest = Digest(self.blob.digest)
+        fd = open_whole(store, self.blob)
         try:
             hasher = None if self.start else blake3()
             offset = self.start
-            while offset < self.node.size:
+            while offset < self.blob.size:
                 if len(buffers) < (buffers.maxlen or 0):
                     buffers.append(memoryview(bytearray(PIECE_SIZE)))
                 buffers.rotate()
                 buffer = buffers[0]
-                size = os.preadv(fd, [buffer[: self.node.size - offset]], offset)
+                size = os.preadv(fd, [buffer[: self.blob.size - offset]], offset)
                 if not size:
-                    raise CorruptBlobError(f"blob {self.node.digest}: its file is too short")
+                    raise CorruptBlobError(f"blob {digest}: its file is too short")
                 offset += size
                 if hasher is not None:
                     hasher.update(buffer[:size])
                 yield buffer[:size]
             if hasher is not None:
-                _check_digest("blob", self.node.digest, hasher.digest())
+                check_digest("blob", digest, hasher.digest())
         except OSError as exc:
-            raise StoreError(f"blob {self.node.digest}: {exc.strerror}") from exc
+            raise StoreError(f"blob {digest}: {exc.strerror}") from exc
         finally:
             os.close(fd)
 
-    def _open(self, store: Store) -> int:
-        try:
-            fd = store.open_blob(self.file)
-        except FileNotFoundError as exc:
-            raise _blob_not_found(self.node) from exc
-        except OSError as exc:
-            raise StoreError(f"blob {self.node.digest}: {exc.filename}: {exc.strerror}") from exc
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size != self.node.size:
-            os.close(fd)
-            raise _blob_not_found(self.node)
-        return fd
 
+class _Level:
+    """A body that is being rendered: of its structure, `at` bytes have been."""
 
-class _Trees:
-    """Directories and blobs of a store, checked; some Directories are kept decoded."""
+    __slots__ = ("at", "items", "structure")
 
-    def __init__(self, kept_entries: int) -> None:
-        self._kept: dict[Digest, list[Node]] = {}
-        self._num_to_keep = kept_entries
-
-    def nodes(self, snapshot: Snapshot, node: DirectoryNode) -> list[Node]:
-        """Return the entries of a directory by ascending name."""
-        kept = self._kept.get(node.digest)
-        return _sorted(_read_directory(snapshot, node)) if kept is None else kept
-
-    def content(self, snapshot: Snapshot, node: FileNode) -> memoryview | BlobFile:
-        """Return the content of a file, checked; or the file that has it, which is not checked."""
-        digest = node.digest
-        content = snapshot.blob(digest)
-        if isinstance(content, memoryview):
-            size = len(content)
-            if size == node.size and (actual := blake3(content).digest()) != digest:
-                raise WrongDigestError("blob", digest, Digest(actual))
-        elif content is None:
-            raise _blob_not_found(node)
-        else:
-            size = content.size
-        if size != node.size:
-            raise NarError(
-                f"blob {digest} has {size} bytes, but its node says {node.size}",
-                rule="blob-too-long" if size > node.size else "blob-too-short",
-            )
-        return content
-
-    def measure(self, snapshot: Snapshot, root: Node) -> Measured:
-        """Return how large a tree is."""
-        if not isinstance(root, DirectoryNode):
-            return Measured(Extent(0, ROOT_SIZE + body_size(root)), {})
-        parts: dict[Digest, Part] = {}
-        extents: dict[Digest, tuple[int, int]] = {}
-        left = [root]
-        while left:
-            node = left[-1]
-            part = parts.get(node.digest)
-            if part is None:
-                directory = self._read(snapshot, node)
-                parts[node.digest] = part_of(directory)
-                left.extend(below for below in directory.directories if below.digest not in parts)
-                continue
-            left.pop()
-            if node.digest not in extents:
-                below = [extents[digest] for digest in part.below]
-                extents[node.digest] = (
-                    part.num_entries + sum(num_entries for num_entries, _size in below),
-                    part.size + sum(size for _num_entries, size in below),
-                )
-        num_entries, size = extents[root.digest]
-        sizes = {digest: size for digest, (_num_entries, size) in extents.items()}
-        return Measured(Extent(num_entries, ROOT_SIZE + size), sizes)
-
-    def _read(self, snapshot: Snapshot, node: DirectoryNode) -> Directory:
-        directory = _read_directory(snapshot, node)
-        self._num_to_keep -= 1 + len(directory)
-        if self._num_to_keep >= 0:
-            self._kept[node.digest] = _sorted(directory)
-        return directory
+    def __init__(self, frames: NarFrames) -> None:
+        self.structure = frames.structure
+        self.items = frames.items()
+        self.at = 0
 
 
 class _Rendering:
     """How far the NAR of a tree has been rendered.
 
-    `_parts` are rendered and not returned yet. Bytes before the range wanted are dropped:
-    `_num_to_drop` counts those that are still to come, `_parts` included.
+    Args:
+        trees: has the contents.
+        root: the root of the tree.
+        sizes: of directories in the NAR, in bytes; needed if `start` is not 0.
+        start: offset in bytes of where to begin.
     """
 
-    def __init__(self, trees: _Trees, root: Node, sizes: dict[Digest, int], start: int) -> None:
+    def __init__(
+        self, trees: StoredTrees, root: Node, sizes: dict[Digest, int], start: int
+    ) -> None:
         self._trees = trees
         self._sizes = sizes
-        self._num_to_drop = start
-        self._root: Node | None = root
-        # For each open directory, the entries that follow.
-        self._entries: list[Iterator[Node]] = []
+        self._num_to_skip = start
+        # The root, and below it the directories that are open.
+        self._levels = [_Level(frames_of_root(root))]
         self._parts: list[Piece] = []
-        self.is_done = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all of the NAR was returned."""
+        return not self._levels
 
     def render(self, snapshot: Snapshot) -> tuple[bytes, _LargeFile | None]:
-        """Return the next bytes, and the large file whose content follows them, if one does.
-
-        All of the NAR was returned once `is_done` is set.
-        """
-        # Budget: 8 us for each small file besides hashing it.
-        parts = self._parts
-        size = 0
-        large = None
-        while size < PIECE_SIZE and large is None:
-            node = self._next_node()
-            if node is None:
-                self.is_done = True
-                break
-            size += _ENTRY_COST
-            if isinstance(node, FileNode):
-                large = self._render_file(snapshot, node)
-                size += 0 if large else node.size
-            elif isinstance(node, SymlinkNode):
-                parts += (nar.SYMLINK, nar.string(node.target), self._close())
-            else:
-                self._render_directory(snapshot, node)
+        """Return the next bytes, and the large file whose content follows them, if one does."""
+        large = self._skip(snapshot) if self._num_to_skip else None
+        if large is None:
+            large = self._fill(snapshot)
         # Parts may be views of the map, so they are copied before the snapshot ends.
-        data = b"".join(parts)
-        parts.clear()
-        if large:
-            parts += (nar.PADDING[large.node.size & 7], self._close())
-        if self._num_to_drop:
-            num_dropped = min(self._num_to_drop, len(data))
-            self._num_to_drop -= num_dropped
-            data = data[num_dropped:]
+        data = b"".join(self._parts)
+        self._parts.clear()
         return data, large
 
-    def _next_node(self) -> Node | None:
+    def _fill(self, snapshot: Snapshot) -> _LargeFile | None:
+        """Add parts up to the next large file, which is returned, or until there are enough."""
+        # Budget: 3 us for each small file besides hashing it.
         parts = self._parts
-        if self._root is not None:
-            node, self._root = self._root, None
-            parts.append(nar.HEADER)
-            return node
-        while self._entries:
-            for node in self._entries[-1]:
-                name = node.name
-                size = len(name)
-                parts += (nar.ENTRY, nar.length(size), name, nar.PADDING[size & 7], nar.NODE)
-                return node
-            self._entries.pop()
-            parts.append(self._close())
+        blob = snapshot.blob
+        size = 0
+        while self._levels and size < PIECE_SIZE:
+            level = self._levels[-1]
+            structure, at = level.structure, level.at
+            for file_size, end, kind, digest in level.items:
+                parts.append(structure[at:end])
+                size += end - at
+                level.at = at = end
+                if kind == DIRECTORY:
+                    self._levels.append(_Level(self._trees.frames(snapshot, digest)))
+                    break
+                content = blob(digest)
+                if (
+                    not isinstance(content, memoryview)
+                    or len(content) != file_size
+                    or blake3(content).digest() != digest
+                ):
+                    return self._add_content(snapshot, digest, file_size)
+                parts.append(content)
+                size += file_size
+                if size >= PIECE_SIZE:
+                    break
+            else:
+                parts.append(structure[at:])
+                size += len(structure) - at
+                self._levels.pop()
         return None
 
-    def _render_file(self, snapshot: Snapshot, node: FileNode) -> _LargeFile | None:
-        _name, _digest, size, executable = node
-        parts = self._parts
-        parts += (nar.EXECUTABLE if executable else nar.REGULAR, nar.length(size))
-        start = self._drop(size) if self._num_to_drop else 0
-        if start == size > 0:
-            parts += (nar.PADDING[size & 7], self._close())
-            return None
-        content = self._trees.content(snapshot, node)
+    def _add_content(
+        self, snapshot: Snapshot, digest: bytes, size: int, start: int = 0
+    ) -> _LargeFile | None:
+        """Add a content without its first bytes, or return it if it is in a file."""
+        content = self._trees.content(snapshot, Digest(digest), size)
         if isinstance(content, BlobFile):
-            return _LargeFile(node, content, start)
-        parts += (content[start:] if start else content, nar.PADDING[size & 7], self._close())
+            return _LargeFile(content, start)
+        self._parts.append(content[start:])
         return None
 
-    def _render_directory(self, snapshot: Snapshot, node: DirectoryNode) -> None:
-        if self._num_to_drop:
-            size = self._sizes[node.digest]
-            held = sum(map(len, self._parts))
-            if self._num_to_drop >= held + size:
-                self._drop(size)
-                self._parts.append(self._close())
-                return
-        self._parts.append(nar.DIRECTORY)
-        self._entries.append(iter(self._trees.nodes(snapshot, node)))
-
-    def _close(self) -> bytes:
-        return nar.CLOSE_ENTRY if self._entries else nar.CLOSE
-
-    def _drop(self, size: int) -> int:
-        """Return how many of the next `size` bytes are before the range, and do not come."""
-        num_held = sum(map(len, self._parts))
-        if self._num_to_drop < num_held:
-            return 0
-        self._parts.clear()
-        num_dropped = min(self._num_to_drop - num_held, size)
-        self._num_to_drop -= num_held + num_dropped
-        return num_dropped
+    def _skip(self, snapshot: Snapshot) -> _LargeFile | None:
+        """Go to where to begin, without reading what comes before, and add a content cut there."""
+        left, self._num_to_skip = self._num_to_skip, 0
+        while True:
+            level = self._levels[-1]
+            for item in level.items:
+                size, end, kind, digest = item
+                if left < end - level.at:
+                    level.at += left
+                    level.items = chain((item,), level.items)
+                    return None
+                left -= end - level.at
+                level.at = end
+                if kind == DIRECTORY:
+                    size = self._sizes[Digest(digest)]
+                if left >= size:
+                    left -= size
+                elif kind == DIRECTORY:
+                    self._levels.append(_Level(self._trees.frames(snapshot, digest)))
+                    break
+                else:
+                    return self._add_content(snapshot, digest, size, left)
+            else:
+                level.at += left
+                return None
 
 
 def _first(pieces: Generator[Piece, None, None], size: int) -> Generator[Piece, None, None]:
@@ -392,34 +326,3 @@ def _first(pieces: Generator[Piece, None, None], size: int) -> Generator[Piece, 
                 return
             size -= len(piece)
             yield piece
-
-
-def _read_directory(snapshot: Snapshot, node: DirectoryNode) -> Directory:
-    encoded = snapshot.directory(node.digest)
-    if encoded is None:
-        raise ContentMissingError(
-            f"directory {node.digest}, named {node.name!r}, is not in the store",
-            rule="directory-not-found",
-        )
-    _check_digest("directory", node.digest, blake3(encoded).digest())
-    try:
-        return Directory.from_bytes(encoded)
-    except DirectoryError as exc:
-        raise CorruptBlobError(f"directory {node.digest}: {exc}") from exc
-
-
-def _sorted(directory: Directory) -> list[Node]:
-    nodes: list[Node] = [*directory.directories, *directory.files, *directory.symlinks]
-    nodes.sort(key=_by_name)
-    return nodes
-
-
-def _check_digest(what: str, expected: Digest, actual: bytes) -> None:
-    if actual != expected:
-        raise WrongDigestError(what, expected, Digest(actual))
-
-
-def _blob_not_found(node: FileNode) -> ContentMissingError:
-    return ContentMissingError(
-        f"blob {node.digest}, named {node.name!r}, is not in the store", rule="blob-not-found"
-    )

@@ -174,7 +174,7 @@ class MemoryPathInfoService:
         """Return the PathInfo of a store path."""
         return self._path_infos.get(path_digest)
 
-    async def put(self, path_info: bytes) -> bytes:
+    async def put(self, path_info: bytes, *, needs_references: bool = False) -> bytes:
         """See `PathInfoService.put`."""
         info = check_claims(path_info)
         await check_stated_size(info, self._blobs, self._directories)
@@ -184,6 +184,12 @@ class MemoryPathInfoService:
             for node in (read_path_info(self._path_infos[digest]).node, info.node):
                 await known.read(node, self._directories)
         # No await from here on: what is compared must still be there when it is replaced.
+        if needs_references:
+            for reference in info.references:
+                if reference != digest and reference not in self._path_infos:
+                    raise ContentMissingError(
+                        f"{info.path.absolute()}: refers to {reference.hex()}, which is not there"
+                    )
         kept = accepted(
             self._path_infos.get(digest), path_info, known, may_replace=self._may_replace
         )

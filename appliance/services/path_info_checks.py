@@ -68,7 +68,7 @@ class CheckedPathInfoService:
         """See `PathInfoService.get`."""
         return await self._path_infos.get(path_digest)
 
-    async def put(self, path_info: bytes) -> bytes:
+    async def put(self, path_info: bytes, *, needs_references: bool = False) -> bytes:
         """See `PathInfoService.put`.
 
         Raises:
@@ -83,7 +83,7 @@ class CheckedPathInfoService:
             if problems:
                 more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
                 raise PathInfoError(f"{problems[0]}{more}", rule="contradiction")
-        return await self._path_infos.put(path_info)
+        return await self._path_infos.put(path_info, needs_references=needs_references)
 
     def list(self) -> AsyncIterator[bytes]:
         """See `PathInfoService.list`."""

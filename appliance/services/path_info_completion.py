@@ -27,9 +27,10 @@ class CompletingPathInfoService:
         path_info = await self._path_infos.get(path_digest)
         return None if path_info is None else await self._completed(path_info)
 
-    async def put(self, path_info: bytes) -> bytes:
+    async def put(self, path_info: bytes, *, needs_references: bool = False) -> bytes:
         """See `PathInfoService.put`."""
-        return await self._path_infos.put(await self._completed(path_info))
+        completed = await self._completed(path_info)
+        return await self._path_infos.put(completed, needs_references=needs_references)
 
     def list(self) -> AsyncIterator[bytes]:
         """See `PathInfoService.list`; these are as they are kept."""

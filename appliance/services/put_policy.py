@@ -34,9 +34,9 @@ class _InFrontOf:
         """See `PathInfoService.get`."""
         return await self._path_infos.get(path_digest)
 
-    async def put(self, path_info: bytes) -> bytes:
+    async def put(self, path_info: bytes, *, needs_references: bool = False) -> bytes:
         """See `PathInfoService.put`."""
-        return await self._path_infos.put(path_info)
+        return await self._path_infos.put(path_info, needs_references=needs_references)
 
     def list(self) -> AsyncIterator[bytes]:
         """See `PathInfoService.list`."""
@@ -54,7 +54,7 @@ class SignedPathInfoService(_InFrontOf):
         super().__init__(path_infos)
         self._keys = keys
 
-    async def put(self, path_info: bytes) -> bytes:
+    async def put(self, path_info: bytes, *, needs_references: bool = False) -> bytes:
         """See `PathInfoService.put`.
 
         Raises:
@@ -67,7 +67,7 @@ class SignedPathInfoService(_InFrontOf):
         except PathInfoError as exc:
             raise UntrustedPathError(f"{exc}, so nobody can have signed it") from exc
         self._keys.check(claim)
-        return await super().put(path_info)
+        return await super().put(path_info, needs_references=needs_references)
 
 
 class SigningPathInfoService(_InFrontOf):
@@ -77,7 +77,7 @@ class SigningPathInfoService(_InFrontOf):
         super().__init__(path_infos)
         self._keys = keys
 
-    async def put(self, path_info: bytes) -> bytes:
+    async def put(self, path_info: bytes, *, needs_references: bool = False) -> bytes:
         """See `PathInfoService.put`."""
         read_path_info(path_info)
         message = pathinfo_pb2.PathInfo.FromString(path_info)
@@ -88,7 +88,7 @@ class SigningPathInfoService(_InFrontOf):
                 if signature not in claim.signatures:
                     message.narinfo.signatures.add(name=signature.name, data=signature.data)
             path_info = message.SerializeToString(deterministic=True)
-        return await super().put(path_info)
+        return await super().put(path_info, needs_references=needs_references)
 
 
 def guarded(

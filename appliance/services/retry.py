@@ -27,6 +27,10 @@ def _always() -> bool:
     return True
 
 
+def _nothing() -> None:
+    pass
+
+
 class Patience:
     """The time left for one request, or for the next piece of one stream.
 
@@ -35,6 +39,7 @@ class Patience:
         may_repeat: says whether a request that failed may be repeated at all.
         starts_at_failure: begin to count at the first failure, for requests whose answer may take
             its time while the peer works on it.
+        when_over: called when the time is over and nothing has come.
     """
 
     def __init__(
@@ -43,8 +48,10 @@ class Patience:
         *,
         may_repeat: Callable[[], bool] = _always,
         starts_at_failure: bool = False,
+        when_over: Callable[[], None] = _nothing,
     ) -> None:
         self.budget_s = budget_s
+        self._when_over = when_over
         self._may_repeat = may_repeat
         self._ends_s: float | None = None
         self._pause_s = _PAUSE_MIN_S
@@ -66,7 +73,10 @@ class Patience:
         """Wait before the next attempt; return False at once if there must not be one."""
         if self._ends_s is None:
             self.restart()
-        if not self._may_repeat() or self.left_s() <= self._pause_s:
+        if not self._may_repeat():
+            return False
+        if self.left_s() <= self._pause_s:
+            self._when_over()
             return False
         pause_s, self._pause_s = (
             self._pause_s,

@@ -13,7 +13,7 @@ from appliance.protos.control_pb2 import Envelope
 # Of the messages between processes of different releases: supervisors, fork servers and session
 # processes. It grows when a message is added or changes its meaning. Whoever receives a message or
 # field that it does not know ignores it.
-VERSION = 1
+VERSION = 2
 # The largest number of descriptors in one message. The kernel's limit, SCM_MAX_FD, is 253 (linux
 # include/net/scm.h). Longer tables are sent in several messages.
 MAX_FDS = 200

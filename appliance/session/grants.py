@@ -55,11 +55,12 @@ from errno import EOVERFLOW
 from typing import Final, NamedTuple
 from zlib import crc32
 
+from appliance.castore.digest import Digest
 from appliance.castore.directory import DirectoryNode, FileNode, Node
 from appliance.errors import StoreError
 from appliance.fuse_proto.encode import FOREVER_S
 from appliance.images.entries import content_ino, pack_record
-from appliance.images.layout import NAME_AT, NAMELEN_AT, Kind
+from appliance.images.layout import NAME_AT, NAMELEN_AT, Kind, name_of
 
 ROOT_NODEID: Final = 1
 FIRST_BASE: Final = 2
@@ -89,6 +90,8 @@ _OPEN_FILES_FIRST: Final = 64
 _GROWTH: Final = 1 << 20
 _FIRST_SLOTS_LOG2: Final = 6
 _U32: Final = struct.Struct("<I")
+# The name of rows that no name is found by.
+_NOTHING: Final = b"-"
 
 
 class Grant(NamedTuple):
@@ -104,6 +107,11 @@ class Grant(NamedTuple):
     """The READDIRPLUS record of the root node, a view of the grants' memory."""
     target: bytes
     """The target of a symlink, else empty."""
+
+    @property
+    def name(self) -> bytes:
+        """The name in the root directory."""
+        return name_of(self.record)
 
 
 class _Mapping:
@@ -219,6 +227,17 @@ class Grants:
         grant = memory.grant(row)
         return grant if nodeid - grant.base < grant.span else None
 
+    def rows(self) -> Iterator[tuple[Grant, bool]]:
+        """Yield each row in the order of the bases, and whether it was revoked."""
+        memory = self._memory
+        for row in range(memory.words[_NUM]):
+            yield memory.grant(row), memory.is_revoked(row)
+
+    @property
+    def next_base(self) -> int:
+        """The base that the next grant will have."""
+        return self._memory.words[_NEXT_BASE]
+
     def listing(self, first: int) -> Iterator[memoryview]:
         """Yield the READDIRPLUS records of the root from row `first` on, without revoked rows."""
         memory = self._memory
@@ -307,6 +326,51 @@ class GrantTable:
         if not self._num_rows:
             self._next_base = (secrets.randbits(20) + 1) << 41
             self._memory.words[_NEXT_BASE] = self._next_base
+
+    @property
+    def has_path_as_root(self) -> bool:
+        """Whether the root directory is a store path."""
+        return bool(self._num_rows) and self._memory.words[_ROWS_AT // 8] == ROOT_NODEID
+
+    @property
+    def is_by_content(self) -> bool:
+        """Whether st_ino is derived from content."""
+        return self._is_by_content
+
+    def begin_again(self, generation: int) -> None:
+        """Forget every grant, and have entries carry `generation`, a number of 32 bits.
+
+        What the view's state is, and how many files may be open, stays. No worker may have the
+        memory mapped, because what it has found there moves.
+        """
+        words = self._memory.words
+        words[_NUM] = 0
+        self._memory.bytes[_ROWS_AT : _ROWS_AT + self._num_rows * _ROW_BYTES] = bytes(
+            self._num_rows * _ROW_BYTES
+        )
+        self._rows.clear()
+        self._num_rows = self._num_revoked = self._root_generation = self._slots_log2 = 0
+        words[_NUM_REVOKED] = words[_ROOT_GENERATION] = words[_FRESH_UNTIL] = 0
+        self._next_base = words[_NEXT_BASE] = FIRST_BASE
+        self._end = words[_HEAP_END] = _ROWS_END
+        _NUMBERS.pack_into(self._memory.bytes, _NUMBERS_AT, generation, self._is_by_content)
+        self._grow_index()
+
+    def go_on_at(self, base: int) -> None:
+        """Give the next grant the base `base`, which is not below the one that it would have.
+
+        For the first grant, it may be ROOT_NODEID.
+        """
+        self._next_base = self._memory.words[_NEXT_BASE] = base
+
+    def leave_out(self, span: int) -> None:
+        """Append a row that is revoked already, so that its nodeids are stale and stay so.
+
+        Raises:
+            OSError, StoreError: as for `grant`.
+        """
+        self._append(DirectoryNode(_NOTHING, Digest(bytes(32)), span - 1), 0)
+        self._revoke_row(self._rows.pop(_NOTHING))
 
     def grant_root(self, node: DirectoryNode) -> None:
         """Make `node` the root directory; this must be the first and only grant.
@@ -435,8 +499,7 @@ class GrantTable:
             self._next_base = max(self._next_base, grant.base + grant.span)
             if memory.is_revoked(row):
                 continue
-            (size,) = _U32.unpack_from(grant.record, NAMELEN_AT)
-            name = bytes(grant.record[NAME_AT : NAME_AT + size])
+            name = grant.name
             if name in self._rows:
                 self._revoke_row(self._rows[name])  # it was about to be replaced
             self._rows[name] = row
@@ -446,7 +509,7 @@ class GrantTable:
         self._grow_index()
 
     def _root_record(self, node: Node, row: int, name_valid_s: int) -> bytes:
-        kind, digest, size, target = _content_of(node)
+        kind, digest, size, target = content_of(node)
         ino = content_ino(kind, digest, target) if self._is_by_content else self._next_base
         generation: int = _NUMBERS.unpack_from(self._memory.bytes, _NUMBERS_AT)[0]
         if self._next_base == ROOT_NODEID:
@@ -508,7 +571,8 @@ def _new_memory() -> int:
     return fd
 
 
-def _content_of(node: Node) -> tuple[Kind, bytes, int, bytes]:
+def content_of(node: Node) -> tuple[Kind, bytes, int, bytes]:
+    """Return the kind, digest (zeros for a symlink), size and target (or nothing) of a node."""
     if isinstance(node, DirectoryNode):
         return Kind.DIRECTORY, node.digest, node.size, b""
     if isinstance(node, FileNode):

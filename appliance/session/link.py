@@ -184,7 +184,7 @@ class Link:
 
 
 # What a worker or a session process asks whoever is above it, and a supervisor a session process.
-_REQUESTS_OF_PEERS = frozenset({"resolve", "start_apart", "start_session"})
+_REQUESTS_OF_PEERS = frozenset({"resolve", "restore", "start_apart", "start_session"})
 
 
 def close_all(fds: Sequence[int]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
+from appliance.protos.device_state_pb2 import DeviceState
 from appliance.session.channel import MAX_FDS
 from appliance.session.link import Link
 from appliance.session.session_memory import InflightMemory, SessionMemory
@@ -21,7 +22,7 @@ from appliance.session.worker_process import (
     WorkerProcess,
 )
 from appliance.vhost._vhost_wire import Region
-from appliance.vhost.backend import VringConfig
+from appliance.vhost.backend import RingLog, VringConfig
 
 _LOG = logging.getLogger(__name__)
 # How long a worker may take to answer. This is more than it may take to drain its ring.
@@ -40,6 +41,8 @@ class DeviceServices:
     keeper: Keeper
     start_apart: Callable[[], Awaitable[None]]
     """See `GrantTable.start_apart`; raises VhostError if that is impossible."""
+    restore: Callable[[DeviceState], Awaitable[None]]
+    """See `SupervisorClient.restore`."""
     changed: Callable[[], None]
     """Called when a worker has started or died."""
     memory: SessionMemory
@@ -47,6 +50,11 @@ class DeviceServices:
     """Session memory and grants, which every worker gets first."""
     configure: pb.Configure
     """The part of the first message that is the same for every worker."""
+
+    @property
+    def grants_fd(self) -> int:
+        """The descriptor of the grants, read-only."""
+        return self.fds[1]
 
     def configure_for(self, queue: int) -> pb.Configure:
         """Return the first message to the worker of `queue`."""
@@ -151,6 +159,23 @@ class RingWorker:
         self._ring = (config._replace(call_fd=fd), inflight)
         await self._process.do(self._send_call)
 
+    async def set_log(self, log: RingLog | None) -> None:
+        """Return when the worker marks what it writes in `log`, or in none; see `Backend.set_log`.
+
+        Raises:
+            VhostError: the worker could not map it, or did not answer in time.
+        """
+        if self._ring is None:
+            return
+        config, inflight = self._ring
+        self._ring = (config._replace(log=log), inflight)
+        try:
+            await self._process.do(self._send_log)
+        except VhostError:
+            if self._ring is not None:  # it may have broken meanwhile
+                self._ring = (config._replace(log=None), inflight)
+            raise
+
     async def close(self) -> None:
         """End the worker. When this returns, it can no longer access guest memory."""
         await self._process.close()
@@ -216,6 +241,11 @@ class RingWorker:
             fd = self._ring[0].call_fd
             link.post(pb.Envelope(set_call=pb.SetCall()), [] if fd is None else [fd])
 
+    async def _send_log(self, link: Link) -> None:
+        if self._ring is not None and self._serving is link:
+            message, fds = _log_message(self._ring[0].log)
+            _check(await self._ask(link, pb.Envelope(set_log=pb.SetLog(log=message)), fds))
+
     async def _send_memory(self, link: Link) -> None:
         table = list(self._regions.items())
         while len(table) > MAX_FDS:
@@ -228,6 +258,7 @@ class RingWorker:
 
     async def _send_start(self, link: Link, config: VringConfig, inflight: InflightMemory) -> None:
         optional = [fd for fd in (config.call_fd, config.err_fd) if fd is not None]
+        log, log_fds = _log_message(config.log)
         reply = await self._ask(
             link,
             pb.Envelope(
@@ -243,9 +274,10 @@ class RingWorker:
                     inflight_queue_size=inflight.queue_size,
                     has_call=config.call_fd is not None,
                     has_err=config.err_fd is not None,
+                    log=log,
                 )
             ),
-            [inflight.fd, config.kick_fd, *optional],
+            [inflight.fd, config.kick_fd, *optional, *log_fds],
         )
         _check(reply)
 
@@ -261,6 +293,12 @@ def _memory_message(table: list[tuple[Region, int]], *, is_last: bool) -> pb.Env
         for region, _fd in table
     ]
     return pb.Envelope(set_memory=pb.SetMemory(regions=regions, last=is_last))
+
+
+def _log_message(log: RingLog | None) -> tuple[pb.DirtyLog | None, list[int]]:
+    if log is None:
+        return None, []
+    return pb.DirtyLog(size=log.size, offset=log.offset, used_addr=log.used_addr), [log.fd]
 
 
 def _check(reply: pb.Envelope) -> None:

@@ -9,7 +9,9 @@ in host byte order:
     8       u64   negotiated FUSE flags
     16      u32   max_readahead in bytes
     20      u32   whether a request without a preceding INIT was seen (0 or 1)
+    24      u32   where the tables of errors begin; 0 in memory that an earlier release made
     4096          one block of statistics for each queue (see `request_statistics`)
+    ...           one table of errors for each queue
 
 INIT may come on any queue. Its worker fills in the fields and sets `initialised` before it
 publishes the reply, and the guest sends nothing else before it has the reply.
@@ -29,6 +31,7 @@ from typing import Final
 
 from appliance.engine import inflight_size
 from appliance.session.request_statistics import (
+    ERRORS_BYTES,
     STATISTICS_BYTES,
     QueueStatistics,
     SessionStatistics,
@@ -38,6 +41,8 @@ _STATISTICS_OFFSET: Final = 4096
 _FIELDS: Final = struct.Struct("<IIQI")
 _INITIALISED: Final = struct.Struct("<I")
 _WITHOUT_INIT_OFFSET: Final = _FIELDS.size
+_ERRORS_AT: Final = struct.Struct("<I")
+_ERRORS_AT_OFFSET: Final = 24
 
 # QueueRegionSplit.version in the specification; it is 0 until the queue is started.
 _VERSION_OFFSET: Final = 8
@@ -58,12 +63,15 @@ class SessionMemory:
         Raises:
             OSError: there is not enough memory or no free descriptor.
         """
-        fd = _sealed_memfd("session", _STATISTICS_OFFSET + num_queues * STATISTICS_BYTES)
+        errors_at = _STATISTICS_OFFSET + num_queues * STATISTICS_BYTES
+        fd = _sealed_memfd("session", errors_at + num_queues * ERRORS_BYTES)
         try:
-            return cls(fd)
+            memory = cls(fd)
         except OSError:
             os.close(fd)
             raise
+        _ERRORS_AT.pack_into(memory._map, _ERRORS_AT_OFFSET, errors_at)
+        return memory
 
     @property
     def memory(self) -> memoryview:
@@ -86,6 +94,12 @@ class SessionMemory:
         """The negotiated FUSE minor version."""
         minor: int = _FIELDS.unpack_from(self._map)[1]
         return minor
+
+    @property
+    def max_readahead(self) -> int:
+        """The negotiated max_readahead in bytes."""
+        max_readahead: int = _FIELDS.unpack_from(self._map)[3]
+        return max_readahead
 
     def start(self, minor: int, flags: int, max_readahead: int) -> None:
         """Record what INIT negotiated; every worker sees it when this returns.
@@ -113,12 +127,22 @@ class SessionMemory:
 
     def statistics(self, queue: int) -> QueueStatistics:
         """Return the statistics of `queue`, which its worker writes."""
-        start = _STATISTICS_OFFSET + queue * STATISTICS_BYTES
-        return QueueStatistics(memoryview(self._map)[start : start + STATISTICS_BYTES])
+        statistics, errors = self._regions()
+        return QueueStatistics(
+            statistics[queue * STATISTICS_BYTES :][:STATISTICS_BYTES],
+            errors[queue * ERRORS_BYTES :][:ERRORS_BYTES],
+        )
 
     def totals(self) -> SessionStatistics:
         """Return the present sums over all queues."""
-        return SessionStatistics(memoryview(self._map)[_STATISTICS_OFFSET:])
+        return SessionStatistics(*self._regions())
+
+    def _regions(self) -> tuple[memoryview, memoryview]:
+        # The blocks of statistics, and the tables of errors: no bytes if there are none.
+        memory = memoryview(self._map)
+        (errors_at,) = _ERRORS_AT.unpack_from(memory, _ERRORS_AT_OFFSET)
+        end = errors_at or len(memory)
+        return memory[_STATISTICS_OFFSET:end], memory[end:]
 
     def close(self) -> None:
         """Close the descriptor, and the mapping unless a view of it still exists."""

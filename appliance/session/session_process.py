@@ -165,6 +165,7 @@ class SessionProcess:
             spawner=self._fork_server,
             keeper=self._supervisor,
             start_apart=self._supervisor.start_apart,
+            restore=self._supervisor.restore,
             changed=lambda: self._supervisor.show(device.workers()),
             memory=self._memory,
             fds=(self._memory.fd, self._grants_fd),

@@ -22,6 +22,8 @@ class Batch:
     Digests are not checked: the caller has computed them from the content that it adds.
 
     Attributes:
+        closed_paths: digests of the store paths among `path_infos` that are refused unless all that
+            they refer to is in the store by then. Other paths may be put before those.
         num_sweeps: `RecentPuts.num_sweeps` before whoever makes the batch looked for what is in the
             store; None if that is not known.
     """
@@ -33,6 +35,7 @@ class Batch:
         self.directories: dict[bytes, bytes] = {}
         self.path_infos: dict[bytes, bytes] = {}
         self.nar_infos: dict[bytes, bytes] = {}
+        self.closed_paths: set[bytes] = set()
         self.may_replace_paths = False
         self.num_sweeps: int | None = None
         self.size_bytes = 0
@@ -65,12 +68,21 @@ class Batch:
         self.directories[digest] = encoded
         self.size_bytes += len(encoded)
 
-    def add_path_info(self, path_digest: bytes, encoded: bytes) -> None:
+    def add_path_info(
+        self, path_digest: bytes, encoded: bytes, *, needs_references: bool = False
+    ) -> None:
         """Add a PathInfo under the digest (20 bytes) of its store path.
 
         `nix.path_info_rules.accepted` decides whether it is stored, and in place of what.
+
+        Args:
+            path_digest: digest of the store path.
+            encoded: the PathInfo.
+            needs_references: see `closed_paths`.
         """
         self.path_infos[path_digest] = encoded
+        if needs_references:
+            self.closed_paths.add(path_digest)
         self.size_bytes += len(encoded)
 
     def add_nar_info(self, node_digest: bytes, size: int, sha256: bytes) -> None:
@@ -91,6 +103,7 @@ class Batch:
         self.chunks |= other.chunks
         self.directories |= other.directories
         self.path_infos |= other.path_infos
+        self.closed_paths |= other.closed_paths
         self.nar_infos |= other.nar_infos
         self.may_replace_paths |= other.may_replace_paths
         self.size_bytes += other.size_bytes

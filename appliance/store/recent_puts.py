@@ -8,7 +8,9 @@ each commit.
 
 A client may also have asked what the store has, and not put it again. Nothing is noted then, so the
 commit of a PathInfo looks again: `lost_object` walks the tree below it if anything was removed from
-the store since the client can have asked.
+the store since the client can have asked. Who puts closures may have found a path there that the
+new one refers to, so `missing_reference` looks for those, too, where the client asks for it: others
+put paths in any order.
 """
 
 import struct
@@ -158,6 +160,19 @@ def lost_object(view: Snapshot, root: "Node") -> str | None:
             if child not in seen:
                 seen.add(child)
                 stack.append(child)
+    return None
+
+
+def missing_reference(view: Snapshot, path_info: bytes) -> str | None:
+    """Return a path that a valid PathInfo refers to and the store lacks, for a message, or None."""
+    from appliance.nix.path_info import read_path_info  # noqa: PLC0415 - as in `lost_object`
+    from appliance.protos import pathinfo_pb2  # noqa: PLC0415 - as in `lost_object`
+
+    info = read_path_info(path_info)
+    names = pathinfo_pb2.PathInfo.FromString(path_info).narinfo.reference_names
+    for number, digest in enumerate(info.references):
+        if digest != info.path.digest and view.path_info(digest) is None:
+            return f"path {names[number] if number < len(names) else digest.hex()}"
     return None
 
 

@@ -16,6 +16,8 @@ from appliance.store.store import Store
 
 # Keys that are read in one snapshot.
 _KEYS_AT_A_TIME: Final = 16_384
+# After so many keys, at the latest, the pages that were read are counted.
+_KEYS_PER_COUNT: Final = 2_048
 _FILE_RECORD_SIZE: Final = len(schema.pack_file_record(0))
 
 
@@ -29,8 +31,8 @@ def sizes(store: Store, txn: ReadTransaction, table: bytes) -> Iterator[tuple[me
     records is read from the disk. The memory of a key is valid until the next one.
     """
     for number, (key, value) in enumerate(txn.cursor(db=store.env.database(table)).iternext()):
-        if not number % _KEYS_AT_A_TIME:
-            store.env.drop_pages()
+        if not number % _KEYS_PER_COUNT:
+            store.env.limit_pages()
         size = len(value)
         if table == schema.BLOBS and size == _FILE_RECORD_SIZE and value[0] == schema.IN_FILE:
             size = schema.unpack_file_record(value)
@@ -42,8 +44,8 @@ def image_sizes(store: Store, txn: ReadTransaction) -> Iterator[tuple[memoryview
     images = store.env.newer_database(schema.IMAGES)
     if images is not None:
         for number, (key, value) in enumerate(txn.cursor(db=images).iternext()):
-            if not number % _KEYS_AT_A_TIME:
-                store.env.drop_pages()
+            if not number % _KEYS_PER_COUNT:
+                store.env.limit_pages()
             yield key[:DIGEST_SIZE], len(value)
 
 
@@ -60,7 +62,7 @@ def keys(store: Store, table: bytes) -> Iterator[bytes]:
             if cursor.set_range(after):
                 items = islice(cursor.iternext(keys=True, values=False), _KEYS_AT_A_TIME)
                 found = [bytes(key) for key in items]
-        store.env.drop_pages()
+        store.env.limit_pages()
         yield from (key for key in found if key != after)
         if len(found) < _KEYS_AT_A_TIME:
             return

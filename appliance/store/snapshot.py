@@ -118,6 +118,14 @@ class Snapshot:
         """Yield (digest, encoded Directory) by ascending digest, for digests above `after`."""
         return self._items(self._tables.directories, after)
 
+    def directories_beginning(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (digest, encoded Directory) for each digest that begins with `prefix`, in order."""
+        cursor = self._txn.cursor(db=self._tables.directories)
+        is_there = cursor.set_range(prefix)
+        while is_there and (digest := bytes(cursor.key())).startswith(prefix):
+            yield digest, bytes(cursor.value())
+            is_there = cursor.next()
+
     def image(self, digest: bytes, piece: int = 0) -> memoryview | None:
         """Return a piece of a Directory's image, or None; the empty one always has its image.
 

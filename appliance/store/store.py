@@ -29,7 +29,7 @@ from appliance.store.batch import Batch, StagedFile
 from appliance.store.blob_files import BlobFile, BlobFiles
 from appliance.store.chunk_table import ChunkPlace, ChunkTable
 from appliance.store.image_table import ImageTable
-from appliance.store.recent_puts import RecentPuts, lost_object
+from appliance.store.recent_puts import RecentPuts, lost_object, missing_reference
 from appliance.store.snapshot import Snapshot, Tables
 
 if TYPE_CHECKING:
@@ -184,7 +184,8 @@ class Store:
             AlreadyExistsError, PathInfoError: a PathInfo is refused by the rules of
                 `nix.path_info_rules.accepted`; everything else in the batch is committed.
             ContentMissingError: a PathInfo is refused because part of its tree was removed from the
-                store after whoever puts it had found it there; the same.
+                store after whoever puts it had found it there, or because it is one of
+                `Batch.closed_paths` and refers to a path that is not there; the same.
             StoreFullError: the disk is full.
             StoreError: the disk failed.
         """
@@ -321,6 +322,8 @@ class Store:
                 path_info = self._accepted(txn, old, stated, batch)
                 if may_have_lost:
                     self._check_whole(txn, path_info)
+                if path_digest in batch.closed_paths:
+                    self._check_references(txn, path_info)
             except (AlreadyExistsError, PathInfoError, ContentMissingError) as exc:
                 refused[path_digest] = exc
                 continue
@@ -344,6 +347,17 @@ class Store:
         if lost is not None:
             raise ContentMissingError(
                 f"{info.path.absolute()}: {lost} was removed from the store meanwhile; put it again"
+            )
+
+    def _check_references(self, txn: WriteTransaction, path_info: bytes) -> None:
+        from appliance.nix.path_info import read_path_info  # noqa: PLC0415 - as in `_accepted`
+
+        info = read_path_info(path_info)
+        missing = missing_reference(self._view(txn), path_info)
+        if missing is not None:
+            raise ContentMissingError(
+                f"{info.path.absolute()}: refers to {missing}, which is not in the store, or no "
+                "longer; put that path first"
             )
 
     def _accepted(

@@ -22,7 +22,6 @@ safe. `AsyncStore` puts the queue and a few reading threads behind coroutines, f
 event loop, which must not block in LMDB or in reading blob files.
 """
 
-import asyncio
 import itertools
 import threading
 from collections.abc import Callable, Mapping
@@ -167,6 +166,8 @@ class AsyncStore:
         This returns only when `work` has ended, even if it is cancelled, so that the caller can
         then close what `work` uses.
         """
+        import asyncio  # noqa: PLC0415 - it is slow to load, and commands without a loop are short
+
         future = asyncio.get_running_loop().run_in_executor(self._readers, work)
         try:
             return await asyncio.shield(future)
@@ -184,6 +185,8 @@ class AsyncStore:
             StoreError: nothing in the batch is stored; the disk may be full.
             AlreadyExistsError, PathInfoError: see `Store.commit`.
         """
+        import asyncio  # noqa: PLC0415 - as above
+
         await asyncio.shield(asyncio.wrap_future(self._submit(batch)))
 
     def commit_and_wait(self, batch: Batch) -> None:

@@ -34,6 +34,8 @@ class AttachedSession:
         exit_: set when the process has ended.
         served: its grants and session memory, owned.
         mailbox: where the next supervisor finds the process itself, owned.
+        goes_on: whether a saved session that had store paths which are missing now is restored
+            without them.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class AttachedSession:
         exit_: "asyncio.Future[WorkerExit]",
         served: ServedSession,
         mailbox: SessionMailbox,
+        *,
+        goes_on: bool,
     ) -> None:
         self.label = record.place.label
         self.pid = record.pid
@@ -52,6 +56,7 @@ class AttachedSession:
         self._exit = exit_
         self._served = served
         self._mailbox = mailbox
+        self._restoration = served.restoration(self.label, goes_on=goes_on)
         self._workers: list[pb.WorkerStatus] = []
         self._num_wants = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -137,7 +142,10 @@ class AttachedSession:
             case "resolve" if self._num_wants < WANTS_MAX:
                 self._num_wants += 1
                 self._spawn_task(self._resolve(envelope))
-            case "resolve":
+            case "restore" if self._num_wants < WANTS_MAX:
+                self._num_wants += 1
+                self._spawn_task(self._restore(envelope))
+            case "resolve" | "restore":
                 _LOG.error("%s: session process %d wants too much", self.label, self.pid)
                 kill(self._pidfd)
             case "cache_used":
@@ -156,6 +164,13 @@ class AttachedSession:
         finally:
             self._num_wants -= 1
         self._link.post(pb.Envelope(id=envelope.id, resolved=pb.Resolved(errno=error)))
+
+    async def _restore(self, envelope: pb.Envelope) -> None:
+        try:
+            error = await self._restoration.take(envelope.restore)
+        finally:
+            self._num_wants -= 1
+        self._link.post(pb.Envelope(id=envelope.id, done=pb.Done(error=error)))
 
     def _on_closed(self) -> None:
         self._workers = []

@@ -11,8 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from appliance.protos.control_pb2 import Attach, Envelope, SessionRecord, Spawn, SpawnSession
-from appliance.session.channel import channel_pair
+from appliance.protos.control_pb2 import (
+    Attach,
+    Envelope,
+    SessionRecord,
+    Spawn,
+    SpawnSession,
+    TakeOver,
+)
+from appliance.session.channel import VERSION, channel_pair
 from appliance.session.link import Link, LinkClosedError, SocketEnd, close_all
 from appliance.session.spawning import (
     CannotSpawnError,
@@ -80,6 +87,8 @@ class Forker:
         self._has_spawned = False
         self._is_closing = False
         self._discarded: set[asyncio.Task[None]] = set()
+        self.num_started = 0
+        """How many fork servers were started."""
         self._on_death: Callable[[], None] | None = None
 
     async def spawn(self, label: str = "") -> StartedWorker:
@@ -144,6 +153,22 @@ class Forker:
     def when_it_dies(self, call: "Callable[[], None]") -> None:
         """Have `call` called after the death of each fork server that has spawned something."""
         self._on_death = call
+
+    async def answers(self, deadline_s: float) -> bool:
+        """Return whether the fork server answers in time, should there be one."""
+        link = self._link
+        if link is None:
+            return True
+        # To hand over no session at all changes nothing.
+        nothing = Envelope(take_over=TakeOver(version=VERSION))
+        try:
+            async with asyncio.timeout(deadline_s):
+                await link.request(nothing)
+        except TimeoutError:
+            return False
+        except LinkClosedError:
+            pass  # it is being replaced
+        return True
 
     async def warm_up(self) -> None:
         """Return when the fork server has imported everything that its children need."""
@@ -213,6 +238,7 @@ class Forker:
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             )
         self._has_spawned = False
+        self.num_started += 1
         self._link = Link(SocketEnd(ours), self._on_message, self._on_closed)
         return self._link
 

@@ -21,12 +21,15 @@ from appliance.session.session_memory import SessionMemory
 from appliance.store.leases import Lease, LeaseKind
 from appliance.store.store import Store
 from appliance.store.views import Views
+from appliance.supervisor.figures import Supervised, SupervisorFigures
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.open_files import OpenFiles
 from appliance.supervisor.served_session import ServedSession
+from appliance.supervisor.signs_of_life import giving_signs_of_life
 from appliance.supervisor.status import StatusServer
 from appliance.supervisor.succession import SuccessorSocket
 from appliance.supervisor.view_watch import ViewWatch
+from appliance.system.listening import ListeningSocket
 
 _LOG = logging.getLogger(__name__)
 # The user and group of workers whose supervisor is root: they own no file.
@@ -54,6 +57,8 @@ class RuntimeConfig:
     """Garbage is collected when less is free on the file system of the store; None: never."""
     log_level: str
     log_json: bool
+    metrics: ListeningSocket | None = None
+    """Where metrics are served (lent)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +169,7 @@ async def running(
             stack.callback(store.close)
             resolver: Resolver = LocalResolver(store)
             has_cache, has_remote_root = False, False
+            supervised = Supervised(store)
         else:
             # Imported here because a local store does not need gRPC.
             from appliance.resolve.remote import open_remote  # noqa: PLC0415 - see above
@@ -172,6 +178,7 @@ async def running(
                 open_remote(config.services, config.state_dir, config.blob_cache_bytes)
             )
             store, has_cache, has_remote_root = remote.store, remote.has_cache, True
+            supervised = Supervised(store, has_cache, remote.report)
         stack.push_async_callback(resolver.close)
         leased_store = local_path if store.is_writable else None
         root_names = [one.root.encode() for one in exported if one.root is not None]
@@ -191,9 +198,16 @@ async def running(
         if live_views:
             watch = ViewWatch(_views(config).directory, live_views)
             stack.callback(watch.close)
-        status = StatusServer(config.state_dir, report)
+        figures = SupervisorFigures(report, supervised)
+        stack.callback(figures.close)
+        status = StatusServer(config.state_dir, figures.gather)
         await status.start()
         stack.push_async_callback(status.close)
+        if config.metrics is not None:
+            # Imported here because others need neither an HTTP server nor prometheus_client.
+            from appliance.supervisor.metrics_server import serving_metrics  # noqa: PLC0415 - see above
+
+            await stack.enter_async_context(serving_metrics(config.metrics, figures.gather))
         forker = Forker(
             config.log_level,
             log_json=config.log_json,
@@ -201,8 +215,10 @@ async def running(
             is_sandboxed=config.is_sandboxed,
             successors=SuccessorSocket(config.state_dir) if has_sessions else None,
         )
+        supervised.num_fork_servers = lambda: forker.num_started
         if not has_sessions:
             stack.push_async_callback(forker.close)
+        await stack.enter_async_context(giving_signs_of_life(report, figures.gather, forker))
         await stack.enter_async_context(keeping_free(leased_store, config.min_free_bytes))
         configure = pb.Configure(
             store_path=str(store.path),

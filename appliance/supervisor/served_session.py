@@ -11,6 +11,8 @@ from appliance.session.session_memory import SessionMemory
 from appliance.session.wants import Want
 from appliance.store.leases import Lease
 from appliance.supervisor.open_files import OpenFiles
+from appliance.supervisor.restoring import Restoration
+from appliance.supervisor.want_counters import WantCounters
 
 
 class ServedSession:
@@ -46,6 +48,7 @@ class ServedSession:
         self._resolver = resolver
         self.lease = lease
         self._session_grants = SessionGrants(grants, lease)
+        self._wants = WantCounters()
         self._open_files = open_files
         open_files.join(grants, num_queues)
 
@@ -110,7 +113,13 @@ class ServedSession:
 
     async def resolve(self, want: Want) -> int:
         """See `Resolver.resolve`."""
-        return await self._export.resolve(want, self._session_grants)
+        with self._wants.counting(want) as outcome:
+            outcome.error = await self._export.resolve(want, self._session_grants)
+        return outcome.error
+
+    def restoration(self, label: str, *, goes_on: bool) -> Restoration:
+        """Return what grants a saved session in place of this one; see the class."""
+        return Restoration(label, self._export, self._session_grants, goes_on=goes_on)
 
     def cache_used(self, keys: Sequence[bytes]) -> None:
         """See `Resolver.used`."""
@@ -121,8 +130,12 @@ class ServedSession:
         await self._resolver.reap_readers()
 
     def statistics(self) -> dict[str, Any]:
-        """Return what the workers have served; see `SessionStatistics.report`."""
-        return self.memory.totals().report()
+        """Return what the workers have served and wanted; see `SessionStatistics.report`."""
+        return {
+            **self.memory.totals().report(),
+            "wants": self._wants.report(),
+            "grants": len(self.grants),
+        }
 
     def holdings(self) -> dict[str, object]:
         """Return what the session keeps from garbage collection, for `status`."""

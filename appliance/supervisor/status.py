@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ _SOCKET_MODE = 0o600
 class StatusServer:
     """Sends the result of `report()` to every client that connects."""
 
-    def __init__(self, state_dir: Path, report: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, state_dir: Path, report: Callable[[], Awaitable[dict[str, Any]]]) -> None:
         self._path = _directory(state_dir) / str(os.getpid())
         self._report = report
         self._server: asyncio.Server | None = None
@@ -67,7 +67,7 @@ class StatusServer:
 
     async def _answer(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
-            writer.write(json.dumps(self._report()).encode())
+            writer.write(json.dumps(await self._report()).encode())
             await writer.drain()
         writer.close()
 

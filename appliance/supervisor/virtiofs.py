@@ -58,6 +58,8 @@ class VirtiofsConfig(RuntimeConfig):
     """Whether sessions live on after a signal has ended this process."""
     exits_on_disconnect: bool = False
     """Whether to end when a front-end leaves."""
+    goes_on_without_paths: bool = False
+    """Whether a saved guest that had store paths which are missing now goes on without them."""
 
 
 def serve(config: VirtiofsConfig, listeners: Sequence[Listener]) -> None:
@@ -137,8 +139,7 @@ class Supervisor:
         for inherited in (*handed_over, *found):
             label = inherited.record.place.label
             _LOG.info("%s: session process %d is taken over", label, inherited.record.pid)
-            mailbox = SessionMailbox(self._config.state_dir, inherited.record.mailbox)
-            self._sessions[label] = _attached(inherited, runtime, mailbox)
+            self._sessions[label] = _attached(inherited, runtime, self._config)
         for inherited in found:
             session = self._sessions[inherited.record.place.label]
             self._spawn_task(session.attach(runtime.forker))
@@ -285,7 +286,15 @@ class Supervisor:
             raise
         record.pid = started.pid
         mailbox.write(record, served)
-        return AttachedSession(record, started.pidfd, started.end, started.exit, served, mailbox)
+        return AttachedSession(
+            record,
+            started.pidfd,
+            started.end,
+            started.exit,
+            served,
+            mailbox,
+            goes_on=self._config.goes_on_without_paths,
+        )
 
     def _spawn_task(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
         # The event loop keeps only weak references to tasks.
@@ -296,7 +305,7 @@ class Supervisor:
 
 
 def _attached(
-    inherited: InheritedSession, runtime: Runtime, mailbox: SessionMailbox
+    inherited: InheritedSession, runtime: Runtime, config: VirtiofsConfig
 ) -> AttachedSession:
     record = inherited.record
     place = record.place
@@ -306,7 +315,15 @@ def _attached(
         (inherited.memory_fd, inherited.grants_fd),
         inherited.lease_fd,
     )
-    return AttachedSession(record, inherited.pidfd, inherited.end, inherited.exit, served, mailbox)
+    return AttachedSession(
+        record,
+        inherited.pidfd,
+        inherited.end,
+        inherited.exit,
+        served,
+        SessionMailbox(config.state_dir, record.mailbox),
+        goes_on=config.goes_on_without_paths,
+    )
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

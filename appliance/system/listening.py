@@ -10,12 +10,28 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from appliance.errors import ConfigError
 
 # The size of sockaddr_un.sun_path without the terminating NUL (unix(7)).
 _SUN_PATH_BYTES: Final = 107
+
+
+class ListeningSocket(NamedTuple):
+    """A socket that listens already, what it is called, and its file, which is removed at the end.
+
+    Whoever serves on it owns the socket and the file.
+    """
+
+    socket: socket.socket
+    label: str
+    path: Path | None = None
+
+    def remove_file(self) -> None:
+        """Remove the file of the socket, if it has one."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 def claim_socket_path(path: Path) -> None:
@@ -132,6 +148,33 @@ def announce_ready(text: str) -> None:
     sys.stderr.write(f"READY: {text}\n")
     sys.stderr.flush()
     _notify("READY=1")
+
+
+def announce_status(text: str) -> None:
+    """Tell the service manager in a line what this process does, for `systemctl status`."""
+    _notify(f"STATUS={text}")
+
+
+def has_service_manager() -> bool:
+    """Return whether somebody wants to be told."""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
+def watchdog_s() -> float | None:
+    """Return how often the service manager wants a sign of life, at least; None: it does not.
+
+    Source: sd_watchdog_enabled(3).
+    """
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    is_for_us = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    if not is_for_us or not microseconds.isdecimal() or not int(microseconds):
+        return None
+    return int(microseconds) / 1e6
+
+
+def announce_alive() -> None:
+    """Give the service manager a sign of life."""
+    _notify("WATCHDOG=1")
 
 
 def announce_stopping() -> None:

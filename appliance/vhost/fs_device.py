@@ -51,6 +51,7 @@ class DeviceProperties:
         """The reply to GET_FEATURES; no feature that changes the layout or order of rings."""
         return (
             VirtioFeature.VERSION_1
+            | VirtioFeature.LOG_ALL
             | VirtioFeature.EVENT_IDX
             | VirtioFeature.INDIRECT_DESC
             | VirtioFeature.PROTOCOL_FEATURES
@@ -72,6 +73,8 @@ class DeviceProperties:
             | ProtocolFeature.CONFIGURE_MEM_SLOTS
             | ProtocolFeature.RESET_DEVICE
             | ProtocolFeature.INFLIGHT_SHMFD
+            | ProtocolFeature.LOG_SHMFD
+            | ProtocolFeature.DEVICE_STATE
         )
         if self.tag is None:
             return features

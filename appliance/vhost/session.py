@@ -2,7 +2,7 @@
 
 A request that cannot be served is answered according to the first line that applies:
 
-    own reply with a failure form       that form (GET_CONFIG: empty; GET_INFLIGHT_FD: size 0)
+    own reply with a failure form       that form (such as GET_INFLIGHT_FD: a size of 0)
     own reply without a failure form    the connection ends
     NEED_REPLY is set                   a failed ack
     unknown, or refused by `REQUESTS`   ignored, because nothing later depends on it
@@ -14,7 +14,7 @@ that sent no SET_PROTOCOL_FEATURES on this connection is assumed to have negotia
 is offered, because QEMU does not repeat the negotiation after its socket has reconnected.
 
 Spec: vhost-user: Front-end message types; Protocol features; Memory access; Inflight I/O tracking;
-VHOST_USER_PROTOCOL_F_REPLY_ACK.
+Migration; Migrating back-end state; VHOST_USER_PROTOCOL_F_REPLY_ACK.
 """
 
 import logging
@@ -30,6 +30,8 @@ from appliance.vhost._vhost_wire import (
     Inflight,
     ProtocolFeature,
     RequestNumber,
+    StateDirection,
+    StatePhase,
     VirtioFeature,
     VringFd,
     VringState,
@@ -39,9 +41,11 @@ from appliance.vhost._vhost_wire import (
     pack_word,
     unpack_config,
     unpack_inflight,
+    unpack_log,
     unpack_mem_reg,
     unpack_mem_table,
     unpack_region,
+    unpack_state_transfer,
     unpack_vring_addr,
     unpack_vring_state,
     unpack_word,
@@ -254,6 +258,39 @@ class Session:
             )
         return index, message.take_fd(0) if num_fds else None
 
+    # --- Saving and moving ---
+
+    async def _set_log_base(self, message: Message) -> MessageReply:
+        log = unpack_log(message.payload)
+        await self._rings.set_log_base(message.take_fd(0), log)
+        # rust-vmm's front-end wants the request's payload back, and QEMU ignores it.
+        return MessageReply(message.number, message.payload)
+
+    async def _set_log_fd(self, message: Message) -> None:
+        """Close the descriptor: front-ends look at the log when they want to, and wait for none."""
+
+    async def _set_device_state_fd(self, message: Message) -> MessageReply:
+        direction, phase = unpack_state_transfer(message.payload)
+        if phase != StatePhase.STOPPED:
+            raise VhostError(f"phase {phase}, expected {StatePhase.STOPPED} (stopped)")
+        self._check_stopped()
+        if direction == StateDirection.SAVE:
+            await self._backend.save_state(message.take_fd(0))
+        elif direction == StateDirection.LOAD:
+            await self._backend.load_state(message.take_fd(0))
+        else:
+            raise VhostError(f"direction {direction}, expected 0 (save) or 1 (load)")
+        return _word(message, VringFd.NONE)
+
+    async def _check_device_state(self, message: Message) -> MessageReply:
+        self._check_stopped()
+        await self._backend.finish_state()
+        return _word(message, 0)
+
+    def _check_stopped(self) -> None:
+        if running := self._rings.running():
+            raise VhostError(f"rings {running} run, expected all to be stopped")
+
     # --- Inflight buffer ---
 
     async def _get_inflight_fd(self, message: Message) -> MessageReply:
@@ -295,6 +332,8 @@ class Session:
         RequestNumber.SET_BACKEND_REQ_FD: _set_backend_req_fd,
         RequestNumber.RESET_OWNER: _reset_owner,
         RequestNumber.SET_MEM_TABLE: _set_mem_table,
+        RequestNumber.SET_LOG_BASE: _set_log_base,
+        RequestNumber.SET_LOG_FD: _set_log_fd,
         RequestNumber.SET_VRING_NUM: _set_vring_num,
         RequestNumber.SET_VRING_ADDR: _set_vring_addr,
         RequestNumber.SET_VRING_BASE: _set_vring_base,
@@ -314,6 +353,8 @@ class Session:
         RequestNumber.GET_MAX_MEM_SLOTS: _get_max_mem_slots,
         RequestNumber.ADD_MEM_REG: _add_mem_reg,
         RequestNumber.REM_MEM_REG: _rem_mem_reg,
+        RequestNumber.SET_DEVICE_STATE_FD: _set_device_state_fd,
+        RequestNumber.CHECK_DEVICE_STATE: _check_device_state,
     }
 
 

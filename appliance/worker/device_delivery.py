@@ -90,7 +90,7 @@ class FuseDevice:
             return True
         body = reply.body
         if isinstance(body, FileSlice):
-            return self._deliver_file(reply.unique, body)
+            return self._deliver_file(reply.unique, body, dispatcher)
         return self._deliver(pack_reply_header(reply.unique, reply.error, len(body)), body)
 
     def fail(self, request: memoryview, dispatcher: Dispatcher, error: int) -> None:
@@ -100,18 +100,20 @@ class FuseDevice:
             DeviceEndedError: the mount is gone.
         """
         header = unpack_in_header(request[:IN_HEADER_SIZE])
-        dispatcher.count_untrusted(header.opcode)
+        dispatcher.count_untrusted(header.opcode, error)
         self._deliver(pack_reply_header(header.unique, error, 0), b"")
 
-    def _deliver_file(self, unique: int, piece: FileSlice) -> bool:
+    def _deliver_file(self, unique: int, piece: FileSlice, dispatcher: Dispatcher) -> bool:
         end = OUT_HEADER_SIZE + piece.size
         try:
             size = os.preadv(piece.fd, [self._reply[OUT_HEADER_SIZE:end]], piece.offset)
         except OSError as exc:
             _LOG.error("reading %d bytes at %d of a blob file: %s", piece.size, piece.offset, exc)
+            dispatcher.note_unread(errno.EIO)
             return self._deliver(pack_reply_header(unique, errno.EIO, 0), b"")
         if size != piece.size:
             _LOG.error("a blob file ends %d bytes early", piece.size - size)
+            dispatcher.note_unread(errno.EIO)
             return self._deliver(pack_reply_header(unique, errno.EIO, 0), b"")
         self._reply[:OUT_HEADER_SIZE] = pack_reply_header(unique, 0, size)
         return self._deliver(self._reply[:end], b"")

@@ -135,7 +135,7 @@ class DeviceServer:
         self._handler = handler
         self._statistics = statistics
         # Requests, with the time at which each was read.
-        self._parked: Parking[tuple[bytes, int]] = Parking(ask)
+        self._parked: Parking[tuple[bytes, int]] = Parking(ask, statistics.set_parked)
 
     @property
     def has_parked(self) -> bool:

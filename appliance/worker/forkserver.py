@@ -400,8 +400,8 @@ def main() -> None:
     surroundings = enter_namespaces() if sandbox == "on" else UNCONFINED
     rehearse()
     # The terminal's ^C or end and a service manager's SIGTERM reach the whole process group; the
-    # supervisor alone decides, and closing its channels is how it tells.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    # supervisor alone decides, and closing its channels is how it tells. SIGUSR1 is for it, too.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     configure_logging(log_level, is_json=log_form == "json")
     sock = socket.socket(fileno=fd)

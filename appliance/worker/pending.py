@@ -23,10 +23,15 @@ class Parking(Generic[T]):
 
     Args:
         ask: sends a want to the resolver.
+        count: is told how many requests are set aside, whenever that changes.
     """
 
-    def __init__(self, ask: Callable[[Want], None]) -> None:
+    def __init__(
+        self, ask: Callable[[Want], None], count: Callable[[int], None] | None = None
+    ) -> None:
         self._ask = ask
+        self._count = count
+        self._num = 0
         self._parked: dict[Want, list[T]] = {}
         self._num_answers: dict[Want, int] = {}
 
@@ -36,6 +41,7 @@ class Parking(Generic[T]):
     def park(self, reason: NotReady, request: T) -> None:
         """Keep `request` until `take`. The first request for a want has it sent to the resolver."""
         want = cast("Want", reason.want)  # the handler raises no other
+        self._add(1)
         requests = self._parked.get(want)
         if requests is None:
             self._parked[want] = [request]
@@ -45,7 +51,9 @@ class Parking(Generic[T]):
 
     def take(self, want: Want) -> list[T]:
         """Remove and return the requests that wait for `want`."""
-        return self._parked.pop(want, [])
+        requests = self._parked.pop(want, [])
+        self._add(-len(requests))
+        return requests
 
     def take_hopeless(self, want: Want) -> list[T]:
         """Remove and return requests that must fail, since `want` does not help them.
@@ -66,6 +74,11 @@ class Parking(Generic[T]):
     def wants(self) -> list[Want]:
         """Return everything for which requests wait."""
         return list(self._parked)
+
+    def _add(self, number: int) -> None:
+        self._num += number
+        if self._count is not None:
+            self._count(self._num)
 
 
 # --- Asking the supervisor's resolver over the control channel ---

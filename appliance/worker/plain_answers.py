@@ -116,7 +116,7 @@ class PlainAnswers:
             outcome = lib.eng_answer(answers, source, len(source), readable_len, room, reply)
             if outcome == lib.ENG_NOT_PLAIN:
                 return None
-            lib.eng_answers_count(answers, source)
+            lib.eng_answers_count(answers, source, reply)
             if outcome == lib.ENG_NO_REPLY:
                 return b""
             head = bytes(ffi.buffer(reply.head, reply.head_size))

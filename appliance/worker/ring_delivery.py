@@ -33,7 +33,8 @@ def serve(ring: Ring, slot: int, dispatcher: Dispatcher) -> None:
         return
     body = reply.body
     if isinstance(body, FileSlice):
-        _deliver_file(ring, slot, reply.unique, body)
+        if not _deliver_file(ring, slot, reply.unique, body):
+            dispatcher.note_unread(errno.EIO)
         return
     header = pack_reply_header(reply.unique, reply.error, len(body))
     if isinstance(body, bytes):
@@ -51,7 +52,7 @@ def fail(ring: Ring, slot: int, dispatcher: Dispatcher, error: int) -> None:
         ring.complete(slot, 0)
         return
     header = unpack_in_header(request)
-    dispatcher.count_untrusted(header.opcode)
+    dispatcher.count_untrusted(header.opcode, error)
     _deliver_error(ring, slot, header.unique, error)
 
 
@@ -60,17 +61,18 @@ def _deliver_error(ring: Ring, slot: int, unique: int, error: int) -> None:
     ring.complete(slot, OUT_HEADER_SIZE)
 
 
-def _deliver_file(ring: Ring, slot: int, unique: int, piece: FileSlice) -> None:
+def _deliver_file(ring: Ring, slot: int, unique: int, piece: FileSlice) -> bool:
     # The header is written last, because it depends on the result of reading the file.
     try:
         size = ring.read_file(slot, OUT_HEADER_SIZE, piece.fd, piece.offset, piece.size)
     except OSError as exc:
         _LOG.error("reading %d bytes at %d of a blob file: %s", piece.size, piece.offset, exc)
         _deliver_error(ring, slot, unique, errno.EIO)
-        return
+        return False
     if size != piece.size:
         _LOG.error("a blob file ends %d bytes early", piece.size - size)
         _deliver_error(ring, slot, unique, errno.EIO)
-        return
+        return False
     ring.write(slot, 0, pack_reply_header(unique, 0, size))
     ring.complete(slot, OUT_HEADER_SIZE + size)
+    return True

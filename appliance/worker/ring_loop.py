@@ -3,7 +3,8 @@
 `RingLoop` handles the control channel: guest memory, and rings that start and stop. `RingServer`
 serves a started ring. Where `PlainAnswers` is given, the loop over the ring runs in C and sleeps
 there. It returns for requests that are not plain, for messages on the control channel, and for
-errors. Without it, the loop here answers every request in Python.
+errors. Without it, and while a front-end asks for a dirty log, the loop here answers every request
+in Python: only here are the pages marked that a reply was written to.
 
 A request whose answer is not there yet is set aside, by its head index alone. Its chain stays
 popped and stays in the inflight record, and other requests are served meanwhile. When the resolver
@@ -21,13 +22,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
-from appliance.engine import GuestMap, MappedRegion, Ring, RingLayout, signal_fd
+from appliance.dirty_log import open_log
+from appliance.engine import (
+    INFLIGHT_HEADER,
+    GuestMap,
+    MappedRegion,
+    Ring,
+    RingLayout,
+    signal_fd,
+)
 from appliance.errors import ApplianceError, RingError
 from appliance.fs.handler import Handler
 from appliance.fuse_proto.dispatch import Dispatcher
 from appliance.fuse_proto.operations import NotReady
 from appliance.protos import control_pb2 as pb
 from appliance.session import channel
+from appliance.session.link import close_all
 from appliance.session.request_statistics import QueueStatistics
 from appliance.session.session_memory import InflightMemory
 from appliance.session.wants import BlobWanted, Want
@@ -142,8 +152,7 @@ class RingLoop:
             self._last_avail = self._server.ring.last_avail
             self._server = None
             self._poller.unregister(self._ring_fds["kick"])
-        for fd in self._ring_fds.values():
-            os.close(fd)
+        close_all(list(self._ring_fds.values()))
         self._ring_fds.clear()
         self._asking.forget()
 
@@ -168,6 +177,8 @@ class RingLoop:
                 self._stop_ring(envelope)
             case "set_call":
                 self._set_call(fds)
+            case "set_log":
+                self._set_log(envelope, fds)
             case "resolved":
                 self._resolved(envelope)
             case other:
@@ -193,8 +204,7 @@ class RingLoop:
         except ApplianceError as exc:
             error = str(exc)
         finally:
-            for _region, fd in incoming:
-                os.close(fd)
+            close_all([fd for _region, fd in incoming])
         if self._server is not None:
             try:
                 self._server.ring.translate()
@@ -205,6 +215,7 @@ class RingLoop:
     def _start_ring(self, envelope: pb.Envelope, fds: list[int]) -> None:
         start = envelope.start_ring
         names = ["inflight", "kick"] + ["call"] * start.has_call + ["err"] * start.has_err
+        names += ["log"] * start.HasField("log")
         self._ring_fds = dict(zip(names, fds, strict=True))
         try:
             ring = self._new_ring(start)
@@ -232,6 +243,8 @@ class RingLoop:
             inflight = self._inflight_area(start)
         except (ValueError, OSError) as exc:
             raise RingError(f"inflight buffer: {exc}") from exc
+        log = open_log(start.log, self._ring_fds.get("log"))
+        has_predecessor = INFLIGHT_HEADER.unpack_from(inflight)[1] != 0
         ring = Ring(
             self._memory,
             RingLayout(start.num, start.desc, start.avail, start.used),
@@ -241,6 +254,10 @@ class RingLoop:
             call_fd=self._ring_fds.get("call", -1),
             err_fd=self._ring_fds.get("err", -1),
         )
+        ring.log = log
+        if log is not None and has_predecessor:
+            # It may have died between its last write to the used ring and the mark for that.
+            log.completed(ring.cdata)
         try:
             self._poller.register(self._ring_fds["kick"], select.EPOLLIN | select.EPOLLET)
         except OSError as exc:
@@ -271,6 +288,17 @@ class RingLoop:
             self._ring_fds["call"] = new
         if old is not None:
             os.close(old)
+
+    def _set_log(self, envelope: pb.Envelope, fds: list[int]) -> None:
+        error = ""
+        if self._server is not None:
+            self._server.ring.log = None
+            try:
+                self._server.ring.log = open_log(envelope.set_log.log, *fds)
+            except RingError as exc:
+                error = str(exc)
+        close_all(fds)
+        self._done(envelope.id, error)
 
     # --- The resolver ---
 
@@ -319,7 +347,7 @@ class RingServer:
         self._plain: PlainAnswers | None = None
         self._wait: RingWait | None = None
         # Heads, with the time at which each was first taken.
-        self._parked: Parking[tuple[int, int]] = Parking(ask)
+        self._parked: Parking[tuple[int, int]] = Parking(ask, statistics.set_parked)
 
     def answer_plain(self, plain: PlainAnswers, wait: RingWait | None = None) -> None:
         """Have plain requests answered by `plain`, and `serve` sleep at `wait`."""
@@ -350,7 +378,7 @@ class RingServer:
         Returns:
             Whether to look at the descriptors and call this again without sleeping.
         """
-        if self._plain is None or self._wait is None:
+        if self._plain is None or self._wait is None or self._ring.log is not None:
             return self.serve_batch()
         self._serve_slots(self._plain.serve_ring(self._ring, self._wait))
         return True
@@ -358,8 +386,10 @@ class RingServer:
     def serve_batch(self) -> bool:
         """Answer up to BATCH requests; return whether to look again without sleeping."""
         ring = self._ring
-        if self._plain is None:
-            self._serve_slots(range(ring.pop(BATCH)))
+        if self._plain is None or ring.log is not None:
+            taken = ring.pop(BATCH)
+            self._statistics.set_taken(taken)
+            self._serve_slots(range(taken))
         else:
             self._serve_slots(self._plain.serve_batch(ring, BATCH))
         return ring.arm()

@@ -50,6 +50,7 @@ def main(sock: socket.socket, surroundings: Surroundings) -> None:
     grants = Grants(grants_fd)
     session = SessionMemory(session_fd)
     statistics = session.statistics(config.queue)
+    statistics.begin()
     remote = RemoteParts(
         has_blobs=config.has_remote_blobs,
         has_directories=config.has_remote_directories,
@@ -82,7 +83,9 @@ def main(sock: socket.socket, surroundings: Surroundings) -> None:
         remote=remote,
         makes_images=config.makes_images,
     )
-    dispatcher = Dispatcher(handler, session, statistics.requests, wanted_flags=wanted_flags)
+    dispatcher = Dispatcher(
+        handler, session, statistics.requests, wanted_flags=wanted_flags, note=statistics.note
+    )
     loop: DeviceLoop | RingLoop
     if device_fds:
         device_loop = DeviceLoop(sock, device_fds[0], dispatcher, handler, statistics, plain)

@@ -16,7 +16,7 @@ import pytest
 from appliance.cli import terminal
 from appliance.cli.terminal import ProgressForm, ProgressLine
 from appliance.copier.ingest import CopyProgress
-from appliance.services.verify import VerifyProgress
+from appliance.services.checked_contents import VerifyProgress
 
 APPLIANCE: Final = str(Path(sys.executable).with_name("appliance"))
 DEADLINE_S: Final = 120

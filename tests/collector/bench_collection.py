@@ -31,11 +31,25 @@ _BLOB_SIZE = 120
 
 
 class Run(NamedTuple):
-    """One run of a command: seconds, and the peak of its anonymous and of all memory in bytes."""
+    """One run of a command.
+
+    Args:
+        took_s: seconds, with the start of the program.
+        anonymous_bytes: the peak of what the process itself holds (RssAnon in proc(5)), sampled
+            fifty times a second.
+        peak_bytes: the peak of all that was resident (VmHWM): also pages of the store, of which the
+            page cache has one copy for all processes, and of the program.
+    """
 
     took_s: float
     anonymous_bytes: int
     peak_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.took_s:.1f} s, {self.anonymous_bytes >> 20} MiB of its own memory, "
+            f"{self.peak_bytes >> 20} MiB with pages of files"
+        )
 
 
 def fill(path: Path, num_blobs: int, num_paths: int) -> list[StorePath]:
@@ -74,16 +88,30 @@ def _add_path(batch: Batch, number: int, num_blobs: int) -> StorePath:
 
 
 _RUN = """
-import re, sys
+import re, sys, threading
 from pathlib import Path
 sys.argv = sys.argv[1:]
 from appliance.cli.main import main
+
+def figure(name):
+    return int(re.search(rf"{name}:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+
+def sample():
+    global most
+    while not is_done.wait(0.02):
+        most = max(most, figure("RssAnon"))
+
+is_done = threading.Event()
+most = 0
+sampling = threading.Thread(target=sample)
+sampling.start()
 try:
     main(sys.argv)
 finally:
-    status = Path("/proc/self/status").read_text()
-    for name in ("RssAnon", "VmHWM"):
-        print(name, re.search(rf"{name}:\\s*(\\d+)", status)[1], file=sys.stderr)
+    is_done.set()
+    sampling.join()
+    print("RssAnon", max(most, figure("RssAnon")), file=sys.stderr)
+    print("VmHWM", figure("VmHWM"), file=sys.stderr)
 """
 
 
@@ -166,11 +194,18 @@ def main() -> None:
         print(
             f"{num_blobs} blobs in {num_paths} paths written: {time.monotonic() - started_s:.0f} s"
         )
-        run = run_gc(directory / "store", "--dry-run", "--grace", "0")
-        print(
-            f"gc --dry-run: {run.took_s:.1f} s, {run.anonymous_bytes >> 20} MiB of its own memory, "
-            f"{run.peak_bytes >> 20} MiB with pages of the store"
-        )
+        store = directory / "store"
+        limited = run_gc(store, "--dry-run", "--grace", "0", "--max-freed", "1T")
+        print(f"gc --dry-run --max-freed, all of it dead: {limited}")
+        for words, roots in (
+            ("all of it dead", []),
+            ("half of it live", paths[::2]),
+            ("all of it live", paths),
+        ):
+            if roots:
+                RootLists(store).add("some", roots)
+            print(f"gc --dry-run, {words}: {run_gc(store, '--dry-run', '--grace', '0')}")
+        RootLists(store).remove("some")
         alone, swept = readers_cost(directory / "store", paths)
         print(
             f"reads beside --dry-run: median {alone.median_s * 1e6:.0f} us, p99 "

@@ -145,6 +145,26 @@ def test_the_lease_of_a_killed_supervisor_does_not_hold_for_ever(
     assert not list((store.path / "leases").iterdir())
 
 
+def test_the_lease_of_a_killed_supervisor_holds_until_its_session_ends(
+    store: Store, tmp_path: Path
+) -> None:
+    with ApplianceProcess(store.path, tmp_path) as process:
+        with FakeGuest(process.connect()) as guest:
+            guest.mount()
+            read_all(guest)
+            process.process.kill()
+            process.process.wait(DEADLINE_S)
+            put_tree(store, rest(0))
+            assert collect(store, NOW).num_paths == 1
+            read_all(guest)
+            check_exactly(store, [KEPT])
+        for _ in every_event(DEADLINE_S):
+            if collect(store, NOW).num_paths:
+                break
+    check_exactly(store, [])
+    assert not list((store.path / "leases").iterdir())
+
+
 def test_a_lease_lives_on_in_the_process_that_took_it_over(store: Store) -> None:
     lease = Lease.begin(store.path, LeaseKind.SESSION)
     lease.hold([KEPT.path.basename().encode()])

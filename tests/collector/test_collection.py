@@ -111,6 +111,25 @@ def test_a_path_whose_objects_were_removed_meanwhile_is_refused(store: Store) ->
     check_exactly(store, [half])
 
 
+def test_a_path_whose_reference_was_removed_meanwhile_is_refused(store: Store) -> None:
+    collect(store, NOW)
+    put_tree(store, SHARED)
+    # Who puts closures has found SHARED, and puts USER; meanwhile it goes.
+    collect(store, NOW)
+    store.commit(objects_batch(store, USER))
+    batch = Batch()
+    batch.add_path_info(USER.path.digest, USER.path_info(), needs_references=True)
+    with pytest.raises(
+        ContentMissingError, match=r"-user: refers to path \S+-shared, which is not"
+    ):
+        store.commit(batch)
+    put_tree(store, SHARED)
+    both = objects_batch(store, USER)
+    both.add_path_info(USER.path.digest, USER.path_info(), needs_references=True)
+    store.commit(both)
+    check_exactly(store, [SHARED, USER])
+
+
 def test_delete_refuses_what_is_live_and_names_the_root(store: Store) -> None:
     RootLists(store.path).add("system", [USER.path])
     with pytest.raises(StoreError, match=r"-shared is live: roots/system"):

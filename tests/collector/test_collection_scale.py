@@ -40,6 +40,5 @@ def test_a_plan_takes_time_and_memory_in_proportion(memory: Path) -> None:
     fill(large, LARGE, LARGE // 200)
     assert plan_s(large) < 3 * LARGE / SMALL * plan_s(small)
     runs = [run_gc(path, "--dry-run", "--grace", "0") for path in (small, large)]
-    # A million more blobs would take less than 200 MiB, pages of the store included.
-    assert (runs[1].peak_bytes - runs[0].peak_bytes) / (LARGE - SMALL) < 1000
+    # For pages of files there is a bound, see `db.resident_pages`.
     assert (runs[1].anonymous_bytes - runs[0].anonymous_bytes) / (LARGE - SMALL) < 100

@@ -35,6 +35,43 @@ def fresh_path_info(name: str = "test") -> tuple[StorePath, bytes]:
     return path, encode_nar_addressed(path, node, nar_size=136, nar_sha256=nar_sha256)
 
 
+def referring_to(*references: StorePath) -> bytes:
+    """Return a PathInfo that refers to `references` and to itself."""
+    path, encoded = fresh_path_info("referrer")
+    message = pathinfo_pb2.PathInfo.FromString(encoded)
+    message.narinfo.ClearField("ca")
+    ordered = sorted([path, *references], key=lambda one: one.digest)
+    message.references.extend(one.digest for one in ordered)
+    message.narinfo.reference_names.extend(one.basename() for one in ordered)
+    return message.SerializeToString(deterministic=True)
+
+
+def test_a_path_that_needs_its_references_is_put_after_them(
+    rig: Rig, request: pytest.FixtureRequest
+) -> None:
+    if "other stack" in request.node.callspec.id:
+        # Peers do not know what is asked of them.
+        expected: type[Exception] | None = None
+    else:
+        expected = ContentMissingError
+    reference, encoded = fresh_path_info()
+    referrer = referring_to(reference)
+    digest = read_path_info(referrer).path.digest
+
+    async def work(services: Services) -> None:
+        put = services.path_infos.put
+        if expected is not None:
+            with pytest.raises(expected, match=r"-referrer: refers to .*"):
+                await put(referrer, needs_references=True)
+            assert await services.path_infos.get(digest) is None
+        await put(encoded, needs_references=True)
+        assert await put(referrer, needs_references=True) == referrer
+        unmet = referring_to(fresh_path_info()[0])
+        assert await put(unmet) == unmet
+
+    rig.run(work)
+
+
 def test_unknown_path_is_absent(rig: Rig) -> None:
     path, _ = fresh_path_info()
 

@@ -106,13 +106,13 @@ def test_requests_under_way_are_finished_at_the_end(big: tuple[Path, str], tmp_p
 def test_wrong_content_cuts_the_answer_short(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
-    (tree / "large").write_bytes(b"x" * (8 << 20))
+    (tree / "large").write_bytes(os.urandom(8 << 20))
     (name,) = import_tree(tmp_path / "store", tree)
     (blob,) = (path for path in (tmp_path / "store" / "blobs").rglob("*") if path.is_file())
     blob.chmod(0o600)
     with blob.open("r+b") as file:
         file.seek(5 << 20)
-        file.write(b"y")
+        file.write(bytes(16))
     with HttpProcess(options(tmp_path / "store"), tmp_path) as server:
         url = nar_url(server, name[:32])
         for accepted in ("identity", "zstd"):

@@ -1,8 +1,11 @@
 """Requests as a client of any kind sends them."""
 
 import hashlib
+import http.client
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -176,3 +179,54 @@ def test_uploads_are_refused_where_they_are_not_allowed(served: Served) -> None:
     for path in (f"/{served.digest}.narinfo", f"/{served.digest}.ls", f"/nar/{name}.nar"):
         reply = served.server.ask(path, method="PUT", body=b"x")
         assert (reply.status, reply.body) == (403, b"uploads are not allowed here\n")
+
+
+def test_one_connection_for_everything(served: Served) -> None:
+    url = f"/{narinfo_of(served).url}"
+    nar = nar_of(served)
+    connection = http.client.HTTPConnection("127.0.0.1", served.server.port, timeout=30)
+    with closing(connection):
+        for _ in range(3):
+            for headers, expected in (
+                ({}, nar),
+                ({"Range": "bytes=100-1999999"}, nar[100:2_000_000]),
+                ({"Range": "bytes=0-9"}, nar[:10]),
+            ):
+                connection.request("GET", url, headers=headers)
+                assert connection.getresponse().read() == expected
+            connection.request("GET", url, headers={"Accept-Encoding": "zstd"})
+            assert ZstdDecompressor().decompressobj().decompress(connection.getresponse().read())
+            connection.request("GET", f"/{served.digest}.narinfo")
+            assert connection.getresponse().read().startswith(b"StorePath")
+
+
+def test_requests_before_the_answers(served: Served) -> None:
+    url = narinfo_of(served).url
+    nar = nar_of(served)
+    head = f"GET /{url} HTTP/1.1\r\nHost: x\r\n"
+    with served.server.connect() as sock:
+        sock.sendall(f"{head}\r\n{head}Connection: close\r\n\r\n".encode())
+        out = bytearray()
+        while data := sock.recv(1 << 20):
+            out += data
+    assert out.count(nar) == 2
+    assert out.count(b"HTTP/1.1 200") == 2
+
+
+def test_many_at_the_same_time(served: Served) -> None:
+    url = f"/{narinfo_of(served).url}"
+    nar = nar_of(served)
+    before = sent_bytes(served)
+    with ThreadPoolExecutor(16) as threads:
+        for reply in threads.map(served.server.ask, [url] * 64):
+            assert reply.body == nar
+    assert sent_bytes(served) - before == 64 * len(nar)
+
+
+def sent_bytes(served: Served) -> int:
+    (line,) = [
+        line
+        for line in served.server.ask("/metrics").body.decode().splitlines()
+        if line.startswith("appliance_http_sent_bytes_total ")
+    ]
+    return int(float(line.split()[1]))

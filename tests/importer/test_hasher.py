@@ -9,7 +9,8 @@ import pytest
 from blake3 import blake3
 
 from appliance.castore.chunking import Chunker
-from appliance.importer.hasher import PIECE_MAX, HardLinks, HasherLoop
+from appliance.importer.hard_links import HardLinks
+from appliance.importer.hasher import PIECE_MAX, HasherLoop
 from appliance.importer.records import HASH_RECORD, HashKind, HashRecord, pack_root_request
 from appliance.importer.walk import open_root
 

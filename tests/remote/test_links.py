@@ -1,5 +1,6 @@
 """Two hosts and a store host, and a link between them that is slow, cut, or dead at one end."""
 
+import errno
 import os
 import random
 import subprocess
@@ -12,6 +13,7 @@ from typing import Final
 
 import pytest
 
+from appliance.services.retry import BUDGET_S
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import (
     APPLIANCE,
@@ -239,12 +241,13 @@ class CachedReads:
         """Ask for something that is not cached, without waiting for it."""
         self.guest.send(fuse_client.read(self.large_nodeid, 0, 4096, unique=7))
 
-    def take_large(self, timeout_s: float) -> None:
-        """Wait for that."""
+    def take_large(self, timeout_s: float) -> int:
+        """Wait for that, and return the error of the answer."""
         (used,) = self.guest.rings[1].collect(timeout_s=timeout_s)
         answer = fuse_client.parse_reply(used.data)
-        assert (answer.unique, answer.error) == (7, 0)
-        assert answer.body == self.large[:4096]
+        assert answer.unique == 7
+        assert answer.error or answer.body == self.large[:4096]
+        return answer.error
 
 
 def check_as_fast(reads: CachedReads, usual_s: float) -> None:
@@ -262,12 +265,31 @@ def test_cached_reads_go_on_while_the_link_is_cut_and_the_rest_comes_afterwards(
         if CUT_S < RECOVERY_S:
             reads.want_large()
         check_as_fast(reads, usual_s)
+        if CUT_S > BUDGET_S + RECOVERY_S:
+            check_failing_at_once(reads)
         for _ in every_event(max(0.0, ends_s - time.monotonic())):
             reads.seconds_for_all()
-    if CUT_S >= RECOVERY_S:
+    if CUT_S < RECOVERY_S:
+        assert reads.take_large(RECOVERY_S) == 0
+        assert "ERROR" not in reads.process.log()
+        return
+    ends_s = time.monotonic() + RECOVERY_S
+    error = errno.EIO
+    while error:
         reads.want_large()
-    reads.take_large(RECOVERY_S)
-    assert "ERROR" not in reads.process.log()
+        error = reads.take_large(ends_s - time.monotonic())
+
+
+def check_failing_at_once(reads: CachedReads) -> None:
+    """Wait until the service is known to be away; check that from then on nothing waits for it."""
+    while "it is looked for every second" not in reads.process.log():
+        reads.want_large()
+        assert reads.take_large(BUDGET_S + DEADLINE_S) == errno.EIO
+    began_s = time.monotonic()
+    for _ in range(10):
+        reads.want_large()
+        assert reads.take_large(DEADLINE_S) == errno.EIO
+    assert time.monotonic() - began_s < BUDGET_S / 2
 
 
 def test_a_dead_connection_is_given_up_and_another_one_made(
@@ -278,5 +300,5 @@ def test_a_dead_connection_is_given_up_and_another_one_made(
     site.link.freeze()
     reads.want_large()
     check_as_fast(reads, usual_s)
-    reads.take_large(RECOVERY_S)
+    assert reads.take_large(RECOVERY_S) == 0
     assert "ERROR" not in reads.process.log()

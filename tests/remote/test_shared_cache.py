@@ -1,8 +1,9 @@
 """Several processes that share a cache: each blob crosses the link to the service once."""
 
 import os
+import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.slow
 ROOT = 1
 NUM_PROCESSES = 3
 NUM_FILES = 60
+LARGE_SIZE = 12 << 20
+STEP = 128 << 10
 
 
 @pytest.fixture
@@ -65,6 +68,59 @@ def test_each_blob_is_fetched_once_whoever_wants_it(
         for done in [threads.submit(read_all, guest, path, contents) for guest in hosts.guests]:
             done.result()
     assert {services.num_reads(content) for content in contents.values()} == {1}
+
+
+def chunks_read(services: ScriptedServices, content: bytes) -> list[int]:
+    """Return how often each chunk of a blob was asked for."""
+    return [services.reads[chunk.digest] for chunk in services.chunks[Digest.of(content)]]
+
+
+def test_each_chunk_is_fetched_once_whoever_wants_it(
+    services: ScriptedServices, tmp_path: Path
+) -> None:
+    content = os.urandom(LARGE_SIZE)
+    services.cut(content)
+    # From a peer with messages of this size, chunks come by calls of their own.
+    services.piece = 4096
+    path = services.put({b"large": File(content)})
+    with ExitStack() as stack:
+        hosts = Hosts(services, tmp_path, stack)
+        threads = stack.enter_context(ThreadPoolExecutor(NUM_PROCESSES))
+        steps = range(0, LARGE_SIZE, STEP)
+        orders = [list(steps), list(reversed(steps)), random.Random(1).sample(steps, len(steps))]
+        work = zip(hosts.guests, orders, strict=True)
+        done = [threads.submit(read_in_order, *one, path, content) for one in work]
+        for one in done:
+            one.result()
+    assert set(chunks_read(services, content)) == {1}
+    assert services.num_reads(content) == 0
+
+
+def test_readers_in_order_do_not_fetch_what_another_process_receives(
+    services: ScriptedServices, tmp_path: Path
+) -> None:
+    content = os.urandom(LARGE_SIZE)
+    services.cut(content)
+    path = services.put({b"large": File(content)})
+    with ExitStack() as stack:
+        hosts = Hosts(services, tmp_path, stack)
+        threads = stack.enter_context(ThreadPoolExecutor(NUM_PROCESSES))
+        steps = list(range(0, LARGE_SIZE, STEP))
+        done = [
+            threads.submit(read_in_order, guest, steps, path, content) for guest in hosts.guests
+        ]
+        for one in done:
+            one.result()
+    assert services.num_reads(content) <= 1
+    assert max(chunks_read(services, content)) <= 1
+    assert services.num_sent < 1.5 * LARGE_SIZE
+
+
+def read_in_order(guest: FakeGuest, order: Sequence[int], path: bytes, content: bytes) -> None:
+    nodeid = guest.lookup(guest.lookup(ROOT, path), b"large")
+    for at in order:
+        answer = guest.ask(fuse_client.read(nodeid, at, STEP), room=STEP)
+        assert answer.body == content[at : at + STEP]
 
 
 @pytest.mark.parametrize("size", [3000, 200_000])

@@ -12,9 +12,9 @@ import pytest
 
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.log import BURST
-from appliance.protos import castore_rpc_pb2, pathinfo_rpc_pb2
+from appliance.protos import bulk_pb2, castore_rpc_pb2, pathinfo_rpc_pb2
 from appliance.rpc.calls import CALLS_MAX, WATCHES_MAX
-from appliance.services.grpc_messages import encode_chunk
+from appliance.services.grpc_messages import BULK, encode_chunk
 from appliance.store import schema
 from appliance.store.store import Store
 from tests.contracts.rig import fresh_bytes
@@ -33,6 +33,9 @@ NUM_LARGE = 40
 NUM_SLOW = 200
 # All at once took 900 MiB.
 MEMORY_LIMIT_BYTES = 550 << 20
+# With messages as our own clients send them.
+USUAL_LIMIT_BYTES = 200 << 20
+BULK_BYTES = 400 << 20
 NUM_CALLS = CALLS_MAX + 50
 # Of one connection at a time: the rest would wait at the client.
 NUM_STREAMS = 120
@@ -104,6 +107,38 @@ def test_large_messages_of_many_calls_wait_for_room(tmp_path: Path) -> None:
     with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon:
         asyncio.run(flood(daemon))
         assert daemon.memory_bytes("VmHWM") < MEMORY_LIMIT_BYTES
+
+
+@pytest.mark.parametrize(
+    ("message_size", "limit_bytes"), [(1 << 20, USUAL_LIMIT_BYTES), (15 << 20, MEMORY_LIMIT_BYTES)]
+)
+def test_messages_of_many_blobs_wait_for_room(
+    tmp_path: Path, message_size: int, limit_bytes: int
+) -> None:
+    contents = [fresh_bytes(60_000) for _ in range(message_size // 60_000)]
+    message = bulk_pb2.PutBlobsRequest(contents=contents).SerializeToString()
+    num_messages = (BULK_BYTES // NUM_LARGE) // message_size + 1
+
+    async def flood(daemon: DaemonProcess) -> None:
+        async with channel_to(daemon) as flooding, channel_to(daemon) as other:
+            method: StreamUnary = flooding.stream_unary(f"/{BULK}/PutBlobs")
+
+            async def put_blobs() -> None:
+                call = method()
+                for _ in range(num_messages):
+                    await call.write(message)
+                await call.done_writing()
+                await call
+
+            flood = [asyncio.create_task(put_blobs()) for _ in range(NUM_LARGE)]
+            assert await stat(other) == Code.OK
+            await asyncio.gather(*flood)
+
+    with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon:
+        asyncio.run(flood(daemon))
+        # Pages of the store that are mapped are the system's, to keep or to drop.
+        most = daemon.memory_bytes("VmHWM") - daemon.memory_bytes("RssFile")
+        assert most < limit_bytes
 
 
 def test_calls_that_send_nothing_delay_no_others(tmp_path: Path) -> None:

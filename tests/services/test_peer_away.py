@@ -1,7 +1,9 @@
 """Clients of a peer that is away for a moment, breaks off, or says nothing."""
 
 import asyncio
+import contextlib
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -10,6 +12,7 @@ import grpc
 import pytest
 
 from appliance.castore.digest import Digest
+from appliance.castore.directory import Directory
 from appliance.errors import ServiceUnavailableError
 from appliance.protos import castore_rpc_pb2 as pb
 from appliance.rpc.calls import Context
@@ -18,10 +21,10 @@ from appliance.services.grpc_blobs import GrpcBlobService
 from appliance.services.grpc_client import Peer
 from appliance.services.grpc_directories import GrpcDirectoryService
 from appliance.services.grpc_messages import encode_chunk
+from appliance.services.retry import persevere
 from tests.contracts.rig import closure, fresh_leaf, parent_of, read_blob
 
 if TYPE_CHECKING:
-    from appliance.castore.directory import Directory
     from appliance.rpc.calls import Handler
 
 Outcome: TypeAlias = "grpc.StatusCode | None"
@@ -198,3 +201,101 @@ def test_a_server_that_says_nothing_is_given_up_after_one_budget(tmp_path: Path)
     flaky = Silent(tmp_path)
     run(flaky, work, budget_s=BUDGET_S)
     assert flaky.num_calls == 1
+
+
+KNOWN_AWAY = r"flaky\.sock: does not answer, and is not waited for"
+
+
+async def until_known_away(service: GrpcDirectoryService, digest: Digest) -> None:
+    while True:
+        with pytest.raises(ServiceUnavailableError) as caught:
+            await service.get(digest)
+        if re.search(KNOWN_AWAY, str(caught.value)):
+            assert caught.value.is_final
+            return
+
+
+async def until_back(service: GrpcDirectoryService, digest: Digest) -> Directory | None:
+    while True:
+        with contextlib.suppress(ServiceUnavailableError):
+            return await service.get(digest)
+        await asyncio.sleep(0.01)
+
+
+def test_a_server_that_is_known_to_be_away_is_waited_for_once_and_found_when_it_is_back(
+    tmp_path: Path,
+) -> None:
+    leaf = fresh_leaf()
+    flaky = Flaky(tmp_path)
+    flaky.members = [leaf]
+
+    async def work(peer: Peer) -> None:
+        now_s = asyncio.get_running_loop().time
+        service = GrpcDirectoryService(peer)
+        for _ in range(2):
+            await flaky.start()
+            assert await until_back(service, leaf.digest()) == leaf
+            await flaky.stop()
+            await until_known_away(service, leaf.digest())
+            began_s = now_s()
+            for _ in range(20):
+                with pytest.raises(ServiceUnavailableError, match=KNOWN_AWAY):
+                    await service.get(leaf.digest())
+            assert now_s() - began_s < 20 * BUDGET_S / 4
+
+    run(flaky, work, budget_s=BUDGET_S)
+
+
+def test_a_request_that_began_before_waits_to_its_end(tmp_path: Path) -> None:
+    leaf = fresh_leaf()
+    flaky = Flaky(tmp_path)
+    flaky.members = [leaf]
+
+    async def work(peer: Peer) -> None:
+        await flaky.start()
+        service = GrpcDirectoryService(peer)
+        assert await service.get(leaf.digest()) == leaf
+        await flaky.stop()
+        # As a request of more patience than others.
+        patience = await peer.patience()
+        patience.budget_s = DEADLINE_S
+        patience.restart()
+        early = asyncio.create_task(persevere(lambda: once(peer, leaf.digest()), patience))
+        await until_known_away(service, leaf.digest())
+        assert not early.done()
+        await flaky.start()
+        assert await early
+
+    run(flaky, work, budget_s=BUDGET_S)
+
+
+async def once(peer: Peer, digest: Digest) -> bytes | None:
+    """Ask once for a directory."""
+    request = pb.GetDirectoryRequest(digest=digest).SerializeToString()
+    with peer.translating():
+        return await peer.next_message(peer.stream("tvix.castore.v1.DirectoryService/Get", request))
+
+
+def test_one_answer_that_does_not_come_says_nothing_about_others(tmp_path: Path) -> None:
+    leaf, slow = fresh_leaf(), fresh_leaf()
+
+    class Slow(Flaky):
+        async def _get(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
+            if pb.GetDirectoryRequest.FromString(request).digest == slow.digest():
+                await asyncio.Event().wait()
+            async for message in super()._get(request, context):
+                yield message
+
+    flaky = Slow(tmp_path)
+    flaky.members = [leaf]
+
+    async def work(peer: Peer) -> None:
+        await flaky.start()
+        service = GrpcDirectoryService(peer)
+        for _ in range(2):
+            with pytest.raises(ServiceUnavailableError, match=r"no answer within 0\.\d+ s"):
+                await service.get(slow.digest())
+            for _ in range(50):
+                assert await service.get(leaf.digest()) == leaf
+
+    run(flaky, work, budget_s=BUDGET_S)

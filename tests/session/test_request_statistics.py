@@ -1,10 +1,15 @@
 """Statistics of requests: what is counted, sums over queues, and quantiles."""
 
+import errno
+
 import pytest
 
 from appliance.fuse_proto._fuse_wire import Opcode
+from appliance.fuse_proto.operations import FileSlice
 from appliance.session.request_statistics import (
     BUCKETS,
+    ERROR_ROWS,
+    ERRORS_BYTES,
     OPCODES,
     STATISTICS_BYTES,
     QueueStatistics,
@@ -63,3 +68,45 @@ def test_opcodes_that_have_no_row_share_the_first(
     report = SessionStatistics(memory).report()
     assert report["requests"] == {"UNKNOWN": 3}
     assert report["latency_us"] == {"UNKNOWN": {"p50": 1.024, "p99": 1.024}}
+
+
+def test_errors_add_up_over_queues(memory: memoryview) -> None:
+    errors = memoryview(bytearray(2 * ERRORS_BYTES))
+    halves = errors[:ERRORS_BYTES], errors[ERRORS_BYTES:]
+    one, two = (QueueStatistics(memory[:STATISTICS_BYTES], half) for half in halves)
+    one.note(Opcode.READ, errno.EIO, b"")
+    one.note(Opcode.READ, errno.EIO, b"")
+    one.note(Opcode.SETATTR, errno.EROFS, b"")
+    two.note(Opcode.READ, errno.EIO, b"")
+    two.note(Opcode.READ, 500, b"")
+    two.note(0, errno.EIO, b"")
+    assert SessionStatistics(memory, errors).errors() == {
+        "READ": {"EIO": 3, "other": 1},
+        "SETATTR": {"EROFS": 1},
+        "UNKNOWN": {"EIO": 1},
+    }
+
+
+def test_errors_without_a_row_of_their_own_are_counted_together(memory: memoryview) -> None:
+    errors = memoryview(bytearray(ERRORS_BYTES))
+    queue = QueueStatistics(memory[:STATISTICS_BYTES], errors)
+    for error in range(1, ERROR_ROWS + 11):
+        queue.note(Opcode.READ, error, b"")
+    named = SessionStatistics(memory, errors).errors()
+    assert sum(sum(of_opcode.values()) for of_opcode in named.values()) == ERROR_ROWS + 10
+    assert named["UNKNOWN"] == {"other": 11}
+
+
+def test_bytes_are_counted_by_where_they_were(memory: memoryview) -> None:
+    queue = QueueStatistics(memory[:STATISTICS_BYTES])
+    queue.note(Opcode.READ, 0, b"12345")
+    queue.note(Opcode.READ, 0, FileSlice(0, 7, 1000))
+    queue.note(Opcode.READ, errno.EIO, b"")  # there is no table of errors
+    queue.set_taken(3)
+    queue.set_parked(2)
+    events = SessionStatistics(memory).events()
+    assert (events["read_inline_bytes"], events["read_file_bytes"]) == (5, 1000)
+    assert (events["taken"], events["parked"]) == (3, 2)
+    queue.begin()
+    events = SessionStatistics(memory).events()
+    assert (events["read_file_bytes"], events["taken"], events["parked"]) == (1000, 0, 0)

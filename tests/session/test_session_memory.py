@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import os
 import resource
@@ -6,7 +7,7 @@ import pytest
 
 from appliance.engine import inflight_size
 from appliance.fuse_proto._fuse_wire import Opcode
-from appliance.session.request_statistics import OPCODES
+from appliance.session.request_statistics import OPCODES, STATISTICS_BYTES
 from appliance.session.session_memory import (
     InflightMemory,
     SessionMemory,
@@ -102,3 +103,23 @@ def test_a_buffer_too_small_for_its_queues_is_refused() -> None:
     with pytest.raises(ValueError, match="the file has 64 bytes, expected at least"):
         InflightMemory(fd, offset=0, num_queues=2, queue_size=1024)
     os.close(fd)
+
+
+def test_memory_of_an_earlier_release_has_no_table_of_errors() -> None:
+    fd = os.memfd_create("session")
+    os.ftruncate(fd, 4096 + 2 * STATISTICS_BYTES)
+    memory = SessionMemory(fd)
+    memory.statistics(1).requests[Opcode.READ] += 1
+    memory.statistics(1).note(Opcode.READ, errno.EIO, b"")
+    assert memory.totals().requests[Opcode.READ] == 1
+    assert memory.totals().errors() == {}
+    memory.close()
+
+
+def test_errors_of_queues_do_not_mix_with_statistics() -> None:
+    memory = SessionMemory.create(2)
+    for queue in range(2):
+        memory.statistics(queue).note(Opcode.READ, errno.EIO, b"")
+    assert memory.totals().errors() == {"READ": {"EIO": 2}}
+    assert sum(memory.totals().requests) == 0
+    memory.close()

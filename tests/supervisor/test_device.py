@@ -16,6 +16,7 @@ import pytest
 from appliance.engine import FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
+from appliance.protos.device_state_pb2 import DeviceState
 from appliance.resolve.exports import WholeStore
 from appliance.resolve.local import LocalResolver
 from appliance.session import ring_worker
@@ -52,10 +53,16 @@ async def a_device(directory: Path, memory: GuestMemory) -> AsyncIterator[Device
     async def start_apart() -> None:
         session.grants.start_apart()
 
+    async def restore(state: DeviceState) -> None:
+        restoration = session.restoration("a device", goes_on=False)
+        assert not await restoration.take(pb.Restore(is_first=True, part=state))
+        assert not await restoration.take(pb.Restore(is_last=True))
+
     services = DeviceServices(
         spawner=forker,
         keeper=session,
         start_apart=start_apart,
+        restore=restore,
         changed=lambda: None,
         memory=session.memory,
         fds=session.fds,

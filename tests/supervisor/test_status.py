@@ -6,11 +6,16 @@ import socket
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from appliance.errors import StoreError
 from appliance.supervisor.status import StatusServer, collect
+
+
+async def nothing() -> dict[str, Any]:
+    return {}
 
 
 def test_a_supervisor_that_ends_before_its_answer_does_is_named(tmp_path: Path) -> None:
@@ -32,14 +37,14 @@ def test_a_supervisor_that_ends_before_its_answer_does_is_named(tmp_path: Path) 
 
 def test_a_state_directory_without_room_for_the_socket_is_named(tmp_path: Path) -> None:
     (tmp_path / "supervisors").write_text("in the way")
-    server = StatusServer(tmp_path, dict)
+    server = StatusServer(tmp_path, nothing)
     with pytest.raises(StoreError, match=f"{tmp_path}/supervisors/{os.getpid()}: File exists"):
         asyncio.run(server.start())
 
 
 def test_the_socket_is_for_the_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
     async def mode() -> int:
-        server = StatusServer(tmp_path, dict)
+        server = StatusServer(tmp_path, nothing)
         await server.start()
         try:
             return stat.S_IMODE((tmp_path / "supervisors" / str(os.getpid())).stat().st_mode)

@@ -9,14 +9,18 @@ from appliance.errors import VhostError
 from appliance.vhost._vhost_wire import (
     Config,
     Inflight,
+    Log,
     MemReg,
     ProtocolFeature,
     Region,
     RequestNumber,
+    StateTransfer,
     VirtioFeature,
     pack_config,
     pack_inflight,
+    pack_log,
     pack_mem_reg,
+    pack_state_transfer,
     unpack_inflight,
     unpack_word,
 )
@@ -59,14 +63,14 @@ def test_what_is_offered_is_what_the_device_serves() -> None:
             assert reply == (request, word(value), ())
 
 
-@pytest.mark.parametrize("bit", [26, 27, 31, 33, 34, 35, 63])
+@pytest.mark.parametrize("bit", [24, 27, 31, 33, 34, 35, 63])
 def test_virtio_features_that_were_not_offered_are_refused(bit: int) -> None:
     with Rig() as rig:
         assert not rig.is_acked(RequestNumber.SET_FEATURES, word(GUEST_FEATURES | 1 << bit))
         assert rig.is_acked(RequestNumber.SET_FEATURES, word(GUEST_FEATURES))
 
 
-@pytest.mark.parametrize("bit", [1, 8, 10, 14, 16, 19, 63])
+@pytest.mark.parametrize("bit", [2, 8, 10, 14, 16, 20, 63])
 def test_protocol_features_that_were_not_offered_are_refused(bit: int) -> None:
     with Rig() as rig:
         assert not rig.is_acked(RequestNumber.SET_PROTOCOL_FEATURES, word(1 | 1 << bit))
@@ -100,6 +104,11 @@ FEATURE_REQUESTS = {
     "INFLIGHT_SHMFD": [
         (RequestNumber.GET_INFLIGHT_FD, pack_inflight(Inflight(0, 0, 2, 64)), 0),
         (RequestNumber.SET_INFLIGHT_FD, pack_inflight(Inflight(0x1000, 0, 2, 64)), 1),
+    ],
+    "LOG_SHMFD": [(RequestNumber.SET_LOG_BASE, pack_log(Log(0x1000, 0)), 1)],
+    "DEVICE_STATE": [
+        (RequestNumber.SET_DEVICE_STATE_FD, pack_state_transfer(StateTransfer(0, 0)), 1),
+        (RequestNumber.CHECK_DEVICE_STATE, b"", 0),
     ],
 }
 
@@ -321,6 +330,56 @@ def test_an_inflight_buffer_must_hold_an_area_for_each_queue() -> None:
         assert not rig.is_acked(RequestNumber.SET_INFLIGHT_FD, small, 1)
         rig.do(RequestNumber.SET_INFLIGHT_FD, pack_inflight(Inflight(size, 4096, 2, 128)), 1)
         assert rig.backend.calls == [("set_inflight", size, 4096, 2, 128)]
+
+
+# --- Device state ---
+
+
+def transfer(direction: int, phase: int = 0) -> bytes:
+    return pack_state_transfer(StateTransfer(direction, phase))
+
+
+def test_a_state_is_saved_or_loaded_and_its_end_asked_for() -> None:
+    with Rig() as rig:
+        request = RequestNumber.SET_DEVICE_STATE_FD
+        assert rig.handle(request, transfer(0), 1) == (request, word(0x100), ())
+        assert rig.handle(RequestNumber.CHECK_DEVICE_STATE) == (43, word(0), ())
+        assert rig.handle(request, transfer(1), 1, need_reply=True) == (request, word(0x100), ())
+        assert rig.handle(RequestNumber.CHECK_DEVICE_STATE) == (43, word(0), ())
+        end = ("finish_state",)
+        assert rig.backend.calls == [("save_state",), end, ("load_state",), end]
+
+
+@pytest.mark.parametrize("payload", [transfer(2), transfer(0, 1), transfer(1, 2**32 - 1)])
+def test_transfers_that_are_not_defined_fail(payload: bytes) -> None:
+    with Rig() as rig:
+        request = RequestNumber.SET_DEVICE_STATE_FD
+        assert rig.handle(request, payload, 1) == (request, word(0x101), ())
+        assert rig.backend.calls == []
+
+
+def test_a_state_is_transferred_only_while_no_ring_runs() -> None:
+    with Rig() as rig:
+        rig.negotiate()
+        rig.add_memory()
+        rig.run_ring(1)
+        rig.backend.calls.clear()
+        request = RequestNumber.SET_DEVICE_STATE_FD
+        for direction in (0, 1):
+            assert rig.handle(request, transfer(direction), 1) == (request, word(0x101), ())
+        assert rig.handle(RequestNumber.CHECK_DEVICE_STATE) == (43, word(1), ())
+        assert rig.backend.calls == []
+        rig.enable_ring(1, 0)  # stopped, though the front-end does not ask for its base
+        assert rig.handle(request, transfer(0), 1) == (request, word(0x100), ())
+
+
+def test_what_the_backend_says_of_a_state_is_passed_on() -> None:
+    with Rig() as rig:
+        request = RequestNumber.SET_DEVICE_STATE_FD
+        rig.backend.refuses = {"save_state", "finish_state"}
+        assert rig.handle(request, transfer(0), 1) == (request, word(0x101), ())
+        assert rig.handle(RequestNumber.CHECK_DEVICE_STATE) == (43, word(1), ())
+        assert rig.handle(RequestNumber.SET_LOG_FD, b"", 1) is None  # closed, and not used
 
 
 def test_close_ends_the_backend_and_closes_every_descriptor() -> None:

@@ -24,6 +24,9 @@ _QEMU_MODULES: Final = (
     "drivers/virtio/virtio_pci_legacy_dev",
     "drivers/virtio/virtio_pci",
     "drivers/char/virtio_console",
+    "drivers/block/virtio_blk",
+    "lib/libcrc32c",
+    "fs/erofs/erofs",
     *_FS_MODULES,
 )
 

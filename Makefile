@@ -16,6 +16,7 @@
 #                           and forth, and are saved and loaded; downloads a newer QEMU
 #   make storm              guests whose supervisor is killed 100 times while they read, and 1,000
 #                           kills of session processes and workers at random
+#   make kill-publishers    an import into an object store that is killed at 200 moments
 #   make fuzz [SECONDS=600] [SEED=n]   all fuzzers: of the C code, of FUSE requests, of vhost-user messages
 #   make soak-gc            random histories of a store with garbage collection, and kills of its
 #                           processes, for more than an hour
@@ -31,7 +32,7 @@ WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_fastcdc.c cffi_
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
-.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut migrate storm fuzz soak-gc protos clean packages-venv packages-demo packages-test
+.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut migrate storm kill-publishers fuzz soak-gc protos clean packages-venv packages-demo packages-test
 .DELETE_ON_ERROR:
 
 venv: packages-venv $(INSTALLED)
@@ -103,6 +104,9 @@ migrate: packages-test $(INSTALLED)
 storm: packages-test $(INSTALLED)
 	TEST_SUPERVISOR_KILLS=100 $(BIN)/python -m pytest vm-tests/test_guest_crash.py -k again_and_again $(ARGS)
 	TEST_RANDOM_KILLS=1000 $(BIN)/python -m pytest tests/supervisor/test_storm.py $(ARGS)
+
+kill-publishers: packages-test $(INSTALLED)
+	TEST_PUBLISHER_KILLS=200 $(BIN)/python -m pytest tests/remote/test_publisher_kills.py $(ARGS)
 
 # prints the seed of each round, and at the end which lines of C all rounds together have reached
 fuzz: packages-test $(INSTALLED)

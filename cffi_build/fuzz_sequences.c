@@ -10,6 +10,7 @@
  */
 #define _GNU_SOURCE
 #include "fuzz_changes.h"
+#include "fuzz_model.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -92,6 +93,8 @@ static void pop(struct sequence *it)
 		return;
 	}
 	it->slots_num = 0;
+	if (!it->is_racing && world_is_plain(&it->world))
+		model_check_pop(&it->world, before, limit, num);
 	if (num < 0) {
 		broken++;
 		MUST(ring->fault == (uint32_t)-num && eng_ring_pop(ring, limit) == -ENG_EBROKEN);
@@ -124,6 +127,8 @@ static void load(struct sequence *it)
 		MUST(ring->fault == (uint32_t)-status);
 	else
 		got_slots(it, 1);
+	if (!it->is_racing && world_is_plain(&it->world))
+		MUST(model_chain_at(&it->world, head).code == -status);
 }
 
 /* What a call on a slot must return before it does anything. */
@@ -317,6 +322,8 @@ static void choose_ring(struct sequence *it, uint64_t choice, uint64_t modes)
 		uint64_t *addr[3] = { &ring->desc_addr, &ring->avail_addr, &ring->used_addr };
 
 		*addr[number % 3] = WORLD_PLACE[number >> 2 & 3].user_addr + 4 * (number >> 4);
+		if (choice & 0x80)	/* the end of a region is in the ring */
+			*addr[number % 3] += (WORLD_PLACE[number >> 2 & 3].size - 0xa0) & ~(uint64_t)15;
 		if (choice & 0x40)
 			*addr[number % 3] = WORLD_PLACE[5].user_addr + (number & 0xfc);
 	}
@@ -362,13 +369,15 @@ static void call(struct sequence *it, uint64_t modes)
 	case 0: case 1: case 2:
 		for (uint32_t i = 0; !it->is_racing && i < 6; i++)
 			change(&it->world, input_take(&it->input, 8), 0);
-		break;
-	case 3: case 4:
-		pop(it);
-		break;
-	case 5:
+		if (!it->is_racing)
+			break;
+		/* fall through */
+	case 3:
 		pop(it);
 		complete_all(it);
+		break;
+	case 4: case 5:
+		pop(it);
 		break;
 	case 6: case 7:
 		write_slot(it);

@@ -26,6 +26,10 @@ EXAMPLES: Final[dict[str, tuple[Example, ...]]] = {
             "Serve the host's store to virtual machines on two sockets:",
             "appliance virtiofs --socket-path=/run/vm1.sock --socket-path=/run/vm2.sock",
         ),
+        Example(
+            "Serve what a bucket has, with a cache on this host:",
+            "appliance virtiofs --store objectstore+s3://bucket/store /run/vm1.sock",
+        ),
     ),
     "mount": (
         Example(
@@ -78,6 +82,10 @@ EXAMPLES: Final[dict[str, tuple[Example, ...]]] = {
         Example(
             "Copy it from a binary cache:",
             "appliance copy -r --from https://cache.nixos.org --trusted-public-keys KEYS PATH",
+        ),
+        Example(
+            "Publish a closure of the store in a bucket:",
+            "appliance copy --to objectstore+s3://bucket/store?region=eu-central-1 PATH",
         ),
     ),
     "verify": (

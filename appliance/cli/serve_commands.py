@@ -29,6 +29,7 @@ from appliance.cli.options import (
 )
 from appliance.cli.output import print_json
 from appliance.cli.quantities import add_min_free_option, min_free_bytes
+from appliance.cli.substituter_options import add_substituter_options, substitution_of
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -215,6 +216,7 @@ def _add_common_options(command: argparse.ArgumentParser) -> None:
         f"APPLIANCE_BLOB_CACHE_SIZE, or else {_DEFAULT_CACHE_SIZE})",
     )
     add_min_free_option(state)
+    add_substituter_options(command)
     add_metrics_option(command.add_argument_group("metrics"))
     add_service_options(command)
     add_log_options(command)
@@ -237,6 +239,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         services=services,
         blob_cache_bytes=_blob_cache_bytes(options),
         min_free_bytes=min_free_bytes(options),
+        substitution=substitution_of(options, services),
         state_dir=state_dir(options, services),
         is_root_listable=options.list_root,
         is_by_content=options.inodes == "content",
@@ -320,6 +323,7 @@ def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | N
         services=services,
         blob_cache_bytes=_blob_cache_bytes(options),
         min_free_bytes=min_free_bytes(options),
+        substitution=substitution_of(options, services),
         state_dir=state_dir(options, services),
         is_root_listable=options.list_root,
         is_by_content=options.inodes == "content",

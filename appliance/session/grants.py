@@ -457,6 +457,13 @@ class GrantTable:
         """
         return self._memory.grant(self._rows[name]).digest
 
+    def directories(self) -> Iterator[bytes]:
+        """Yield the digests of the directories that the session was granted last, newest first."""
+        for row in reversed([*self._rows.values()]):
+            grant = self._memory.grant(row)
+            if grant.kind is Kind.DIRECTORY:
+                yield grant.digest
+
     @property
     def view_state(self) -> int:
         """The number that was set last; 0 if the session has no view."""

@@ -14,6 +14,7 @@ from appliance.protos import control_pb2 as pb
 from appliance.resolve.exports import Export, Exported, LiveView, PathAsRoot, WholeStore
 from appliance.resolve.local import LocalResolver
 from appliance.resolve.resolver import Resolver
+from appliance.resolve.substituting import SubstitutingResolver, Substitution
 from appliance.services.addresses import ServiceAddresses
 from appliance.services.space_watch import keeping_free
 from appliance.session.grants import GrantTable
@@ -57,6 +58,8 @@ class RuntimeConfig:
     """Garbage is collected when less is free on the file system of the store; None: never."""
     log_level: str
     log_json: bool
+    substitution: Substitution | None = None
+    """Where store paths are copied from that a local store lacks."""
     metrics: ListeningSocket | None = None
     """Where metrics are served (lent)."""
 
@@ -167,7 +170,7 @@ async def running(
         if local_path is not None:
             store = Store.open(local_path, create=True, or_readonly=True)
             stack.callback(store.close)
-            resolver: Resolver = LocalResolver(store)
+            resolver = await _local_resolver(store, config.substitution, exported)
             has_cache, has_remote_root = False, False
             supervised = Supervised(store)
         else:
@@ -236,6 +239,23 @@ async def running(
         yield Runtime(
             forker, resolver, exports, configure, config.is_by_content, leased_store=leased_store
         )
+
+
+async def _local_resolver(
+    store: Store, substitution: Substitution | None, exported: Iterable[Exported]
+) -> Resolver:
+    """Return the resolver of a local store; substituters have provided what is to be the root."""
+    resolver = LocalResolver(store)
+    if substitution is None:
+        return resolver
+    if not store.is_writable:
+        raise StoreError(f"{store.path}: cannot be written by this user, as substituters need it")
+    substituting = SubstitutingResolver(resolver, store.path, substitution)
+    names = {one.root.encode() for one in exported if one.root is not None}
+    for name in names:
+        if not await resolver.root_nodes([name]):
+            await substituting.provide(name)
+    return substituting
 
 
 async def _open_export(config: RuntimeConfig, exported: Exported, resolver: Resolver) -> Export:

@@ -51,7 +51,9 @@ def run(directory: Path, seed: int, seconds: float) -> None:
             request_fuzzer.check_alive()
             for number in range(PLAYS):
                 message_fuzzer.play(seed * PLAYS + number)
+            nums = message_fuzzer.replace_descriptors(seed, 500)
             message_fuzzer.check()
+            print(f"descriptors of a session: {nums}")
             print(
                 f"{request_fuzzer.num_requests} requests on each side, "
                 f"{message_fuzzer.num_messages} messages so far",

@@ -51,7 +51,7 @@ class Fuzzer(NamedTuple):
 FUZZERS: Final = (
     Fuzzer("fuzz_ring", (), RING, 1500),
     Fuzzer("fuzz_driver", ("fuzz_world",), RING, 1500),
-    Fuzzer("fuzz_sequences", ("fuzz_world", "fuzz_changes"), RING, 1000),
+    Fuzzer("fuzz_sequences", ("fuzz_world", "fuzz_changes", "fuzz_model"), RING, 1000),
     Fuzzer("fuzz_answers", ("fuzz_store",), (*RING, *ANSWERS, *IMAGES), 1500),
     Fuzzer("fuzz_formats", (), ("image_view.c", "fastcdc.c", *IMAGES), 2000),
     Fuzzer("fuzz_files", (), ("reader.c", "files.c"), 200),

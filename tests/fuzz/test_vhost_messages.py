@@ -23,6 +23,9 @@ def test_messages_of_any_kind_harm_nobody_else(store: tuple[Path, bytes], tmp_pa
         while seed < SEED + PLAYS or time.monotonic() < end_s:
             fuzzer.play(seed)
             seed += 1
+        before, halfway, after = fuzzer.replace_descriptors(SEED, 300)
         fuzzer.check()
+        print(f"descriptors of a session: {before}, {halfway}, {after}")
         print(f"{seed - SEED} connections, {fuzzer.num_messages} messages")
         assert fuzzer.num_messages > 20 * PLAYS
+        assert max(halfway, after) <= before + 8, "what a message replaces is closed"

@@ -35,12 +35,13 @@ from appliance.vhost.requests import MAX_FDS, REQUESTS, RequestRow
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import DEADLINE_S, ApplianceProcess, FakeGuest, every_event
 from tests.fakes.driver import DriverRing, GuestMemory
-from tests.fakes.frontend import FrontEnd
+from tests.fakes.frontend import FrontEnd, RefusedError
 from tests.fakes.hostile_guest import ROOT, descendants, num_fds
 from tests.fakes.vmms import CloudHypervisor, Crosvm, Qemu, Uml, Vmm
 
 _VMMS: Final[Sequence[Callable[[FrontEnd], Vmm]]] = (Qemu, CloudHypervisor, Crosvm, Uml)
 _BORDERS: Final = (0, 1, 2, 64, 0xFF, 0x100, 4096, 0xFFFF, 1 << 31, (1 << 32) - 1, (1 << 64) - 1)
+_SERVED: Final = tuple(row for row in REQUESTS if row.refused is None)
 _RECEIVE_BYTES: Final = 65536
 _REPLY_S: Final = 0.5
 
@@ -51,7 +52,7 @@ class DamagingFrontEnd(FrontEnd):
     def __init__(self, sock: socket.socket, rng: random.Random, *, one_in: int) -> None:
         # A damaged message may have no reply at all, so nobody waits long for one.
         super().__init__(sock, timeout_s=_REPLY_S)
-        self._rng = rng
+        self.rng = rng
         self._one_in = one_in
 
     def send(
@@ -61,7 +62,7 @@ class DamagingFrontEnd(FrontEnd):
         fds: Sequence[int] = (),
         flags: int = HeaderFlag.VERSION_1,
     ) -> None:
-        rng = self._rng
+        rng = self.rng
         if rng.randrange(self._one_in):
             super().send(request, payload, fds, flags)
             return
@@ -87,14 +88,14 @@ class DamagingFrontEnd(FrontEnd):
             self._send_all(pack_header(Header(request, flags, size)) + bytes(damaged), fds)
 
     def _any_fd(self, stack: contextlib.ExitStack) -> int:
-        fds = _any_fds(self._rng)
+        fds = _any_fds(self.rng)
         for fd in fds:
             stack.callback(os.close, fd)
         return fds[0]
 
     def _send_all(self, data: bytes, fds: Sequence[int]) -> None:
         # In two parts now and then: a header may come alone, or byte by byte.
-        cut = self._rng.choice((len(data), len(data), 1, HEADER_SIZE - 1, HEADER_SIZE))
+        cut = self.rng.choice((len(data), len(data), 1, HEADER_SIZE - 1, HEADER_SIZE))
         try:
             socket.send_fds(self.sock, [data[:cut]], list(fds))
             if data[cut:]:
@@ -288,20 +289,68 @@ class MessageFuzzer:
                 vmm.realize()
                 vmm.start(memory, rings)
             with contextlib.suppress(BenchError):
-                self._send_any(front_end, _Writer(rng, memory, rings), rng)
+                self._send_any(front_end, _Writer(rng, memory, rings), rings)
             front_end.end()
             self.num_messages += front_end.num_sent
         assert self._neighbour.ask(fuse_client.getattr_(ROOT)).error == 0
 
-    def _send_any(self, front_end: DamagingFrontEnd, writer: _Writer, rng: random.Random) -> None:
-        for _ in range(rng.randrange(25)):
-            row = rng.choice(REQUESTS)
+    def _send_any(
+        self, front_end: DamagingFrontEnd, writer: _Writer, rings: Sequence[DriverRing]
+    ) -> None:
+        rng = front_end.rng
+        for _ in range(rng.randrange(60)):
+            # What is never served, or fails without an ack, ends most connections.
+            row = rng.choice(_SERVED if rng.randrange(12) else REQUESTS)
             flags = HeaderFlag.VERSION_1
-            if rng.randrange(3):
+            if rng.randrange(12):
                 flags |= HeaderFlag.NEED_REPLY
             with contextlib.ExitStack() as stack:
                 front_end.send(row.number, writer.payload(row), writer.fds(row, stack), flags)
             front_end.drain()
+            ring = rng.choice(rings)
+            if not rng.randrange(3):
+                with contextlib.suppress(BufferError):  # none has come back lately
+                    ring.add_chain([fuse_client.getattr_(ROOT)], [160])
+                    ring.publish()
+                ring.kick()
+
+    def replace_descriptors(self, seed: int, count: int) -> list[int]:
+        """Send `count` messages with descriptors over one connection, which none of them ends.
+
+        Returns:
+            How many descriptors the session process has at the start, and after each half.
+        """
+        rng = random.Random(seed)
+        rows = [row for row in _SERVED if row.fds[1] and row.reply == "ack"]
+        with contextlib.ExitStack() as stack:
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            sock.connect(os.fspath(self.appliance.sockets[0]))
+            memory = stack.enter_context(GuestMemory())
+            rings = [DriverRing(memory, 64) for _ in range(2)]
+            for ring in rings:
+                stack.callback(ring.close)
+            front_end = FrontEnd(sock, timeout_s=DEADLINE_S)
+            vmm = Qemu(front_end)
+            stack.callback(vmm.close)
+            vmm.realize()
+            vmm.start(memory, rings)
+            front_end.acks = True
+            writer = _Writer(rng, memory, rings)
+            nums = [self._num_session_fds(front_end)]
+            for _ in range(2):
+                for _ in range(count // 2):
+                    row = rng.choice(rows)
+                    with contextlib.ExitStack() as sent, contextlib.suppress(RefusedError):
+                        front_end.act(row.number, writer.payload(row), writer.fds(row, sent))
+                    self.num_messages += 1
+                nums.append(self._num_session_fds(front_end))
+        return nums
+
+    def _num_session_fds(self, front_end: FrontEnd) -> int:
+        front_end.get_features()  # whatever came before has been served
+        attacked = os.fspath(self.appliance.sockets[0])
+        pids = [it["pid"] for it in self.appliance.status() if it["socket"] == attacked]
+        return sum(map(num_fds, pids))
 
     def check(self) -> None:
         """Nothing is left of those who were here, and no bug has shown."""

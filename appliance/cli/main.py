@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from appliance import __version__
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
+from appliance.cli.attach_command import add_attach, add_detach
 from appliance.cli.bench_command import add_bench
 from appliance.cli.bug_report_command import add_bug_report
 from appliance.cli.doctor_command import add_doctor
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 _COMMANDS: Final = (
     "import",
     "virtiofs",
+    "attach",
+    "detach",
     "mount",
     "view",
     "http",
@@ -225,6 +228,8 @@ def command_parser(command: str = "") -> argparse.ArgumentParser:
     adders: dict[str, Callable[[Subparsers], None]] = {
         "import": _add_import,
         "virtiofs": add_virtiofs,
+        "attach": add_attach,
+        "detach": add_detach,
         "mount": add_mount,
         "view": add_view,
         "http": add_http,

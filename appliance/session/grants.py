@@ -55,6 +55,7 @@ from errno import EOVERFLOW
 from typing import Final, NamedTuple
 from zlib import crc32
 
+from appliance.bounds import GRANTS_MAX
 from appliance.castore.digest import Digest
 from appliance.castore.directory import DirectoryNode, FileNode, Node
 from appliance.errors import StoreError
@@ -64,7 +65,6 @@ from appliance.images.layout import NAME_AT, NAMELEN_AT, Kind, name_of
 
 ROOT_NODEID: Final = 1
 FIRST_BASE: Final = 2
-GRANTS_MAX: Final = 1 << 20
 # All nodeids are below this, because st_ino must fit a signed number in many programs.
 NODEID_LIMIT: Final = 1 << 63
 LINKS: Final = 2

@@ -42,6 +42,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from appliance.bounds import WORKERS_MAX
 from appliance.db.data_file import is_pid_free
 from appliance.errors import ApplianceError
 from appliance.log import configure_logging, set_log_source
@@ -65,9 +66,6 @@ from appliance.worker.served_client import ServedClient
 
 _LOG = logging.getLogger(__name__)
 _PID_ATTEMPTS: Final = 256
-# What one client may have: a session has at most 256 queues, each with a worker and the one before
-# it that has not ended yet.
-_WORKERS_MAX: Final = 512
 # No descriptor has a higher number.
 _FDS_MAX: Final = resource.getrlimit(resource.RLIMIT_NOFILE)[1] % (1 << 30)
 _UCRED: Final = struct.Struct("=iII")
@@ -213,8 +211,8 @@ class ForkServer:
     def _spawn_worker(self, client: ServedClient, envelope: Envelope) -> None:
         spawn = envelope.spawn
         try:
-            if len(client.workers) >= _WORKERS_MAX:
-                raise OSError(0, f"it has {_WORKERS_MAX} workers")
+            if len(client.workers) >= WORKERS_MAX:
+                raise OSError(0, f"it has {WORKERS_MAX} workers")
             ours, theirs = channel.channel_pair()
             with theirs:
                 pid, pidfd = self._fork(

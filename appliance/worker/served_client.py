@@ -3,13 +3,10 @@
 import collections
 import contextlib
 from collections.abc import Sequence
-from typing import Final
 
+from appliance.bounds import UNSENT_MAX
 from appliance.protos.control_pb2 import Envelope
 from appliance.session.link import End, close_all
-
-# Messages that wait to be sent to one client; more are dropped.
-_UNSENT_MAX: Final = 2048
 
 
 class ServedClient:
@@ -35,7 +32,7 @@ class ServedClient:
 
     def send(self, envelope: Envelope, fds: Sequence[int] = ()) -> None:
         """Send a message now or later; `fds` are taken. A client that is gone gets nothing."""
-        if self.is_open and len(self._unsent) < _UNSENT_MAX:
+        if self.is_open and len(self._unsent) < UNSENT_MAX:
             self._unsent.append((envelope, list(fds)))
             self.flush()
         else:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Self
 
+from appliance.bounds import MESSAGE_FDS_MAX
 from appliance.errors import BenchError
 from appliance.vhost._vhost_wire import (
     CODECS,
@@ -31,7 +32,7 @@ from appliance.vhost._vhost_wire import (
     pack_header,
     pack_region,
 )
-from appliance.vhost.requests import MAX_FDS, REQUESTS, RequestRow
+from appliance.vhost.requests import REQUESTS, RequestRow
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import DEADLINE_S, ApplianceProcess, FakeGuest, every_event
 from tests.fakes.driver import DriverRing, GuestMemory
@@ -81,7 +82,8 @@ class DamagingFrontEnd(FrontEnd):
             request = rng.choice((0, rng.randrange(60), rng.getrandbits(32)))
         with contextlib.ExitStack() as stack:
             if not rng.randrange(3):
-                fds = [*fds, *(self._any_fd(stack) for _ in range(rng.randrange(3)))][:MAX_FDS]
+                more = (self._any_fd(stack) for _ in range(rng.randrange(3)))
+                fds = [*fds, *more][:MESSAGE_FDS_MAX]
                 rng.shuffle(fds)
             elif not rng.randrange(3):
                 fds = fds[1:]
@@ -118,7 +120,9 @@ class DamagingFrontEnd(FrontEnd):
         self.sock.settimeout(timeout_s)
         with contextlib.suppress(ConnectionError, BlockingIOError):
             while True:
-                data, fds, _flags, _address = socket.recv_fds(self.sock, _RECEIVE_BYTES, MAX_FDS)
+                data, fds, _flags, _address = socket.recv_fds(
+                    self.sock, _RECEIVE_BYTES, MESSAGE_FDS_MAX
+                )
                 for fd in fds:
                     os.close(fd)
                 if not data:

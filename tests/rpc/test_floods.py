@@ -10,8 +10,8 @@ from typing import TypeVar
 import grpc
 import pytest
 
+from appliance.bounds import LOG_LINES_MAX
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.log import BURST
 from appliance.protos import bulk_pb2, castore_rpc_pb2, pathinfo_rpc_pb2
 from appliance.rpc.calls import CALLS_MAX, WATCHES_MAX
 from appliance.services.grpc_messages import BULK, encode_chunk
@@ -210,7 +210,7 @@ def test_calls_that_cannot_be_decoded_are_the_clients_affair_and_not_logged(tmp_
     async def flood(daemon: DaemonProcess) -> None:
         async with channel_to(daemon) as channel:
             method: UnaryUnary = channel.unary_unary("/grpc.health.v1.Health/Check")
-            for _ in range(20 * BURST):
+            for _ in range(20 * LOG_LINES_MAX):
                 assert await method(b"\xff", timeout=30).code() == Code.INVALID_ARGUMENT
 
     with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon:
@@ -232,9 +232,9 @@ def test_failures_of_one_client_hide_none_of_anothers(tmp_path: Path) -> None:
                 assert await method(request, timeout=30).code() == Code.DATA_LOSS
 
     with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon:
-        asyncio.run(flood(f"unix:{daemon.socket}", 10 * BURST))
+        asyncio.run(flood(f"unix:{daemon.socket}", 10 * LOG_LINES_MAX))
         asyncio.run(flood(daemon.tcp, 1))
-        assert daemon.log().count(": unix: storage error") == BURST
+        assert daemon.log().count(": unix: storage error") == LOG_LINES_MAX
         assert daemon.log().count(": ipv6:%5B::1%5D: storage error") == 1
 
 

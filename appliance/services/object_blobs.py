@@ -258,6 +258,19 @@ class _ObjectBlobWriter:
             await self._put_chunks(self._chunker.take_packed())
 
     async def close(self) -> Digest:
+        try:
+            return await self._close()
+        except BaseException:
+            await self.abort()
+            raise
+
+    async def abort(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+
+    async def _close(self) -> Digest:
         await self._put_chunks(self._chunker.finish())
         await self._wait(0)
         digest = Digest(self._hasher.digest())
@@ -267,12 +280,6 @@ class _ObjectBlobWriter:
                 await self._bucket.put(key, encode_list(self._chunks))
             self._known.add(key)
         return digest
-
-    async def abort(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
 
     async def _put_chunks(self, packed: bytes) -> None:
         at = 0

@@ -37,13 +37,16 @@ class Envelope(_message.Message):
     TAKEN_OVER_FIELD_NUMBER: _builtins.int
     CONFIGURE_FIELD_NUMBER: _builtins.int
     SET_MEMORY_FIELD_NUMBER: _builtins.int
+    CHANGE_MEMORY_FIELD_NUMBER: _builtins.int
     START_RING_FIELD_NUMBER: _builtins.int
     STOP_RING_FIELD_NUMBER: _builtins.int
     SET_CALL_FIELD_NUMBER: _builtins.int
+    PING_FIELD_NUMBER: _builtins.int
     RESOLVED_FIELD_NUMBER: _builtins.int
     SET_LOG_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     RING_STOPPED_FIELD_NUMBER: _builtins.int
+    RING_DRAINING_FIELD_NUMBER: _builtins.int
     RING_BROKEN_FIELD_NUMBER: _builtins.int
     RESOLVE_FIELD_NUMBER: _builtins.int
     DEVICE_ENDED_FIELD_NUMBER: _builtins.int
@@ -86,11 +89,15 @@ class Envelope(_message.Message):
     @_builtins.property
     def set_memory(self) -> Global___SetMemory: ...
     @_builtins.property
+    def change_memory(self) -> Global___ChangeMemory: ...
+    @_builtins.property
     def start_ring(self) -> Global___StartRing: ...
     @_builtins.property
     def stop_ring(self) -> Global___StopRing: ...
     @_builtins.property
     def set_call(self) -> Global___SetCall: ...
+    @_builtins.property
+    def ping(self) -> Global___Ping: ...
     @_builtins.property
     def resolved(self) -> Global___Resolved: ...
     @_builtins.property
@@ -101,6 +108,8 @@ class Envelope(_message.Message):
 
     @_builtins.property
     def ring_stopped(self) -> Global___RingStopped: ...
+    @_builtins.property
+    def ring_draining(self) -> Global___RingDraining: ...
     @_builtins.property
     def ring_broken(self) -> Global___RingBroken: ...
     @_builtins.property
@@ -144,13 +153,16 @@ class Envelope(_message.Message):
         taken_over: Global___TakenOver | None = ...,
         configure: Global___Configure | None = ...,
         set_memory: Global___SetMemory | None = ...,
+        change_memory: Global___ChangeMemory | None = ...,
         start_ring: Global___StartRing | None = ...,
         stop_ring: Global___StopRing | None = ...,
         set_call: Global___SetCall | None = ...,
+        ping: Global___Ping | None = ...,
         resolved: Global___Resolved | None = ...,
         set_log: Global___SetLog | None = ...,
         done: Global___Done | None = ...,
         ring_stopped: Global___RingStopped | None = ...,
+        ring_draining: Global___RingDraining | None = ...,
         ring_broken: Global___RingBroken | None = ...,
         resolve: Global___Resolve | None = ...,
         device_ended: Global___DeviceEnded | None = ...,
@@ -164,11 +176,11 @@ class Envelope(_message.Message):
         start_apart: Global___StartApart | None = ...,
         restore: Global___Restore | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "new_peer", b"new_peer", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "restore", b"restore", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_log", b"set_log", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "change_memory", b"change_memory", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "new_peer", b"new_peer", "ping", b"ping", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "restore", b"restore", "ring_broken", b"ring_broken", "ring_draining", b"ring_draining", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_log", b"set_log", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "id", b"id", "new_peer", b"new_peer", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "restore", b"restore", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_log", b"set_log", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "change_memory", b"change_memory", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "id", b"id", "new_peer", b"new_peer", "ping", b"ping", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "restore", b"restore", "ring_broken", b"ring_broken", "ring_draining", b"ring_draining", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_log", b"set_log", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawn_session", "attach", "take_over", "spawned", "exited", "taken_over", "configure", "set_memory", "start_ring", "stop_ring", "set_call", "resolved", "set_log", "done", "ring_stopped", "ring_broken", "resolve", "device_ended", "released", "cache_used", "start_session", "end_session", "new_peer", "session_status", "worker_died", "start_apart", "restore"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawn_session", "attach", "take_over", "spawned", "exited", "taken_over", "configure", "set_memory", "change_memory", "start_ring", "stop_ring", "set_call", "ping", "resolved", "set_log", "done", "ring_stopped", "ring_draining", "ring_broken", "resolve", "device_ended", "released", "cache_used", "start_session", "end_session", "new_peer", "session_status", "worker_died", "start_apart", "restore"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -755,6 +767,37 @@ class SetMemory(_message.Message):
 Global___SetMemory: _TypeAlias = SetMemory  # noqa: Y015
 
 @_typing.final
+class ChangeMemory(_message.Message):
+    """What leaves the memory table and what comes to it, in one or more messages; the last one has `last` set and is answered by
+    Done. After an error the table is neither the one nor the other, and a SetMemory must follow. fds: one per region added.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOVED_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    last: _builtins.bool
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Region]: ...
+    @_builtins.property
+    def added(self) -> _containers.RepeatedCompositeFieldContainer[Global___Region]: ...
+    def __init__(
+        self,
+        *,
+        removed: _abc.Iterable[Global___Region] | None = ...,
+        added: _abc.Iterable[Global___Region] | None = ...,
+        last: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "last", b"last", "removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeMemory: _TypeAlias = ChangeMemory  # noqa: Y015
+
+@_typing.final
 class Region(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -915,6 +958,23 @@ class StopRing(_message.Message):
 Global___StopRing: _TypeAlias = StopRing  # noqa: Y015
 
 @_typing.final
+class RingDraining(_message.Message):
+    """Sent each second while a ring that is to stop waits for what its requests want."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RingDraining: _TypeAlias = RingDraining  # noqa: Y015
+
+@_typing.final
 class RingStopped(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -935,7 +995,7 @@ Global___RingStopped: _TypeAlias = RingStopped  # noqa: Y015
 
 @_typing.final
 class SetCall(_message.Message):
-    """fds: the new call fd, or none."""
+    """Answered by Done. fds: the new call fd, or none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -949,6 +1009,23 @@ class SetCall(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetCall: _TypeAlias = SetCall  # noqa: Y015
+
+@_typing.final
+class Ping(_message.Message):
+    """Answered by Done, at once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ping: _TypeAlias = Ping  # noqa: Y015
 
 @_typing.final
 class Done(_message.Message):

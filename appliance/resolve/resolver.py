@@ -12,17 +12,15 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from errno import EIO
 from typing import Final, NamedTuple, Protocol
 
+from appliance.bounds import ROOT_NAMES_MAX
 from appliance.castore.directory import Node
 from appliance.errors import ApplianceError
-from appliance.session.grants import GrantTable
+from appliance.session.grant_table import GrantTable
 from appliance.session.wants import BlobWanted, Want
 from appliance.store.leases import Lease
 
 _LOG: Final = logging.getLogger(__name__)
 
-# Root names that one session may have looked up at a time. A guest that tries many names delays the
-# lookups of other sessions by this many, not by all of them.
-_ROOT_NAMES_MAX: Final = 8
 # Paths granted before the event loop gets another turn.
 GRANTS_AT_A_TIME: Final = 256
 
@@ -97,7 +95,9 @@ class SessionGrants:
     def __init__(self, table: GrantTable, lease: Lease | None = None) -> None:
         self.table = table
         self._lease = lease
-        self._root_names = asyncio.Semaphore(_ROOT_NAMES_MAX)
+        # A guest that tries many names delays the lookups of other sessions by so many, and not by
+        # all of them.
+        self._root_names = asyncio.Semaphore(ROOT_NAMES_MAX)
         self.listing = asyncio.Lock()
 
     async def add_name(self, name: bytes, find: Callable[[bytes], Awaitable[Node]]) -> None:

@@ -58,6 +58,7 @@ class Device:
         # buffer is used only by rings that start after it came.
         self._recording: dict[int, InflightMemory] = {}
         self._ring_workers: dict[int, RingWorker] = {}
+        self._kick_fds: dict[int, int] = {}  # of the rings that run, lent
         self._transfer: StateStream | None = None
 
     # --- Status ---
@@ -70,16 +71,26 @@ class Device:
             if ring_worker.is_alive
         ]
 
+    def look(self) -> None:
+        """See `RingWorker.look`."""
+        kicked = self._services.kicks.kicked()
+        for queue, ring_worker in self._ring_workers.items():
+            ring_worker.look(is_kicked=self._kick_fds.get(queue) in kicked)
+
     # --- Guest memory ---
 
-    async def add_region(self, region: Region, fd: int) -> None:
-        """Add `region` to guest memory. Takes `fd`."""
+    async def add_region(self, region: Region, fd: int, replaced: Region | None = None) -> None:
+        """Add `region` to guest memory, in place of `replaced` if that is one. Takes `fd`."""
+        left = dict(self._regions)
         try:
             _check_file(region, fd)
-            await self._change_memory({**self._regions, region: fd})
+            replaced_fd = left.pop(replaced) if replaced is not None else None
+            await self._change_memory({**left, region: fd})
         except VhostError:
             os.close(fd)
             raise
+        if replaced_fd is not None:
+            os.close(replaced_fd)
 
     async def remove_region(self, region: Region) -> None:
         """Remove `region` from guest memory and close its descriptor."""
@@ -143,10 +154,12 @@ class Device:
                 self._regions,
             )
         self._recording[index] = inflight
+        self._kick_fds[index] = config.kick_fd
+        self._services.kicks.add(config.kick_fd)
         try:
             await ring_worker.start_ring(config, inflight)
         except VhostError:
-            self._end_recording(index)
+            self._end_ring(index)
             raise
 
     async def stop_ring(self, index: int) -> int:
@@ -154,7 +167,7 @@ class Device:
         try:
             return await self._ring_workers[index].stop_ring()
         finally:
-            self._end_recording(index)
+            self._end_ring(index)
 
     async def set_call(self, index: int, fd: int | None) -> None:
         """Signal completions of ring `index` through `fd` (lent)."""
@@ -236,7 +249,8 @@ class Device:
         previous, self._inflight = self._inflight, memory
         self._close_unless_used(previous)
 
-    def _end_recording(self, index: int) -> None:
+    def _end_ring(self, index: int) -> None:
+        self._services.kicks.remove(self._kick_fds.pop(index))
         self._close_unless_used(self._recording.pop(index))
 
     def _close_unless_used(self, memory: InflightMemory) -> None:
@@ -246,6 +260,15 @@ class Device:
     async def reset(self) -> None:
         """End the FUSE session; the guest must send INIT again."""
         self._services.memory.end()
+
+    async def begin_again(self) -> None:
+        """Forget guest memory, inflight buffer and FUSE session; the workers stay."""
+        if self._transfer is not None:
+            self._transfer.close()
+            self._transfer = None
+        await self.set_regions([])
+        self._replace_inflight(InflightMemory.create(self._num_queues, self._max_queue_size))
+        self._services.memory.begin_again()
 
     async def close(self) -> None:
         """End the workers, then close guest memory and the inflight buffers."""
@@ -258,6 +281,9 @@ class Device:
         for memory in {self._inflight, *self._recording.values()}:
             memory.close()
         self._recording.clear()
+        for fd in self._kick_fds.values():
+            self._services.kicks.remove(fd)
+        self._kick_fds.clear()
 
     async def _end_workers(self) -> None:
         # Concurrently, because each worker may take as long as the deadline for its end.

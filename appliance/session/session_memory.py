@@ -116,6 +116,11 @@ class SessionMemory:
         """Mark the session as ended (DESTROY, device reset)."""
         _INITIALISED.pack_into(self._map, 0, 0)
 
+    def begin_again(self) -> None:
+        """Be as new memory is, but for the statistics, which go on."""
+        self.end()
+        self._map[_WITHOUT_INIT_OFFSET] = 0
+
     def is_first_without_init(self) -> bool:
         """Return whether this is the first request without INIT, and note that one was seen.
 

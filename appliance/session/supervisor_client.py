@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from errno import EIO
 from typing import Final
 
+from appliance.bounds import WANTS_MAX
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
 from appliance.protos.device_state_pb2 import DeviceState
@@ -21,8 +22,6 @@ from appliance.session.wants import Want, pack_want
 
 # How long to wait for the next supervisor.
 _ABSENCE_S: Final = 30.0
-# Wants that the supervisor is asked for at a time; others wait here.
-WANTS_MAX: Final = 1024
 # How long the supervisor may take to find the store paths of one message.
 _RESTORE_DEADLINE_S: Final = 90.0
 # Keys of cache entries in one message, which must fit a packet.

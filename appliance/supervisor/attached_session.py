@@ -7,10 +7,10 @@ import socket
 from collections.abc import Coroutine
 from typing import Final
 
+from appliance.bounds import WANTS_MAX
 from appliance.protos import control_pb2 as pb
 from appliance.session.link import Link, LinkClosedError, close_all
 from appliance.session.spawning import CannotSpawnError, WorkerExit, kill
-from appliance.session.supervisor_client import WANTS_MAX
 from appliance.session.uplink import UpperEnd
 from appliance.session.wants import unpack_want
 from appliance.supervisor.forker import Forker

@@ -1,6 +1,7 @@
 """The supervisor's side of fork servers: starts one, requests processes, learns how they ended."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -144,6 +145,12 @@ class Forker:
         """Have `call` called after the death of each fork server that has spawned something."""
         self._on_death = call
 
+    def start_ahead(self) -> None:
+        """Start the fork server before it is needed, so that the first session need not wait."""
+        if self._link is None:
+            with contextlib.suppress(OSError):  # the first request tries again, and says why not
+                self._start()
+
     async def answers(self, deadline_s: float) -> bool:
         """Return whether the fork server answers in time, should there be one."""
         link = self._link
@@ -234,9 +241,9 @@ class Forker:
 
     def _on_closed(self) -> None:
         self._link = None
-        self._exits.watch_all()
         if self._is_closing:
-            return
+            return  # pidfds of sessions that live on are closed by now
+        self._exits.watch_all()
         self._back_off_s = 0.0 if self._has_spawned else next_back_off_s(self._back_off_s)
         process, self._process = self._process, None
         if process is not None:

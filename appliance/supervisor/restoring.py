@@ -14,6 +14,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from appliance.bounds import GRANTS_MAX
 from appliance.castore.directory import DirectoryNode, Node
 from appliance.errors import ApplianceError, StoreError
 from appliance.fuse_proto.encode import FOREVER_S
@@ -23,7 +24,7 @@ from appliance.protos.device_state_pb2 import DeviceState, SavedGrant
 from appliance.resolve.exports import FILE_VALID_S, Export
 from appliance.resolve.resolver import GRANTS_AT_A_TIME, SessionGrants
 from appliance.session.device_state import is_of
-from appliance.session.grants import FIRST_BASE, GRANTS_MAX, NODEID_LIMIT, ROOT_NODEID
+from appliance.session.grants_layout import FIRST_BASE, NODEID_LIMIT, ROOT_NODEID
 
 _LOG: Final = logging.getLogger(__name__)
 # Names in one error.

@@ -108,8 +108,8 @@ class OldForkServer:
         self._link.close()
 
     def _on_closed(self) -> None:
-        self._exits.watch_all()
         if not self._is_closing:
+            self._exits.watch_all()
             _remove(self._path)
 
     def _on_message(self, envelope: pb.Envelope, fds: list[int]) -> None:

@@ -62,10 +62,11 @@ class Backend(Protocol):
     raises; all other descriptors are lent. Calls never overlap.
     """
 
-    async def add_region(self, region: Region, fd: int) -> None:
+    async def add_region(self, region: Region, fd: int, replaced: Region | None = None) -> None:
         """Map `region` in every worker before returning. Takes `fd`.
 
-        The backend must check that the file behind `fd` is large enough.
+        The backend must check that the file behind `fd` is large enough. If `replaced` is not None,
+        it was added before and makes room for `region`, in one step for the rings in it.
         """
 
     async def remove_region(self, region: Region) -> None:
@@ -129,6 +130,9 @@ class Backend(Protocol):
 
     async def reset(self) -> None:
         """End the FUSE session; every ring was stopped before."""
+
+    async def begin_again(self) -> None:
+        """Forget guest memory, the inflight buffer and the FUSE session; every ring was stopped."""
 
     async def close(self) -> None:
         """Stop every ring without draining and release guest memory; the front-end is gone."""

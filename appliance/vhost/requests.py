@@ -9,6 +9,8 @@ descriptors); VHOST_USER_PROTOCOL_F_REPLY_ACK.
 from enum import Enum
 from typing import Final, NamedTuple
 
+from appliance.bounds import MESSAGE_FDS_MAX
+
 
 class Tail(Enum):
     """What follows the structure at the start of a payload."""
@@ -42,9 +44,6 @@ class RequestRow(NamedTuple):
     """Why this device never serves it, if so. Its payload is then skipped unread."""
 
 
-# The largest number of descriptors in one message: those of the regions of a SET_MEM_TABLE.
-MAX_FDS: Final = 32
-
 _NET: Final = "only for network devices"
 _CRYPTO: Final = "only for crypto devices"
 _POSTCOPY: Final = "post-copy migration is not offered"
@@ -55,7 +54,7 @@ REQUESTS: Final = (
     RequestRow(2, "SET_FEATURES", "Word"),
     RequestRow(3, "SET_OWNER"),
     RequestRow(4, "RESET_OWNER"),
-    RequestRow(5, "SET_MEM_TABLE", "MemTable", Tail.REGIONS, fds=(0, MAX_FDS)),
+    RequestRow(5, "SET_MEM_TABLE", "MemTable", Tail.REGIONS, fds=(0, MESSAGE_FDS_MAX)),
     RequestRow(6, "SET_LOG_BASE", "Log", fds=(1, 1), needs="LOG_SHMFD", reply="Log"),
     RequestRow(7, "SET_LOG_FD", fds=(0, 1)),
     RequestRow(8, "SET_VRING_NUM", "VringState"),

@@ -14,6 +14,7 @@ is started and enabled. Only `_settle` makes a ring run, and only `_stop` ends t
                               restarted if the features change, but for LOG_ALL
     SET_LOG_BASE              no change
     RESET_DEVICE, RESET_OWNER all rings are drained and disabled
+    SET_OWNER again           all rings are drained, and are then as on a new connection
 
 A stop always drains the ring, and the index that it reached becomes the base of the next start.
 
@@ -109,6 +110,16 @@ class Rings:
         for ring in self._rings:
             ring.is_enabled = False
             await self._settle(ring)
+
+    async def begin_again(self) -> None:
+        """Drain every ring and forget all that was set, with its descriptors and guest memory."""
+        for ring in self._rings:
+            await self._stop(ring)
+        self.close()
+        self._rings = tuple(Vring(index) for index in range(self._device.num_queues))
+        self._features = 0
+        self._is_logging = False
+        self.memory = RegionTable()
 
     async def set_enabled_untrusted(self, state: VringState) -> None:
         """Enable or disable one ring."""

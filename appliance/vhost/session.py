@@ -13,6 +13,13 @@ An ack is sent whenever NEED_REPLY asks for one, even if REPLY_ACK was not negot
 that sent no SET_PROTOCOL_FEATURES on this connection is assumed to have negotiated everything that
 is offered, because QEMU does not repeat the negotiation after its socket has reconnected.
 
+A device that comes back: if a VMM removes the device and adds it again on the same connection (QEMU
+does, where the character device stays), it starts over with SET_OWNER, does not remove the memory
+regions of the first time, and adds the same ones again. So another SET_OWNER ends what was begun:
+rings, guest memory, virtio features, inflight buffer and FUSE session are as on a new connection.
+Protocol features and the back-end channel stay, because QEMU sets them up before SET_OWNER. A
+region that is added again, with the same addresses and size, replaces the one that was there.
+
 Spec: vhost-user: Front-end message types; Protocol features; Memory access; Inflight I/O tracking;
 Migration; Migrating back-end state; VHOST_USER_PROTOCOL_F_REPLY_ACK.
 """
@@ -21,6 +28,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import ClassVar, Final
 
+from appliance.bounds import REGIONS_MAX
 from appliance.engine import inflight_size
 from appliance.errors import VhostError
 from appliance.vhost._vhost_wire import (
@@ -53,7 +61,7 @@ from appliance.vhost._vhost_wire import (
 from appliance.vhost.backend import Backend
 from appliance.vhost.fds import FdHolder
 from appliance.vhost.fs_device import DeviceProperties, is_queue_size
-from appliance.vhost.guest_memory import MAX_REGIONS, RegionTable
+from appliance.vhost.guest_memory import RegionTable
 from appliance.vhost.messages import Message, MessageReply, ack
 from appliance.vhost.rings import Rings
 from appliance.vhost.transport import Connection
@@ -77,6 +85,7 @@ class Session:
         self._rings = Rings(device, backend)
         self._features: int | None = None
         self._protocol_features: int | None = None
+        self._has_owner = False
         self._backend_channel = FdHolder()  # kept open, and never used
 
     async def handle(self, message: Message) -> MessageReply | None:
@@ -147,8 +156,14 @@ class Session:
     async def _get_queue_num(self, message: Message) -> MessageReply:
         return _word(message, self._device.num_queues)
 
-    async def _set_owner(self, message: Message) -> None:
-        """Do nothing, because every connection has one owner."""
+    async def _set_owner(self, _message: Message) -> None:
+        """Begin, or begin again: see "A device that comes back" above."""
+        if self._has_owner:
+            _LOG.info("another device begins on this connection: SET_OWNER came again")
+            await self._rings.begin_again()
+            self._features = None
+            await self._backend.begin_again()
+        self._has_owner = True
 
     async def _reset_owner(self, _message: Message) -> None:
         await self._rings.disable_all()
@@ -178,7 +193,7 @@ class Session:
     # --- Memory ---
 
     async def _get_max_mem_slots(self, message: Message) -> MessageReply:
-        return _word(message, MAX_REGIONS)
+        return _word(message, REGIONS_MAX)
 
     async def _set_mem_table(self, message: Message) -> None:
         num_regions = unpack_mem_table(message.payload).num_regions
@@ -200,8 +215,12 @@ class Session:
 
     async def _add_mem_reg(self, message: Message) -> None:
         region = unpack_mem_reg(message.payload).region
-        memory = self._rings.memory.with_region_untrusted(region)
-        await self._backend.add_region(region, message.take_fd(0))
+        memory = self._rings.memory
+        replaced = memory.find(region)
+        if replaced is not None:
+            memory, _replaced = memory.without_region_untrusted(region)
+        memory = memory.with_region_untrusted(region)
+        await self._backend.add_region(region, message.take_fd(0), replaced)
         self._rings.memory = memory
 
     async def _rem_mem_reg(self, message: Message) -> None:

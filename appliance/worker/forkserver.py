@@ -41,6 +41,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from appliance.bounds import UNSENT_MAX, WORKERS_MAX
 from appliance.db.data_file import is_pid_free
 from appliance.errors import ApplianceError
 from appliance.log import configure_logging, set_log_source
@@ -61,10 +62,6 @@ from appliance.worker import startup as worker
 
 _LOG = logging.getLogger(__name__)
 _PID_ATTEMPTS: Final = 256
-# What one client may have: a session has at most 256 queues, each with a worker and the one before
-# it that has not ended yet.
-_WORKERS_MAX: Final = 512
-_UNSENT_MAX: Final = 2048
 # No descriptor has a higher number.
 _FDS_MAX: Final = resource.getrlimit(resource.RLIMIT_NOFILE)[1] % (1 << 30)
 _UCRED: Final = struct.Struct("=iII")
@@ -87,7 +84,7 @@ class _Client:
 
     def send(self, envelope: Envelope, fds: Sequence[int] = ()) -> None:
         """Send a message now or later; `fds` are taken. A client that is gone gets nothing."""
-        if self.is_open and len(self._unsent) < _UNSENT_MAX:
+        if self.is_open and len(self._unsent) < UNSENT_MAX:
             self._unsent.append((envelope, list(fds)))
             self.flush()
         else:
@@ -253,8 +250,8 @@ class ForkServer:
     def _spawn_worker(self, client: _Client, envelope: Envelope) -> None:
         spawn = envelope.spawn
         try:
-            if len(client.workers) >= _WORKERS_MAX:
-                raise OSError(0, f"it has {_WORKERS_MAX} workers")
+            if len(client.workers) >= WORKERS_MAX:
+                raise OSError(0, f"it has {WORKERS_MAX} workers")
             ours, theirs = channel.channel_pair()
             with theirs:
                 pid, pidfd = self._fork(

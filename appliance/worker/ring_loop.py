@@ -51,6 +51,8 @@ _LOG = logging.getLogger(__name__)
 BATCH: Final = 32
 # How long a ring that must stop waits for the resolver before requests that wait get EIO.
 _DRAIN_DEADLINE_S = 10.0
+# How often the owner is told that the ring is draining, so that it does not replace this worker.
+_DRAINING_S: Final = 1.0
 
 
 class RingLoop:
@@ -81,8 +83,9 @@ class RingLoop:
         self._statistics = statistics
         self._plain = plain
         self._memory = GuestMap()
-        self._regions: list[MappedRegion] = []
+        # Of a change that is told in several messages: what comes, and what goes.
         self._incoming: list[tuple[MappedRegion, int]] = []
+        self._outgoing: list[MappedRegion] = []
         self._server: RingServer | None = None
         self._ring_fds: dict[str, int] = {}
         self._stop_id: int | None = None
@@ -109,7 +112,7 @@ class RingLoop:
             return 0
         if self._stop_id is None:
             return None
-        return max(0, self._stop_deadline_s - time.monotonic())
+        return max(0, min(_DRAINING_S, self._stop_deadline_s - time.monotonic()))
 
     # --- The ring ---
 
@@ -122,7 +125,9 @@ class RingLoop:
                 return server.serve()
             if server.has_parked and time.monotonic() > self._stop_deadline_s:
                 server.fail_parked(errno.EIO)
-            if not server.has_parked:
+            if server.has_parked:
+                self._send(pb.Envelope(ring_draining=pb.RingDraining()))
+            else:
                 self._drop_ring()
                 self._answer_stop()
         except RingError as exc:
@@ -171,46 +176,57 @@ class RingLoop:
         match envelope.WhichOneof("body"):
             case "set_memory":
                 self._set_memory(envelope, fds)
+            case "change_memory":
+                self._change_memory(envelope, fds)
             case "start_ring":
                 self._start_ring(envelope, fds)
             case "stop_ring":
                 self._stop_ring(envelope)
             case "set_call":
-                self._set_call(fds)
+                self._set_call(envelope, fds)
             case "set_log":
                 self._set_log(envelope, fds)
             case "resolved":
                 self._resolved(envelope)
+            case "ping":
+                self._done(envelope.id)
             case other:
                 raise AssertionError(other)
         return True
 
     def _set_memory(self, envelope: pb.Envelope, fds: list[int]) -> None:
-        self._incoming += [
-            (MappedRegion(r.gpa, r.size, r.user_addr, r.mmap_offset), fd)
-            for r, fd in zip(envelope.set_memory.regions, fds, strict=True)
-        ]
-        if not envelope.set_memory.last:
-            return
+        table = envelope.set_memory
+        self._incoming += zip(map(_mapped, table.regions), fds, strict=True)
+        if table.last:
+            self._map(envelope.id, self._memory.regions)
+
+    def _change_memory(self, envelope: pb.Envelope, fds: list[int]) -> None:
+        change = envelope.change_memory
+        self._outgoing += map(_mapped, change.removed)
+        self._incoming += zip(map(_mapped, change.added), fds, strict=True)
+        if change.last:
+            outgoing, self._outgoing = self._outgoing, []
+            self._map(envelope.id, outgoing)
+
+    def _map(self, envelope_id: int, outgoing: Sequence[MappedRegion]) -> None:
         incoming, self._incoming = self._incoming, []
         error = ""
         try:
-            for region in self._regions:
+            for region in outgoing:
                 self._memory.remove(region)
-            self._regions = []
             for region, fd in incoming:
                 self._memory.add(fd, region)
-                self._regions.append(region)
         except ApplianceError as exc:
             error = str(exc)
         finally:
             close_all([fd for _region, fd in incoming])
-        if self._server is not None:
+        # What is only added moves nothing of the ring.
+        if outgoing and self._server is not None:
             try:
                 self._server.ring.translate()
             except RingError as exc:
                 self._break_ring(exc)
-        self._done(envelope.id, error)
+        self._done(envelope_id, error)
 
     def _start_ring(self, envelope: pb.Envelope, fds: list[int]) -> None:
         start = envelope.start_ring
@@ -279,7 +295,7 @@ class RingLoop:
         if self._server is None:
             self._answer_stop()
 
-    def _set_call(self, fds: list[int]) -> None:
+    def _set_call(self, envelope: pb.Envelope, fds: list[int]) -> None:
         old = self._ring_fds.pop("call", None)
         new = fds[0] if fds else -1
         if self._server is not None:
@@ -288,6 +304,8 @@ class RingLoop:
             self._ring_fds["call"] = new
         if old is not None:
             os.close(old)
+        if envelope.id:  # an older session process does not ask for an answer
+            self._done(envelope.id)
 
     def _set_log(self, envelope: pb.Envelope, fds: list[int]) -> None:
         error = ""
@@ -316,6 +334,10 @@ class RingLoop:
 
     def _send(self, envelope: pb.Envelope) -> None:
         channel.send(self._sock, envelope)
+
+
+def _mapped(region: pb.Region) -> MappedRegion:
+    return MappedRegion(region.gpa, region.size, region.user_addr, region.mmap_offset)
 
 
 class RingServer:

@@ -126,9 +126,13 @@ class Qemu:
             fe.set_vring_call(queue, self._masked_fd)
         return bases
 
-    def close(self) -> None:
+    def unplug(self) -> None:
+        """Remove the stopped device and keep the connection, as device_del does."""
         os.close(self._masked_fd)
         os.close(self._err_fd)
+
+    def close(self) -> None:
+        self.unplug()
         self.front_end.close()
 
 

@@ -5,14 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from appliance.bounds import UPLINK_MESSAGE_MAX
 from appliance.castore.digest import Digest
 from appliance.castore.directory import DirectoryNode, FileNode, Node, SymlinkNode
 from appliance.errors import VhostError
 from appliance.fuse_proto.init import WANTED_FLAGS
 from appliance.session import device_state
-from appliance.session.grants import Grants, GrantTable
+from appliance.session.grant_table import GrantTable
+from appliance.session.grants import Grants
 from appliance.session.session_memory import SessionMemory
-from appliance.session.uplink import PACKET_MAX
 
 DIGEST = Digest.of(b"x")
 
@@ -88,7 +89,7 @@ def test_parts_are_the_whole_and_fit_a_packet(memory: SessionMemory, table: Gran
     assert [saved for part in parts for saved in part.grants] == list(state.grants)
     assert (parts[0].generation, parts[0].next_base) == (state.generation, state.next_base)
     # The envelope around it takes a few bytes more.
-    assert max(part.ByteSize() for part in parts) < PACKET_MAX - 100
+    assert max(part.ByteSize() for part in parts) < UPLINK_MESSAGE_MAX - 100
 
 
 def test_a_state_is_whole_when_it_has_as_many_bytes_as_it_says(

@@ -75,8 +75,10 @@ class RecordingBackend:
         self.is_closed = False
         self.buffer_fd: int | None = None
 
-    async def add_region(self, region: Region, fd: int) -> None:
+    async def add_region(self, region: Region, fd: int, replaced: Region | None = None) -> None:
         self._own_until_accepted([fd], "add_region", region)
+        if replaced is not None:
+            os.close(self.regions.pop(replaced))
         assert region not in self.regions
         self.regions[region] = fd
 
@@ -151,6 +153,11 @@ class RecordingBackend:
     async def reset(self) -> None:
         self._own_until_accepted([], "reset")
         assert not self.running
+
+    async def begin_again(self) -> None:
+        self._own_until_accepted([], "begin_again")
+        assert not self.running
+        self._close_regions()
 
     async def close(self) -> None:
         assert not self.is_closed

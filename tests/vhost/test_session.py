@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from appliance.bounds import MESSAGE_FDS_MAX
 from appliance.engine import inflight_size
 from appliance.errors import VhostError
 from appliance.vhost._vhost_wire import (
@@ -24,7 +25,7 @@ from appliance.vhost._vhost_wire import (
     unpack_inflight,
     unpack_word,
 )
-from appliance.vhost.requests import MAX_FDS, REQUESTS, RequestRow
+from appliance.vhost.requests import REQUESTS, RequestRow
 from tests.vhost.session_rig import (
     GUEST_FEATURES,
     NO_FD,
@@ -269,19 +270,22 @@ def test_a_memory_table_that_overlaps_itself_changes_nothing() -> None:
 
 
 def test_a_memory_table_may_fill_a_message() -> None:
-    regions = [Region(i << 20, 1 << 20, (1 << 40) + (i << 20), i << 20) for i in range(MAX_FDS)]
+    regions = [
+        Region(i << 20, 1 << 20, (1 << 40) + (i << 20), i << 20) for i in range(MESSAGE_FDS_MAX)
+    ]
     with Rig() as rig:
-        rig.do(RequestNumber.SET_MEM_TABLE, mem_table(regions), MAX_FDS)
+        rig.do(RequestNumber.SET_MEM_TABLE, mem_table(regions), MESSAGE_FDS_MAX)
         assert list(rig.backend.regions) == regions
         more = mem_table([*regions, Region(1 << 30, 4096, 1 << 50, 0)])
-        assert not rig.is_acked(RequestNumber.SET_MEM_TABLE, more, MAX_FDS)
+        assert not rig.is_acked(RequestNumber.SET_MEM_TABLE, more, MESSAGE_FDS_MAX)
 
 
 def test_regions_come_and_go_one_by_one() -> None:
     with Rig() as rig:
         rig.add_memory(REGION)
         rig.add_memory(OTHER)
-        assert not rig.is_acked(RequestNumber.ADD_MEM_REG, add(OTHER), 1)
+        overlapping = OTHER._replace(size=OTHER.size + 1)
+        assert not rig.is_acked(RequestNumber.ADD_MEM_REG, add(overlapping), 1)
         rig.do(RequestNumber.REM_MEM_REG, add(REGION._replace(mmap_offset=0)), 1)
         assert not rig.is_acked(RequestNumber.REM_MEM_REG, add(REGION))
         assert list(rig.backend.regions) == [OTHER]
@@ -423,3 +427,64 @@ def test_every_message_is_one_debug_line(caplog: pytest.LogCaptureFixture) -> No
     assert [record.getMessage() for record in caplog.records] == [
         "received GET_FEATURES need_reply"
     ]
+
+
+# --- A device that comes back on the same connection ---
+
+
+def test_the_same_region_again_replaces_the_one_that_was_there() -> None:
+    with Rig() as rig:
+        rig.negotiate()
+        rig.add_memory()
+        rig.run_ring(1)
+        moved = REGION._replace(mmap_offset=0x200000)
+        rig.add_memory(moved)
+        assert list(rig.backend.regions) == [moved]
+        assert list(rig.backend.running) == [1], "rings in it go on"
+        overlapping = REGION._replace(size=REGION.size * 2)
+        assert not rig.is_acked(RequestNumber.ADD_MEM_REG, add(overlapping), 1)
+        rig.do(RequestNumber.REM_MEM_REG, add(REGION), 0)
+        assert rig.backend.regions == {}
+
+
+def test_a_replacement_that_is_refused_leaves_the_region() -> None:
+    with Rig() as rig:
+        rig.add_memory()
+        rig.backend.refuses = {"add_region"}
+        assert not rig.is_acked(RequestNumber.ADD_MEM_REG, add(REGION), 1)
+        rig.backend.refuses = set()
+        assert rig.is_acked(RequestNumber.REM_MEM_REG, add(REGION))
+
+
+def test_set_owner_again_begins_a_new_session() -> None:
+    with Rig() as rig:
+        features = rig.device.protocol_features & ~ProtocolFeature.INFLIGHT_SHMFD
+        rig.do(RequestNumber.SET_PROTOCOL_FEATURES, word(features))
+        rig.do(RequestNumber.SET_OWNER)
+        rig.negotiate()
+        for round_ in range(3):
+            rig.add_memory()
+            assert rig.run_ring(1).base == 0, "it does not go on where the last one stopped"
+            rig.do(RequestNumber.SET_VRING_CALL, word(1), 1)
+            assert list(rig.backend.running) == [1]
+            rig.do(RequestNumber.SET_OWNER)
+            assert rig.backend.running == {}
+            assert rig.backend.calls.count(("begin_again",)) == round_ + 1
+            assert not rig.is_acked(RequestNumber.REM_MEM_REG, add(REGION)), "memory is gone"
+            # What QEMU negotiates before SET_OWNER stays.
+            wanted = pack_inflight(Inflight(0, 0, 2, 64))
+            assert rig.handle(RequestNumber.GET_INFLIGHT_FD, wanted) == (
+                RequestNumber.GET_INFLIGHT_FD,
+                next(row.failure for row in REQUESTS if row.name == "GET_INFLIGHT_FD"),
+                (),
+            )
+            rig.negotiate()
+
+
+def test_the_first_set_owner_changes_nothing() -> None:
+    with Rig() as rig:
+        rig.negotiate()
+        rig.add_memory()
+        rig.run_ring(1)
+        rig.do(RequestNumber.SET_OWNER)
+        assert list(rig.backend.running) == [1]

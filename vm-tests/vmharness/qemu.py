@@ -44,6 +44,7 @@ def boot(
     lifetime_s: float = 900,
     kernel: Kernel | None = None,
     root: str = "",
+    monitor: Path | None = None,
     disk: Path | None = None,
 ) -> Guest:
     """Boot a guest with these file systems; nothing is mounted yet.
@@ -57,6 +58,8 @@ def boot(
         lifetime_s: until every wait fails.
         kernel: the release's own by default.
         root: the tag of the file system that has the guest's root, if not the initramfs has it.
+        monitor: where to make a socket for `Monitor`. The devices can then be removed and added:
+            each, `device0` and so on, has a port of its own, `port0`, and a chardev, `fs0`.
         disk: an image that becomes /dev/vda, read-only.
     """
     kernel = kernel or qemu_kernel()
@@ -71,6 +74,13 @@ def boot(
         memory_mib=memory_mib,
         root=root,
     )
+    if monitor is not None:
+        words += ["-qmp", f"unix:{_escape(monitor)},server=on,wait=off"]
+        for number in range(len(devices)):
+            device = next(at for at, word in enumerate(words) if f"chardev=fs{number}," in word)
+            words[device] += f",id=device{number},bus=port{number}"
+            port = f"pcie-root-port,id=port{number},chassis={number + 1}"
+            words[device - 1 : device - 1] = ["-device", port]
     if disk is not None:
         words += ["-drive", f"file={_escape(disk)},format=raw,if=virtio,readonly=on"]
     guest = Guest(words, channels, console(directory), lifetime_s)
@@ -123,14 +133,17 @@ def command(
     memory_mib: int = 512,
     root: str = "",
     program: Sequence[str] = ("qemu-system-x86_64",),
+    kernel_words: Sequence[str] = (),
 ) -> list[str]:
     """Return how to start a guest; see `boot`.
 
     Args:
         channel_fd: the guest's end of the agent's channel, which the program inherits.
         program: the command of QEMU, with its first options.
+        kernel_words: more of the kernel's command line.
     """
     root_words = f" root={root} rootfstype=virtiofs" if root else ""
+    more = "".join(f" {word}" for word in kernel_words)
     words = [
         *program,
         "-nodefaults",
@@ -140,7 +153,10 @@ def command(
         *("-object", f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
         *("-machine", "q35,memory-backend=memory", "-m", f"{memory_mib}M"),
         *("-kernel", str(kernel.image), "-initrd", str(initramfs.build(kernel))),
-        *("-append", f"console=ttyS0 quiet panic=-1 rdinit=/init agent={_AGENT_PORT}{root_words}"),
+        *(
+            "-append",
+            f"console=ttyS0 quiet panic=-1 rdinit=/init agent={_AGENT_PORT}{root_words}{more}",
+        ),
         *("-chardev", f"file,id=console,append=on,path={_escape(console(directory))}"),
         *("-serial", "chardev:console"),
         *("-chardev", f"socket,id=agent,fd={channel_fd}"),

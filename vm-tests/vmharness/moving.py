@@ -20,13 +20,14 @@ from vmharness.debian_packages import command_of, unpack
 from vmharness.guest import Guest
 from vmharness.kernel import Kernel, qemu_kernel
 
-_SUITE: Final = os.environ.get("TEST_QEMU_SUITE", "trixie")
+_SUITE: Final = os.environ.get("TEST_QEMU_SUITE", "sid")
 _PACKAGES: Final = ("qemu-system-x86", "qemu-utils", "seabios")
 _START_DEADLINE_S: Final = 60.0
 _BOOT_DEADLINE_S: Final = 240.0
 _MOVE_DEADLINE_S: Final = 300.0
 _LIFETIME_S: Final = 7200.0
 _MEMORY_MIB: Final = 256
+_BYTES_PER_S: Final = 24 << 20
 
 
 class MoveError(Exception):
@@ -80,7 +81,8 @@ class Qmp:
         """
         words = {name.replace("_", "-"): value for name, value in arguments.items()}
         message = {"execute": command, "arguments": words}
-        self._sock.sendall(json.dumps(message).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # seen when it is read
+            self._sock.sendall(json.dumps(message).encode() + b"\n")
         while True:
             answer = self._read()
             if "error" in answer:
@@ -93,7 +95,10 @@ class Qmp:
         self._sock.close()
 
     def _read(self) -> dict[str, Any]:
-        line = self._stream.readline()
+        try:
+            line = self._stream.readline()
+        except ConnectionResetError:
+            line = ""
         if not line:
             raise MoveError("QEMU has ended")
         answer: dict[str, Any] = json.loads(line)
@@ -158,15 +163,17 @@ class MovingGuest:
                 pass_fds=[self._channel.fileno()],
                 start_new_session=True,
             )
-        try:
+        with contextlib.ExitStack() as started:
+            started.callback(process.wait)
+            started.callback(process.kill)
             target = Qmp(self._qmp_path, process)
+            started.callback(target.close)
+            # So slow that back ends write to many pages that were copied already.
+            self.qmp.ask("migrate-set-parameters", max_bandwidth=_BYTES_PER_S)
             self.qmp.ask("migrate", uri=f"unix:{channel}")
             self._wait_for_migration()
             _wait_for_status(target, "running")
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
+            started.pop_all()
         self._end_source()
         self.guest.moved_to(process, words)
         self.qmp = target
@@ -195,6 +202,9 @@ class MovingGuest:
             channel_fd,
             memory_mib=_MEMORY_MIB,
             program=self._program,
+            # Or the guest itself would write to each page just before a back end reads into it, and
+            # QEMU would copy it again in any case.
+            kernel_words=["init_on_alloc=0"],
         )
         words += ["-qmp", f"unix:{self._qmp_path},server=on,wait=off"]
         if self._disk is not None:

@@ -133,14 +133,17 @@ def command(
     memory_mib: int = 512,
     root: str = "",
     program: Sequence[str] = ("qemu-system-x86_64",),
+    kernel_words: Sequence[str] = (),
 ) -> list[str]:
     """Return how to start a guest; see `boot`.
 
     Args:
         channel_fd: the guest's end of the agent's channel, which the program inherits.
         program: the command of QEMU, with its first options.
+        kernel_words: more of the kernel's command line.
     """
     root_words = f" root={root} rootfstype=virtiofs" if root else ""
+    more = "".join(f" {word}" for word in kernel_words)
     words = [
         *program,
         "-nodefaults",
@@ -150,7 +153,10 @@ def command(
         *("-object", f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
         *("-machine", "q35,memory-backend=memory", "-m", f"{memory_mib}M"),
         *("-kernel", str(kernel.image), "-initrd", str(initramfs.build(kernel))),
-        *("-append", f"console=ttyS0 quiet panic=-1 rdinit=/init agent={_AGENT_PORT}{root_words}"),
+        *(
+            "-append",
+            f"console=ttyS0 quiet panic=-1 rdinit=/init agent={_AGENT_PORT}{root_words}{more}",
+        ),
         *("-chardev", f"file,id=console,append=on,path={_escape(console(directory))}"),
         *("-serial", "chardev:console"),
         *("-chardev", f"socket,id=agent,fd={channel_fd}"),

@@ -12,7 +12,12 @@
 #   make test-deb           the same, installed, upgraded and removed in a new Debian 12 that boots
 #                           with systemd; needs root, debootstrap and a Debian mirror
 #   make long-cut           the tests of links between hosts, with a link that is cut for a minute
-#   make storm              guests whose supervisor is killed 100 times while they read
+#   make device-again       a device that QEMU removes and adds again 20 times
+#   make migrate            guests that read move between two QEMUs and two supervisors, 20 times back
+#                           and forth, and are saved and loaded; downloads a newer QEMU
+#   make storm              guests whose supervisor is killed 100 times while they read, and 1,000
+#                           kills of session processes and workers at random
+#   make kill-publishers    an import into an object store that is killed at 200 moments
 #   make fuzz [SECONDS=600] [SEED=n]   all fuzzers: of the C code, of FUSE requests, of vhost-user messages
 #   make soak-gc            random histories of a store with garbage collection, and kills of its
 #                           processes, for more than an hour
@@ -28,7 +33,7 @@ WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_fastcdc.c cffi_
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
-.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut storm fuzz soak-gc protos clean packages-venv packages-demo packages-test
+.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut device-again migrate storm kill-publishers fuzz soak-gc protos clean packages-venv packages-demo packages-test
 .DELETE_ON_ERROR:
 
 venv: packages-venv $(INSTALLED)
@@ -93,8 +98,19 @@ test-deb: packages-test $(INSTALLED)
 long-cut: packages-test $(INSTALLED)
 	TEST_CUT_S=60 $(BIN)/python -m pytest tests/remote/test_links.py $(ARGS)
 
+device-again: packages-test $(INSTALLED)
+	TEST_DEVICE_ROUNDS=20 $(BIN)/python -m pytest vm-tests/test_guest_device_again.py $(ARGS)
+
+# its name keeps it out of `make test`, as it takes minutes
+migrate: packages-test $(INSTALLED)
+	$(BIN)/python -m pytest vm-tests/migration.py $(ARGS)
+
 storm: packages-test $(INSTALLED)
 	TEST_SUPERVISOR_KILLS=100 $(BIN)/python -m pytest vm-tests/test_guest_crash.py -k again_and_again $(ARGS)
+	TEST_RANDOM_KILLS=1000 $(BIN)/python -m pytest tests/supervisor/test_storm.py $(ARGS)
+
+kill-publishers: packages-test $(INSTALLED)
+	TEST_PUBLISHER_KILLS=200 $(BIN)/python -m pytest tests/remote/test_publisher_kills.py $(ARGS)
 
 # prints the seed of each round, and at the end which lines of C all rounds together have reached
 fuzz: packages-test $(INSTALLED)

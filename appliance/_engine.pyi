@@ -1,4 +1,5 @@
-# The typed face of the C extension: mirrors engine.h and answers.h, as far as they are used.
+# The typed face of the C extension: mirrors engine.h, answers.h and dirty_log.h, as far as they are
+# used.
 
 from collections.abc import Iterable, Sequence
 from mmap import mmap
@@ -32,6 +33,7 @@ class EngRing(CData):
     call_fd: int
     call_kind: int
     last_avail: int
+    used_idx: int
     in_flight: int
     fault: int
     fault_head: int
@@ -185,6 +187,10 @@ class _Lib(Protocol):
         size: int,
         /,
     ) -> int: ...
+    def eng_log_guest(self, log: CData, log_size: int, gpa: int, size: int, /) -> int: ...
+    def eng_log_slot(
+        self, log: CData, log_size: int, ring: EngRing, slot: int, offset: int, size: int, /
+    ) -> int: ...
     ENG_META: int
     ENG_BLOBS: int
     ENG_DIRECTORIES: int
@@ -245,6 +251,7 @@ class _Lib(Protocol):
         wait: EngWait,
         /,
     ) -> int: ...
+    def eng_note_refusals(self, shared: CData, /) -> int: ...
     def eng_serve_device(
         self, answers: EngAnswers, fd: int, request: CData, size: int, /
     ) -> int: ...

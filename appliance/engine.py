@@ -10,7 +10,7 @@ import os
 import stat
 from mmap import PAGESIZE
 from struct import Struct
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, NoReturn, Protocol
 
 from appliance._engine import ffi, lib
 from appliance.errors import RingError, VhostError
@@ -186,6 +186,22 @@ def _signal_kind(fd: int) -> int:
     return lib.ENG_SIGNAL_NONBLOCKING if is_nonblocking else lib.ENG_SIGNAL_POLLED
 
 
+class WriteLog(Protocol):
+    """Told what a ring has written to guest memory, right after each write."""
+
+    def replied(self, ring: "EngRing", slot: int, offset: int, size: int) -> None:
+        """Note `size` bytes of the writable part of a chain, from byte `offset` on."""
+
+    def completed(self, ring: "EngRing") -> None:
+        """Note the used ring's newest entry, and its index."""
+
+    def suppressed(self, ring: "EngRing") -> None:
+        """Note that the guest may have been told not to kick."""
+
+    def armed(self, ring: "EngRing") -> None:
+        """Note that the guest was asked for a kick."""
+
+
 class Ring:
     """The device side of one split virtqueue; owns no descriptor.
 
@@ -202,6 +218,8 @@ class Ring:
 
     recovered: list[int]
     """Heads that an earlier process popped and did not return, oldest first, to be loaded."""
+    log: WriteLog | None = None
+    """Told of each write of the methods here, but not of those in C loops (`cdata`)."""
 
     def __init__(
         self,
@@ -251,7 +269,7 @@ class Ring:
         found = _new_uncleared("struct eng_recovered[]", num)
         self._ring.recovered = found
         try:
-            self._check(lib.eng_ring_start(self._ring, base))
+            self.check(lib.eng_ring_start(self._ring, base))
         except RingError:
             self.close()
             raise
@@ -294,10 +312,6 @@ class Ring:
         if status < 0:
             self._raise(-status)
 
-    def _check(self, status: int) -> None:
-        if status:
-            self._raise(-status)
-
     def _raise(self, code: int) -> NoReturn:
         if code in _MISUSES:
             raise ValueError(_MISUSES[code])
@@ -327,6 +341,8 @@ class Ring:
         count = lib.eng_ring_pop(self._ring, limit)
         if count < 0:
             self._raise(-count)
+        if self.log is not None and count:
+            self.log.suppressed(self._ring)
         return count
 
     def load(self, head: int) -> None:
@@ -335,7 +351,7 @@ class Ring:
         Raises:
             RingError: the guest broke a rule of the ring.
         """
-        self._check(lib.eng_ring_load(self._ring, head))
+        self.check(lib.eng_ring_load(self._ring, head))
 
     def request(self, slot: int) -> memoryview:
         """Return a private copy of the first REQUEST_MAX readable bytes.
@@ -358,13 +374,12 @@ class Ring:
 
     def write(self, slot: int, offset: int, data: bytes | memoryview) -> None:
         """Write `data` to the writable part from byte `offset` on."""
-        if type(data) is bytes:
-            status = lib.eng_slot_write(self._ring, slot, offset, data, len(data))
-        else:
-            source = _from_buffer(data)
-            status = lib.eng_slot_write(self._ring, slot, offset, source, len(source))
+        source = data if type(data) is bytes else _from_buffer(data)
+        status = lib.eng_slot_write(self._ring, slot, offset, source, len(source))
         if status:
             self._raise(-status)
+        if self.log is not None:
+            self.log.replied(self._ring, slot, offset, len(source))
 
     def read_file(self, slot: int, offset: int, fd: int, file_offset: int, size: int) -> int:
         """Read `size` bytes of a file into the writable part from byte `offset` on.
@@ -378,6 +393,8 @@ class Ring:
         if offset < 0 or size < 0 or offset + size > self._writable[slot]:
             raise ValueError(_MISUSES[lib.ENG_EBOUNDS])
         count = lib.eng_slot_read_file(self._ring, slot, offset, fd, file_offset, size)
+        if self.log is not None:
+            self.log.replied(self._ring, slot, offset, size if count < 0 else count)
         if count < 0:
             raise OSError(-count, os.strerror(-count))
         return count
@@ -387,6 +404,8 @@ class Ring:
         status = lib.eng_ring_complete(self._ring, slot, length)
         if status:
             self._raise(-status)
+        if self.log is not None:
+            self.log.completed(self._ring)
 
     def signal(self) -> None:
         """Signal the guest once if it asks for that at any chain completed since the last call.
@@ -402,6 +421,8 @@ class Ring:
         status = lib.eng_ring_arm(self._ring)
         if status < 0:
             self._raise(-status)
+        if self.log is not None:
+            self.log.armed(self._ring)
         return status > 0
 
     def translate(self) -> None:
@@ -410,7 +431,7 @@ class Ring:
         Raises:
             RingError: an area of the ring is not in guest memory any more.
         """
-        self._check(lib.eng_ring_translate(self._ring))
+        self.check(lib.eng_ring_translate(self._ring))
 
     def set_call(self, fd: int) -> None:
         """Signal `fd` from now on, and also now, as a signal to the old one may be lost."""

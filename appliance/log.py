@@ -5,8 +5,8 @@ If stderr is the journal of systemd, each line begins with its priority (sd-daem
 Guests, front-ends and clients could fill the log by repeating what causes an event. So events are
 counted by kind. A kind is a source (a socket, a worker's queue or a peer, see `set_log_source`)
 together with the place in the code that logs the event, whatever its text is. For each kind,
-`BURST` lines a minute are written. Further events are only counted. The count is written when the
-minute is over and something else is logged, or when the process ends.
+`LOG_LINES_MAX` lines a minute are written. Further events are only counted. The count is written
+when the minute is over and something else is logged, or when the process ends.
 
 The counts are in a table of fixed size, in memory that forked processes share. So a guest gets no
 more lines by having several workers or by making them restart. If the table has no room for another
@@ -25,8 +25,9 @@ from contextvars import ContextVar
 from io import TextIOWrapper
 from typing import Final, NamedTuple
 
-# Lines of one kind that are written in a minute, and that minute in nanoseconds.
-BURST: Final = 10
+from appliance.bounds import LOG_KINDS_MAX, LOG_LINES_MAX
+
+# The minute in which up to LOG_LINES_MAX lines of one kind are written, in nanoseconds.
 WINDOW_NS: Final = 60_000_000_000
 _STDERR_FILENO: Final = 2
 # Characters of a message and of a traceback that are written.
@@ -34,8 +35,8 @@ _TEXT_MAX: Final = 2000
 _TRACEBACK_MAX: Final = 10_000
 
 # The table has buckets of rows. The hash of a kind selects the bucket that its row is in.
-_NUM_BUCKETS: Final = 128
 _BUCKET_ROWS: Final = 8
+_NUM_BUCKETS: Final = LOG_KINDS_MAX // _BUCKET_ROWS
 # The cells of a row: the hash of the kind, the end of its minute in nanoseconds, and the numbers of
 # events written and dropped in that minute.
 _KEY, _END, _WRITTEN, _DROPPED = range(4)
@@ -78,7 +79,7 @@ class CountTable:
     """The counts of all kinds, in memory that is shared with processes forked later.
 
     There is no lock: processes that log events of one kind at the same time may write one line more
-    than `BURST`.
+    than `LOG_LINES_MAX`.
     """
 
     def __init__(self) -> None:
@@ -102,11 +103,12 @@ class CountTable:
             cells[row + _KEY] = key
             cells[row + _END] = now_ns + WINDOW_NS
             cells[row + _WRITTEN] = cells[row + _DROPPED] = 0
-        if cells[row + _WRITTEN] >= BURST:
+        if cells[row + _WRITTEN] >= LOG_LINES_MAX:
             cells[row + _DROPPED] = (cells[row + _DROPPED] + 1) & _CELL_MASK
             return Counts(is_written=False, is_last=False, num_dropped=0)
         num_written = cells[row + _WRITTEN] = cells[row + _WRITTEN] + 1
-        return Counts(is_written=True, is_last=num_written == BURST, num_dropped=num_dropped)
+        is_last = num_written == LOG_LINES_MAX
+        return Counts(is_written=True, is_last=is_last, num_dropped=num_dropped)
 
     def take_dropped(self, kind: int, now_ns: int) -> int | None:
         """Return the number of dropped events of `kind`, and reset it.

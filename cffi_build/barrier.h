@@ -1,6 +1,6 @@
 /*
  * Loads, stores and fences for memory that a guest or a front-end uses meanwhile: all memory orders
- * are here.
+ * are here, but for that of the dirty log.
  */
 #ifndef BARRIER_H
 #define BARRIER_H

@@ -21,11 +21,14 @@ static struct vring_desc desc_make(uint64_t bits, int is_racing)
 	desc.flags = kind & 0x20 ? VRING_DESC_F_WRITE : 0;
 	if (kind & 0x40)
 		desc.flags |= VRING_DESC_F_NEXT;
-	desc.next = (uint16_t)((bits >> 48) % (kind == 1 ? 20u : WORLD_NUM));
+	desc.next = (uint16_t)((bits >> 48) % WORLD_NUM);
 	if (kind % 16 == 2) {
 		desc.addr = WORLD_TABLES + (bits >> 8) % WORLD_TABLES_NUM * 16 * WORLD_TABLE_DESCS;
 		desc.len = 16 * (1 + (uint32_t)(bits >> 24) % WORLD_TABLE_DESCS);
 		desc.flags = VRING_DESC_F_INDIRECT | (kind == 0x72 ? VRING_DESC_F_NEXT : 0);
+	} else if (kind % 16 == 1) {	/* where the table ends */
+		desc.flags |= VRING_DESC_F_NEXT;
+		desc.next = (uint16_t)(WORLD_NUM - 1 + (bits >> 48) % 3);
 	} else if (kind == 3) {
 		desc.len = 0x8000u << (bits >> 56) % 17;
 	} else if (kind == 4) {
@@ -35,8 +38,10 @@ static struct vring_desc desc_make(uint64_t bits, int is_racing)
 		desc.addr = WORLD_EDGE - (bits >> 8 & 0x3f);
 		if (kind & 0x80)
 			desc.addr = WORLD_DESC + (bits >> 8 & 0xfff);
-		if ((kind & 0x90) == 0x90)
+		if (kind & 0x10) {
 			desc.flags = VRING_DESC_F_INDIRECT;
+			desc.len &= ~15u;
+		}
 		if ((kind & 0x98) == 0x98)
 			desc.len = (uint32_t)(bits >> 8);
 	}
@@ -57,6 +62,12 @@ void change_record(struct world *world, uint64_t bits)
 	uint8_t *record = (uint8_t *)world->record;
 	uint64_t at = 16 + (bits >> 8 & 0xffff) % (WORLD_RECORD_SIZE - 16);
 
+	/* The head of the last batch, and the index of the used ring then. */
+	if ((bits & 0xf0) == 0x10) {
+		world->record->last_batch_head = (uint16_t)((bits >> 8) % (WORLD_NUM + 1));
+		world->record->used_idx -= (uint16_t)((bits >> 16) % 4);
+		return;
+	}
 	if ((bits & 0xf0) == 0)
 		at = (bits >> 8) % 16;
 	__atomic_store_n(&record[at], (uint8_t)(bits >> 32 & (bits & 0x80 ? 0xffu : 3u)),

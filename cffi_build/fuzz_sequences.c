@@ -10,6 +10,8 @@
  */
 #define _GNU_SOURCE
 #include "fuzz_changes.h"
+#include "fuzz_log.h"
+#include "fuzz_model.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -34,8 +36,6 @@ struct sequence {
 };
 
 static unsigned long popped, completed, recovered, broken, raced;
-
-/* --- Meanwhile --- */
 
 static void *race(void *argument)
 {
@@ -92,6 +92,8 @@ static void pop(struct sequence *it)
 		return;
 	}
 	it->slots_num = 0;
+	if (!it->is_racing && world_is_plain(&it->world))
+		model_check_pop(&it->world, before, limit, num);
 	if (num < 0) {
 		broken++;
 		MUST(ring->fault == (uint32_t)-num && eng_ring_pop(ring, limit) == -ENG_EBROKEN);
@@ -124,6 +126,8 @@ static void load(struct sequence *it)
 		MUST(ring->fault == (uint32_t)-status);
 	else
 		got_slots(it, 1);
+	if (!it->is_racing && world_is_plain(&it->world))
+		MUST(model_chain_at(&it->world, head).code == -status);
 }
 
 /* What a call on a slot must return before it does anything. */
@@ -141,20 +145,22 @@ static int is_outside(const struct eng_ring *ring, uint32_t slot, uint64_t offse
 	return offset > ring->writable_len[slot] || size > ring->writable_len[slot] - offset;
 }
 
+/* Most often, a number of bytes that the slot has room for, or nearly so. */
 static uint64_t some_size(struct sequence *it, uint32_t slot)
 {
 	uint64_t choice = input_take(&it->input, 1);
+	uint64_t room = it->world.ring.writable_len[slot % ENG_SLOTS_MAX];
 
-	if (choice & 0x80 && slot < ENG_SLOTS_MAX)
-		return it->world.ring.writable_len[slot] + (choice & 3) - 1;
-	return choice == 1 ? UINT64_MAX - 2 : choice * 7;
+	if (choice & 0x80)
+		return room + (choice & 3) - 1;
+	return choice == 1 ? UINT64_MAX - 2 : choice * 7 % (room + 1);
 }
 
 static void write_slot(struct sequence *it)
 {
 	struct eng_ring *ring = &it->world.ring;
 	uint32_t slot = (uint32_t)input_take(&it->input, 1) % (it->slots_num + 1);
-	uint64_t offset = some_size(it, it->slots_num + 1);
+	uint64_t offset = some_size(it, slot) / 2;
 	uint64_t size = some_size(it, slot);
 	int wanted = expected_of_slot(it, slot);
 	uint8_t *data;
@@ -165,6 +171,8 @@ static void write_slot(struct sequence *it)
 	memset(data, WORLD_SOURCE_BYTE, wanted ? 1 : size);
 	MUST(eng_slot_write(ring, slot, offset, data, size) == wanted);
 	free(data);
+	if (!wanted)
+		log_slot(&it->world, slot, offset, size, input_take(&it->input, 1) % 20);
 	check_writes(it);
 }
 
@@ -172,7 +180,7 @@ static void read_file(struct sequence *it)
 {
 	struct eng_ring *ring = &it->world.ring;
 	uint32_t slot = (uint32_t)input_take(&it->input, 1) % (it->slots_num + 1);
-	uint64_t offset = some_size(it, it->slots_num + 1);
+	uint64_t offset = some_size(it, slot) / 2;
 	uint64_t size = some_size(it, slot);
 	int64_t from = (int64_t)input_take(&it->input, 2) % (WORLD_SOURCE_SIZE + 9);
 	int64_t left = from < WORLD_SOURCE_SIZE ? WORLD_SOURCE_SIZE - from : 0;
@@ -317,6 +325,8 @@ static void choose_ring(struct sequence *it, uint64_t choice, uint64_t modes)
 		uint64_t *addr[3] = { &ring->desc_addr, &ring->avail_addr, &ring->used_addr };
 
 		*addr[number % 3] = WORLD_PLACE[number >> 2 & 3].user_addr + 4 * (number >> 4);
+		if (choice & 0x80)	/* the end of a region is in the ring */
+			*addr[number % 3] += (WORLD_PLACE[number >> 2 & 3].size - 0xa0) & ~(uint64_t)15;
 		if (choice & 0x40)
 			*addr[number % 3] = WORLD_PLACE[5].user_addr + (number & 0xfc);
 	}
@@ -362,13 +372,15 @@ static void call(struct sequence *it, uint64_t modes)
 	case 0: case 1: case 2:
 		for (uint32_t i = 0; !it->is_racing && i < 6; i++)
 			change(&it->world, input_take(&it->input, 8), 0);
-		break;
-	case 3: case 4:
-		pop(it);
-		break;
-	case 5:
+		if (!it->is_racing)
+			break;
+		/* fall through */
+	case 3:
 		pop(it);
 		complete_all(it);
+		break;
+	case 4: case 5:
+		pop(it);
 		break;
 	case 6: case 7:
 		write_slot(it);
@@ -402,10 +414,9 @@ static void call(struct sequence *it, uint64_t modes)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static struct sequence it;
-	uint64_t modes;
+	uint64_t modes = size ? data[0] : 0;
 
-	it.input = (struct input){ .data = data, .left = size };
-	modes = input_take(&it.input, 1);
+	it.input = (struct input){ .data = data + !!size, .left = size - !!size };
 	it.is_racing = modes & IS_RACING;
 	it.is_stopping = 0;
 	it.random = input_take(&it.input, 8) | 1;

@@ -5,8 +5,11 @@ begins first, and the quick files fill the end.
 """
 
 import os
+from collections.abc import Iterator
 
 import pytest
+
+from tests.fakes.s3_server import S3Server
 
 
 def pytest_report_header() -> str:
@@ -17,6 +20,14 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     is_one_of_several = hasattr(config, "workerinput")
     items.sort(key=lambda item: (_has(item, "vm"), _has(item, "slow")), reverse=is_one_of_several)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Return a server that speaks S3, with the bucket `contracts`."""
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        server.make_bucket("contracts")
+        yield server
 
 
 def _has(item: pytest.Item, marker: str) -> bool:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from appliance import log
-from appliance.log import BURST, WINDOW_NS, CountTable, configure_logging, set_log_source
+from appliance.bounds import LOG_LINES_MAX
+from appliance.log import WINDOW_NS, CountTable, configure_logging, set_log_source
 
 LOG = logging.getLogger("appliance.tests")
 CAPACITY = log._NUM_BUCKETS * log._BUCKET_ROWS
@@ -76,32 +77,33 @@ def test_of_a_flood_a_burst_is_written_and_the_rest_counted(lines: Lines, clock:
     start = f"WARNING appliance.tests[{os.getpid()}]: "
     hint = " (more like this are counted for a minute)"
     assert lines() == [
-        f"{start}complaint {number}{hint * (number == BURST - 1)}" for number in range(BURST)
+        f"{start}complaint {number}{hint * (number == LOG_LINES_MAX - 1)}"
+        for number in range(LOG_LINES_MAX)
     ]
     clock.now_ns += WINDOW_NS
     complain(1000)
     assert lines() == [
-        f"{start}{1000 - BURST} more like this within a minute: complaint {BURST}",
+        f"{start}{1000 - LOG_LINES_MAX} more like this within a minute: complaint {LOG_LINES_MAX}",
         f"{start}complaint 1000",
     ]
 
 
 def test_the_count_is_told_when_anything_else_is_logged_later(lines: Lines, clock: Clock) -> None:
-    for number in range(BURST + 5):
+    for number in range(LOG_LINES_MAX + 5):
         complain(number)
     LOG.error("something else")
     assert not [line for line in lines() if "5 more" in line]
     clock.now_ns += WINDOW_NS
     LOG.error("something else")
     count, _line = lines()
-    assert count.endswith(f": 5 more like this within a minute: complaint {BURST}")
+    assert count.endswith(f": 5 more like this within a minute: complaint {LOG_LINES_MAX}")
 
 
 def test_the_count_is_told_at_the_end(lines: Lines) -> None:
-    for number in range(BURST + 5):
+    for number in range(LOG_LINES_MAX + 5):
         complain(number)
     logging.getLogger().handlers[0].close()
-    assert f"5 more like this within a minute: complaint {BURST}" in lines()[-1]
+    assert f"5 more like this within a minute: complaint {LOG_LINES_MAX}" in lines()[-1]
 
 
 def test_a_flood_from_one_source_hides_no_other_ones_events(lines: Lines) -> None:
@@ -121,12 +123,12 @@ def test_a_flood_from_one_source_hides_no_other_ones_events(lines: Lines) -> Non
 def test_any_number_of_sources_has_a_bounded_number_of_lines(lines: Lines) -> None:
     for number in range(5 * CAPACITY):
         set_log_source(f"peer {number}")
-        for _ in range(BURST + 1):
+        for _ in range(LOG_LINES_MAX + 1):
             complain(number)
     handler = logging.getLogger().handlers[0]
     assert isinstance(handler, log._LimitedHandler)
     assert len(handler._unreported) <= log._UNREPORTED_MAX
-    assert len(lines()) <= CAPACITY * BURST
+    assert len(lines()) <= CAPACITY * LOG_LINES_MAX
 
 
 def test_what_is_over_makes_room(clock: Clock) -> None:
@@ -148,7 +150,7 @@ def test_a_table_of_nonsense_is_no_error(clock: Clock) -> None:
 
 
 def test_processes_forked_later_share_the_counts(lines: Lines) -> None:
-    for number in range(BURST - 1):
+    for number in range(LOG_LINES_MAX - 1):
         complain(number)
     lines()
     reader, writer = os.pipe()
@@ -166,10 +168,10 @@ def test_processes_forked_later_share_the_counts(lines: Lines) -> None:
 
 def test_who_asks_for_debug_events_gets_all(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = capture(monkeypatch, "DEBUG")
-    for number in range(10 * BURST):
+    for number in range(10 * LOG_LINES_MAX):
         LOG.debug("detail %d", number)
         complain(number)
-    assert len(lines()) == 20 * BURST
+    assert len(lines()) == 20 * LOG_LINES_MAX
 
 
 def test_json_events_name_their_source_and_what_was_raised(

@@ -26,7 +26,22 @@ EXAMPLES: Final[dict[str, tuple[Example, ...]]] = {
             "Serve the host's store to virtual machines on two sockets:",
             "appliance virtiofs --socket-path=/run/vm1.sock --socket-path=/run/vm2.sock",
         ),
+        Example(
+            "Serve it to virtual machines that `appliance attach` names while it runs:",
+            "appliance virtiofs --listen-dir=/run/appliance-virtiofs",
+        ),
+        Example(
+            "Serve what a bucket has, with a cache on this host:",
+            "appliance virtiofs --store objectstore+s3://bucket/store /run/vm1.sock",
+        ),
     ),
+    "attach": (
+        Example(
+            "Let the virtual machine web1, of the group kvm, have the view web:",
+            "appliance attach --view=web --socket-group=kvm web1",
+        ),
+    ),
+    "detach": (Example("End its session and remove its socket:", "appliance detach web1"),),
     "mount": (
         Example(
             "Mount the store, with its root listed, for all users:",
@@ -78,6 +93,10 @@ EXAMPLES: Final[dict[str, tuple[Example, ...]]] = {
         Example(
             "Copy it from a binary cache:",
             "appliance copy -r --from https://cache.nixos.org --trusted-public-keys KEYS PATH",
+        ),
+        Example(
+            "Publish a closure of the store in a bucket:",
+            "appliance copy --to objectstore+s3://bucket/store?region=eu-central-1 PATH",
         ),
     ),
     "verify": (

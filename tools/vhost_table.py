@@ -35,6 +35,10 @@ _CONFIG: Final = Struct("Config", "VhostUserConfig", "offset:I size:I flags:I")
 _INFLIGHT: Final = Struct(
     "Inflight", "VhostUserInflight", "mmap_size:Q mmap_offset:Q num_queues:H queue_size:H 4x"
 )
+_LOG: Final = Struct("Log", "VhostUserLog", "mmap_size:Q mmap_offset:Q")
+_STATE_TRANSFER: Final = Struct(
+    "StateTransfer", "VhostUserTransferDeviceState", "direction:I phase:I"
+)
 # VIRTIO 1.3, 5.11.4 (File System Device: configuration layout).
 _FS_CONFIG: Final = Struct("FsConfig", "virtio_fs_config", "tag:36s num_request_queues:I")
 
@@ -48,6 +52,8 @@ STRUCTS: Final = (
     _MEM_REG,
     _CONFIG,
     _INFLIGHT,
+    _LOG,
+    _STATE_TRANSFER,
     _FS_CONFIG,
 )
 
@@ -56,8 +62,13 @@ STRUCTS: Final = (
 ENUMS: Final = (
     Enum("RequestNumber", {row.name: row.number for row in REQUESTS}),
     Flags("HeaderFlag", {"VERSION_1": 0x1, "REPLY": 0x4, "NEED_REPLY": 0x8}),
-    # The low byte of the payload of SET_VRING_KICK, _CALL and _ERR is the number of the vring.
+    # The low byte of the payload of SET_VRING_KICK, _CALL and _ERR is the number of the vring; that
+    # of the reply to SET_DEVICE_STATE_FD is an error.
     Flags("VringFd", {"NONE": 0x100}),
+    # VringAddr.flags.
+    Flags("VringFlag", {"LOG": 0x1}),
+    Enum("StateDirection", {"SAVE": 0, "LOAD": 1}),
+    Enum("StatePhase", {"STOPPED": 0}),
     Flags(
         "VirtioFeature",
         {

@@ -16,10 +16,12 @@ from appliance.cli.options import (
     add_service_options,
     progress_form,
     service_addresses,
+    target_addresses,
 )
 from appliance.cli.output import print_json, write_line
 from appliance.cli.terminal import progress_line
 from appliance.errors import ApplianceError, ConfigError, PathInfoError
+from appliance.services.addresses import ServiceAddresses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 # In place of the name of a file.
 STANDARD_INPUT: Final = "-"
 
+# The Nix store, by its database.
+_THIS_MACHINE: Final = "local"
 _ATTRIBUTES_VARIABLE: Final = "NIX_ATTRS_JSON_FILE"
 _MEGABYTE: Final = 1_000_000
 
@@ -98,10 +102,17 @@ def _add_source_options(command: argparse.ArgumentParser) -> None:
         "--from",
         dest="source",
         metavar="SOURCE",
-        default="local",
         help="copy from: local (the Nix store of this machine, by its database), local?root=DIR "
         "(the one below DIR), file:///DIR or http(s)://HOST (a binary cache, optionally with "
-        "?trusted-public-keys=KEYS), or the URI of another store (default: local)",
+        "?trusted-public-keys=KEYS), or the URI of another store (default: local, or with --to "
+        "the store)",
+    )
+    source.add_argument(
+        "--to",
+        dest="copy_target",
+        metavar="URI",
+        help="copy into the store at this address in place of --store; from another store, the "
+        "closures of the paths, and of their contents what is not there",
     )
     add_trusted_keys_option(
         source,
@@ -129,10 +140,17 @@ def add_dialect_option(command: argparse.ArgumentParser) -> None:
 def _run_copy(options: argparse.Namespace) -> None:
     from appliance.copier.source_address import parse_source
 
-    try:
-        source = parse_source(options.source)
-    except ConfigError as exc:
-        raise ConfigError(f"--from {exc}") from exc
+    if options.copy_target is not None and options.source is None:
+        source: SourceAddress = service_addresses(options)
+    else:
+        options.source = options.source or _THIS_MACHINE
+        try:
+            source = parse_source(options.source)
+        except ConfigError as exc:
+            raise ConfigError(f"--from {exc}") from exc
+    if options.copy_target is not None and isinstance(source, ServiceAddresses):
+        _copy_between(options, source)
+        return
     run = _Copy(options, source)
     if options.export is not None:
         _check_alone(options, "--import")
@@ -145,6 +163,22 @@ def _run_copy(options: argparse.Namespace) -> None:
         return
     paths = _given_paths(options, source)
     run.run(lambda target: run.copied(target, paths, None))
+
+
+def _copy_between(options: argparse.Namespace, source: ServiceAddresses) -> None:
+    from appliance.cli.store_copy_command import copy_between
+
+    for option, is_given in (
+        ("--import", options.export is not None),
+        ("--path-info-json", options.path_info_json is not None),
+    ):
+        if is_given:
+            raise ConfigError(f"{option}: cannot be combined with --to from another store")
+    copy_between(options, source, _target(options), _given_paths(options, source))
+
+
+def _target(options: argparse.Namespace) -> ServiceAddresses:
+    return service_addresses(options) if options.copy_target is None else target_addresses(options)
 
 
 class _Copy:
@@ -177,7 +211,7 @@ class _Copy:
         cause = None
         with self._stack as stack:
             self._line = stack.enter_context(progress_line(progress_form(self._options)))
-            addresses = service_addresses(self._options)
+            addresses = _target(self._options)
             target = stack.enter_context(open_target(addresses, dialect, self._stores))
             try:
                 # Closed before the target, because the threads of the copy use that.

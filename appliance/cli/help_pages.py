@@ -25,7 +25,7 @@ _NAMES_INDENT: Final = " " * 6
 _OTHER_TITLE: Final = "other"
 _GROUPS: Final = {
     "serve a store: to virtual machines, on this machine, over gRPC, to Nix": (
-        *("virtiofs", "mount", "daemon", "http"),
+        *("virtiofs", "attach", "detach", "mount", "daemon", "http"),
     ),
     "fill it: from files, from Nix and other stores, from archives": (
         *("import", "copy", "import-nar"),

@@ -37,8 +37,12 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
     store = parser.add_argument_group(
         "store",
         "A URI is lmdb:///DIR (a directory of this machine), grpc+unix:/SOCKET, "
-        "grpc+http://HOST:PORT, grpc+https://HOST:PORT, or memory: (empty at first, and gone when "
-        "the command ends). Behind the address of a service, ?wait-connect=1 connects at once; for "
+        "grpc+http://HOST:PORT, grpc+https://HOST:PORT, objectstore+s3://BUCKET/PREFIX (or gs, az "
+        "in place of s3), objectstore+https://HOST/PREFIX (which can only be read), "
+        "objectstore+file:///DIR, or memory: (empty at first, and gone when the command ends). "
+        "Options of an object store follow a question mark, such as region=NAME and endpoint=URL, "
+        "or are in the variables of its vendor's tools, such as AWS_ACCESS_KEY_ID. Behind the "
+        "address of a gRPC service, ?wait-connect=1 connects at once; for "
         "grpc+https, tls-ca-cert-path=FILE, tls-client-cert-path=FILE and tls-client-key-path=FILE "
         "name what is trusted and what is shown (parameters are joined by &).",
     )
@@ -132,6 +136,21 @@ def service_addresses(
     return ServiceAddresses(*(_address(kind, options, environ) for kind in _KINDS))
 
 
+def target_addresses(options: argparse.Namespace) -> ServiceAddresses:
+    """Return the addresses of the three services in the one store that --to names.
+
+    Raises:
+        ConfigError: it is not valid.
+    """
+    try:
+        address = parse_service_uri(options.copy_target)
+    except ConfigError as exc:
+        raise ConfigError(f"--to: {exc}") from exc
+    if isinstance(address, LmdbAddress):
+        _checked_directory(f"--to {options.copy_target}", address.path)
+    return ServiceAddresses(address, address, address)
+
+
 def environments(options: argparse.Namespace) -> list[Path]:
     """Return the directories of all LMDB environments that a command with `options` may open.
 
@@ -142,7 +161,10 @@ def environments(options: argparse.Namespace) -> list[Path]:
     if not hasattr(options, "blob_service_addr"):
         return []
     addresses = service_addresses(options)
-    found = {address.path for address in addresses if isinstance(address, LmdbAddress)}
+    opened = [*addresses]
+    if getattr(options, "copy_target", None) is not None:
+        opened += target_addresses(options)
+    found = {address.path for address in opened if isinstance(address, LmdbAddress)}
     if hasattr(options, "state_dir"):
         found.update(state_dir(options, addresses).glob("cache/v*"))
     return sorted(found)

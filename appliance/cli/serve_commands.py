@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from appliance.bounds import FRONT_ENDS_MAX, QUEUE_SIZE_MAX, REQUEST_QUEUES_MAX
 from appliance.cli.exported_options import (
     add_exported_options,
     exported_of,
@@ -30,13 +31,13 @@ from appliance.cli.options import (
 )
 from appliance.cli.output import print_json
 from appliance.cli.quantities import add_min_free_option, min_free_bytes
+from appliance.cli.substituter_options import add_substituter_options, substitution_of
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
 
 _MAX_MOUNT_WORKERS: Final = 254
-_MAX_QUEUE_SIZE: Final = 32768
 _DEFAULT_QUEUE_SIZE: Final = 1024
 _DEFAULT_CACHE_SIZE: Final = "10G"
 _ANSWERS: Final = "APPLIANCE_ANSWERS"
@@ -51,7 +52,7 @@ def add_virtiofs(commands: "Subparsers") -> None:
         usage="%(prog)s [OPTION]... [SOCKET]",
         help="serve the store to virtual machines over vhost-user",
         description="Serve the store to virtual machines as a vhost-user back-end for virtiofs, "
-        "until a signal ends it. Each listening socket serves one front-end at a time.",
+        "until a signal ends it.",
     )
     command.add_argument(
         "socket", nargs="?", metavar="SOCKET", help="listen on the Unix socket at this path"
@@ -85,6 +86,21 @@ def add_virtiofs(commands: "Subparsers") -> None:
         "--fd", type=int, metavar="FD", help="listen on an inherited socket, by its descriptor"
     )
     listening.add_argument(
+        "--listen-dir",
+        type=path_argument,
+        metavar="DIR",
+        help="listen for the virtual machines that `appliance attach` names while this command "
+        "runs, by default on NAME.sock in DIR, which is made if it is missing",
+    )
+    listening.add_argument(
+        "--max-front-ends",
+        type=int,
+        metavar="N",
+        default=1,
+        help="serve up to N front-ends at a time on each socket, each with a session of its own; "
+        "others wait (default: 1)",
+    )
+    listening.add_argument(
         "--exit-on-disconnect", action="store_true", help="end when a front-end leaves"
     )
     listening.add_argument(
@@ -92,6 +108,14 @@ def add_virtiofs(commands: "Subparsers") -> None:
         action="store_true",
         help="when a signal ends this command, leave front-ends that are connected to the next one "
         "that is started with the same sockets and state directory",
+    )
+    listening.add_argument(
+        "--migration-on-error",
+        choices=("abort", "guest-error"),
+        default="abort",
+        help="refuse a guest that was saved or moved here and had store paths which are missing "
+        "(`abort`), or let it go on and find its files there stale (`guest-error`) (default: "
+        "abort)",
     )
     listening.add_argument(
         "--pid-file",
@@ -201,6 +225,7 @@ def _add_common_options(command: argparse.ArgumentParser) -> None:
         f"APPLIANCE_BLOB_CACHE_SIZE, or else {_DEFAULT_CACHE_SIZE})",
     )
     add_min_free_option(state)
+    add_substituter_options(command)
     add_metrics_option(command.add_argument_group("metrics"))
     add_service_options(command)
     add_log_options(command)
@@ -208,21 +233,22 @@ def _add_common_options(command: argparse.ArgumentParser) -> None:
 
 def _run_virtiofs(options: argparse.Namespace) -> None:
     if options.print_capabilities:
-        print_json({"type": "fs", "features": []})
+        print_json({"type": "fs", "features": ["migrate-precopy"]})
         return
     # Imported here because other commands need neither the event loop nor the C engine.
     from appliance.supervisor.listeners import listen
     from appliance.supervisor.virtiofs import VirtiofsConfig, serve
-    from appliance.vhost.fs_device import MAX_REQUEST_QUEUES, encode_tag
+    from appliance.vhost.fs_device import encode_tag
 
     num_request_queues = options.num_request_queues
     if num_request_queues is None:
-        num_request_queues = min(os.cpu_count() or 1, MAX_REQUEST_QUEUES)
+        num_request_queues = min(os.cpu_count() or 1, REQUEST_QUEUES_MAX)
     services = service_addresses(options)
     config = VirtiofsConfig(
         services=services,
         blob_cache_bytes=_blob_cache_bytes(options),
         min_free_bytes=min_free_bytes(options),
+        substitution=substitution_of(options, services),
         state_dir=state_dir(options, services),
         is_root_listable=options.list_root,
         is_by_content=options.inodes == "content",
@@ -232,10 +258,13 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         poll_us=_poll_us(options.poll_us),
         tag=encode_tag(options.tag) if options.tag is not None else None,
         num_request_queues=_in_range(
-            "--num-request-queues", num_request_queues, MAX_REQUEST_QUEUES
+            "--num-request-queues", num_request_queues, REQUEST_QUEUES_MAX
         ),
         exits_on_disconnect=options.exit_on_disconnect,
-        queue_size=_power_of_two("--queue-size", options.queue_size, _MAX_QUEUE_SIZE),
+        max_front_ends=_in_range("--max-front-ends", options.max_front_ends, FRONT_ENDS_MAX),
+        listen_dir=options.listen_dir,
+        goes_on_without_paths=options.migration_on_error == "guest-error",
+        queue_size=_power_of_two("--queue-size", options.queue_size, QUEUE_SIZE_MAX),
         log_level=options.log_level,
         log_json=is_json_log(options),
     )
@@ -243,8 +272,10 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
     places = [socket_place(text, default) for text in options.socket_path]
     if options.socket is not None:
         places.insert(0, (Path(options.socket), default))
-    if not places and options.fd is None:
-        raise ConfigError("virtiofs needs a SOCKET, --socket-path or --fd to listen on")
+    if not places and options.fd is None and options.listen_dir is None:
+        raise ConfigError(
+            "virtiofs needs a SOCKET, --socket-path, --fd or --listen-dir to listen on"
+        )
     if options.socket_group is not None and not places:
         raise ConfigError(
             "--socket-group: only an inherited socket is listened on, and its group is not changed"
@@ -305,6 +336,7 @@ def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | N
         services=services,
         blob_cache_bytes=_blob_cache_bytes(options),
         min_free_bytes=min_free_bytes(options),
+        substitution=substitution_of(options, services),
         state_dir=state_dir(options, services),
         is_root_listable=options.list_root,
         is_by_content=options.inodes == "content",

@@ -20,7 +20,7 @@ from appliance.cli.shared_directory import share_words
 from appliance.errors import ConfigError
 
 PROGRAM: Final = "appliance-virtiofsd"
-CAPABILITIES: Final = {"type": "fs", "features": ["separate-options"]}
+CAPABILITIES: Final = {"type": "fs", "features": ["migrate-precopy", "separate-options"]}
 
 _READ_ONLY: Final = "the store is read-only, so a guest has nothing to write"
 _OWNERS: Final = "all files belong to root in every guest, whoever owns the store"
@@ -48,7 +48,6 @@ _VALUED: Final[dict[str, tuple[str, ...] | None]] = {
     "modcaps": None,
     "xattrmap": None,
     "migration_mode": ("find-paths", "file-handles"),
-    "migration_on_error": ("abort", "guest-error"),
 }
 _INODE_FILE_HANDLES: Final = ("never", "fallback", "prefer", "mandatory")
 _SANDBOXES: Final = {"namespace": "on", "chroot": "on", "none": "none"}
@@ -75,6 +74,7 @@ _PASSED_ON: Final = (
     "tag",
     "socket_group",
     "socket_mode",
+    "migration_on_error",
 )
 
 
@@ -203,6 +203,12 @@ def _add_running(running: argparse._ArgumentGroup) -> None:
     )
     running.add_argument(
         "-d", dest="debug", action="store_true", help="the same as --log-level debug"
+    )
+    running.add_argument(
+        "--migration-on-error",
+        choices=("abort", "guest-error"),
+        help="refuse a guest that was moved here and had store paths which are missing (`abort`), "
+        "or let it go on and find its files there stale (`guest-error`)",
     )
     running.add_argument("--syslog", action="store_true", help="write to the system log")
     running.add_argument(

@@ -9,7 +9,7 @@ refused, so is the path.
 Fewer threads read than there are: while some paths are being committed, the next ones are read.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from enum import Enum
@@ -27,6 +27,7 @@ from appliance.nix.path_info_rules import check_claims
 from appliance.nix.store_path import StorePath
 from appliance.services.closures import references_of
 from appliance.store.batch import Batch
+from appliance.system.tracing import span
 
 _WAIT_S: Final = 0.1
 _NUM_LOOKUPS: Final = 16
@@ -153,7 +154,7 @@ class ClosureCopy:
                     yield CopyOutcome(looked.path, CopyStatus.PRESENT)
                 else:
                     claims[looked.path] = looked.claim
-            for path in _cyclic(claims):
+            for path in cyclic_paths({path: _dependencies(path, claims) for path in claims}):
                 reason = f"path {path.absolute()}: its references lead back to it"
                 self._refused[path] = reason
                 del claims[path]
@@ -201,7 +202,7 @@ class ClosureCopy:
                 return _Looked(path, reason=f"path {path.absolute()} is not valid")
             self._check(claim)
         except ApplianceError as exc:
-            return _Looked(path, reason=_about(path, exc))
+            return _Looked(path, reason=about(path, exc))
         return _Looked(path, claim, claim.references)
 
     def _copy(self, claim: NarInfoFile) -> CopyOutcome:
@@ -213,13 +214,17 @@ class ClosureCopy:
         if reason:
             return CopyOutcome(path, CopyStatus.REFUSED, reason=reason)
         try:
-            with self._reading, closing(self._source.events(claim)) as events:
+            with (
+                span("copy", path=path.absolute()),
+                self._reading,
+                closing(self._source.events(claim)) as events,
+            ):
                 self._progress.path = path.absolute()
                 read = self._committer.read(claim, events)
         except StoreFullError:
             raise
         except ApplianceError as exc:
-            return CopyOutcome(path, CopyStatus.REFUSED, reason=_about(path, exc))
+            return CopyOutcome(path, CopyStatus.REFUSED, reason=about(path, exc))
         try:
             reason = self._obstacle(claim, may_wait=True)
         except BaseException:
@@ -325,7 +330,7 @@ class PathCommitter:
         except (StoreFullError, ServiceUnavailableError):
             raise
         except ApplianceError as exc:
-            return CopyOutcome(path, CopyStatus.REFUSED, reason=_about(path, exc))
+            return CopyOutcome(path, CopyStatus.REFUSED, reason=about(path, exc))
         return CopyOutcome(path, CopyStatus.COPIED, content.nar_size, content.num_files)
 
 
@@ -334,7 +339,8 @@ def missing_reference(path: StorePath, reference: StorePath) -> str:
     return f"path {path.absolute()}: refers to {reference.absolute()}, which is not in the store"
 
 
-def _about(path: StorePath, exc: ApplianceError) -> str:
+def about(path: StorePath, exc: ApplianceError) -> str:
+    """Return the message of an error, which names the path."""
     text = " ".join(str(exc).split())
     return text if path.basename() in text else f"path {path.absolute()}: {text}"
 
@@ -352,19 +358,19 @@ def _leaves_first(claims: Mapping[StorePath, NarInfoFile]) -> Iterator[StorePath
     yield from TopologicalSorter(graph).static_order()
 
 
-def _cyclic(claims: Mapping[StorePath, NarInfoFile]) -> set[StorePath]:
-    """Return the paths on cycles of references; a path may refer to itself."""
+def cyclic_paths(graph: Mapping[StorePath, Sequence[StorePath]]) -> set[StorePath]:
+    """Return the paths on cycles of references, given those of each path to others."""
     found: set[StorePath] = set()
-    graph = {path: _dependencies(path, claims) for path in claims}
+    left = dict(graph)
     while True:
         try:
-            TopologicalSorter(graph).prepare()
+            TopologicalSorter(left).prepare()
         except CycleError as exc:
             cycle = set(exc.args[1])
             found |= cycle
-            graph = {
+            left = {
                 path: [reference for reference in references if reference not in cycle]
-                for path, references in graph.items()
+                for path, references in left.items()
                 if path not in cycle
             }
         else:

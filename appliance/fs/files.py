@@ -21,6 +21,7 @@ from collections.abc import Callable
 from errno import EIO
 from typing import Final, NamedTuple
 
+from appliance.bounds import OPEN_FILES_MAX
 from appliance.castore.digest import DIGEST_SIZE, Digest
 from appliance.fuse_proto.operations import NotReady
 from appliance.session.wants import BlobWanted
@@ -30,7 +31,6 @@ from appliance.store.store_reader import ReadableStore
 
 _LOG: Final = logging.getLogger(__name__)
 
-OPEN_MAX: Final = 64
 # Other descriptors of a worker. The rest is halved: until the end of a batch, files that gave way
 # are open beside those that replaced them.
 _OTHERS_OPEN: Final = 32
@@ -83,13 +83,13 @@ class OpenBlob(NamedTuple):
 
 
 class Blobs:
-    """The blobs of one store, with up to `OPEN_MAX` of the files used last held open."""
+    """The blobs of one store, with up to `OPEN_FILES_MAX` of the files used last held open."""
 
     def __init__(self, store: ReadableStore) -> None:
         self._store = store
         self._open: OrderedDict[bytes, OpenBlob] = OrderedDict()
         limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._open_max = min(OPEN_MAX, max(1, (limit - _OTHERS_OPEN) // 2))
+        self._open_max = min(OPEN_FILES_MAX, max(1, (limit - _OTHERS_OPEN) // 2))
         self._evicted: list[int] = []
 
     def content(

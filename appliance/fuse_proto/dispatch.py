@@ -259,8 +259,8 @@ class Dispatcher:
     def _warn_without_init(self, opcode: str) -> None:
         if self._session.is_first_without_init():
             _log.warning(
-                "%s is answered EIO, as all requests will be: no INIT on this connection; a guest "
-                "that was restored, or kept its mount, has to mount again",
+                "%s is answered EIO, as all requests will be: no INIT on this connection, and no "
+                "device state; a guest that was restored, or kept its mount, has to mount again",
                 opcode,
             )
 

@@ -9,7 +9,7 @@ from typing import Final
 from appliance.castore.names import display
 from appliance.importer.roots import Identity, identity_of
 from appliance.importer.staging import user_staging_directory
-from appliance.services.addresses import LmdbAddress, ServiceAddresses
+from appliance.services.addresses import ServiceAddresses
 from appliance.store.schema import BLOBS_DIRECTORY, TEMP_DIRECTORY
 
 _FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -23,7 +23,8 @@ def own_places(target: Path | ServiceAddresses) -> dict[Path, str]:
     """
     if isinstance(target, Path):
         return {target: "the store"}
-    places = {address.path: "the store" for address in target if isinstance(address, LmdbAddress)}
+    directories = [address.directory() for address in target]
+    places = {directory: "the store" for directory in directories if directory is not None}
     if target.one_store() is None:
         places[user_staging_directory()] = "the staging directory of this import,"
     return places

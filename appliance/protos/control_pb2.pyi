@@ -5,6 +5,7 @@ The control channels between the processes of a supervisor (session/channel.py, 
 travel beside a message (SCM_RIGHTS), in the order that its comment names them.
 """
 
+from appliance.protos import device_state_pb2 as _device_state_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -36,12 +37,16 @@ class Envelope(_message.Message):
     TAKEN_OVER_FIELD_NUMBER: _builtins.int
     CONFIGURE_FIELD_NUMBER: _builtins.int
     SET_MEMORY_FIELD_NUMBER: _builtins.int
+    CHANGE_MEMORY_FIELD_NUMBER: _builtins.int
     START_RING_FIELD_NUMBER: _builtins.int
     STOP_RING_FIELD_NUMBER: _builtins.int
     SET_CALL_FIELD_NUMBER: _builtins.int
+    PING_FIELD_NUMBER: _builtins.int
     RESOLVED_FIELD_NUMBER: _builtins.int
+    SET_LOG_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     RING_STOPPED_FIELD_NUMBER: _builtins.int
+    RING_DRAINING_FIELD_NUMBER: _builtins.int
     RING_BROKEN_FIELD_NUMBER: _builtins.int
     RESOLVE_FIELD_NUMBER: _builtins.int
     DEVICE_ENDED_FIELD_NUMBER: _builtins.int
@@ -50,9 +55,12 @@ class Envelope(_message.Message):
     START_SESSION_FIELD_NUMBER: _builtins.int
     END_SESSION_FIELD_NUMBER: _builtins.int
     NEW_PEER_FIELD_NUMBER: _builtins.int
+    SURRENDER_FIELD_NUMBER: _builtins.int
+    FETCH_FIELD_NUMBER: _builtins.int
     SESSION_STATUS_FIELD_NUMBER: _builtins.int
     WORKER_DIED_FIELD_NUMBER: _builtins.int
     START_APART_FIELD_NUMBER: _builtins.int
+    RESTORE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     @_builtins.property
     def spawn(self) -> Global___Spawn:
@@ -83,19 +91,27 @@ class Envelope(_message.Message):
     @_builtins.property
     def set_memory(self) -> Global___SetMemory: ...
     @_builtins.property
+    def change_memory(self) -> Global___ChangeMemory: ...
+    @_builtins.property
     def start_ring(self) -> Global___StartRing: ...
     @_builtins.property
     def stop_ring(self) -> Global___StopRing: ...
     @_builtins.property
     def set_call(self) -> Global___SetCall: ...
     @_builtins.property
+    def ping(self) -> Global___Ping: ...
+    @_builtins.property
     def resolved(self) -> Global___Resolved: ...
+    @_builtins.property
+    def set_log(self) -> Global___SetLog: ...
     @_builtins.property
     def done(self) -> Global___Done:
         """worker -> its owner"""
 
     @_builtins.property
     def ring_stopped(self) -> Global___RingStopped: ...
+    @_builtins.property
+    def ring_draining(self) -> Global___RingDraining: ...
     @_builtins.property
     def ring_broken(self) -> Global___RingBroken: ...
     @_builtins.property
@@ -117,6 +133,14 @@ class Envelope(_message.Message):
         """supervisor or fork server -> session process"""
 
     @_builtins.property
+    def surrender(self) -> Global___Surrender:
+        """courier -> session process; NewPeer can come the same way"""
+
+    @_builtins.property
+    def fetch(self) -> Global___Fetch:
+        """supervisor -> courier"""
+
+    @_builtins.property
     def session_status(self) -> Global___SessionStatus:
         """session process -> supervisor, beside Resolve and CacheUsed"""
 
@@ -124,6 +148,8 @@ class Envelope(_message.Message):
     def worker_died(self) -> Global___WorkerDied: ...
     @_builtins.property
     def start_apart(self) -> Global___StartApart: ...
+    @_builtins.property
+    def restore(self) -> Global___Restore: ...
     def __init__(
         self,
         *,
@@ -137,12 +163,16 @@ class Envelope(_message.Message):
         taken_over: Global___TakenOver | None = ...,
         configure: Global___Configure | None = ...,
         set_memory: Global___SetMemory | None = ...,
+        change_memory: Global___ChangeMemory | None = ...,
         start_ring: Global___StartRing | None = ...,
         stop_ring: Global___StopRing | None = ...,
         set_call: Global___SetCall | None = ...,
+        ping: Global___Ping | None = ...,
         resolved: Global___Resolved | None = ...,
+        set_log: Global___SetLog | None = ...,
         done: Global___Done | None = ...,
         ring_stopped: Global___RingStopped | None = ...,
+        ring_draining: Global___RingDraining | None = ...,
         ring_broken: Global___RingBroken | None = ...,
         resolve: Global___Resolve | None = ...,
         device_ended: Global___DeviceEnded | None = ...,
@@ -151,15 +181,18 @@ class Envelope(_message.Message):
         start_session: Global___StartSession | None = ...,
         end_session: Global___EndSession | None = ...,
         new_peer: Global___NewPeer | None = ...,
+        surrender: Global___Surrender | None = ...,
+        fetch: Global___Fetch | None = ...,
         session_status: Global___SessionStatus | None = ...,
         worker_died: Global___WorkerDied | None = ...,
         start_apart: Global___StartApart | None = ...,
+        restore: Global___Restore | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "new_peer", b"new_peer", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "change_memory", b"change_memory", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "fetch", b"fetch", "new_peer", b"new_peer", "ping", b"ping", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "restore", b"restore", "ring_broken", b"ring_broken", "ring_draining", b"ring_draining", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_log", b"set_log", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "surrender", b"surrender", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "id", b"id", "new_peer", b"new_peer", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "ring_broken", b"ring_broken", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "change_memory", b"change_memory", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "fetch", b"fetch", "id", b"id", "new_peer", b"new_peer", "ping", b"ping", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "restore", b"restore", "ring_broken", b"ring_broken", "ring_draining", b"ring_draining", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_log", b"set_log", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "surrender", b"surrender", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawn_session", "attach", "take_over", "spawned", "exited", "taken_over", "configure", "set_memory", "start_ring", "stop_ring", "set_call", "resolved", "done", "ring_stopped", "ring_broken", "resolve", "device_ended", "released", "cache_used", "start_session", "end_session", "new_peer", "session_status", "worker_died", "start_apart"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawn_session", "attach", "take_over", "spawned", "exited", "taken_over", "configure", "set_memory", "change_memory", "start_ring", "stop_ring", "set_call", "ping", "resolved", "set_log", "done", "ring_stopped", "ring_draining", "ring_broken", "resolve", "device_ended", "released", "cache_used", "start_session", "end_session", "new_peer", "surrender", "fetch", "session_status", "worker_died", "start_apart", "restore"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -173,19 +206,23 @@ class Spawn(_message.Message):
 
     LABEL_FIELD_NUMBER: _builtins.int
     DIES_WITH_FORK_SERVER_FIELD_NUMBER: _builtins.int
+    IS_COURIER_FIELD_NUMBER: _builtins.int
     label: _builtins.str
     """What the worker's log lines are said to come from."""
     dies_with_fork_server: _builtins.bool
     """The worker is killed when the fork server ends."""
+    is_courier: _builtins.bool
+    """For supervisors: not a worker, but a courier (worker/courier.py)."""
     def __init__(
         self,
         *,
         label: _builtins.str = ...,
         dies_with_fork_server: _builtins.bool = ...,
+        is_courier: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dies_with_fork_server", b"dies_with_fork_server", "label", b"label"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dies_with_fork_server", b"dies_with_fork_server", "is_courier", b"is_courier", "label", b"label"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -308,6 +345,11 @@ class SessionRecord(_message.Message):
     IS_BY_CONTENT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     NUM_QUEUES_FIELD_NUMBER: _builtins.int
+    MAILBOX_FIELD_NUMBER: _builtins.int
+    START_TICKS_FIELD_NUMBER: _builtins.int
+    MEMORY_INODE_FIELD_NUMBER: _builtins.int
+    GRANTS_INODE_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     store_path: _builtins.str
     is_by_content: _builtins.bool
@@ -315,6 +357,14 @@ class SessionRecord(_message.Message):
     version: _builtins.int
     """The version of these messages that the session process speaks."""
     num_queues: _builtins.int
+    mailbox: _builtins.str
+    """The name of its mailbox in the state directory (supervisor/session_mailbox.py); empty if it has none."""
+    start_ticks: _builtins.int
+    """In the file beside its mailbox only. When the process started, as in proc(5): it tells whether a process is that one."""
+    memory_inode: _builtins.int
+    """The inode numbers of its session memory and of its grants, and the name of its lease if there is one."""
+    grants_inode: _builtins.int
+    lease_id: _builtins.str
     @_builtins.property
     def place(self) -> Global___Place: ...
     def __init__(
@@ -326,10 +376,15 @@ class SessionRecord(_message.Message):
         is_by_content: _builtins.bool = ...,
         version: _builtins.int = ...,
         num_queues: _builtins.int = ...,
+        mailbox: _builtins.str = ...,
+        start_ticks: _builtins.int = ...,
+        memory_inode: _builtins.int = ...,
+        grants_inode: _builtins.int = ...,
+        lease_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_by_content", b"is_by_content", "num_queues", b"num_queues", "pid", b"pid", "place", b"place", "store_path", b"store_path", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grants_inode", b"grants_inode", "is_by_content", b"is_by_content", "lease_id", b"lease_id", "mailbox", b"mailbox", "memory_inode", b"memory_inode", "num_queues", b"num_queues", "pid", b"pid", "place", b"place", "start_ticks", b"start_ticks", "store_path", b"store_path", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -391,27 +446,33 @@ class Exited(_message.Message):
 
     PID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    SYSTEM_CALL_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     status: _builtins.int
     """As os.waitstatus_to_exitcode: the exit code, or minus the signal number."""
+    system_call: _builtins.int
+    """The number of the system call that its sandbox refused, if that ended it and the number is known."""
     def __init__(
         self,
         *,
         pid: _builtins.int = ...,
         status: _builtins.int = ...,
+        system_call: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_system_call", b"_system_call", "system_call", b"system_call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_system_call", b"_system_call", "pid", b"pid", "status", b"status", "system_call", b"system_call"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__system_call: _TypeAlias = _typing.Literal["system_call"]  # noqa: Y015
+    _WhichOneofArgType__system_call: _TypeAlias = _typing.Literal["_system_call", b"_system_call"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__system_call) -> _WhichOneofReturnType__system_call | None: ...
 
 Global___Exited: _TypeAlias = Exited  # noqa: Y015
 
 @_typing.final
 class StartSession(_message.Message):
-    """Serve a front-end. Answered by Done before its first byte is read. fds: the connection, session memory, grants, and the
-    session process's ends of the channel and the uplink to its fork server.
+    """Serve a front-end. Answered by Done before its first byte is read. fds: the connection, session memory, grants; if it has a
+    mailbox, its socket, and then the lease, to be read only, if there is one.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -490,6 +551,51 @@ class NewPeer(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NewPeer: _TypeAlias = NewPeer  # noqa: Y015
+
+@_typing.final
+class Surrender(_message.Message):
+    """Hand out session memory and grants, if there is no supervisor. fd: where to send Done, with both of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Surrender: _TypeAlias = Surrender  # noqa: Y015
+
+@_typing.final
+class Fetch(_message.Message):
+    """Fetch them. Answered by Done. fds of the answer, unless it has an error: session memory and grants, both writable."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    MEMORY_INODE_FIELD_NUMBER: _builtins.int
+    GRANTS_INODE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Of the mailbox."""
+    memory_inode: _builtins.int
+    grants_inode: _builtins.int
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        memory_inode: _builtins.int = ...,
+        grants_inode: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grants_inode", b"grants_inode", "memory_inode", b"memory_inode", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fetch: _TypeAlias = Fetch  # noqa: Y015
 
 @_typing.final
 class SessionStatus(_message.Message):
@@ -571,6 +677,38 @@ class StartApart(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartApart: _TypeAlias = StartApart  # noqa: Y015
+
+@_typing.final
+class Restore(_message.Message):
+    """Grant what a saved session had, in place of what this one has. Sent in several messages, each of which is answered by
+    Done; only the last one changes anything. None of its workers may live then.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IS_FIRST_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    IS_LAST_FIELD_NUMBER: _builtins.int
+    is_first: _builtins.bool
+    is_last: _builtins.bool
+    @_builtins.property
+    def part(self) -> _device_state_pb2.DeviceState:
+        """The grants continue those of the message before; the other fields are those of the first message."""
+
+    def __init__(
+        self,
+        *,
+        is_first: _builtins.bool = ...,
+        part: _device_state_pb2.DeviceState | None = ...,
+        is_last: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_first", b"is_first", "is_last", b"is_last", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Restore: _TypeAlias = Restore  # noqa: Y015
 
 @_typing.final
 class Configure(_message.Message):
@@ -714,6 +852,37 @@ class SetMemory(_message.Message):
 Global___SetMemory: _TypeAlias = SetMemory  # noqa: Y015
 
 @_typing.final
+class ChangeMemory(_message.Message):
+    """What leaves the memory table and what comes to it, in one or more messages; the last one has `last` set and is answered by
+    Done. After an error the table is neither the one nor the other, and a SetMemory must follow. fds: one per region added.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOVED_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    last: _builtins.bool
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Region]: ...
+    @_builtins.property
+    def added(self) -> _containers.RepeatedCompositeFieldContainer[Global___Region]: ...
+    def __init__(
+        self,
+        *,
+        removed: _abc.Iterable[Global___Region] | None = ...,
+        added: _abc.Iterable[Global___Region] | None = ...,
+        last: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "last", b"last", "removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeMemory: _TypeAlias = ChangeMemory  # noqa: Y015
+
+@_typing.final
 class Region(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -743,7 +912,9 @@ Global___Region: _TypeAlias = Region  # noqa: Y015
 
 @_typing.final
 class StartRing(_message.Message):
-    """Answered by Done. fds: inflight memory, kick, call, err; the last two may be left out, their flags cleared."""
+    """Answered by Done. fds: inflight memory, kick, call, err, and the file of the log; the last three may be left out, call and
+    err with their flags cleared.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -758,6 +929,7 @@ class StartRing(_message.Message):
     INFLIGHT_QUEUE_SIZE_FIELD_NUMBER: _builtins.int
     HAS_CALL_FIELD_NUMBER: _builtins.int
     HAS_ERR_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
     num: _builtins.int
     desc: _builtins.int
     """Front-end user addresses."""
@@ -773,6 +945,10 @@ class StartRing(_message.Message):
     inflight_queue_size: _builtins.int
     has_call: _builtins.bool
     has_err: _builtins.bool
+    @_builtins.property
+    def log(self) -> Global___DirtyLog:
+        """Set: mark what is written."""
+
     def __init__(
         self,
         *,
@@ -787,14 +963,67 @@ class StartRing(_message.Message):
         inflight_queue_size: _builtins.int = ...,
         has_call: _builtins.bool = ...,
         has_err: _builtins.bool = ...,
+        log: Global___DirtyLog | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["avail", b"avail", "base", b"base", "desc", b"desc", "features", b"features", "has_call", b"has_call", "has_err", b"has_err", "inflight_num_queues", b"inflight_num_queues", "inflight_offset", b"inflight_offset", "inflight_queue_size", b"inflight_queue_size", "num", b"num", "used", b"used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avail", b"avail", "base", b"base", "desc", b"desc", "features", b"features", "has_call", b"has_call", "has_err", b"has_err", "inflight_num_queues", b"inflight_num_queues", "inflight_offset", b"inflight_offset", "inflight_queue_size", b"inflight_queue_size", "log", b"log", "num", b"num", "used", b"used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartRing: _TypeAlias = StartRing  # noqa: Y015
+
+@_typing.final
+class SetLog(_message.Message):
+    """Mark written pages here from now on. Answered by Done. fd: the file; none: mark nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def log(self) -> Global___DirtyLog: ...
+    def __init__(
+        self,
+        *,
+        log: Global___DirtyLog | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log", b"log"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetLog: _TypeAlias = SetLog  # noqa: Y015
+
+@_typing.final
+class DirtyLog(_message.Message):
+    """A bitmap in a file; see appliance/dirty_log.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    USED_ADDR_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    offset: _builtins.int
+    used_addr: _builtins.int
+    """Set: writes to the used ring are marked as if it were at this guest address."""
+    def __init__(
+        self,
+        *,
+        size: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        used_addr: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_used_addr", b"_used_addr", "used_addr", b"used_addr"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_used_addr", b"_used_addr", "offset", b"offset", "size", b"size", "used_addr", b"used_addr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__used_addr: _TypeAlias = _typing.Literal["used_addr"]  # noqa: Y015
+    _WhichOneofArgType__used_addr: _TypeAlias = _typing.Literal["_used_addr", b"_used_addr"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__used_addr) -> _WhichOneofReturnType__used_addr | None: ...
+
+Global___DirtyLog: _TypeAlias = DirtyLog  # noqa: Y015
 
 @_typing.final
 class StopRing(_message.Message):
@@ -812,6 +1041,23 @@ class StopRing(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StopRing: _TypeAlias = StopRing  # noqa: Y015
+
+@_typing.final
+class RingDraining(_message.Message):
+    """Sent each second while a ring that is to stop waits for what its requests want."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RingDraining: _TypeAlias = RingDraining  # noqa: Y015
 
 @_typing.final
 class RingStopped(_message.Message):
@@ -834,7 +1080,7 @@ Global___RingStopped: _TypeAlias = RingStopped  # noqa: Y015
 
 @_typing.final
 class SetCall(_message.Message):
-    """fds: the new call fd, or none."""
+    """Answered by Done. fds: the new call fd, or none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -848,6 +1094,23 @@ class SetCall(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetCall: _TypeAlias = SetCall  # noqa: Y015
+
+@_typing.final
+class Ping(_message.Message):
+    """Answered by Done, at once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ping: _TypeAlias = Ping  # noqa: Y015
 
 @_typing.final
 class Done(_message.Message):

@@ -10,6 +10,10 @@ A service may look through the whole closure before it sends anything, and may r
 something is missing. So a Directory that a guest wants, and that has not come with its closure
 within `_WAIT_S`, is asked for alone as well. At most `directories_max` and `bytes_max` are taken of
 one closure; the rest comes when it is wanted.
+
+An object store has closures of store paths and nothing else (see `services.object_directories`), so
+a Directory inside one cannot be asked for alone once its closure is forgotten there. The closures
+of what the session was granted are then asked for again (`load_closure`).
 """
 
 import asyncio
@@ -143,6 +147,12 @@ class ClosureLoader:
                 await asyncio.shield(alone)
                 return
         waiting.result()
+
+    async def load_closure(self, root: Digest) -> None:
+        """Return when a closure, or what could be had of it, has been put; errors are dropped."""
+        self._begin(root, b"")
+        work = partial(self._load_closure, self._closures[root])
+        await asyncio.wait([self._streams.begin(root, work)])
 
     async def close(self) -> None:
         """Cancel what is under way."""

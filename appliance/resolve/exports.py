@@ -9,14 +9,14 @@ begins, and nothing else ever is.
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from errno import EINVAL, ENOENT
 from typing import Final, NamedTuple, Protocol
 
-from appliance.castore.directory import DirectoryNode, FileNode
+from appliance.castore.directory import DirectoryNode, FileNode, Node
 from appliance.errors import StoreError
 from appliance.resolve.resolver import GRANTS_AT_A_TIME, Resolver, SessionGrants, errno_of
-from appliance.session.grants import NODEID_LIMIT
+from appliance.session.grants_layout import NODEID_LIMIT
 from appliance.session.wants import RootListWanted, RootNameWanted, Want
 from appliance.store.views import View, Views, names_of
 
@@ -25,7 +25,7 @@ _LOG: Final = logging.getLogger(__name__)
 # Names that are looked up at a time for a listing.
 _NAMES_AT_A_TIME: Final = 1024
 # How long a guest may keep the files of a view, whose content changes under one name, in seconds.
-_FILE_VALID_S: Final = 1
+FILE_VALID_S: Final = 1
 
 
 class Exported(NamedTuple):
@@ -55,6 +55,13 @@ class Export(Protocol):
     def end(self, session: SessionGrants) -> None:
         """Forget a session."""
 
+    async def nodes(self, names: Sequence[bytes]) -> Sequence[Node]:
+        """Return what sessions may be granted under these names, of those that are there.
+
+        Raises:
+            ApplianceError: the store or service failed.
+        """
+
     async def resolve(self, want: Want, session: SessionGrants) -> int:
         """Do as `Resolver.resolve`, for a session that has begun."""
 
@@ -73,6 +80,10 @@ class WholeStore:
 
     def end(self, session: SessionGrants) -> None:
         """Do nothing."""
+
+    async def nodes(self, names: Sequence[bytes]) -> Sequence[Node]:
+        """See `Export.nodes`."""
+        return await self._resolver.root_nodes(names)
 
     async def resolve(self, want: Want, session: SessionGrants) -> int:
         """See `Export.resolve`."""
@@ -117,6 +128,10 @@ class PathAsRoot:
 
     def end(self, session: SessionGrants) -> None:
         """Do nothing."""
+
+    async def nodes(self, names: Sequence[bytes]) -> Sequence[Node]:
+        """See `Export.nodes`."""
+        return [self._node] if self._node.name in names else []
 
     async def resolve(self, want: Want, session: SessionGrants) -> int:
         """See `Export.resolve`; no name or listing of store paths can be wanted."""
@@ -187,6 +202,14 @@ class LiveView:
             _LOG.warning("view %s was deleted; its sessions see nothing now", self._name)
         self._set(view)
 
+    async def nodes(self, names: Sequence[bytes]) -> Sequence[Node]:
+        """See `Export.nodes`."""
+        self.refresh()
+        files = [self._files[name] for name in names if name in self._files]
+        found = await self._resolver.root_nodes([name for name in names if name in self._names])
+        # Again, because names may have been removed meanwhile.
+        return [*files, *(node for node in found if node.name in self._names)]
+
     async def resolve(self, want: Want, session: SessionGrants) -> int:
         """See `Export.resolve`."""
         match want:
@@ -239,13 +262,13 @@ class LiveView:
 
     def _replace(self, session: SessionGrants, name: bytes) -> None:
         try:
-            session.table.replace(self._files[name], name_valid_s=_FILE_VALID_S)
+            session.table.replace(self._files[name], name_valid_s=FILE_VALID_S)
         except (OSError, StoreError) as exc:
             _LOG.error("view %s: %s keeps its old content: %s", self._name, name.decode(), exc)
 
     async def _add_files(self, session: SessionGrants, names: Iterable[bytes]) -> None:
         for name in names:
-            session.table.grant(self._files[name], name_valid_s=_FILE_VALID_S)
+            session.table.grant(self._files[name], name_valid_s=FILE_VALID_S)
 
     async def _still(self, name: bytes, session: SessionGrants, error: int) -> int:
         # The name may have been removed while it was looked up.

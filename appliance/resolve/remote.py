@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 
 from appliance.castore.digest import Digest
 from appliance.castore.directory import DirectoryNode, Node
-from appliance.errors import ApplianceError, StoreError
+from appliance.errors import ApplianceError, ContentMissingError, StoreError
 from appliance.resolve.closure_loader import ClosureLoader
 from appliance.resolve.fetch_counters import FetchCounters
 from appliance.resolve.local import listed_node, open_blob, path_digest, root_node
@@ -68,6 +68,9 @@ _LISTING_WAIT_S: Final = 1.0
 # A name that the service did not have is not asked for again for this long.
 _ABSENT_S: Final = 1.0
 _ABSENT_MAX: Final = 4096
+# A closure in which a Directory was looked for is not asked for again for this long.
+_SEARCHED_S: Final = 60.0
+_SEARCHED_MAX: Final = 4096
 
 
 class ContentLoader:
@@ -108,8 +111,10 @@ class ContentLoader:
         self._absent_until_s: OrderedDict[bytes, float] = OrderedDict()
         self._root_nodes: dict[bytes, Node] = {}
         self._fresh_until_s = 0.0
+        self._searching = asyncio.Lock()
+        self._searched_until_s: OrderedDict[Digest, float] = OrderedDict()
         self._fetched = {
-            kind: FetchCounters(address.label())
+            kind: FetchCounters(kind, address.label())
             for kind, address in zip(_SERVICES, addresses, strict=True)
         }
 
@@ -149,6 +154,25 @@ class ContentLoader:
         except ApplianceError as exc:
             raise _located(exc, f"directory {digest}", self._addresses.directories) from exc
 
+    async def load_from_closures(self, digest: Digest, roots: Sequence[bytes]) -> bool:
+        """Ask for closures again until one has had a Directory; return whether its image is there.
+
+        Some services have Directories only in the closures of store paths.
+        """
+        async with self._searching:
+            for root in map(Digest, roots):
+                if await self._run(lambda: self._has_image(digest)):
+                    return True
+                now_s = time.monotonic()
+                if self._searched_until_s.get(root, 0.0) > now_s:
+                    continue
+                self._searched_until_s[root] = now_s + _SEARCHED_S
+                self._searched_until_s.move_to_end(root)
+                if len(self._searched_until_s) > _SEARCHED_MAX:
+                    self._searched_until_s.popitem(last=False)
+                await self._closures.load_closure(root)
+        return await self._run(lambda: self._has_image(digest))
+
     async def load_blob(self, want: BlobWanted) -> None:
         """Put a range of a blob into the cache, or all of it.
 
@@ -164,10 +188,10 @@ class ContentLoader:
             fetch = fetcher.fetch_range(digest, want.size, want.offset, end)
         else:
             fetch = fetcher.fetch(digest, want.size)
-        fetching = asyncio.create_task(fetch)
-        fetcher.fetch_ahead(self._read_ahead.after(digest, is_under_way=is_under_way))
         try:
             with self._fetched["blobs"].counting():
+                fetching = asyncio.create_task(fetch)
+                fetcher.fetch_ahead(self._read_ahead.after(digest, is_under_way=is_under_way))
                 await fetching
         except ApplianceError as exc:
             place = self._read_ahead.place_of(digest)
@@ -303,7 +327,7 @@ class RemoteResolver:
             case RootListWanted():
                 return await errno_of(want, session.add_listing(self._list_paths))
             case DirectoryWanted(digest):
-                return await errno_of(want, self._load_directory(digest))
+                return await errno_of(want, self._load_directory(digest, session))
             case BlobWanted():
                 return await errno_of(want, self._load_blob(want))
             case _:
@@ -342,8 +366,16 @@ class RemoteResolver:
     async def _list_paths(self, _generation: int) -> RootListing:
         return await self._thread.run(self._loader.list_paths())
 
-    async def _load_directory(self, digest: bytes) -> None:
-        await self._thread.run(self._loader.load_directory(Digest(digest)))
+    async def _load_directory(self, digest: bytes, session: SessionGrants) -> None:
+        wanted = Digest(digest)
+        try:
+            await self._thread.run(self._loader.load_directory(wanted))
+        except StoreError as exc:
+            roots = list(session.table.directories())
+            if not isinstance(exc.__cause__, ContentMissingError) or not (
+                await self._thread.run(self._loader.load_from_closures(wanted, roots))
+            ):
+                raise
 
     async def _load_blob(self, want: BlobWanted) -> None:
         await self._thread.run(self._loader.load_blob(want))

@@ -12,17 +12,15 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from errno import EIO
 from typing import Final, NamedTuple, Protocol
 
+from appliance.bounds import ROOT_NAMES_MAX
 from appliance.castore.directory import Node
 from appliance.errors import ApplianceError
-from appliance.session.grants import GrantTable
+from appliance.session.grant_table import GrantTable
 from appliance.session.wants import BlobWanted, Want
 from appliance.store.leases import Lease
 
 _LOG: Final = logging.getLogger(__name__)
 
-# Root names that one session may have looked up at a time. A guest that tries many names delays the
-# lookups of other sessions by this many, not by all of them.
-_ROOT_NAMES_MAX: Final = 8
 # Paths granted before the event loop gets another turn.
 GRANTS_AT_A_TIME: Final = 256
 
@@ -97,14 +95,16 @@ class SessionGrants:
     def __init__(self, table: GrantTable, lease: Lease | None = None) -> None:
         self.table = table
         self._lease = lease
-        self._root_names = asyncio.Semaphore(_ROOT_NAMES_MAX)
+        # A guest that tries many names delays the lookups of other sessions by so many, and not by
+        # all of them.
+        self._root_names = asyncio.Semaphore(ROOT_NAMES_MAX)
         self.listing = asyncio.Lock()
 
     async def add_name(self, name: bytes, find: Callable[[bytes], Awaitable[Node]]) -> None:
         """Grant the node that `find` returns for a base name in the root."""
         async with self._root_names:
             node = await find(name)
-            if await self._hold([name]):
+            if await self.hold([name]):
                 # Again, as the path may have been removed before it was held.
                 node = await find(name)
             self.table.grant(node)
@@ -116,7 +116,7 @@ class SessionGrants:
             while not is_complete:
                 listing = await find(self.table.root_generation)
                 names = {node.name for node in listing.nodes}
-                if await self._hold(names):
+                if await self.hold(names):
                     # Again, as above. What has been put meanwhile is not held; it comes next time.
                     left = await find(self.table.root_generation)
                     held = [node for node in left.nodes if node.name in names]
@@ -128,7 +128,8 @@ class SessionGrants:
                 self.table.set_root_fresh_until(listing.fresh_until_ns)
                 is_complete = listing.is_complete
 
-    async def _hold(self, names: Iterable[bytes]) -> bool:
+    async def hold(self, names: Iterable[bytes]) -> bool:
+        """Keep names from garbage collection; return whether to look again if they are there."""
         return self._lease is not None and await asyncio.to_thread(self._lease.hold, names)
 
     def add_if_possible(self, nodes: Sequence[Node]) -> None:

@@ -27,7 +27,7 @@ from appliance.rpc.listen import (
 )
 from appliance.rpc.server import Server
 from appliance.rpc.server_tls import TlsFiles, server_credentials
-from appliance.services.addresses import GrpcAddress, ServiceAddresses, unix_target
+from appliance.services.addresses import GrpcAddress, ServiceAddresses, is_peer, unix_target
 from appliance.services.open_services import open_services
 from appliance.services.path_info_completion import CompletingPathInfoService
 from appliance.services.put_policy import guarded
@@ -118,7 +118,7 @@ async def _serve(config: DaemonConfig) -> None:
     async with opening as services, watching:
         # Clients verify what comes from a store of this host (see `BlobReader`). What comes from
         # another peer is verified before it is passed on.
-        is_of_peer = isinstance(config.services.blobs, GrpcAddress)
+        is_of_peer = is_peer(config.services.blobs)
         served = guarded(
             services,
             trusted_keys=config.trusted_keys,

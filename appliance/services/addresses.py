@@ -5,9 +5,10 @@ after its digest (see `cli.options.default_state_dir`), so changing it orphans c
 """
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Final, NamedTuple
-from urllib.parse import SplitResult, parse_qsl, quote, unquote_to_bytes, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote_to_bytes, urlencode, urlsplit
 
 from appliance.errors import ConfigError
 
@@ -18,6 +19,26 @@ _DEFAULT_PORTS: Final = {"grpc+http": 80, "grpc+https": 443}
 # Parameters of an address, as Snix has them; `_with_parameters` reads them.
 _WAIT_CONNECT: Final = "wait-connect"
 _TLS_PARAMETERS: Final = ("tls-ca-cert-path", "tls-client-cert-path", "tls-client-key-path")
+_OBJECT_STORE: Final = "objectstore+"
+# Options of an object store, without the prefix of its vendor, that say to what it connects.
+_IDENTIFYING: Final = {
+    "endpoint": "endpoint",
+    "endpoint_url": "endpoint",
+    "account_name": "account_name",
+}
+_VENDOR_PREFIXES: Final = ("aws_", "azure_storage_", "azure_", "google_")
+
+
+class ObjectScheme(StrEnum):
+    """The kinds of object stores, by what stands behind `objectstore+` in their addresses."""
+
+    FILE = "file"
+    MEMORY = "memory"
+    HTTP = "http"
+    HTTPS = "https"
+    S3 = "s3"
+    GS = "gs"
+    AZ = "az"
 
 
 class MemoryAddress(NamedTuple):
@@ -30,6 +51,10 @@ class MemoryAddress(NamedTuple):
     def canonical(self) -> str:
         """See `ServiceAddresses.canonical`."""
         return "memory:"
+
+    def directory(self) -> Path | None:
+        """Return the directory of this machine that has the content, if there is one."""
+        return None
 
 
 class LmdbAddress(NamedTuple):
@@ -44,6 +69,10 @@ class LmdbAddress(NamedTuple):
     def canonical(self) -> str:
         """See `ServiceAddresses.canonical`."""
         return f"lmdb://{_quoted(self.path.resolve())}"
+
+    def directory(self) -> Path | None:
+        """Return the directory of this machine that has the content."""
+        return self.path
 
 
 class GrpcAddress(NamedTuple):
@@ -86,8 +115,73 @@ class GrpcAddress(NamedTuple):
         scheme = "grpc+https" if self.is_tls else "grpc+http"
         return f"{scheme}://{self.target.removeprefix(_DNS_SCHEME).lower()}"
 
+    def directory(self) -> Path | None:
+        """Return the directory of this machine that has the content, if there is one."""
+        return None
 
-ServiceAddress = MemoryAddress | LmdbAddress | GrpcAddress
+
+class ObjectStoreAddress(NamedTuple):
+    """Objects in a bucket, below a directory, or behind an HTTP server.
+
+    `objectstore+s3://bucket/prefix`, `objectstore+gs://bucket/prefix` and
+    `objectstore+az://container/prefix`; `objectstore+file:///directory`; `objectstore+memory:`;
+    `objectstore+https://host[:port]/prefix`, which can only be read. Parameters behind a question
+    mark are options of the store, by the names that the crate object_store gives them. Those may
+    hold secrets, so messages have none of them.
+
+    Args:
+        scheme: the kind of store.
+        place: the bucket or container, or host and port; empty for a directory and memory.
+        prefix: what the names of all objects begin with, without a slash at either end; for a
+            directory, its absolute path.
+        options: the options, by name.
+    """
+
+    scheme: ObjectScheme
+    place: str = ""
+    prefix: str = ""
+    options: tuple[tuple[str, str], ...] = ()
+
+    def is_readonly(self) -> bool:
+        """Return whether nothing can be put there."""
+        return self.scheme in {ObjectScheme.HTTP, ObjectScheme.HTTPS}
+
+    def label(self) -> str:
+        """Return the address as messages have it."""
+        return self._without_options()
+
+    def canonical(self) -> str:
+        """See `ServiceAddresses.canonical`."""
+        if self.scheme is ObjectScheme.FILE:
+            return f"{_OBJECT_STORE}file://{_quoted(Path(self.prefix).resolve())}"
+        identity = {
+            _IDENTIFYING[known]: value
+            for name, value in self.options
+            if (known := _without_vendor(name)) in _IDENTIFYING
+        }
+        query = urlencode(sorted(identity.items()))
+        return f"{self._without_options()}{'?' if query else ''}{query}"
+
+    def directory(self) -> Path | None:
+        """Return the directory of this machine that has the content, if there is one."""
+        return Path(self.prefix) if self.scheme is ObjectScheme.FILE else None
+
+    def _without_options(self) -> str:
+        match self.scheme:
+            case ObjectScheme.MEMORY:
+                return f"{_OBJECT_STORE}memory:"
+            case ObjectScheme.FILE:
+                return f"{_OBJECT_STORE}file://{_quoted(Path(self.prefix))}"
+        prefix = f"/{_quoted(Path(self.prefix))}" if self.prefix else ""
+        return f"{_OBJECT_STORE}{self.scheme}://{self.place}{prefix}"
+
+
+ServiceAddress = MemoryAddress | LmdbAddress | GrpcAddress | ObjectStoreAddress
+
+
+def is_peer(address: ServiceAddress) -> bool:
+    """Return whether what comes from a service has passed through other hands than ours."""
+    return isinstance(address, GrpcAddress | ObjectStoreAddress)
 
 
 class ServiceAddresses(NamedTuple):
@@ -121,7 +215,9 @@ class ServiceAddresses(NamedTuple):
         - `lmdb:///path` and `grpc+unix:///path`: the path is resolved (absolute, without symbolic
           links as of now), and percent-encoded except for letters, digits and `_.-~/`;
         - `grpc+http://host:port` and `grpc+https://host:port`: the host is in lower case, an IPv6
-          address is in brackets, and the port is written out even if it is the default.
+          address is in brackets, and the port is written out even if it is the default;
+        - `objectstore+SCHEME://bucket/prefix`: as above; of the options, `endpoint=` and
+          `account_name=` if the address has them.
 
         The text does not depend on the names of classes or fields, and never changes.
         """
@@ -144,6 +240,8 @@ def parse_service_uri(uri: str) -> ServiceAddress:
         raise ConfigError(f"service address {uri}: {exc}") from exc
     if parts.fragment:
         raise _refusal(uri, "takes no fragment")
+    if parts.scheme.startswith(_OBJECT_STORE):
+        return _object_store(uri, parts)
     if parts.query and not parts.scheme.startswith("grpc+"):
         raise _refusal(uri, "takes no query")
     match parts.scheme:
@@ -159,7 +257,7 @@ def parse_service_uri(uri: str) -> ServiceAddress:
     raise _refusal(
         uri,
         f"unknown scheme {parts.scheme!r}; "
-        "memory, lmdb, grpc+unix, grpc+http and grpc+https are known",
+        "memory, lmdb, grpc+unix, grpc+http, grpc+https and objectstore+... are known",
     )
 
 
@@ -191,6 +289,42 @@ def _path(uri: str, parts: SplitResult) -> Path:
     if "\0" in path:
         raise _refusal(uri, "the path contains NUL")
     return Path(path)
+
+
+def _object_store(uri: str, parts: SplitResult) -> ObjectStoreAddress:
+    try:
+        scheme = ObjectScheme(parts.scheme.removeprefix(_OBJECT_STORE))
+    except ValueError as exc:
+        known = ", ".join(ObjectScheme)
+        raise _refusal(uri, f"unknown kind of object store; known are {known}") from exc
+    if parts.username is not None or parts.password is not None:
+        raise _refusal(uri, "takes no user name")
+    if scheme in {ObjectScheme.FILE, ObjectScheme.MEMORY}:
+        if parts.query:
+            raise _refusal(uri, "takes no query")
+        if scheme is ObjectScheme.MEMORY:
+            _memory(uri, parts)
+            return ObjectStoreAddress(scheme)
+        return ObjectStoreAddress(scheme, prefix=str(_path(uri, parts)))
+    if not parts.hostname:
+        what = "host" if scheme in {ObjectScheme.HTTP, ObjectScheme.HTTPS} else "bucket"
+        raise _refusal(uri, f"the {what} is missing")
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name.lower() in options:
+            raise _refusal(uri, f"{name} is given twice")
+        options[name.lower()] = value
+    prefix = os.fsdecode(unquote_to_bytes(parts.path)).strip("/")
+    if not {"", ".", ".."}.isdisjoint(prefix.split("/")) and prefix:
+        raise _refusal(uri, "the path has an empty part, or one that is . or ..")
+    return ObjectStoreAddress(scheme, parts.netloc, prefix, tuple(options.items()))
+
+
+def _without_vendor(name: str) -> str:
+    for prefix in _VENDOR_PREFIXES:
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name
 
 
 def _grpc_host(uri: str, parts: SplitResult) -> GrpcAddress:

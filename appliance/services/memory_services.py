@@ -1,13 +1,12 @@
 """Services that keep everything in the memory of this process."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
 
 from appliance.castore.chunking import UNCHUNKED_MAX, BlobChunk, Chunker, unpack
 from appliance.castore.closure import ClosureChecker, TopologicalOrder
 from appliance.castore.digest import EMPTY_DIGEST, Digest
-from appliance.castore.directory import Directory, DirectoryNode, Node
-from appliance.errors import ContentMissingError, StoreError
+from appliance.castore.directory import Directory, Node
+from appliance.errors import ContentMissingError
 from appliance.nix.path_info import read_path_info
 from appliance.nix.path_info_rules import accepted, check_claims, nar_key
 from appliance.services.contracts import (
@@ -19,6 +18,7 @@ from appliance.services.contracts import (
     DirectoryService,
     NarInfo,
 )
+from appliance.services.known_contents import KnownContents
 from appliance.services.lmdb_blobs import ContentReader
 from appliance.services.lmdb_directories import put_one
 from appliance.services.nar_render import nar_info
@@ -179,7 +179,7 @@ class MemoryPathInfoService:
         info = check_claims(path_info)
         await check_stated_size(info, self._blobs, self._directories)
         digest = info.path.digest
-        known = _KnownContents(self._nar_infos)
+        known = KnownContents(self._nar_infos)
         if digest in self._path_infos:
             for node in (read_path_info(self._path_infos[digest]).node, info.node):
                 await known.read(node, self._directories)
@@ -209,23 +209,3 @@ class MemoryPathInfoService:
             info = await nar_info(node, self._blobs, self._directories)
             self._nar_infos[key] = info
         return info
-
-
-class _KnownContents:
-    """Implements `path_info_rules.Known` with directories that `read` has loaded before."""
-
-    def __init__(self, nar_infos: Mapping[Digest, NarInfo]) -> None:
-        self._nar_infos = nar_infos
-        self._directories: dict[Digest, Directory] = {}
-
-    async def read(self, node: Node, directories: DirectoryService) -> None:
-        if isinstance(node, DirectoryNode) and node.digest not in self._directories:
-            with suppress(StoreError):  # content that cannot be read is not compared
-                async for directory in directories.get_recursive(node.digest):
-                    self._directories[directory.digest()] = directory
-
-    def nar_of(self, key: Digest) -> NarInfo | None:
-        return self._nar_infos.get(key)
-
-    def directory_of(self, digest: Digest) -> Directory | None:
-        return self._directories.get(digest)

@@ -1,5 +1,8 @@
 """Opening services by their addresses, and a thread to use them from programs with another loop.
 
+The library for object stores has threads of its own and is slow to load, so the modules that use it
+are imported when such an address is opened, which is after all forks.
+
 gRPC needs an asyncio event loop. Programs that have another loop, or none, run one in a
 `LoopThread`, which also keeps network traffic from delaying what they do themselves.
 """
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from appliance.services.addresses import (
     GrpcAddress,
     LmdbAddress,
+    ObjectStoreAddress,
     ServiceAddress,
     ServiceAddresses,
 )
@@ -34,6 +38,8 @@ from appliance.system import libc
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from appliance.services.object_bucket import Bucket
 
 T = TypeVar("T")
 
@@ -102,6 +108,7 @@ class _Opener:
         self._is_readonly = is_readonly
         self._stores: dict[Path, AsyncStore] = dict(stores)
         self._peers: dict[GrpcAddress, Peer] = {}
+        self._buckets: dict[ObjectStoreAddress, Bucket] = {}
         self._is_patient = is_patient
 
     async def connect(self) -> None:
@@ -115,6 +122,10 @@ class _Opener:
                 return LmdbBlobService(self._store(address))
             case GrpcAddress():
                 return GrpcBlobService(self._peer(address))
+            case ObjectStoreAddress():
+                from appliance.services.object_blobs import ObjectBlobService
+
+                return ObjectBlobService(self._bucket(address))
             case _:
                 return MemoryBlobService()
 
@@ -124,6 +135,10 @@ class _Opener:
                 return LmdbDirectoryService(self._store(address))
             case GrpcAddress():
                 return GrpcDirectoryService(self._peer(address))
+            case ObjectStoreAddress():
+                from appliance.services.object_directories import ObjectDirectoryService
+
+                return ObjectDirectoryService(self._bucket(address))
             case _:
                 return MemoryDirectoryService()
 
@@ -141,6 +156,11 @@ class _Opener:
                 return LmdbPathInfoService(store, blobs, directories, may_replace=may_replace)
             case GrpcAddress():
                 return GrpcPathInfoService(self._peer(address))
+            case ObjectStoreAddress():
+                from appliance.services.object_path_infos import ObjectPathInfoService
+
+                bucket = self._bucket(address)
+                return ObjectPathInfoService(bucket, blobs, directories, may_replace=may_replace)
             case _:
                 return MemoryPathInfoService(blobs, directories, may_replace=may_replace)
 
@@ -163,6 +183,15 @@ class _Opener:
             self._stack.push_async_callback(peer.close)
             self._peers[address] = peer
         return self._peers[address]
+
+    def _bucket(self, address: ObjectStoreAddress) -> "Bucket":
+        if address not in self._buckets:
+            from appliance.services.object_bucket import Bucket
+
+            bucket = Bucket(address, is_patient=self._is_patient, is_readonly=self._is_readonly)
+            self._stack.push_async_callback(bucket.close)
+            self._buckets[address] = bucket
+        return self._buckets[address]
 
 
 def keep_message_memory() -> None:

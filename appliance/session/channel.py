@@ -8,17 +8,14 @@ import array
 import socket
 from collections.abc import Sequence
 
+from appliance.bounds import CHANNEL_FDS_MAX, CHANNEL_MESSAGE_MAX
 from appliance.protos.control_pb2 import Envelope
 
 # Of the messages between processes of different releases: supervisors, fork servers and session
 # processes. It grows when a message is added or changes its meaning. Whoever receives a message or
 # field that it does not know ignores it.
-VERSION = 1
-# The largest number of descriptors in one message. The kernel's limit, SCM_MAX_FD, is 253 (linux
-# include/net/scm.h). Longer tables are sent in several messages.
-MAX_FDS = 200
-_MAX_MESSAGE_BYTES = 64 << 10
-_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS * 4)
+VERSION = 2
+_ANCILLARY_BYTES = socket.CMSG_SPACE(CHANNEL_FDS_MAX * 4)
 
 
 def channel_pair() -> tuple[socket.socket, socket.socket]:
@@ -48,7 +45,7 @@ def receive(sock: socket.socket) -> tuple[Envelope, list[int]] | None:
     """
     try:
         data, ancillary, _flags, _address = sock.recvmsg(
-            _MAX_MESSAGE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+            CHANNEL_MESSAGE_MAX, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
         )
     except ConnectionResetError:
         return None

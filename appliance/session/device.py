@@ -1,4 +1,9 @@
-"""One front-end's virtio-fs device: guest memory, session, and a worker per started queue."""
+"""One front-end's virtio-fs device: guest memory, session, and a worker per started queue.
+
+A session that was saved takes the place of the present one when the front-end asks whether it was
+loaded. The workers end before that: they start anew with the next rings, and find the grants of the
+session that was loaded.
+"""
 
 import asyncio
 import contextlib
@@ -7,10 +12,13 @@ import stat
 
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
+from appliance.session.device_state import parse_untrusted, save
+from appliance.session.grants import Grants
 from appliance.session.ring_worker import DeviceServices, RingWorker
 from appliance.session.session_memory import InflightMemory
+from appliance.session.state_stream import StateStream
 from appliance.vhost._vhost_wire import Region
-from appliance.vhost.backend import VringConfig
+from appliance.vhost.backend import RingLog, VringConfig
 
 # The FUSE minor version that a resumed session is assumed to have negotiated: the oldest one that
 # this program serves.
@@ -50,6 +58,8 @@ class Device:
         # buffer is used only by rings that start after it came.
         self._recording: dict[int, InflightMemory] = {}
         self._ring_workers: dict[int, RingWorker] = {}
+        self._kick_fds: dict[int, int] = {}  # of the rings that run, lent
+        self._transfer: StateStream | None = None
 
     # --- Status ---
 
@@ -61,16 +71,26 @@ class Device:
             if ring_worker.is_alive
         ]
 
+    def look(self) -> None:
+        """See `RingWorker.look`."""
+        kicked = self._services.kicks.kicked()
+        for queue, ring_worker in self._ring_workers.items():
+            ring_worker.look(is_kicked=self._kick_fds.get(queue) in kicked)
+
     # --- Guest memory ---
 
-    async def add_region(self, region: Region, fd: int) -> None:
-        """Add `region` to guest memory. Takes `fd`."""
+    async def add_region(self, region: Region, fd: int, replaced: Region | None = None) -> None:
+        """Add `region` to guest memory, in place of `replaced` if that is one. Takes `fd`."""
+        left = dict(self._regions)
         try:
             _check_file(region, fd)
-            await self._change_memory({**self._regions, region: fd})
+            replaced_fd = left.pop(replaced) if replaced is not None else None
+            await self._change_memory({**left, region: fd})
         except VhostError:
             os.close(fd)
             raise
+        if replaced_fd is not None:
+            os.close(replaced_fd)
 
     async def remove_region(self, region: Region) -> None:
         """Remove `region` from guest memory and close its descriptor."""
@@ -134,10 +154,12 @@ class Device:
                 self._regions,
             )
         self._recording[index] = inflight
+        self._kick_fds[index] = config.kick_fd
+        self._services.kicks.add(config.kick_fd)
         try:
             await ring_worker.start_ring(config, inflight)
         except VhostError:
-            self._end_recording(index)
+            self._end_ring(index)
             raise
 
     async def stop_ring(self, index: int) -> int:
@@ -145,11 +167,52 @@ class Device:
         try:
             return await self._ring_workers[index].stop_ring()
         finally:
-            self._end_recording(index)
+            self._end_ring(index)
 
     async def set_call(self, index: int, fd: int | None) -> None:
         """Signal completions of ring `index` through `fd` (lent)."""
         await self._ring_workers[index].set_call(fd)
+
+    async def set_log(self, index: int, log: RingLog | None) -> None:
+        """Mark what is written for ring `index` in `log`, or in none; see `Backend`."""
+        await self._ring_workers[index].set_log(log)
+
+    # --- Saving and moving ---
+
+    async def save_state(self, fd: int) -> None:
+        """Begin to write the session's state to `fd`, which is taken; see `Backend`."""
+        try:
+            data = save(self._services.memory, Grants(self._services.grants_fd))
+        except VhostError:
+            os.close(fd)
+            raise
+        self._begin_transfer(fd, data)
+
+    async def load_state(self, fd: int) -> None:
+        """Begin to read a session's state from `fd`, which is taken; see `Backend`."""
+        self._begin_transfer(fd, None)
+
+    async def finish_state(self) -> None:
+        """Complete what was begun; see `Backend`."""
+        transfer, self._transfer = self._transfer, None
+        if transfer is None:
+            raise VhostError("no device state was transferred")
+        data = await transfer.finish()
+        if data is None:
+            return
+        state = parse_untrusted(data)
+        await self._end_workers()
+        await self._services.restore(state)
+        memory = self._services.memory
+        if state.HasField("init"):
+            memory.start(state.init.minor, state.init.flags, state.init.max_readahead)
+        else:
+            memory.end()
+
+    def _begin_transfer(self, fd: int, data: bytes | None) -> None:
+        if self._transfer is not None:
+            self._transfer.close()
+        self._transfer = StateStream(fd, data)
 
     # --- Session ---
 
@@ -186,7 +249,8 @@ class Device:
         previous, self._inflight = self._inflight, memory
         self._close_unless_used(previous)
 
-    def _end_recording(self, index: int) -> None:
+    def _end_ring(self, index: int) -> None:
+        self._services.kicks.remove(self._kick_fds.pop(index))
         self._close_unless_used(self._recording.pop(index))
 
     def _close_unless_used(self, memory: InflightMemory) -> None:
@@ -197,17 +261,34 @@ class Device:
         """End the FUSE session; the guest must send INIT again."""
         self._services.memory.end()
 
+    async def begin_again(self) -> None:
+        """Forget guest memory, inflight buffer and FUSE session; the workers stay."""
+        if self._transfer is not None:
+            self._transfer.close()
+            self._transfer = None
+        await self.set_regions([])
+        self._replace_inflight(InflightMemory.create(self._num_queues, self._max_queue_size))
+        self._services.memory.begin_again()
+
     async def close(self) -> None:
         """End the workers, then close guest memory and the inflight buffers."""
-        # Concurrently, because each worker may take as long as the deadline for its end.
-        await asyncio.gather(*(ring_worker.close() for ring_worker in self._ring_workers.values()))
-        self._ring_workers.clear()
+        if self._transfer is not None:
+            self._transfer.close()
+        await self._end_workers()
         for fd in self._regions.values():
             os.close(fd)
         self._regions.clear()
         for memory in {self._inflight, *self._recording.values()}:
             memory.close()
         self._recording.clear()
+        for fd in self._kick_fds.values():
+            self._services.kicks.remove(fd)
+        self._kick_fds.clear()
+
+    async def _end_workers(self) -> None:
+        # Concurrently, because each worker may take as long as the deadline for its end.
+        await asyncio.gather(*(ring_worker.close() for ring_worker in self._ring_workers.values()))
+        self._ring_workers.clear()
 
 
 def _check_file(region: Region, fd: int) -> None:

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from appliance.bounds import UNSENT_MAX
 from appliance.protos.control_pb2 import Envelope
 from appliance.session import channel
 
@@ -84,11 +85,15 @@ class Link:
     def post(self, envelope: Envelope, fds: Sequence[int] = ()) -> None:
         """Send a message that has no reply, now or as soon as the channel takes it.
 
-        `fds` are lent for the duration of the call only. If the link is closed, nothing happens.
+        `fds` are lent for the duration of the call only. If the link is closed, nothing happens. If
+        `UNSENT_MAX` messages wait, because the peer does not read, a message that is neither a
+        request nor a reply is dropped; of those there are only as many as there are requests.
         """
         if not self.is_open:
             return
         if not self._unsent and self._try_send(envelope, fds):
+            return
+        if not envelope.id and len(self._unsent) >= UNSENT_MAX:
             return
         if self.is_open:
             self._unsent.append((envelope, [os.dup(fd) for fd in fds]))
@@ -184,7 +189,7 @@ class Link:
 
 
 # What a worker or a session process asks whoever is above it, and a supervisor a session process.
-_REQUESTS_OF_PEERS = frozenset({"resolve", "start_apart", "start_session"})
+_REQUESTS_OF_PEERS = frozenset({"resolve", "restore", "start_apart", "start_session"})
 
 
 def close_all(fds: Sequence[int]) -> None:

@@ -4,14 +4,18 @@ The state that a worker needs is kept here and sent again to every successor.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from appliance.bounds import CHANNEL_FDS_MAX
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
-from appliance.session.channel import MAX_FDS
-from appliance.session.link import Link
+from appliance.protos.device_state_pb2 import DeviceState
+from appliance.session.kick_watch import KickWatch
+from appliance.session.link import Link, LinkClosedError
 from appliance.session.session_memory import InflightMemory, SessionMemory
 from appliance.session.spawning import Spawner
 from appliance.session.worker_process import (
@@ -21,15 +25,17 @@ from appliance.session.worker_process import (
     WorkerProcess,
 )
 from appliance.vhost._vhost_wire import Region
-from appliance.vhost.backend import VringConfig
+from appliance.vhost.backend import RingLog, VringConfig
 
 _LOG = logging.getLogger(__name__)
-# How long a worker may take to answer. This is more than it may take to drain its ring.
-_ANSWER_DEADLINE_S = 15.0
+# How long a worker may take to answer, or to say that its ring is draining, before it is replaced.
+_ANSWER_DEADLINE_S = 5.0
+# The workers in a row that may be stuck before what was asked of them fails.
+_STUCK_MAX: Final = 2
 
 
 class _WorkerStuckError(VhostError):
-    """The worker did not answer in time and was killed; a successor will be started."""
+    """Workers did not answer in time and were killed; a successor will be started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +46,22 @@ class DeviceServices:
     keeper: Keeper
     start_apart: Callable[[], Awaitable[None]]
     """See `GrantTable.start_apart`; raises VhostError if that is impossible."""
+    restore: Callable[[DeviceState], Awaitable[None]]
+    """See `SupervisorClient.restore`."""
     changed: Callable[[], None]
     """Called when a worker has started or died."""
     memory: SessionMemory
     fds: Sequence[int]
     """Session memory and grants, which every worker gets first."""
+    kicks: KickWatch
+    """Watches the rings that run."""
     configure: pb.Configure
     """The part of the first message that is the same for every worker."""
+
+    @property
+    def grants_fd(self) -> int:
+        """The descriptor of the grants, read-only."""
+        return self.fds[1]
 
     def configure_for(self, queue: int) -> pb.Configure:
         """Return the first message to the worker of `queue`."""
@@ -85,7 +100,15 @@ class RingWorker:
         # The channel to the worker that serves the ring. After that worker's death it differs from
         # the channel to the successor, which does not serve the ring yet.
         self._serving: Link | None = None
+        # The channel to a worker, and the memory table that it has. None: no table is known.
+        self._mapped: tuple[Link, dict[Region, int]] | None = None
         self._last_avail = 0
+        self._answer_due: asyncio.Timeout | None = None
+        self._num_stuck = 0
+        self._served = services.memory.statistics(queue).requests
+        self._num_served = 0  # at the last `look`
+        self._may_be_awaited = False
+        self._is_pinged = False
 
     @property
     def pid(self) -> int:
@@ -151,6 +174,48 @@ class RingWorker:
         self._ring = (config._replace(call_fd=fd), inflight)
         await self._process.do(self._send_call)
 
+    async def set_log(self, log: RingLog | None) -> None:
+        """Return when the worker marks what it writes in `log`, or in none; see `Backend.set_log`.
+
+        Raises:
+            VhostError: the worker could not map it, or did not answer in time.
+        """
+        if self._ring is None:
+            return
+        config, inflight = self._ring
+        self._ring = (config._replace(log=log), inflight)
+        try:
+            await self._process.do(self._send_log)
+        except VhostError:
+            if self._ring is not None:  # it may have broken meanwhile
+                self._ring = (config._replace(log=None), inflight)
+            raise
+
+    def look(self, *, is_kicked: bool) -> None:
+        """Have a worker replaced that gives no sign of life; called every few seconds.
+
+        A worker that has answered requests since the last call is alive. Another one is asked if
+        its guest may be waiting for it; so the worker of an idle guest is not woken up.
+
+        Args:
+            is_kicked: whether the guest has kicked since the last call.
+        """
+        before, self._num_served = self._num_served, sum(self._served)
+        if self._num_served != before:
+            self._may_be_awaited = True  # by a request that it took after the last answer
+        elif self._serving is not None and (is_kicked or self._may_be_awaited):
+            self._process.spawn_task(self._await_pong())
+
+    async def _await_pong(self) -> None:
+        if not self._is_pinged:
+            self._is_pinged = True
+            try:
+                with contextlib.suppress(LinkClosedError, _WorkerStuckError):
+                    await self._process.do(self._ping)
+                    self._may_be_awaited = False
+            finally:
+                self._is_pinged = False
+
     async def close(self) -> None:
         """End the worker. When this returns, it can no longer access guest memory."""
         await self._process.close()
@@ -179,7 +244,11 @@ class RingWorker:
 
     def received(self, envelope: pb.Envelope) -> None:
         """See `WorkerOwner`."""
-        if envelope.HasField("ring_broken"):
+        if envelope.HasField("ring_draining"):
+            due = self._answer_due
+            if due is not None and not due.expired():
+                due.reschedule(asyncio.get_running_loop().time() + _ANSWER_DEADLINE_S)
+        elif envelope.HasField("ring_broken"):
             _LOG.error("%s: %s", self._label, envelope.ring_broken.reason)
             self._last_avail = envelope.ring_broken.last_avail
             self._ring = None
@@ -189,20 +258,32 @@ class RingWorker:
 
     async def _ask(self, link: Link, envelope: pb.Envelope, fds: Sequence[int] = ()) -> pb.Envelope:
         try:
-            async with asyncio.timeout(_ANSWER_DEADLINE_S):
-                return await link.request(envelope, fds)
+            async with asyncio.timeout(_ANSWER_DEADLINE_S) as self._answer_due:
+                reply = await link.request(envelope, fds)
         except TimeoutError as exc:
-            # Only a descriptor from the front-end can block a worker, such as a full pipe as call
-            # descriptor.
             self._process.kill()
+            self._num_stuck += 1
+            if self._num_stuck < _STUCK_MAX:
+                _LOG.error("%s: worker %d is stuck and is replaced", self._label, self._process.pid)
+                raise LinkClosedError from exc  # its successor takes the step
+            # A descriptor from the front-end may block every worker, such as a full pipe as call
+            # descriptor.
             raise _WorkerStuckError(
-                f"the worker was stuck: no answer within {_ANSWER_DEADLINE_S:.0f} s"
+                f"{_STUCK_MAX} workers were stuck: no answer within {_ANSWER_DEADLINE_S:.0f} s"
             ) from exc
+        finally:
+            self._answer_due = None
+        self._num_stuck = 0
+        return reply
 
     async def _serve_ring(self, link: Link) -> None:
         if self._ring is not None and self._serving is not link:
             await self._send_start(link, *self._ring)
             self._serving = link
+
+    async def _ping(self, link: Link) -> None:
+        if self._serving is link:
+            await self._ask(link, pb.Envelope(ping=pb.Ping()))
 
     async def _stop(self, link: Link) -> None:
         if self._ring is None:
@@ -214,20 +295,34 @@ class RingWorker:
     async def _send_call(self, link: Link) -> None:
         if self._ring is not None and self._serving is link:
             fd = self._ring[0].call_fd
-            link.post(pb.Envelope(set_call=pb.SetCall()), [] if fd is None else [fd])
+            # Answered, so that a front-end cannot have descriptors wait here without end.
+            await self._ask(link, pb.Envelope(set_call=pb.SetCall()), [] if fd is None else [fd])
+
+    async def _send_log(self, link: Link) -> None:
+        if self._ring is not None and self._serving is link:
+            message, fds = _log_message(self._ring[0].log)
+            _check(await self._ask(link, pb.Envelope(set_log=pb.SetLog(log=message)), fds))
 
     async def _send_memory(self, link: Link) -> None:
-        table = list(self._regions.items())
-        while len(table) > MAX_FDS:
-            part, table = table[:MAX_FDS], table[MAX_FDS:]
-            link.post(_memory_message(part, is_last=False), [fd for _region, fd in part])
-        reply = await self._ask(
-            link, _memory_message(table, is_last=True), [fd for _region, fd in table]
-        )
-        _check(reply)
+        # Mapping costs time, and a VMM may add hundreds of regions one by one; so a worker that has
+        # a table is told what has changed.
+        wanted = dict(self._regions)
+        if self._mapped is None or self._mapped[0] is not link:
+            messages = _whole_table(wanted)
+        elif self._mapped[1] == wanted:
+            return
+        else:
+            messages = _difference(self._mapped[1], wanted)
+        self._mapped = None  # until it has answered
+        *first, (last, last_fds) = messages
+        for message, fds in first:
+            link.post(message, fds)
+        _check(await self._ask(link, last, last_fds))
+        self._mapped = link, wanted
 
     async def _send_start(self, link: Link, config: VringConfig, inflight: InflightMemory) -> None:
         optional = [fd for fd in (config.call_fd, config.err_fd) if fd is not None]
+        log, log_fds = _log_message(config.log)
         reply = await self._ask(
             link,
             pb.Envelope(
@@ -243,24 +338,60 @@ class RingWorker:
                     inflight_queue_size=inflight.queue_size,
                     has_call=config.call_fd is not None,
                     has_err=config.err_fd is not None,
+                    log=log,
                 )
             ),
-            [inflight.fd, config.kick_fd, *optional],
+            [inflight.fd, config.kick_fd, *optional, *log_fds],
         )
         _check(reply)
 
 
-def _memory_message(table: list[tuple[Region, int]], *, is_last: bool) -> pb.Envelope:
-    regions = [
+# A message, and the descriptors (lent) that go with it.
+_WithFds = tuple[pb.Envelope, Sequence[int]]
+
+
+def _whole_table(table: Mapping[Region, int]) -> list[_WithFds]:
+    messages: list[_WithFds] = []
+    for part, is_last in _parts(table):
+        whole = pb.SetMemory(regions=_packed(part), last=is_last)
+        messages.append((pb.Envelope(set_memory=whole), list(part.values())))
+    return messages
+
+
+def _difference(known: Mapping[Region, int], wanted: Mapping[Region, int]) -> list[_WithFds]:
+    removed = [region for region, fd in known.items() if wanted.get(region) != fd]
+    added = {region: fd for region, fd in wanted.items() if known.get(region) != fd}
+    messages: list[_WithFds] = []
+    for part, is_last in _parts(added):
+        change = pb.ChangeMemory(removed=_packed(removed), added=_packed(part), last=is_last)
+        messages.append((pb.Envelope(change_memory=change), list(part.values())))
+        removed = []
+    return messages
+
+
+def _parts(table: Mapping[Region, int]) -> Iterator[tuple[dict[Region, int], bool]]:
+    """Yield what fits one message, and whether it is the last; an empty table is one part."""
+    rows = list(table.items())
+    for start in range(0, max(len(rows), 1), CHANNEL_FDS_MAX):
+        yield dict(rows[start : start + CHANNEL_FDS_MAX]), start + CHANNEL_FDS_MAX >= len(rows)
+
+
+def _packed(regions: Iterable[Region]) -> list[pb.Region]:
+    return [
         pb.Region(
             gpa=region.gpa,
             size=region.size,
             user_addr=region.user_addr,
             mmap_offset=region.mmap_offset,
         )
-        for region, _fd in table
+        for region in regions
     ]
-    return pb.Envelope(set_memory=pb.SetMemory(regions=regions, last=is_last))
+
+
+def _log_message(log: RingLog | None) -> tuple[pb.DirtyLog | None, list[int]]:
+    if log is None:
+        return None, []
+    return pb.DirtyLog(size=log.size, offset=log.offset, used_addr=log.used_addr), [log.fd]
 
 
 def _check(reply: pb.Envelope) -> None:

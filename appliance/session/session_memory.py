@@ -95,6 +95,12 @@ class SessionMemory:
         minor: int = _FIELDS.unpack_from(self._map)[1]
         return minor
 
+    @property
+    def max_readahead(self) -> int:
+        """The negotiated max_readahead in bytes."""
+        max_readahead: int = _FIELDS.unpack_from(self._map)[3]
+        return max_readahead
+
     def start(self, minor: int, flags: int, max_readahead: int) -> None:
         """Record what INIT negotiated; every worker sees it when this returns.
 
@@ -109,6 +115,11 @@ class SessionMemory:
     def end(self) -> None:
         """Mark the session as ended (DESTROY, device reset)."""
         _INITIALISED.pack_into(self._map, 0, 0)
+
+    def begin_again(self) -> None:
+        """Be as new memory is, but for the statistics, which go on."""
+        self.end()
+        self._map[_WITHOUT_INIT_OFFSET] = 0
 
     def is_first_without_init(self) -> bool:
         """Return whether this is the first request without INIT, and note that one was seen.

@@ -8,7 +8,8 @@ own session. The theory of operation:
                     fetches what workers miss; may end and be replaced (`supervisor_client`)
     fork server     starts this process and its workers; may end and be replaced (`fork_client`)
     this process    opens no file and no database, and locks itself down before it reads the first
-                    byte of its front-end (`confinement`)
+                    byte of its front-end (`confinement`); the next supervisor finds it through the
+                    fork server or, if that has ended, too, by its mailbox (`mailbox`)
 
 It ends when the front-end has left, or when the supervisor asks it to.
 """
@@ -25,6 +26,8 @@ from appliance.log import configure_logging, set_log_source
 from appliance.protos import control_pb2 as pb
 from appliance.session.device import Device
 from appliance.session.fork_client import ForkClient, lower_end_of
+from appliance.session.kick_watch import KickWatch
+from appliance.session.mailbox import Mailbox
 from appliance.session.ring_worker import DeviceServices
 from appliance.session.session_memory import SessionMemory
 from appliance.session.session_sandbox import lock_down_session
@@ -38,6 +41,8 @@ from appliance.vhost.transport import Connection
 _LOG = logging.getLogger(__name__)
 # How long to wait before retrying when there is no descriptor or memory for a device.
 _DEVICE_AGAIN_S: Final = 1.0
+# How often to look whether workers are alive.
+_LOOK_S: Final = 5.0
 
 
 def main(
@@ -61,15 +66,21 @@ def main(
     start = request.start_session
     configure_logging(start.configure.log_level, is_json=start.configure.log_json)
     set_log_source(start.label)
-    connection_fd, memory_fd, grants_fd = fds
+    connection_fd, memory_fd, grants_fd, *found_by = fds
     sock, memory = socket.socket(fileno=connection_fd), SessionMemory(memory_fd)
 
     async def serve() -> None:
         ends = supervisor_end, lower_end_of(list(fork_server_fds))
-        await SessionProcess(request, sock, memory, grants_fd, ends).run()
+        process = SessionProcess(request, sock, memory, grants_fd, ends)
+        # With the lease, which only has to stay open.
+        mailbox = process.listen(found_by[0]) if found_by else contextlib.nullcontext()
+        with mailbox:
+            await process.run(kicks)
 
     with asyncio.Runner() as runner:
-        runner.get_loop()  # before the sandbox, because it makes sockets
+        # Before the sandbox, because they make sockets and an epoll.
+        runner.get_loop()
+        kicks = KickWatch()
         if start.configure.HasField("sandbox"):
             lock_down_session(start.configure.sandbox, surroundings)
         runner.run(serve())
@@ -105,9 +116,21 @@ class SessionProcess:
         self._fork_server = ForkClient(self._use_supervisor)
         self._fork_server.connect(fork_server_end)
 
-    async def run(self) -> None:
-        """Serve until the front-end has left or the supervisor asks to end."""
-        self._serving = asyncio.create_task(self._serve_or_close())
+    def listen(self, fd: int) -> "contextlib.closing[Mailbox]":
+        """Let the next supervisor find this process by its mailbox `fd`, taken; see there."""
+        memory_fds = (self._memory.fd, self._grants_fd)
+        client = self._supervisor
+        return contextlib.closing(
+            Mailbox(fd, memory_fds, lambda: client.has_supervisor, self._use_supervisor)
+        )
+
+    async def run(self, kicks: KickWatch) -> None:
+        """Serve until the front-end has left or the supervisor asks to end.
+
+        Args:
+            kicks: watches no descriptor yet; lent.
+        """
+        self._serving = asyncio.create_task(self._serve_or_close(kicks))
         self._supervisor.answer(self._request)
         with contextlib.suppress(asyncio.CancelledError):
             await self._serving
@@ -123,12 +146,12 @@ class SessionProcess:
     def _use_supervisor(self, fds: list[int]) -> None:
         self._supervisor.connect(lower_end_of(fds))
 
-    async def _serve_or_close(self) -> None:
+    async def _serve_or_close(self, kicks: KickWatch) -> None:
         label = self._start.label
         try:
             with self._sock:
                 if not self._start.is_over:
-                    await self._serve()
+                    await self._serve(kicks)
         except VhostError as exc:
             _LOG.error("%s: %s; the connection is closed", label, exc)
         except OSError as exc:
@@ -136,24 +159,33 @@ class SessionProcess:
         except Exception:  # noqa: BLE001 - a bug must not leave the front-end without an end
             _LOG.exception("%s: the connection is closed", label)
 
-    async def _serve(self) -> None:
+    async def _serve(self, kicks: KickWatch) -> None:
         start = self._start
         properties = DeviceProperties(
             num_queues=start.num_queues,
             max_queue_size=start.max_queue_size,
             tag=start.tag if start.HasField("tag") else None,
         )
-        device = await self._new_device(properties)
-        await converse(Connection(self._sock), Session(properties, device))
+        device = await self._new_device(properties, kicks)
+        # Without a sandbox, somebody may have stopped a worker in a debugger.
+        is_looking = start.configure.HasField("sandbox")
+        looking = asyncio.create_task(_keep_looking(device)) if is_looking else None
+        try:
+            await converse(Connection(self._sock), Session(properties, device))
+        finally:
+            if looking is not None:
+                looking.cancel()
 
-    async def _new_device(self, properties: DeviceProperties) -> Device:
+    async def _new_device(self, properties: DeviceProperties, kicks: KickWatch) -> Device:
         services = DeviceServices(
             spawner=self._fork_server,
             keeper=self._supervisor,
             start_apart=self._supervisor.start_apart,
+            restore=self._supervisor.restore,
             changed=lambda: self._supervisor.show(device.workers()),
             memory=self._memory,
             fds=(self._memory.fd, self._grants_fd),
+            kicks=kicks,
             configure=self._start.configure,
         )
         label = self._start.label
@@ -165,3 +197,9 @@ class SessionProcess:
                 await asyncio.sleep(_DEVICE_AGAIN_S)
             else:
                 return device
+
+
+async def _keep_looking(device: Device) -> None:
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        device.look()

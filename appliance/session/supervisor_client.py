@@ -11,16 +11,19 @@ from collections.abc import Callable, Sequence
 from errno import EIO
 from typing import Final
 
+from appliance.bounds import WANTS_MAX
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
+from appliance.protos.device_state_pb2 import DeviceState
+from appliance.session.device_state import parts
 from appliance.session.link import Link, LinkClosedError, close_all
 from appliance.session.uplink import LowerEnd
 from appliance.session.wants import Want, pack_want
 
 # How long to wait for the next supervisor.
 _ABSENCE_S: Final = 30.0
-# Wants that the supervisor is asked for at a time; others wait here.
-WANTS_MAX: Final = 1024
+# How long the supervisor may take to find the store paths of one message.
+_RESTORE_DEADLINE_S: Final = 90.0
 # Keys of cache entries in one message, which must fit a packet.
 _KEYS_MAX: Final = 64
 
@@ -49,6 +52,11 @@ class SupervisorClient:
         self._has_dead_worker = False
         self._link = self._connected(end)
 
+    @property
+    def has_supervisor(self) -> bool:
+        """Whether there is a supervisor at present."""
+        return self._link.is_open
+
     def connect(self, end: LowerEnd) -> None:
         """Ask the supervisor at the other side of `end`, which is taken, from now on."""
         self._link.close()
@@ -76,6 +84,31 @@ class SupervisorClient:
         """
         if await self._ask(pb.Envelope(start_apart=pb.StartApart())) is None:
             raise VhostError("there is no supervisor that could number the nodes")
+
+    async def restore(self, state: DeviceState) -> None:
+        """Have the session granted what `state` says, in place of what it is granted now.
+
+        No worker of the session may live. If the state is refused, nothing is changed.
+
+        Raises:
+            VhostError: a store path is missing, or has other content; or there is no supervisor.
+        """
+        is_first = True
+        for part in parts(state):
+            await self._restore(pb.Restore(is_first=is_first, part=part))
+            is_first = False
+        await self._restore(pb.Restore(is_last=True))
+
+    async def _restore(self, message: pb.Restore) -> None:
+        try:
+            async with asyncio.timeout(_RESTORE_DEADLINE_S):
+                reply = await self._ask(pb.Envelope(restore=message))
+        except TimeoutError:
+            reply = None
+        if reply is None:
+            raise VhostError("there is no supervisor that could grant the saved store paths")
+        if reply.done.error:
+            raise VhostError(reply.done.error)
 
     # --- Keeper ---
 

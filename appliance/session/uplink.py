@@ -11,8 +11,8 @@ process through a socket:
                 end is handed out; messages carry descriptors
     upwards     a pipe in packet mode (O_DIRECT, pipe(2)), through which no descriptor can pass
 
-One packet is one Envelope of at most `PACKET_MAX` bytes. The upper side sees the end of the pipe
-when the last process that can write to it has ended.
+One packet is one Envelope of at most `UPLINK_MESSAGE_MAX` bytes. The upper side sees the end of the
+pipe when the last process that can write to it has ended.
 """
 
 import contextlib
@@ -20,15 +20,13 @@ import errno
 import os
 import socket
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
+from appliance.bounds import UPLINK_MESSAGE_MAX
 from appliance.protos.control_pb2 import Envelope
 from appliance.session import channel
-
-# PIPE_BUF on Linux: longer writes are split into several packets (pipe(2)).
-PACKET_MAX: Final = 4096
 
 
 class UpperEnd:
@@ -53,7 +51,7 @@ class UpperEnd:
             BlockingIOError: there is no message.
             OSError: what was received is not a message.
         """
-        data = os.read(self.receiving_fd, PACKET_MAX)
+        data = os.read(self.receiving_fd, UPLINK_MESSAGE_MAX)
         if not data:
             return None
         try:
@@ -90,9 +88,10 @@ class LowerEnd:
             OSError: the peer is gone.
         """
         data = envelope.SerializeToString()
-        if fds or len(data) > PACKET_MAX:
+        if fds or len(data) > UPLINK_MESSAGE_MAX:
             raise ValueError(
-                f"{len(data)} bytes and {len(fds)} descriptors, expected at most {PACKET_MAX} and 0"
+                f"{len(data)} bytes and {len(fds)} descriptors, expected at most "
+                f"{UPLINK_MESSAGE_MAX} and 0"
             )
         os.write(self.sending_fd, data)
 

@@ -21,6 +21,8 @@ _LOG = logging.getLogger(__name__)
 # Per front-end: session memory and its mapping, three of the grants, the channel and the uplink to
 # its session process, and its pidfd. What the front-end sends is held by that process.
 _EACH_FRONT_END: Final = 8
+# Per listener: its socket, and a connection that was accepted and waits.
+_EACH_LISTENER: Final = 2
 # Short-lived ones: those of a session process being started, of a client of `status`.
 _TRANSIENT: Final = 8
 # How often to look whether the limit has been raised.
@@ -39,16 +41,24 @@ class DescriptorRoom:
     estimate may still be enough for a small front-end.
     """
 
-    def __init__(self, *, num_listeners: int) -> None:
-        """Count the descriptors that are open now.
+    def __init__(self, *, num_open: int) -> None:
+        """Count the descriptors that are open now, except for listeners.
 
         Args:
-            num_listeners: listening sockets; each may have one accepted connection that waits.
+            num_open: the listeners that are open already; they are still to be added.
         """
-        self._others = len(list(Path("/proc/self/fd").iterdir())) + num_listeners + _TRANSIENT
+        self._others = len(list(Path("/proc/self/fd").iterdir())) - num_open + _TRANSIENT
         self._num_served = 0
         self._turn = asyncio.Lock()
         self._left = asyncio.Event()
+
+    def add_listener(self) -> None:
+        """Set aside what a listener takes."""
+        self._others += _EACH_LISTENER
+
+    def remove_listener(self) -> None:
+        """Use what a listener has taken for others."""
+        self._others -= _EACH_LISTENER
 
     @contextlib.asynccontextmanager
     async def place(self, label: str) -> AsyncIterator[None]:

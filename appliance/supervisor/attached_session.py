@@ -7,14 +7,15 @@ import socket
 from collections.abc import Coroutine
 from typing import Final
 
+from appliance.bounds import WANTS_MAX
 from appliance.protos import control_pb2 as pb
 from appliance.session.link import Link, LinkClosedError, close_all
 from appliance.session.spawning import CannotSpawnError, WorkerExit, kill
-from appliance.session.supervisor_client import WANTS_MAX
 from appliance.session.uplink import UpperEnd
 from appliance.session.wants import unpack_want
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.served_session import ServedSession
+from appliance.supervisor.session_mailbox import SessionMailbox
 
 _LOG = logging.getLogger(__name__)
 # How long a session process may take to end when it is asked to: more than its workers may take.
@@ -32,6 +33,9 @@ class AttachedSession:
         end: this side of the channel to it, owned.
         exit_: set when the process has ended.
         served: its grants and session memory, owned.
+        mailbox: where the next supervisor finds the process itself, owned.
+        goes_on: whether a saved session that had store paths which are missing now is restored
+            without them.
     """
 
     def __init__(
@@ -41,6 +45,9 @@ class AttachedSession:
         end: UpperEnd,
         exit_: "asyncio.Future[WorkerExit]",
         served: ServedSession,
+        mailbox: SessionMailbox,
+        *,
+        goes_on: bool,
     ) -> None:
         self.label = record.place.label
         self.pid = record.pid
@@ -48,6 +55,8 @@ class AttachedSession:
         self._pidfd = pidfd
         self._exit = exit_
         self._served = served
+        self._mailbox = mailbox
+        self._restoration = served.restoration(self.label, goes_on=goes_on)
         self._workers: list[pb.WorkerStatus] = []
         self._num_wants = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -61,8 +70,12 @@ class AttachedSession:
         Raises:
             LinkClosedError: the process has ended.
         """
-        fds = [sock.fileno(), *self._served.fds]
-        await self._link.request(pb.Envelope(start_session=start), fds)
+        found_by = self._mailbox.take_fds(self._served.lease)
+        fds = [sock.fileno(), *self._served.fds, *found_by]
+        try:
+            await self._link.request(pb.Envelope(start_session=start), fds)
+        finally:
+            close_all(found_by)
 
     def report(self) -> dict[str, object]:
         """Return what `appliance status` shows of it."""
@@ -118,6 +131,8 @@ class AttachedSession:
             task.cancel()
         self._link.close()
         self._served.close(lives_on=lives_on)
+        if not lives_on:
+            self._mailbox.remove()
         os.close(self._pidfd)
 
     # --- Messages ---
@@ -127,7 +142,10 @@ class AttachedSession:
             case "resolve" if self._num_wants < WANTS_MAX:
                 self._num_wants += 1
                 self._spawn_task(self._resolve(envelope))
-            case "resolve":
+            case "restore" if self._num_wants < WANTS_MAX:
+                self._num_wants += 1
+                self._spawn_task(self._restore(envelope))
+            case "resolve" | "restore":
                 _LOG.error("%s: session process %d wants too much", self.label, self.pid)
                 kill(self._pidfd)
             case "cache_used":
@@ -146,6 +164,13 @@ class AttachedSession:
         finally:
             self._num_wants -= 1
         self._link.post(pb.Envelope(id=envelope.id, resolved=pb.Resolved(errno=error)))
+
+    async def _restore(self, envelope: pb.Envelope) -> None:
+        try:
+            error = await self._restoration.take(envelope.restore)
+        finally:
+            self._num_wants -= 1
+        self._link.post(pb.Envelope(id=envelope.id, done=pb.Done(error=error)))
 
     def _on_closed(self) -> None:
         self._workers = []

@@ -13,7 +13,12 @@ from typing import Final
 from appliance.errors import ConfigError
 from appliance.protos import control_pb2 as pb
 from appliance.resolve.exports import WHOLE_STORE, Exported
-from appliance.system.listening import claim_socket_path, set_socket_group, socket_mode
+from appliance.system.listening import (
+    claim_socket_path,
+    make_private,
+    set_socket_group,
+    set_socket_permissions,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,8 +59,7 @@ class Listener:
     ) -> "Listener":
         """Listen at `path`.
 
-        A socket file that has no listener is replaced. Other threads must not create files
-        meanwhile, because the umask is changed.
+        A socket file that has no listener is replaced.
 
         Args:
             path: where to create the socket file.
@@ -70,14 +74,15 @@ class Listener:
         try:
             claim_socket_path(path)
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            with socket_mode(mode):
-                sock.bind(os.fspath(path))
+            make_private(sock)
+            sock.bind(os.fspath(path))
             listener = cls(sock, str(path), path, exported)
         except OSError as exc:
             raise ConfigError(f"socket path {path}: {exc.strerror}") from exc
         try:
             if gid is not None:
                 set_socket_group(path, gid)
+            set_socket_permissions(path, mode)
             sock.listen()
         except BaseException:
             listener.close()

@@ -14,7 +14,6 @@ from appliance.errors import MountError
 from appliance.fuse_proto._fuse_wire import InitFlag
 from appliance.resolve.backings import Backings
 from appliance.resolve.exports import Exported
-from appliance.services.addresses import LmdbAddress
 from appliance.supervisor.mount_worker import MountWorker
 from appliance.supervisor.mountpoint import MountFlags, Mountpoint
 from appliance.supervisor.runtime import Runtime, RuntimeConfig, running
@@ -199,7 +198,7 @@ def _note_unmount(mount: Mount) -> None:
 def _check_covers_nothing_needed(config: MountConfig) -> None:
     # Workers open blob files by path. If the mount covered them, workers would send requests to the
     # mount and wait for themselves.
-    stores = [address.path for address in config.services if isinstance(address, LmdbAddress)]
+    stores = [place for address in config.services if (place := address.directory()) is not None]
     for needed in (*stores, config.state_dir):
         if needed.resolve().is_relative_to(config.path.resolve()):
             raise MountError(f"mount point {config.path}: would cover {needed}, which it needs")

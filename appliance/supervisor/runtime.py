@@ -4,31 +4,32 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from appliance.errors import StoreError
 from appliance.protos import control_pb2 as pb
-from appliance.resolve.exports import Export, Exported, LiveView, PathAsRoot, WholeStore
+from appliance.resolve.exports import Exported
 from appliance.resolve.local import LocalResolver
 from appliance.resolve.resolver import Resolver
+from appliance.resolve.substituting import SubstitutingResolver, Substitution
 from appliance.services.addresses import ServiceAddresses
 from appliance.services.space_watch import keeping_free
-from appliance.session.grants import GrantTable
+from appliance.session.grant_table import GrantTable
 from appliance.session.session_memory import SessionMemory
 from appliance.store.leases import Lease, LeaseKind
 from appliance.store.store import Store
 from appliance.store.views import Views
 from appliance.supervisor.figures import Supervised, SupervisorFigures
 from appliance.supervisor.forker import Forker
+from appliance.supervisor.open_exports import OpenExports
 from appliance.supervisor.open_files import OpenFiles
 from appliance.supervisor.served_session import ServedSession
 from appliance.supervisor.signs_of_life import giving_signs_of_life
 from appliance.supervisor.status import StatusServer
 from appliance.supervisor.succession import SuccessorSocket
-from appliance.supervisor.view_watch import ViewWatch
 from appliance.system.listening import ListeningSocket
 
 _LOG = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class RuntimeConfig:
     """Garbage is collected when less is free on the file system of the store; None: never."""
     log_level: str
     log_json: bool
+    substitution: Substitution | None = None
+    """Where store paths are copied from that a local store lacks."""
     metrics: ListeningSocket | None = None
     """Where metrics are served (lent)."""
 
@@ -67,7 +70,7 @@ class Runtime:
 
     forker: Forker
     resolver: Resolver
-    exports: Mapping[Exported, Export]
+    exports: OpenExports
     configure: pb.Configure
     """The part of the first message that is the same for every worker."""
     is_by_content: bool
@@ -89,7 +92,7 @@ class Runtime:
 
         Args:
             num_queues: the number of its queues or clones.
-            exported: what it sees; one of those that `running` was given.
+            exported: what it sees; an open one of `exports`.
             owner: its socket or mount, for people.
 
         Raises:
@@ -111,7 +114,7 @@ class Runtime:
 
         Args:
             num_queues: the number of its queues.
-            exported: what it sees; one of those that `running` was given.
+            exported: what it sees; an open one of `exports`.
             memory_fds: its session memory and its writable grants, taken.
             lease_fd: the descriptor that holds its lease, taken; None if it has none.
         """
@@ -161,13 +164,12 @@ async def running(
     Raises:
         ApplianceError: the store or the state directory is unusable; a view or path is missing.
     """
-    exported = set(exported)
     async with contextlib.AsyncExitStack() as stack:
         local_path = config.services.one_store()
         if local_path is not None:
             store = Store.open(local_path, create=True, or_readonly=True)
             stack.callback(store.close)
-            resolver: Resolver = LocalResolver(store)
+            resolver = _local_resolver(store, config.substitution)
             has_cache, has_remote_root = False, False
             supervised = Supervised(store)
         else:
@@ -181,23 +183,17 @@ async def running(
             supervised = Supervised(store, has_cache, remote.report)
         stack.push_async_callback(resolver.close)
         leased_store = local_path if store.is_writable else None
-        root_names = [one.root.encode() for one in exported if one.root is not None]
-        if leased_store is not None and root_names:
-            # What is the root directory of sessions is kept between them, too.
-            lease = Lease.begin(leased_store, LeaseKind.SESSION, "the supervisor")
-            stack.callback(lease.close)
-            lease.hold(root_names)
-        elif local_path is not None and leased_store is None:
+        if local_path is not None and leased_store is None:
             _LOG.info(
                 "%s: this user cannot write there, so garbage collection by others does not see "
                 "what sessions use",
                 local_path,
             )
-        exports = {one: await _open_export(config, one, resolver) for one in exported}
-        live_views = [export for export in exports.values() if isinstance(export, LiveView)]
-        if live_views:
-            watch = ViewWatch(_views(config).directory, live_views)
-            stack.callback(watch.close)
+        views = Views(config.services.views_beside(config.state_dir))
+        exports = OpenExports(resolver, views, leased_store)
+        stack.callback(exports.close)
+        for one in set(exported):
+            await exports.open(one)
         figures = SupervisorFigures(report, supervised)
         stack.callback(figures.close)
         status = StatusServer(config.state_dir, figures.gather)
@@ -238,16 +234,14 @@ async def running(
         )
 
 
-async def _open_export(config: RuntimeConfig, exported: Exported, resolver: Resolver) -> Export:
-    if exported.view is not None:
-        return LiveView(resolver, _views(config), exported.view)
-    if exported.root is not None:
-        return await PathAsRoot.open(resolver, exported.root)
-    return WholeStore(resolver)
-
-
-def _views(config: RuntimeConfig) -> Views:
-    return Views(config.services.views_beside(config.state_dir))
+def _local_resolver(store: Store, substitution: Substitution | None) -> Resolver:
+    """Return the resolver of a local store, with substituters if there are any."""
+    resolver = LocalResolver(store)
+    if substitution is None:
+        return resolver
+    if not store.is_writable:
+        raise StoreError(f"{store.path}: cannot be written by this user, as substituters need it")
+    return SubstitutingResolver(resolver, store.path, substitution)
 
 
 def _sandbox(store: Store) -> pb.Sandbox:

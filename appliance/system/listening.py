@@ -104,15 +104,49 @@ def set_socket_group(path: Path, gid: int) -> None:
     Raises:
         ConfigError: another file has taken its place, or this user may not give it to that group.
     """
+    with _bound_socket(path) as file:
+        try:
+            os.chown(file, -1, gid)
+        except OSError as exc:
+            raise ConfigError(f"socket path {path}: group {gid}: {exc.strerror}") from exc
+
+
+def set_socket_permissions(path: Path, mode: int) -> None:
+    """Give the socket file that this process has bound at `path` the permissions `mode`.
+
+    Bind it through a socket that `make_private` was called for. Unlike `socket_mode`, this changes
+    nothing for other threads.
+
+    Raises:
+        ConfigError: another file has taken its place, or the file system does not take them.
+    """
+    with _bound_socket(path) as file:
+        try:
+            os.chmod(file, mode)  # noqa: PTH101 - not a path that anybody sees
+        except OSError as exc:
+            raise ConfigError(f"socket path {path}: mode {mode:o}: {exc.strerror}") from exc
+
+
+def make_private(sock: socket.socket) -> None:
+    """Have the file that `sock` will be bound to be for its owner alone.
+
+    Linux creates the socket file with the mode of the socket (unix_bind_bsd in net/unix).
+    """
+    os.fchmod(sock.fileno(), 0o600)
+
+
+@contextlib.contextmanager
+def _bound_socket(path: Path) -> Iterator[str]:
     # Through a descriptor, because the file at the path may change between two system calls.
-    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as exc:
+        raise ConfigError(f"socket path {path}: {exc.strerror}") from exc
     try:
         status = os.fstat(fd)
         if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
             raise ConfigError(f"socket path {path}: another file has taken its place")
-        os.chown(f"/proc/self/fd/{fd}", -1, gid)
-    except OSError as exc:
-        raise ConfigError(f"socket path {path}: group {gid}: {exc.strerror}") from exc
+        yield f"/proc/self/fd/{fd}"
     finally:
         os.close(fd)
 

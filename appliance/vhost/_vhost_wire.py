@@ -70,6 +70,19 @@ class VringFd(IntFlag):
     NONE = 0x100
 
 
+class VringFlag(IntFlag):
+    LOG = 0x1
+
+
+class StateDirection(IntEnum):
+    SAVE = 0
+    LOAD = 1
+
+
+class StatePhase(IntEnum):
+    STOPPED = 0
+
+
 class VirtioFeature(IntFlag):
     LOG_ALL = 0x4000000
     INDIRECT_DESC = 0x10000000
@@ -266,6 +279,40 @@ def pack_inflight(value: Inflight) -> bytes:
     return INFLIGHT.pack(*value)
 
 
+class Log(NamedTuple):
+    mmap_size: int
+    mmap_offset: int
+
+
+LOG = Struct("<2Q")
+LOG_SIZE = 16
+
+
+def unpack_log(buf: Buffer, offset: int = 0) -> Log:
+    return tuple.__new__(Log, LOG.unpack_from(buf, offset))
+
+
+def pack_log(value: Log) -> bytes:
+    return LOG.pack(*value)
+
+
+class StateTransfer(NamedTuple):
+    direction: int
+    phase: int
+
+
+STATE_TRANSFER = Struct("<2I")
+STATE_TRANSFER_SIZE = 8
+
+
+def unpack_state_transfer(buf: Buffer, offset: int = 0) -> StateTransfer:
+    return tuple.__new__(StateTransfer, STATE_TRANSFER.unpack_from(buf, offset))
+
+
+def pack_state_transfer(value: StateTransfer) -> bytes:
+    return STATE_TRANSFER.pack(*value)
+
+
 class FsConfig(NamedTuple):
     tag: bytes
     num_request_queues: int
@@ -299,5 +346,7 @@ CODECS = {
     "MemReg": _Codec(MEM_REG_SIZE, unpack_mem_reg, pack_mem_reg),
     "Config": _Codec(CONFIG_SIZE, unpack_config, pack_config),
     "Inflight": _Codec(INFLIGHT_SIZE, unpack_inflight, pack_inflight),
+    "Log": _Codec(LOG_SIZE, unpack_log, pack_log),
+    "StateTransfer": _Codec(STATE_TRANSFER_SIZE, unpack_state_transfer, pack_state_transfer),
     "FsConfig": _Codec(FS_CONFIG_SIZE, unpack_fs_config, pack_fs_config),
 }

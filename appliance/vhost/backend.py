@@ -8,6 +8,22 @@ from typing import NamedTuple, Protocol
 from appliance.vhost._vhost_wire import Region
 
 
+class RingLog(NamedTuple):
+    """Where to mark the pages of guest memory that are written for a ring.
+
+    Spec: vhost-user: Migration.
+    """
+
+    fd: int
+    """The file of the bitmap (lent); at least `offset` + `size` bytes long when it came."""
+    size: int
+    """The size of the bitmap in bytes."""
+    offset: int
+    """Where it begins in the file, in bytes; a multiple of a page."""
+    used_addr: int | None
+    """The guest address of the used ring; None if writes to that are not to be marked."""
+
+
 class VringConfig(NamedTuple):
     """Everything that is needed to serve a ring.
 
@@ -33,6 +49,8 @@ class VringConfig(NamedTuple):
     err_fd: int | None
     fresh: bool
     """If False, this ring's area of the inflight buffer decides where to start, not `base`."""
+    log: RingLog | None = None
+    """None if nothing is to be marked."""
 
 
 class Backend(Protocol):
@@ -44,10 +62,11 @@ class Backend(Protocol):
     raises; all other descriptors are lent. Calls never overlap.
     """
 
-    async def add_region(self, region: Region, fd: int) -> None:
+    async def add_region(self, region: Region, fd: int, replaced: Region | None = None) -> None:
         """Map `region` in every worker before returning. Takes `fd`.
 
-        The backend must check that the file behind `fd` is large enough.
+        The backend must check that the file behind `fd` is large enough. If `replaced` is not None,
+        it was added before and makes room for `region`, in one step for the rings in it.
         """
 
     async def remove_region(self, region: Region) -> None:
@@ -72,6 +91,13 @@ class Backend(Protocol):
         `fd` is lent until the next call or the ring's stop; None means that nothing is signalled.
         """
 
+    async def set_log(self, index: int, log: RingLog | None) -> None:
+        """Mark what is written for the running ring `index` in another log, or in none.
+
+        When this returns or raises, the former log is not used any more. The new one is lent until
+        the next call or the ring's stop; after an error, the ring has none.
+        """
+
     async def inflight(self, num_queues: int, queue_size: int) -> tuple[int, int, int]:
         """Return (fd, mmap_size, mmap_offset) of a new, zeroed inflight buffer.
 
@@ -86,8 +112,27 @@ class Backend(Protocol):
         Size and offset are in bytes.
         """
 
+    async def save_state(self, fd: int) -> None:
+        """Begin to write the session's state to `fd`, and close that at its end. Takes `fd`.
+
+        No ring runs. The state is that of now, and the session goes on.
+        """
+
+    async def load_state(self, fd: int) -> None:
+        """Begin to read a session's state from `fd`. Takes `fd`."""
+
+    async def finish_state(self) -> None:
+        """Return when what `save_state` or `load_state` began is complete.
+
+        A state that was read then takes the place of the session; no ring runs. After an error the
+        session is as it was, unless the text says otherwise.
+        """
+
     async def reset(self) -> None:
         """End the FUSE session; every ring was stopped before."""
+
+    async def begin_again(self) -> None:
+        """Forget guest memory, the inflight buffer and the FUSE session; every ring was stopped."""
 
     async def close(self) -> None:
         """Stop every ring without draining and release guest memory; the front-end is gone."""

@@ -7,8 +7,14 @@ uses it. What is never taken is closed with its message.
 Spec: vhost-user: Communication.
 """
 
+import mmap
 import os
 from collections.abc import Iterable
+from typing import Final
+
+from appliance.errors import VhostError
+
+_SIZE_MAX: Final = (1 << 63) - 1
 
 
 class ReceivedFds:
@@ -60,3 +66,23 @@ class FdHolder:
     def close(self) -> None:
         """Close the descriptor, if there is one."""
         self.replace(None)
+
+
+def check_file_size(name: str, fd: int, offset: int, size: int) -> None:
+    """Check that a file can be mapped from `offset` on for `size` bytes.
+
+    An access beyond the end of its file raises SIGBUS.
+
+    Raises:
+        VhostError: it cannot; the text begins with `name`.
+    """
+    if not 0 < size <= _SIZE_MAX - offset or offset % mmap.PAGESIZE:
+        raise VhostError(
+            f"{name}: {size} bytes at 0x{offset:x}, expected at least one, at a multiple of "
+            f"{mmap.PAGESIZE}"
+        )
+    file_size = os.fstat(fd).st_size
+    if file_size < offset + size:
+        raise VhostError(
+            f"{name}: its file has {file_size} bytes, expected at least {offset + size}"
+        )

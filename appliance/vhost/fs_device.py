@@ -10,12 +10,11 @@ Virtio device config space.
 from dataclasses import dataclass
 from typing import Final
 
+from appliance.bounds import QUEUE_SIZE_MAX, REQUEST_QUEUES_MAX
 from appliance.errors import ConfigError
 from appliance.vhost._vhost_wire import FsConfig, ProtocolFeature, VirtioFeature, pack_fs_config
 
 TAG_MAX_BYTES: Final = 36
-MAX_REQUEST_QUEUES: Final = 255  # SET_VRING_KICK has 8 bits for a ring; one of 256 is hiprio
-_MAX_QUEUE_SIZE: Final = 32768
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +36,13 @@ class DeviceProperties:
     tag: bytes | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_queues - 1 <= MAX_REQUEST_QUEUES:
+        if not 1 <= self.num_queues - 1 <= REQUEST_QUEUES_MAX:
             raise ConfigError(
-                f"{self.num_queues - 1} request queues: expected 1 to {MAX_REQUEST_QUEUES}"
+                f"{self.num_queues - 1} request queues: expected 1 to {REQUEST_QUEUES_MAX}"
             )
-        if not is_queue_size(self.max_queue_size, _MAX_QUEUE_SIZE):
+        if not is_queue_size(self.max_queue_size, QUEUE_SIZE_MAX):
             raise ConfigError(
-                f"queue size {self.max_queue_size}: expected a power of two up to {_MAX_QUEUE_SIZE}"
+                f"queue size {self.max_queue_size}: expected a power of two up to {QUEUE_SIZE_MAX}"
             )
 
     @property
@@ -51,6 +50,7 @@ class DeviceProperties:
         """The reply to GET_FEATURES; no feature that changes the layout or order of rings."""
         return (
             VirtioFeature.VERSION_1
+            | VirtioFeature.LOG_ALL
             | VirtioFeature.EVENT_IDX
             | VirtioFeature.INDIRECT_DESC
             | VirtioFeature.PROTOCOL_FEATURES
@@ -72,6 +72,8 @@ class DeviceProperties:
             | ProtocolFeature.CONFIGURE_MEM_SLOTS
             | ProtocolFeature.RESET_DEVICE
             | ProtocolFeature.INFLIGHT_SHMFD
+            | ProtocolFeature.LOG_SHMFD
+            | ProtocolFeature.DEVICE_STATE
         )
         if self.tag is None:
             return features

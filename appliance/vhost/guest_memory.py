@@ -10,11 +10,10 @@ Spec: vhost-user: Memory region description; Memory access.
 
 from typing import Final
 
+from appliance.bounds import REGIONS_MAX
 from appliance.errors import VhostError
 from appliance.vhost._vhost_wire import Region
 
-# As many as KVM has memory slots. It must never shrink from one connection to the next.
-MAX_REGIONS: Final = 509
 _ADDRESS_SPACE: Final = 1 << 64
 _PAGE_BYTES: Final = 4096
 
@@ -33,7 +32,7 @@ class RegionTable:
 
         Raises:
             VhostError: the region is empty, wraps around, is not page-aligned in its file, overlaps
-                another region, or would exceed `MAX_REGIONS`.
+                another region, or would exceed `REGIONS_MAX`.
         """
         _check_untrusted(region)
         for other in self.regions:
@@ -41,11 +40,15 @@ class RegionTable:
                 region.user_addr, region.size, other.user_addr, other.size
             ):
                 raise VhostError(f"region {describe(region)} overlaps {describe(other)}")
-        if len(self.regions) == MAX_REGIONS:
+        if len(self.regions) == REGIONS_MAX:
             raise VhostError(
-                f"region {describe(region)}: there are {MAX_REGIONS} regions, the largest number"
+                f"region {describe(region)}: there are {REGIONS_MAX} regions, the largest number"
             )
         return RegionTable((*self.regions, region))
+
+    def find(self, region: Region) -> Region | None:
+        """Return the region that was added with these addresses and this size, or None."""
+        return next((known for known in self.regions if known[:3] == region[:3]), None)
 
     def without_region_untrusted(self, region: Region) -> tuple["RegionTable", Region]:
         """Return a table without `region`, and the region as it was added.
@@ -55,10 +58,10 @@ class RegionTable:
         Raises:
             VhostError: the table has no such region.
         """
-        for index, known in enumerate(self.regions):
-            if known[:3] == region[:3]:
-                return RegionTable(self.regions[:index] + self.regions[index + 1 :]), known
-        raise VhostError(f"region {describe(region)} was never added")
+        known = self.find(region)
+        if known is None:
+            raise VhostError(f"region {describe(region)} was never added")
+        return RegionTable(tuple(other for other in self.regions if other is not known)), known
 
     def holds_user_range(self, user_addr: int, size: int) -> bool:
         """Return whether a single region contains the `size` bytes from user address `user_addr`.

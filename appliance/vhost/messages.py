@@ -9,6 +9,7 @@ Spec: vhost-user: Header; Payload; VHOST_USER_PROTOCOL_F_REPLY_ACK.
 
 from typing import Final, NamedTuple, Self
 
+from appliance.bounds import PAYLOAD_MAX
 from appliance.errors import VhostError
 from appliance.vhost._vhost_wire import (
     CODECS,
@@ -26,9 +27,6 @@ from appliance.vhost._vhost_wire import (
 )
 from appliance.vhost.fds import ReceivedFds
 from appliance.vhost.requests import REQUESTS, RequestRow, Tail
-
-# In bytes. The largest legal payload, a SET_MEM_TABLE of 32 regions, has 1032.
-MAX_PAYLOAD: Final = 4096
 
 ROWS: Final = {row.number: row for row in REQUESTS}
 _REQUEST_FLAGS: Final = (HeaderFlag.VERSION_1, HeaderFlag.VERSION_1 | HeaderFlag.NEED_REPLY)
@@ -96,15 +94,15 @@ def decode_header_untrusted(data: bytes) -> Header:
 
     Raises:
         VhostError: the header has a version or flag that no request has, or announces a payload
-            of more than MAX_PAYLOAD bytes.
+            of more than PAYLOAD_MAX bytes.
     """
     header = unpack_header(data)
     row = ROWS.get(header.request)
     name = row.name if row else f"request {header.request}"
     if header.flags not in _REQUEST_FLAGS:
         raise VhostError(f"{name}: header flags 0x{header.flags:x}, expected 0x1 or 0x9")
-    if header.size > MAX_PAYLOAD:
-        raise VhostError(f"{name}: payload of {header.size} bytes, expected at most {MAX_PAYLOAD}")
+    if header.size > PAYLOAD_MAX:
+        raise VhostError(f"{name}: payload of {header.size} bytes, expected at most {PAYLOAD_MAX}")
     return header
 
 

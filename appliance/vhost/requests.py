@@ -9,6 +9,8 @@ descriptors); VHOST_USER_PROTOCOL_F_REPLY_ACK.
 from enum import Enum
 from typing import Final, NamedTuple
 
+from appliance.bounds import MESSAGE_FDS_MAX
+
 
 class Tail(Enum):
     """What follows the structure at the start of a payload."""
@@ -42,24 +44,19 @@ class RequestRow(NamedTuple):
     """Why this device never serves it, if so. Its payload is then skipped unread."""
 
 
-# The largest number of descriptors in one message: those of the regions of a SET_MEM_TABLE.
-MAX_FDS: Final = 32
-
 _NET: Final = "only for network devices"
 _CRYPTO: Final = "only for crypto devices"
 _POSTCOPY: Final = "post-copy migration is not offered"
 _STATUS: Final = "device status is not offered"
-_LOG: Final = "dirty page logging is not offered"
-_STATE: Final = "device state transfer is not offered"
 
 REQUESTS: Final = (
     RequestRow(1, "GET_FEATURES", reply="Word"),
     RequestRow(2, "SET_FEATURES", "Word"),
     RequestRow(3, "SET_OWNER"),
     RequestRow(4, "RESET_OWNER"),
-    RequestRow(5, "SET_MEM_TABLE", "MemTable", Tail.REGIONS, fds=(0, MAX_FDS)),
-    RequestRow(6, "SET_LOG_BASE", refused=_LOG),
-    RequestRow(7, "SET_LOG_FD", refused=_LOG),
+    RequestRow(5, "SET_MEM_TABLE", "MemTable", Tail.REGIONS, fds=(0, MESSAGE_FDS_MAX)),
+    RequestRow(6, "SET_LOG_BASE", "Log", fds=(1, 1), needs="LOG_SHMFD", reply="Log"),
+    RequestRow(7, "SET_LOG_FD", fds=(0, 1)),
     RequestRow(8, "SET_VRING_NUM", "VringState"),
     RequestRow(9, "SET_VRING_ADDR", "VringAddr"),
     RequestRow(10, "SET_VRING_BASE", "VringState"),
@@ -104,8 +101,22 @@ REQUESTS: Final = (
     RequestRow(39, "SET_STATUS", refused=_STATUS),
     RequestRow(40, "GET_STATUS", reply="Word", refused=_STATUS),
     RequestRow(41, "GET_SHARED_OBJECT", reply="other", refused="there are no shared objects"),
-    RequestRow(42, "SET_DEVICE_STATE_FD", reply="Word", refused=_STATE),
-    RequestRow(43, "CHECK_DEVICE_STATE", reply="Word", refused=_STATE),
+    RequestRow(
+        42,
+        "SET_DEVICE_STATE_FD",
+        "StateTransfer",
+        fds=(1, 1),
+        needs="DEVICE_STATE",
+        reply="Word",
+        failure=(0x101).to_bytes(8, "little"),  # an error, and no descriptor
+    ),
+    RequestRow(
+        43,
+        "CHECK_DEVICE_STATE",
+        needs="DEVICE_STATE",
+        reply="Word",
+        failure=(1).to_bytes(8, "little"),
+    ),
     RequestRow(44, "GET_SHMEM_CONFIG", reply="other", refused="there is no shared memory region"),
     RequestRow(
         45, "GET_VRING_BASE_SKIP_DRAIN", reply="VringState", refused="rings are always drained"

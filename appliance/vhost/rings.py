@@ -7,20 +7,35 @@ is started and enabled. Only `_settle` makes a ring run, and only `_stop` ends t
     GET_VRING_BASE            the ring is drained and stopped; its kick and call descriptors are
                               closed
     SET_VRING_ENABLE 1 | 0    the ring is enabled | drained and disabled
-    SET_VRING_ADDR            a running ring is restarted if its addresses change
+    SET_VRING_ADDR            a running ring is restarted if its addresses change, but not for the
+                              place at which its used ring is logged
     SET_VRING_ERR             a running ring is restarted
     SET_FEATURES              without PROTOCOL_FEATURES, all rings are enabled; running rings are
-                              restarted if the features change
+                              restarted if the features change, but for LOG_ALL
+    SET_LOG_BASE              no change
     RESET_DEVICE, RESET_OWNER all rings are drained and disabled
+    SET_OWNER again           all rings are drained, and are then as on a new connection
 
 A stop always drains the ring, and the index that it reached becomes the base of the next start.
 
-Spec: vhost-user: Ring states; Multiple queue support; Front-end message types.
+While LOG_ALL is negotiated and there is a log, whatever is written for a ring is marked there, and
+writes to its used ring if the flags of its addresses say so. That begins or ends, for a ring that
+runs, before the message is answered that asks for it.
+
+Spec: vhost-user: Ring states; Multiple queue support; Migration; Front-end message types.
 """
 
 from appliance.errors import VhostError
-from appliance.vhost._vhost_wire import Inflight, VringAddr, VringState
-from appliance.vhost.backend import Backend
+from appliance.vhost._vhost_wire import (
+    Inflight,
+    Log,
+    VirtioFeature,
+    VringAddr,
+    VringFlag,
+    VringState,
+)
+from appliance.vhost.backend import Backend, RingLog
+from appliance.vhost.fds import FdHolder, check_file_size
 from appliance.vhost.fs_device import DeviceProperties, is_queue_size
 from appliance.vhost.guest_memory import RegionTable
 from appliance.vhost.vring import Vring, check_addr_untrusted
@@ -41,20 +56,48 @@ class Rings:
         self._backend = backend
         self._rings = tuple(Vring(index) for index in range(device.num_queues))
         self._features = 0
+        self._log = Log(0, 0)
+        self._log_fd = FdHolder()
+        self._is_logging = False  # LOG_ALL is negotiated
         self.memory = RegionTable()  # the session replaces it when guest memory changes
 
     def check_index_untrusted(self, index: int) -> None:
         """Raise VhostError if there is no ring `index`."""
         self._ring_untrusted(index)
 
+    def running(self) -> list[int]:
+        """Return the numbers of the rings that run."""
+        return [ring.index for ring in self._rings if ring.is_running]
+
     async def set_features(self, features: int) -> None:
-        """Use these virtio features; running rings are restarted if they change."""
-        if features == self._features:
-            return
-        self._features = features
-        for ring in self._rings:
-            await self._stop(ring)
-            await self._settle(ring)
+        """Use these virtio features; running rings are restarted if one changes but LOG_ALL."""
+        was_logging, self._is_logging = self._is_logging, bool(features & VirtioFeature.LOG_ALL)
+        features &= ~int(VirtioFeature.LOG_ALL)
+        if features != self._features:
+            self._features = features
+            for ring in self._rings:
+                await self._stop(ring)
+                await self._settle(ring)
+        elif was_logging != self._is_logging:
+            await self._update_logs()
+
+    async def set_log_base(self, fd: int, log: Log) -> None:
+        """Mark written pages in the bitmap in the file `fd` from now on. Takes `fd`.
+
+        When this returns or raises, the former bitmap is not used any more.
+        """
+        new = FdHolder()
+        new.replace(fd)
+        try:
+            check_file_size("dirty log", fd, log.mmap_offset, log.mmap_size)
+        except VhostError:
+            new.close()
+            raise
+        former, self._log_fd, self._log = self._log_fd, new, log
+        try:
+            await self._update_logs()
+        finally:
+            former.close()
 
     async def enable_all(self) -> None:
         """Enable every ring."""
@@ -67,6 +110,16 @@ class Rings:
         for ring in self._rings:
             ring.is_enabled = False
             await self._settle(ring)
+
+    async def begin_again(self) -> None:
+        """Drain every ring and forget all that was set, with its descriptors and guest memory."""
+        for ring in self._rings:
+            await self._stop(ring)
+        self.close()
+        self._rings = tuple(Vring(index) for index in range(self._device.num_queues))
+        self._features = 0
+        self._is_logging = False
+        self.memory = RegionTable()
 
     async def set_enabled_untrusted(self, state: VringState) -> None:
         """Enable or disable one ring."""
@@ -111,6 +164,8 @@ class Rings:
         ):
             await self._stop(ring)
             await self._settle(ring)
+        else:
+            await self._update_log(ring)
 
     async def take_base_untrusted(self, index: int) -> int:
         """Stop a ring, close its kick and call descriptors, and return its next avail index."""
@@ -166,6 +221,7 @@ class Rings:
         for ring in self._rings:
             ring.is_running = False
             ring.close()
+        self._log_fd.close()
 
     def _ring_untrusted(self, index: int) -> Vring:
         if index >= len(self._rings):
@@ -176,8 +232,9 @@ class Rings:
         if not (ring.is_started and ring.is_enabled):
             await self._stop(ring)
         elif not ring.is_running:
-            config = ring.config_untrusted(self._features, self.memory)
+            config = ring.config_untrusted(self._features, self.memory, self._log_of(ring))
             await self._backend.start_ring(ring.index, config)
+            ring.log = config.log
             ring.is_running = True
             ring.recover_num = None
 
@@ -185,3 +242,28 @@ class Rings:
         if ring.is_running:
             ring.is_running = False
             ring.base = await self._backend.stop_ring(ring.index)
+
+    async def _update_logs(self) -> None:
+        # All of them, whatever happens: no ring may go on with a log that is closed.
+        error = None
+        for ring in self._rings:
+            try:
+                await self._update_log(ring)
+            except VhostError as exc:
+                error = exc
+        if error is not None:
+            raise error
+
+    async def _update_log(self, ring: Vring) -> None:
+        log = self._log_of(ring)
+        if ring.is_running and log != ring.log:
+            ring.log = None
+            await self._backend.set_log(ring.index, log)
+            ring.log = log
+
+    def _log_of(self, ring: Vring) -> RingLog | None:
+        fd = self._log_fd.fd
+        if not self._is_logging or fd is None or ring.addr is None:
+            return None
+        used_addr = ring.addr.log_guest_addr if ring.addr.flags & VringFlag.LOG else None
+        return RingLog(fd, self._log.mmap_size, self._log.mmap_offset, used_addr)

@@ -2,7 +2,7 @@
 
 A request that cannot be served is answered according to the first line that applies:
 
-    own reply with a failure form       that form (GET_CONFIG: empty; GET_INFLIGHT_FD: size 0)
+    own reply with a failure form       that form (such as GET_INFLIGHT_FD: a size of 0)
     own reply without a failure form    the connection ends
     NEED_REPLY is set                   a failed ack
     unknown, or refused by `REQUESTS`   ignored, because nothing later depends on it
@@ -13,14 +13,22 @@ An ack is sent whenever NEED_REPLY asks for one, even if REPLY_ACK was not negot
 that sent no SET_PROTOCOL_FEATURES on this connection is assumed to have negotiated everything that
 is offered, because QEMU does not repeat the negotiation after its socket has reconnected.
 
+A device that comes back: if a VMM removes the device and adds it again on the same connection (QEMU
+does, where the character device stays), it starts over with SET_OWNER, does not remove the memory
+regions of the first time, and adds the same ones again. So another SET_OWNER ends what was begun:
+rings, guest memory, virtio features, inflight buffer and FUSE session are as on a new connection.
+Protocol features and the back-end channel stay, because QEMU sets them up before SET_OWNER. A
+region that is added again, with the same addresses and size, replaces the one that was there.
+
 Spec: vhost-user: Front-end message types; Protocol features; Memory access; Inflight I/O tracking;
-VHOST_USER_PROTOCOL_F_REPLY_ACK.
+Migration; Migrating back-end state; VHOST_USER_PROTOCOL_F_REPLY_ACK.
 """
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import ClassVar, Final
 
+from appliance.bounds import REGIONS_MAX
 from appliance.engine import inflight_size
 from appliance.errors import VhostError
 from appliance.vhost._vhost_wire import (
@@ -30,6 +38,8 @@ from appliance.vhost._vhost_wire import (
     Inflight,
     ProtocolFeature,
     RequestNumber,
+    StateDirection,
+    StatePhase,
     VirtioFeature,
     VringFd,
     VringState,
@@ -39,9 +49,11 @@ from appliance.vhost._vhost_wire import (
     pack_word,
     unpack_config,
     unpack_inflight,
+    unpack_log,
     unpack_mem_reg,
     unpack_mem_table,
     unpack_region,
+    unpack_state_transfer,
     unpack_vring_addr,
     unpack_vring_state,
     unpack_word,
@@ -49,7 +61,7 @@ from appliance.vhost._vhost_wire import (
 from appliance.vhost.backend import Backend
 from appliance.vhost.fds import FdHolder
 from appliance.vhost.fs_device import DeviceProperties, is_queue_size
-from appliance.vhost.guest_memory import MAX_REGIONS, RegionTable
+from appliance.vhost.guest_memory import RegionTable
 from appliance.vhost.messages import Message, MessageReply, ack
 from appliance.vhost.rings import Rings
 from appliance.vhost.transport import Connection
@@ -73,6 +85,7 @@ class Session:
         self._rings = Rings(device, backend)
         self._features: int | None = None
         self._protocol_features: int | None = None
+        self._has_owner = False
         self._backend_channel = FdHolder()  # kept open, and never used
 
     async def handle(self, message: Message) -> MessageReply | None:
@@ -143,8 +156,14 @@ class Session:
     async def _get_queue_num(self, message: Message) -> MessageReply:
         return _word(message, self._device.num_queues)
 
-    async def _set_owner(self, message: Message) -> None:
-        """Do nothing, because every connection has one owner."""
+    async def _set_owner(self, _message: Message) -> None:
+        """Begin, or begin again: see "A device that comes back" above."""
+        if self._has_owner:
+            _LOG.info("another device begins on this connection: SET_OWNER came again")
+            await self._rings.begin_again()
+            self._features = None
+            await self._backend.begin_again()
+        self._has_owner = True
 
     async def _reset_owner(self, _message: Message) -> None:
         await self._rings.disable_all()
@@ -174,7 +193,7 @@ class Session:
     # --- Memory ---
 
     async def _get_max_mem_slots(self, message: Message) -> MessageReply:
-        return _word(message, MAX_REGIONS)
+        return _word(message, REGIONS_MAX)
 
     async def _set_mem_table(self, message: Message) -> None:
         num_regions = unpack_mem_table(message.payload).num_regions
@@ -196,8 +215,12 @@ class Session:
 
     async def _add_mem_reg(self, message: Message) -> None:
         region = unpack_mem_reg(message.payload).region
-        memory = self._rings.memory.with_region_untrusted(region)
-        await self._backend.add_region(region, message.take_fd(0))
+        memory = self._rings.memory
+        replaced = memory.find(region)
+        if replaced is not None:
+            memory, _replaced = memory.without_region_untrusted(region)
+        memory = memory.with_region_untrusted(region)
+        await self._backend.add_region(region, message.take_fd(0), replaced)
         self._rings.memory = memory
 
     async def _rem_mem_reg(self, message: Message) -> None:
@@ -254,6 +277,39 @@ class Session:
             )
         return index, message.take_fd(0) if num_fds else None
 
+    # --- Saving and moving ---
+
+    async def _set_log_base(self, message: Message) -> MessageReply:
+        log = unpack_log(message.payload)
+        await self._rings.set_log_base(message.take_fd(0), log)
+        # rust-vmm's front-end wants the request's payload back, and QEMU ignores it.
+        return MessageReply(message.number, message.payload)
+
+    async def _set_log_fd(self, message: Message) -> None:
+        """Close the descriptor: front-ends look at the log when they want to, and wait for none."""
+
+    async def _set_device_state_fd(self, message: Message) -> MessageReply:
+        direction, phase = unpack_state_transfer(message.payload)
+        if phase != StatePhase.STOPPED:
+            raise VhostError(f"phase {phase}, expected {StatePhase.STOPPED} (stopped)")
+        self._check_stopped()
+        if direction == StateDirection.SAVE:
+            await self._backend.save_state(message.take_fd(0))
+        elif direction == StateDirection.LOAD:
+            await self._backend.load_state(message.take_fd(0))
+        else:
+            raise VhostError(f"direction {direction}, expected 0 (save) or 1 (load)")
+        return _word(message, VringFd.NONE)
+
+    async def _check_device_state(self, message: Message) -> MessageReply:
+        self._check_stopped()
+        await self._backend.finish_state()
+        return _word(message, 0)
+
+    def _check_stopped(self) -> None:
+        if running := self._rings.running():
+            raise VhostError(f"rings {running} run, expected all to be stopped")
+
     # --- Inflight buffer ---
 
     async def _get_inflight_fd(self, message: Message) -> MessageReply:
@@ -295,6 +351,8 @@ class Session:
         RequestNumber.SET_BACKEND_REQ_FD: _set_backend_req_fd,
         RequestNumber.RESET_OWNER: _reset_owner,
         RequestNumber.SET_MEM_TABLE: _set_mem_table,
+        RequestNumber.SET_LOG_BASE: _set_log_base,
+        RequestNumber.SET_LOG_FD: _set_log_fd,
         RequestNumber.SET_VRING_NUM: _set_vring_num,
         RequestNumber.SET_VRING_ADDR: _set_vring_addr,
         RequestNumber.SET_VRING_BASE: _set_vring_base,
@@ -314,6 +372,8 @@ class Session:
         RequestNumber.GET_MAX_MEM_SLOTS: _get_max_mem_slots,
         RequestNumber.ADD_MEM_REG: _add_mem_reg,
         RequestNumber.REM_MEM_REG: _rem_mem_reg,
+        RequestNumber.SET_DEVICE_STATE_FD: _set_device_state_fd,
+        RequestNumber.CHECK_DEVICE_STATE: _check_device_state,
     }
 
 

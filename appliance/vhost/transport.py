@@ -10,6 +10,7 @@ import socket
 import struct
 from typing import Final
 
+from appliance.bounds import MESSAGE_FDS_MAX
 from appliance.errors import VhostError
 from appliance.vhost._vhost_wire import HEADER_SIZE
 from appliance.vhost.fds import ReceivedFds
@@ -20,10 +21,9 @@ from appliance.vhost.messages import (
     decode_untrusted,
     encode_reply,
 )
-from appliance.vhost.requests import MAX_FDS
 
 _FD: Final = struct.Struct("i")
-_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_FD.size * MAX_FDS)
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_FD.size * MESSAGE_FDS_MAX)
 
 
 class Connection:
@@ -113,7 +113,8 @@ class Connection:
                     fds.extend(fd for (fd,) in _FD.iter_unpack(content[:whole]))
             if flags & socket.MSG_CTRUNC:
                 raise VhostError(
-                    f"descriptors were lost: more than {MAX_FDS} came, or RLIMIT_NOFILE is too low"
+                    f"descriptors were lost: more than {MESSAGE_FDS_MAX} came, or RLIMIT_NOFILE is "
+                    "too low"
                 )
             return data
 

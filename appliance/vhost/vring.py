@@ -8,10 +8,13 @@ Spec: vhost-user: Ring states; A vring state description; A vring address descri
 """
 
 from appliance.errors import VhostError
-from appliance.vhost._vhost_wire import VringAddr
-from appliance.vhost.backend import VringConfig
+from appliance.vhost._vhost_wire import VringAddr, VringFlag
+from appliance.vhost.backend import RingLog, VringConfig
 from appliance.vhost.fds import FdHolder
 from appliance.vhost.guest_memory import RegionTable
+
+# The largest used ring, which has 32768 entries, still ends within 64 bits.
+_LOG_ADDR_MAX = (1 << 64) - (6 + 8 * 32768)
 
 
 class Vring:
@@ -28,6 +31,7 @@ class Vring:
         self.base = 0  # avail index at which the ring starts next, 16 bits
         self.is_enabled = False
         self.is_running = False
+        self.log: RingLog | None = None  # while it runs: where what is written is marked
         # The number of entries of this ring's area in the front-end's inflight buffer, until the
         # ring has started with it.
         self.recover_num: int | None = None
@@ -40,12 +44,15 @@ class Vring:
         """Whether the front-end has started the ring, enabled or not."""
         return self.kick.fd is not None
 
-    def config_untrusted(self, features: int, memory: RegionTable) -> VringConfig:
+    def config_untrusted(
+        self, features: int, memory: RegionTable, log: RingLog | None
+    ) -> VringConfig:
         """Return the configuration with which to run this started ring; its descriptors are lent.
 
         Args:
             features: the negotiated virtio features.
             memory: guest memory, in which the ring must lie.
+            log: where to mark what is written.
 
         Raises:
             VhostError: the size or the addresses were never set, a part of the ring lies outside
@@ -79,6 +86,7 @@ class Vring:
             call_fd=self.call.fd,
             err_fd=self.err.fd,
             fresh=self.recover_num is None,
+            log=log,
         )
 
     def close(self) -> None:
@@ -89,10 +97,11 @@ class Vring:
 
 
 def check_addr_untrusted(addr: VringAddr) -> None:
-    """Check the alignment of the three parts of a ring.
+    """Check the alignment of the three parts of a ring, and the range in which it is logged.
 
     Raises:
-        VhostError: a part is not aligned to 16 (descriptor table), 2 (avail) or 4 (used) bytes.
+        VhostError: a part is not aligned to 16 (descriptor table), 2 (avail) or 4 (used) bytes, or
+            the used ring would be logged beyond the address space.
 
     Spec: VIRTIO 1.3, 2.7 (Split Virtqueues).
     """
@@ -105,3 +114,8 @@ def check_addr_untrusted(addr: VringAddr) -> None:
             raise VhostError(
                 f"ring {addr.ring}: {name} at 0x{user_addr:x} is not aligned to {alignment} bytes"
             )
+    if addr.flags & VringFlag.LOG and addr.log_guest_addr > _LOG_ADDR_MAX:
+        raise VhostError(
+            f"ring {addr.ring}: the used ring is to be logged at 0x{addr.log_guest_addr:x}, and "
+            "wraps around"
+        )

@@ -3,7 +3,8 @@
 `RingLoop` handles the control channel: guest memory, and rings that start and stop. `RingServer`
 serves a started ring. Where `PlainAnswers` is given, the loop over the ring runs in C and sleeps
 there. It returns for requests that are not plain, for messages on the control channel, and for
-errors. Without it, the loop here answers every request in Python.
+errors. Without it, and while a front-end asks for a dirty log, the loop here answers every request
+in Python: only here are the pages marked that a reply was written to.
 
 A request whose answer is not there yet is set aside, by its head index alone. Its chain stays
 popped and stays in the inflight record, and other requests are served meanwhile. When the resolver
@@ -21,13 +22,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
-from appliance.engine import GuestMap, MappedRegion, Ring, RingLayout, signal_fd
+from appliance.dirty_log import open_log
+from appliance.engine import (
+    INFLIGHT_HEADER,
+    GuestMap,
+    MappedRegion,
+    Ring,
+    RingLayout,
+    signal_fd,
+)
 from appliance.errors import ApplianceError, RingError
 from appliance.fs.handler import Handler
 from appliance.fuse_proto.dispatch import Dispatcher
 from appliance.fuse_proto.operations import NotReady
 from appliance.protos import control_pb2 as pb
 from appliance.session import channel
+from appliance.session.link import close_all
 from appliance.session.request_statistics import QueueStatistics
 from appliance.session.session_memory import InflightMemory
 from appliance.session.wants import BlobWanted, Want
@@ -41,6 +51,8 @@ _LOG = logging.getLogger(__name__)
 BATCH: Final = 32
 # How long a ring that must stop waits for the resolver before requests that wait get EIO.
 _DRAIN_DEADLINE_S = 10.0
+# How often the owner is told that the ring is draining, so that it does not replace this worker.
+_DRAINING_S: Final = 1.0
 
 
 class RingLoop:
@@ -71,8 +83,9 @@ class RingLoop:
         self._statistics = statistics
         self._plain = plain
         self._memory = GuestMap()
-        self._regions: list[MappedRegion] = []
+        # Of a change that is told in several messages: what comes, and what goes.
         self._incoming: list[tuple[MappedRegion, int]] = []
+        self._outgoing: list[MappedRegion] = []
         self._server: RingServer | None = None
         self._ring_fds: dict[str, int] = {}
         self._stop_id: int | None = None
@@ -99,7 +112,7 @@ class RingLoop:
             return 0
         if self._stop_id is None:
             return None
-        return max(0, self._stop_deadline_s - time.monotonic())
+        return max(0, min(_DRAINING_S, self._stop_deadline_s - time.monotonic()))
 
     # --- The ring ---
 
@@ -112,7 +125,9 @@ class RingLoop:
                 return server.serve()
             if server.has_parked and time.monotonic() > self._stop_deadline_s:
                 server.fail_parked(errno.EIO)
-            if not server.has_parked:
+            if server.has_parked:
+                self._send(pb.Envelope(ring_draining=pb.RingDraining()))
+            else:
                 self._drop_ring()
                 self._answer_stop()
         except RingError as exc:
@@ -142,8 +157,7 @@ class RingLoop:
             self._last_avail = self._server.ring.last_avail
             self._server = None
             self._poller.unregister(self._ring_fds["kick"])
-        for fd in self._ring_fds.values():
-            os.close(fd)
+        close_all(list(self._ring_fds.values()))
         self._ring_fds.clear()
         self._asking.forget()
 
@@ -162,49 +176,62 @@ class RingLoop:
         match envelope.WhichOneof("body"):
             case "set_memory":
                 self._set_memory(envelope, fds)
+            case "change_memory":
+                self._change_memory(envelope, fds)
             case "start_ring":
                 self._start_ring(envelope, fds)
             case "stop_ring":
                 self._stop_ring(envelope)
             case "set_call":
-                self._set_call(fds)
+                self._set_call(envelope, fds)
+            case "set_log":
+                self._set_log(envelope, fds)
             case "resolved":
                 self._resolved(envelope)
+            case "ping":
+                self._done(envelope.id)
             case other:
                 raise AssertionError(other)
         return True
 
     def _set_memory(self, envelope: pb.Envelope, fds: list[int]) -> None:
-        self._incoming += [
-            (MappedRegion(r.gpa, r.size, r.user_addr, r.mmap_offset), fd)
-            for r, fd in zip(envelope.set_memory.regions, fds, strict=True)
-        ]
-        if not envelope.set_memory.last:
-            return
+        table = envelope.set_memory
+        self._incoming += zip(map(_mapped, table.regions), fds, strict=True)
+        if table.last:
+            self._map(envelope.id, self._memory.regions)
+
+    def _change_memory(self, envelope: pb.Envelope, fds: list[int]) -> None:
+        change = envelope.change_memory
+        self._outgoing += map(_mapped, change.removed)
+        self._incoming += zip(map(_mapped, change.added), fds, strict=True)
+        if change.last:
+            outgoing, self._outgoing = self._outgoing, []
+            self._map(envelope.id, outgoing)
+
+    def _map(self, envelope_id: int, outgoing: Sequence[MappedRegion]) -> None:
         incoming, self._incoming = self._incoming, []
         error = ""
         try:
-            for region in self._regions:
+            for region in outgoing:
                 self._memory.remove(region)
-            self._regions = []
             for region, fd in incoming:
                 self._memory.add(fd, region)
-                self._regions.append(region)
         except ApplianceError as exc:
             error = str(exc)
         finally:
-            for _region, fd in incoming:
-                os.close(fd)
-        if self._server is not None:
+            close_all([fd for _region, fd in incoming])
+        # What is only added moves nothing of the ring.
+        if outgoing and self._server is not None:
             try:
                 self._server.ring.translate()
             except RingError as exc:
                 self._break_ring(exc)
-        self._done(envelope.id, error)
+        self._done(envelope_id, error)
 
     def _start_ring(self, envelope: pb.Envelope, fds: list[int]) -> None:
         start = envelope.start_ring
         names = ["inflight", "kick"] + ["call"] * start.has_call + ["err"] * start.has_err
+        names += ["log"] * start.HasField("log")
         self._ring_fds = dict(zip(names, fds, strict=True))
         try:
             ring = self._new_ring(start)
@@ -232,6 +259,8 @@ class RingLoop:
             inflight = self._inflight_area(start)
         except (ValueError, OSError) as exc:
             raise RingError(f"inflight buffer: {exc}") from exc
+        log = open_log(start.log, self._ring_fds.get("log"))
+        has_predecessor = INFLIGHT_HEADER.unpack_from(inflight)[1] != 0
         ring = Ring(
             self._memory,
             RingLayout(start.num, start.desc, start.avail, start.used),
@@ -241,6 +270,10 @@ class RingLoop:
             call_fd=self._ring_fds.get("call", -1),
             err_fd=self._ring_fds.get("err", -1),
         )
+        ring.log = log
+        if log is not None and has_predecessor:
+            # It may have died between its last write to the used ring and the mark for that.
+            log.completed(ring.cdata)
         try:
             self._poller.register(self._ring_fds["kick"], select.EPOLLIN | select.EPOLLET)
         except OSError as exc:
@@ -262,7 +295,7 @@ class RingLoop:
         if self._server is None:
             self._answer_stop()
 
-    def _set_call(self, fds: list[int]) -> None:
+    def _set_call(self, envelope: pb.Envelope, fds: list[int]) -> None:
         old = self._ring_fds.pop("call", None)
         new = fds[0] if fds else -1
         if self._server is not None:
@@ -271,6 +304,19 @@ class RingLoop:
             self._ring_fds["call"] = new
         if old is not None:
             os.close(old)
+        if envelope.id:  # an older session process does not ask for an answer
+            self._done(envelope.id)
+
+    def _set_log(self, envelope: pb.Envelope, fds: list[int]) -> None:
+        error = ""
+        if self._server is not None:
+            self._server.ring.log = None
+            try:
+                self._server.ring.log = open_log(envelope.set_log.log, *fds)
+            except RingError as exc:
+                error = str(exc)
+        close_all(fds)
+        self._done(envelope.id, error)
 
     # --- The resolver ---
 
@@ -288,6 +334,10 @@ class RingLoop:
 
     def _send(self, envelope: pb.Envelope) -> None:
         channel.send(self._sock, envelope)
+
+
+def _mapped(region: pb.Region) -> MappedRegion:
+    return MappedRegion(region.gpa, region.size, region.user_addr, region.mmap_offset)
 
 
 class RingServer:
@@ -350,7 +400,7 @@ class RingServer:
         Returns:
             Whether to look at the descriptors and call this again without sleeping.
         """
-        if self._plain is None or self._wait is None:
+        if self._plain is None or self._wait is None or self._ring.log is not None:
             return self.serve_batch()
         self._serve_slots(self._plain.serve_ring(self._ring, self._wait))
         return True
@@ -358,7 +408,7 @@ class RingServer:
     def serve_batch(self) -> bool:
         """Answer up to BATCH requests; return whether to look again without sleeping."""
         ring = self._ring
-        if self._plain is None:
+        if self._plain is None or ring.log is not None:
             taken = ring.pop(BATCH)
             self._statistics.set_taken(taken)
             self._serve_slots(range(taken))

@@ -375,6 +375,9 @@ def test_what_launchers_ask_before_they_start_it() -> None:
     (version,) = run("--version")
     assert version.startswith("appliance-virtiofsd ")
     (printed,) = run("--fd=99", "--print-capabilities", "--frobnicate")
-    assert json.loads(printed) == {"type": "fs", "features": ["separate-options"]}
+    assert json.loads(printed) == {
+        "type": "fs",
+        "features": ["migrate-precopy", "separate-options"],
+    }
     (shown,) = run("--help")
     assert "--readonly" in shown

@@ -6,6 +6,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
+from appliance.castore.chunking import UNCHUNKED_MAX
 from appliance.castore.digest import Digest
 from appliance.castore.directory import Directory, DirectoryNode, FileNode
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
@@ -19,9 +20,19 @@ _NUMBERS: Final = itertools.count()
 
 
 class Rig:
-    def __init__(self, uri: str) -> None:
+    """The services at `uri`.
+
+    Args:
+        uri: their address.
+        cuts_over: blobs of more bytes are cut into chunks, if they are long enough for two.
+        is_slow: thousands of requests take too long.
+    """
+
+    def __init__(self, uri: str, *, cuts_over: int = UNCHUNKED_MAX, is_slow: bool = False) -> None:
         address = parse_service_uri(uri)
         self.uri = uri
+        self.cuts_over = cuts_over
+        self.is_slow = is_slow
         self.addresses = ServiceAddresses(address, address, address)
 
     def run(self, work: Callable[[Services], Awaitable[T]]) -> T:

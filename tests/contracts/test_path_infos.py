@@ -257,7 +257,7 @@ def test_invalid_path_info_is_refused(rig: Rig) -> None:
 
 @pytest.mark.slow
 def test_list_has_every_path_once(rig: Rig) -> None:
-    encoded = [fresh_path_info(f"list-{number}")[1] for number in range(600)]
+    encoded = [fresh_path_info(f"list-{n}")[1] for n in range(60 if rig.is_slow else 600)]
 
     async def work(services: Services) -> None:
         for path_info in encoded:

@@ -3,25 +3,41 @@
 `tests.fakes.vmms` has the orders in which real VMMs send them.
 """
 
+import contextlib
+import os
 import socket
 from collections.abc import Sequence
+from typing import Final
 
 from appliance.bench import front_end
 from appliance.bench.front_end import BackendGoneError, RefusedError
+from appliance.engine import RingLayout
 from appliance.vhost._vhost_wire import (
     CONFIG_SIZE,
     INFLIGHT_SIZE,
+    WORD_SIZE,
     Config,
     HeaderFlag,
     Inflight,
+    Log,
     MemReg,
     Region,
     RequestNumber,
+    StateDirection,
+    StateTransfer,
+    VringAddr,
+    VringFlag,
     pack_config,
     pack_inflight,
+    pack_log,
     pack_mem_reg,
+    pack_state_transfer,
+    pack_vring_addr,
     unpack_inflight,
+    unpack_word,
 )
+
+_NO_FD: Final = 0x100
 
 __all__ = ["BackendGoneError", "FrontEnd", "OutOfMessagesError", "RefusedError"]
 
@@ -88,6 +104,14 @@ class FrontEnd(front_end.FrontEnd):
 
     # Rings.
 
+    def set_vring_log(
+        self, ring: int, layout: RingLayout, used_gpa: int, *, is_logged: bool
+    ) -> None:
+        """Set the addresses of a ring, with or without the flag that asks to log its used ring."""
+        flags = VringFlag.LOG if is_logged else 0
+        addr = VringAddr(ring, flags, layout.desc, layout.used, layout.avail, used_gpa)
+        self.act(RequestNumber.SET_VRING_ADDR, pack_vring_addr(addr))
+
     def set_vring_err(self, ring: int, fd: int | None) -> None:
         self._act_with_ring_fd(RequestNumber.SET_VRING_ERR, ring, fd)
 
@@ -104,3 +128,43 @@ class FrontEnd(front_end.FrontEnd):
 
     def set_inflight_fd(self, inflight: Inflight, fd: int) -> None:
         self.act(RequestNumber.SET_INFLIGHT_FD, pack_inflight(inflight), [fd])
+
+    # Saving and moving.
+
+    def set_log_base(self, fd: int, size: int, offset: int = 0) -> None:
+        payload = pack_log(Log(size, offset))
+        self.send(RequestNumber.SET_LOG_BASE, payload, [fd], flags=self.ask_flags)
+        reply, fds = self.receive(RequestNumber.SET_LOG_BASE, len(payload))
+        assert (reply, fds) == (payload, [])
+
+    def set_device_state_fd(self, fd: int, direction: int, phase: int = 0) -> int:
+        """Return the reply, 0x100 for success."""
+        payload = pack_state_transfer(StateTransfer(direction, phase))
+        self.send(RequestNumber.SET_DEVICE_STATE_FD, payload, [fd], flags=self.ask_flags)
+        reply, fds = self.receive(RequestNumber.SET_DEVICE_STATE_FD, WORD_SIZE)
+        assert fds == []
+        return unpack_word(reply).value
+
+    def check_device_state(self) -> int:
+        """Return the reply, 0 for success."""
+        return self._ask_word(RequestNumber.CHECK_DEVICE_STATE)
+
+    def save_state(self) -> bytes:
+        """Return the session's state, as QEMU asks for it: through a pipe."""
+        reading, writing = os.pipe()
+        assert self.set_device_state_fd(writing, StateDirection.SAVE) == _NO_FD
+        os.close(writing)
+        with open(reading, "rb") as pipe:  # noqa: PTH123 - a descriptor has no path
+            state = pipe.read()
+        assert self.check_device_state() == 0
+        return state
+
+    def load_state(self, state: bytes) -> int:
+        """Pass the state on as QEMU does; return what the check says, 0 for success."""
+        reading, writing = os.pipe()
+        assert self.set_device_state_fd(reading, StateDirection.LOAD) == _NO_FD
+        os.close(reading)
+        # A back-end that has read enough closes its end.
+        with contextlib.suppress(BrokenPipeError), open(writing, "wb") as pipe:  # noqa: PTH123
+            pipe.write(state)
+        return self.check_device_state()

@@ -2,13 +2,13 @@
 
 import contextlib
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from vmharness.cache import HarnessError, cached
+from vmharness.debian_packages import command_of, unpack
 
 from tests.fakes.appliance_process import DEADLINE_S, every_event
 
@@ -17,9 +17,6 @@ RUST_VIRTIOFSD: Final = Path("/usr/libexec/virtiofsd")
 # The first release of Debian that has the one in Rust, and what it is linked with.
 _SUITE: Final = "trixie"
 _PACKAGES: Final = ("virtiofsd", "libc6", "libcap-ng0", "libgcc-s1", "libseccomp2")
-_KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_TARGETS: Final = "$(CREATED_BY) $(LABEL) $(REPO_URI)"
-_APT_DEADLINE_S: Final = 600
 
 
 class UnavailableError(Exception):
@@ -80,47 +77,8 @@ def _rust_virtiofsd() -> list[str]:
         root = cached(f"virtiofsd-{_SUITE}", _download)
     except (HarnessError, OSError, subprocess.SubprocessError) as exc:
         raise UnavailableError(f"virtiofsd of Debian {_SUITE} cannot be had: {exc}") from exc
-    # Its C library is newer than that of this machine, so it is started by its own loader.
-    libraries = root / "usr/lib/x86_64-linux-gnu"
-    loader = libraries / "ld-linux-x86-64.so.2"
-    return [str(loader), "--library-path", str(libraries), str(root / "usr/libexec/virtiofsd")]
+    return command_of(root, "usr/libexec/virtiofsd")
 
 
 def _download(target: Path) -> None:
-    """Unpack the packages of a newer release, from the mirror of this one, into `target`."""
-    target.mkdir()
-    apt = target / "apt"
-    for name in ("lists/partial", "cache/archives/partial"):
-        (apt / name).mkdir(parents=True)
-    source = f"deb [signed-by={_KEYRING}] {_mirror()} {_SUITE} main\n"
-    (apt / "sources.list").write_text(source)
-    settings = {
-        "Dir::Etc::sourcelist": apt / "sources.list",
-        "Dir::Etc::sourceparts": os.devnull,
-        "Dir::State::lists": apt / "lists",
-        "Dir::Cache": apt / "cache",
-        "APT::Sandbox::User": "root",
-    }
-    options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
-    _run("apt-get", "-qq", *options, "update", cwd=apt)
-    _run("apt-get", "-qq", *options, "download", *_PACKAGES, cwd=apt)
-    for package in apt.glob("*.deb"):
-        _run("dpkg-deb", "-x", str(package), str(target), cwd=apt)
-    shutil.rmtree(apt)
-
-
-def _mirror() -> str:
-    for line in _run("apt-get", "indextargets", "--format", _TARGETS).splitlines():
-        created_by, label, uri = line.split()[:3]
-        if (created_by, label) == ("Packages", "Debian"):
-            return uri
-    raise HarnessError("no mirror of Debian is configured, or its lists are not there")
-
-
-def _run(*command: str, cwd: Path | None = None) -> str:
-    done = subprocess.run(
-        command, cwd=cwd, check=False, capture_output=True, text=True, timeout=_APT_DEADLINE_S
-    )
-    if done.returncode:
-        raise HarnessError(f"{' '.join(command)}: {done.stderr.strip()}")
-    return done.stdout
+    unpack(_SUITE, _PACKAGES, target)

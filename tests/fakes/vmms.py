@@ -50,7 +50,7 @@ GUEST_FEATURES: Final = (
 class Qemu:
     """QEMU 7.2, vhost-user-fs-pci."""
 
-    _KNOWN: Final = (
+    _KNOWN = (
         ProtocolFeature.MQ
         | ProtocolFeature.LOG_SHMFD
         | ProtocolFeature.REPLY_ACK
@@ -126,10 +126,25 @@ class Qemu:
             fe.set_vring_call(queue, self._masked_fd)
         return bases
 
-    def close(self) -> None:
+    def unplug(self) -> None:
+        """Remove the stopped device and keep the connection, as device_del does."""
         os.close(self._masked_fd)
         os.close(self._err_fd)
+
+    def close(self) -> None:
+        self.unplug()
         self.front_end.close()
+
+
+class NewerQemu(Qemu):
+    """QEMU from 8.2 on, which saves and moves guests with vhost-user-fs."""
+
+    _KNOWN = Qemu._KNOWN | ProtocolFeature.DEVICE_STATE
+
+    def save(self) -> tuple[bytes, list[int]]:
+        """Stop the rings and return the device's state, with the bases to go on from."""
+        bases = self.stop()
+        return self.front_end.save_state(), bases
 
 
 class CloudHypervisor:
@@ -194,6 +209,15 @@ class CloudHypervisor:
     def resume(self) -> None:
         for queue in range(self._num_started):
             self.front_end.set_vring_enable(queue, 1)
+
+    def realize_restored(self) -> None:
+        """Do as for a device of a snapshot, for which everything was negotiated before."""
+        fe = self.front_end
+        fe.set_owner()
+        self._features = fe.get_features() & GUEST_FEATURES
+        fe.set_protocol_features(self._KNOWN)
+        fe.acks = True
+        fe.ask_flags = HeaderFlag.VERSION_1 | HeaderFlag.NEED_REPLY
 
     def stop(self) -> list[int]:
         self.pause()

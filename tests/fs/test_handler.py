@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from appliance.bounds import OPEN_FILES_MAX
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.castore.directory import Directory, DirectoryNode, FileNode, Node
-from appliance.fs.files import OPEN_MAX
 from appliance.fs.handler import Handler
 from appliance.fuse_proto.encode import FOREVER_S, NO_ENTRY
 from appliance.fuse_proto.operations import Request
 from appliance.images.layout import name_of
-from appliance.session.grants import FIRST_BASE, Grants
+from appliance.session.grants import Grants
+from appliance.session.grants_layout import FIRST_BASE
 from appliance.session.wants import RootListWanted, RootNameWanted
 from appliance.store.batch import Batch
 from appliance.store.schema import INLINE_MAX
@@ -225,7 +226,7 @@ def open_fds() -> int:
 
 
 def test_reads_of_more_files_than_may_be_open_all_work(guest: Guest) -> None:
-    num = OPEN_MAX + 5
+    num = OPEN_FILES_MAX + 5
     tree = {b"%d" % i: File(b"%d" % i * INLINE_MAX) for i in range(10, 10 + num)}
     top = guest.walk(put(guest.store, "many", tree))
     fds_before = open_fds()
@@ -233,13 +234,13 @@ def test_reads_of_more_files_than_may_be_open_all_work(guest: Guest) -> None:
         for name in tree:
             nodeid = guest.lookup(top, name).nodeid
             assert guest.body(fuse_client.read(nodeid, INLINE_MAX, 2)) == name
-    assert open_fds() - fds_before == OPEN_MAX
+    assert open_fds() - fds_before == OPEN_FILES_MAX
     guest.handler.close()
     assert open_fds() == fds_before
 
 
 def test_a_slice_stays_valid_until_the_end_of_its_batch(guest: Guest) -> None:
-    num = OPEN_MAX + 5
+    num = OPEN_FILES_MAX + 5
     tree = {b"%d" % i: File(b"%d" % i * INLINE_MAX) for i in range(10, 10 + num)}
     top = guest.walk(put(guest.store, "many", tree))
     nodeids = {name: guest.lookup(top, name).nodeid for name in tree}

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 
 SEED: Final = 7
 PLAYS: Final = 40
+STATES: Final = 40
 ALL_S: Final = float(os.environ.get("TEST_FUZZ_S", "0"))
 
 
@@ -23,6 +24,11 @@ def test_messages_of_any_kind_harm_nobody_else(store: tuple[Path, bytes], tmp_pa
         while seed < SEED + PLAYS or time.monotonic() < end_s:
             fuzzer.play(seed)
             seed += 1
+        before, halfway, after = fuzzer.replace_descriptors(SEED, 300)
+        num_taken = fuzzer.play_state(SEED, STATES)
         fuzzer.check()
+        print(f"{num_taken} of {STATES} damaged states taken")
+        print(f"descriptors of a session: {before}, {halfway}, {after}")
         print(f"{seed - SEED} connections, {fuzzer.num_messages} messages")
         assert fuzzer.num_messages > 20 * PLAYS
+        assert max(halfway, after) <= before + 8, "what a message replaces is closed"

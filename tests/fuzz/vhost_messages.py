@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Self
 
+from appliance.bounds import MESSAGE_FDS_MAX
 from appliance.errors import BenchError
 from appliance.vhost._vhost_wire import (
     CODECS,
@@ -22,25 +23,37 @@ from appliance.vhost._vhost_wire import (
     Header,
     HeaderFlag,
     Inflight,
+    Log,
     MemReg,
     MemTable,
     Region,
+    StateTransfer,
+    VirtioFeature,
     VringAddr,
+    VringFlag,
     VringState,
     Word,
     pack_header,
     pack_region,
 )
-from appliance.vhost.requests import MAX_FDS, REQUESTS, RequestRow
+from appliance.vhost.requests import REQUESTS, RequestRow
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import DEADLINE_S, ApplianceProcess, FakeGuest, every_event
 from tests.fakes.driver import DriverRing, GuestMemory
-from tests.fakes.frontend import FrontEnd
+from tests.fakes.frontend import FrontEnd, RefusedError
 from tests.fakes.hostile_guest import ROOT, descendants, num_fds
-from tests.fakes.vmms import CloudHypervisor, Crosvm, Qemu, Uml, Vmm
+from tests.fakes.vmms import CloudHypervisor, Crosvm, NewerQemu, Qemu, Uml, Vmm
+from tests.fuzz.device_states import BORDERS, damaged_state
 
-_VMMS: Final[Sequence[Callable[[FrontEnd], Vmm]]] = (Qemu, CloudHypervisor, Crosvm, Uml)
-_BORDERS: Final = (0, 1, 2, 64, 0xFF, 0x100, 4096, 0xFFFF, 1 << 31, (1 << 32) - 1, (1 << 64) - 1)
+_VMMS: Final[Sequence[Callable[[FrontEnd], Vmm]]] = (
+    Qemu,
+    NewerQemu,
+    CloudHypervisor,
+    Crosvm,
+    Uml,
+)
+_FEATURES: Final = (0x170000000, 0x170000000 | VirtioFeature.LOG_ALL)
+_SERVED: Final = tuple(row for row in REQUESTS if row.refused is None)
 _RECEIVE_BYTES: Final = 65536
 _REPLY_S: Final = 0.5
 
@@ -51,7 +64,7 @@ class DamagingFrontEnd(FrontEnd):
     def __init__(self, sock: socket.socket, rng: random.Random, *, one_in: int) -> None:
         # A damaged message may have no reply at all, so nobody waits long for one.
         super().__init__(sock, timeout_s=_REPLY_S)
-        self._rng = rng
+        self.rng = rng
         self._one_in = one_in
 
     def send(
@@ -61,7 +74,7 @@ class DamagingFrontEnd(FrontEnd):
         fds: Sequence[int] = (),
         flags: int = HeaderFlag.VERSION_1,
     ) -> None:
-        rng = self._rng
+        rng = self.rng
         if rng.randrange(self._one_in):
             super().send(request, payload, fds, flags)
             return
@@ -73,28 +86,29 @@ class DamagingFrontEnd(FrontEnd):
             damaged = damaged[: rng.randrange(len(damaged) + 1)]
         if not rng.randrange(6):
             damaged += rng.randbytes(rng.randrange(64))
-        size = len(damaged) if rng.randrange(8) else rng.choice(_BORDERS) & 0xFFFFFFFF
+        size = len(damaged) if rng.randrange(8) else rng.choice(BORDERS) & 0xFFFFFFFF
         if not rng.randrange(6):
             flags ^= 1 << rng.randrange(4)
         if not rng.randrange(8):
             request = rng.choice((0, rng.randrange(60), rng.getrandbits(32)))
         with contextlib.ExitStack() as stack:
             if not rng.randrange(3):
-                fds = [*fds, *(self._any_fd(stack) for _ in range(rng.randrange(3)))][:MAX_FDS]
+                more = (self._any_fd(stack) for _ in range(rng.randrange(3)))
+                fds = [*fds, *more][:MESSAGE_FDS_MAX]
                 rng.shuffle(fds)
             elif not rng.randrange(3):
                 fds = fds[1:]
             self._send_all(pack_header(Header(request, flags, size)) + bytes(damaged), fds)
 
     def _any_fd(self, stack: contextlib.ExitStack) -> int:
-        fds = _any_fds(self._rng)
+        fds = _any_fds(self.rng)
         for fd in fds:
             stack.callback(os.close, fd)
         return fds[0]
 
     def _send_all(self, data: bytes, fds: Sequence[int]) -> None:
         # In two parts now and then: a header may come alone, or byte by byte.
-        cut = self._rng.choice((len(data), len(data), 1, HEADER_SIZE - 1, HEADER_SIZE))
+        cut = self.rng.choice((len(data), len(data), 1, HEADER_SIZE - 1, HEADER_SIZE))
         try:
             socket.send_fds(self.sock, [data[:cut]], list(fds))
             if data[cut:]:
@@ -117,7 +131,9 @@ class DamagingFrontEnd(FrontEnd):
         self.sock.settimeout(timeout_s)
         with contextlib.suppress(ConnectionError, BlockingIOError):
             while True:
-                data, fds, _flags, _address = socket.recv_fds(self.sock, _RECEIVE_BYTES, MAX_FDS)
+                data, fds, _flags, _address = socket.recv_fds(
+                    self.sock, _RECEIVE_BYTES, MESSAGE_FDS_MAX
+                )
                 for fd in fds:
                     os.close(fd)
                 if not data:
@@ -165,6 +181,8 @@ class _Writer:
             "MemReg": self._mem_reg,
             "Config": self._config,
             "Inflight": self._inflight,
+            "Log": self._log,
+            "StateTransfer": self._state_transfer,
         }
 
     def payload(self, row: RequestRow) -> bytes:
@@ -191,10 +209,10 @@ class _Writer:
         return found
 
     def _number(self) -> int:
-        return self._rng.choice((*_BORDERS, self._rng.getrandbits(64)))
+        return self._rng.choice((*BORDERS, self._rng.getrandbits(64)))
 
     def _word(self) -> bytes:
-        value = self._rng.choice((0, 1, 2, 0x100, 0x101, 0x170000000, self._number()))
+        value = self._rng.choice((0, 1, 0x100, 0x101, *_FEATURES, self._number()))
         return CODECS["Word"].pack(Word(value))
 
     def _vring_state(self) -> bytes:
@@ -207,7 +225,10 @@ class _Writer:
         addr = [layout.desc, layout.used, layout.avail]
         if not self._rng.randrange(3):
             addr[self._rng.randrange(3)] += self._rng.choice((1, 2, 16, 1 << 20, 1 << 40))
-        return CODECS["VringAddr"].pack(VringAddr(ring, 0, addr[0], addr[1], addr[2], 0))
+        flags, log_addr = self._rng.choice(((0, 0), (VringFlag.LOG, 0), (VringFlag.LOG, -64)))
+        log_addr = self._rng.choice((log_addr % (1 << 64), self._number()))
+        whole = VringAddr(ring, flags, addr[0], addr[1], addr[2], log_addr)
+        return CODECS["VringAddr"].pack(whole)
 
     def _region(self) -> Region:
         region = Region._make(self._rng.choice(self._memory.regions))
@@ -228,6 +249,14 @@ class _Writer:
         size = self._rng.choice((0, 1, 36, 40, 256))
         offset = self._rng.choice((0, 36, self._number() & 0xFFFFFFFF))
         return CODECS["Config"].pack(Config(offset, size, self._rng.randrange(2))) + bytes(size)
+
+    def _log(self) -> bytes:
+        size = self._rng.choice((1, 4096, 1 << 17, self._number()))
+        return CODECS["Log"].pack(Log(size, self._rng.choice((0, 0, 4096, self._number()))))
+
+    def _state_transfer(self) -> bytes:
+        transfer = StateTransfer(self._rng.randrange(3), int(not self._rng.randrange(8)))
+        return CODECS["StateTransfer"].pack(transfer)
 
     def _inflight(self) -> bytes:
         size = self._rng.choice((4096, 1 << 20, self._number()))
@@ -288,20 +317,89 @@ class MessageFuzzer:
                 vmm.realize()
                 vmm.start(memory, rings)
             with contextlib.suppress(BenchError):
-                self._send_any(front_end, _Writer(rng, memory, rings), rng)
+                self._send_any(front_end, _Writer(rng, memory, rings), rings)
             front_end.end()
             self.num_messages += front_end.num_sent
         assert self._neighbour.ask(fuse_client.getattr_(ROOT)).error == 0
 
-    def _send_any(self, front_end: DamagingFrontEnd, writer: _Writer, rng: random.Random) -> None:
-        for _ in range(rng.randrange(25)):
-            row = rng.choice(REQUESTS)
+    def _send_any(
+        self, front_end: DamagingFrontEnd, writer: _Writer, rings: Sequence[DriverRing]
+    ) -> None:
+        rng = front_end.rng
+        for _ in range(rng.randrange(60)):
+            # What is never served, or fails without an ack, ends most connections.
+            row = rng.choice(_SERVED if rng.randrange(12) else REQUESTS)
             flags = HeaderFlag.VERSION_1
-            if rng.randrange(3):
+            if rng.randrange(12):
                 flags |= HeaderFlag.NEED_REPLY
             with contextlib.ExitStack() as stack:
                 front_end.send(row.number, writer.payload(row), writer.fds(row, stack), flags)
             front_end.drain()
+            ring = rng.choice(rings)
+            if not rng.randrange(3):
+                with contextlib.suppress(BufferError):  # none has come back lately
+                    ring.add_chain([fuse_client.getattr_(ROOT)], [160])
+                    ring.publish()
+                ring.kick()
+
+    def play_state(self, seed: int, count: int) -> int:
+        """Load `count` damaged states of sessions; return how many were taken.
+
+        The session goes on whatever they say, and one that was saved just now is taken.
+        """
+        rng = random.Random(seed)
+        num_taken = 0
+        front_end = self.appliance.connect(0)
+        with FakeGuest(front_end, vmm=NewerQemu(front_end)) as guest:
+            guest.mount()
+            assert guest.lookup(ROOT, self._name)
+            bases = guest.vmm.stop()
+            state = front_end.save_state()
+            for _ in range(count):
+                num_taken += front_end.load_state(damaged_state(state, rng)) == 0
+            assert front_end.load_state(state) == 0
+            guest.vmm.start(guest.memory, guest.rings, bases)
+            assert guest.lookup(ROOT, self._name)
+            self.num_messages += front_end.num_sent
+        return num_taken
+
+    def replace_descriptors(self, seed: int, count: int) -> list[int]:
+        """Send `count` messages with descriptors over one connection, which none of them ends.
+
+        Returns:
+            How many descriptors the session process has at the start, and after each half.
+        """
+        rng = random.Random(seed)
+        rows = [row for row in _SERVED if row.fds[1] and row.reply == "ack"]
+        with contextlib.ExitStack() as stack:
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            sock.connect(os.fspath(self.appliance.sockets[0]))
+            memory = stack.enter_context(GuestMemory())
+            rings = [DriverRing(memory, 64) for _ in range(2)]
+            for ring in rings:
+                stack.callback(ring.close)
+            front_end = FrontEnd(sock, timeout_s=DEADLINE_S)
+            vmm = Qemu(front_end)
+            stack.callback(vmm.close)
+            vmm.realize()
+            vmm.start(memory, rings)
+            front_end.acks = True
+            writer = _Writer(rng, memory, rings)
+            nums = [self._num_session_fds(front_end)]
+            for _ in range(2):
+                for _ in range(count // 2):
+                    row = rng.choice(rows)
+                    with contextlib.ExitStack() as sent, contextlib.suppress(RefusedError):
+                        front_end.act(row.number, writer.payload(row), writer.fds(row, sent))
+                    self.num_messages += 1
+                nums.append(self._num_session_fds(front_end))
+        return nums
+
+    def _num_session_fds(self, front_end: FrontEnd) -> int:
+        front_end.get_features()  # whatever came before has been served
+        attacked = os.fspath(self.appliance.sockets[0])
+        pids = [it["pid"] for it in self.appliance.status() if it["socket"] == attacked]
+        return sum(map(num_fds, pids))
 
     def check(self) -> None:
         """Nothing is left of those who were here, and no bug has shown."""

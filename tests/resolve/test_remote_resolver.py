@@ -7,16 +7,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from appliance.castore.digest import EMPTY_DIGEST
+from appliance.castore.directory import DirectoryNode
 from appliance.resolve.remote import ContentLoader, RemoteResolver, open_remote
 from appliance.resolve.resolver import SessionGrants
-from appliance.services.addresses import MemoryAddress, ServiceAddresses
+from appliance.services.addresses import MemoryAddress, ServiceAddresses, parse_service_uri
 from appliance.services.contracts import Services
 from appliance.services.memory_services import (
     MemoryBlobService,
     MemoryDirectoryService,
     MemoryPathInfoService,
 )
-from appliance.session.grants import GrantTable
+from appliance.services.open_services import open_services
+from appliance.session.grant_table import GrantTable
 from appliance.session.wants import (
     BackingWanted,
     BlobWanted,
@@ -26,6 +28,7 @@ from appliance.session.wants import (
     Want,
 )
 from appliance.store.store import Store
+from tests.contracts.rig import fresh_leaf, parent_of, put_closure
 from tests.fs.guest import basename
 
 ADDRESSES = ServiceAddresses(MemoryAddress(), MemoryAddress(), MemoryAddress())
@@ -93,3 +96,33 @@ def test_equal_names_wanted_at_once_are_one_request(tmp_path: Path) -> None:
     asyncio.run(main())
     store.close()
     assert path_infos.num_asked == 2
+
+
+def test_directory_inside_a_closure_is_found_after_everything_else_is_forgotten(
+    tmp_path: Path,
+) -> None:
+    address = parse_service_uri(f"objectstore+file://{tmp_path}/objects")
+    services = ServiceAddresses(address, address, address)
+    leaf = fresh_leaf()
+    middle = parent_of(leaf)
+    top, other = parent_of(middle), parent_of(fresh_leaf())
+
+    async def main() -> None:
+        async with open_services(services) as opened_services:
+            await put_closure(opened_services.directories, leaf, middle, top)
+        table = GrantTable()
+        session = SessionGrants(table)
+        # As another supervisor has granted it.
+        for name, directory in ((b"top", top), (b"other", other)):
+            table.grant(DirectoryNode(name, directory.digest(), directory.size()))
+        async with asyncio.timeout(30), open_remote(services, tmp_path, CACHE_BYTES) as resolver:
+            wants = [DirectoryWanted(one.digest()) for one in (leaf, middle)]
+            answers = await asyncio.gather(*(resolver.resolve(one, session) for one in wants))
+            assert answers == [0, 0]
+            with resolver.store.snapshot() as snapshot:
+                assert snapshot.image(leaf.digest()) is not None
+            wanted = DirectoryWanted(fresh_leaf().digest())
+            assert await resolver.resolve(wanted, session) == errno.EIO
+        table.close()
+
+    asyncio.run(main())

@@ -10,6 +10,8 @@ from appliance.services.addresses import (
     GrpcAddress,
     LmdbAddress,
     MemoryAddress,
+    ObjectScheme,
+    ObjectStoreAddress,
     ServiceAddress,
     ServiceAddresses,
     parse_service_uri,
@@ -47,6 +49,19 @@ from appliance.services.addresses import (
             "grpc+https://a?tls-client-cert-path=/c&tls-client-key-path=k",
             GrpcAddress("dns:///a:443", is_tls=True, client_cert=Path("/c"), client_key=Path("k")),
         ),
+        ("objectstore+memory:", ObjectStoreAddress(ObjectScheme.MEMORY)),
+        ("objectstore+memory://", ObjectStoreAddress(ObjectScheme.MEMORY)),
+        ("objectstore+file:///a%20b", ObjectStoreAddress(ObjectScheme.FILE, "", "/a b")),
+        ("objectstore+s3://b", ObjectStoreAddress(ObjectScheme.S3, "b")),
+        (
+            "objectstore+s3://b/p/q/?region=eu&AWS_ENDPOINT=http://h:1/%26",
+            ObjectStoreAddress(
+                ObjectScheme.S3, "b", "p/q", (("region", "eu"), ("aws_endpoint", "http://h:1/&"))
+            ),
+        ),
+        ("objectstore+gs://b/p", ObjectStoreAddress(ObjectScheme.GS, "b", "p")),
+        ("objectstore+az://c", ObjectStoreAddress(ObjectScheme.AZ, "c")),
+        ("objectstore+https://h:8/p", ObjectStoreAddress(ObjectScheme.HTTPS, "h:8", "p")),
     ],
 )
 def test_valid_address_is_understood(uri: str, address: ServiceAddress) -> None:
@@ -101,6 +116,18 @@ def test_valid_address_is_understood(uri: str, address: ServiceAddress) -> None:
         ("grpc+http://localhost:http", "Port could not be cast"),
         ("grpc+http://user@localhost", "no user name"),
         ("grpc+http://[::1", "Invalid IPv6 URL"),
+        ("objectstore+ftp://a", "known are file, memory, http, https, s3, gs, az"),
+        ("objectstore+s3:", "the bucket is missing"),
+        ("objectstore+s3:///p", "the bucket is missing"),
+        ("objectstore+https:///p", "the host is missing"),
+        ("objectstore+s3://u:p@b", "no user name"),
+        ("objectstore+s3://b?region=a&REGION=b", "REGION is given twice"),
+        ("objectstore+s3://b/p//q", "an empty part"),
+        ("objectstore+s3://b/../q", "or one that is . or .."),
+        ("objectstore+s3://b#c", "no fragment"),
+        ("objectstore+file:///a?x=y", "takes no query"),
+        ("objectstore+file://host/a", "three slashes"),
+        ("objectstore+memory:///x", "no path"),
     ],
 )
 def test_invalid_address_is_refused_by_its_rule(uri: str, rule: str) -> None:
@@ -129,6 +156,17 @@ def addresses(*uris: str) -> ServiceAddresses:
         ("grpc+https://store.example:8443", "grpc+https://store.example:8443"),
         ("grpc+http://[::AB]:8000", "grpc+http://[::ab]:8000"),
         ("grpc+https://a?tls-ca-cert-path=/c&wait-connect=1", "grpc+https://a:443"),
+        ("objectstore+memory://", "objectstore+memory:"),
+        ("objectstore+file:///srv/../etc/%20", "objectstore+file:///etc/%20"),
+        ("objectstore+s3://b/p%20q/?secret_access_key=x&region=y", "objectstore+s3://b/p%20q"),
+        (
+            "objectstore+s3://b?aws_endpoint_url=http://h:1",
+            "objectstore+s3://b?endpoint=http%3A%2F%2Fh%3A1",
+        ),
+        (
+            "objectstore+az://c/p?azure_storage_account_name=me",
+            "objectstore+az://c/p?account_name=me",
+        ),
     ],
 )
 def test_address_has_one_canonical_text(uri: str, text: str) -> None:

@@ -3,6 +3,7 @@ import socket
 
 import pytest
 
+from appliance.bounds import CHANNEL_FDS_MAX
 from appliance.protos.control_pb2 import Done, Envelope, SetMemory
 from appliance.session import channel
 
@@ -37,10 +38,10 @@ def test_received_fds_do_not_survive_an_exec() -> None:
 def test_as_many_fds_as_promised_fit_one_message() -> None:
     ours, theirs = channel.channel_pair()
     with ours, theirs:
-        channel.send(ours, Envelope(set_memory=SetMemory(last=True)), [0] * channel.MAX_FDS)
+        channel.send(ours, Envelope(set_memory=SetMemory(last=True)), [0] * CHANNEL_FDS_MAX)
         received = channel.receive(theirs)
         assert received is not None
-        assert len(received[1]) == channel.MAX_FDS
+        assert len(received[1]) == CHANNEL_FDS_MAX
         for fd in received[1]:
             os.close(fd)
 

@@ -13,8 +13,10 @@ from appliance.errors import StoreError
 from appliance.fuse_proto._fuse_wire import ENTRY_OUT_SIZE, unpack_entry_out
 from appliance.fuse_proto.encode import FOREVER_S
 from appliance.images.layout import Kind, name_of
-from appliance.session import grants as module
-from appliance.session.grants import FIRST_BASE, NODEID_LIMIT, Grants, GrantTable
+from appliance.session import grant_table as module
+from appliance.session.grant_table import GrantTable
+from appliance.session.grants import Grants
+from appliance.session.grants_layout import FIRST_BASE, NODEID_LIMIT
 
 DIGEST = Digest.of(b"x")
 
@@ -216,3 +218,46 @@ def test_generations_differ_from_session_to_session() -> None:
         generations.add(reader.generation)
         table.close()
     assert len(generations) == 4
+
+
+def test_grants_that_begin_again_are_those_of_another_session(table: GrantTable) -> None:
+    for number in range(100):
+        table.grant(directory(number))
+    table.revoke(b"directory-7")
+    table.set_root_generation(9)
+    table.set_view_state(4)
+    before = [directory(number, 5) for number in range(200, 300)]
+
+    table.begin_again(1234)
+    assert len(Grants(table.fd)) == 0
+    assert Grants(table.fd).by_name(b"directory-8") is None
+    bases = []
+    for number, node in enumerate(before):
+        bases.append(1000 + 10 * number)
+        table.go_on_at(bases[-1])
+        table.grant(node)
+    table.go_on_at(5000)
+    table.leave_out(50)
+    table.go_on_at(6000)
+
+    reader = Grants(table.fd)
+    assert (reader.generation, reader.next_base, reader.view_state) == (1234, 6000, 4)
+    assert (reader.root_generation, reader.num_revoked) == (0, 1)
+    for base, node in zip(bases, before, strict=True):
+        grant = reader.by_name(node.name)
+        assert grant is not None
+        assert (grant.base, grant.span, grant.name) == (base, 6, node.name)
+        entry = unpack_entry_out(grant.record)
+        assert (entry.nodeid, entry.generation) == (base, 1234)
+        assert reader.by_nodeid(base + 5) == grant
+        assert reader.by_nodeid(base + 6) is None
+    assert reader.by_nodeid(5000) is None
+    assert reader.by_nodeid(5049) is None
+    assert [is_revoked for _grant, is_revoked in reader.rows()] == [False] * 100 + [True]
+    table.grant(directory(1))
+    assert (found := reader.by_name(b"directory-1")) is not None
+    assert found.base == 6000
+    # The next supervisor finds the same.
+    with_next = GrantTable(writable_fd=os.dup(table.writable_fd))
+    assert set(with_next.names()) == set(table.names())
+    with_next.close()

@@ -6,9 +6,10 @@ import socket
 
 import pytest
 
+from appliance.bounds import UPLINK_MESSAGE_MAX
 from appliance.protos.control_pb2 import Done, Envelope, NewPeer
 from appliance.session.fork_client import lower_end_of
-from appliance.session.uplink import PACKET_MAX, uplink_pair
+from appliance.session.uplink import uplink_pair
 
 
 def test_messages_go_both_ways_and_descriptors_only_down() -> None:
@@ -46,8 +47,8 @@ def test_what_is_too_long_or_no_message_is_an_error() -> None:
     pair = uplink_pair()
     lower = lower_end_of(list(pair.lower))
     with contextlib.closing(pair.upper), contextlib.closing(lower):
-        with pytest.raises(ValueError, match=f"expected at most {PACKET_MAX}"):
-            lower.send(Envelope(done=Done(error="x" * PACKET_MAX)))
+        with pytest.raises(ValueError, match=f"expected at most {UPLINK_MESSAGE_MAX}"):
+            lower.send(Envelope(done=Done(error="x" * UPLINK_MESSAGE_MAX)))
         os.write(lower.sending_fd, bytes([255] * 100))
         with pytest.raises(OSError, match="parsing"):
             pair.upper.receive()

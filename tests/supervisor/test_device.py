@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import mmap
 import os
+import re
 import signal
 import tempfile
 import time
@@ -16,10 +17,12 @@ import pytest
 from appliance.engine import FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
+from appliance.protos.device_state_pb2 import DeviceState
 from appliance.resolve.exports import WholeStore
 from appliance.resolve.local import LocalResolver
 from appliance.session import ring_worker
 from appliance.session.device import Device
+from appliance.session.kick_watch import KickWatch
 from appliance.session.ring_worker import DeviceServices
 from appliance.session.worker_process import WorkerProcess
 from appliance.store.store import Store
@@ -49,16 +52,25 @@ async def a_device(directory: Path, memory: GuestMemory) -> AsyncIterator[Device
         3, export, resolver, OpenFiles(), is_by_content=False, lease=None
     )
 
+    kicks = KickWatch()
+
     async def start_apart() -> None:
         session.grants.start_apart()
+
+    async def restore(state: DeviceState) -> None:
+        restoration = session.restoration("a device", goes_on=False)
+        assert not await restoration.take(pb.Restore(is_first=True, part=state))
+        assert not await restoration.take(pb.Restore(is_last=True))
 
     services = DeviceServices(
         spawner=forker,
         keeper=session,
         start_apart=start_apart,
+        restore=restore,
         changed=lambda: None,
         memory=session.memory,
         fds=session.fds,
+        kicks=kicks,
         configure=configure,
     )
     device = Device("a device", 3, NUM, services)
@@ -68,6 +80,7 @@ async def a_device(directory: Path, memory: GuestMemory) -> AsyncIterator[Device
         yield device
     finally:
         await device.close()
+        kicks.close()
         session.close()
         await forker.close()
         await resolver.close()
@@ -138,6 +151,7 @@ def test_a_ring_whose_stop_failed_is_not_served_again(
     async def test(device: Device, ring: DriverRing) -> None:
         await device.start_ring(QUEUE, ring_config(ring))
         monkeypatch.setattr(ring_worker, "_ANSWER_DEADLINE_S", 0.5)
+        monkeypatch.setattr(ring_worker, "_STUCK_MAX", 1)
         ask(ring)
         await until(lambda: ring.used_idx == 1)
         stop_workers(device)
@@ -148,6 +162,105 @@ def test_a_ring_whose_stop_failed_is_not_served_again(
         assert ring.used_idx == 1
 
     run(tmp_path, test)
+
+
+def test_a_stopped_worker_is_replaced_and_its_successor_does_what_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ring_worker._ANSWER_DEADLINE_S <= 5
+    monkeypatch.setattr(ring_worker, "_ANSWER_DEADLINE_S", 1.0)
+
+    async def test(device: Device, ring: DriverRing) -> None:
+        await device.start_ring(QUEUE, ring_config(ring))
+        ask(ring)
+        await until(lambda: ring.used_idx == 1)
+        for restarts in range(1, 4):
+            device.look()  # notes what was served
+            stop_workers(device)
+            ask(ring)
+            ring.kick()
+            if restarts % 2:
+                assert await device.stop_ring(QUEUE) in {restarts, restarts + 1}
+                config = ring_config(ring)._replace(base=ring.used_idx)
+                await device.start_ring(QUEUE, config)
+            else:
+                device.look()  # sees that it was kicked
+            await until(lambda: ring.used_idx == ring.avail_idx)
+            assert worker_restarts(device) == restarts
+
+    run(tmp_path, test)
+
+
+def test_a_worker_whose_guest_waits_is_asked_and_one_of_an_idle_guest_is_not(
+    tmp_path: Path,
+) -> None:
+    async def test(device: Device, ring: DriverRing) -> None:
+        await device.start_ring(QUEUE, ring_config(ring))
+        (kept,) = processes(device)
+        device.look()  # the descriptor may have been kicked before
+        await until(lambda: not kept._tasks)
+        for number in range(1, 4):
+            ask(ring)
+            ring.kick()
+            await until(lambda: ring.used_idx == ring.avail_idx)
+            device.look()  # it has served
+            assert not kept._tasks
+            device.look()
+            assert kept._tasks, f"{number}: it is asked whether it lives"
+            await until(lambda: not kept._tasks)
+            for _ in range(3):
+                device.look()
+                assert not kept._tasks
+        assert worker_restarts(device) == 0
+
+    run(tmp_path, test)
+
+
+# --- Guest memory ---
+
+NUM_REGIONS: Final = 40
+
+
+def test_a_region_that_comes_or_goes_is_all_that_is_mapped_or_unmapped(tmp_path: Path) -> None:
+    async def test(device: Device, ring: DriverRing) -> None:
+        await device.start_ring(QUEUE, ring_config(ring))
+        (worker,) = device.workers()
+        regions = [
+            Region((1 << 40) + at, mmap.PAGESIZE, (1 << 41) + at, at)
+            for at in range(0, NUM_REGIONS * mmap.PAGESIZE, mmap.PAGESIZE)
+        ]
+        fd = os.memfd_create("more")
+        os.ftruncate(fd, NUM_REGIONS * mmap.PAGESIZE)
+        async with traced(worker.pid, tmp_path / "calls") as calls:
+            for region in regions:
+                await device.add_region(region, os.dup(fd))
+            await device.add_region(regions[0], os.dup(fd), regions[0])
+            for region in regions:
+                await device.remove_region(region)
+        os.close(fd)
+        text = calls.read_text()
+        assert text.count("MAP_SHARED|MAP_NORESERVE") == NUM_REGIONS + 1
+        ended = [line for line in text.splitlines() if re.match(r"munmap\(.*, 4096\)", line)]
+        assert len(ended) == NUM_REGIONS + 1
+        ask(ring)
+        await until(lambda: ring.used_idx == 1)
+        assert worker_restarts(device) == 0
+
+    run(tmp_path, test)
+
+
+@contextlib.asynccontextmanager
+async def traced(pid: int, path: Path) -> AsyncIterator[Path]:
+    """Write the mappings that a process makes and ends within the block to a file."""
+    tracer = await asyncio.create_subprocess_exec(
+        *("strace", "-p", str(pid), "-e", "trace=mmap,munmap", "-o", os.fspath(path)),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert tracer.stderr is not None
+    assert b"attached" in await tracer.stderr.readline()
+    yield path
+    tracer.send_signal(signal.SIGINT)
+    await tracer.communicate()
 
 
 def test_workers_that_are_stuck_are_ended_side_by_side(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.log import BURST
+from appliance.bounds import LOG_LINES_MAX
 from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
 from tests.fakes.frontend import RefusedError
 from tests.fakes.hostile_guest import HostileGuest, descendants, parent_of, wait_readable
@@ -42,22 +42,22 @@ def test_a_guest_that_breaks_its_ring_again_and_again_is_logged_a_few_times(
     appliance: ApplianceProcess,
 ) -> None:
     with HostileGuest(appliance.connect(0)) as guest, HostileGuest(appliance.connect(1)) as other:
-        for _ in range(3 * BURST):
+        for _ in range(3 * LOG_LINES_MAX):
             break_ring(guest)
             guest.renew_rings()
         break_ring(other)
-        assert len(lines_of(appliance, "the ring stops")) == BURST
+        assert len(lines_of(appliance, "the ring stops")) == LOG_LINES_MAX
         assert len(lines_of(appliance, "the ring stops", index=1)) == 1, "another guest's"
         assert "queue 1: avail.idx runs ahead" in lines_of(appliance, "the ring stops")[0]
 
 
 def test_new_workers_bring_no_new_lines(appliance: ApplianceProcess) -> None:
     # Each connection of a front-end has new worker processes.
-    for _ in range(BURST + 5):
+    for _ in range(LOG_LINES_MAX + 5):
         with HostileGuest(appliance.connect(0)) as guest:
             break_ring(guest)
-    assert len(lines_of(appliance, "the ring stops")) == BURST
-    assert len(lines_of(appliance, "front-end connected")) == BURST
+    assert len(lines_of(appliance, "the ring stops")) == LOG_LINES_MAX
+    assert len(lines_of(appliance, "front-end connected")) == LOG_LINES_MAX
 
 
 def test_a_front_end_whose_requests_are_refused_is_logged_a_few_times(
@@ -66,14 +66,14 @@ def test_a_front_end_whose_requests_are_refused_is_logged_a_few_times(
     with contextlib.closing(Qemu(appliance.connect(0))) as vmm:
         vmm.realize()
         vmm.front_end.acks = True
-        for _ in range(5 * BURST):
+        for _ in range(5 * LOG_LINES_MAX):
             with pytest.raises(RefusedError):
                 vmm.front_end.set_vring_num(1, 3)
-    assert len(lines_of(appliance, "refused: SET_VRING_NUM")) == BURST
+    assert len(lines_of(appliance, "refused: SET_VRING_NUM")) == LOG_LINES_MAX
 
 
 def test_what_was_dropped_is_told_at_the_end(appliance: ApplianceProcess) -> None:
-    for _ in range(BURST + 7):
+    for _ in range(LOG_LINES_MAX + 7):
         appliance.connect(0).close()
         with FakeGuest(appliance.connect(1)):
             pass

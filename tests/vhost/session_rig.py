@@ -28,7 +28,7 @@ from appliance.vhost._vhost_wire import (
     pack_word,
     unpack_word,
 )
-from appliance.vhost.backend import VringConfig
+from appliance.vhost.backend import RingLog, VringConfig
 from appliance.vhost.fds import ReceivedFds
 from appliance.vhost.fs_device import DeviceProperties
 from appliance.vhost.messages import (
@@ -42,6 +42,7 @@ from appliance.vhost.session import Session
 T = TypeVar("T")
 
 GUEST_FEATURES = 0x1_7000_0000
+FILE_BYTES = 0x10000  # of each descriptor that comes with a message
 REGION = Region(0x10000, 0x100000, 0x7F00_0001_0000, 0x1000)
 
 
@@ -74,8 +75,10 @@ class RecordingBackend:
         self.is_closed = False
         self.buffer_fd: int | None = None
 
-    async def add_region(self, region: Region, fd: int) -> None:
+    async def add_region(self, region: Region, fd: int, replaced: Region | None = None) -> None:
         self._own_until_accepted([fd], "add_region", region)
+        if replaced is not None:
+            os.close(self.regions.pop(replaced))
         assert region not in self.regions
         self.regions[region] = fd
 
@@ -110,6 +113,28 @@ class RecordingBackend:
         self._own_until_accepted([], "set_call", index)
         self.running[index] = config._replace(call_fd=fd)
 
+    async def set_log(self, index: int, log: RingLog | None) -> None:
+        config = self.running[index]
+        for held in (config.log, log):  # the former log is lent until the change
+            assert held is None or os.fstat(held.fd)
+        self.running[index] = config._replace(log=None)
+        self._own_until_accepted([], "set_log", index, log and log[1:])
+        self.running[index] = config._replace(log=log)
+
+    async def save_state(self, fd: int) -> None:
+        self._own_until_accepted([fd], "save_state")
+        assert not self.running
+        os.close(fd)
+
+    async def load_state(self, fd: int) -> None:
+        self._own_until_accepted([fd], "load_state")
+        assert not self.running
+        os.close(fd)
+
+    async def finish_state(self) -> None:
+        self._own_until_accepted([], "finish_state")
+        assert not self.running
+
     async def inflight(self, num_queues: int, queue_size: int) -> tuple[int, int, int]:
         self._own_until_accepted([], "inflight", num_queues, queue_size)
         if self.buffer_fd is not None:
@@ -128,6 +153,11 @@ class RecordingBackend:
     async def reset(self) -> None:
         self._own_until_accepted([], "reset")
         assert not self.running
+
+    async def begin_again(self) -> None:
+        self._own_until_accepted([], "begin_again")
+        assert not self.running
+        self._close_regions()
 
     async def close(self) -> None:
         assert not self.is_closed
@@ -153,6 +183,12 @@ class RecordingBackend:
         self.regions.clear()
 
 
+def _new_file() -> int:
+    fd = os.memfd_create("received", os.MFD_CLOEXEC)
+    os.ftruncate(fd, FILE_BYTES)
+    return fd
+
+
 def message(
     request: int,
     payload: bytes = b"",
@@ -160,7 +196,7 @@ def message(
     flags: int = HeaderFlag.VERSION_1,
 ) -> Message:
     """Return a message as the transport would, with `num_fds` newly opened descriptors."""
-    fds = ReceivedFds(os.memfd_create("received", os.MFD_CLOEXEC) for _ in range(num_fds))
+    fds = ReceivedFds(_new_file() for _ in range(num_fds))
     try:
         header = decode_header_untrusted(pack_header(Header(request, flags, len(payload))))
         return decode_untrusted(header, payload, fds)

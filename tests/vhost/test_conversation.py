@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from appliance.errors import VhostError
-from appliance.vhost._vhost_wire import Region, RequestNumber
+from appliance.vhost._vhost_wire import Region
 from appliance.vhost.fs_device import DeviceProperties
 from appliance.vhost.session import Session, converse
 from appliance.vhost.transport import Connection
@@ -206,8 +206,6 @@ def test_a_refusal_that_is_acked_leaves_the_connection_as_it_was(guest: Guest) -
             vmm.front_end.set_vring_num(7, 64)
         with pytest.raises(RefusedError):
             vmm.front_end.set_config(0, b"tag")
-        with pytest.raises(RefusedError):
-            vmm.front_end.act(RequestNumber.SET_LOG_BASE, bytes(16), [guest.memory.fd])
         with pytest.raises(RefusedError):
             vmm.front_end.set_vring_kick(0, None)
         assert vmm.stop() == [3, 2]

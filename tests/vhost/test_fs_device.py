@@ -36,13 +36,13 @@ def test_config_is_offered_only_with_a_tag() -> None:
 
 def test_offered_features_are_the_ones_that_are_served() -> None:
     device = DeviceProperties(2, 1024)
-    assert device.virtio_features == 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28
-    assert device.protocol_features == sum(1 << bit for bit in (0, 3, 12, 13, 15))
+    assert device.virtio_features == 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28 | 1 << 26
+    assert device.protocol_features == sum(1 << bit for bit in (0, 1, 3, 12, 13, 15, 19))
 
 
 def test_a_tag_brings_the_configuration_space_and_the_channel_that_uml_needs() -> None:
     device = DeviceProperties(2, 1024, b"t")
-    assert device.protocol_features == sum(1 << bit for bit in (0, 3, 5, 9, 12, 13, 15))
+    assert device.protocol_features == sum(1 << bit for bit in (0, 1, 3, 5, 9, 12, 13, 15, 19))
 
 
 @pytest.mark.parametrize(

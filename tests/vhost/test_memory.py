@@ -2,9 +2,10 @@
 
 import pytest
 
+from appliance.bounds import REGIONS_MAX
 from appliance.errors import VhostError
 from appliance.vhost._vhost_wire import Region
-from appliance.vhost.guest_memory import MAX_REGIONS, RegionTable
+from appliance.vhost.guest_memory import RegionTable
 
 PAGE = 0x1000
 A = Region(0x10000, 0x10000, 0x7F0000010000, 0)
@@ -52,7 +53,7 @@ def test_regions_may_touch_but_not_overlap(size: int) -> None:
 
 
 def test_a_table_holds_509_regions() -> None:
-    regions = [Region(i * PAGE, PAGE, 0x7F0000000000 + i * PAGE, 0) for i in range(MAX_REGIONS + 1)]
+    regions = [Region(i * PAGE, PAGE, 0x7F0000000000 + i * PAGE, 0) for i in range(REGIONS_MAX + 1)]
     full = table(*regions[:-1])
     with pytest.raises(VhostError, match="509"):
         full.with_region_untrusted(regions[-1])

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from appliance.bounds import MESSAGE_FDS_MAX, PAYLOAD_MAX
 from appliance.errors import VhostError
 from appliance.vhost._vhost_wire import (
     CODECS,
@@ -19,13 +20,12 @@ from appliance.vhost._vhost_wire import (
     unpack_header,
 )
 from appliance.vhost.messages import (
-    MAX_PAYLOAD,
     ROWS,
     MessageReply,
     decode_header_untrusted,
     encode_reply,
 )
-from appliance.vhost.requests import MAX_FDS, REQUESTS, RequestRow, Tail
+from appliance.vhost.requests import REQUESTS, RequestRow, Tail
 from appliance.vhost.session import Session
 from tests.vhost.session_rig import mem_table, message, state, word
 
@@ -45,9 +45,9 @@ def test_header_flags_of_anything_but_a_request_end_the_connection(flags: int) -
 
 
 def test_payloads_are_capped() -> None:
-    assert decode_header_untrusted(pack_header(Header(24, 1, MAX_PAYLOAD))).size == MAX_PAYLOAD
+    assert decode_header_untrusted(pack_header(Header(24, 1, PAYLOAD_MAX))).size == PAYLOAD_MAX
     with pytest.raises(VhostError, match="4097"):
-        decode_header_untrusted(pack_header(Header(24, 1, MAX_PAYLOAD + 1)))
+        decode_header_untrusted(pack_header(Header(24, 1, PAYLOAD_MAX + 1)))
 
 
 def test_replies_have_exactly_version_and_reply_set() -> None:
@@ -113,7 +113,7 @@ def test_the_table_is_consistent() -> None:
     assert len(ROWS) == len(REQUESTS)
     for row in REQUESTS:
         assert row.needs is None or row.needs in ProtocolFeature.__members__
-        assert row.fds[0] <= row.fds[1] <= MAX_FDS
+        assert row.fds[0] <= row.fds[1] <= MESSAGE_FDS_MAX
         assert row.failure is None or row.reply != "ack"
     inflight = ROWS[RequestNumber.GET_INFLIGHT_FD]
     assert inflight.failure == pack_inflight(Inflight(0, 0, 0, 0))

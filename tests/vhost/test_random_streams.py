@@ -12,13 +12,17 @@ from appliance.errors import VhostError
 from appliance.vhost._vhost_wire import (
     Header,
     Inflight,
+    Log,
     MemReg,
     Region,
     RequestNumber,
+    StateTransfer,
     VringAddr,
     pack_header,
     pack_inflight,
+    pack_log,
     pack_mem_reg,
+    pack_state_transfer,
     pack_vring_addr,
 )
 from appliance.vhost.fs_device import DeviceProperties
@@ -73,8 +77,9 @@ STEPS = st.one_of(
         st.one_of(
             st.builds(ring_addr, st.sampled_from([0, 1, 2])),
             st.builds(
-                lambda ring, a, b, c: pack_vring_addr(VringAddr(ring, 0, a, b, c, 0)),
+                lambda ring, flags, a, b, c: pack_vring_addr(VringAddr(ring, flags, a, b, c, a)),
                 RINGS,
+                st.integers(0, 1),
                 U64,
                 U64,
                 U64,
@@ -97,18 +102,46 @@ STEPS = st.one_of(
     steps(
         [RequestNumber.SET_FEATURES, RequestNumber.SET_PROTOCOL_FEATURES],
         st.builds(
-            word, st.one_of(U64, st.sampled_from([0, 1 << 32, 0x1_7000_0000, 0xB209, 0xB009]))
+            word,
+            st.one_of(
+                U64, st.sampled_from([0, 1 << 32, 0x1_7000_0000, 0x1_7400_0000, 0x8B20B, 0x8B00B])
+            ),
         ),
     ),
     steps(
-        [RequestNumber.RESET_DEVICE, RequestNumber.RESET_OWNER, RequestNumber.GET_FEATURES],
+        [
+            RequestNumber.RESET_DEVICE,
+            RequestNumber.RESET_OWNER,
+            RequestNumber.GET_FEATURES,
+            RequestNumber.SET_LOG_FD,
+            RequestNumber.CHECK_DEVICE_STATE,
+        ],
         st.just(b""),
+    ),
+    steps(
+        [RequestNumber.SET_LOG_BASE],
+        st.builds(
+            lambda size, offset: pack_log(Log(size, offset)),
+            st.sampled_from([0x1000, 1, 0, 2**64 - 1]),
+            st.sampled_from([0, 0x1000, 1, 2**64 - 1]),
+        ),
+    ),
+    steps(
+        [RequestNumber.SET_DEVICE_STATE_FD],
+        st.builds(
+            lambda direction, phase: pack_state_transfer(StateTransfer(direction, phase)),
+            st.integers(0, 2),
+            st.integers(0, 1),
+        ),
     ),
     st.tuples(st.integers(0, 50), st.binary(max_size=80), st.integers(0, 3)),
 )
 REFUSALS = st.sets(
     st.sampled_from(
-        ["add_region", "set_regions", "start_ring", "stop_ring", "set_call", "set_inflight"]
+        [
+            *("add_region", "set_regions", "set_inflight", "save_state", "load_state"),
+            *("start_ring", "stop_ring", "set_call", "set_log", "finish_state"),
+        ]
     )
 )
 

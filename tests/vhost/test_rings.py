@@ -8,13 +8,26 @@ import pytest
 from appliance.errors import VhostError
 from appliance.vhost._vhost_wire import (
     Inflight,
+    Log,
     RequestNumber,
     VirtioFeature,
     VringAddr,
+    VringFlag,
     pack_inflight,
+    pack_log,
     pack_vring_addr,
+    unpack_vring_addr,
 )
-from tests.vhost.session_rig import GUEST_FEATURES, NO_FD, REGION, Rig, ring_addr, state, word
+from tests.vhost.session_rig import (
+    FILE_BYTES,
+    GUEST_FEATURES,
+    NO_FD,
+    REGION,
+    Rig,
+    ring_addr,
+    state,
+    word,
+)
 
 PROTOCOL_FEATURES = int(VirtioFeature.PROTOCOL_FEATURES)
 
@@ -242,6 +255,69 @@ def test_features_that_change_restart_running_rings(rig: Rig) -> None:
         rig.negotiate(GUEST_FEATURES & ~int(VirtioFeature.EVENT_IDX))
         assert rig.backend.calls == [("stop_ring", 0), ("start_ring", 0)]
         assert not rig.backend.running[0].features & VirtioFeature.EVENT_IDX
+
+
+def set_log(rig: Rig, size: int = 0x1000, offset: int = 0) -> None:
+    payload = pack_log(Log(size, offset))
+    reply = rig.handle(RequestNumber.SET_LOG_BASE, payload, 1)
+    assert reply == (RequestNumber.SET_LOG_BASE, payload, ())
+
+
+def addr_with_log(ring: int, log_guest_addr: int, flags: int = VringFlag.LOG) -> bytes:
+    addr = unpack_vring_addr(ring_addr(ring))
+    return pack_vring_addr(addr._replace(flags=flags, log_guest_addr=log_guest_addr))
+
+
+def test_running_rings_get_and_lose_a_log_without_a_restart(rig: Rig) -> None:
+    with rig:
+        rig.run_ring(0)
+        rig.run_ring(2)
+        rig.backend.calls.clear()
+        set_log(rig)
+        assert rig.backend.calls == []
+        rig.negotiate(GUEST_FEATURES | VirtioFeature.LOG_ALL)
+        rig.do(RequestNumber.SET_VRING_ADDR, addr_with_log(2, 0x8000))
+        set_log(rig, 0x100, 0x1000)
+        rig.do(RequestNumber.SET_VRING_ADDR, addr_with_log(2, 0x8000, flags=0))
+        rig.negotiate(GUEST_FEATURES)
+        assert rig.backend.calls == [
+            ("set_log", 0, (0x1000, 0, None)),
+            ("set_log", 2, (0x1000, 0, None)),
+            ("set_log", 2, (0x1000, 0, 0x8000)),
+            ("set_log", 0, (0x100, 0x1000, None)),
+            ("set_log", 2, (0x100, 0x1000, 0x8000)),
+            ("set_log", 2, (0x100, 0x1000, None)),
+            ("set_log", 0, None),
+            ("set_log", 2, None),
+        ]
+
+
+def test_a_ring_starts_with_its_log(rig: Rig) -> None:
+    with rig:
+        set_log(rig)
+        rig.negotiate(GUEST_FEATURES | VirtioFeature.LOG_ALL)
+        rig.describe_ring(1)
+        rig.do(RequestNumber.SET_VRING_ADDR, addr_with_log(1, 0x9000))
+        rig.kick_ring(1)
+        rig.enable_ring(1)
+        running = rig.backend.running[1]
+        assert running.log is not None
+        assert running.log[1:] == (0x1000, 0, 0x9000)
+        assert not running.features & VirtioFeature.LOG_ALL
+
+
+@pytest.mark.parametrize(
+    "log", [Log(0, 0), Log(FILE_BYTES + 1, 0), Log(8, FILE_BYTES), Log(8, 1), Log(2**64 - 1, 4096)]
+)
+def test_a_log_that_its_file_does_not_hold_ends_the_connection(rig: Rig, log: Log) -> None:
+    with rig, pytest.raises(VhostError, match="SET_LOG_BASE: dirty log: "):
+        rig.handle(RequestNumber.SET_LOG_BASE, pack_log(log), 1)
+
+
+def test_a_used_ring_is_not_logged_beyond_the_address_space(rig: Rig) -> None:
+    with rig:
+        assert not rig.is_acked(RequestNumber.SET_VRING_ADDR, addr_with_log(0, 2**64 - 8))
+        assert rig.is_acked(RequestNumber.SET_VRING_ADDR, addr_with_log(0, 2**64 - 8, flags=0))
 
 
 @pytest.mark.parametrize("request_", [RequestNumber.RESET_DEVICE, RequestNumber.RESET_OWNER])

@@ -11,10 +11,10 @@ from typing import TypeVar
 import pytest
 import uvloop
 
+from appliance.bounds import MESSAGE_FDS_MAX, PAYLOAD_MAX
 from appliance.errors import VhostError
 from appliance.vhost._vhost_wire import Header, RequestNumber, pack_header
-from appliance.vhost.messages import MAX_PAYLOAD, Message, MessageReply, encode_reply
-from appliance.vhost.requests import MAX_FDS
+from appliance.vhost.messages import Message, MessageReply, encode_reply
 from appliance.vhost.transport import Connection
 from tests.vhost.session_rig import mem_table, num_open_fds, state, word
 
@@ -90,12 +90,12 @@ def test_received_descriptors_are_the_senders_and_close_on_exec(run: Run[None], 
     connection, peer = pair
 
     async def receive() -> None:
-        sent = [os.memfd_create(f"sent-{i}") for i in range(MAX_FDS)]
+        sent = [os.memfd_create(f"sent-{i}") for i in range(MESSAGE_FDS_MAX)]
         header = pack_header(Header(RequestNumber.SET_MEM_TABLE, 1, 8))
         socket.send_fds(peer, [header + mem_table([])], sent)
         message = await connection.receive()
         assert message is not None
-        assert len(message.fds) == MAX_FDS
+        assert len(message.fds) == MESSAGE_FDS_MAX
         for index, original in enumerate(sent):
             fd = message.take_fd(index)
             assert os.fstat(fd).st_ino == os.fstat(original).st_ino
@@ -112,7 +112,7 @@ def test_more_descriptors_than_a_message_may_carry_end_the_connection(
     connection, peer = pair
 
     async def receive() -> None:
-        socket.send_fds(peer, [NUM], [peer.fileno()] * (MAX_FDS + 1))
+        socket.send_fds(peer, [NUM], [peer.fileno()] * (MESSAGE_FDS_MAX + 1))
         with pytest.raises(VhostError, match="descriptors"):
             await connection.receive()
 
@@ -174,7 +174,7 @@ def test_a_reset_by_the_peer_is_an_end(run: Run[None], pair: Pair) -> None:
     [
         pack_header(Header(1, 2, 0)),
         pack_header(Header(1, 5, 0)),
-        pack_header(Header(1, 1, MAX_PAYLOAD + 1)),
+        pack_header(Header(1, 1, PAYLOAD_MAX + 1)),
         pack_header(Header(1, 1, 1)) + b"x",
     ],
 )

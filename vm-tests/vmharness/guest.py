@@ -157,6 +157,11 @@ class Guest:
         self._reader.join(_EXIT_DEADLINE_S)
         self._channel.close()
 
+    def moved_to(self, process: "subprocess.Popen[bytes]", command: Sequence[str]) -> None:
+        """Take note that another process has gone on with the guest, on the same channel."""
+        self.process.wait(_EXIT_DEADLINE_S)
+        self.process, self.command = process, list(command)
+
     def wait_until_up(self, deadline_s: float) -> None:
         """Wait for the agent's first word; a guest that does not come up in time is ended."""
         try:

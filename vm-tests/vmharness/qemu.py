@@ -44,6 +44,7 @@ def boot(
     lifetime_s: float = 900,
     kernel: Kernel | None = None,
     root: str = "",
+    monitor: Path | None = None,
     disk: Path | None = None,
 ) -> Guest:
     """Boot a guest with these file systems; nothing is mounted yet.
@@ -57,13 +58,32 @@ def boot(
         lifetime_s: until every wait fails.
         kernel: the release's own by default.
         root: the tag of the file system that has the guest's root, if not the initramfs has it.
+        monitor: where to make a socket for `Monitor`. The devices can then be removed and added:
+            each, `device0` and so on, has a port of its own, `port0`, and a chardev, `fs0`.
         disk: an image that becomes /dev/vda, read-only.
     """
     kernel = kernel or qemu_kernel()
-    command, channels = _command(accelerator(), kernel, devices, directory, cpus, memory_mib, root)
+    channels = socket.socketpair()
+    words = command(
+        accelerator(),
+        kernel,
+        devices,
+        directory,
+        channels[1].fileno(),
+        cpus=cpus,
+        memory_mib=memory_mib,
+        root=root,
+    )
+    if monitor is not None:
+        words += ["-qmp", f"unix:{_escape(monitor)},server=on,wait=off"]
+        for number in range(len(devices)):
+            device = next(at for at, word in enumerate(words) if f"chardev=fs{number}," in word)
+            words[device] += f",id=device{number},bus=port{number}"
+            port = f"pcie-root-port,id=port{number},chassis={number + 1}"
+            words[device - 1 : device - 1] = ["-device", port]
     if disk is not None:
-        command += ["-drive", f"file={_escape(disk)},format=raw,if=virtio,readonly=on"]
-    guest = Guest(command, channels, _console(directory), lifetime_s)
+        words += ["-drive", f"file={_escape(disk)},format=raw,if=virtio,readonly=on"]
+    guest = Guest(words, channels, console(directory), lifetime_s)
     guest.wait_until_up(boot_deadline_s)
     return guest
 
@@ -87,8 +107,9 @@ def _probe(verdict: Path) -> None:
 def _kvm_boots() -> bool:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        command, channels = _command("kvm", qemu_kernel(), (), directory, 1, 256)
-        with Guest(command, channels, _console(directory), _KVM_DEADLINE_S) as guest:
+        channels = socket.socketpair()
+        words = command("kvm", qemu_kernel(), (), directory, channels[1].fileno(), memory_mib=256)
+        with Guest(words, channels, console(directory), _KVM_DEADLINE_S) as guest:
             try:
                 guest.wait_until_up(_KVM_DEADLINE_S)
             except (DeadlineExceeded, GuestLost):
@@ -96,23 +117,35 @@ def _kvm_boots() -> bool:
         return True
 
 
-def _console(directory: Path) -> Path:
+def console(directory: Path) -> Path:
+    """Return the log of the consoles of guests in `directory`."""
     return directory / "qemu-console.log"
 
 
-def _command(
+def command(
     accel: str,
     kernel: Kernel,
     devices: Sequence[FsDevice],
     directory: Path,
-    cpus: int,
-    memory_mib: int,
+    channel_fd: int,
+    *,
+    cpus: int = 1,
+    memory_mib: int = 512,
     root: str = "",
-) -> tuple[list[str], tuple[socket.socket, socket.socket]]:
-    ours, theirs = socket.socketpair()
+    program: Sequence[str] = ("qemu-system-x86_64",),
+    kernel_words: Sequence[str] = (),
+) -> list[str]:
+    """Return how to start a guest; see `boot`.
+
+    Args:
+        channel_fd: the guest's end of the agent's channel, which the program inherits.
+        program: the command of QEMU, with its first options.
+        kernel_words: more of the kernel's command line.
+    """
     root_words = f" root={root} rootfstype=virtiofs" if root else ""
-    command = [
-        "qemu-system-x86_64",
+    more = "".join(f" {word}" for word in kernel_words)
+    words = [
+        *program,
         "-nodefaults",
         "-no-reboot",  # with panic=-1: a dead kernel ends the machine, and the guest counts as lost
         *("-display", "none"),
@@ -120,20 +153,23 @@ def _command(
         *("-object", f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
         *("-machine", "q35,memory-backend=memory", "-m", f"{memory_mib}M"),
         *("-kernel", str(kernel.image), "-initrd", str(initramfs.build(kernel))),
-        *("-append", f"console=ttyS0 quiet panic=-1 rdinit=/init agent={_AGENT_PORT}{root_words}"),
-        *("-chardev", f"file,id=console,append=on,path={_escape(_console(directory))}"),
+        *(
+            "-append",
+            f"console=ttyS0 quiet panic=-1 rdinit=/init agent={_AGENT_PORT}{root_words}{more}",
+        ),
+        *("-chardev", f"file,id=console,append=on,path={_escape(console(directory))}"),
         *("-serial", "chardev:console"),
-        *("-chardev", f"socket,id=agent,fd={theirs.fileno()}"),
+        *("-chardev", f"socket,id=agent,fd={channel_fd}"),
         *("-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent"),
     ]
     for number, device in enumerate(devices):
-        command += ["-chardev", f"socket,id=fs{number},path={_escape(device.socket_path)}"]
-        command += [
+        words += ["-chardev", f"socket,id=fs{number},path={_escape(device.socket_path)}"]
+        words += [
             "-device",
             f"vhost-user-fs-pci,chardev=fs{number},tag={device.tag},"
             f"num-request-queues={device.num_request_queues},queue-size={device.queue_size}",
         ]
-    return command, (ours, theirs)
+    return words
 
 
 def _escape(path: Path) -> str:

@@ -256,7 +256,13 @@ class RingLoop:
     def _new_ring(self, start: pb.StartRing) -> Ring:
         # The descriptors are the front-end's: any kind of file, of any size by now.
         try:
-            inflight = self._inflight_area(start)
+            memory = InflightMemory(
+                self._ring_fds["inflight"],
+                offset=start.inflight_offset,
+                num_queues=start.inflight_num_queues,
+                queue_size=start.inflight_queue_size,
+            )
+            inflight = memory.area(self._queue)
         except (ValueError, OSError) as exc:
             raise RingError(f"inflight buffer: {exc}") from exc
         log = open_log(start.log, self._ring_fds.get("log"))
@@ -274,20 +280,13 @@ class RingLoop:
         if log is not None and has_predecessor:
             # It may have died between its last write to the used ring and the mark for that.
             log.completed(ring.cdata)
+        if start.follows_used and not has_predecessor:
+            ring.cdata.last_avail = ring.cdata.used_idx
         try:
             self._poller.register(self._ring_fds["kick"], select.EPOLLIN | select.EPOLLET)
         except OSError as exc:
             raise RingError(f"kick descriptor: {exc.strerror}") from exc
         return ring
-
-    def _inflight_area(self, start: pb.StartRing) -> memoryview:
-        memory = InflightMemory(
-            self._ring_fds["inflight"],
-            offset=start.inflight_offset,
-            num_queues=start.inflight_num_queues,
-            queue_size=start.inflight_queue_size,
-        )
-        return memory.area(self._queue)
 
     def _stop_ring(self, envelope: pb.Envelope) -> None:
         self._stop_id = envelope.id

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -48,6 +48,7 @@ from appliance.cli.terminal import (
 from appliance.cli.top_command import add_top
 from appliance.cli.view_command import add_view
 from appliance.errors import ApplianceError, ConfigError
+from appliance.system.tracing import span, start_tracing
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[CommandParser]  # noqa: SLF001 - has no other name
@@ -69,6 +70,8 @@ _COMMANDS: Final = (
     *STORE_COMMANDS,
     *COLLECTOR_COMMANDS,
 )
+# Those that are traced; `import` begins once its processes have been forked.
+_TRACED: Final = frozenset({"virtiofs", "mount", "daemon", "http", "copy", "import-nar"})
 _EXIT_FAILURE: Final = 1
 _EXIT_USAGE: Final = 2
 
@@ -173,6 +176,8 @@ def _run_options(options: argparse.Namespace) -> None:
         options.when_logging()
     if not getattr(options, "opens_no_store", False):
         leave_shared_pid(environments(options))
+    if options.command in _TRACED:
+        _begin_tracing(options)
     options.run(options)
     with writing_output():
         sys.stdout.flush()
@@ -190,6 +195,11 @@ def _start_logging(options: argparse.Namespace) -> None:
     from appliance.log import configure_logging
 
     configure_logging(options.log_level, is_json=is_json_log(options))
+
+
+def _begin_tracing(options: argparse.Namespace) -> None:
+    # The process has forked for the last time.
+    start_tracing(options.command, __version__)
 
 
 def virtiofsd_parser() -> argparse.ArgumentParser:
@@ -289,7 +299,12 @@ def _run_import(options: argparse.Namespace) -> None:
     services = service_addresses(options)
     dialect = SizeDialect[options.directory_sizes.upper()]
     name = _new_name(options)
-    with progress_line(progress_form(options)) as progress:
+    with progress_line(progress_form(options)) as progress, ExitStack() as stack:
+
+        def begin() -> None:
+            _start_logging(options)
+            _begin_tracing(options)
+            stack.enter_context(span("import", files=len(options.paths)))
 
         def warn(text: str) -> None:
             import logging
@@ -304,7 +319,7 @@ def _run_import(options: argparse.Namespace) -> None:
             warn=warn,
             dialect=dialect,
             name=name,
-            when_begun=partial(_start_logging, options),
+            when_begun=begin,
         )
         with closing(imports):
             for imported in imports:

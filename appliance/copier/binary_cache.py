@@ -28,6 +28,7 @@ from appliance.errors import (
 from appliance.nix.nar import Event, read_nar
 from appliance.nix.narinfo import NarInfoFile, parse_narinfo
 from appliance.nix.store_path import STORE_DIR, StorePath, encode_base32
+from appliance.system.tracing import begin_call
 
 _TIMEOUT_S: Final = 30.0
 _RETRY_AFTER_S: Final = (0.2, 1.0)
@@ -106,7 +107,9 @@ class HttpCacheFiles:
         raise AssertionError("the last try neither returned nor raised")
 
     def _open(self, url: str) -> BinaryIO | None:
-        request = urllib.request.Request(url, headers={"User-Agent": _USER_AGENT})  # noqa: S310 - the opener has no other schemes
+        recorded = begin_call("GET", urlsplit(url).hostname or "")
+        headers = {"User-Agent": _USER_AGENT, **({} if recorded is None else recorded.headers)}
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310 - the opener has no other schemes
         try:
             response: BinaryIO = self._opener.open(request, timeout=_TIMEOUT_S)
         except urllib.error.HTTPError as exc:
@@ -119,6 +122,9 @@ class HttpCacheFiles:
             raise ServiceUnavailableError(f"{url}: {exc.reason}") from exc
         except (OSError, http.client.HTTPException) as exc:
             raise ServiceUnavailableError(f"{url}: {type(exc).__name__}: {exc}") from exc
+        finally:
+            if recorded is not None:
+                recorded.end()
         return response
 
 

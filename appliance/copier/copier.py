@@ -27,6 +27,7 @@ from appliance.nix.path_info_rules import check_claims
 from appliance.nix.store_path import StorePath
 from appliance.services.closures import references_of
 from appliance.store.batch import Batch
+from appliance.system.tracing import span
 
 _WAIT_S: Final = 0.1
 _NUM_LOOKUPS: Final = 16
@@ -213,7 +214,11 @@ class ClosureCopy:
         if reason:
             return CopyOutcome(path, CopyStatus.REFUSED, reason=reason)
         try:
-            with self._reading, closing(self._source.events(claim)) as events:
+            with (
+                span("copy", path=path.absolute()),
+                self._reading,
+                closing(self._source.events(claim)) as events,
+            ):
                 self._progress.path = path.absolute()
                 read = self._committer.read(claim, events)
         except StoreFullError:

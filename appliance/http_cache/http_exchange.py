@@ -23,9 +23,10 @@ from appliance.errors import (
     StoreFullError,
 )
 from appliance.http_cache.connections import CountedConnection, busy
-from appliance.http_cache.server_metrics import ServerMetrics
+from appliance.http_cache.server_metrics import ServerMetrics, kind_of
 from appliance.log import set_log_source
 from appliance.nix.store_path import decode_base32
+from appliance.system.tracing import is_tracing, serving
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     """Answer errors with their text, and keep count of requests."""
     set_log_source(request.remote or "a local client")
     status = 500
-    with busy(request.transport):
+    name = f"{request.method} {kind_of(request.path)}" if is_tracing() else ""
+    with busy(request.transport), serving(lambda: dict(request.headers), name):
         try:
             response = await _answered(request, handler)
             status = response.status

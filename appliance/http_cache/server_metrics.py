@@ -39,7 +39,7 @@ class ServerMetrics(Collector):
 
     def count(self, method: str, path: str, status: int) -> None:
         """Count a request that was answered."""
-        self._requests[method if method in _METHODS else "other", _kind_of(path), status] += 1
+        self._requests[method if method in _METHODS else "other", kind_of(path), status] += 1
 
     def add_gauge(self, name: str, meaning: str, value: Callable[[], int]) -> None:
         """Have the current value of something shown, too."""
@@ -69,7 +69,8 @@ class ServerMetrics(Collector):
             yield GaugeMetricFamily(f"appliance_http_{name}", meaning, value())
 
 
-def _kind_of(path: str) -> str:
+def kind_of(path: str) -> str:
+    """Return the kind of what a path stands for, of which there are few."""
     if path in _OWN:
         return _OWN[path]
     for prefix, kind in _PREFIXES:

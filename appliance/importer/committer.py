@@ -36,6 +36,7 @@ from appliance.store.batch import Batch
 from appliance.store.leases import Lease, LeaseKind
 from appliance.store.schema import INLINE_MAX
 from appliance.store.store import Store
+from appliance.system.tracing import same_trace
 
 # A commit begins when this many bytes are gathered, unless another one is running. So the disk is
 # busy from early on, and little is left to do at the end.
@@ -151,7 +152,9 @@ class Committer:
         self._current = sink.new_batch()
         # Digests of the blobs in `_complete` and in all earlier batches.
         self._known: set[bytes] = set()
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
+        self._executor = ThreadPoolExecutor(
+            max_workers=1, thread_name_prefix="commit", initializer=same_trace()
+        )
         self._commit: Future[None] | None = None
         # Outcomes from the thread; None marks the end of a commit.
         self._ends: SimpleQueue[PathEnd | None] = SimpleQueue()

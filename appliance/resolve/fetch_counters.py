@@ -6,16 +6,19 @@ from contextlib import contextmanager
 from typing import Any
 
 from appliance.errors import ApplianceError
+from appliance.system.tracing import span
 
 
 class FetchCounters:
     """Counts what one service was asked for; written on one event loop, read anywhere.
 
     Args:
+        kind: what it has.
         peer: the address of the service, as messages have it.
     """
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, kind: str, peer: str) -> None:
+        self._name = f"fetch {kind}"
         self._peer = peer
         self._num = 0
         self._num_failed = 0
@@ -28,7 +31,8 @@ class FetchCounters:
         began_ns = time.monotonic_ns()
         self._num_under_way += 1
         try:
-            yield
+            with span(self._name, **{"server.address": self._peer}):
+                yield
         except ApplianceError:
             self._num_failed += 1
             raise

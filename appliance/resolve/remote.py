@@ -114,7 +114,7 @@ class ContentLoader:
         self._searching = asyncio.Lock()
         self._searched_until_s: OrderedDict[Digest, float] = OrderedDict()
         self._fetched = {
-            kind: FetchCounters(address.label())
+            kind: FetchCounters(kind, address.label())
             for kind, address in zip(_SERVICES, addresses, strict=True)
         }
 
@@ -188,10 +188,10 @@ class ContentLoader:
             fetch = fetcher.fetch_range(digest, want.size, want.offset, end)
         else:
             fetch = fetcher.fetch(digest, want.size)
-        fetching = asyncio.create_task(fetch)
-        fetcher.fetch_ahead(self._read_ahead.after(digest, is_under_way=is_under_way))
         try:
             with self._fetched["blobs"].counting():
+                fetching = asyncio.create_task(fetch)
+                fetcher.fetch_ahead(self._read_ahead.after(digest, is_under_way=is_under_way))
                 await fetching
         except ApplianceError as exc:
             place = self._read_ahead.place_of(digest)

@@ -18,6 +18,7 @@ from appliance.errors import InvalidRequestError
 from appliance.log import set_log_source
 from appliance.services.grpc_messages import CONTENT_MAX
 from appliance.services.grpc_status import Status, StatusError, status_of
+from appliance.system.tracing import serving
 
 M = TypeVar("M", bound=Message)
 
@@ -191,7 +192,8 @@ class _Room:
         self._num_calls += 1
         self._empty.clear()
         try:
-            yield None
+            with serving(lambda: _texts(context.invocation_metadata())):
+                yield None
         finally:
             self._num_calls -= 1
             if self._num_calls == 0:
@@ -223,6 +225,10 @@ def digest_untrusted(value: bytes) -> Digest:
     if len(value) != DIGEST_SIZE:
         raise StatusError(grpc.StatusCode.INVALID_ARGUMENT, "invalid digest length")
     return Digest(value)
+
+
+def _texts(metadata: "grpc.aio.Metadata | None") -> dict[str, str]:
+    return {key: value for key, value in metadata or () if isinstance(value, str)}
 
 
 def _host_of(peer: str) -> str:

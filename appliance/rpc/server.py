@@ -6,9 +6,16 @@ that of the library.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+)
 from contextlib import aclosing
-from typing import Final
+from typing import Final, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2 as pb
@@ -34,6 +41,11 @@ from appliance.rpc.path_info_handlers import PathInfoHandlers
 from appliance.services.contracts import Services
 from appliance.services.grpc_messages import BULK, CHANNEL_OPTIONS, FAMILIES, Family
 from appliance.services.grpc_status import not_found
+from appliance.system.tracing import is_tracing, set_served_method
+
+# The messages of a call: request and answer.
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 # How often the services are asked whether they work, and how long each answer may take.
 _PROBE_INTERVAL_S: Final = 5.0
@@ -84,6 +96,20 @@ _NOT_SERVING: Final[int] = pb.HealthCheckResponse.NOT_SERVING
 _UNKNOWN: Final[int] = pb.HealthCheckResponse.SERVICE_UNKNOWN
 
 
+class _MethodNames(grpc.aio.ServerInterceptor):
+    """Tells the task of each call which method it answers."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Q, A] | None"]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "grpc.RpcMethodHandler[Q, A] | None":
+        set_served_method(handler_call_details.method.removeprefix("/"))
+        return await continuation(handler_call_details)
+
+
 # --- The server ---
 
 
@@ -104,7 +130,9 @@ class Server:
         self._edge = Edge()
         self._is_readonly = is_readonly
         self._server = grpc.aio.server(
-            options=_SERVER_OPTIONS, maximum_concurrent_rpcs=_ALL_CALLS_MAX
+            options=_SERVER_OPTIONS,
+            maximum_concurrent_rpcs=_ALL_CALLS_MAX,
+            interceptors=[_MethodNames()] if is_tracing() else None,
         )
         self._health = Health()
         self._probing: asyncio.Task[None] | None = None

@@ -5,7 +5,7 @@ Requests and responses are bytes.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final, TypeAlias, TypeVar
@@ -17,12 +17,13 @@ from appliance.errors import ApplianceError, ContentMissingError, ServiceUnavail
 from appliance.nix.store_path import DIGEST_SIZE
 from appliance.protos import castore_rpc_pb2, pathinfo_rpc_pb2
 from appliance.services.addresses import GrpcAddress
-from appliance.services.grpc_connection import Connections
+from appliance.services.grpc_connection import C, Connections
 from appliance.services.grpc_messages import BULK, SNIX, TVIX, Family
 from appliance.services.grpc_status import error_of, is_status
 from appliance.services.peer_presence import LOOK_TIMEOUT_S, PeerPresence
 from appliance.services.retry import BUDGET_S, Patience, persevere
 from appliance.services.tasks import SingleFlight
+from appliance.system.tracing import begin_call
 
 T = TypeVar("T")
 # Quoted, as these classes are generic in their stubs only.
@@ -146,20 +147,20 @@ class Peer:
     def stream(self, method: str, request: bytes) -> StreamCall:
         """Send one message and return the call, which many answer; use it inside `translating`."""
 
-        def start(channel: grpc.aio.Channel) -> StreamCall:
+        def start(channel: grpc.aio.Channel, metadata: Metadata) -> StreamCall:
             call: StreamMethod = channel.unary_stream(f"/{method}")
-            return call(request)
+            return call(request, metadata=metadata)
 
-        return self._connections.begin(start)
+        return self._begin(method, start)
 
     def sink(self, method: str) -> SinkCall:
         """Begin a call of many messages with one answer; use it inside `translating`."""
 
-        def start(channel: grpc.aio.Channel) -> SinkCall:
+        def start(channel: grpc.aio.Channel, metadata: Metadata) -> SinkCall:
             call: SinkMethod = channel.stream_unary(f"/{method}")
-            return call()
+            return call(metadata=metadata)
 
-        return self._connections.begin(start)
+        return self._begin(method, start)
 
     async def messages(self, call: StreamCall) -> AsyncIterator[bytes]:
         """Yield the messages that answer a call."""
@@ -218,18 +219,27 @@ class Peer:
     async def _unary(
         self, method: str, request: bytes, timeout_s: float, metadata: Metadata = ()
     ) -> bytes:
-        def start(channel: grpc.aio.Channel) -> UnaryCall:
+        def start(channel: grpc.aio.Channel, carried: Metadata) -> UnaryCall:
             call: UnaryMethod = channel.unary_unary(f"/{method}")
-            return call(request, timeout=timeout_s, metadata=metadata)
+            return call(request, timeout=timeout_s, metadata=(*metadata, *carried))
 
         try:
-            answer = await self._connections.begin(start)
+            answer = await self._begin(method, start)
         except grpc.aio.AioRpcError as exc:
             if is_status(exc, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise self._timed_out(timeout_s) from exc
             raise
         self._heard()
         return answer
+
+    def _begin(self, method: str, start: Callable[[grpc.aio.Channel, Metadata], C]) -> C:
+        """Begin a call, which is a part of the trace of whoever makes it."""
+        recorded = begin_call(method, self.name)
+        carried = () if recorded is None else tuple(recorded.headers.items())
+        call = self._connections.begin(lambda channel: start(channel, carried))
+        if recorded is not None:
+            call.add_done_callback(recorded.end)
+        return call
 
     def _heard(self) -> None:
         self._may_repeat = True

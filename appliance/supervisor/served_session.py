@@ -6,7 +6,7 @@ from typing import Any
 
 from appliance.resolve.exports import Export
 from appliance.resolve.resolver import Resolver, SessionGrants
-from appliance.session.grants import GrantTable
+from appliance.session.grant_table import GrantTable
 from appliance.session.session_memory import SessionMemory
 from appliance.session.wants import Want
 from appliance.store.leases import Lease

@@ -323,14 +323,19 @@ def test_status_shows_sessions_workers_and_request_counts(
     appliance: ApplianceProcess, store: tuple[Path, bytes]
 ) -> None:
     options = ("status", f"--store=lmdb://{store[0]}")
-    assert run(*options).stdout == "no front-end is connected\n"
+    first, second = run(*options).stdout.splitlines()
+    pid = appliance.process.pid
+    assert re.fullmatch(rf"supervisor {pid}, [\d.]+, up \d+ s; store {store[0]}: 1 paths", first)
+    assert second == "no front-end is connected"
     with FakeGuest(appliance.connect()) as guest:
         guest.mount()
         guest.lookup(ROOT, store[1])
         guest.vmm.front_end.get_features()  # answered when all workers serve
         pids = [worker["pid"] for worker in appliance.status()[0]["workers"]]
         lines = run(*options).stdout.splitlines()
-        head, holds, requests = lines[:3], lines[3:5], lines[5:]
+        head, holds, memory, requests = lines[1:4], lines[4:6], lines[6], lines[7:-1]
+        assert re.fullmatch(r"  memory: [1-9][\d.]+ MiB", memory)
+        assert lines[-1] == "  wanted root_name: ok 1"
         assert re.fullmatch(r"  lease: \d+-[0-9a-f]+", holds[0])
         assert holds[1] == "  paths: 1"
         assert head == [

@@ -7,7 +7,7 @@
  * reference; so nothing here reports what is wrong with one.
  *
  * Layers, lowest first: lmdb_reader.c, image_view.c, grants.c, usage.c, places.c and blob_fds.c,
- * answers.c, then serve.c and device.c. appliance/images/layout.py and appliance/session/grants.py
+ * answers.c, then serve.c and device.c. appliance/images/layout.py and appliance/session/grants_layout.py
  * describe the layouts of images and grants.
  */
 #ifndef ANSWERS_H

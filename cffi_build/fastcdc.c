@@ -102,26 +102,6 @@ static void settle(struct fastcdc *cdc, struct taking *taking, uint32_t size)
 }
 
 /*
- * Whether a chunk ends before one of the next four bytes; if not, they are added to the fingerprint. One
- * fingerprint needs the one before it, which takes two cycles a byte. Here only the fourth needs the last
- * one from the call before: the sums of random numbers do not depend on it.
- */
-static int is_end_in_four(uint64_t *fingerprint, const uint8_t *data, uint64_t mask)
-{
-	const uint64_t sum1 = gear[data[0]];
-	const uint64_t sum2 = (sum1 << 1) + gear[data[1]];
-	const uint64_t sum3 = (sum2 << 1) + gear[data[2]];
-	const uint64_t sum4 = (sum3 << 1) + gear[data[3]];
-	const uint64_t last = (*fingerprint << 4) + sum4;
-
-	if (!(((*fingerprint << 1) + sum1) & mask) || !(((*fingerprint << 2) + sum2) & mask) ||
-	    !(((*fingerprint << 3) + sum3) & mask) || !(last & mask))
-		return 1;
-	*fingerprint = last;
-	return 0;
-}
-
-/*
  * Judges pairs until the mask changes or the chunk has its largest size, one byte is left, or a chunk ends
  * before one of the bytes. Returns 1 for that.
  */
@@ -136,10 +116,7 @@ static int take_pairs(struct fastcdc *cdc, struct taking *taking)
 	int is_end = 0;
 
 	size &= ~(uint64_t)1;
-	for (at = 0; size - at >= 4; at += 4)
-		if (is_end_in_four(&fingerprint, data + at, mask))
-			break;
-	for (; at < size; at += 2) {
+	for (at = 0; at < size; at += 2) {
 		fingerprint = (fingerprint << 1) + gear[data[at]];
 		if (!(fingerprint & mask)) {
 			is_end = 1;

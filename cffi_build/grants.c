@@ -1,5 +1,5 @@
 /*
- * The grants of a session (appliance/session/grants.py). The supervisor appends to this memory while
+ * The grants of a session (appliance/session/grants_layout.py). The supervisor appends to this memory while
  * we read; nothing that was published moves, and the file only grows.
  */
 #include "grants.h"

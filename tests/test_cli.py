@@ -109,13 +109,15 @@ def test_the_page_of_all_commands_fits_a_small_terminal(monkeypatch: pytest.Monk
 @pytest.mark.slow
 def test_a_longer_page_goes_through_the_pager(tmp_path: Path) -> None:
     """In a terminal of 80 columns and 24 lines, by tmux; `tee` takes the place of the pager."""
-    socket = ("tmux", "-S", str(tmp_path / "tmux"), "-f", "/dev/null")
     program = Path(sys.executable).with_name("appliance")
     paged = tmp_path / "paged"
-    script = f"PAGER='tee {paged}' {program} %s --help; tmux -S {tmp_path}/tmux wait-for -S done"
     for command, is_paged in (("", False), ("virtiofs", True)):
+        # A server of its own for each: one that was just killed may still be on its socket.
+        socket = ("tmux", "-S", str(tmp_path / f"tmux{command}"), "-f", "/dev/null")
         session = [*socket, "new-session", "-d", "-x", "80", "-y", "24"]
-        subprocess.run([*session, f"{script % command}; sleep 60"], check=True, timeout=60)
+        script = f"PAGER='tee {paged}' {program} {command} --help; {socket[0]} -S {socket[2]}"
+        waiting = f"{script} wait-for -S done; sleep 60"
+        subprocess.run([*session, waiting], check=True, timeout=60)
         subprocess.run([*socket, "wait-for", "done"], check=True, timeout=60)
         shown = subprocess.run(
             [*socket, "capture-pane", "-p"], check=True, timeout=60, capture_output=True, text=True

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, Protocol
 from appliance.castore.directory import DirectoryNode, FileNode, Node
 from appliance.errors import StoreError
 from appliance.resolve.resolver import GRANTS_AT_A_TIME, Resolver, SessionGrants, errno_of
-from appliance.session.grants import NODEID_LIMIT
+from appliance.session.grants_layout import NODEID_LIMIT
 from appliance.session.wants import RootListWanted, RootNameWanted, Want
 from appliance.store.views import View, Views, names_of
 

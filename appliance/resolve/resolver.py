@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, Protocol
 from appliance.bounds import ROOT_NAMES_MAX
 from appliance.castore.directory import Node
 from appliance.errors import ApplianceError
-from appliance.session.grants import GrantTable
+from appliance.session.grant_table import GrantTable
 from appliance.session.wants import BlobWanted, Want
 from appliance.store.leases import Lease
 

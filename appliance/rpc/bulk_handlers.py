@@ -25,6 +25,8 @@ from appliance.store.schema import INLINE_MAX
 # do. Others commit each message by itself, so that memory stays bounded.
 _COMMIT_BYTES: Final = 8 << 20
 _GATHERING_MAX: Final = 4
+# Bytes of a message with blobs. Our clients send those of little more than 1 MiB.
+_MESSAGE_MAX: Final = 4 << 20
 
 
 class BulkHandlers:
@@ -44,8 +46,8 @@ class BulkHandlers:
         """Return the handlers by the names of their methods."""
         return {
             "HasBlobs": edge.unary(self.has_blobs),
-            "PutBlobs": edge.sink(self.put_blobs),
-            "PutDirectories": edge.sink(self.put_directories),
+            "PutBlobs": edge.sink(self.put_blobs, is_bulk=True),
+            "PutDirectories": edge.sink(self.put_directories, is_bulk=True),
         }
 
     async def has_blobs(self, request: bytes) -> bytes:
@@ -109,6 +111,10 @@ class BulkHandlers:
 
 
 def _contents_untrusted(request: bytes) -> Sequence[bytes]:
+    if len(request) > _MESSAGE_MAX:
+        raise InvalidRequestError(
+            f"a message has {len(request)} bytes, at most {_MESSAGE_MAX} are taken here"
+        )
     contents = decode_untrusted(pb.PutBlobsRequest, request).contents
     for content in contents:
         if len(content) > INLINE_MAX:

@@ -39,6 +39,9 @@ _FULL: Final = Status(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls are un
 # Messages that all calls together hold in memory while receiving; each has up to `MESSAGE_MAX`
 # bytes.
 _NUM_PLACES: Final = 8
+# The same for calls with many objects in a message. A place is for the copies, too, that are made
+# of what is in the message.
+_NUM_BULK_PLACES: Final = 3
 # A call to which no message arrives for this long loses its place and receives all the same. Large
 # messages take their time. Clients that send small ones, or have been slow before, get less.
 _PATIENCE_S: Final = 1.0
@@ -57,7 +60,8 @@ class Edge:
     """Makes gRPC handlers of functions on bytes, and counts the calls under way."""
 
     def __init__(self) -> None:
-        self._places = ReceivingPlaces()
+        self._places = ReceivingPlaces(_NUM_PLACES)
+        self._bulk_places = ReceivingPlaces(_NUM_BULK_PLACES)
         self._work = _Room(CALLS_MAX)
         self._questions = _Room(CALLS_MAX)
         self._watches = _Room(WATCHES_MAX)
@@ -136,14 +140,15 @@ class Edge:
 
         return grpc.unary_stream_rpc_method_handler(call)
 
-    def sink(self, handler: SinkHandler) -> Handler:
-        """Answer many messages with one."""
+    def sink(self, handler: SinkHandler, *, is_bulk: bool = False) -> Handler:
+        """Answer many messages with one; with `is_bulk`, each message has many objects."""
+        places = self._bulk_places if is_bulk else self._places
 
         async def call(_requests: AsyncIterator[bytes], context: Context) -> bytes:
             with self._work.taken(context) as refusal:
                 if refusal is not None:
                     return await _abort(context, refusal)
-                incoming = Incoming(context, self._places)
+                incoming = Incoming(context, places)
                 try:
                     async with aclosing(incoming.whole()) as requests:
                         return await handler(requests)
@@ -253,10 +258,10 @@ async def _abort(context: Context, status: Status) -> NoReturn:
 
 
 class ReceivingPlaces:
-    """The places for messages of all calls; created and used on one event loop."""
+    """The places for messages of many calls; created and used on one event loop."""
 
-    def __init__(self) -> None:
-        self._free = asyncio.Semaphore(_NUM_PLACES)
+    def __init__(self, number: int) -> None:
+        self._free = asyncio.Semaphore(number)
 
     async def take(self, patience_s: float) -> "_Place":
         """Wait for a place, first come, first served; it is lost after `patience_s` unless kept."""

@@ -27,7 +27,8 @@ from appliance.errors import VhostError
 from appliance.fuse_proto.init import MINOR, OLDEST_MINOR, WANTED_FLAGS
 from appliance.images.layout import Kind
 from appliance.protos import device_state_pb2 as pb
-from appliance.session.grants import Grant, Grants, content_of
+from appliance.session.grants import Grants
+from appliance.session.grants_layout import Grant, content_of
 from appliance.session.session_memory import SessionMemory
 
 MAGIC: Final = b"applianc"

@@ -10,7 +10,7 @@ batch of requests. A worker that has no requests keeps what it has open until it
 
 from typing import Final
 
-from appliance.session.grants import GrantTable
+from appliance.session.grant_table import GrantTable
 
 OPEN_FILES: Final = 16384
 """The bound for all workers. This many open files, and the inodes they pin, take about 20 MiB."""

@@ -24,7 +24,7 @@ from appliance.protos.device_state_pb2 import DeviceState, SavedGrant
 from appliance.resolve.exports import FILE_VALID_S, Export
 from appliance.resolve.resolver import GRANTS_AT_A_TIME, SessionGrants
 from appliance.session.device_state import is_of
-from appliance.session.grants import FIRST_BASE, NODEID_LIMIT, ROOT_NODEID
+from appliance.session.grants_layout import FIRST_BASE, NODEID_LIMIT, ROOT_NODEID
 
 _LOG: Final = logging.getLogger(__name__)
 # Names in one error.

@@ -17,7 +17,7 @@ from appliance.resolve.resolver import Resolver
 from appliance.resolve.substituting import SubstitutingResolver, Substitution
 from appliance.services.addresses import ServiceAddresses
 from appliance.services.space_watch import keeping_free
-from appliance.session.grants import GrantTable
+from appliance.session.grant_table import GrantTable
 from appliance.session.session_memory import SessionMemory
 from appliance.store.leases import Lease, LeaseKind
 from appliance.store.store import Store

@@ -16,7 +16,8 @@ from appliance.nix.path_info import encode_nar_addressed, read_path_info
 from appliance.nix.store_path import StorePath, nar_path
 from appliance.resolve.local import LocalResolver
 from appliance.resolve.resolver import SessionGrants
-from appliance.session.grants import Grants, GrantTable
+from appliance.session.grant_table import GrantTable
+from appliance.session.grants import Grants
 from appliance.session.wants import Want
 from appliance.store.batch import Batch
 from appliance.store.schema import INLINE_MAX

@@ -14,7 +14,8 @@ from appliance.fs.handler import Handler
 from appliance.fuse_proto.encode import FOREVER_S, NO_ENTRY
 from appliance.fuse_proto.operations import Request
 from appliance.images.layout import name_of
-from appliance.session.grants import FIRST_BASE, Grants
+from appliance.session.grants import Grants
+from appliance.session.grants_layout import FIRST_BASE
 from appliance.session.wants import RootListWanted, RootNameWanted
 from appliance.store.batch import Batch
 from appliance.store.schema import INLINE_MAX

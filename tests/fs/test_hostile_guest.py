@@ -16,7 +16,8 @@ from appliance.fuse_proto.dispatch import COUNTERS, Dispatcher
 from appliance.fuse_proto.operations import NotReady
 from appliance.resolve.local import LocalResolver
 from appliance.resolve.resolver import SessionGrants
-from appliance.session.grants import Grants, GrantTable
+from appliance.session.grant_table import GrantTable
+from appliance.session.grants import Grants
 from appliance.store.store import Store
 from tests.fakes import fuse_client
 from tests.fakes.fuse_client import PlainSession

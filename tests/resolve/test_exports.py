@@ -14,7 +14,9 @@ from appliance.nix.store_path import StorePath
 from appliance.resolve.exports import LiveView, PathAsRoot
 from appliance.resolve.local import LocalResolver
 from appliance.resolve.resolver import SessionGrants
-from appliance.session.grants import FIRST_BASE, Grants, GrantTable
+from appliance.session.grant_table import GrantTable
+from appliance.session.grants import Grants
+from appliance.session.grants_layout import FIRST_BASE
 from appliance.session.wants import DirectoryWanted, RootListWanted, RootNameWanted
 from appliance.store.store import Store
 from appliance.store.views import REGISTRATION, View, ViewFile, Views

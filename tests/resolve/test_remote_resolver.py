@@ -18,7 +18,7 @@ from appliance.services.memory_services import (
     MemoryPathInfoService,
 )
 from appliance.services.open_services import open_services
-from appliance.session.grants import GrantTable
+from appliance.session.grant_table import GrantTable
 from appliance.session.wants import (
     BackingWanted,
     BlobWanted,

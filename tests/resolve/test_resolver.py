@@ -13,7 +13,8 @@ from appliance.errors import CorruptBlobError
 from appliance.images.layout import name_of
 from appliance.resolve.local import LocalResolver
 from appliance.resolve.resolver import SessionGrants
-from appliance.session.grants import Grants, GrantTable
+from appliance.session.grant_table import GrantTable
+from appliance.session.grants import Grants
 from appliance.session.wants import (
     BackingWanted,
     BlobWanted,

@@ -33,8 +33,7 @@ NUM_LARGE = 40
 NUM_SLOW = 200
 # All at once took 900 MiB.
 MEMORY_LIMIT_BYTES = 550 << 20
-# With messages as our own clients send them.
-USUAL_LIMIT_BYTES = 200 << 20
+BULK_LIMIT_BYTES = 200 << 20
 BULK_BYTES = 400 << 20
 NUM_CALLS = CALLS_MAX + 50
 # Of one connection at a time: the rest would wait at the client.
@@ -110,35 +109,41 @@ def test_large_messages_of_many_calls_wait_for_room(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("message_size", "limit_bytes"), [(1 << 20, USUAL_LIMIT_BYTES), (15 << 20, MEMORY_LIMIT_BYTES)]
+    ("message_size", "expected"),
+    [
+        (1 << 20, Code.OK),
+        (3 << 20, Code.OK),
+        (15 << 20, Code.INVALID_ARGUMENT),
+    ],
 )
 def test_messages_of_many_blobs_wait_for_room(
-    tmp_path: Path, message_size: int, limit_bytes: int
+    tmp_path: Path, message_size: int, expected: Code
 ) -> None:
     contents = [fresh_bytes(60_000) for _ in range(message_size // 60_000)]
     message = bulk_pb2.PutBlobsRequest(contents=contents).SerializeToString()
-    num_messages = (BULK_BYTES // NUM_LARGE) // message_size + 1
+    num_messages = BULK_BYTES // NUM_LARGE // message_size or 1
 
     async def flood(daemon: DaemonProcess) -> None:
         async with channel_to(daemon) as flooding, channel_to(daemon) as other:
             method: StreamUnary = flooding.stream_unary(f"/{BULK}/PutBlobs")
 
-            async def put_blobs() -> None:
+            async def put_many() -> Code:
                 call = method()
-                for _ in range(num_messages):
-                    await call.write(message)
-                await call.done_writing()
-                await call
+                with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+                    for _ in range(num_messages):
+                        await call.write(message)
+                    await call.done_writing()
+                return await call.code()
 
-            flood = [asyncio.create_task(put_blobs()) for _ in range(NUM_LARGE)]
+            flood = [asyncio.create_task(put_many()) for _ in range(NUM_LARGE)]
             assert await stat(other) == Code.OK
-            await asyncio.gather(*flood)
+            assert set(await asyncio.gather(*flood)) == {expected}
 
     with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path) as daemon:
         asyncio.run(flood(daemon))
         # Pages of the store that are mapped are the system's, to keep or to drop.
         most = daemon.memory_bytes("VmHWM") - daemon.memory_bytes("RssFile")
-        assert most < limit_bytes
+        assert most < BULK_LIMIT_BYTES
 
 
 def test_calls_that_send_nothing_delay_no_others(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from appliance.errors import StoreError
 from appliance.fuse_proto._fuse_wire import ENTRY_OUT_SIZE, unpack_entry_out
 from appliance.fuse_proto.encode import FOREVER_S
 from appliance.images.layout import Kind, name_of
-from appliance.session import grants as module
-from appliance.session.grants import FIRST_BASE, NODEID_LIMIT, Grants, GrantTable
+from appliance.session import grant_table as module
+from appliance.session.grant_table import GrantTable
+from appliance.session.grants import Grants
+from appliance.session.grants_layout import FIRST_BASE, NODEID_LIMIT
 
 DIGEST = Digest.of(b"x")
 

@@ -11,7 +11,8 @@ from appliance.castore.directory import DirectoryNode, FileNode, Node, SymlinkNo
 from appliance.errors import VhostError
 from appliance.fuse_proto.init import WANTED_FLAGS
 from appliance.session import device_state
-from appliance.session.grants import Grants, GrantTable
+from appliance.session.grant_table import GrantTable
+from appliance.session.grants import Grants
 from appliance.session.session_memory import SessionMemory
 
 DIGEST = Digest.of(b"x")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from appliance.session.grants import GrantTable
+from appliance.session.grant_table import GrantTable
 from appliance.supervisor.open_files import OPEN_FILES, OpenFiles
 
 OPEN_FILES_AT = 56

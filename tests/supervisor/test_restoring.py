@@ -13,7 +13,8 @@ from appliance.protos import control_pb2 as pb
 from appliance.protos.device_state_pb2 import DeviceState, SavedGrant
 from appliance.resolve.exports import PathAsRoot, WholeStore
 from appliance.resolve.resolver import SessionGrants
-from appliance.session.grants import Grants, GrantTable
+from appliance.session.grant_table import GrantTable
+from appliance.session.grants import Grants
 from appliance.session.wants import BlobWanted, Want
 from appliance.supervisor.restoring import Restoration
 

@@ -10,7 +10,9 @@ from appliance.fs.handler import Handler
 from appliance.fuse_proto._fuse_wire import IN_HEADER_SIZE, EntryOut
 from appliance.fuse_proto.dispatch import Dispatcher
 from appliance.fuse_proto.operations import NotReady
-from appliance.session.grants import Grant, Grants, GrantTable
+from appliance.session.grant_table import GrantTable
+from appliance.session.grants import Grants
+from appliance.session.grants_layout import Grant
 from appliance.session.request_statistics import STATISTICS_BYTES, QueueStatistics
 from appliance.store.batch import Batch
 from appliance.store.store import Store

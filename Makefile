@@ -15,7 +15,8 @@
 #   make device-again       a device that QEMU removes and adds again 20 times
 #   make migrate            guests that read move between two QEMUs and two supervisors, 20 times back
 #                           and forth, and are saved and loaded; downloads a newer QEMU
-#   make storm              guests whose supervisor is killed 100 times while they read
+#   make storm              guests whose supervisor is killed 100 times while they read, and 1,000
+#                           kills of session processes and workers at random
 #   make kill-publishers    an import into an object store that is killed at 200 moments
 #   make fuzz [SECONDS=600] [SEED=n]   all fuzzers: of the C code, of FUSE requests, of vhost-user messages
 #   make soak-gc            random histories of a store with garbage collection, and kills of its
@@ -106,6 +107,7 @@ migrate: packages-test $(INSTALLED)
 
 storm: packages-test $(INSTALLED)
 	TEST_SUPERVISOR_KILLS=100 $(BIN)/python -m pytest vm-tests/test_guest_crash.py -k again_and_again $(ARGS)
+	TEST_RANDOM_KILLS=1000 $(BIN)/python -m pytest tests/supervisor/test_storm.py $(ARGS)
 
 kill-publishers: packages-test $(INSTALLED)
 	TEST_PUBLISHER_KILLS=200 $(BIN)/python -m pytest tests/remote/test_publisher_kills.py $(ARGS)

@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #include "castore.h"
 #include "fastcdc.h"
+#include "frames.h"
 #include "fuzz.h"
 #include "image_view.h"
 
@@ -221,6 +222,52 @@ static void build_image(struct input *input, struct img_builder *builder)
 	MUST(place == builder->span);
 }
 
+/* --- Frames --- */
+
+static void check_items(const struct frame_item *items, const struct frame_sizes *sizes)
+{
+	uint64_t contents = 0;
+	uint64_t at = 0;
+
+	for (uint32_t i = 0; i < sizes->items_num; i++) {
+		MUST(items[i].at >= at && items[i].at <= sizes->structure);
+		MUST(items[i].kind == 'd' || (items[i].kind == 'f' && items[i].size));
+		at = items[i].at;
+		if (items[i].kind == 'f')
+			contents += items[i].size;
+	}
+	MUST(contents == sizes->contents);
+}
+
+/* What is measured is written, exactly; `error` and `total` are what the builder of images has found. */
+static void make_frames(const uint8_t *encoded, size_t size, int error, uint64_t total)
+{
+	static const uint8_t token[24] = "some token";
+	struct frame_token some = { token, 24 };
+	struct frame_tokens tokens = { some, some, some, some, some, some, some };
+	struct frame_sizes sizes, less;
+	struct frame_item *items;
+	uint8_t *structure;
+	int status = frames_measure(&sizes, &tokens, encoded, size);
+
+	/* Only the sums differ: one is of places, the other of bytes. */
+	MUST(status == error || status == -IMG_ESPAN || error == -IMG_ESPAN);
+	if (status)
+		return;
+	MUST((sizes.structure + sizes.contents) % 8 == 0 && (error || sizes.entries_num == total));
+	structure = take_memory(sizes.structure);
+	items = take_memory(sizes.items_num * sizeof(*items));
+	MUST(!frames_write(&sizes, &tokens, encoded, size, structure, items));
+	check_items(items, &sizes);
+	less = sizes;
+	less.structure -= 8;
+	MUST(frames_write(&less, &tokens, encoded, size, structure, items) == -IMG_EROOM);
+	free(structure);
+	free(items);
+}
+
+/* --- All of a Directory --- */
+
 static void fuzz_directory(struct input *input)
 {
 	uint64_t choice = input_take(input, 1);
@@ -243,6 +290,7 @@ static void fuzz_directory(struct input *input)
 	free(text.bytes);
 	directories++;
 	error = img_builder_init(&builder, encoded, text.size);
+	make_frames(encoded, text.size, error, error ? 0 : builder.total);
 	if (!error && builder.pieces_num <= PIECES_MAX) {
 		build_image(input, &builder);
 	} else {

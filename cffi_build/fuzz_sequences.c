@@ -10,6 +10,7 @@
  */
 #define _GNU_SOURCE
 #include "fuzz_changes.h"
+#include "fuzz_log.h"
 #include "fuzz_model.h"
 
 #include <errno.h>
@@ -35,8 +36,6 @@ struct sequence {
 };
 
 static unsigned long popped, completed, recovered, broken, raced;
-
-/* --- Meanwhile --- */
 
 static void *race(void *argument)
 {
@@ -146,20 +145,22 @@ static int is_outside(const struct eng_ring *ring, uint32_t slot, uint64_t offse
 	return offset > ring->writable_len[slot] || size > ring->writable_len[slot] - offset;
 }
 
+/* Most often, a number of bytes that the slot has room for, or nearly so. */
 static uint64_t some_size(struct sequence *it, uint32_t slot)
 {
 	uint64_t choice = input_take(&it->input, 1);
+	uint64_t room = it->world.ring.writable_len[slot % ENG_SLOTS_MAX];
 
-	if (choice & 0x80 && slot < ENG_SLOTS_MAX)
-		return it->world.ring.writable_len[slot] + (choice & 3) - 1;
-	return choice == 1 ? UINT64_MAX - 2 : choice * 7;
+	if (choice & 0x80)
+		return room + (choice & 3) - 1;
+	return choice == 1 ? UINT64_MAX - 2 : choice * 7 % (room + 1);
 }
 
 static void write_slot(struct sequence *it)
 {
 	struct eng_ring *ring = &it->world.ring;
 	uint32_t slot = (uint32_t)input_take(&it->input, 1) % (it->slots_num + 1);
-	uint64_t offset = some_size(it, it->slots_num + 1);
+	uint64_t offset = some_size(it, slot) / 2;
 	uint64_t size = some_size(it, slot);
 	int wanted = expected_of_slot(it, slot);
 	uint8_t *data;
@@ -170,6 +171,8 @@ static void write_slot(struct sequence *it)
 	memset(data, WORLD_SOURCE_BYTE, wanted ? 1 : size);
 	MUST(eng_slot_write(ring, slot, offset, data, size) == wanted);
 	free(data);
+	if (!wanted)
+		log_slot(&it->world, slot, offset, size, input_take(&it->input, 1) % 20);
 	check_writes(it);
 }
 
@@ -177,7 +180,7 @@ static void read_file(struct sequence *it)
 {
 	struct eng_ring *ring = &it->world.ring;
 	uint32_t slot = (uint32_t)input_take(&it->input, 1) % (it->slots_num + 1);
-	uint64_t offset = some_size(it, it->slots_num + 1);
+	uint64_t offset = some_size(it, slot) / 2;
 	uint64_t size = some_size(it, slot);
 	int64_t from = (int64_t)input_take(&it->input, 2) % (WORLD_SOURCE_SIZE + 9);
 	int64_t left = from < WORLD_SOURCE_SIZE ? WORLD_SOURCE_SIZE - from : 0;
@@ -411,10 +414,9 @@ static void call(struct sequence *it, uint64_t modes)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static struct sequence it;
-	uint64_t modes;
+	uint64_t modes = size ? data[0] : 0;
 
-	it.input = (struct input){ .data = data, .left = size };
-	modes = input_take(&it.input, 1);
+	it.input = (struct input){ .data = data + !!size, .left = size - !!size };
 	it.is_racing = modes & IS_RACING;
 	it.is_stopping = 0;
 	it.random = input_take(&it.input, 8) | 1;

@@ -55,6 +55,8 @@ class Envelope(_message.Message):
     START_SESSION_FIELD_NUMBER: _builtins.int
     END_SESSION_FIELD_NUMBER: _builtins.int
     NEW_PEER_FIELD_NUMBER: _builtins.int
+    SURRENDER_FIELD_NUMBER: _builtins.int
+    FETCH_FIELD_NUMBER: _builtins.int
     SESSION_STATUS_FIELD_NUMBER: _builtins.int
     WORKER_DIED_FIELD_NUMBER: _builtins.int
     START_APART_FIELD_NUMBER: _builtins.int
@@ -131,6 +133,14 @@ class Envelope(_message.Message):
         """supervisor or fork server -> session process"""
 
     @_builtins.property
+    def surrender(self) -> Global___Surrender:
+        """courier -> session process; NewPeer can come the same way"""
+
+    @_builtins.property
+    def fetch(self) -> Global___Fetch:
+        """supervisor -> courier"""
+
+    @_builtins.property
     def session_status(self) -> Global___SessionStatus:
         """session process -> supervisor, beside Resolve and CacheUsed"""
 
@@ -171,16 +181,18 @@ class Envelope(_message.Message):
         start_session: Global___StartSession | None = ...,
         end_session: Global___EndSession | None = ...,
         new_peer: Global___NewPeer | None = ...,
+        surrender: Global___Surrender | None = ...,
+        fetch: Global___Fetch | None = ...,
         session_status: Global___SessionStatus | None = ...,
         worker_died: Global___WorkerDied | None = ...,
         start_apart: Global___StartApart | None = ...,
         restore: Global___Restore | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "change_memory", b"change_memory", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "new_peer", b"new_peer", "ping", b"ping", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "restore", b"restore", "ring_broken", b"ring_broken", "ring_draining", b"ring_draining", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_log", b"set_log", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "change_memory", b"change_memory", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "fetch", b"fetch", "new_peer", b"new_peer", "ping", b"ping", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "restore", b"restore", "ring_broken", b"ring_broken", "ring_draining", b"ring_draining", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_log", b"set_log", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "surrender", b"surrender", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "change_memory", b"change_memory", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "id", b"id", "new_peer", b"new_peer", "ping", b"ping", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "restore", b"restore", "ring_broken", b"ring_broken", "ring_draining", b"ring_draining", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_log", b"set_log", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "change_memory", b"change_memory", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "fetch", b"fetch", "id", b"id", "new_peer", b"new_peer", "ping", b"ping", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "restore", b"restore", "ring_broken", b"ring_broken", "ring_draining", b"ring_draining", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_log", b"set_log", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "surrender", b"surrender", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawn_session", "attach", "take_over", "spawned", "exited", "taken_over", "configure", "set_memory", "change_memory", "start_ring", "stop_ring", "set_call", "ping", "resolved", "set_log", "done", "ring_stopped", "ring_draining", "ring_broken", "resolve", "device_ended", "released", "cache_used", "start_session", "end_session", "new_peer", "session_status", "worker_died", "start_apart", "restore"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawn_session", "attach", "take_over", "spawned", "exited", "taken_over", "configure", "set_memory", "change_memory", "start_ring", "stop_ring", "set_call", "ping", "resolved", "set_log", "done", "ring_stopped", "ring_draining", "ring_broken", "resolve", "device_ended", "released", "cache_used", "start_session", "end_session", "new_peer", "surrender", "fetch", "session_status", "worker_died", "start_apart", "restore"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -194,19 +206,23 @@ class Spawn(_message.Message):
 
     LABEL_FIELD_NUMBER: _builtins.int
     DIES_WITH_FORK_SERVER_FIELD_NUMBER: _builtins.int
+    IS_COURIER_FIELD_NUMBER: _builtins.int
     label: _builtins.str
     """What the worker's log lines are said to come from."""
     dies_with_fork_server: _builtins.bool
     """The worker is killed when the fork server ends."""
+    is_courier: _builtins.bool
+    """For supervisors: not a worker, but a courier (worker/courier.py)."""
     def __init__(
         self,
         *,
         label: _builtins.str = ...,
         dies_with_fork_server: _builtins.bool = ...,
+        is_courier: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dies_with_fork_server", b"dies_with_fork_server", "label", b"label"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dies_with_fork_server", b"dies_with_fork_server", "is_courier", b"is_courier", "label", b"label"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -329,6 +345,11 @@ class SessionRecord(_message.Message):
     IS_BY_CONTENT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     NUM_QUEUES_FIELD_NUMBER: _builtins.int
+    MAILBOX_FIELD_NUMBER: _builtins.int
+    START_TICKS_FIELD_NUMBER: _builtins.int
+    MEMORY_INODE_FIELD_NUMBER: _builtins.int
+    GRANTS_INODE_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     store_path: _builtins.str
     is_by_content: _builtins.bool
@@ -336,6 +357,14 @@ class SessionRecord(_message.Message):
     version: _builtins.int
     """The version of these messages that the session process speaks."""
     num_queues: _builtins.int
+    mailbox: _builtins.str
+    """The name of its mailbox in the state directory (supervisor/session_mailbox.py); empty if it has none."""
+    start_ticks: _builtins.int
+    """In the file beside its mailbox only. When the process started, as in proc(5): it tells whether a process is that one."""
+    memory_inode: _builtins.int
+    """The inode numbers of its session memory and of its grants, and the name of its lease if there is one."""
+    grants_inode: _builtins.int
+    lease_id: _builtins.str
     @_builtins.property
     def place(self) -> Global___Place: ...
     def __init__(
@@ -347,10 +376,15 @@ class SessionRecord(_message.Message):
         is_by_content: _builtins.bool = ...,
         version: _builtins.int = ...,
         num_queues: _builtins.int = ...,
+        mailbox: _builtins.str = ...,
+        start_ticks: _builtins.int = ...,
+        memory_inode: _builtins.int = ...,
+        grants_inode: _builtins.int = ...,
+        lease_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_by_content", b"is_by_content", "num_queues", b"num_queues", "pid", b"pid", "place", b"place", "store_path", b"store_path", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grants_inode", b"grants_inode", "is_by_content", b"is_by_content", "lease_id", b"lease_id", "mailbox", b"mailbox", "memory_inode", b"memory_inode", "num_queues", b"num_queues", "pid", b"pid", "place", b"place", "start_ticks", b"start_ticks", "store_path", b"store_path", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -412,27 +446,33 @@ class Exited(_message.Message):
 
     PID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    SYSTEM_CALL_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     status: _builtins.int
     """As os.waitstatus_to_exitcode: the exit code, or minus the signal number."""
+    system_call: _builtins.int
+    """The number of the system call that its sandbox refused, if that ended it and the number is known."""
     def __init__(
         self,
         *,
         pid: _builtins.int = ...,
         status: _builtins.int = ...,
+        system_call: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_system_call", b"_system_call", "system_call", b"system_call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_system_call", b"_system_call", "pid", b"pid", "status", b"status", "system_call", b"system_call"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__system_call: _TypeAlias = _typing.Literal["system_call"]  # noqa: Y015
+    _WhichOneofArgType__system_call: _TypeAlias = _typing.Literal["_system_call", b"_system_call"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__system_call) -> _WhichOneofReturnType__system_call | None: ...
 
 Global___Exited: _TypeAlias = Exited  # noqa: Y015
 
 @_typing.final
 class StartSession(_message.Message):
-    """Serve a front-end. Answered by Done before its first byte is read. fds: the connection, session memory, grants, and the
-    session process's ends of the channel and the uplink to its fork server.
+    """Serve a front-end. Answered by Done before its first byte is read. fds: the connection, session memory, grants; if it has a
+    mailbox, its socket, and then the lease, to be read only, if there is one.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -511,6 +551,51 @@ class NewPeer(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NewPeer: _TypeAlias = NewPeer  # noqa: Y015
+
+@_typing.final
+class Surrender(_message.Message):
+    """Hand out session memory and grants, if there is no supervisor. fd: where to send Done, with both of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Surrender: _TypeAlias = Surrender  # noqa: Y015
+
+@_typing.final
+class Fetch(_message.Message):
+    """Fetch them. Answered by Done. fds of the answer, unless it has an error: session memory and grants, both writable."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    MEMORY_INODE_FIELD_NUMBER: _builtins.int
+    GRANTS_INODE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Of the mailbox."""
+    memory_inode: _builtins.int
+    grants_inode: _builtins.int
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        memory_inode: _builtins.int = ...,
+        grants_inode: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grants_inode", b"grants_inode", "memory_inode", b"memory_inode", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fetch: _TypeAlias = Fetch  # noqa: Y015
 
 @_typing.final
 class SessionStatus(_message.Message):
@@ -845,6 +930,7 @@ class StartRing(_message.Message):
     HAS_CALL_FIELD_NUMBER: _builtins.int
     HAS_ERR_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
+    FOLLOWS_USED_FIELD_NUMBER: _builtins.int
     num: _builtins.int
     desc: _builtins.int
     """Front-end user addresses."""
@@ -860,6 +946,8 @@ class StartRing(_message.Message):
     inflight_queue_size: _builtins.int
     has_call: _builtins.bool
     has_err: _builtins.bool
+    follows_used: _builtins.bool
+    """Start behind what the used ring has, unless the inflight area says otherwise."""
     @_builtins.property
     def log(self) -> Global___DirtyLog:
         """Set: mark what is written."""
@@ -879,10 +967,11 @@ class StartRing(_message.Message):
         has_call: _builtins.bool = ...,
         has_err: _builtins.bool = ...,
         log: Global___DirtyLog | None = ...,
+        follows_used: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["avail", b"avail", "base", b"base", "desc", b"desc", "features", b"features", "has_call", b"has_call", "has_err", b"has_err", "inflight_num_queues", b"inflight_num_queues", "inflight_offset", b"inflight_offset", "inflight_queue_size", b"inflight_queue_size", "log", b"log", "num", b"num", "used", b"used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avail", b"avail", "base", b"base", "desc", b"desc", "features", b"features", "follows_used", b"follows_used", "has_call", b"has_call", "has_err", b"has_err", "inflight_num_queues", b"inflight_num_queues", "inflight_offset", b"inflight_offset", "inflight_queue_size", b"inflight_queue_size", "log", b"log", "num", b"num", "used", b"used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -47,6 +47,8 @@ _KNOWN_S: Final = 600.0
 _ASK_MIN: Final = 64 << 10
 # What is handed to a writer is cut in slices of this size, in bytes, to bound its memory.
 _SLICE: Final = 1 << 20
+# Smaller writes, in bytes, cost less than handing them to another thread.
+_THREAD_MIN: Final = 32 << 10
 
 
 class ObjectBlobService:
@@ -251,13 +253,28 @@ class _ObjectBlobWriter:
     async def write(self, data: Buffer) -> None:
         view = memoryview(data)
         for start in range(0, len(view), _SLICE):
-            part = view[start : start + _SLICE]
-            self._hasher.update(part)
-            self._chunker.update(part)
-            self._unput += part
-            await self._put_chunks(self._chunker.take_packed())
+            # A copy, as a thread may work on it even when the caller is cancelled.
+            part = bytes(view[start : start + _SLICE])
+            if len(part) < _THREAD_MIN:
+                packed = self._take(part)
+            else:
+                packed = await _in_thread(partial(self._take, part))
+            await self._put_chunks(packed)
 
     async def close(self) -> Digest:
+        try:
+            return await self._close()
+        except BaseException:
+            await self.abort()
+            raise
+
+    async def abort(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+
+    async def _close(self) -> Digest:
         await self._put_chunks(self._chunker.finish())
         await self._wait(0)
         digest = Digest(self._hasher.digest())
@@ -268,11 +285,11 @@ class _ObjectBlobWriter:
             self._known.add(key)
         return digest
 
-    async def abort(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+    def _take(self, part: bytes) -> bytes:
+        self._hasher.update(part)
+        self._chunker.update(part)
+        self._unput += part
+        return self._chunker.take_packed()
 
     async def _put_chunks(self, packed: bytes) -> None:
         at = 0

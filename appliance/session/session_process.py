@@ -8,7 +8,8 @@ own session. The theory of operation:
                     fetches what workers miss; may end and be replaced (`supervisor_client`)
     fork server     starts this process and its workers; may end and be replaced (`fork_client`)
     this process    opens no file and no database, and locks itself down before it reads the first
-                    byte of its front-end (`confinement`)
+                    byte of its front-end (`confinement`); the next supervisor finds it through the
+                    fork server or, if that has ended, too, by its mailbox (`mailbox`)
 
 It ends when the front-end has left, or when the supervisor asks it to.
 """
@@ -26,6 +27,7 @@ from appliance.protos import control_pb2 as pb
 from appliance.session.device import Device
 from appliance.session.fork_client import ForkClient, lower_end_of
 from appliance.session.kick_watch import KickWatch
+from appliance.session.mailbox import Mailbox
 from appliance.session.ring_worker import DeviceServices
 from appliance.session.session_memory import SessionMemory
 from appliance.session.session_sandbox import lock_down_session
@@ -64,12 +66,16 @@ def main(
     start = request.start_session
     configure_logging(start.configure.log_level, is_json=start.configure.log_json)
     set_log_source(start.label)
-    connection_fd, memory_fd, grants_fd = fds
+    connection_fd, memory_fd, grants_fd, *found_by = fds
     sock, memory = socket.socket(fileno=connection_fd), SessionMemory(memory_fd)
 
     async def serve() -> None:
         ends = supervisor_end, lower_end_of(list(fork_server_fds))
-        await SessionProcess(request, sock, memory, grants_fd, ends).run(kicks)
+        process = SessionProcess(request, sock, memory, grants_fd, ends)
+        # With the lease, which only has to stay open.
+        mailbox = process.listen(found_by[0]) if found_by else contextlib.nullcontext()
+        with mailbox:
+            await process.run(kicks)
 
     with asyncio.Runner() as runner:
         # Before the sandbox, because they make sockets and an epoll.
@@ -109,6 +115,14 @@ class SessionProcess:
         self._supervisor = SupervisorClient(supervisor_end, self._end, self._use_fork_server)
         self._fork_server = ForkClient(self._use_supervisor)
         self._fork_server.connect(fork_server_end)
+
+    def listen(self, fd: int) -> "contextlib.closing[Mailbox]":
+        """Let the next supervisor find this process by its mailbox `fd`, taken; see there."""
+        memory_fds = (self._memory.fd, self._grants_fd)
+        client = self._supervisor
+        return contextlib.closing(
+            Mailbox(fd, memory_fds, lambda: client.has_supervisor, self._use_supervisor)
+        )
 
     async def run(self, kicks: KickWatch) -> None:
         """Serve until the front-end has left or the supervisor asks to end.

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple, Protocol
 
 from appliance.protos import control_pb2 as pb
 from appliance.session.link import LinkClosedError, close_all
+from appliance.system.system_calls import describe_call
 
 _BACK_OFF_S: Final = 0.05
 _BACK_OFF_LIMIT_S: Final = 2.0
@@ -47,13 +48,18 @@ class WorkerExit(NamedTuple):
     status: int | None
     """The exit status, or the negated number of the signal that killed the process; None if the
     fork server, which would know, has ended."""
+    system_call: int | None = None
+    """The number of the system call that its sandbox refused, if that ended it and it is known."""
 
     def describe(self) -> str:
         """Return the end of a sentence that begins with what the process is."""
         if self.status is None:
             return "has ended"
         if self.status == -signal.SIGSYS:
-            return "was killed by SIGSYS, for a system call that its sandbox forbids"
+            refused = "a system call"
+            if self.system_call is not None:
+                refused = f"a use of system call {describe_call(self.system_call)}"
+            return f"was killed by SIGSYS, for {refused} that its sandbox forbids"
         if self.status < 0:
             return f"was killed by signal {-self.status}"
         return f"ended with status {self.status}"
@@ -109,7 +115,8 @@ class Exits:
         if future is None:
             future = self._futures[exited.pid] = asyncio.get_running_loop().create_future()
         if not future.done():
-            future.set_result(WorkerExit(exited.status))
+            call = exited.system_call if exited.HasField("system_call") else None
+            future.set_result(WorkerExit(exited.status, call))
 
     def watch_all(self) -> None:
         """Find out by their pidfds when they end, because the fork server has ended."""

@@ -52,6 +52,11 @@ class SupervisorClient:
         self._has_dead_worker = False
         self._link = self._connected(end)
 
+    @property
+    def has_supervisor(self) -> bool:
+        """Whether there is a supervisor at present."""
+        return self._link.is_open
+
     def connect(self, end: LowerEnd) -> None:
         """Ask the supervisor at the other side of `end`, which is taken, from now on."""
         self._link.close()

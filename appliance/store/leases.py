@@ -13,10 +13,10 @@ head says whose it is; below are the store paths that the session was granted, i
     #: since 1760000000000000000
     5ndavkqr4ai2xn3pkdl1blgmnqmn4wlq-hello-2.12
 
-Whoever has the lease holds a flock on one open file description. Processes that get the descriptor,
-by a fork or through a socket, hold the same lock; so the lease ends with the last of them, even by
-kill -9 or a crash of the host, and the collector removes a file that it can lock itself. Boot, pid
-and start time (proc(5), `starttime`) are there for people.
+Whoever has the lease holds a shared flock on an open file description. Processes that get the
+descriptor, by a fork or through a socket, hold the same lock; so the lease ends with the last of
+them, even by kill -9 or a crash of the host, and the collector removes a file that it can lock
+exclusively itself. Boot, pid and start time (proc(5), `starttime`) are there for people.
 
 A path is written down before the guest can use it (`hold`), and then looked up once more; see
 `root_lists` for the order. Where the disk is too full to write it down, the lease is made to hold
@@ -39,6 +39,7 @@ from appliance.errors import StoreError, disk_error
 from appliance.nix.store_path import StorePath
 from appliance.store.root_lists import open_roots_lock, read_listed, roots_locked
 from appliance.store.schema import LEASES_DIRECTORY
+from appliance.system.process import start_ticks
 
 _BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 _HEAD: Final = "# A lease; it ends when no process holds a flock(2) on this file.\n#: all "
@@ -121,7 +122,7 @@ class Lease:
             with roots_locked(store_path, is_exclusive=False):
                 flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 fd = os.open(directory / lease_id, flags, 0o644)
-                fcntl.flock(fd, fcntl.LOCK_EX)
+                fcntl.flock(fd, fcntl.LOCK_SH)
                 lease = cls(store_path, lease_id, fd, (), view)
                 lease._begin(_head(kind, owner, view))
                 return lease
@@ -139,6 +140,32 @@ class Lease:
         held = [name.basename().encode() for name in read_listed(path).paths]
         view = _head_of(path).get("view")
         return cls(store_path, path.name, fd, held, view)
+
+    @classmethod
+    def find(cls, store_path: Path, lease_id: str) -> int:
+        """Return a descriptor for `adopt`, owned by the caller, of a lease that others hold.
+
+        Raises:
+            OSError: it has ended, or it is being removed.
+        """
+        path = store_path / LEASES_DIRECTORY / lease_id
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def shared_fd(self) -> int:
+        """Return a descriptor, owned by the caller, that holds the lease and cannot be written to.
+
+        Raises:
+            OSError: there is no free descriptor.
+        """
+        fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        return fd
 
     def __len__(self) -> int:
         """Return the number of paths that are held."""
@@ -286,14 +313,12 @@ def _read_state(path: Path) -> LeaseState:
 
 def _head(kind: LeaseKind, owner: str, view: str | None) -> bytes:
     pid = os.getpid()
-    # The 22nd field; the second one, in parentheses, may have spaces (proc(5)).
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()
     lines = [
         f"#: kind {kind}",
         *([f"#: of {' '.join(owner.splitlines())}"] if owner else []),
         *([f"#: view {view}"] if view else []),
         f"#: boot {_BOOT_ID_FILE.read_text().strip()}",
-        f"#: process {pid} {fields[19]}",
+        f"#: process {pid} {start_ticks(pid)}",
         f"#: since {time.time_ns()}",
     ]
     return f"{_HEAD}{_NOT_ALL}{chr(10).join(lines)}\n".encode("utf-8", "backslashreplace")

@@ -15,6 +15,7 @@ from appliance.session.uplink import UpperEnd
 from appliance.session.wants import unpack_want
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.served_session import ServedSession
+from appliance.supervisor.session_mailbox import SessionMailbox
 
 _LOG = logging.getLogger(__name__)
 # How long a session process may take to end when it is asked to: more than its workers may take.
@@ -32,6 +33,7 @@ class AttachedSession:
         end: this side of the channel to it, owned.
         exit_: set when the process has ended.
         served: its grants and session memory, owned.
+        mailbox: where the next supervisor finds the process itself, owned.
         goes_on: whether a saved session that had store paths which are missing now is restored
             without them.
     """
@@ -43,6 +45,7 @@ class AttachedSession:
         end: UpperEnd,
         exit_: "asyncio.Future[WorkerExit]",
         served: ServedSession,
+        mailbox: SessionMailbox,
         *,
         goes_on: bool,
     ) -> None:
@@ -52,6 +55,7 @@ class AttachedSession:
         self._pidfd = pidfd
         self._exit = exit_
         self._served = served
+        self._mailbox = mailbox
         self._restoration = served.restoration(self.label, goes_on=goes_on)
         self._workers: list[pb.WorkerStatus] = []
         self._num_wants = 0
@@ -66,8 +70,12 @@ class AttachedSession:
         Raises:
             LinkClosedError: the process has ended.
         """
-        fds = [sock.fileno(), *self._served.fds]
-        await self._link.request(pb.Envelope(start_session=start), fds)
+        found_by = self._mailbox.take_fds(self._served.lease)
+        fds = [sock.fileno(), *self._served.fds, *found_by]
+        try:
+            await self._link.request(pb.Envelope(start_session=start), fds)
+        finally:
+            close_all(found_by)
 
     def report(self) -> dict[str, object]:
         """Return what `appliance status` shows of it."""
@@ -123,6 +131,8 @@ class AttachedSession:
             task.cancel()
         self._link.close()
         self._served.close(lives_on=lives_on)
+        if not lives_on:
+            self._mailbox.remove()
         os.close(self._pidfd)
 
     # --- Messages ---

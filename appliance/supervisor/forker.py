@@ -87,16 +87,26 @@ class Forker:
         self._back_off_s = 0.0
         self._has_spawned = False
         self._is_closing = False
+        self._discarded: set[asyncio.Task[None]] = set()
         self.num_started = 0
         """How many fork servers were started."""
         self._on_death: Callable[[], None] | None = None
 
     async def spawn(self, label: str = "") -> StartedWorker:
         """Start a worker that dies with the fork server; see `Spawner.spawn`."""
-        spawn = Spawn(label=label, dies_with_fork_server=True)
-        pid, (sock_fd, pidfd) = await self._request(Envelope(spawn=spawn), [], 2)
-        sock = socket.socket(fileno=sock_fd)
-        return StartedWorker(pid, pidfd, sock, self._exits.expect(pid, pidfd))
+        return await self._spawn(Spawn(label=label, dies_with_fork_server=True))
+
+    async def spawn_courier(self, label: str) -> StartedWorker:
+        """Start a courier (`worker/courier.py`); see `Spawner.spawn`. `discard` ends it."""
+        spawn = Spawn(label=label, dies_with_fork_server=True, is_courier=True)
+        return await self._spawn(spawn)
+
+    def discard(self, worker: StartedWorker) -> None:
+        """Kill a process that is not needed any more (taken), without waiting for its end."""
+        worker.kill()
+        task = asyncio.create_task(_close_when_ended(worker))
+        self._discarded.add(task)
+        task.add_done_callback(self._discarded.discard)
 
     async def spawn_session(
         self, session: SessionRecord, kept_fds: Sequence[int]
@@ -191,6 +201,11 @@ class Forker:
         if self._successors is not None:
             self._successors.close(is_needed=is_needed)
 
+    async def _spawn(self, spawn: Spawn) -> StartedWorker:
+        pid, (sock_fd, pidfd) = await self._request(Envelope(spawn=spawn), [], 2)
+        sock = socket.socket(fileno=sock_fd)
+        return StartedWorker(pid, pidfd, sock, self._exits.expect(pid, pidfd))
+
     async def _request(
         self, request: Envelope, fds: list[int], num_fds: int
     ) -> tuple[int, list[int]]:
@@ -258,3 +273,8 @@ class Forker:
 def _cannot_spawn(exc: OSError) -> CannotSpawnError:
     _LOG.error("cannot start a worker now: %s", exc.strerror)
     return CannotSpawnError(f"cannot start a worker: {exc.strerror}")
+
+
+async def _close_when_ended(worker: StartedWorker) -> None:
+    await worker.exit
+    os.close(worker.pidfd)

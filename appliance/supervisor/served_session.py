@@ -16,7 +16,7 @@ from appliance.supervisor.want_counters import WantCounters
 
 
 class ServedSession:
-    """The session of a front-end or mount; owns its session memory and its grants.
+    """The session of a front-end or mount; owns its session memory, its grants and its lease.
 
     Args:
         memory: its session memory.
@@ -26,6 +26,9 @@ class ServedSession:
         open_files: divides the files that workers may hold open; the session joins it.
         num_queues: the number of its queues or clones.
         lease: keeps what it is granted in the store (owned); None if nothing is collected there.
+
+    Attributes:
+        memory, grants, lease: as above, lent.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class ServedSession:
         self.grants = grants
         self._export = export
         self._resolver = resolver
-        self._lease = lease
+        self.lease = lease
         self._session_grants = SessionGrants(grants, lease)
         self._wants = WantCounters()
         self._open_files = open_files
@@ -100,7 +103,7 @@ class ServedSession:
     @property
     def kept_fds(self) -> Sequence[int]:
         """What the next supervisor needs (lent): writable grants, session memory, lease if any."""
-        lease = [] if self._lease is None else [self._lease.fd]
+        lease = [] if self.lease is None else [self.lease.fd]
         return (self.grants.writable_fd, self.memory.fd, *lease)
 
     @property
@@ -136,12 +139,12 @@ class ServedSession:
 
     def holdings(self) -> dict[str, object]:
         """Return what the session keeps from garbage collection, for `status`."""
-        if self._lease is None:
+        if self.lease is None:
             return {}
-        if self._lease.view is not None:
-            return {"lease": self._lease.lease_id, "view": self._lease.view}
-        held: int | str = "all" if self._lease.holds_all else len(self._lease)
-        return {"lease": self._lease.lease_id, "paths": held}
+        if self.lease.view is not None:
+            return {"lease": self.lease.lease_id, "view": self.lease.view}
+        held: int | str = "all" if self.lease.holds_all else len(self.lease)
+        return {"lease": self.lease.lease_id, "paths": held}
 
     def close(self, *, lives_on: bool = False) -> None:
         """Close everything here, and end the lease unless the session lives on."""
@@ -149,8 +152,8 @@ class ServedSession:
         self._export.end(self._session_grants)
         self.memory.close()
         self.grants.close()
-        if self._lease is not None:
+        if self.lease is not None:
             if lives_on:
-                self._lease.leave()
+                self.lease.leave()
             else:
-                self._lease.close()
+                self.lease.close()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+from pathlib import Path
 from typing import Final
 
 from appliance.protos import control_pb2 as pb
@@ -13,6 +14,7 @@ from appliance.session.spawning import CannotSpawnError
 from appliance.supervisor.attached_session import AttachedSession
 from appliance.supervisor.listeners import Listener
 from appliance.supervisor.runtime import Runtime
+from appliance.supervisor.session_mailbox import SessionMailbox
 from appliance.supervisor.succession import InheritedSession
 from appliance.vhost.fs_device import DeviceProperties
 
@@ -28,9 +30,15 @@ class SessionStarter:
     """
 
     def __init__(
-        self, runtime: Runtime, properties: DeviceProperties, *, goes_on: bool = False
+        self,
+        runtime: Runtime,
+        state_dir: Path,
+        properties: DeviceProperties,
+        *,
+        goes_on: bool = False,
     ) -> None:
         self._goes_on = goes_on
+        self._state_dir = state_dir
         self._runtime = runtime
         self._properties = properties
 
@@ -73,6 +81,7 @@ class SessionStarter:
             inherited.end,
             inherited.exit,
             served,
+            SessionMailbox(self._state_dir, record.mailbox),
             goes_on=self._goes_on,
         )
 
@@ -80,7 +89,7 @@ class SessionStarter:
         self, sock: socket.socket, start: pb.StartSession, listener: Listener
     ) -> AttachedSession | None:
         try:
-            session = await self._new_session(listener)
+            session = await self._new_session(listener, is_over=start.is_over)
         except LinkClosedError as exc:
             if isinstance(exc, CannotSpawnError):
                 await asyncio.sleep(_SESSION_AGAIN_S)
@@ -99,23 +108,33 @@ class SessionStarter:
             return None
         return session
 
-    async def _new_session(self, listener: Listener) -> AttachedSession:
+    async def _new_session(self, listener: Listener, *, is_over: bool) -> AttachedSession:
         num_queues = self._properties.num_queues
-        runtime = self._runtime
+        runtime, state_dir = self._runtime, self._state_dir
         served = runtime.new_session(num_queues, listener.exported, listener.label)
+        mailbox = SessionMailbox(state_dir, "") if is_over else SessionMailbox.create(state_dir)
         record = pb.SessionRecord(
             place=listener.place,
             store_path=runtime.configure.store_path,
             is_by_content=runtime.is_by_content,
             version=VERSION,
             num_queues=num_queues,
+            mailbox=mailbox.name,
         )
         try:
             started = await runtime.forker.spawn_session(record, served.kept_fds)
         except BaseException:
             served.close()
+            mailbox.remove()
             raise
         record.pid = started.pid
+        mailbox.write(record, served)
         return AttachedSession(
-            record, started.pidfd, started.end, started.exit, served, goes_on=self._goes_on
+            record,
+            started.pidfd,
+            started.end,
+            started.exit,
+            served,
+            mailbox,
+            goes_on=self._goes_on,
         )

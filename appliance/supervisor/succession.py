@@ -7,6 +7,8 @@ see, and its store. It gets the sessions there whose supervisor has ended, one m
 `SessionRecord` says, the grants, the session memory, the lease, a pidfd of the session process, and
 a channel to it.
 
+Sessions whose fork server has ended, too, are found by their mailboxes (`session_mailbox`).
+
 Only the owner of the state directory can put sockets there or connect to them. Messages carry a
 version; a release ignores messages and fields of others that it does not know.
 """
@@ -45,7 +47,7 @@ class SuccessorSocket:
     """
 
     def __init__(self, state_dir: Path) -> None:
-        self._path = _directory(state_dir) / str(os.getpid())
+        self._path = sessions_directory(state_dir) / str(os.getpid())
         try:
             self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             self._path.unlink(missing_ok=True)
@@ -143,7 +145,7 @@ async def take_over(
     What cannot be taken over is logged and left alone.
     """
     found = []
-    for path in sorted(_directory(state_dir).glob("*[0-9]")):
+    for path in sorted(sessions_directory(state_dir).glob("*[0-9]")):
         if path.name == str(os.getpid()):
             continue  # our own
         try:
@@ -183,5 +185,6 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _directory(state_dir: Path) -> Path:
+def sessions_directory(state_dir: Path) -> Path:
+    """Return where sessions are found in a state directory."""
     return state_dir / "sessions"

@@ -17,6 +17,7 @@ from appliance.supervisor.control_socket import ControlSocket
 from appliance.supervisor.listeners import Listener
 from appliance.supervisor.runtime import Runtime, RuntimeConfig, running
 from appliance.supervisor.served_listener import ServedListener
+from appliance.supervisor.session_mailbox import find_sessions
 from appliance.supervisor.session_starter import SessionStarter
 from appliance.supervisor.succession import OldForkServer, take_over
 from appliance.system.listening import (
@@ -93,8 +94,9 @@ class Supervisor:
             stack.push_async_callback(self._close, runtime)
             runtime.forker.when_it_dies(lambda: self._attach_all(runtime))
             room = DescriptorRoom(num_open=len(self._listeners))
+            config = self._config
             starter = SessionStarter(
-                runtime, self._properties, goes_on=self._config.goes_on_without_paths
+                runtime, config.state_dir, self._properties, goes_on=config.goes_on_without_paths
             )
             for listener in self._listeners:
                 self._add(listener, starter, room)
@@ -178,11 +180,17 @@ class Supervisor:
         places = [served.listener.place for served in self._served.values()]
         store_path = Path(runtime.configure.store_path)
         self._old_fork_servers = await take_over(self._config.state_dir, places, store_path)
-        for server in self._old_fork_servers:
-            for inherited in server.sessions:
-                label = inherited.record.place.label
-                _LOG.info("%s: session process %d is taken over", label, inherited.record.pid)
-                self._served[label].sessions.append(starter.take_over(inherited))
+        handed_over = [each for server in self._old_fork_servers for each in server.sessions]
+        known = [inherited.record.pid for inherited in handed_over]
+        state_dir, forker = self._config.state_dir, runtime.forker
+        found = await find_sessions(state_dir, places, store_path, forker, known)
+        for inherited in (*handed_over, *found):
+            label = inherited.record.place.label
+            _LOG.info("%s: session process %d is taken over", label, inherited.record.pid)
+            session = starter.take_over(inherited)
+            self._served[label].sessions.append(session)
+            if inherited in found:  # it has no fork server
+                self._spawn_task(session.attach(forker))
 
     async def _close(self, runtime: Runtime) -> None:
         keeps_sessions = self._config.keeps_sessions

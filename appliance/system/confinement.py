@@ -12,7 +12,8 @@ from serving.
   others.
 * User. If the supervisor is root, the process becomes a user who owns nothing, without groups.
   Otherwise it stays the user it was. It has no capabilities in either case.
-* System calls. All but those that a process of its kind needs kill it, on x86-64 and 64-bit ARM.
+* System calls. All but those that a process of its kind needs are refused and kill it, on x86-64
+  and 64-bit ARM. The log says which call it was.
 
 The order matters: namespaces and another user need privileges, a change of user makes the kernel
 forget the parent-death signal, and the filter of system calls refuses all these steps.
@@ -89,7 +90,7 @@ COMMON_RULES: Final[tuple[seccomp.Rule, ...]] = (
     "geteuid",
     "getgid",
     "getegid",
-    "rt_sigaction",
+    seccomp.AllBut("rt_sigaction", 0, signal.SIGSYS),  # its handler notes what was refused
     "rt_sigprocmask",
     "rt_sigreturn",
     "sigaltstack",

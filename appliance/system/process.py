@@ -1,12 +1,26 @@
-"""Child processes that run a function of this program."""
+"""Child processes that run a function of this program, and which process a pid stands for."""
 
 import gc
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from appliance.system import libc
+
+
+def start_ticks(pid: int) -> int:
+    """Return when a process started, in clock ticks since the boot (proc(5), `starttime`).
+
+    A process that gets the id of one that has ended has another start time.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    # The 22nd field; the second one, in parentheses, may have spaces.
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()
+    return int(fields[19])
 
 
 class Child:

@@ -1,5 +1,8 @@
 """Filters of system calls, as classic BPF programs: what is not allowed kills the process.
 
+It is refused with SIGSYS, so that a handler in C can note which call it was before the process dies
+(`worker/refused_calls.py`). Calls of another architecture kill at once.
+
 A filter is a list of rules. A rule allows one system call, by name, either always or only if one of
 its arguments is as stated. The kernel remembers which calls are always allowed and does not run the
 program for those.
@@ -13,32 +16,10 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-# The numbers of system calls (asm/unistd_64.h on x86-64, asm-generic/unistd.h on 64-bit ARM; a test
-# compares them), None where an architecture does not have the call.
-# fmt: off
-NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
-    "brk": (12, 214), "dup": (32, 23), "ftruncate": (77, 46), "getsockopt": (55, 209),
-    "memfd_create": (319, 279), "pidfd_send_signal": (424, 424), "pwrite64": (18, 68),
-    "recvfrom": (45, 207), "shutdown": (48, 210), "clock_gettime": (228, 113), "close": (3, 57),
-    "epoll_ctl": (233, 21),
-    "epoll_pwait": (281, 22), "epoll_wait": (232, None), "exit": (60, 93),
-    "exit_group": (231, 94), "fcntl": (72, 25), "fstat": (5, 80), "fstatfs": (138, 44),
-    "futex": (202, 98), "getegid": (108, 177), "geteuid": (107, 175), "getgid": (104, 176),
-    "getpeername": (52, 205),
-    "getpid": (39, 172), "getrandom": (318, 278), "getsockname": (51, 204), "gettid": (186, 178),
-    "gettimeofday": (96, 169), "getuid": (102, 174), "ioctl": (16, 29), "lseek": (8, 62),
-    "madvise": (28, 233), "mmap": (9, 222), "mprotect": (10, 226), "mremap": (25, 216),
-    "munmap": (11, 215), "newfstatat": (262, 79), "openat": (257, 56), "poll": (7, None),
-    "ppoll": (271, 73), "pread64": (17, 67), "preadv": (295, 69), "preadv2": (327, 286),
-    "prlimit64": (302, 261),
-    "read": (0, 63), "readv": (19, 65), "recvmsg": (47, 212), "restart_syscall": (219, 128),
-    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139),
-    "sched_yield": (24, 124), "sendmsg": (46, 211), "sendto": (44, 206), "sigaltstack": (131, 132),
-    "statx": (332, 291), "tgkill": (234, 131), "write": (1, 64), "writev": (20, 66),
-}
-# fmt: on
-# linux/audit.h: what struct seccomp_data names the architecture by; and the column in NUMBERS.
-_ARCHITECTURES: Final = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
+from appliance.system.system_calls import MACHINES, NUMBERS
+
+# linux/audit.h: what struct seccomp_data names the architecture by.
+_ARCHITECTURES: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 # linux/bpf_common.h: load a word, jump if equal, jump if any bit is set, return.
 _LOAD: Final = 0x20
@@ -50,6 +31,7 @@ _RETURN: Final = 0x06
 _INSTRUCTION: Final = struct.Struct("=HBBI")
 # linux/seccomp.h.
 _KILL_PROCESS: Final = 0x80000000
+_TRAP: Final = 0x00030000
 _ALLOW: Final = 0x7FFF0000
 _NUMBER_AT: Final = 0
 _ARCHITECTURE_AT: Final = 4
@@ -72,7 +54,15 @@ class NoneOf(NamedTuple):
     mask: int
 
 
-Rule = str | AnyOf | NoneOf
+class AllBut(NamedTuple):
+    """Allows `call` unless argument `argument`, counted from 0, is `value`."""
+
+    call: str
+    argument: int
+    value: int
+
+
+Rule = str | AnyOf | NoneOf | AllBut
 
 
 def is_supported(machine: str = "") -> bool:
@@ -90,7 +80,8 @@ def program(rules: Iterable[Rule], machine: str = "") -> bytes:
     Raises:
         KeyError: a call is not in `NUMBERS`, or the architecture is not supported.
     """
-    architecture, column = _ARCHITECTURES[machine or os.uname().machine]
+    machine = machine or os.uname().machine
+    architecture, column = _ARCHITECTURES[machine], MACHINES.index(machine)
     code = [
         _INSTRUCTION.pack(_LOAD, 0, 0, _ARCHITECTURE_AT),
         _INSTRUCTION.pack(_JUMP_IF_EQUAL, 1, 0, architecture),
@@ -103,19 +94,21 @@ def program(rules: Iterable[Rule], machine: str = "") -> bytes:
         if number is not None:
             verdict = _verdict(rule)
             code += [_INSTRUCTION.pack(_JUMP_IF_EQUAL, 0, len(verdict), number), *verdict]
-    code.append(_INSTRUCTION.pack(_RETURN, 0, 0, _KILL_PROCESS))
+    code.append(_INSTRUCTION.pack(_RETURN, 0, 0, _TRAP))
     return b"".join(code)
 
 
 def _verdict(rule: Rule) -> list[bytes]:
     allow = _INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW)
-    kill = _INSTRUCTION.pack(_RETURN, 0, 0, _KILL_PROCESS)
+    refuse = _INSTRUCTION.pack(_RETURN, 0, 0, _TRAP)
     if isinstance(rule, str):
         return [allow]
     load = _INSTRUCTION.pack(_LOAD, 0, 0, _ARGUMENTS_AT + 8 * rule.argument)
     if isinstance(rule, NoneOf):
-        return [load, _INSTRUCTION.pack(_JUMP_IF_ANY, 0, 1, rule.mask), kill, allow]
+        return [load, _INSTRUCTION.pack(_JUMP_IF_ANY, 0, 1, rule.mask), refuse, allow]
+    if isinstance(rule, AllBut):
+        return [load, _INSTRUCTION.pack(_JUMP_IF_EQUAL, 0, 1, rule.value), refuse, allow]
     code = [load]
     for value in rule.values:
         code += [_INSTRUCTION.pack(_JUMP_IF_EQUAL, 0, 1, value), allow]
-    return [*code, kill]
+    return [*code, refuse]

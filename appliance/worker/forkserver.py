@@ -22,11 +22,12 @@ The end of each of the processes has these effects:
     a session process      its workers are killed, should they not have ended yet
     the fork server        session processes and their workers live on; the supervisor attaches
                            the sessions to its next fork server
+    both of these          the next supervisor finds the session processes themselves, by their
+                           mailboxes (`session/mailbox.py`), and attaches them to its fork server
     the first supervisor
     and all sessions       the fork server ends
 """
 
-import collections
 import contextlib
 import gc
 import logging
@@ -37,11 +38,11 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from appliance.bounds import UNSENT_MAX, WORKERS_MAX
+from appliance.bounds import WORKERS_MAX
 from appliance.db.data_file import is_pid_free
 from appliance.errors import ApplianceError
 from appliance.log import configure_logging, set_log_source
@@ -58,57 +59,16 @@ from appliance.system.confinement import (
     rehearse,
 )
 from appliance.system.libc import signal_on_parent_death
+from appliance.worker import courier
 from appliance.worker import startup as worker
+from appliance.worker.refused_calls import RefusedCalls
+from appliance.worker.served_client import ServedClient
 
 _LOG = logging.getLogger(__name__)
 _PID_ATTEMPTS: Final = 256
 # No descriptor has a higher number.
 _FDS_MAX: Final = resource.getrlimit(resource.RLIMIT_NOFILE)[1] % (1 << 30)
 _UCRED: Final = struct.Struct("=iII")
-
-
-class _Client:
-    """A supervisor or a session process; owns its end of the channel."""
-
-    def __init__(self, end: End, *, is_session: bool) -> None:
-        self.end = end
-        self.is_session = is_session
-        self.is_open = True
-        self.is_watched = False  # for room to send
-        self.workers: set[int] = set()
-        self._unsent: collections.deque[tuple[Envelope, list[int]]] = collections.deque()
-
-    @property
-    def has_unsent(self) -> bool:
-        return bool(self._unsent)
-
-    def send(self, envelope: Envelope, fds: Sequence[int] = ()) -> None:
-        """Send a message now or later; `fds` are taken. A client that is gone gets nothing."""
-        if self.is_open and len(self._unsent) < UNSENT_MAX:
-            self._unsent.append((envelope, list(fds)))
-            self.flush()
-        else:
-            close_all(fds)
-
-    def flush(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while self._unsent:
-                envelope, fds = self._unsent[0]
-                try:
-                    self.end.send(envelope, fds)
-                except BlockingIOError:
-                    raise
-                except OSError:
-                    pass  # its end is seen where messages are received
-                self._unsent.popleft()
-                close_all(fds)
-
-    def close(self) -> None:
-        self.is_open = False
-        self.end.close()
-        for _envelope, fds in self._unsent:
-            close_all(fds)
-        self._unsent.clear()
 
 
 class _Session(NamedTuple):
@@ -141,14 +101,15 @@ class ForkServer:
         self._listener = listener
         self._store_path = store_path
         self._surroundings = surroundings
+        self._refused = RefusedCalls()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._epoll = select.epoll()
-        self._founder = _Client(end, is_session=False)
+        self._founder = ServedClient(end, is_session=False)
         self._clients = {end.receiving_fd: self._founder}
-        self._parents: dict[int, _Client] = {}
+        self._parents: dict[int, ServedClient] = {}
         # The sessions, by their clients, and each with the supervisor that has it now.
-        self._sessions: dict[_Client, _Session] = {}
-        self._supervisors: dict[_Client, _Client | None] = {}
+        self._sessions: dict[ServedClient, _Session] = {}
+        self._supervisors: dict[ServedClient, ServedClient | None] = {}
 
     def run(self) -> None:
         """Serve until the first supervisor and all sessions are gone."""
@@ -173,7 +134,7 @@ class ForkServer:
                     self._serve_one(client)
             self._flush()
 
-    def _add(self, client: _Client) -> None:
+    def _add(self, client: ServedClient) -> None:
         self._clients[client.end.receiving_fd] = client
         self._epoll.register(client.end.receiving_fd, select.EPOLLIN)
 
@@ -205,9 +166,9 @@ class ForkServer:
         if uid not in {0, os.geteuid()}:
             sock.close()
             return
-        self._add(_Client(SocketEnd(sock), is_session=False))
+        self._add(ServedClient(SocketEnd(sock), is_session=False))
 
-    def _serve_one(self, client: _Client) -> None:
+    def _serve_one(self, client: ServedClient) -> None:
         client.flush()
         try:
             message = client.end.receive()
@@ -232,7 +193,7 @@ class ForkServer:
             close_all(fds)
             _LOG.warning("a message that this release does not know was ignored")
 
-    def _forget(self, client: _Client) -> None:
+    def _forget(self, client: ServedClient) -> None:
         del self._clients[client.end.receiving_fd]
         client.close()
         for pid in client.workers:
@@ -247,7 +208,7 @@ class ForkServer:
 
     # --- Requests ---
 
-    def _spawn_worker(self, client: _Client, envelope: Envelope) -> None:
+    def _spawn_worker(self, client: ServedClient, envelope: Envelope) -> None:
         spawn = envelope.spawn
         try:
             if len(client.workers) >= WORKERS_MAX:
@@ -257,7 +218,7 @@ class ForkServer:
                 pid, pidfd = self._fork(
                     {theirs.fileno()},
                     spawn.label,
-                    lambda: worker.main(theirs, self._surroundings),
+                    self._work(client, spawn, theirs),
                     dies_with_us=spawn.dies_with_fork_server,
                 )
         except OSError as exc:
@@ -268,7 +229,14 @@ class ForkServer:
         spawned = Envelope(id=envelope.id, spawned=Spawned(pid=pid))
         client.send(spawned, [ours.detach(), pidfd])
 
-    def _spawn_session(self, client: _Client, envelope: Envelope, fds: list[int]) -> None:
+    def _work(
+        self, client: ServedClient, spawn: pb.Spawn, sock: socket.socket
+    ) -> Callable[[], None]:
+        if spawn.is_courier and not client.is_session:
+            return lambda: courier.main(sock)
+        return lambda: worker.main(sock, self._surroundings)
+
+    def _spawn_session(self, client: ServedClient, envelope: Envelope, fds: list[int]) -> None:
         sock_fd, pipe_fd, *kept_fds = fds
         record = envelope.spawn_session.session
         pair: UplinkPair | None = None
@@ -296,7 +264,7 @@ class ForkServer:
         self._keep(client, pair, _Session(record, kept_pidfd, kept_fds))
         client.send(Envelope(id=envelope.id, spawned=Spawned(pid=pid)), [pidfd])
 
-    def _attach(self, client: _Client, envelope: Envelope, fds: list[int]) -> None:
+    def _attach(self, client: ServedClient, envelope: Envelope, fds: list[int]) -> None:
         pidfd, *kept_fds = fds
         record = envelope.attach.session
         try:
@@ -308,13 +276,13 @@ class ForkServer:
         self._keep(client, pair, _Session(record, pidfd, kept_fds))
         client.send(Envelope(id=envelope.id, spawned=Spawned(pid=record.pid)), pair.lower)
 
-    def _keep(self, supervisor: _Client, pair: UplinkPair, kept: _Session) -> None:
-        client = _Client(pair.upper, is_session=True)
+    def _keep(self, supervisor: ServedClient, pair: UplinkPair, kept: _Session) -> None:
+        client = ServedClient(pair.upper, is_session=True)
         self._add(client)
         self._sessions[client] = kept
         self._supervisors[client] = supervisor
 
-    def _hand_over(self, supervisor: _Client, envelope: Envelope) -> None:
+    def _hand_over(self, supervisor: ServedClient, envelope: Envelope) -> None:
         wanted = envelope.take_over
         for client, kept in self._sessions.items():
             record = kept.record
@@ -338,7 +306,7 @@ class ForkServer:
             supervisor.send(taken_over, [*pair.upper.detach(), *fds])
         supervisor.send(Envelope(id=envelope.id, done=pb.Done()))
 
-    def _refuse(self, client: _Client, envelope: Envelope, exc: OSError) -> None:
+    def _refuse(self, client: ServedClient, envelope: Envelope, exc: OSError) -> None:
         # No end of this process, and so of all that need it.
         _LOG.error("cannot fork: %s", exc.strerror)
         client.send(Envelope(id=envelope.id, spawned=Spawned(pid=-1, reason=exc.strerror or "")))
@@ -410,6 +378,9 @@ class ForkServer:
             if client is not None:
                 client.workers.discard(pid)
                 exited = Exited(pid=pid, status=os.waitstatus_to_exitcode(status))
+                call = self._refused.take(pid) if exited.status == -signal.SIGSYS else None
+                if call is not None:
+                    exited.system_call = call
                 client.send(Envelope(exited=exited))
 
 

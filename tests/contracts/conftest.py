@@ -17,6 +17,13 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
 
 
 @pytest.fixture(scope="session")
+def daemon_of_objects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    directory = tmp_path_factory.mktemp("daemon-of-objects")
+    with DaemonProcess(f"objectstore+file://{directory}/objects", directory) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
 def snix_like(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StrictServer]:
     with strict_server(tmp_path_factory.mktemp("snix"), Peer(SNIX)) as server:
         yield server
@@ -44,6 +51,9 @@ def _rig(kind: str, request: pytest.FixtureRequest, directory: Path) -> Rig:
         case "objectstore+s3":
             uri = request.getfixturevalue("s3").uri("contracts")
             return Rig(uri, cuts_over=0, is_slow=True)
+        case "grpc+unix, objects behind it":
+            uri = request.getfixturevalue("daemon_of_objects").unix_uri
+            return Rig(uri, cuts_over=0, is_slow=True)
         case "grpc+unix":
             return Rig(request.getfixturevalue("daemon").unix_uri)
         case "grpc+http":
@@ -57,7 +67,7 @@ def _rig(kind: str, request: pytest.FixtureRequest, directory: Path) -> Rig:
 _GRPC = ["grpc+unix", "grpc+http", "grpc+unix, other stack", "grpc+http, other stack"]
 
 
-_OBJECT_STORES = ["objectstore+file", "objectstore+s3"]
+_OBJECT_STORES = ["objectstore+file", "objectstore+s3", "grpc+unix, objects behind it"]
 
 
 @pytest.fixture(params=["memory", "lmdb", *_GRPC, "objectstore+memory", *_OBJECT_STORES])

@@ -141,8 +141,12 @@ class FakeGuest:
         self.rings = [DriverRing(self.memory, num) for _ in range(1 + num_request_queues)]
         self.vmm = vmm or Qemu(front_end, 1 + num_request_queues)
         self._unique = 0
-        self.vmm.realize()
-        self.vmm.start(self.memory, self.rings)
+        try:
+            self.vmm.realize()
+            self.vmm.start(self.memory, self.rings)
+        except BaseException:  # no `with` block has it yet
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -15,6 +15,7 @@ from tests.fuzz.vhost_messages import MessageFuzzer
 
 REQUESTS = 2000
 PLAYS = 40
+STATES = 100
 
 
 def main() -> None:
@@ -52,8 +53,9 @@ def run(directory: Path, seed: int, seconds: float) -> None:
             for number in range(PLAYS):
                 message_fuzzer.play(seed * PLAYS + number)
             nums = message_fuzzer.replace_descriptors(seed, 500)
+            num_taken = message_fuzzer.play_state(seed, STATES)
             message_fuzzer.check()
-            print(f"descriptors of a session: {nums}")
+            print(f"descriptors of a session: {nums}; {num_taken} of {STATES} states taken")
             print(
                 f"{request_fuzzer.num_requests} requests on each side, "
                 f"{message_fuzzer.num_messages} messages so far",

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 C_DIR: Final = Path(__file__).parents[2] / "cffi_build"
 RING: Final = ("map.c", "chain.c", "ring.c")
+LOGGED: Final = (*RING, "dirty_log.c")
 ANSWERS: Final = (
     "image_view.c", "grants.c", "usage.c", "places.c", "blob_fds.c", "answers.c", "serve.c",
     "device.c",
@@ -51,9 +52,11 @@ class Fuzzer(NamedTuple):
 FUZZERS: Final = (
     Fuzzer("fuzz_ring", (), RING, 1500),
     Fuzzer("fuzz_driver", ("fuzz_world",), RING, 1500),
-    Fuzzer("fuzz_sequences", ("fuzz_world", "fuzz_changes", "fuzz_model"), RING, 1000),
+    Fuzzer(
+        "fuzz_sequences", ("fuzz_world", "fuzz_changes", "fuzz_log", "fuzz_model"), LOGGED, 1000
+    ),
     Fuzzer("fuzz_answers", ("fuzz_store",), (*RING, *ANSWERS, *IMAGES), 1500),
-    Fuzzer("fuzz_formats", (), ("image_view.c", "fastcdc.c", *IMAGES), 2000),
+    Fuzzer("fuzz_formats", (), ("image_view.c", "fastcdc.c", "frames.c", *IMAGES), 2000),
     Fuzzer("fuzz_files", (), ("reader.c", "files.c"), 200),
     Fuzzer("fuzz_lmdb", (), ("lmdb_reader.c",), 100, ("-llmdb",)),
 )

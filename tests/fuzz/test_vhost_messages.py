@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 
 SEED: Final = 7
 PLAYS: Final = 40
+STATES: Final = 100
 ALL_S: Final = float(os.environ.get("TEST_FUZZ_S", "0"))
 
 
@@ -24,7 +25,9 @@ def test_messages_of_any_kind_harm_nobody_else(store: tuple[Path, bytes], tmp_pa
             fuzzer.play(seed)
             seed += 1
         before, halfway, after = fuzzer.replace_descriptors(SEED, 300)
+        num_taken = fuzzer.play_state(SEED, STATES)
         fuzzer.check()
+        print(f"{num_taken} of {STATES} damaged states taken")
         print(f"descriptors of a session: {before}, {halfway}, {after}")
         print(f"{seed - SEED} connections, {fuzzer.num_messages} messages")
         assert fuzzer.num_messages > 20 * PLAYS

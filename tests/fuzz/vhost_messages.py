@@ -23,10 +23,14 @@ from appliance.vhost._vhost_wire import (
     Header,
     HeaderFlag,
     Inflight,
+    Log,
     MemReg,
     MemTable,
     Region,
+    StateTransfer,
+    VirtioFeature,
     VringAddr,
+    VringFlag,
     VringState,
     Word,
     pack_header,
@@ -38,10 +42,17 @@ from tests.fakes.appliance_process import DEADLINE_S, ApplianceProcess, FakeGues
 from tests.fakes.driver import DriverRing, GuestMemory
 from tests.fakes.frontend import FrontEnd, RefusedError
 from tests.fakes.hostile_guest import ROOT, descendants, num_fds
-from tests.fakes.vmms import CloudHypervisor, Crosvm, Qemu, Uml, Vmm
+from tests.fakes.vmms import CloudHypervisor, Crosvm, NewerQemu, Qemu, Uml, Vmm
+from tests.fuzz.device_states import BORDERS, damaged_state
 
-_VMMS: Final[Sequence[Callable[[FrontEnd], Vmm]]] = (Qemu, CloudHypervisor, Crosvm, Uml)
-_BORDERS: Final = (0, 1, 2, 64, 0xFF, 0x100, 4096, 0xFFFF, 1 << 31, (1 << 32) - 1, (1 << 64) - 1)
+_VMMS: Final[Sequence[Callable[[FrontEnd], Vmm]]] = (
+    Qemu,
+    NewerQemu,
+    CloudHypervisor,
+    Crosvm,
+    Uml,
+)
+_FEATURES: Final = (0x170000000, 0x170000000 | VirtioFeature.LOG_ALL)
 _SERVED: Final = tuple(row for row in REQUESTS if row.refused is None)
 _RECEIVE_BYTES: Final = 65536
 _REPLY_S: Final = 0.5
@@ -75,7 +86,7 @@ class DamagingFrontEnd(FrontEnd):
             damaged = damaged[: rng.randrange(len(damaged) + 1)]
         if not rng.randrange(6):
             damaged += rng.randbytes(rng.randrange(64))
-        size = len(damaged) if rng.randrange(8) else rng.choice(_BORDERS) & 0xFFFFFFFF
+        size = len(damaged) if rng.randrange(8) else rng.choice(BORDERS) & 0xFFFFFFFF
         if not rng.randrange(6):
             flags ^= 1 << rng.randrange(4)
         if not rng.randrange(8):
@@ -170,6 +181,8 @@ class _Writer:
             "MemReg": self._mem_reg,
             "Config": self._config,
             "Inflight": self._inflight,
+            "Log": self._log,
+            "StateTransfer": self._state_transfer,
         }
 
     def payload(self, row: RequestRow) -> bytes:
@@ -196,10 +209,10 @@ class _Writer:
         return found
 
     def _number(self) -> int:
-        return self._rng.choice((*_BORDERS, self._rng.getrandbits(64)))
+        return self._rng.choice((*BORDERS, self._rng.getrandbits(64)))
 
     def _word(self) -> bytes:
-        value = self._rng.choice((0, 1, 2, 0x100, 0x101, 0x170000000, self._number()))
+        value = self._rng.choice((0, 1, 0x100, 0x101, *_FEATURES, self._number()))
         return CODECS["Word"].pack(Word(value))
 
     def _vring_state(self) -> bytes:
@@ -212,7 +225,10 @@ class _Writer:
         addr = [layout.desc, layout.used, layout.avail]
         if not self._rng.randrange(3):
             addr[self._rng.randrange(3)] += self._rng.choice((1, 2, 16, 1 << 20, 1 << 40))
-        return CODECS["VringAddr"].pack(VringAddr(ring, 0, addr[0], addr[1], addr[2], 0))
+        flags, log_addr = self._rng.choice(((0, 0), (VringFlag.LOG, 0), (VringFlag.LOG, -64)))
+        log_addr = self._rng.choice((log_addr % (1 << 64), self._number()))
+        whole = VringAddr(ring, flags, addr[0], addr[1], addr[2], log_addr)
+        return CODECS["VringAddr"].pack(whole)
 
     def _region(self) -> Region:
         region = Region._make(self._rng.choice(self._memory.regions))
@@ -233,6 +249,14 @@ class _Writer:
         size = self._rng.choice((0, 1, 36, 40, 256))
         offset = self._rng.choice((0, 36, self._number() & 0xFFFFFFFF))
         return CODECS["Config"].pack(Config(offset, size, self._rng.randrange(2))) + bytes(size)
+
+    def _log(self) -> bytes:
+        size = self._rng.choice((1, 4096, 1 << 17, self._number()))
+        return CODECS["Log"].pack(Log(size, self._rng.choice((0, 0, 4096, self._number()))))
+
+    def _state_transfer(self) -> bytes:
+        transfer = StateTransfer(self._rng.randrange(3), int(not self._rng.randrange(8)))
+        return CODECS["StateTransfer"].pack(transfer)
 
     def _inflight(self) -> bytes:
         size = self._rng.choice((4096, 1 << 20, self._number()))
@@ -317,6 +341,27 @@ class MessageFuzzer:
                     ring.add_chain([fuse_client.getattr_(ROOT)], [160])
                     ring.publish()
                 ring.kick()
+
+    def play_state(self, seed: int, count: int) -> int:
+        """Load `count` damaged states of sessions; return how many were taken.
+
+        The session goes on whatever they say, and one that was saved just now is taken.
+        """
+        rng = random.Random(seed)
+        num_taken = 0
+        front_end = self.appliance.connect(0)
+        with FakeGuest(front_end, vmm=NewerQemu(front_end)) as guest:
+            guest.mount()
+            assert guest.lookup(ROOT, self._name)
+            bases = guest.vmm.stop()
+            state = front_end.save_state()
+            for _ in range(count):
+                num_taken += front_end.load_state(damaged_state(state, rng)) == 0
+            assert front_end.load_state(state) == 0
+            guest.vmm.start(guest.memory, guest.rings, bases)
+            assert guest.lookup(ROOT, self._name)
+            self.num_messages += front_end.num_sent
+        return num_taken
 
     def replace_descriptors(self, seed: int, count: int) -> list[int]:
         """Send `count` messages with descriptors over one connection, which none of them ends.

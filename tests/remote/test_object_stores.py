@@ -16,8 +16,17 @@ import pytest
 
 from appliance.castore.chunking import Chunker, unpack
 from appliance.castore.digest import Digest
+from appliance.castore.directory import Directory, FileNode
+from appliance.services.object_layout import closure_key
+from tests.contracts.rig import Rig, closure, parent_of, put_closure
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import APPLIANCE, ApplianceProcess, FakeGuest
+from tests.fakes.appliance_process import (
+    APPLIANCE,
+    DEADLINE_S,
+    ApplianceProcess,
+    FakeGuest,
+    every_event,
+)
 from tests.fakes.s3_server import Asked, Fault, FaultyLink, S3Server, error_body, faulty_link
 
 pytestmark = pytest.mark.slow
@@ -152,6 +161,27 @@ def test_commands_read_an_object_store(bucket: Bucket, tree: Path) -> None:
     assert (verified.status, verified.output.splitlines()[0][-11:]) == (0, b"failures: 0")
 
 
+def test_a_large_closure_is_put_in_parts(bucket: Bucket) -> None:
+    # Names that do not compress.
+    names = [b"%05d" % number + os.urandom(110).hex().encode() for number in range(22_000)]
+    leaves = [
+        Directory(
+            files=[FileNode(name, Digest(os.urandom(32)), 7, executable=False) for name in names]
+        )
+        for _ in range(2)
+    ]
+    top = parent_of(*leaves)
+    rig = Rig(bucket.uri)
+    root = rig.run(lambda services: put_closure(services.directories, *leaves, top))
+    key = closure_key(root)
+    # One to begin, and one to end; between them, parts.
+    assert [asked.method for asked in bucket.link.asked if asked.key == key].count("POST") == 2
+    assert bucket.asked("PUT").count(key) >= 2
+    found = rig.run(lambda services: closure(services.directories, root))
+    assert found[0] == top
+    assert set(found) == {top, *leaves}
+
+
 class _Silent(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_arguments: object) -> None:
         pass
@@ -201,6 +231,33 @@ def test_throttling_and_resets_are_pauses(bucket: Bucket, tree: Path) -> None:
     cat = run("cat", "--store", bucket.uri, f"/nix/store/{name}/large")
     assert (cat.status, cat.output) == (0, LARGE)
     assert len(seen) > 20
+
+
+def test_a_server_that_is_away_is_a_pause_for_what_is_not_cached(
+    bucket: Bucket, tree: Path, tmp_path: Path
+) -> None:
+    name = imported(bucket.uri, tree)
+    with (
+        ApplianceProcess(bucket.uri, tmp_path, f"--state-dir={tmp_path}/state") as appliance,
+        FakeGuest(appliance.connect(), num_request_queues=2) as guest,
+    ):
+        guest.mount()
+        top = guest.lookup(ROOT, name.encode())
+        middle, large = guest.lookup(top, b"middle"), guest.lookup(top, b"large")
+        assert read(guest, middle).body == FILES["middle"]
+        bucket.link.fault = lambda _asked: Fault(None)
+        num_asked = len(bucket.link.asked)
+        guest.send(fuse_client.read(large, 0, 100), room=100, queue=2)
+        # It has been asked for several times, in vain.
+        for _ in every_event(DEADLINE_S):
+            assert read(guest, middle).body == FILES["middle"]
+            if len(bucket.link.asked) >= num_asked + 3:
+                break
+        assert guest.rings[2].poll() == []
+        bucket.link.fault = lambda _asked: None
+        (used,) = guest.rings[2].collect(timeout_s=DEADLINE_S)
+        assert fuse_client.parse_reply(used.data).body == LARGE[:100]
+    assert not [line for line in appliance.log().splitlines() if line.startswith("ERROR")]
 
 
 REFUSALS = {

@@ -35,6 +35,7 @@ from appliance.store.store import Store
 from appliance.supervisor.attached_session import AttachedSession
 from appliance.supervisor.open_files import OpenFiles
 from appliance.supervisor.served_session import ServedSession
+from appliance.supervisor.session_mailbox import SessionMailbox
 from appliance.vhost._vhost_wire import Region
 from tests.fakes.appliance_process import DEADLINE_S
 
@@ -92,7 +93,8 @@ def test_a_session_process_that_wants_too_much_is_killed(tmp_path: Path) -> None
         pair = uplink_pair()
         pidfd, exit_ = os.pidfd_open(process.pid), asyncio.get_running_loop().create_future()
         record = pb.SessionRecord(pid=process.pid)
-        session = AttachedSession(record, pidfd, pair.upper, exit_, served, goes_on=False)
+        nowhere = SessionMailbox(tmp_path, "")
+        session = AttachedSession(record, pidfd, pair.upper, exit_, served, nowhere, goes_on=False)
         lower = lower_end_of(list(pair.lower))
         for _ in range(ROOT_NAMES_MAX):  # so that none of them is answered
             await served._session_grants._root_names.acquire()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from appliance.system import landlock, libc, seccomp
+from appliance.system.system_calls import NUMBERS, describe_call
 
 X86_64 = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
 GENERIC = Path("/usr/include/asm-generic/unistd.h")
@@ -28,14 +29,14 @@ def numbers_in(header: Path) -> dict[str, int]:
 
 def test_the_numbers_of_x86_64_are_those_of_the_kernel() -> None:
     header = numbers_in(X86_64)
-    assert {name: numbers[0] for name, numbers in seccomp.NUMBERS.items()} == {
-        name: header[name] for name in seccomp.NUMBERS
+    assert {name: numbers[0] for name, numbers in NUMBERS.items()} == {
+        name: header[name] for name in NUMBERS
     }
 
 
 def test_the_numbers_of_arm_are_those_of_the_kernel() -> None:
     header = numbers_in(GENERIC)
-    for name, (_x86_64, arm) in seccomp.NUMBERS.items():
+    for name, (_x86_64, arm) in NUMBERS.items():
         other = OTHER_NAMES.get(name, f"3264_{name}")
         assert header.get(name, header.get(other)) == arm, name
 
@@ -78,6 +79,18 @@ def test_bits_of_an_argument_are_refused() -> None:
     readable, both = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_EXEC
     assert end_of(lambda: mmap.mmap(-1, 4096, prot=readable), rule) == 0
     assert end_of(lambda: mmap.mmap(-1, 4096, prot=both), rule) == -signal.SIGSYS
+
+
+def test_one_value_of_an_argument_is_refused() -> None:
+    rule = seccomp.AllBut("fcntl", 1, fcntl.F_GETFL)
+    assert end_of(lambda: fcntl.fcntl(0, fcntl.F_GETFD), rule) == 0
+    assert end_of(lambda: fcntl.fcntl(0, fcntl.F_GETFL), rule) == -signal.SIGSYS
+
+
+def test_calls_are_described_by_number_and_name() -> None:
+    column = 0 if os.uname().machine == "x86_64" else 1
+    assert describe_call(NUMBERS["execve"][column] or 0) in {"59 (execve)", "221 (execve)"}
+    assert describe_call(99999) == "99999"
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM])

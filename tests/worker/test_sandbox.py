@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,13 @@ from typing import Final
 import pytest
 
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree
+from tests.fakes.appliance_process import (
+    APPLIANCE,
+    ApplianceProcess,
+    FakeGuest,
+    import_tree,
+    uri_of,
+)
 from tests.fakes.hostile_guest import LARGE, ROOT, make_tree
 from tests.fakes.probed import NO_FILTER, PROBE, Probes
 
@@ -60,7 +68,10 @@ class Victim:
         self.session_probes = Probes(directory, self.appliance.log, "probe.session")
         self.quiet = FakeGuest(self.appliance.connect(0))
         self.quiet.mount()
-        self.sibling = self.appliance.status()[0]["workers"][0]["pid"]
+        quiet = str(self.appliance.sockets[0])  # other supervisors may use this state directory
+        (session,) = (each for each in self.appliance.status() if each["socket"] == quiet)
+        self.sibling = session["workers"][0]["pid"]
+        self._leases = [session["holds"]["lease"]] if session["holds"] else []
 
     def close(self) -> None:
         self.quiet.close()
@@ -102,9 +113,19 @@ class Victim:
             "the database by its descriptor": f"os.open('/proc/self/fd/%d' % open_files.get("
             f"{data!r}, 0), {READ_ONLY})",
             "the lock file": self.opening(f"{self.store}/lock.mdb"),
+            "a list of roots": self.opening(f"{self.store}/roots/kept"),
+            "the lock of the roots": self.opening(f"{self.store}/roots.lock"),
+            **{
+                f"lease {lease_id}": self.opening(f"{self.store}/leases/{lease_id}")
+                for lease_id in self._leases
+            },
             "a program": self.opening(sys.executable),
             "memory of a sibling": self.opening(f"/proc/{self.sibling}/mem"),
             "environment of a sibling": self.opening(f"/proc/{self.sibling}/environ"),
+            **{
+                f"{name} of a sibling's session": self.opening(f"/proc/{self.sibling}/fd/{fd}")
+                for name, fd in memory_files(self.sibling).items()
+            },
         }
 
     def acting(self) -> dict[str, str]:
@@ -127,10 +148,41 @@ class Victim:
             "execute": "os.execv('/bin/true', ['true'])",
             "mount": "call('mount', b'none', b'/mnt', b'tmpfs', 0, None)",
             "become root": "os.setresuid(0, 0, 0)",
+            "read memory of a sibling": READ_A_SIBLING.format(self.sibling),
         }
 
 
+def memory_files(pid: int) -> dict[str, int]:
+    """Return the descriptors of files in memory that a process has, by their names."""
+    found = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        target = os.fspath(entry.readlink())
+        if target.startswith("/memfd:"):
+            found[target.removeprefix("/memfd:").partition(" ")[0]] = int(entry.name)
+    assert {"session", "grants"} <= found.keys()
+    return found
+
+
+# As /proc/PID/mem, but by a system call.
+READ_A_SIBLING: Final = (
+    "call('process_vm_readv', {}, (ctypes.c_size_t * 2)(id(attempt), 8), 1, "
+    "(ctypes.c_size_t * 2)(id(attempt), 8), 1, 0)"
+)
+# The system call that an attempt is refused for.
+CALLS: Final = {
+    "write a file": "openat",
+    "connect by TCP": "socket",
+    "inspect a sibling": "ptrace",
+    "signal a sibling": "kill",
+    "execute": "execve",
+    "mount": "mount",
+    "map memory to execute": "mmap",
+    "read memory of a sibling": "process_vm_readv",
+    "handle what was refused": "rt_sigaction",
+}
 DEADLY_ONLY: Final = {
+    "take a descriptor of a sibling": "call('syscall', 438, 0, 0, 0)",
+    "handle what was refused": "signal.signal(signal.SIGSYS, signal.SIG_IGN)",
     "fork": "os.fork()",
     "map memory to execute": "mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)",
     "make memory executable": "call('mprotect', ctypes.c_void_p(0x1000), 4096, 5)",
@@ -147,6 +199,8 @@ DEADLY_ONLY: Final = {
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     path = tmp_path_factory.mktemp("store") / "store"
     (name,) = import_tree(path, make_tree(tmp_path_factory.mktemp("tree")))
+    kept = ["kept", f"/nix/store/{name}"]
+    subprocess.run([*APPLIANCE, "root", "add", "--store", uri_of(path), *kept], check=True)
     return path, name.encode()
 
 
@@ -180,8 +234,19 @@ def test_a_worker_cannot_write_to_the_database_that_it_has_open(
 
 def test_what_a_worker_need_not_do_is_deadly_to_itself_alone(victim: Victim) -> None:
     for name, action in (victim.acting() | DEADLY_ONLY).items():
+        start = len(victim.appliance.log())
         assert victim.outcomes({name: action}) == {name: "deadly"}
+        check_call(victim.appliance.log()[start:], "worker", name)
     assert "Traceback" not in victim.appliance.log()
+
+
+def check_call(log: str, kind: str, name: str) -> None:
+    """Check that the log says which system call a process was killed for."""
+    (line,) = (line for line in log.splitlines() if "killed by SIGSYS" in line)
+    killed = rf"{kind} \d+ was killed by SIGSYS, for a use of system call \d+ \((\w+)\)"
+    found = re.search(killed, line)
+    assert found, line
+    assert found[1] == CALLS.get(name, found[1])
 
 
 def test_a_session_process_opens_nothing(victim: Victim, store: tuple[Path, bytes]) -> None:
@@ -198,7 +263,9 @@ def test_a_session_process_opens_nothing(victim: Victim, store: tuple[Path, byte
 def test_what_a_session_process_need_not_do_is_deadly_to_itself_alone(victim: Victim) -> None:
     for name, action in (victim.acting() | DEADLY_ONLY).items():
         if name != "write it by its descriptor":
+            start = len(victim.appliance.log())
             assert victim.session_outcomes({name: action}) == {name: "deadly"}
+            check_call(victim.appliance.log()[start:], "session process", name)
     assert "Traceback" not in victim.appliance.log()
 
 
@@ -287,6 +354,7 @@ def test_without_a_sandbox_nothing_is_refused(store: tuple[Path, bytes], tmp_pat
     attempts = victim.reading() | victim.acting()
     for name in ("execute", "mount", "connect by TCP", "write it by its descriptor"):
         del attempts[name]
+    del attempts["read memory of a sibling"]  # nothing needs to be at that address
     try:
         found = victim.outcomes(attempts)
         assert "locked down" not in victim.appliance.log()

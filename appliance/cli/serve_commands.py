@@ -36,8 +36,6 @@ from appliance.cli.substituter_options import add_substituter_options, substitut
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
-    from appliance.supervisor.virtiofs import VirtiofsConfig
-
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
 
 _MAX_MOUNT_WORKERS: Final = 254
@@ -251,6 +249,7 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         )
     gid = None if options.socket_group is None else socket_group(options.socket_group)
     mode = socket_mode_of(options.socket_mode)
+    fields = _virtiofs_fields(options)
     from appliance.system.bound_socket import BoundSocket
 
     # Until the event loop takes signals over, the end must not leave files behind either.
@@ -259,11 +258,13 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         # Whoever connects early waits a moment, and need not try again. What follows imports most
         # of the program.
         bound = [opened.enter_context(closing(BoundSocket(p, gid, mode=mode))) for p in paths]
-        config = _virtiofs_config(options)
         # Imported here because other commands need neither the event loop nor the C engine.
         from appliance.supervisor.listeners import Listener
-        from appliance.supervisor.virtiofs import serve
+        from appliance.supervisor.virtiofs import VirtiofsConfig, serve
+        from appliance.vhost.fs_device import encode_tag
 
+        tag = encode_tag(options.tag) if options.tag is not None else None
+        config = VirtiofsConfig(**fields, tag=tag)
         default = exported_of(options)
         seen = [socket_exported(text, default) for text in options.socket_path]
         if options.socket is not None:
@@ -277,38 +278,35 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
         serve(replace(config, metrics=metrics), listeners)
 
 
-def _virtiofs_config(options: argparse.Namespace) -> "VirtiofsConfig":
-    from appliance.supervisor.virtiofs import VirtiofsConfig
-    from appliance.vhost.fs_device import encode_tag
-
+def _virtiofs_fields(options: argparse.Namespace) -> dict[str, Any]:
+    # Those of VirtiofsConfig that can be told, and are checked, without the modules that serve.
     num_request_queues = options.num_request_queues
     if num_request_queues is None:
         num_request_queues = min(os.cpu_count() or 1, REQUEST_QUEUES_MAX)
     services = service_addresses(options)
-    return VirtiofsConfig(
-        services=services,
-        blob_cache_bytes=_blob_cache_bytes(options),
-        min_free_bytes=min_free_bytes(options),
-        substitution=substitution_of(options, services),
-        state_dir=state_dir(options, services),
-        is_root_listable=options.list_root,
-        is_by_content=options.inodes == "content",
-        is_sandboxed=options.sandbox == "on",
-        keeps_sessions=options.keep_sessions,
-        is_answered_in_python=_is_answered_in_python(),
-        poll_us=_poll_us(options.poll_us),
-        tag=encode_tag(options.tag) if options.tag is not None else None,
-        num_request_queues=_in_range(
+    return {
+        "services": services,
+        "blob_cache_bytes": _blob_cache_bytes(options),
+        "min_free_bytes": min_free_bytes(options),
+        "substitution": substitution_of(options, services),
+        "state_dir": state_dir(options, services),
+        "is_root_listable": options.list_root,
+        "is_by_content": options.inodes == "content",
+        "is_sandboxed": options.sandbox == "on",
+        "keeps_sessions": options.keep_sessions,
+        "is_answered_in_python": _is_answered_in_python(),
+        "poll_us": _poll_us(options.poll_us),
+        "num_request_queues": _in_range(
             "--num-request-queues", num_request_queues, REQUEST_QUEUES_MAX
         ),
-        exits_on_disconnect=options.exit_on_disconnect,
-        max_front_ends=_in_range("--max-front-ends", options.max_front_ends, FRONT_ENDS_MAX),
-        listen_dir=options.listen_dir,
-        goes_on_without_paths=options.migration_on_error == "guest-error",
-        queue_size=_power_of_two("--queue-size", options.queue_size, QUEUE_SIZE_MAX),
-        log_level=options.log_level,
-        log_json=is_json_log(options),
-    )
+        "exits_on_disconnect": options.exit_on_disconnect,
+        "max_front_ends": _in_range("--max-front-ends", options.max_front_ends, FRONT_ENDS_MAX),
+        "listen_dir": options.listen_dir,
+        "goes_on_without_paths": options.migration_on_error == "guest-error",
+        "queue_size": _power_of_two("--queue-size", options.queue_size, QUEUE_SIZE_MAX),
+        "log_level": options.log_level,
+        "log_json": is_json_log(options),
+    }
 
 
 def _exit(_number: int, _frame: object) -> NoReturn:

@@ -93,13 +93,19 @@ def _run_status(options: argparse.Namespace) -> None:
     reports = running_reports(options)
     sessions = [session for report in reports for session in report["sessions"]]
     waiting = [front_end for report in reports for front_end in report.get("waiting", ())]
+    attached = [row for report in reports for row in report.get("attached", ())]
     if options.json:
         supervisors = [
             {key: report[key] for key in ("supervisor", "store", "remote") if key in report}
             for report in reports
         ]
         plain = [{k: v for k, v in session.items() if k != _HISTOGRAMS} for session in sessions]
-        report = {"sessions": plain, "waiting": waiting, "supervisors": supervisors}
+        report = {
+            "sessions": plain,
+            "waiting": waiting,
+            "attached": attached,
+            "supervisors": supervisors,
+        }
         print_json(report, indent=2)
         return
     for report in reports:
@@ -114,6 +120,9 @@ def _run_status(options: argparse.Namespace) -> None:
             f"{front_end['socket']}: process {front_end['pid']} waits for the connected front-end"
             " to disconnect"
         )
+    for row in attached:
+        error = f", which cannot be served: {row['error']}" if "error" in row else ""
+        print(f"{row['name']} is attached at {row['socket']}{error}")
 
 
 def _supervisor_line(report: "Mapping[str, Any]") -> str:

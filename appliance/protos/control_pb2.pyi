@@ -930,6 +930,7 @@ class StartRing(_message.Message):
     HAS_CALL_FIELD_NUMBER: _builtins.int
     HAS_ERR_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
+    FOLLOWS_USED_FIELD_NUMBER: _builtins.int
     num: _builtins.int
     desc: _builtins.int
     """Front-end user addresses."""
@@ -945,6 +946,8 @@ class StartRing(_message.Message):
     inflight_queue_size: _builtins.int
     has_call: _builtins.bool
     has_err: _builtins.bool
+    follows_used: _builtins.bool
+    """Start behind what the used ring has, unless the inflight area says otherwise."""
     @_builtins.property
     def log(self) -> Global___DirtyLog:
         """Set: mark what is written."""
@@ -964,10 +967,11 @@ class StartRing(_message.Message):
         has_call: _builtins.bool = ...,
         has_err: _builtins.bool = ...,
         log: Global___DirtyLog | None = ...,
+        follows_used: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["avail", b"avail", "base", b"base", "desc", b"desc", "features", b"features", "has_call", b"has_call", "has_err", b"has_err", "inflight_num_queues", b"inflight_num_queues", "inflight_offset", b"inflight_offset", "inflight_queue_size", b"inflight_queue_size", "log", b"log", "num", b"num", "used", b"used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avail", b"avail", "base", b"base", "desc", b"desc", "features", b"features", "follows_used", b"follows_used", "has_call", b"has_call", "has_err", b"has_err", "inflight_num_queues", b"inflight_num_queues", "inflight_offset", b"inflight_offset", "inflight_queue_size", b"inflight_queue_size", "log", b"log", "num", b"num", "used", b"used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

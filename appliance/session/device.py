@@ -60,6 +60,7 @@ class Device:
         self._ring_workers: dict[int, RingWorker] = {}
         self._kick_fds: dict[int, int] = {}  # of the rings that run, lent
         self._transfer: StateStream | None = None
+        self._restored: set[int] = set()  # rings that have not started since a session was loaded
 
     # --- Status ---
 
@@ -153,6 +154,9 @@ class Device:
                 self._services,
                 self._regions,
             )
+        if index in self._restored:
+            self._restored.remove(index)
+            config = config._replace(follows_used=True)
         self._recording[index] = inflight
         self._kick_fds[index] = config.kick_fd
         self._services.kicks.add(config.kick_fd)
@@ -208,6 +212,10 @@ class Device:
             memory.start(state.init.minor, state.init.flags, state.init.max_readahead)
         else:
             memory.end()
+        # Whatever had been taken from them was answered when the session was saved. But a front-end
+        # may say that a ring goes on behind whatever the guest had offered by then, as
+        # cloud-hypervisor does, and those requests would be lost.
+        self._restored = set(range(self._num_queues))
 
     def _begin_transfer(self, fd: int, data: bytes | None) -> None:
         if self._transfer is not None:

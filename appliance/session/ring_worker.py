@@ -339,6 +339,7 @@ class RingWorker:
                     has_call=config.call_fd is not None,
                     has_err=config.err_fd is not None,
                     log=log,
+                    follows_used=config.follows_used,
                 )
             ),
             [inflight.fd, config.kick_fd, *optional, *log_fds],

@@ -51,6 +51,9 @@ class VringConfig(NamedTuple):
     """If False, this ring's area of the inflight buffer decides where to start, not `base`."""
     log: RingLog | None = None
     """None if nothing is to be marked."""
+    follows_used: bool = False
+    """If True, and the inflight buffer has nothing of this ring, its used ring decides where to
+    start, not `base`."""
 
 
 class Backend(Protocol):

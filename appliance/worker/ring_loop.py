@@ -1,25 +1,19 @@
-"""Serving one virtqueue: the loop around the ring, and what happens to requests that must wait.
+"""Serving one virtqueue: the loop around the ring, and the control channel.
 
 `RingLoop` handles the control channel: guest memory, and rings that start and stop. `RingServer`
 serves a started ring. Where `PlainAnswers` is given, the loop over the ring runs in C and sleeps
 there. It returns for requests that are not plain, for messages on the control channel, and for
 errors. Without it, and while a front-end asks for a dirty log, the loop here answers every request
 in Python: only here are the pages marked that a reply was written to.
-
-A request whose answer is not there yet is set aside, by its head index alone. Its chain stays
-popped and stays in the inflight record, and other requests are served meanwhile. When the resolver
-has provided what was missing, the chain is walked again from guest memory and the request runs as
-if it had just arrived. Heads that a dead worker had popped and not returned run in the same way.
 """
 
-import contextlib
 import errno
 import logging
 import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from appliance.dirty_log import open_log
@@ -34,21 +28,17 @@ from appliance.engine import (
 from appliance.errors import ApplianceError, RingError
 from appliance.fs.handler import Handler
 from appliance.fuse_proto.dispatch import Dispatcher
-from appliance.fuse_proto.operations import NotReady
 from appliance.protos import control_pb2 as pb
 from appliance.session import channel
 from appliance.session.link import close_all
 from appliance.session.request_statistics import QueueStatistics
 from appliance.session.session_memory import InflightMemory
-from appliance.session.wants import BlobWanted, Want
-from appliance.worker import ring_delivery
-from appliance.worker.pending import Asking, Parking
+from appliance.worker.pending import Asking
 from appliance.worker.plain_answers import PlainAnswers, RingWait
+from appliance.worker.ring_server import RingServer
 
 _LOG = logging.getLogger(__name__)
 
-# The largest number of requests served between two looks at the control channel.
-BATCH: Final = 32
 # How long a ring that must stop waits for the resolver before requests that wait get EIO.
 _DRAIN_DEADLINE_S = 10.0
 # How often the owner is told that the ring is draining, so that it does not replace this worker.
@@ -256,7 +246,13 @@ class RingLoop:
     def _new_ring(self, start: pb.StartRing) -> Ring:
         # The descriptors are the front-end's: any kind of file, of any size by now.
         try:
-            inflight = self._inflight_area(start)
+            memory = InflightMemory(
+                self._ring_fds["inflight"],
+                offset=start.inflight_offset,
+                num_queues=start.inflight_num_queues,
+                queue_size=start.inflight_queue_size,
+            )
+            inflight = memory.area(self._queue)
         except (ValueError, OSError) as exc:
             raise RingError(f"inflight buffer: {exc}") from exc
         log = open_log(start.log, self._ring_fds.get("log"))
@@ -274,20 +270,13 @@ class RingLoop:
         if log is not None and has_predecessor:
             # It may have died between its last write to the used ring and the mark for that.
             log.completed(ring.cdata)
+        if start.follows_used and not has_predecessor:
+            ring.cdata.last_avail = ring.cdata.used_idx
         try:
             self._poller.register(self._ring_fds["kick"], select.EPOLLIN | select.EPOLLET)
         except OSError as exc:
             raise RingError(f"kick descriptor: {exc.strerror}") from exc
         return ring
-
-    def _inflight_area(self, start: pb.StartRing) -> memoryview:
-        memory = InflightMemory(
-            self._ring_fds["inflight"],
-            offset=start.inflight_offset,
-            num_queues=start.inflight_num_queues,
-            queue_size=start.inflight_queue_size,
-        )
-        return memory.area(self._queue)
 
     def _stop_ring(self, envelope: pb.Envelope) -> None:
         self._stop_id = envelope.id
@@ -338,137 +327,3 @@ class RingLoop:
 
 def _mapped(region: pb.Region) -> MappedRegion:
     return MappedRegion(region.gpa, region.size, region.user_addr, region.mmap_offset)
-
-
-class RingServer:
-    """One started ring, and the requests of it that wait for the resolver.
-
-    Every method may raise RingError: the guest broke the ring, and this object must not be used any
-    more.
-
-    Args:
-        ring: the ring (lent).
-        dispatcher: answers requests.
-        handler: the operations behind `dispatcher`, for its batches.
-        ask: sends a want to the resolver.
-        statistics: gets the time that each request took; the dispatcher counts the requests.
-    """
-
-    def __init__(
-        self,
-        ring: Ring,
-        dispatcher: Dispatcher,
-        handler: Handler,
-        ask: Callable[[Want], None],
-        statistics: QueueStatistics,
-    ) -> None:
-        self._ring = ring
-        self._dispatcher = dispatcher
-        self._handler = handler
-        self._statistics = statistics
-        self._plain: PlainAnswers | None = None
-        self._wait: RingWait | None = None
-        # Heads, with the time at which each was first taken.
-        self._parked: Parking[tuple[int, int]] = Parking(ask, statistics.set_parked)
-
-    def answer_plain(self, plain: PlainAnswers, wait: RingWait | None = None) -> None:
-        """Have plain requests answered by `plain`, and `serve` sleep at `wait`."""
-        self._plain = plain
-        self._wait = wait
-
-    @property
-    def has_parked(self) -> bool:
-        """Whether popped requests wait for the resolver."""
-        return bool(self._parked)
-
-    @property
-    def ring(self) -> Ring:
-        """The ring that is served."""
-        return self._ring
-
-    def recover(self) -> None:
-        """Run again what a killed predecessor had popped and not returned."""
-        heads = self._ring.recovered
-        if heads:
-            _LOG.info("running %d requests of a dead worker again", len(heads))
-            now_ns = time.monotonic_ns()
-            self._run_again([(head, now_ns) for head in heads])
-
-    def serve(self) -> bool:
-        """Answer requests, and sleep while there are none if the loop runs in C.
-
-        Returns:
-            Whether to look at the descriptors and call this again without sleeping.
-        """
-        if self._plain is None or self._wait is None or self._ring.log is not None:
-            return self.serve_batch()
-        self._serve_slots(self._plain.serve_ring(self._ring, self._wait))
-        return True
-
-    def serve_batch(self) -> bool:
-        """Answer up to BATCH requests; return whether to look again without sleeping."""
-        ring = self._ring
-        if self._plain is None or ring.log is not None:
-            taken = ring.pop(BATCH)
-            self._statistics.set_taken(taken)
-            self._serve_slots(range(taken))
-        else:
-            self._serve_slots(self._plain.serve_batch(ring, BATCH))
-        return ring.arm()
-
-    def resolved(self, want: Want, error: int) -> None:
-        """Run what waited for `want` again, or answer it with `error` (a positive errno)."""
-        parked = self._parked.take(want)
-        if error == 0:
-            self._run_again(parked)
-            parked, error = self._parked.take_hopeless(want), errno.EIO
-        try:
-            for head, taken_ns in parked:
-                self._ring.load(head)
-                ring_delivery.fail(self._ring, 0, self._dispatcher, error)
-                self._note_latency(0, taken_ns)
-        finally:
-            self._ring.signal()
-
-    def fail_parked(self, error: int) -> None:
-        """Answer everything that is parked with `error`."""
-        for want in self._parked.wants():
-            self.resolved(want, error)
-
-    def _run_again(self, parked: Iterable[tuple[int, int]]) -> None:
-        with self._batch():
-            for head, taken_ns in parked:
-                self._ring.load(head)
-                self._serve(0, taken_ns)
-
-    def _serve_slots(self, slots: Sequence[int]) -> None:
-        if not slots:
-            return
-        taken_ns = time.monotonic_ns()
-        with self._batch():
-            for slot in slots:
-                self._serve(slot, taken_ns)
-
-    @contextlib.contextmanager
-    def _batch(self) -> Iterator[None]:
-        # The guest is signalled once, when the snapshot of the store has been closed: the front-end
-        # can make a write to its descriptor block.
-        try:
-            with self._handler.batch():
-                yield
-        finally:
-            self._ring.signal()
-
-    def _serve(self, slot: int, taken_ns: int) -> None:
-        try:
-            ring_delivery.serve(self._ring, slot, self._dispatcher)
-        except NotReady as exc:
-            if self._plain is not None and isinstance(exc.want, BlobWanted):
-                self._plain.close_unlinked()
-            self._parked.park(exc, (self._ring.head(slot), taken_ns))
-        else:
-            self._note_latency(slot, taken_ns)
-
-    def _note_latency(self, slot: int, taken_ns: int) -> None:
-        opcode = int.from_bytes(self._ring.request(slot)[4:8], "little")
-        self._statistics.add_latency(opcode, time.monotonic_ns() - taken_ns)

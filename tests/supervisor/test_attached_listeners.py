@@ -174,6 +174,10 @@ def test_a_name_whose_view_is_gone_stays_attached_and_does_no_harm(host: Host) -
     subprocess.run(view, check=True, timeout=DEADLINE_S)
     host.restart(is_killed=False)
     assert "a: is attached, but cannot be served: view v: there is none" in host.supervisor.log()
+    shown = json.loads(host.run("status", "--json"))["attached"]
+    assert [(row["name"], "error" in row) for row in shown] == [("a", True), ("b", False)]
+    at_b = f"b is attached at {host.listen_dir / 'b.sock'}"
+    assert host.run("status").splitlines()[-1] == at_b
     with host.guest("b") as guest:
         guest.mount()
     view[view.index("delete")] = "create"

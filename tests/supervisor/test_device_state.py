@@ -27,6 +27,7 @@ from tests.fakes.appliance_process import (
     import_tree,
     uri_of,
 )
+from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.vmms import CloudHypervisor, NewerQemu
 
 pytestmark = pytest.mark.slow
@@ -262,6 +263,34 @@ def test_a_view_moves_with_its_files_and_what_was_removed_stays_stale(
             assert guest.lookup(ROOT, stores.second) not in {known.second, 0}
 
 
+def test_what_a_service_has_is_fetched_where_the_guest_goes_on(
+    here: ApplianceProcess, stores: Stores, tmp_path: Path
+) -> None:
+    guest, vmm = new_guest(here)
+    with (
+        guest,
+        DaemonProcess(uri_of(stores.there), tmp_path / "daemon") as daemon,
+        DaemonProcess(uri_of(stores.poorer), tmp_path / "poorer") as other,
+        served_from(daemon, tmp_path / "there") as there,
+        served_from(other, tmp_path / "nowhere") as nowhere,
+    ):
+        known = walk(guest, stores)
+        state, bases = vmm.save()
+        vmm, result = move(guest, nowhere, state)
+        assert result == 1
+        wait_for_log(nowhere, f"{stores.second.decode()} is not in the store and cannot be fetched")
+        vmm, result = move(guest, there, state)
+        assert result == 0
+        vmm.start(guest.memory, guest.rings, bases)
+        check_all(guest, known, stores)
+
+
+def served_from(daemon: DaemonProcess, directory: Path) -> ApplianceProcess:
+    directory.mkdir()
+    uri = f"grpc+unix:{daemon.socket}"
+    return ApplianceProcess(uri, directory, f"--state-dir={directory / 'state'}")
+
+
 # --- What is missing ---
 
 
@@ -465,14 +494,18 @@ def test_cloud_hypervisor_pauses_saves_goes_on_and_restores(
         state = vmm.front_end.save_state()
         vmm.start(guest.memory, guest.rings, bases)
         check_all(guest, known, stores)
-        bases = vmm.stop()
+        vmm.stop()
+        # A guest that is paused with a request in its ring, which nobody has taken.
+        guest.send(fuse_client.read(known.deep, 0, 100))
 
         restored = CloudHypervisor(there.connect(), 2)
         restored.realize_restored()
         assert restored.front_end.load_state(state) == 0
-        restored.start(guest.memory, guest.rings, bases)
+        restored.start(guest.memory, guest.rings, [ring.avail_idx for ring in guest.rings])
         vmm.close()
         guest.vmm = restored
+        (waited,) = guest.rings[1].collect(timeout_s=DEADLINE_S)
+        assert fuse_client.parse_reply(waited.data).body == b"deep in first"
         check_all(guest, known, stores)
 
 

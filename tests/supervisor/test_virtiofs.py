@@ -22,6 +22,7 @@ from tests.fakes.appliance_process import (
 )
 from tests.fakes.driver import DriverRing
 from tests.fakes.frontend import FrontEnd
+from tests.fakes.hostile_guest import descendants
 from tests.fakes.vmms import CloudHypervisor, Crosvm, Uml, Vmm
 
 pytestmark = pytest.mark.slow
@@ -147,6 +148,10 @@ def test_killing_the_fork_server_is_survived(appliance: ApplianceProcess, name: 
         (pid,) = {w["pid"] for w in appliance.status()[0]["workers"] if w["queues"] == [1]}
         os.kill(parent_of(pid), signal.SIGKILL)
         assert guest.lookup(ROOT, name)
+
+
+def test_a_fork_server_waits_for_the_first_front_end(appliance: ApplianceProcess) -> None:
+    assert any(descendants(appliance.process.pid) for _ in every_event(DEADLINE_S))
 
 
 def test_killing_the_supervisor_leaves_processes_only_until_the_front_end_leaves(

@@ -17,7 +17,7 @@ from time import process_time
 from typing import Final
 
 from appliance.store.store_reader import StoreReader
-from appliance.worker.ring_loop import BATCH, RingServer
+from appliance.worker.ring_server import BATCH, RingServer
 from tests.bench_walk import look_up, serving, walk, walks_s
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import FakeGuest, import_tree

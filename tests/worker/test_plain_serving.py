@@ -21,7 +21,7 @@ from appliance.session.request_statistics import SessionStatistics
 from appliance.store.store_reader import StoreReader
 from appliance.worker.device_delivery import REQUEST_BYTES, DeviceEndedError, FuseDevice
 from appliance.worker.plain_answers import RingWait
-from appliance.worker.ring_loop import RingServer
+from appliance.worker.ring_server import RingServer
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import every_event
 from tests.fakes.driver import EVENTFD

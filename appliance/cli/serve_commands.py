@@ -25,6 +25,7 @@ from appliance.cli.options import (
     add_service_options,
     add_state_option,
     is_json_log,
+    path_argument,
     service_addresses,
     state_dir,
 )
@@ -42,13 +43,6 @@ _DEFAULT_CACHE_SIZE: Final = "10G"
 _ANSWERS: Final = "APPLIANCE_ANSWERS"
 _MAX_POLL_US: Final = 1_000_000
 _DEFAULT_POLL_US: Final = 50
-
-
-def path_argument(text: str) -> Path:
-    """Return an argument as a path; an empty one, which Path takes for ".", is refused."""
-    if not text:
-        raise argparse.ArgumentTypeError("the path is empty")
-    return Path(text)
 
 
 def add_virtiofs(commands: "Subparsers") -> None:

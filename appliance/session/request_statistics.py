@@ -116,22 +116,26 @@ class SessionStatistics:
 
     def __init__(self, memory: memoryview, errors: memoryview = _NO_ERRORS) -> None:
         words = memory.cast("Q")
-        blocks = [words[at : at + _WORDS].tolist() for at in range(0, len(words), _WORDS)]
-        self._totals = list(map(sum, zip(*blocks, strict=True)))
+        blocks = [words[at : at + _WORDS] for at in range(0, len(words), _WORDS)]
+        self.requests = _sums(blocks, 0, OPCODES)
+        """The number of requests that were answered, by opcode."""
+        self._events = _sums(blocks, _EVENTS_AT, _WORDS)
+        # Most opcodes are never seen, and a supervisor has many sessions to read.
+        starts = ((opcode, _LATENCY_AT + opcode * BUCKETS) for opcode in range(OPCODES))
+        self._latency = {
+            opcode: _sums(blocks, start, start + BUCKETS)
+            for opcode, start in starts
+            if self.requests[opcode]
+        }
         self._errors: Counter[int] = Counter()
         rows = errors.cast("Q").tolist() if errors else []
         for key, number in zip(rows[::2], rows[1::2], strict=True):
             if number:
                 self._errors[key] += number
 
-    @property
-    def requests(self) -> list[int]:
-        """The number of requests that were answered, by opcode."""
-        return self._totals[:OPCODES]
-
     def events(self) -> dict[str, int]:
         """Return the numbers that are not by opcode, by name."""
-        return dict(zip(_EVENTS, self._totals[_EVENTS_AT:], strict=False))
+        return dict(zip(_EVENTS, self._events, strict=True))
 
     def latency_us(self, opcode: int, fraction: float) -> float:
         """Return a bound, a power of two of ns, that this fraction of the requests stayed below.
@@ -176,8 +180,11 @@ class SessionStatistics:
             yield _UNKNOWN, 0
 
     def _buckets(self, opcode: int) -> list[int]:
-        start = _LATENCY_AT + opcode * BUCKETS
-        return self._totals[start : start + BUCKETS]
+        return self._latency.get(opcode, [0] * BUCKETS)
+
+
+def _sums(blocks: Sequence[memoryview], start: int, end: int) -> list[int]:
+    return list(map(sum, zip(*(block[start:end].tolist() for block in blocks), strict=True)))
 
 
 def bucket_of(ns: int) -> int:

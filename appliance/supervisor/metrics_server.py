@@ -1,7 +1,7 @@
 """`--metrics`: the numbers of a supervisor, over HTTP, in the format that the client asks for.
 
-Requests are answered on the supervisor's loop. Reading files and making the text, which takes a
-millisecond for each virtual machine, happen in threads, for one client at a time.
+Requests are answered on the supervisor's loop. Reading files and making the text, which takes two
+to three milliseconds for each virtual machine, happen in threads, for one client at a time.
 """
 
 import asyncio

@@ -107,3 +107,15 @@ class HttpProcess:
             if self.process.poll() is not None:
                 break
         raise AssertionError(f"the server did not come up:\n{self.log()}")
+
+
+def get_over_unix(path: Path, url: str) -> str:
+    """Return what a server on the Unix socket `path` answers with."""
+    connection = http.client.HTTPConnection("localhost", timeout=DEADLINE_S)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(os.fspath(path))
+    connection.request("GET", url)
+    try:
+        return connection.getresponse().read().decode()
+    finally:
+        connection.close()

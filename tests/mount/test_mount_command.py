@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 import appliance
 from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event, import_tree
+from tests.fakes.http_process import get_over_unix
 from tests.fakes.mounted import Mounted, is_mounted
 
 pytestmark = pytest.mark.slow
@@ -402,3 +404,20 @@ def test_the_mount_may_cover_the_program_itself(tmp_path: Path) -> None:
         assert (work / name).read_text() == "covered"
         with pytest.raises(FileNotFoundError):
             (work / "appliance").stat()
+
+
+def test_metrics_of_a_mount_are_served_until_it_ends(
+    store: Path, name: str, mountpoint: Path, tmp_path: Path
+) -> None:
+    socket_path = tmp_path / "metrics.sock"
+    with Mounted(store, mountpoint, f"--metrics={socket_path}") as mounted:
+        assert (mountpoint / name / "large").read_bytes() == LARGE
+        scraped = get_over_unix(socket_path, "/metrics")
+        read = re.search(
+            r'appliance_read_bytes_total\{source="store_file",vm="(.*)"\} (.*)', scraped
+        )
+        assert read, scraped
+        assert read[1] == str(mountpoint)
+        assert float(read[2]) == len(LARGE)
+        mounted.stop()
+    assert not socket_path.exists()

@@ -4,7 +4,7 @@ One supervisor serves a local store, and the other one a daemon's. Each has answ
 """
 
 import errno
-import http.client
+import http
 import json
 import os
 import re
@@ -38,6 +38,7 @@ from tests.fakes.appliance_process import (
     import_tree,
 )
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.http_process import get_over_unix
 
 MONITORING: Final = Path(__file__).resolve().parents[2] / "docs" / "monitoring"
 ROOT: Final = 1
@@ -68,14 +69,7 @@ class Served(NamedTuple):
         return text
 
     def remote_text(self) -> str:
-        connection = http.client.HTTPConnection("localhost", timeout=DEADLINE_S)
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.connect(os.fspath(self.socket))
-        connection.request("GET", "/metrics")
-        try:
-            return connection.getresponse().read().decode()
-        finally:
-            connection.close()
+        return get_over_unix(self.socket, "/metrics")
 
 
 def use(guest: FakeGuest, name: str) -> None:

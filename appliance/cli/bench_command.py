@@ -6,9 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance.cli.options import add_json_option, add_log_options
+from appliance.cli.options import add_json_option, add_log_options, path_argument
 from appliance.cli.output import print_json, write_line
-from appliance.cli.serve_commands import path_argument
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:

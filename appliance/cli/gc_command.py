@@ -2,17 +2,13 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from appliance.cli.du_command import add_du
 from appliance.cli.options import add_json_option, add_log_options, add_service_options
 from appliance.cli.output import print_json, write_line
 from appliance.cli.quantities import local_store, readable, seconds, size_bytes, whole_paths
-from appliance.cli.root_command import add_root
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from appliance.collector.collection import CollectionPlan, CollectOptions
     from appliance.collector.sweep import Swept
     from appliance.store.store import Store
@@ -223,12 +219,3 @@ def _print_compacted(options: argparse.Namespace, before: int, after: int) -> No
         return
     write_line(f"data.mdb: {readable(before)} before, {readable(after)} now")
     sys.stdout.flush()
-
-
-# For each command that is about what a store keeps, the function that adds its parser.
-COMMANDS: "Final[dict[str, Callable[[Subparsers], None]]]" = {
-    "gc": add_gc,
-    "delete": add_delete,
-    "root": add_root,
-    "du": add_du,
-}

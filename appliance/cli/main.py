@@ -11,33 +11,24 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from appliance import __version__
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
-from appliance.cli.attach_command import add_attach, add_detach
-from appliance.cli.bench_command import add_bench
-from appliance.cli.bug_report_command import add_bug_report
-from appliance.cli.doctor_command import add_doctor
-from appliance.cli.gc_command import COMMANDS as COLLECTOR_COMMANDS
 from appliance.cli.help_pages import CommandParser, GroupsParser
-from appliance.cli.http_command import add_http
-from appliance.cli.mount_commands import is_mount_call
 from appliance.cli.options import (
     add_log_options,
     add_service_options,
     environments,
     is_json_log,
+    path_argument,
     progress_form,
     service_addresses,
 )
 from appliance.cli.output import print_json
 from appliance.cli.pid_file import leave_shared_pid
-from appliance.cli.serve_commands import add_mount, add_virtiofs, path_argument, run_mount
-from appliance.cli.status_command import add_metrics, add_status
-from appliance.cli.store_commands import COMMANDS as STORE_COMMANDS
-from appliance.cli.system_log import send_errors_to_system_log
 from appliance.cli.terminal import (
     drop_output,
     open_missing_streams,
@@ -45,31 +36,42 @@ from appliance.cli.terminal import (
     progress_line,
     writing_output,
 )
-from appliance.cli.top_command import add_top
-from appliance.cli.view_command import add_view
 from appliance.errors import ApplianceError, ConfigError
 from appliance.system.tracing import span, start_tracing
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[CommandParser]  # noqa: SLF001 - has no other name
 
-_COMMANDS: Final = (
-    "import",
-    "virtiofs",
-    "attach",
-    "detach",
-    "mount",
-    "view",
-    "http",
-    "status",
-    "top",
-    "metrics",
-    "bench",
-    "doctor",
-    "bugreport",
-    *STORE_COMMANDS,
-    *COLLECTOR_COMMANDS,
-)
+# For each command, the module beside this one that defines it, and the function there that adds its
+# parser. Only what is needed is loaded: all of them take longer to load than some commands run.
+_ADDERS: Final = {
+    "import": ("main", "add_import"),
+    "virtiofs": ("serve_commands", "add_virtiofs"),
+    "attach": ("attach_command", "add_attach"),
+    "detach": ("attach_command", "add_detach"),
+    "mount": ("serve_commands", "add_mount"),
+    "view": ("view_command", "add_view"),
+    "http": ("http_command", "add_http"),
+    "status": ("status_command", "add_status"),
+    "top": ("top_command", "add_top"),
+    "metrics": ("status_command", "add_metrics"),
+    "bench": ("bench_command", "add_bench"),
+    "doctor": ("doctor_command", "add_doctor"),
+    "bugreport": ("bug_report_command", "add_bug_report"),
+    "copy": ("copy_command", "add_copy"),
+    "import-nar": ("import_nar_command", "add_import_nar"),
+    "daemon": ("daemon_command", "add_daemon"),
+    "nar": ("store_commands", "add_nar"),
+    "path-info": ("path_info_command", "add_path_info"),
+    "registration": ("registration_command", "add_registration"),
+    "verify": ("verify_command", "add_verify"),
+    "ls": ("store_commands", "add_ls"),
+    "cat": ("store_commands", "add_cat"),
+    "gc": ("gc_command", "add_gc"),
+    "delete": ("gc_command", "add_delete"),
+    "root": ("root_command", "add_root"),
+    "du": ("du_command", "add_du"),
+}
 # Those that are traced; `import` begins once its processes have been forked.
 _TRACED: Final = frozenset({"virtiofs", "mount", "daemon", "http", "copy", "import-nar"})
 _EXIT_FAILURE: Final = 1
@@ -140,6 +142,8 @@ def mount_helper(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(0)
 
     def serve(when_ready: Callable[[str], None]) -> None:
+        from appliance.cli.serve_commands import run_mount
+
         _start_logging(options)
         run_mount(options, when_ready)
 
@@ -147,8 +151,11 @@ def mount_helper(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(words: Sequence[str]) -> None:
-    if is_mount_call(words, _COMMANDS):
-        mount_helper(words)
+    if words and words[0] not in _ADDERS:
+        from appliance.cli.mount_commands import is_mount_call
+
+        if is_mount_call(words):
+            mount_helper(words)
     _run_options(command_parser(words[0] if words else "").parse_args(words))
 
 
@@ -164,6 +171,8 @@ def _run_virtiofsd(words: Sequence[str]) -> None:
     if call.descriptor_limit:
         virtiofsd_command.limit_descriptors(call.descriptor_limit)
     if call.is_for_syslog:
+        from appliance.cli.system_log import send_errors_to_system_log
+
         send_errors_to_system_log(virtiofsd_command.PROGRAM)
     options.when_logging = partial(virtiofsd_command.note_ignored, call.ignored)
     _run_options(options)
@@ -216,10 +225,7 @@ def virtiofsd_parser() -> argparse.ArgumentParser:
 
 
 def command_parser(command: str = "") -> argparse.ArgumentParser:
-    """Return a parser that knows only `command`, or all commands if there is none of that name.
-
-    Building the parsers of all commands takes longer than some commands run.
-    """
+    """Return a parser that knows only `command`, or all commands if there is none of that name."""
     parser = GroupsParser(
         prog="appliance",
         usage="%(prog)s COMMAND [OPTION]... [ARGUMENT]...",
@@ -235,31 +241,16 @@ def command_parser(command: str = "") -> argparse.ArgumentParser:
         prog="appliance",
         parser_class=CommandParser,
     )
-    adders: dict[str, Callable[[Subparsers], None]] = {
-        "import": _add_import,
-        "virtiofs": add_virtiofs,
-        "attach": add_attach,
-        "detach": add_detach,
-        "mount": add_mount,
-        "view": add_view,
-        "http": add_http,
-        "status": add_status,
-        "top": add_top,
-        "metrics": add_metrics,
-        "bench": add_bench,
-        "doctor": add_doctor,
-        "bugreport": add_bug_report,
-        **STORE_COMMANDS,
-        **COLLECTOR_COMMANDS,
-    }
-    for add in [adders[command]] if command in adders else adders.values():
-        add(commands)
-    if command in adders:
+    for name in [command] if command in _ADDERS else _ADDERS:
+        module, function = _ADDERS[name]
+        getattr(import_module(f"appliance.cli.{module}"), function)(commands)
+    if command in _ADDERS:
         parser.prog += f" {command}"  # errors refer to the --help of this program name
     return parser
 
 
-def _add_import(commands: "Subparsers") -> None:
+def add_import(commands: "Subparsers") -> None:
+    """Add `appliance import`."""
     command = commands.add_parser(
         "import",
         usage="%(prog)s [OPTION]... PATH...",

@@ -77,12 +77,12 @@ class MountCall(NamedTuple):
     is_noexec: bool
 
 
-def is_mount_call(words: Sequence[str], commands: Sequence[str]) -> bool:
-    """Return whether `words` come from libfuse's helper: SOURCE, an absolute DIR, and -o.
+def is_mount_call(words: Sequence[str]) -> bool:
+    """Return whether `words`, which do not begin with a command, come from libfuse's helper.
 
-    SOURCE must not be one of `commands`.
+    They are SOURCE, an absolute DIR, and -o then.
     """
-    return words[2:3] == ["-o"] and words[0] not in commands and words[1].startswith("/")
+    return words[2:3] == ["-o"] and words[1].startswith("/")
 
 
 def parse_mount_call(words: Sequence[str]) -> MountCall:

@@ -25,6 +25,13 @@ _DEFAULT_LEVEL: Final = "INFO"
 _KINDS: Final = ("blob", "directory", "path-info")
 
 
+def path_argument(text: str) -> Path:
+    """Return an argument as a path; an empty one, which Path takes for ".", is refused."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
 def add_service_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where the store is."""
     store = parser.add_argument_group(

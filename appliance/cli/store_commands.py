@@ -1,22 +1,9 @@
-"""The commands that read or serve the services of a store: daemon, nar, ls and cat.
-
-The others have modules of their own.
-"""
+"""The commands that show what is in a store path: nar, ls and cat."""
 
 import argparse
-import os
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance.cli.copy_command import add_copy
-from appliance.cli.import_nar_command import add_import_nar
-from appliance.cli.key_options import (
-    add_sign_option,
-    add_signature_options,
-    required_keys,
-    secret_keys,
-)
-from appliance.cli.listen_options import add_socket_options, socket_access, tls_files
 from appliance.cli.options import (
     add_json_option,
     add_log_options,
@@ -24,11 +11,6 @@ from appliance.cli.options import (
     service_addresses,
 )
 from appliance.cli.output import print_json, with_services, write, write_line
-from appliance.cli.path_info_command import add_path_info
-from appliance.cli.quantities import add_min_free_option, min_free_bytes
-from appliance.cli.registration_command import add_registration
-from appliance.cli.verify_command import add_verify
-from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,63 +19,12 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
 
-_DEFAULT_LISTEN: Final = "[::1]:8000"
-
-
 # What `nar`, `ls` and `cat` take.
 _PATH_HELP: Final = "a store path, or something in it, with or without /nix/store/"
 
 
-def _add_daemon(commands: "Subparsers") -> None:
-    command = commands.add_parser(
-        "daemon",
-        usage="%(prog)s [OPTION]...",
-        help="serve the store over gRPC",
-        description="Serve the store over gRPC, to be read and written, until a signal ends it.",
-    )
-    serving = command.add_argument_group("serving")
-    serving.add_argument(
-        "-l",
-        "--listen-address",
-        action="append",
-        default=[],
-        metavar="ADDR",
-        help="listen on ADDR: HOST:PORT, the path of a Unix socket, @NAME for an abstract one, or "
-        "sd-listen[:NAME] for those that systemd passes; may be given several times (default: "
-        f"{_DEFAULT_LISTEN})",
-    )
-    add_socket_options(serving)
-    _add_writing(command.add_argument_group("what clients may put"))
-    add_service_options(command)
-    add_log_options(command)
-    command.set_defaults(run=_run_daemon)
-
-
-def _add_writing(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument(
-        "--read-only", action="store_true", help="nothing: refuse everything that is put"
-    )
-    group.add_argument(
-        "--check-content",
-        action="store_true",
-        help="before a store path becomes visible, read all of its contents and check them "
-        "against its PathInfo",
-    )
-    group.add_argument(
-        "--allow-replace",
-        action="store_true",
-        help="let clients replace the contents of a store path, which is refused otherwise",
-    )
-    add_min_free_option(group)
-    add_signature_options(group)
-    add_sign_option(
-        group,
-        "sign each store path that is put with the secret key in FILE; implies --check-content, "
-        "as --require-signatures does",
-    )
-
-
-def _add_nar(commands: "Subparsers") -> None:
+def add_nar(commands: "Subparsers") -> None:
+    """Add `appliance nar`."""
     command = commands.add_parser(
         "nar",
         usage="%(prog)s [OPTION]... PATH",
@@ -106,7 +37,8 @@ def _add_nar(commands: "Subparsers") -> None:
     command.set_defaults(run=_run_nar)
 
 
-def _add_ls(commands: "Subparsers") -> None:
+def add_ls(commands: "Subparsers") -> None:
+    """Add `appliance ls`."""
     command = commands.add_parser(
         "ls",
         usage="%(prog)s [OPTION]... PATH",
@@ -127,7 +59,8 @@ def _add_ls(commands: "Subparsers") -> None:
     command.set_defaults(run=_run_ls)
 
 
-def _add_cat(commands: "Subparsers") -> None:
+def add_cat(commands: "Subparsers") -> None:
+    """Add `appliance cat`."""
     command = commands.add_parser(
         "cat",
         usage="%(prog)s [OPTION]... PATH",
@@ -138,45 +71,6 @@ def _add_cat(commands: "Subparsers") -> None:
     add_service_options(command)
     add_log_options(command)
     command.set_defaults(run=_run_cat)
-
-
-def _run_daemon(options: argparse.Namespace) -> None:
-    from appliance.rpc.daemon import DaemonConfig, serve
-    from appliance.rpc.listen import parse_listen_address
-
-    trusted_keys = required_keys(options)
-    _check_read_only(options)
-    listen = [
-        address
-        for text in options.listen_address or [_DEFAULT_LISTEN]
-        for address in parse_listen_address(text, os.environ)
-    ]
-    serve(
-        DaemonConfig(
-            service_addresses(options),
-            listen,
-            may_replace_paths=options.allow_replace,
-            min_free_bytes=min_free_bytes(options),
-            checks_content=options.check_content,
-            access=socket_access(options),
-            tls=tls_files(options),
-            is_readonly=options.read_only,
-            trusted_keys=trusted_keys,
-            secret_keys=secret_keys(options),
-        )
-    )
-
-
-def _check_read_only(options: argparse.Namespace) -> None:
-    about_writing = {
-        "--check-content": options.check_content,
-        "--allow-replace": options.allow_replace,
-        "--require-signatures": options.require_signatures,
-        "--sign": options.sign,
-    }
-    for option, value in about_writing.items():
-        if options.read_only and value:
-            raise ConfigError(f"--read-only: cannot be combined with {option}")
 
 
 def _run_nar(options: argparse.Namespace) -> None:
@@ -226,17 +120,3 @@ def _with_view(options: argparse.Namespace, work: "Callable[[StoreView], Awaitab
     from appliance.services.store_view import StoreView
 
     with_services(options, lambda services: work(StoreView(services)))
-
-
-# For each command, the function that adds its parser.
-COMMANDS: "Final[dict[str, Callable[[Subparsers], None]]]" = {
-    "copy": add_copy,
-    "import-nar": add_import_nar,
-    "daemon": _add_daemon,
-    "nar": _add_nar,
-    "path-info": add_path_info,
-    "registration": add_registration,
-    "verify": add_verify,
-    "ls": _add_ls,
-    "cat": _add_cat,
-}

@@ -37,6 +37,7 @@ from appliance.collector.path_graph import PathGraph
 from appliance.collector.root_sources import Roots, gather_roots
 from appliance.collector.sweep import Sweep, Swept
 from appliance.db.environment import ReadTransaction
+from appliance.db.resident_pages import read_ahead
 from appliance.errors import StoreError, disk_error
 from appliance.nix.store_path import StorePath
 from appliance.store.root_lists import roots_locked
@@ -123,6 +124,7 @@ def plan(store: Store, options: CollectOptions) -> CollectionPlan:
     with roots_locked(store.path, is_exclusive=True):
         roots = gather_roots(store.path, options.grace_s)
     free_bytes = _free_bytes(store) if options.keep_free_bytes is not None else 0
+    read_ahead(store.path)
     with store.env.read() as txn:
         view = store.view_in(txn)
         graph = PathGraph(store)

@@ -22,6 +22,7 @@ from appliance.castore.references import sized_contents_in
 from appliance.collector.digest_index import DigestIndex
 from appliance.collector.path_graph import KnownPath, PathGraph
 from appliance.db.environment import ReadTransaction
+from appliance.db.resident_pages import read_ahead
 from appliance.store import removal, schema
 from appliance.store.charges import Charges
 from appliance.store.snapshot import Snapshot
@@ -80,6 +81,7 @@ def disk_usage(
         StoreError: LMDB failed.
     """
     unused_bytes = store.env.unused_bytes()
+    read_ahead(store.path)
     with store.env.read() as txn:
         view = store.view_in(txn)
         graph = PathGraph(store)

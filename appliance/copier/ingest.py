@@ -34,7 +34,7 @@ from appliance.nix.nar import (
 )
 from appliance.store.batch import Batch
 from appliance.store.schema import INLINE_MAX
-from appliance.system.libc import clone_file
+from appliance.system.clones import clone_file
 
 # Bytes of small blobs held in memory for one tree. Several trees are read at the same time.
 _SPILL_BYTES: Final = 16 << 20

@@ -28,8 +28,8 @@ from appliance.nix.signing import Signature
 from appliance.nix.store_path import STORE_DIR, StorePath
 
 _BUSY_TIMEOUT_S: Final = 10.0
-# More than there are processors, because the store merges commits that come at the same time.
-_NUM_READERS: Final = 8
+# A few more than most machines have processors for one program: reading also waits for the disk.
+_NUM_READERS: Final = 4
 _TRIES: Final = 5
 
 _PATH: Final = "SELECT id, hash, deriver, narSize, sigs, ca FROM ValidPaths WHERE path = ?"

@@ -16,6 +16,7 @@ from appliance.importer.beneath import write_sparse
 from appliance.importer.records import HashKind
 from appliance.store.temp_directory import sweep
 from appliance.system import libc
+from appliance.system.clones import clone_file
 
 # Bytes of the unit that `st_blocks` counts.
 _BLOCK_SIZE: Final = 512
@@ -65,7 +66,7 @@ class StagingFile:
             The descriptor of the clone, which stays this object's; None if there is no clone.
         """
         try:
-            if not libc.clone_file(fd, self._fd):
+            if not clone_file(fd, self._fd):
                 return None
             if os.fstat(self._fd).st_size != size:
                 os.ftruncate(self._fd, 0)

@@ -13,14 +13,16 @@ import stat
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from appliance.castore.directory_encoder import ENCODED_MAX, ENTRY_MIN, NODE_MIN
 from appliance.castore.names import check_target, display
 from appliance.errors import DirectoryError, ImportTreeError
 from appliance.importer.beneath import DIRECTORY, FILE, SYMLINK, open_beneath, read_entries
-from appliance.importer.hasher_pool import HasherPool
 from appliance.importer.roots import Identity, OpenRoot, identity_of, open_directory, reason
+
+if TYPE_CHECKING:
+    from appliance.importer.hasher_pool import HasherPool
 
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY
 _ROOT_FLAGS: Final = os.O_PATH | os.O_DIRECTORY
@@ -255,7 +257,7 @@ class LookaheadWalk:
     """
 
     def __init__(
-        self, root: OpenRoot, pool: HasherPool, excluded: Mapping[Identity, str] = NO_EXCLUSIONS
+        self, root: OpenRoot, pool: "HasherPool", excluded: Mapping[Identity, str] = NO_EXCLUSIONS
     ) -> None:
         self.root = root
         self._walk = walk(root, excluded)

@@ -14,7 +14,6 @@ ends within it, is yielded unchecked.
 """
 
 import os
-from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import chain
@@ -40,7 +39,6 @@ from appliance.services.stored_trees import (
 from appliance.store.blob_files import BlobFile
 from appliance.store.snapshot import Snapshot
 from appliance.store.store import Store
-from appliance.system import libc
 
 # In bytes. A piece of small files has about this size, and a part of a large file at most. It stays
 # in the processor's cache from being read to being written.
@@ -52,6 +50,8 @@ Piece: TypeAlias = "bytes | memoryview"
 
 def keep_piece_memory() -> None:
     """Have malloc keep the memory of a piece for the next one, instead of faulting it in anew."""
+    from appliance.system import libc  # noqa: PLC0415 - ctypes is slow to load
+
     libc.tune_malloc(mmap_threshold=4 * PIECE_SIZE, trim_threshold=16 * PIECE_SIZE, num_arenas=2)
 
 
@@ -86,7 +86,6 @@ class LocalNar:
         store: has the contents.
         node: the root of the tree; its name does not matter.
         kept_entries: how many entries, of Directories read by `measure`, are kept for `pieces`.
-        num_valid: how many pieces are valid at a time: the last one and those before it.
     """
 
     def __init__(
@@ -95,13 +94,11 @@ class LocalNar:
         node: Node,
         *,
         kept_entries: int = KEPT_ENTRIES,
-        num_valid: int = 1,
     ) -> None:
         self._store = store
         self._node = node
         self._trees = StoredTrees(kept_entries)
         self._measured: Measured | None = None
-        self._num_valid = num_valid
 
     def measure(self) -> Measured:
         """Return how large the tree is; each of its Directories is read once.
@@ -128,7 +125,7 @@ class LocalNar:
             return plan_nar(self._trees, snapshot, self._node)
 
     def pieces(self, start: int = 0, end: int | None = None) -> Generator[Piece, None, None]:
-        """Yield the NAR in pieces, of which the last `num_valid` are valid.
+        """Yield the NAR in pieces, each of which is valid until the next one.
 
         Args:
             start: offset in bytes of the first byte to yield; contents before it are not read.
@@ -150,7 +147,6 @@ class LocalNar:
         return _first(pieces, end - start)
 
     def _pieces(self, rendering: "_Rendering") -> Generator[Piece, None, None]:
-        buffers: deque[memoryview] = deque(maxlen=self._num_valid)
         while True:
             with self._store.snapshot() as snapshot:
                 piece, large = rendering.render(snapshot)
@@ -161,7 +157,7 @@ class LocalNar:
             if rendering.is_done:
                 return
             if large is not None:
-                yield from large.pieces(self._store, buffers)
+                yield from large.pieces(self._store)
 
 
 class _LargeFile(NamedTuple):
@@ -170,23 +166,18 @@ class _LargeFile(NamedTuple):
     blob: BlobFile
     start: int
 
-    def pieces(self, store: Store, buffers: deque[memoryview]) -> Iterator[memoryview]:
-        """Yield the content, and check it at the end if nothing was left out.
+    def pieces(self, store: Store) -> Iterator[memoryview]:
+        """Yield the content from `store` in pieces, each of which is valid until the next one.
 
-        Args:
-            store: has the file.
-            buffers: what is yielded are views of these, in turn; more are made up to its maximum.
+        It is compared with the digest at the end if nothing was left out.
         """
+        buffer = memoryview(bytearray(PIECE_SIZE))
         digest = Digest(self.blob.digest)
         fd = open_whole(store, self.blob)
         try:
             hasher = None if self.start else blake3()
             offset = self.start
             while offset < self.blob.size:
-                if len(buffers) < (buffers.maxlen or 0):
-                    buffers.append(memoryview(bytearray(PIECE_SIZE)))
-                buffers.rotate()
-                buffer = buffers[0]
                 size = os.preadv(fd, [buffer[: self.blob.size - offset]], offset)
                 if not size:
                     raise CorruptBlobError(f"blob {digest}: its file is too short")

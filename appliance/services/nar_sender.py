@@ -155,15 +155,14 @@ class NarSender:
         plan = self._plan
         digest = plan.digests[index]
         size = plan.content_size(index)
-        content: memoryview | BlobFile | None
-        if plan.is_checked[index]:
-            content = snapshot.blob(digest)
-            if isinstance(content, memoryview) and len(content) == size:
-                return content
-        content = self._trees.content(snapshot, digest, size)
-        if isinstance(content, BlobFile):
+        content = snapshot.blob(digest)
+        if not isinstance(content, memoryview) or len(content) != size:
+            # It is in a file, or this raises an error.
+            self._trees.content(snapshot, digest, size)
             return None
-        plan.is_checked[index] = True
+        if not plan.is_checked[index]:
+            check_digest("blob", digest, blake3(content).digest())
+            plan.is_checked[index] = True
         return content
 
     def _write(self, socket_fd: int, buffers: list[Buffer]) -> bool:

@@ -103,6 +103,13 @@ def parse_untrusted(data: bytes | bytearray) -> pb.DeviceState:
         raise VhostError("the device state is damaged: it is no DeviceState") from exc
     if state.HasField("init"):
         _check_init_untrusted(state.init)
+    for saved in state.grants:
+        # With whatever a newer release may have added to it.
+        if saved.ByteSize() > _PART_BYTES:
+            raise VhostError(
+                f"the device state has a grant of {saved.ByteSize()} bytes, expected at most "
+                f"{_PART_BYTES}"
+            )
     return state
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from appliance.store.schema import BLOBS_DIRECTORY
-from appliance.system import libc
 
 _STORE_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -206,6 +205,8 @@ class BlobFiles:
         Raises:
             OSError: the disk failed.
         """
+        from appliance.system import libc  # noqa: PLC0415 - ctypes is slow to load
+
         fd = os.open(BLOBS_DIRECTORY, _DIRECTORY_FLAGS, dir_fd=self._store_fd)
         try:
             libc.syncfs(fd)

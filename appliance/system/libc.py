@@ -6,7 +6,6 @@ imports this module late.
 """
 
 import ctypes
-import errno
 import fcntl
 import mmap
 import os
@@ -62,13 +61,6 @@ _STATX_MODE_AT: Final = 28
 _FUSE_DEV_IOC_CLONE: Final = 0x8004E500
 _FUSE_DEV_IOC_BACKING_OPEN: Final = 0x4010E501
 _FUSE_DEV_IOC_BACKING_CLOSE: Final = 0x4004E502
-# linux/fs.h: _IOW(0x94, 9, int).
-_FICLONE: Final = 0x40049409
-# What it fails with where two files cannot share blocks: on other file systems, on two of them, or
-# for files of a special kind.
-_NOT_CLONEABLE: Final = frozenset(
-    {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
-)
 
 _DONTNEED: Final = 4  # MADV_DONTNEED
 _WHOLE_FILE: Final = ctypes.c_int64(0)
@@ -274,20 +266,3 @@ def _check(result: int, path: str | os.PathLike[str]) -> None:
     if result != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), os.fspath(path))
-
-
-def clone_file(source_fd: int, target_fd: int) -> bool:
-    """Make the empty file `target_fd` share all blocks of `source_fd`.
-
-    Later writes to either file do not change the other one.
-
-    Returns:
-        Whether it does; without, the file system cannot do that, and nothing has changed.
-    """
-    try:
-        fcntl.ioctl(target_fd, _FICLONE, source_fd)
-    except OSError as exc:
-        if exc.errno in _NOT_CLONEABLE:
-            return False
-        raise
-    return True

@@ -1,6 +1,9 @@
-"""Whoever reads a whole environment keeps few of its pages."""
+"""Whoever reads a whole environment reads its file in order, and keeps few of its pages."""
 
+import mmap
+import os
 import re
+import resource
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.db.environment import Environment, WriteTransaction
+from appliance.db.resident_pages import read_ahead
 
 MIB = 1 << 20
 SIZE = 160 * MIB
@@ -43,3 +47,30 @@ def test_pages_that_were_read_are_given_back(env: Environment) -> None:
             most = max(most, resident_bytes())
             env.limit_pages()
     assert most < 128 * MIB
+
+
+def faults_of_reading(file: Path) -> int:
+    """Return how often reading single pages through a map had to wait for the disk to begin."""
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        mapped.madvise(mmap.MADV_RANDOM)
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
+        assert not any(mapped[at] for at in range(0, len(mapped), MIB // 2))
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt - before
+
+
+def test_a_file_is_read_before_its_pages_are_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "data.mdb"
+    with file.open("wb") as opened:
+        for _ in range(64):
+            opened.write(bytes(MIB))
+        os.fsync(opened.fileno())
+
+    def forget() -> None:
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    forget()
+    without = faults_of_reading(file)
+    forget()
+    read_ahead(tmp_path)
+    assert faults_of_reading(file) < without / 4

@@ -9,6 +9,8 @@
   "grpcio-reflection"
   "grpcio-tools"
   "lmdb"
+  "obstore"
+  "prometheus-client"
   "protobuf"
   "setuptools"
   "uvloop"

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 SEED: Final = 7
 PLAYS: Final = 40
-STATES: Final = 40
+STATES: Final = 100
 ALL_S: Final = float(os.environ.get("TEST_FUZZ_S", "0"))
 
 

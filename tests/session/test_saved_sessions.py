@@ -1,6 +1,8 @@
 """The state of a session: what is saved is found again, in parts that fit a packet."""
 
 import random
+import struct
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -123,3 +125,23 @@ def test_a_state_that_nobody_could_load_is_not_saved(
         table.grant(node(number))
     with pytest.raises(VhostError, match="10 store paths"):
         device_state.save(memory, Grants(table.fd))
+
+
+@pytest.mark.parametrize("kind", ["name", "digest", "of a newer release"])
+def test_a_grant_that_fits_no_packet_is_refused(
+    memory: SessionMemory, table: GrantTable, kind: str
+) -> None:
+    table.grant(node(3))
+    state = device_state.parse_untrusted(device_state.save(memory, Grants(table.fd)))
+    (saved,) = state.grants
+    if kind == "name":
+        saved.name = b"n" * UPLINK_MESSAGE_MAX
+    elif kind == "digest":
+        saved.digest = bytes(UPLINK_MESSAGE_MAX)
+    else:
+        field = b"\xc2\x3e\x80\x20" + bytes(UPLINK_MESSAGE_MAX)  # number 1000, 4096 bytes
+        saved.MergeFromString(field)
+    message = state.SerializeToString()
+    header = struct.pack("<8sIIQ", device_state.MAGIC, 1, zlib.crc32(message), len(message))
+    with pytest.raises(VhostError, match=r"has a grant of 4\d\d\d bytes, expected at most"):
+        device_state.parse_untrusted(header + message)

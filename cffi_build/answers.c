@@ -389,10 +389,6 @@ void eng_answers_count(struct eng_answers *answers, const uint8_t *request,
 	memcpy(&header, request, sizeof(header));
 	answers->now_ns = statistics_now_ns();
 	statistics_add(answers->statistics, header.opcode, answers->now_ns - answers->taken_ns);
-	if (header.opcode != FUSE_READ)
-		return;
-	if (reply->fd < 0)
-		answers->statistics->read_inline += reply->body_size;
-	else
-		answers->statistics->read_file += reply->body_size;
+	if (header.opcode == FUSE_READ)
+		answers->statistics->read_bytes[reply->fd >= 0] += reply->body_size;
 }

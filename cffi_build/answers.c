@@ -49,11 +49,9 @@ static int reply_bytes(struct eng_reply *reply, const uint8_t *body, uint64_t si
 
 static void put_header(struct eng_reply *reply, uint64_t unique)
 {
-	struct fuse_out_header header = {
-		.len = (uint32_t)(reply->head_size + reply->body_size),
-		.unique = unique,
-	};
+	struct fuse_out_header header = { .unique = unique };
 
+	header.len = (uint32_t)(reply->head_size + reply->body_size);
 	memcpy(reply->head, &header, sizeof(header));
 }
 
@@ -212,11 +210,6 @@ static int read_content(struct eng_answers *answers, const struct request *reque
 
 /* --- Directory streams --- */
 
-static void put64(uint8_t *to, uint64_t value)
-{
-	memcpy(to, &value, sizeof(value));
-}
-
 /* What a listing is made from, and where it stands. */
 struct listing {
 	struct node directory;
@@ -267,12 +260,12 @@ static void listing_number(const struct eng_places *places, const struct listing
 	} else {
 		ino = places_ino(places, &listing->directory, entry);
 		if (!listing->skip) {
-			put64(to, listing->directory.nodeid + entry->place);
-			put64(to + 8, places->grants.generation);
-			put64(to + IMAGE_INO_AT, ino);
+			image_put64(to, listing->directory.nodeid + entry->place);
+			image_put64(to + 8, places->grants.generation);
+			image_put64(to + IMAGE_INO_AT, ino);
 		}
 	}
-	put64(to + ENG_NODE_ENTRY_SIZE - listing->skip, ino);
+	image_put64(to + ENG_NODE_ENTRY_SIZE - listing->skip, ino);
 }
 
 /* Returns 1 if the record was put, 0 if there is no room for it, or -1. */
@@ -396,10 +389,6 @@ void eng_answers_count(struct eng_answers *answers, const uint8_t *request,
 	memcpy(&header, request, sizeof(header));
 	answers->now_ns = statistics_now_ns();
 	statistics_add(answers->statistics, header.opcode, answers->now_ns - answers->taken_ns);
-	if (header.opcode != FUSE_READ)
-		return;
-	if (reply->fd < 0)
-		answers->statistics->read_inline += reply->body_size;
-	else
-		answers->statistics->read_file += reply->body_size;
+	if (header.opcode == FUSE_READ)
+		answers->statistics->read_bytes[reply->fd >= 0] += reply->body_size;
 }

@@ -41,9 +41,9 @@ struct eng_statistics {
 	uint64_t plain_num;		/* answered in C */
 	uint64_t waits;			/* times that the worker went to sleep */
 	uint64_t polls_paid, polls_vain;	/* looks at an empty ring before that */
-	uint64_t read_inline, read_file; /* bytes of answers to READ: from the database, from files */
-	uint64_t taken;			/* requests that the last look at the ring found */
-	uint64_t parked;		/* requests that wait for the supervisor; Python writes it */
+	uint64_t read_bytes[2];		/* of answers to READ: from the database, from files */
+	/* Found at the last look at the ring; waiting for the supervisor, which Python writes. */
+	uint64_t taken, parked;
 };
 
 /* Bytes that are owned elsewhere. */

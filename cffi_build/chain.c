@@ -188,11 +188,8 @@ static int walk_table(struct walk *walk, uint32_t index)
 int eng_chain_walk(struct eng_ring *ring, uint32_t slot, uint16_t head)
 {
 	struct walk walk = {
-		.ring = ring,
-		.table = (const uint8_t *)ring->desc,
-		.table_num = ring->num,
-		.slot = slot,
-		.head = head,
+		.ring = ring, .slot = slot, .head = head,
+		.table = (const uint8_t *)ring->desc, .table_num = ring->num,
 	};
 	int status;
 

@@ -21,16 +21,12 @@ int image_open(struct eng_image *ret, struct eng_bytes bytes)
 	if (bytes.size < HEADER_SIZE || bytes.size > UINT32_MAX || image_u32(at) != MAGIC)
 		return -1;
 	*ret = (struct eng_image){
-		.at = at,
-		.size = bytes.size,
+		.at = at, .size = bytes.size,
 		.count = image_u32(at + 4),
 		.span = image_u64(at + 16),
-		.first = image_u32(at + 24),
-		.pieces_num = image_u32(at + 28),
-		.offsets_at = image_u32(at + 32),
-		.digests_at = image_u32(at + 36),
-		.links = image_u32(at + 40),
-		.guide_at = image_u32(at + 44),
+		.first = image_u32(at + 24), .pieces_num = image_u32(at + 28),
+		.offsets_at = image_u32(at + 32), .digests_at = image_u32(at + 36),
+		.links = image_u32(at + 40), .guide_at = image_u32(at + 44),
 	};
 	if (ret->links != (ret->first ? 0 : IMAGE_LINKS) || ret->count > PIECE_ENTRIES ||
 	    !ret->pieces_num || (ret->pieces_num > 1 && !ret->first && !ret->guide_at))

@@ -36,6 +36,11 @@ static inline uint64_t image_u64(const uint8_t *at)
 	return value;
 }
 
+static inline void image_put64(uint8_t *to, uint64_t value)
+{
+	memcpy(to, &value, sizeof(value));
+}
+
 /* An entry, pointing into an image or a grant. */
 struct image_entry {
 	struct eng_bytes record;

@@ -11,17 +11,10 @@
 _Static_assert((int)ENG_STORE_NOT_FOUND == MDB_NOTFOUND, "lmdb.h");
 _Static_assert((int)ENG_STORE_RESIZED == MDB_MAP_RESIZED, "lmdb.h");
 
-static const struct {
-	const char *name;
-	int is_optional;
-} tables[ENG_TABLES] = {
-	[ENG_META] = { "meta", 0 },
-	[ENG_BLOBS] = { "blobs", 0 },
-	[ENG_DIRECTORIES] = { "directories", 0 },
-	[ENG_IMAGES] = { "images1", 1 },
-	[ENG_PATH_INFOS] = { "path_infos", 0 },
-	[ENG_PATH_INFO_LOG] = { "path_info_log", 0 },
-	[ENG_NAR_INFOS] = { "nar_infos", 0 },
+static const char *const tables[ENG_TABLES] = {
+	[ENG_META] = "meta", [ENG_BLOBS] = "blobs", [ENG_DIRECTORIES] = "directories",
+	[ENG_IMAGES] = "images1", [ENG_PATH_INFOS] = "path_infos",
+	[ENG_PATH_INFO_LOG] = "path_info_log", [ENG_NAR_INFOS] = "nar_infos",
 };
 
 static int begin(struct eng_store *store)
@@ -50,12 +43,12 @@ static int open_tables(struct eng_store *store)
 			code = begin(store);
 	}
 	for (uint32_t i = 0; !code && i < ENG_TABLES; i++) {
-		code = mdb_dbi_open(store->txn, tables[i].name, 0, &dbi);
+		code = mdb_dbi_open(store->txn, tables[i], 0, &dbi);
 		if (!code)
 			store->table[i] = dbi;
 		if (i == ENG_IMAGES)
 			store->has_images = !code;
-		if (code == MDB_NOTFOUND && tables[i].is_optional)
+		if (code == MDB_NOTFOUND && i == ENG_IMAGES)
 			code = 0;
 	}
 	if (code)

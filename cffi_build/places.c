@@ -15,11 +15,6 @@ enum {
 	DEPTH_MAX = 4096,		/* of a walk: more than a path name can have */
 };
 
-static void put64(uint8_t *to, uint64_t value)
-{
-	memcpy(to, &value, sizeof(value));
-}
-
 /* --- Images --- */
 
 static int get_image(struct eng_places *places, const uint8_t *digest, uint32_t piece,
@@ -88,9 +83,9 @@ void places_entry_out(const struct eng_places *places, const struct node *direct
 		      const struct image_entry *entry, uint8_t ret[ENG_NODE_ENTRY_SIZE])
 {
 	memcpy(ret, entry->record.at, ENG_NODE_ENTRY_SIZE);
-	put64(ret, directory->nodeid + entry->place);
-	put64(ret + 8, places->grants.generation);
-	put64(ret + IMAGE_INO_AT, places_ino(places, directory, entry));
+	image_put64(ret, directory->nodeid + entry->place);
+	image_put64(ret + 8, places->grants.generation);
+	image_put64(ret + IMAGE_INO_AT, places_ino(places, directory, entry));
 }
 
 static int node_of_entry(const struct eng_places *places, const struct node *directory,

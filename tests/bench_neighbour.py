@@ -1,8 +1,11 @@
-"""A guest beside one that lists a huge directory: `python -m tests.bench_neighbour`.
+"""A guest beside one that lists a huge directory, and beside hostile front-ends.
+
+`python -m tests.bench_neighbour` measures.
 
 On two CPUs the neighbour shares them with the guest that lists, whatever that one lists. So its p99
 is given alone, beside a guest that lists a small directory again and again, and beside one that
-lists 1,000,000 entries: the last two should be alike.
+lists 1,000,000 entries: the last two should be alike. So should the figures beside front-ends that
+come, send a descriptor and leave, whether that is an eventfd or one that blocks whoever closes it.
 """
 
 import multiprocessing
@@ -17,6 +20,8 @@ from tests.bench_walk import REPLY_BYTES, serving
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
 from tests.fakes.huge_directory import fill_with_huge_directory
+from tests.fakes.visiting_front_ends import NUM_SOCKETS, visitors
+from tests.fakes.visiting_front_ends import p99_us as visited_p99_us
 from tests.fs.guest import basename
 
 if TYPE_CHECKING:
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 NUM: Final = 1_000_000
 LOOKUPS: Final = 4_000
 ROUNDS: Final = 5
+NUM_VISITS: Final = 100
 
 
 def list_until(appliance: ApplianceProcess, name: str, has_begun: Event, is_over: Event) -> None:
@@ -70,22 +76,33 @@ def beside(appliance: ApplianceProcess, name: str) -> float:
         process.join()
 
 
+def beside_visitors(appliance: ApplianceProcess, *, is_hostile: bool) -> float:
+    """Return the neighbour's p99 while others come, send a descriptor and leave."""
+    with FakeGuest(appliance.connect(0)) as guest:
+        guest.mount()
+        top = guest.lookup(fuse_client.ROOT, basename("small"))
+        with visitors(appliance, is_hostile=is_hostile) as visits:
+            return visited_p99_us(guest, top, b"file-00", visits, NUM_VISITS)
+
+
 def main() -> None:
     """Measure in turns, and print the medians."""
     with tempfile.TemporaryDirectory() as directory:
         store = Path(directory) / "store"
         fill_with_huge_directory(store, NUM)
-        with serving(store, 2) as appliance:
+        with serving(store, 1 + NUM_SOCKETS) as appliance:
             cases: dict[str, Callable[[], float]] = {
                 "alone": lambda: p99_us(appliance),
                 "beside a small directory": lambda: beside(appliance, "small"),
                 "beside 1,000,000 entries": lambda: beside(appliance, "huge"),
+                "beside polite front-ends": lambda: beside_visitors(appliance, is_hostile=False),
+                "beside hostile front-ends": lambda: beside_visitors(appliance, is_hostile=True),
             }
             rounds = [{label: case() for label, case in cases.items()} for _ in range(ROUNDS)]
     for label in cases:
         figures = [figures[label] for figures in rounds]
         print(
-            f"p99 of a lookup {label:26} {statistics.median(figures):8.0f} us"
+            f"p99 of a lookup {label:27} {statistics.median(figures):8.0f} us"
             f" [{min(figures):.0f} .. {max(figures):.0f}]"
         )
 

@@ -66,13 +66,25 @@ def exported(source: str, view: str | None, root: str | None) -> "Exported":
     return Exported(root=path.basename())
 
 
-def socket_place(text: str, default: "Exported") -> "tuple[Path, Exported]":
-    """Return the path in the value of --socket-path, and what front-ends that connect there see.
+def socket_exported(text: str, default: "Exported") -> "Exported":
+    """Return what front-ends see that connect to the socket of a value of --socket-path.
+
+    Raises:
+        ConfigError: see `split_place` and `exported`.
+    """
+    _path, given = split_place(text)
+    if not given:
+        return default
+    return exported(f"--socket-path {text}: ", given.get("view"), given.get("root"))
+
+
+def split_place(text: str) -> tuple[Path, dict[str, str]]:
+    """Return the path in the value of --socket-path, and what follows it.
 
     The path may be followed by `,view=NAME` or `,root=PATH`. Two commas stand for one in a path.
 
     Raises:
-        ConfigError: what follows the path is something else, or see `exported`.
+        ConfigError: what follows the path is something else.
     """
     parts = [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
     given: dict[str, str] = {}
@@ -86,9 +98,7 @@ def socket_place(text: str, default: "Exported") -> "tuple[Path, Exported]":
         given[name] = value
     if not parts[0]:
         raise ConfigError(f"--socket-path {text}: the path is empty")
-    if not given:
-        return Path(parts[0]), default
-    return Path(parts[0]), exported(f"--socket-path {text}: ", given.get("view"), given.get("root"))
+    return Path(parts[0]), given
 
 
 def socket_group(text: str, option: str = "--socket-group") -> int:

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -15,9 +15,10 @@ from appliance.bounds import FRONT_ENDS_MAX, QUEUE_SIZE_MAX, REQUEST_QUEUES_MAX
 from appliance.cli.exported_options import (
     add_exported_options,
     exported_of,
+    socket_exported,
     socket_group,
     socket_mode_of,
-    socket_place,
+    split_place,
 )
 from appliance.cli.listen_options import add_metrics_option, metrics_socket
 from appliance.cli.options import (
@@ -235,62 +236,77 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
     if options.print_capabilities:
         print_json({"type": "fs", "features": ["migrate-precopy"]})
         return
-    # Imported here because other commands need neither the event loop nor the C engine.
-    from appliance.supervisor.listeners import listen
-    from appliance.supervisor.virtiofs import VirtiofsConfig, serve
-    from appliance.vhost.fs_device import encode_tag
-
-    num_request_queues = options.num_request_queues
-    if num_request_queues is None:
-        num_request_queues = min(os.cpu_count() or 1, REQUEST_QUEUES_MAX)
-    services = service_addresses(options)
-    config = VirtiofsConfig(
-        services=services,
-        blob_cache_bytes=_blob_cache_bytes(options),
-        min_free_bytes=min_free_bytes(options),
-        substitution=substitution_of(options, services),
-        state_dir=state_dir(options, services),
-        is_root_listable=options.list_root,
-        is_by_content=options.inodes == "content",
-        is_sandboxed=options.sandbox == "on",
-        keeps_sessions=options.keep_sessions,
-        is_answered_in_python=_is_answered_in_python(),
-        poll_us=_poll_us(options.poll_us),
-        tag=encode_tag(options.tag) if options.tag is not None else None,
-        num_request_queues=_in_range(
-            "--num-request-queues", num_request_queues, REQUEST_QUEUES_MAX
-        ),
-        exits_on_disconnect=options.exit_on_disconnect,
-        max_front_ends=_in_range("--max-front-ends", options.max_front_ends, FRONT_ENDS_MAX),
-        listen_dir=options.listen_dir,
-        goes_on_without_paths=options.migration_on_error == "guest-error",
-        queue_size=_power_of_two("--queue-size", options.queue_size, QUEUE_SIZE_MAX),
-        log_level=options.log_level,
-        log_json=is_json_log(options),
-    )
-    default = exported_of(options)
-    places = [socket_place(text, default) for text in options.socket_path]
+    paths = [split_place(text)[0] for text in options.socket_path]
     if options.socket is not None:
-        places.insert(0, (Path(options.socket), default))
-    if not places and options.fd is None and options.listen_dir is None:
+        paths.insert(0, Path(options.socket))
+    if not paths and options.fd is None and options.listen_dir is None:
         raise ConfigError(
             "virtiofs needs a SOCKET, --socket-path, --fd or --listen-dir to listen on"
         )
-    if options.socket_group is not None and not places:
+    if options.socket_group is not None and not paths:
         raise ConfigError(
             "--socket-group: only an inherited socket is listened on, and its group is not changed"
         )
     gid = None if options.socket_group is None else socket_group(options.socket_group)
     mode = socket_mode_of(options.socket_mode)
+    fields = _virtiofs_fields(options)
+    from appliance.system.bound_socket import BoundSocket
+
     # Until the event loop takes signals over, the end must not leave files behind either.
     signal.signal(signal.SIGTERM, _exit)
-    listeners = listen(places, options.fd, default, gid=gid, mode=mode)
     with ExitStack() as opened:
-        for listener in listeners:
-            opened.callback(listener.close)
+        # Whoever connects early waits a moment, and need not try again. What follows imports most
+        # of the program.
+        bound = [opened.enter_context(closing(BoundSocket(p, gid, mode=mode))) for p in paths]
+        # Imported here because other commands need neither the event loop nor the C engine.
+        from appliance.supervisor.listeners import Listener
+        from appliance.supervisor.virtiofs import VirtiofsConfig, serve
+        from appliance.vhost.fs_device import encode_tag
+
+        tag = encode_tag(options.tag) if options.tag is not None else None
+        config = VirtiofsConfig(**fields, tag=tag)
+        default = exported_of(options)
+        seen = [socket_exported(text, default) for text in options.socket_path]
+        if options.socket is not None:
+            seen.insert(0, default)
+        listeners = [Listener.of(*place) for place in zip(bound, seen, strict=True)]
+        if options.fd is not None:
+            inherited = opened.enter_context(closing(Listener.inherit(options.fd, default)))
+            listeners.append(inherited)
         opened.enter_context(_pid_file(options.pid_file))
         metrics = opened.enter_context(metrics_socket(options))
         serve(replace(config, metrics=metrics), listeners)
+
+
+def _virtiofs_fields(options: argparse.Namespace) -> dict[str, Any]:
+    # Those of VirtiofsConfig that can be told, and are checked, without the modules that serve.
+    num_request_queues = options.num_request_queues
+    if num_request_queues is None:
+        num_request_queues = min(os.cpu_count() or 1, REQUEST_QUEUES_MAX)
+    services = service_addresses(options)
+    return {
+        "services": services,
+        "blob_cache_bytes": _blob_cache_bytes(options),
+        "min_free_bytes": min_free_bytes(options),
+        "substitution": substitution_of(options, services),
+        "state_dir": state_dir(options, services),
+        "is_root_listable": options.list_root,
+        "is_by_content": options.inodes == "content",
+        "is_sandboxed": options.sandbox == "on",
+        "keeps_sessions": options.keep_sessions,
+        "is_answered_in_python": _is_answered_in_python(),
+        "poll_us": _poll_us(options.poll_us),
+        "num_request_queues": _in_range(
+            "--num-request-queues", num_request_queues, REQUEST_QUEUES_MAX
+        ),
+        "exits_on_disconnect": options.exit_on_disconnect,
+        "max_front_ends": _in_range("--max-front-ends", options.max_front_ends, FRONT_ENDS_MAX),
+        "listen_dir": options.listen_dir,
+        "goes_on_without_paths": options.migration_on_error == "guest-error",
+        "queue_size": _power_of_two("--queue-size", options.queue_size, QUEUE_SIZE_MAX),
+        "log_level": options.log_level,
+        "log_json": is_json_log(options),
+    }
 
 
 def _exit(_number: int, _frame: object) -> NoReturn:

@@ -100,6 +100,10 @@ class SessionGrants:
         self._root_names = asyncio.Semaphore(ROOT_NAMES_MAX)
         self.listing = asyncio.Lock()
 
+    def looking_up(self) -> asyncio.Semaphore:
+        """Return what to hold while a name in the root is looked up for this session."""
+        return self._root_names
+
     async def add_name(self, name: bytes, find: Callable[[bytes], Awaitable[Node]]) -> None:
         """Grant the node that `find` returns for a base name in the root."""
         async with self._root_names:

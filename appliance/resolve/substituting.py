@@ -112,7 +112,9 @@ class SubstitutingResolver:
         error = await self._resolver.resolve(want, session)
         if error != ENOENT or not isinstance(want, RootNameWanted):
             return error
-        error = await self.provide(want.name)
+        # So a guest that tries names keeps no other one waiting, here as well.
+        async with session.looking_up():
+            error = await self.provide(want.name)
         return error or await self._resolver.resolve(want, session)
 
     async def provide(self, name: bytes) -> int:

@@ -268,6 +268,7 @@ class Device:
     async def reset(self) -> None:
         """End the FUSE session; the guest must send INIT again."""
         self._services.memory.end()
+        self._restored.clear()
 
     async def begin_again(self) -> None:
         """Forget guest memory, inflight buffer and FUSE session; the workers stay."""
@@ -277,6 +278,7 @@ class Device:
         await self.set_regions([])
         self._replace_inflight(InflightMemory.create(self._num_queues, self._max_queue_size))
         self._services.memory.begin_again()
+        self._restored.clear()
 
     async def close(self) -> None:
         """End the workers, then close guest memory and the inflight buffers."""

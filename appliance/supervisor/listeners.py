@@ -1,24 +1,17 @@
 """The sockets that front-ends connect to, bound here or inherited, and accepting on them."""
 
 import asyncio
-import contextlib
 import errno
 import logging
 import os
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from appliance.errors import ConfigError
 from appliance.protos import control_pb2 as pb
 from appliance.resolve.exports import WHOLE_STORE, Exported
-from appliance.system.listening import (
-    claim_socket_path,
-    make_private,
-    set_socket_group,
-    set_socket_permissions,
-)
+from appliance.system.bound_socket import BoundSocket
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,15 +31,19 @@ class Listener:
         self,
         sock: socket.socket,
         label: str,
-        path: Path | None,
         exported: Exported = WHOLE_STORE,
+        bound: BoundSocket | None = None,
     ) -> None:
         sock.settimeout(0)
         self.sock = sock
         self.label = label
         self.exported = exported
-        self._path = path
-        self._file = _identity(path) if path is not None else None
+        self._bound = bound
+
+    @classmethod
+    def of(cls, bound: BoundSocket, exported: Exported = WHOLE_STORE) -> "Listener":
+        """Take ownership of a socket that listens already, with its file."""
+        return cls(bound.sock, str(bound.path), exported, bound)
 
     @classmethod
     def bind(
@@ -57,37 +54,12 @@ class Listener:
         mode: int = SOCKET_MODE,
         exported: Exported = WHOLE_STORE,
     ) -> "Listener":
-        """Listen at `path`.
-
-        A socket file that has no listener is replaced.
-
-        Args:
-            path: where to create the socket file.
-            gid: the group of the socket file; None leaves it to the kernel.
-            mode: the permissions of the socket file; by default, of owner and group.
-            exported: what front-ends see.
+        """Listen at `path`; see `BoundSocket`. By default, owner and group may connect.
 
         Raises:
-            ConfigError: the path is too long, in use, not a socket, or cannot be created; or the
-                socket file cannot be given to the group. No socket file is left behind.
+            ConfigError: the socket cannot be had. No socket file is left behind.
         """
-        try:
-            claim_socket_path(path)
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            make_private(sock)
-            sock.bind(os.fspath(path))
-            listener = cls(sock, str(path), path, exported)
-        except OSError as exc:
-            raise ConfigError(f"socket path {path}: {exc.strerror}") from exc
-        try:
-            if gid is not None:
-                set_socket_group(path, gid)
-            set_socket_permissions(path, mode)
-            sock.listen()
-        except BaseException:
-            listener.close()
-            raise
-        return listener
+        return cls.of(BoundSocket(path, gid, mode=mode), exported)
 
     @classmethod
     def inherit(cls, fd: int, exported: Exported = WHOLE_STORE) -> "Listener":
@@ -107,7 +79,7 @@ class Listener:
         if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM or not is_listening:
             raise ConfigError(f"--fd={fd}: not a listening AF_UNIX stream socket")
         os.set_inheritable(sock.fileno(), False)  # noqa: FBT003 - the function's only form
-        return cls(sock, _name_of(sock) or f"fd:{fd}", None, exported)
+        return cls(sock, _name_of(sock) or f"fd:{fd}", exported)
 
     @property
     def place(self) -> pb.Place:
@@ -134,50 +106,9 @@ class Listener:
 
     def close(self) -> None:
         """Stop listening and remove the socket file, unless another file has taken its place."""
+        if self._bound is not None:
+            self._bound.close()
         self.sock.close()
-        path, self._path = self._path, None
-        if path is not None:
-            with contextlib.suppress(FileNotFoundError):
-                if _identity(path) == self._file:
-                    path.unlink()
-
-
-def listen(
-    places: Sequence[tuple[Path, Exported]],
-    fd: int | None,
-    fd_exported: Exported = WHOLE_STORE,
-    *,
-    gid: int | None = None,
-    mode: int = SOCKET_MODE,
-) -> list[Listener]:
-    """Listen on all the given sockets, or on none if one of them fails.
-
-    Args:
-        places: where to create socket files, and what front-ends see that connect to each.
-        fd: an inherited listening socket, of which the result takes ownership; or None.
-        fd_exported: what front-ends see that connect to the inherited socket.
-        gid: the group of the socket files; None leaves it to the kernel.
-        mode: the permissions of the socket files.
-
-    Raises:
-        ConfigError: one of the sockets cannot be used. No socket file is left behind.
-    """
-    with contextlib.ExitStack() as stack:
-        listeners = [
-            stack.enter_context(
-                contextlib.closing(Listener.bind(path, gid, mode=mode, exported=exported))
-            )
-            for path, exported in places
-        ]
-        if fd is not None:
-            listeners.append(Listener.inherit(fd, fd_exported))
-        stack.pop_all()
-    return listeners
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.lstat()
-    return status.st_dev, status.st_ino
 
 
 def _name_of(sock: socket.socket) -> str:

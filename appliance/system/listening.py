@@ -1,6 +1,5 @@
 """What every long-running server needs: socket files, the descriptor limit, readiness, signals."""
 
-import asyncio
 import contextlib
 import os
 import resource
@@ -10,9 +9,12 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from appliance.errors import ConfigError
+
+if TYPE_CHECKING:
+    import asyncio
 
 # The size of sockaddr_un.sun_path without the terminating NUL (unix(7)).
 _SUN_PATH_BYTES: Final = 107
@@ -161,12 +163,14 @@ def raise_descriptor_limit() -> None:
 # --- Readiness and end ---
 
 
-def stop_event() -> asyncio.Event:
+def stop_event() -> "asyncio.Event":
     """Return an event that the running loop sets on SIGTERM, SIGINT or SIGHUP.
 
     SIGHUP is sent when a terminal is closed. It stays ignored if it was ignored when the process
     started, as nohup(1) arranges.
     """
+    import asyncio  # noqa: PLC0415 - it takes longer than all that precedes listening
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     signals = [signal.SIGTERM, signal.SIGINT]

@@ -113,6 +113,13 @@ def test_what_has_no_effect_is_named() -> None:
     assert translated(*LAUNCHERS["virtme-ng"][0]).is_for_syslog
 
 
+def test_what_a_moved_guest_may_lack_is_passed_on() -> None:
+    words = ["--fd=3", "--shared-dir", DIR, "--migration-mode=find-paths"]
+    call = translated(*words, "--migration-on-error", "guest-error", "--migration-verify-handles")
+    assert "--migration-on-error=guest-error" in call.words
+    assert call.ignored == ["--migration-verify-handles", "--migration-mode=find-paths"]
+
+
 @pytest.mark.parametrize(
     ("level", "ours"),
     [("error", "error"), ("warn", "warning"), ("info", "info"), ("debug", "debug"),

@@ -1,5 +1,6 @@
 """Collections beside sessions that read, imports that write, and other collections."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -11,9 +12,14 @@ from pathlib import Path
 import pytest
 
 from appliance.collector.collection import CollectOptions, collect, collecting
+from appliance.errors import ContentMissingError
+from appliance.nix.path_info import read_path_info
+from appliance.services.contracts import Services
 from appliance.store.leases import Lease, LeaseKind
 from appliance.store.store import Store
 from tests.collector.stored_trees import Tree, check_exactly, make_tree, put_tree
+from tests.contracts.rig import Rig
+from tests.contracts.test_path_infos import fresh_path_info, referring_to
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import (
     APPLIANCE,
@@ -22,6 +28,7 @@ from tests.fakes.appliance_process import (
     FakeGuest,
     every_event,
 )
+from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.mounted import Mounted
 from tests.store.audit import audit
 
@@ -210,3 +217,30 @@ def test_two_collectors_and_four_imports_at_once(tmp_path: Path, memory: Path) -
         check_exactly(store, [])
     finally:
         store.close()
+
+
+def test_what_a_client_of_a_daemon_has_seen_and_a_collection_removed_is_missed_in_the_commit(
+    memory: Path, tmp_path: Path
+) -> None:
+    # Both are symlinks, so there is nothing else that could be missed.
+    library, library_info = fresh_path_info("library")
+    program_info = referring_to(library)
+    program = read_path_info(program_info).path
+    gc = [*APPLIANCE, "gc", "--store", f"lmdb://{memory}/store", "--grace", "0"]
+
+    async def work(services: Services) -> None:
+        path_infos = services.path_infos
+        await path_infos.put(library_info)
+        assert await path_infos.get(library.digest) == library_info
+        await asyncio.to_thread(subprocess.run, gc, check=True)
+        with pytest.raises(
+            ContentMissingError, match=r"-referrer: refers to path \S+-library, which is not"
+        ):
+            await path_infos.put(program_info, needs_references=True)
+        assert await path_infos.get(program.digest) is None
+        await path_infos.put(library_info)
+        await path_infos.put(program_info, needs_references=True)
+        assert await path_infos.get(program.digest) == program_info
+
+    with DaemonProcess(f"lmdb://{memory}/store", tmp_path) as daemon:
+        Rig(daemon.unix_uri).run(work)

@@ -16,19 +16,35 @@ from typing import Final, NamedTuple, Self
 from appliance.fuse_proto._fuse_wire import CODECS, IN_HEADER_SIZE, OUT_HEADER_SIZE, Opcode
 from appliance.fuse_proto.opcodes import OPS
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import APPLIANCE, ApplianceProcess
+from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, ApplianceProcess
 from tests.fakes.hostile_guest import ROOM, ROOT, HostileGuest, descendants
 
 # These change the session for the requests after them, so nothing else may be under way.
 _TURNS: Final = frozenset({Opcode.INIT, Opcode.DESTROY})
 _BATCH: Final = 60
+# How many of `RequestFuzzer.whole`, from the first on, are plain.
+_PLAIN: Final = 10
 
 
 class Exchange(NamedTuple):
-    """A request, and how many bytes of room its reply has."""
+    """A request, and how many bytes of room its reply has.
+
+    `cuts` are numbers: request and room are cut there, modulo their sizes, into buffers of one
+    chain, whose table is then an indirect one.
+    """
 
     request: bytes
     room: int
+    cuts: tuple[int, ...] = ()
+
+    def readable(self) -> list[bytes]:
+        """Return the request in buffers."""
+        ends = _cut(len(self.request), self.cuts)
+        return [self.request[at:end] for at, end in itertools.pairwise([0, *ends])]
+
+    def writable(self) -> list[int]:
+        """Return the sizes of the buffers of the reply."""
+        return [end - at for at, end in itertools.pairwise([0, *_cut(self.room, self.cuts)])]
 
 
 class Nodes(NamedTuple):
@@ -75,8 +91,15 @@ class Side:
 
     def exchange(self, exchanges: Sequence[Exchange]) -> list[bytes]:
         """Return the replies, with the same generation on all sides."""
-        replies = self.guest.exchange(exchanges)
-        return [reply.replace(self.generation, b"same one") for reply in replies]
+        ring = self.guest.rings[1]
+        heads = [
+            ring.add_chain(it.readable(), it.writable(), indirect=bool(it.cuts)) for it in exchanges
+        ]
+        ring.publish()
+        used = ring.collect(len(exchanges), timeout_s=DEADLINE_S)
+        assert sorted(it.head for it in used) == sorted(heads)
+        replies = {it.head: it.data for it in used}
+        return [replies[head].replace(self.generation, b"same one") for head in heads]
 
     def check_alive(self) -> None:
         """No process has ended, and no worker was started anew."""
@@ -135,9 +158,10 @@ class RequestFuzzer:
         """Nothing has ended on either side; C has answered where it should, and only there."""
         for side in self.sides:
             side.check_alive()
-        plain = [side.appliance.status()[0]["plain"] for side in self.sides]
-        assert plain[0] > 0
-        assert plain[1] == 0
+        reports = [side.appliance.status()[0] for side in self.sides]
+        assert reports[0]["plain"] > 0
+        assert reports[1]["plain"] == 0
+        assert reports[0]["requests"] == reports[1]["requests"], "each is counted once"
 
     # --- Requests ---
 
@@ -195,7 +219,7 @@ class RequestFuzzer:
         whole = self.whole()
         borders = [0, 1, 4095, 4096, 1 << 31, (1 << 32) - 1, 1 << 63, (1 << 64) - 1]
         for _ in range(count):
-            request = bytearray(rng.choice(whole))
+            request = bytearray(rng.choice(whole[:_PLAIN] if rng.randrange(3) else whole))
             for _ in range(rng.randrange(5)):
                 request[rng.randrange(len(request))] = rng.randrange(256)
             if rng.randrange(2) and len(request) >= IN_HEADER_SIZE + 8:
@@ -203,7 +227,14 @@ class RequestFuzzer:
                 number = rng.choice([*borders, rng.randrange(320), *self.sides[0].nodes])
                 size = 8 if at >= 16 and rng.randrange(2) else 4
                 request[at : at + size] = number.to_bytes(8, "little")[:size]
-            yield Exchange(bytes(request), rng.choice([0, 1, 15, 16, 17, 150, 160, 1000, ROOM]))
+            room = rng.choice([0, 1, 15, 16, 17, 150, 160, 1000, ROOM])
+            cuts = (rng.randrange(1, 1 << 16) for _ in range(rng.choice((0, 0, 1, 2, 9))))
+            yield Exchange(bytes(request), room, tuple(cuts))
+
+
+def _cut(size: int, cuts: tuple[int, ...]) -> list[int]:
+    """Return where the buffers end that make up `size` bytes, none of them empty."""
+    return sorted({it % size for it in cuts} - {0} | {size}) if size else []
 
 
 def _numbered(request: bytes, unique: int) -> bytes:
@@ -219,8 +250,8 @@ def _is_turn(exchange: Exchange) -> bool:
 
 
 def _check_reply(exchange: Exchange, reply: bytes) -> None:
-    request, room = exchange
-    assert len(reply) <= room
+    request = exchange.request
+    assert len(reply) <= exchange.room
     if not reply:
         return
     answer = fuse_client.parse_reply(reply)

@@ -15,7 +15,7 @@ from tests.fuzz.fuse_requests import RequestFuzzer
 pytestmark = pytest.mark.slow
 
 SEED: Final = 7
-COUNT: Final = 500
+COUNT: Final = 1500
 ALL_S: Final = float(os.environ.get("TEST_FUZZ_S", "0"))
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -283,6 +284,36 @@ def test_what_a_service_has_is_fetched_where_the_guest_goes_on(
         assert result == 0
         vmm.start(guest.memory, guest.rings, bases)
         check_all(guest, known, stores)
+
+
+def test_a_request_that_waits_is_answered_before_the_state_is_saved(
+    here: ApplianceProcess, stores: Stores, tmp_path: Path
+) -> None:
+    with (
+        DaemonProcess(uri_of(stores.there), tmp_path / "daemon") as daemon,
+        served_from(daemon, tmp_path / "there") as there,
+    ):
+        guest, vmm = new_guest(there)
+        with guest:
+            guest.lookup(ROOT, stores.first)
+            daemon.process.send_signal(signal.SIGSTOP)
+            ring = guest.rings[1]
+            guest.send(fuse_client.lookup(ROOT, stores.second))
+            for _ in every_event(DEADLINE_S):
+                if ring.avail_event == ring.avail_idx:
+                    break  # it was taken
+            assert ring.poll() == []
+            for queue in range(2):
+                vmm.front_end.set_vring_enable(queue, 0)
+            daemon.process.send_signal(signal.SIGCONT)
+            state, bases = vmm.save()
+            (waited,) = ring.poll()
+            second = fuse_client.parse_entry(fuse_client.parse_reply(waited.data).body).nodeid
+            vmm, result = move(guest, here, state)
+            assert result == 0
+            vmm.start(guest.memory, guest.rings, bases)
+            assert guest.ask(fuse_client.getattr_(second)).error == 0
+            assert guest.lookup(ROOT, stores.second) == second
 
 
 def served_from(daemon: DaemonProcess, directory: Path) -> ApplianceProcess:

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import ConfigError
-from appliance.resolve.exports import WHOLE_STORE
-from appliance.supervisor.listeners import Listener, listen
+from appliance.supervisor.listeners import Listener
 from appliance.system.listening import set_socket_group
 from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, ApplianceProcess
 from tests.mount.test_mount_command import NOBODY
@@ -66,16 +65,16 @@ def test_a_number_that_no_descriptor_has_is_refused(fd: int) -> None:
         Listener.inherit(fd)
 
 
-@pytest.mark.parametrize("fd", [None, -1])
-def test_one_socket_that_cannot_be_had_leaves_no_other_behind(
-    tmp_path: Path, fd: int | None
-) -> None:
-    paths = [tmp_path / "a.sock", tmp_path / "b.sock"]
-    if fd is None:
-        paths.append(tmp_path / "a.sock")
-    with pytest.raises(ConfigError):
-        listen([(path, WHOLE_STORE) for path in paths], fd)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", ["--socket-path={}/a.sock", "--fd=-1", "--view=missing"])
+def test_one_socket_that_cannot_be_had_leaves_no_other_behind(tmp_path: Path, wrong: str) -> None:
+    (tmp_path / "sockets").mkdir()
+    good = [f"--socket-path={tmp_path}/sockets/{name}.sock" for name in ("a", "b")]
+    command = [*APPLIANCE, "virtiofs", f"--store=lmdb://{tmp_path}/store", *good]
+    command.append(wrong.format(tmp_path / "sockets"))
+    done = subprocess.run(command, check=False, stderr=subprocess.PIPE, timeout=DEADLINE_S)
+    assert done.returncode in {1, 2}
+    assert list((tmp_path / "sockets").iterdir()) == []
 
 
 # --- Permissions ---

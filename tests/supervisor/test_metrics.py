@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -445,3 +446,43 @@ def test_the_socket_goes_with_the_supervisor(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o777 == 0o660
         assert process.stop() == 0
     assert not path.exists()
+
+
+@pytest.mark.slow
+def test_systemd_may_have_opened_the_socket(tmp_path: Path) -> None:
+    path = tmp_path / "activated.sock"
+    texts = []
+
+    def ask() -> None:
+        for _ in every_event(DEADLINE_S):
+            if path.exists():
+                break
+        texts.append(get_over_unix(path, "/metrics"))
+
+    # Which starts the program when the first client has connected.
+    prefix = ("systemd-socket-activate", f"--listen={path}", "--fdname=metrics")
+    client = threading.Thread(target=ask)
+    client.start()
+    with ApplianceProcess(
+        tmp_path / "store", tmp_path, "--metrics=sd-listen:metrics", prefix=prefix
+    ):
+        client.join()
+    (text,) = texts
+    assert values(iter(parse_text(text)), "appliance_vms") == {(): 0}
+
+
+@pytest.mark.slow
+def test_clients_that_only_connect_are_bounded(served: Served) -> None:
+    with ExitStack() as stack:
+        answers = []
+        for _ in range(20):
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.connect(os.fspath(served.socket))  # waits while the backlog is full
+            sock.settimeout(DEADLINE_S)
+            answers.append(sock)
+        assert answers[-1].recv(100).startswith(b"HTTP/1.1 503 ")
+    # Their descriptors are free again, sooner or later.
+    for _ in every_event(DEADLINE_S):
+        if "appliance_vms 1.0" in served.remote_text():
+            return
+    raise AssertionError(served.remote.log())

@@ -27,7 +27,7 @@ _BOOT_DEADLINE_S: Final = 240.0
 _MOVE_DEADLINE_S: Final = 300.0
 _LIFETIME_S: Final = 7200.0
 _MEMORY_MIB: Final = 256
-_BYTES_PER_S: Final = 24 << 20
+_BYTES_PER_S: Final = 64 << 20
 
 
 class MoveError(Exception):

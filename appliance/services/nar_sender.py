@@ -30,8 +30,8 @@ from appliance.store.store import Store
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
-# In bytes. What is gathered for one snapshot, about as much as a socket takes at once; what a call of
-# `send` sends, so that other NARs have their turns; and what it hashes of a file.
+# In bytes. What is gathered for one snapshot, about as much as a socket takes at once; what a call
+# of `send` sends, so that other NARs have their turns; and what it hashes of a file.
 _GATHERED_SIZE: Final = 1 << 18
 _TURN_SIZE: Final = 8 << 20
 _HASHED_SIZE: Final = 64 << 20

@@ -84,8 +84,11 @@ class BulkHandlers:
             async for request in requests:
                 encoded = decode_untrusted(pb.PutDirectoriesRequest, request).directories
                 del request
+                one = b""
                 for one in encoded:
                     yield one
+                # The next message may be long in coming, behind those of all other calls.
+                del encoded, one
 
         async with aclosing(unpacked()) as directories:
             digest = await self._directories.put_all(directories)

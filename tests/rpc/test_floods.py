@@ -12,6 +12,7 @@ import pytest
 
 from appliance.bounds import LOG_LINES_MAX
 from appliance.castore.digest import EMPTY_DIGEST, Digest
+from appliance.castore.directory import Directory, SymlinkNode
 from appliance.protos import bulk_pb2, castore_rpc_pb2, pathinfo_rpc_pb2
 from appliance.rpc.calls import CALLS_MAX, WATCHES_MAX
 from appliance.services.grpc_messages import BULK, encode_chunk
@@ -108,24 +109,37 @@ def test_large_messages_of_many_calls_wait_for_room(tmp_path: Path) -> None:
         assert daemon.memory_bytes("VmHWM") < MEMORY_LIMIT_BYTES
 
 
+def many_blobs(size: int) -> bytes:
+    contents = [fresh_bytes(60_000) for _ in range(size // 60_000)]
+    return bulk_pb2.PutBlobsRequest(contents=contents).SerializeToString()
+
+
+def many_directories(size: int) -> bytes:
+    """Return directories that make up no closure; of few entries, so that little is computed."""
+    links = [SymlinkNode(b"%03d" % number, b"x" * 4000) for number in range(200)]
+    encoded = [Directory(symlinks=links[:-number]).to_bytes() for number in range(1, 9)]
+    number = size // len(encoded[0]) // len(encoded)
+    return bulk_pb2.PutDirectoriesRequest(directories=encoded * number).SerializeToString()
+
+
 @pytest.mark.parametrize(
-    ("message_size", "expected"),
+    ("name", "message_size", "expected"),
     [
-        (1 << 20, Code.OK),
-        (3 << 20, Code.OK),
-        (15 << 20, Code.INVALID_ARGUMENT),
+        ("PutBlobs", 1 << 20, Code.OK),
+        ("PutBlobs", 3 << 20, Code.OK),
+        ("PutBlobs", 15 << 20, Code.INVALID_ARGUMENT),
+        ("PutDirectories", 15 << 20, Code.INVALID_ARGUMENT),
     ],
 )
-def test_messages_of_many_blobs_wait_for_room(
-    tmp_path: Path, message_size: int, expected: Code
+def test_messages_of_many_objects_wait_for_room(
+    tmp_path: Path, name: str, message_size: int, expected: Code
 ) -> None:
-    contents = [fresh_bytes(60_000) for _ in range(message_size // 60_000)]
-    message = bulk_pb2.PutBlobsRequest(contents=contents).SerializeToString()
+    message = (many_blobs if name == "PutBlobs" else many_directories)(message_size)
     num_messages = BULK_BYTES // NUM_LARGE // message_size or 1
 
     async def flood(daemon: DaemonProcess) -> None:
         async with channel_to(daemon) as flooding, channel_to(daemon) as other:
-            method: StreamUnary = flooding.stream_unary(f"/{BULK}/PutBlobs")
+            method: StreamUnary = flooding.stream_unary(f"/{BULK}/{name}")
 
             async def put_many() -> Code:
                 call = method()

@@ -8,7 +8,7 @@ import cffi
 HERE = Path(__file__).resolve().parent
 HEADERS = {
     "bench": ("bench.h",),
-    "engine": ("engine.h", "answers.h", "dirty_log.h"),
+    "engine": ("engine.h", "answers.h", "dirty_log.h", "refused.h"),
     "fastcdc": ("fastcdc.h",),
     "images": ("images.h", "frames.h"),
     "reader": ("reader.h",),

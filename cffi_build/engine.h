@@ -28,7 +28,6 @@ enum {
 	ENG_CHAIN_IOV_MAX = 33792,	/* longest chain, and splits at region borders */
 	ENG_IOV_NUM = 67584,
 	ENG_IOV_SIZE = 1081344,		/* bytes of ENG_IOV_NUM struct iovec */
-	ENG_REFUSALS = 64,
 };
 
 enum eng_error {
@@ -156,17 +155,5 @@ void eng_ring_signal(struct eng_ring *ring);
  * that was non-blocking block.
  */
 void eng_signal(int fd, uint32_t kind);
-
-/* refused.c. The last system calls that filters refused: number << 32 | pid; 0: none. Shared memory. */
-struct eng_refusals {
-	uint32_t next, padding;
-	uint64_t entry[ENG_REFUSALS];
-};
-
-/*
- * Handles SIGSYS in this process and its children by an entry in `shared`, and death. Returns 0, or -1
- * with errno.
- */
-int eng_note_refusals(struct eng_refusals *shared);
 
 #endif

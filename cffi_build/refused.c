@@ -6,7 +6,7 @@
  * The call is refused all the same. So nothing depends on this but a line in the log. For the same
  * reason no function of a library is called, whose address could have been changed.
  */
-#include "engine.h"
+#include "refused.h"
 
 #include <signal.h>
 #include <sys/syscall.h>
@@ -59,7 +59,7 @@ static void note_and_die(int signum, siginfo_t *info, void *context)
 int eng_note_refusals(struct eng_refusals *shared)
 {
 	struct sigaction action = { .sa_sigaction = note_and_die,
-				    .sa_flags = SA_SIGINFO | SA_RESETHAND | SA_NODEFER };
+				    .sa_flags = (int)(SA_SIGINFO | SA_RESETHAND | SA_NODEFER) };
 
 	refusals = shared;
 	return sigaction(SIGSYS, &action, NULL);

@@ -21,6 +21,8 @@ BOOT_DEADLINE_S: Final = 600
 RELEASE: Final = "bookworm"
 INCLUDED: Final = "systemd,systemd-sysv,dbus,python3,liblmdb0,man-db"
 
+TREE: Final = Path(__file__).parents[1]
+READING_GUEST: Final = Path(__file__).parent / "guest" / "reading_guest.py"
 PROBE: Final = Path(__file__).parent / "guest" / "debian_probe.sh"
 UNIT: Final = """\
 [Unit]
@@ -79,6 +81,9 @@ def debian(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def facts(debian: Path) -> list[str]:
     """Boot it, and return the lines of the probe."""
     shutil.copy(PROBE, debian / "root" / "probe")
+    checkout = debian / "root" / "checkout"
+    shutil.copytree(TREE / "tests" / "fakes", checkout / "tests" / "fakes")
+    shutil.copy(READING_GUEST, checkout)
     units = debian / "etc" / "systemd" / "system"
     (units / "probe.service").write_text(UNIT)
     run("chroot", debian, "systemctl", "enable", "probe.service")
@@ -129,6 +134,29 @@ def test_nothing_starts_by_itself(facts: list[str]) -> None:
 )
 def test_systemd_starts_the_units(fact: str, facts: list[str]) -> None:
     assert fact in facts
+
+
+# The unit of one VM, and that of all VMs of a host.
+@pytest.mark.parametrize("unit", ["vm", "host"])
+@pytest.mark.parametrize("act", ["restart", "kill", "stop"])
+def test_a_guest_reads_on_while_systemd_restarts_its_supervisor(
+    unit: str, act: str, facts: list[str]
+) -> None:
+    assert f"{unit}: guest: ready" in facts
+    assert f"{unit}: {act}: 0" in facts
+    assert f"{unit}: after {act}: new path: hello" in facts
+    assert f"{unit}: after {act}: another supervisor" in facts
+    assert f"{unit}: after {act}: the same session process" in facts
+    assert f"{unit}: guest: reads went on" in facts
+
+
+@pytest.mark.parametrize("unit", ["vm", "host"])
+def test_the_unit_lets_session_processes_and_workers_lock_themselves_down(
+    unit: str, facts: list[str]
+) -> None:
+    (count,) = (fact for fact in facts if fact.startswith(f"{unit}: sandboxes: "))
+    print(*(fact for fact in facts if "locked down" in fact), sep="\n")
+    assert int(count.rpartition(" ")[2]) >= 2
 
 
 def test_a_connection_starts_the_daemon(facts: list[str]) -> None:

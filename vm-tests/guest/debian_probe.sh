@@ -20,6 +20,39 @@ started=$?
 state=$(systemctl show -p Type,ActiveState,SubState --value appliance-virtiofs@web1 | xargs)
 echo "virtiofs: $started $state"
 echo "listens: $(stat -c %F /run/appliance-web1/virtiofs.sock)"
+# A guest reads while systemd restarts its supervisor, kills and restarts it, and stops and starts it.
+session() { appliance status --json --store lmdb:///var/lib/appliance/store | python3 -c \
+  'import json, sys; print(*[s["pid"] for s in json.load(sys.stdin)["sessions"] if s["socket"] == sys.argv[1]])' "$1"; }
+add() { mkdir /root/new; echo hello > /root/new/file; basename "$(appliance import --name "$1" /root/new)"; rm -r /root/new; }
+reads_on() { # NAME UNIT SOCKET
+  coproc guest { PYTHONPATH=/usr/lib/appliance:/root/checkout \
+    python3 /root/checkout/reading_guest.py "$3" "$(basename "$path")" 2>&1; }
+  local guest_pid=$guest_PID first main act line
+  read -r line <&"${guest[0]}"; echo "$1: guest: $line"
+  first=$(session "$3")
+  for act in restart kill stop; do
+    main=$(pid "$2")
+    case $act in
+      restart) systemctl restart "$2" ;;
+      kill) systemctl kill --signal=KILL --kill-whom=main "$2" ;;
+      stop) systemctl stop "$2"; systemctl start "$2" ;;
+    esac
+    echo "$1: $act: $?"
+    add "$1-$act" >&"${guest[1]}"
+    read -r line <&"${guest[0]}"; echo "$1: after $act: $line"
+    [ "$main" != "$(pid "$2")" ] && echo "$1: after $act: another supervisor"
+    [ -n "$first" ] && [ "$first" = "$(session "$3")" ] && echo "$1: after $act: the same session process"
+  done
+  echo end >&"${guest[1]}"
+  read -r line <&"${guest[0]}"; echo "$1: guest: $line"
+  wait "$guest_pid"
+  echo "$1: sandboxes: $(journalctl -b -o cat -u "$2" | grep -c 'are locked down: .*a filter of system calls')"
+  journalctl -b -o cat -u "$2" | sed -n "s/.*are locked down/$1: locked down/p" | sort -u
+}
+reads_on vm appliance-virtiofs@web1 /run/appliance-web1/virtiofs.sock
+systemctl start appliance-virtiofs
+reads_on host appliance-virtiofs "$(appliance attach --state-dir /var/lib/appliance/store.state web2)"
+systemctl stop appliance-virtiofs
 python3 -c 'import urllib.request as u; u.urlopen("http://127.0.0.1:9000/nix-cache-info")'
 echo "http: $(systemctl is-active appliance-http)"
 guest=$(pid appliance-virtiofs@web1); daemon=$(pid appliance-daemon)
@@ -27,7 +60,9 @@ dpkg -i /root/newer.deb > /root/dpkg.log; echo "upgrade: $?"
 [ "$guest" = "$(pid appliance-virtiofs@web1)" ] && echo "guest's process: the same"
 [ "$daemon" != "$(pid appliance-daemon)" ] && echo "daemon's process: another"
 echo "content: $(appliance cat $path/file)"
-journalctl -b -o cat -p warning -u 'appliance*' | sed 's/^/log: /'
+# systemd remarks on sessions that outlive their supervisor, and on what was killed here.
+journalctl -b -o cat -p warning -u 'appliance*' | grep -v -e 'Found left-over process' -e 'indicates unclean termination' \
+  -e 'code=killed, status=9/KILL' -e "Failed with result 'signal'" | sed 's/^/log: /'
 dpkg -r appliance >> /root/dpkg.log; echo "removal: $?"
 echo "afterwards: $(systemctl is-active appliance-virtiofs@web1 appliance-daemon appliance-daemon.socket | xargs)"
 ls /usr/lib/appliance /usr/bin/appliance

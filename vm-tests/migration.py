@@ -102,7 +102,7 @@ def back_ends(stores: Stores, tmp_path: Path) -> Iterator[tuple[ApplianceProcess
 
 
 def device_of(back_end: ApplianceProcess) -> FsDevice:
-    return FsDevice(back_end.sockets[0], TAG)
+    return FsDevice(back_end.sockets[0], TAG, num_request_queues=2)
 
 
 def start_reading(moving: MovingGuest, stores: Stores) -> Job:

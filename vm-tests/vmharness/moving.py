@@ -19,6 +19,7 @@ from vmharness.cache import cached
 from vmharness.debian_packages import command_of, unpack
 from vmharness.guest import Guest
 from vmharness.kernel import Kernel, qemu_kernel
+from vmharness.served import NEW_SERIES
 
 _SUITE: Final = os.environ.get("TEST_QEMU_SUITE", "sid")
 _PACKAGES: Final = ("qemu-system-x86", "qemu-utils", "seabios")
@@ -26,6 +27,7 @@ _START_DEADLINE_S: Final = 60.0
 _BOOT_DEADLINE_S: Final = 240.0
 _MOVE_DEADLINE_S: Final = 300.0
 _LIFETIME_S: Final = 7200.0
+_CPUS: Final = 2
 _MEMORY_MIB: Final = 256
 _BYTES_PER_S: Final = 64 << 20
 
@@ -117,7 +119,8 @@ class MovingGuest:
     def __init__(self, device: qemu.FsDevice, directory: Path, disk: Path | None = None) -> None:
         self._directory = directory
         self._disk = disk
-        self._kernel: Kernel = qemu_kernel()
+        # Its driver uses a request queue for each CPU.
+        self._kernel: Kernel = qemu_kernel(NEW_SERIES)
         self._program = newer_qemu()
         self._num_processes = 0
         ours, theirs = socket.socketpair()
@@ -200,6 +203,7 @@ class MovingGuest:
             [device],
             self._directory,
             channel_fd,
+            cpus=_CPUS,
             memory_mib=_MEMORY_MIB,
             program=self._program,
             # Or the guest itself would write to each page just before a back end reads into it, and

@@ -30,9 +30,9 @@ from appliance.store.store import Store
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
-# In bytes. What is gathered for one snapshot; what one call of `send` sends, so that other NARs
-# have their turns; and what it hashes of a file.
-_GATHERED_SIZE: Final = 1 << 20
+# In bytes. What is gathered for one snapshot, about as much as a socket takes at once; what a call
+# of `send` sends, so that other NARs have their turns; and what it hashes of a file.
+_GATHERED_SIZE: Final = 1 << 18
 _TURN_SIZE: Final = 8 << 20
 _HASHED_SIZE: Final = 64 << 20
 _READ_SIZE: Final = 1 << 18
@@ -126,6 +126,8 @@ class NarSender:
         """Return what comes next, up to a blob in a file; nothing if such a blob is next."""
         # Budget: 3 us for each content besides hashing it the first time.
         plan = self._plan
+        digests, starts, ends, is_checked = plan.digests, plan.starts, plan.ends, plan.is_checked
+        blob = snapshot.blob
         num_contents = plan.num_contents()
         structure = memoryview(plan.structure)
         buffers: list[Buffer] = []
@@ -133,37 +135,32 @@ class NarSender:
         end = min(offset + _GATHERED_SIZE, self._end)
         index = plan.index_at(offset)
         while offset < end and len(buffers) < _BUFFERS_MAX - 1:
-            content_at = plan.ends[index]
+            content_at = ends[index]
             if offset < content_at:
-                start = plan.structure_at[index] + offset - plan.starts[index]
+                start = plan.structure_at[index] + offset - starts[index]
                 stop = min(content_at, end)
                 buffers.append(structure[start : start + stop - offset])
                 offset = stop
             if index == num_contents or offset == end:
                 break
-            content = self._content(snapshot, index)
-            if content is None:
+            content = blob(digests[index])
+            size = starts[index + 1] - content_at
+            if not isinstance(content, memoryview) or len(content) != size:
+                # It is in a file, or this raises an error.
+                self._trees.content(snapshot, digests[index], size)
                 break
-            part = content[offset - content_at : end - content_at]
-            buffers.append(part)
-            offset += len(part)
+            if not is_checked[index]:
+                check_digest("blob", digests[index], blake3(content).digest())
+                is_checked[index] = True
+            if offset == content_at and size <= end - offset:
+                buffers.append(content)
+                offset += size
+            else:
+                part = content[offset - content_at : end - content_at]
+                buffers.append(part)
+                offset += len(part)
             index += 1
         return buffers
-
-    def _content(self, snapshot: Snapshot, index: int) -> memoryview | None:
-        """Return a content, or None if it is in a file."""
-        plan = self._plan
-        digest = plan.digests[index]
-        size = plan.content_size(index)
-        content = snapshot.blob(digest)
-        if not isinstance(content, memoryview) or len(content) != size:
-            # It is in a file, or this raises an error.
-            self._trees.content(snapshot, digest, size)
-            return None
-        if not plan.is_checked[index]:
-            check_digest("blob", digest, blake3(content).digest())
-            plan.is_checked[index] = True
-        return content
 
     def _write(self, socket_fd: int, buffers: list[Buffer]) -> bool:
         """Send buffers, and return whether all were sent before the peer stopped reading."""

@@ -19,6 +19,7 @@ from appliance.store.schema import INLINE_MAX
 from appliance.store.writer import AsyncStore
 from tests.contracts.rig import put_blob, read_blob
 from tests.db.test_environment import small_disk
+from tests.fakes.appliance_process import DEADLINE_S, every_event
 from tests.store.audit import blob_path
 
 
@@ -69,8 +70,8 @@ def test_reading_given_up_before_the_blob_is_open_leaves_no_descriptor(tmp_path:
         num_before = num_descriptors()
         for _ in range(20):
             await open_and_give_up(blobs, digest)
-        # The thread may have the last one in hand yet.
-        assert num_descriptors() <= num_before + 1
+        # The threads may have the last ones in hand yet.
+        assert any(num_descriptors() <= num_before for _ in every_event(DEADLINE_S))
 
     run(tmp_path / "store", work)
 

@@ -26,14 +26,14 @@
 
 enum {
 	ROOM_MAX = 5000,
-	NUM = 32,			/* entries of the ring */
-	CHAINS = 3,
+	NUM = 64,			/* entries of the ring */
+	CHAINS_MAX = 9,			/* more than what the loop calls a large batch */
 	RING_GPA = 0x10000,
 	AVAIL_AT = 16 * NUM,
-	USED_AT = AVAIL_AT + 128,
+	USED_AT = AVAIL_AT + 192,
 	CHAINS_AT = 2048,
 	CHAIN_SIZE = FUZZ_REQUEST_SIZE + ROOM_MAX,
-	REGION_SIZE = CHAINS_AT + CHAINS * CHAIN_SIZE,
+	REGION_SIZE = CHAINS_AT + CHAINS_MAX * CHAIN_SIZE,
 };
 
 /* A request, and the answer that eng_answer() gives to it. */
@@ -47,6 +47,8 @@ struct asked {
 };
 
 static uint32_t replies_num, not_plain_num;
+/* How many are asked at once. */
+static uint32_t chains_num;
 
 /* Returns 0 if the file of a blob ends too early: whoever delivers the reply finds out. */
 static int reply_check(const struct eng_reply *reply, struct asked *asked)
@@ -146,7 +148,7 @@ static void guest_init(struct guest *guest, struct input *input, const struct as
 	guest->map.region[0].size = REGION_SIZE;
 	guest->map.region[0].host = guest->ram;
 	avail = (uint16_t *)(void *)(guest->ram + AVAIL_AT);
-	for (uint32_t i = 0; i < CHAINS; i++) {
+	for (uint32_t i = 0; i < chains_num; i++) {
 		uint64_t at = CHAINS_AT + i * (uint64_t)CHAIN_SIZE;
 
 		avail[2 + i] = (uint16_t)guest->descs;
@@ -156,7 +158,7 @@ static void guest_init(struct guest *guest, struct input *input, const struct as
 			add_buffer(guest, input, at + FUZZ_REQUEST_SIZE, asked[i].room,
 				   VRING_DESC_F_WRITE, 1);
 	}
-	avail[1] = CHAINS;
+	avail[1] = (uint16_t)chains_num;
 	guest->ring.map = &guest->map;
 	guest->ring.inflight = take_memory(16 + 16 * NUM);
 	guest->ring.scratch = scratch;
@@ -185,7 +187,7 @@ static void guest_check(const struct guest *guest, const struct eng_answers *ans
 	uint32_t plain = 0;
 	uint32_t left = 0;
 
-	for (uint32_t i = 0; i < CHAINS; i++) {
+	for (uint32_t i = 0; i < chains_num; i++) {
 		const uint8_t *reply = guest->ram + CHAINS_AT + i * (uint64_t)CHAIN_SIZE +
 				       FUZZ_REQUEST_SIZE;
 
@@ -232,7 +234,7 @@ static void *publish_later(void *argument)
 	struct guest *guest = argument;
 	uint16_t *avail = (uint16_t *)(void *)(guest->ram + AVAIL_AT);
 
-	for (uint32_t num = 2; num <= CHAINS; num++) {
+	for (uint32_t num = 2; num <= chains_num; num++) {
 		(void)sched_yield();
 		__atomic_store_n(&avail[1], (uint16_t)num, __ATOMIC_RELEASE);
 		if (guest->kick_fd >= 0)
@@ -254,14 +256,14 @@ static int serve_while_published(struct eng_answers *answers, struct guest *gues
 	MUST(!pthread_create(&thread, NULL, publish_later, guest));
 	do
 		status = eng_serve_ring(answers, &guest->ring, wait);
-	while (!status && used->idx != CHAINS);
+	while (!status && used->idx != chains_num);
 	MUST(!pthread_join(thread, NULL));
 	return status;
 }
 
 static int are_plain(const struct asked *asked)
 {
-	for (uint32_t i = 0; i < CHAINS; i++)
+	for (uint32_t i = 0; i < chains_num; i++)
 		if (asked[i].outcome == ENG_NOT_PLAIN)
 			return 0;
 	return 1;
@@ -339,22 +341,25 @@ static void serve_device(struct eng_answers *answers, const struct asked *asked)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static struct eng_answers answers;
-	static struct asked asked[CHAINS];
+	static struct asked asked[CHAINS_MAX];
 	struct input input = { .data = data, .left = size };
 
 	(void)signal(SIGPIPE, SIG_IGN);
 	fuzz_begin(&answers, &input);
 	while (input.left > 8) {
+		uint64_t choice = input_take(&input, 1);
+
 		forget(&answers);
-		if (input_take(&input, 1) % 16 == 0)
+		chains_num = choice & 0x30 ? 3 : CHAINS_MAX;
+		if (choice % 16 == 0)
 			fuzz_shrink();
-		for (uint32_t i = 0; i < CHAINS; i++)
+		for (uint32_t i = 0; i < chains_num; i++)
 			ask(&answers, &input, &asked[i]);
 		forget(&answers);
 		serve_ring(&answers, &input, asked);
 		forget(&answers);
 		serve_device(&answers, &asked[0]);
-		for (uint32_t i = 0; i < CHAINS; i++)
+		for (uint32_t i = 0; i < chains_num; i++)
 			free(asked[i].request);
 	}
 	fuzz_end(&answers);

@@ -74,7 +74,7 @@ def add_top(commands: "Subparsers") -> None:
         usage="%(prog)s [OPTION]...",
         help="show what virtual machines do, live",
         description="Show for each virtual machine and mount how many requests a second it sends, "
-        "what it reads, how long answers take (half of them, and 99 %%, take less than the time "
+        "what it reads, how long answers take (half of them, and 99 %, take less than the time "
         "shown), what its workers have to wait for, how often they were replaced, and their "
         "memory. On a terminal, a key sorts and q ends; elsewhere, lines are printed.",
     )

@@ -1,7 +1,8 @@
 """Front-ends that come, send a descriptor somewhere, and leave, over and over, in another process.
 
-Polite ones send an eventfd; hostile ones what blocks whoever closes, reads or stats it, or memory
-that shrinks. So a neighbour can be measured beside either, with the same work for the CPUs.
+Hostile ones send what blocks whoever closes, reads or stats it, or memory that shrinks. Polite ones
+make the same and send an eventfd, or leave their memory as it is. So a neighbour can be measured
+beside either, with the same work for the CPUs.
 """
 
 import contextlib
@@ -37,13 +38,15 @@ Kind = Callable[[Path], contextlib.AbstractContextManager[int]]
 
 
 @contextlib.contextmanager
-def _an_eventfd(_directory: Path) -> Iterator[int]:
+def _an_eventfd() -> Iterator[int]:
     fd = os.eventfd(0, os.EFD_CLOEXEC)
     yield fd
     os.close(fd)
 
 
-def _abandon(appliance: ApplianceProcess, index: int, place_at: int, over: Event) -> None:
+def _abandon(
+    appliance: ApplianceProcess, index: int, place_at: int, over: Event, *, is_hostile: bool
+) -> None:
     """Leave the last descriptor of a TCP socket that lingers to whoever received it.
 
     The kernel makes no process wait that closes it as it ends.
@@ -65,7 +68,7 @@ def _abandon(appliance: ApplianceProcess, index: int, place_at: int, over: Event
         if pid == 0:
             try:
                 os.read(reading, 1)  # that the parent has closed its own
-                _send(appliance, index, place_at, sock.fileno())
+                _send(appliance, index, place_at, sock.fileno() if is_hostile else os.eventfd(0))
             finally:
                 os._exit(0)
         sock.close()
@@ -86,14 +89,28 @@ def _send(appliance: ApplianceProcess, index: int, place_at: int, fd: int) -> Fr
     return front_end
 
 
-def _visit(appliance: ApplianceProcess, index: int, kind: Kind, place_at: int, over: Event) -> None:
-    with tempfile.TemporaryDirectory() as directory, kind(Path(directory)) as fd:
-        front_end = _send(appliance, index, place_at, fd)
+def _visit(
+    appliance: ApplianceProcess,
+    index: int,
+    kind: Kind,
+    place_at: int,
+    over: Event,
+    *,
+    is_hostile: bool,
+) -> None:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        kind(Path(directory)) as fd,
+        _an_eventfd() as eventfd,
+    ):
+        front_end = _send(appliance, index, place_at, fd if is_hostile else eventfd)
         over.wait(_STAY_S)
         front_end.close()
 
 
-def _shrink_memory(appliance: ApplianceProcess, index: int, over: Event) -> None:
+def _shrink_memory(
+    appliance: ApplianceProcess, index: int, over: Event, *, is_hostile: bool
+) -> None:
     front_end = appliance.connect(index)
     front_end.sock.settimeout(_TIMEOUT_S)
     with (
@@ -102,7 +119,7 @@ def _shrink_memory(appliance: ApplianceProcess, index: int, over: Event) -> None
     ):
         guest = FakeGuest(front_end)
         guest.mount()
-        os.ftruncate(guest.memory.fd, 0)
+        os.ftruncate(guest.memory.fd, 0 if is_hostile else guest.memory.size)
         guest.rings[1].kick()
         over.wait(_STAY_S)
         guest.close()
@@ -111,19 +128,18 @@ def _shrink_memory(appliance: ApplianceProcess, index: int, over: Event) -> None
 def _visit_until(
     appliance: ApplianceProcess, *, is_hostile: bool, num_visits: "Synchronized[int]", over: Event
 ) -> None:
-    kinds = list(KINDS.values()) if is_hostile else [_an_eventfd] * len(KINDS)
-    visits = itertools.cycle(itertools.product(range(len(PLACES)), kinds))
+    visits = itertools.cycle(itertools.product(range(len(PLACES)), KINDS.values()))
     for number, (place_at, kind) in enumerate(visits):
         if over.is_set():
             return
         index = 1 + number % NUM_SOCKETS
         with contextlib.suppress(OSError):  # the last visitor there may still hang
-            if number % 8 == 0 and is_hostile:
-                _shrink_memory(appliance, index, over)
-            elif number % 8 == 4 and is_hostile:
-                _abandon(appliance, index, place_at, over)
+            if number % 8 == 0:
+                _shrink_memory(appliance, index, over, is_hostile=is_hostile)
+            elif number % 8 == 4:
+                _abandon(appliance, index, place_at, over, is_hostile=is_hostile)
             else:
-                _visit(appliance, index, kind, place_at, over)
+                _visit(appliance, index, kind, place_at, over, is_hostile=is_hostile)
         with num_visits.get_lock():
             num_visits.value += 1
 

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import random
 import secrets
 import subprocess
 from collections.abc import Iterator
@@ -21,12 +22,14 @@ from tests.fakes.appliance_process import (
 )
 
 ROOT: Final = 1
-SECRET: Final = "hunter2-" + secrets.token_hex(8)
-NIX_KEY: Final = "cache.example.org-1:" + base64.b64encode(secrets.token_bytes(64)).decode()
+# The same in each process that collects the tests.
+RANDOM: Final = random.Random(1)
+SECRET: Final = "hunter2-" + RANDOM.randbytes(8).hex()
+NIX_KEY: Final = "cache.example.org-1:" + base64.b64encode(RANDOM.randbytes(64)).decode()
 PUBLIC_KEY: Final = "cache.example.org-1:" + base64.b64encode(bytes(32)).decode()
 PEM: Final = (
     "-----BEGIN EC PRIVATE KEY-----\n"
-    + base64.encodebytes(secrets.token_bytes(90)).decode()
+    + base64.encodebytes(RANDOM.randbytes(90)).decode()
     + "-----END EC PRIVATE KEY-----\n"
 )
 

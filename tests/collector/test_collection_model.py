@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -36,6 +37,7 @@ from tests.collector.stored_trees import (
 if TYPE_CHECKING:
     from appliance.nix.store_path import StorePath
 
+pytestmark = pytest.mark.slow
 EXAMPLES = int(os.environ.get("APPLIANCE_SOAK_EXAMPLES", "12"))
 STEPS = 14
 # Where syncs cost nothing: kills of processes are tested, not power cuts.

@@ -17,7 +17,6 @@ from tests.fakes.appliance_process import import_tree
 
 ANSWER_S: Final = 300.0
 BOOT_S: Final = 600.0
-MIRROR: Final = "http://deb.debian.org/debian"
 # systemd starts it once the guest is up.
 AGENT_UNIT: Final = """[Unit]
 Description=The test's agent
@@ -33,7 +32,7 @@ def debootstrap(path: Path) -> None:
     if program is None:
         raise HarnessError("debootstrap is not installed")
     options = ("--variant=minbase", "--include=systemd-sysv,dbus")
-    command: list[str | Path] = [program, *options, "bookworm", path, MIRROR]
+    command: list[str | Path] = [program, *options, "bookworm", path]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     shutil.rmtree(path / "dev")  # nodes of devices cannot be imported
     (path / "dev").mkdir()

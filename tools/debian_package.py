@@ -57,7 +57,7 @@ from appliance.__main__ import {{function}}
 {{function}}()
 """
 _MAINTAINER: Final = os.environ.get("DEBFULLNAME", "Appliance maintainers")
-_MAIL: Final = os.environ.get("DEBEMAIL", "appliance@packages.debian.org")
+_MAIL: Final = os.environ.get("DEBEMAIL", "maintainers@appliance.example")
 _CONTROL: Final = """\
 Package: appliance
 Version: {version}

@@ -23,7 +23,7 @@ enum { NUMBERS = 6, TABLES = 2, CHANGES = 4, VALUE_MAX = 6000, READERS_MAX = 8 }
 /* Of the reader, which the file soon outgrows, and of the writer. */
 enum { MAP_SIZE = 1 << 16, WRITER_MAP_SIZE = 1 << 23 };
 
-/* A value: so many times one byte; absent if it has no size. */
+/* A value: one byte, repeated `size` times; absent if the size is 0. */
 struct kept {
 	uint32_t size;
 	uint8_t byte;

@@ -6,16 +6,14 @@ its own and several at a time, and the READ waits for these and no others. Each 
 with its digest before it is written into the file of the blob, and becomes readable when the record
 of the blob has its range (see `store/partial_blob.py`).
 
-Where a reader goes on from the start of a blob, one call for the whole of it brings its chunks (see
-`blob_stream`); they are verified all the same.
+A reader that goes on from the start gets its chunks by one call for the whole blob (`blob_stream`).
 
 Reading ahead. As many bytes as lie unbroken before the wanted range, up to `_AHEAD_MAX`, are
 fetched behind it, too: none for a read here and there, more and more for a reader that goes on from
 the start, and the most at once for one that goes on where another one stopped. Only misses are seen
-here; a reader that is faster than the service misses each chunk that is on its way, waits for it,
-and moves the window on. What is fetched ahead has places of its own, does not wait for room in the
-cache, and its errors are dropped. Where another process that shares the cache has a call for the
-whole blob under way, little is fetched ahead: that call brings the rest.
+here; a reader that is faster than the service misses each chunk on its way, and moves the window
+on. What is fetched ahead has places of its own, waits for no room in the cache, and its errors are
+dropped. Beside another process's call for the whole blob, little is fetched ahead.
 
 What is verified. The list of chunks is the service's word: nobody can compare it with the digest of
 the blob before the whole blob is there. So the beginning of the blob is hashed as it grows, and

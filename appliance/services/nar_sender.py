@@ -36,7 +36,7 @@ _GATHERED_SIZE: Final = 1 << 18
 _TURN_SIZE: Final = 8 << 20
 _HASHED_SIZE: Final = 64 << 20
 _READ_SIZE: Final = 1 << 18
-# The kernel takes so many buffers in one call (UIO_MAXIOV); a content adds up to two.
+# The kernel takes at most this many buffers in one call (UIO_MAXIOV); each content adds up to two.
 _BUFFERS_MAX: Final = 1024
 # How long to wait for a peer that may be reading just now, before its turn ends.
 _WAIT_MS: Final = 2

@@ -16,7 +16,7 @@ from appliance.store.store import Store
 
 # Keys that are read in one snapshot.
 _KEYS_AT_A_TIME: Final = 16_384
-# After so many keys, at the latest, the pages that were read are counted.
+# The pages that were read are counted at least once per this many keys.
 _KEYS_PER_COUNT: Final = 2_048
 _FILE_RECORD_SIZE: Final = len(schema.pack_file_record(0))
 

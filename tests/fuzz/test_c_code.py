@@ -1,7 +1,7 @@
 """The fuzzers of the C code find nothing under sanitizers, and reach most of it.
 
-The round here is the suite's share; `TEST_FUZZ_S` in the environment makes it last so many seconds,
-and `make fuzz` goes on for as long as it is told to.
+The round here is the suite's share; `TEST_FUZZ_S` in the environment makes it last that many
+seconds, and `make fuzz` goes on for as long as it is told to.
 """
 
 import os

@@ -12,11 +12,11 @@ from typing import Any
 from appliance.config.kinds import Choice, Flag, Several
 from appliance.config.setting_table import setting
 from appliance.config.settings import (
-    CONFIG_VARIABLE,
     DEFAULT_CONFIG,
     Setting,
     Substituters,
 )
+from appliance.system.child_environment import CONFIG_VARIABLE
 
 
 def add_settings(
@@ -60,7 +60,7 @@ def add_config_option(container: argparse._ActionsContainer) -> None:
 
 def _config_path(text: str) -> Path:
     if not text:
-        raise argparse.ArgumentTypeError("the path is empty")
+        raise argparse.ArgumentTypeError("expected a path")
     return Path(text)
 
 

@@ -96,7 +96,7 @@ class _Reading:
             else:
                 for name, below in value.items():
                     self._read_setting((key, name), f"{key}.{name}", below)
-        self._check_exports((), "view", {key: one.value for key, one in self.values.items()})
+        self._check_exports((), "root", {key: one.value for key, one in self.values.items()})
 
     def _read_setting(self, path: KeyPath, key: str, value: object) -> None:
         known = BY_KEY.get(key)

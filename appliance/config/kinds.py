@@ -72,7 +72,7 @@ class PathName(Text):
     def parse(self, text: str) -> Path:
         """See `Text.parse`."""
         if not text:
-            raise ConfigError("the path is empty")
+            raise ConfigError("expected a path")
         return Path(text)
 
     def read(self, value: object, directory: Path) -> Path:

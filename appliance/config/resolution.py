@@ -15,13 +15,13 @@ from typing import Any, Final
 from appliance.config.config_file import read_config
 from appliance.config.kinds import Several
 from appliance.config.settings import (
-    CONFIG_VARIABLE,
     DEFAULT_CONFIG,
     ConfigFile,
     Setting,
     Substituters,
 )
 from appliance.errors import ConfigError
+from appliance.system.child_environment import CONFIG_VARIABLE
 
 # Options that say where to listen; where one is given, the file does not.
 _LISTENING: Final = ("socket", "socket_path", "fd")
@@ -165,5 +165,5 @@ def _parsed(setting: Setting, given: Any, origin: Origin) -> Any:
             return setting.kind.parse_all(given)
         return setting.kind.parse(given)
     except ConfigError as exc:
-        shown = f" {given}" if isinstance(given, str) and given else ""
+        shown = f" {given}" if isinstance(given, str) else ""
         raise ConfigError(f"{origin.label}{shown}: {exc}") from exc

@@ -12,7 +12,6 @@ from appliance.config.kinds import Text
 from appliance.errors import ConfigError
 
 DEFAULT_CONFIG: Final = Path("/etc/appliance/appliance.toml")
-CONFIG_VARIABLE: Final = "APPLIANCE_CONFIG"
 
 
 @dataclass(frozen=True, kw_only=True)

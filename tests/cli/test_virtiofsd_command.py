@@ -21,8 +21,9 @@ from appliance.cli.main import parse_command, virtiofsd_parser
 from appliance.cli.virtiofsd_command import VirtiofsdCall, translate
 from appliance.errors import ConfigError
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import DEADLINE_S, FakeGuest, every_event, import_tree, uri_of
+from tests.fakes.appliance_process import FakeGuest, import_tree, uri_of
 from tests.fakes.frontend import FrontEnd
+from tests.fakes.running_command import DEADLINE_S, every_event
 
 PROGRAM = (sys.executable, "-c", "from appliance.__main__ import virtiofsd; virtiofsd()")
 PATH = f"{'0' * 32}-system"

@@ -11,7 +11,8 @@ import pytest
 
 from appliance.cli.mount_commands import EXIT_FAILURE, EXIT_USAGE, is_mount_call, parse_mount_call
 from appliance.errors import ConfigError
-from tests.fakes.appliance_process import DEADLINE_S, import_tree
+from tests.fakes.appliance_process import import_tree
+from tests.fakes.running_command import DEADLINE_S
 
 BIN = Path(sys.executable).parent
 URI = "lmdb:///var/lib/appliance/store"

@@ -5,8 +5,9 @@
 #   make lint               formatter, linters, types, layers, generated code, warnings of the C compiler
 #   make check [ARGS=...]   the same and all quick tests, without a guest: within two minutes
 #   make test [ARGS=...]    linters, unit tests, tests in virtual machines; ARGS go to pytest
-#   make bench              measurements against other virtiofs servers, and plain gRPC; with
-#                           BEFORE=dir, of walks and imports against another checkout too
+#   make bench              measurements against other virtiofs servers, and plain gRPC, which go into
+#                           the tables of README.md; with BEFORE=dir, of walks and imports against
+#                           another checkout too
 #   make debian-root        a guest that boots Debian's own init from an imported tree
 #   make deb                a package for Debian, in build/deb
 #   make test-deb           the same, installed, upgraded and removed in a new Debian 12 that boots
@@ -72,10 +73,11 @@ test: packages-test $(INSTALLED)
 
 # all of them, whatever the first ones find
 bench: packages-test $(INSTALLED)
-	@status=0; \
+	@status=0; rm -rf build/bench; \
 	$(BIN)/python vm-tests/bench.py $(ARGS) || status=1; \
 	$(BIN)/python -m tests.bench_walk $(if $(BEFORE),--before "$(BEFORE)") || status=1; \
 	PYTHONPATH=vm-tests $(BIN)/python -m tests.bench_back_ends || status=1; \
+	PYTHONPATH=vm-tests $(BIN)/python -m tests.bench_queues || status=1; \
 	$(BIN)/python -m tests.bench_neighbour || status=1; \
 	$(BIN)/python -m tests.bench_metrics || status=1; \
 	$(BIN)/python -m tests.mount.bench || status=1; \
@@ -83,6 +85,7 @@ bench: packages-test $(INSTALLED)
 	$(BIN)/python -m tests.bench_nix || status=1; \
 	$(BIN)/python -m tests.collector.bench_collection || status=1; \
 	$(BIN)/python -m tests.remote.bench || status=1; \
+	$(BIN)/python -m tools.bench_table || status=1; \
 	exit $$status
 
 debian-root: packages-test $(INSTALLED)

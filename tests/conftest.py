@@ -6,10 +6,12 @@ begins first, and the quick files fill the end.
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.fakes.s3_server import S3Server
+from tests.fakes.s3_gateway import Gateway
+from tests.fakes.s3_server import Moto, S3Server
 
 
 def pytest_report_header() -> str:
@@ -24,8 +26,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """Return a server that speaks S3, with the bucket `contracts`."""
-    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+    """Return a server that speaks S3, with the bucket `contracts`.
+
+    It is moto's, or versitygw (`make other-s3`).
+    """
+    directory = tmp_path_factory.mktemp("s3")
+    program = os.environ.get("TEST_S3_GATEWAY")
+    with Gateway(Path(program), directory) if program else Moto(directory) as server:
         server.make_bucket("contracts")
         yield server
 

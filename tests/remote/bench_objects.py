@@ -1,11 +1,11 @@
 """Measures publishing into and fetching from object stores, beside obstore with the same objects.
 
 `python -m tests.remote.bench_objects`: SIZE of files, some that do not compress and some of this
-machine's, are copied from a local store into an object store and from there into an empty local
-store, by `appliance copy --to`: into a directory, and into a server that speaks S3. Beside each copy, obstore alone
-puts the very objects, which are compressed already, or gets them and forgets them. Both are
-measured as whole programs, from their start to their end, in turn, ROUNDS times. Each figure is the
-median. Status 1 names a broken bound.
+machine's, are copied by `appliance copy --to` from a local store into an object store, and from
+there into an empty local store. The object store is a directory, and then a server that speaks S3.
+Beside each copy, obstore alone puts the very objects, which are compressed already, or gets them
+and forgets them. Both are measured as whole programs, from their start to their end, in turn,
+ROUNDS times. Each figure is the median. Status 1 names a broken bound.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ import random
 import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -101,6 +101,10 @@ def opened(uri: str) -> Any:
     return S3Store(address.place, prefix=address.prefix, config=options)
 
 
+def files_below(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
 async def each(works: Iterator[Callable[[], Any]]) -> None:
     async def run() -> None:
         for work in works:
@@ -114,11 +118,9 @@ def put_alone(source: str, uri: str) -> None:
     store = opened(uri)
 
     async def put(path: Path) -> None:
-        key = str(path.relative_to(source))
-        await obstore.put_async(store, key, path.read_bytes(), use_multipart=False)
+        await obstore.put_async(store, str(path.relative_to(source)), path, use_multipart=False)
 
-    paths = [path for path in Path(source).rglob("*") if path.is_file()]
-    asyncio.run(each((lambda path=path: put(path)) for path in paths))  # type: ignore[misc]
+    asyncio.run(each(partial(put, path) for path in files_below(Path(source))))
 
 
 def get_alone(source: str, uri: str) -> None:
@@ -129,8 +131,7 @@ def get_alone(source: str, uri: str) -> None:
         result = await obstore.get_async(store, str(path.relative_to(source)))
         await result.bytes_async()
 
-    paths = [path for path in Path(source).rglob("*") if path.is_file()]
-    asyncio.run(each((lambda path=path: get(path)) for path in paths))  # type: ignore[misc]
+    asyncio.run(each(partial(get, path) for path in files_below(Path(source))))
 
 
 def alone(what: str, source: Path, uri: str) -> Took:
@@ -153,9 +154,7 @@ class Place(NamedTuple):
 
 def report(what: str, ours_took: list[Took], alone_took: list[Took]) -> list[str]:
     """Print the figures of one kind; return a line for each bound that is broken."""
-    ratios = [
-        other.wall_s / mine.wall_s for mine, other in zip(ours_took, alone_took, strict=True)
-    ]
+    ratios = [other.wall_s / mine.wall_s for mine, other in zip(ours_took, alone_took, strict=True)]
     ratio = statistics.median(ratios)
     wall_s, cpu_s, memory_mib = map(statistics.median, zip(*ours_took, strict=True))
     alone_wall_s, alone_cpu_s, _ = map(statistics.median, zip(*alone_took, strict=True))
@@ -188,9 +187,8 @@ def bench(directory: Path, shape: str, place: Place) -> list[str]:
         fetched.append(ours(uri, f"lmdb://{directory}/fetched", path))
         shutil.rmtree(directory / "fetched")
         got.append(alone("get", objects, uri))
-    num_objects = sum(file.is_file() for file in objects.rglob("*"))
-    num_bytes = sum(file.stat().st_size for file in objects.rglob("*") if file.is_file())
-    print(f"{shape}, {place.name}: {num_objects} objects, {num_bytes / 1e6:.0f} MB")
+    sizes = [file.stat().st_size for file in files_below(objects)]
+    print(f"{shape}, {place.name}: {len(sizes)} objects, {sum(sizes) / 1e6:.0f} MB")
     return [
         *report(f"{shape}, {place.name}, publish", published, put),
         *report(f"{shape}, {place.name}, fetch", fetched, got),

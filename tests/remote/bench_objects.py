@@ -3,9 +3,11 @@
 `python -m tests.remote.bench_objects`: SIZE of files, some that do not compress and some of this
 machine's, are copied by `appliance copy --to` from a local store into an object store, and from
 there into an empty local store. The object store is a directory, and then a server that speaks S3.
-Beside each copy, obstore alone puts the very objects, which are compressed already, or gets them
-and forgets them. Both are measured as whole programs, from their start to their end, in turn,
-ROUNDS times. Each figure is the median. Status 1 names a broken bound.
+Beside each copy, obstore alone puts the very objects, which are compressed already, or gets them.
+What it gets it writes into files that are synced at the end, as the copy keeps what it fetches;
+how long it takes to forget them instead is printed, too. All are measured as whole programs, from
+their start to their end, in turn, ROUNDS times. Each figure is the median. Status 1 names a broken
+bound.
 """
 
 import asyncio
@@ -27,6 +29,7 @@ import obstore
 from obstore.store import LocalStore, S3Store
 
 from appliance.services.addresses import ObjectScheme, ObjectStoreAddress, parse_service_uri
+from appliance.system import libc
 from appliance.system.exit import ending_beside_threads
 from tests.fakes.appliance_process import APPLIANCE, import_tree
 from tests.fakes.peak_memory import measure_memory
@@ -123,19 +126,27 @@ def put_alone(source: str, uri: str) -> None:
     asyncio.run(each(partial(put, path) for path in files_below(Path(source))))
 
 
-def get_alone(source: str, uri: str) -> None:
-    """Get the objects that a directory has the names of, and forget them."""
+def get_alone(source: str, uri: str, keep: str = "") -> None:
+    """Get the objects that a directory has the names of; keep them in another, or forget them."""
     store = opened(uri)
 
     async def get(path: Path) -> None:
         result = await obstore.get_async(store, str(path.relative_to(source)))
-        await result.bytes_async()
+        content = await result.bytes_async()
+        if keep:
+            with open(f"{keep}/{path.parent.parent.parent.name}-{path.name}", "wb") as file:  # noqa: ASYNC230, PTH123 - alone, it has nothing else to do
+                file.write(content)
 
     asyncio.run(each(partial(get, path) for path in files_below(Path(source))))
+    if keep:
+        directory = os.open(keep, os.O_RDONLY)
+        libc.syncfs(directory)
+        os.close(directory)
 
 
-def alone(what: str, source: Path, uri: str) -> Took:
-    return measured([sys.executable, "-m", "tests.remote.bench_objects", what, str(source), uri])
+def alone(what: str, *words: Path | str) -> Took:
+    command = [sys.executable, "-m", "tests.remote.bench_objects", what]
+    return measured([*command, *map(str, words)])
 
 
 # --- Rounds ---
@@ -179,16 +190,23 @@ def bench(directory: Path, shape: str, place: Place) -> list[str]:
     objects = directory / "objects"
     if not objects.exists():
         ours(source, f"objectstore+file://{objects}", path)
-    published, put, fetched, got = [], [], [], []
+    published, put, fetched, got, forgotten = [], [], [], [], []
     for number in range(ROUNDS):
         uri = place.uri(2 * number)
         published.append(ours(source, uri, path))
         put.append(alone("put", objects, place.uri(2 * number + 1)))
         fetched.append(ours(uri, f"lmdb://{directory}/fetched", path))
         shutil.rmtree(directory / "fetched")
-        got.append(alone("get", objects, uri))
+        (directory / "got").mkdir()
+        got.append(alone("get", objects, uri, directory / "got"))
+        shutil.rmtree(directory / "got")
+        forgotten.append(alone("get", objects, uri))
+    forget_s = statistics.median(took.wall_s for took in forgotten)
     sizes = [file.stat().st_size for file in files_below(objects)]
-    print(f"{shape}, {place.name}: {len(sizes)} objects, {sum(sizes) / 1e6:.0f} MB")
+    print(
+        f"{shape}, {place.name}: {len(sizes)} objects, {sum(sizes) / 1e6:.0f} MB, which "
+        f"obstore alone gets and forgets in {forget_s:.2f} s"
+    )
     return [
         *report(f"{shape}, {place.name}, publish", published, put),
         *report(f"{shape}, {place.name}, fetch", fetched, got),

@@ -10,7 +10,13 @@ from appliance.cli.key_options import (
     required_keys,
     secret_keys,
 )
-from appliance.cli.listen_options import add_socket_options, socket_access, tls_files
+from appliance.cli.listen_options import (
+    add_metrics_option,
+    add_socket_options,
+    metrics_socket,
+    socket_access,
+    tls_files,
+)
 from appliance.cli.options import add_log_options, add_service_options, service_addresses
 from appliance.cli.quantities import add_min_free_option, min_free_bytes
 from appliance.errors import ConfigError
@@ -42,6 +48,7 @@ def add_daemon(commands: "Subparsers") -> None:
     )
     add_socket_options(serving)
     _add_writing(command.add_argument_group("what clients may put"))
+    add_metrics_option(command.add_argument_group("metrics"), default="none are served")
     add_service_options(command)
     add_log_options(command)
     command.set_defaults(run=_run_daemon)
@@ -82,20 +89,20 @@ def _run_daemon(options: argparse.Namespace) -> None:
         for text in options.listen_address or [_DEFAULT_LISTEN]
         for address in parse_listen_address(text, os.environ)
     ]
-    serve(
-        DaemonConfig(
-            service_addresses(options),
-            listen,
-            may_replace_paths=options.allow_replace,
-            min_free_bytes=min_free_bytes(options),
-            checks_content=options.check_content,
-            access=socket_access(options),
-            tls=tls_files(options),
-            is_readonly=options.read_only,
-            trusted_keys=trusted_keys,
-            secret_keys=secret_keys(options),
-        )
+    config = DaemonConfig(
+        service_addresses(options),
+        listen,
+        may_replace_paths=options.allow_replace,
+        min_free_bytes=min_free_bytes(options),
+        checks_content=options.check_content,
+        access=socket_access(options),
+        tls=tls_files(options),
+        is_readonly=options.read_only,
+        trusted_keys=trusted_keys,
+        secret_keys=secret_keys(options),
     )
+    with metrics_socket(options) as metrics:
+        serve(config._replace(metrics=metrics))
 
 
 def _check_read_only(options: argparse.Namespace) -> None:

@@ -137,14 +137,16 @@ def _bound(family: int, address: "tuple[str, int] | str", where: str) -> socket.
 # --- Metrics ---
 
 
-def add_metrics_option(parser: argparse._ActionsContainer) -> None:
-    """Add the option that serves metrics."""
+def add_metrics_option(
+    parser: argparse._ActionsContainer, default: str = "`appliance metrics` alone shows them"
+) -> None:
+    """Add the option that serves metrics; `default` says what happens without it."""
     parser.add_argument(
         "--metrics",
         metavar="ADDR",
         help="serve metrics in the format of OpenMetrics under /metrics on ADDR: the path of a "
         "Unix socket, :PORT of 127.0.0.1, HOST:PORT, or sd-listen[:NAME] for a socket that "
-        "systemd passes (default: `appliance metrics` alone shows them)",
+        f"systemd passes (default: {default})",
     )
 
 

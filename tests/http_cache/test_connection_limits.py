@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from appliance.http_cache import connections
-from appliance.http_cache.connections import ConnectionCount, CountedConnection
+from appliance.system.http_connections import ConnectionCount, CountedConnection
 
 DEADLINE_S = 10.0
 

@@ -22,6 +22,8 @@ _DEFAULT_MODE: Final = "0660"
 # Sockets whose mode no option sets: for their owner and group.
 _SOCKET_MODE: Final = 0o660
 _LOOPBACK: Final = "127.0.0.1"
+# The name (FileDescriptorName=) of a socket for metrics that systemd passes.
+_PASSED_METRICS: Final = "metrics"
 
 
 def add_socket_options(parser: argparse._ActionsContainer) -> None:
@@ -146,23 +148,29 @@ def add_metrics_option(
         metavar="ADDR",
         help="serve metrics in the format of OpenMetrics under /metrics on ADDR: the path of a "
         "Unix socket, :PORT of 127.0.0.1, HOST:PORT, or sd-listen[:NAME] for a socket that "
-        f"systemd passes (default: {default})",
+        f"systemd passes (default: one that it passes under the name of {_PASSED_METRICS}; else "
+        f"{default})",
     )
 
 
 @contextmanager
 def metrics_socket(options: argparse.Namespace) -> "Iterator[ListeningSocket | None]":
-    """Have the socket that `--metrics` asks for, if it does, for a block.
+    """Have the socket that `--metrics` asks for, or that systemd passes for it, for a block.
 
     Raises:
         ConfigError: the address is not valid, or stands for several; or it cannot be used.
     """
     text = options.metrics
+    if text is None and not os.environ.get("LISTEN_FDNAMES"):
+        yield None
+        return
+    from appliance.rpc.listen import parse_listen_address, passed_names
+
+    if text is None and _PASSED_METRICS in passed_names(os.environ):
+        text = f"sd-listen:{_PASSED_METRICS}"
     if text is None:
         yield None
         return
-    from appliance.rpc.listen import parse_listen_address
-
     try:
         addresses = parse_listen_address(
             f"{_LOOPBACK}{text}" if text.startswith(":") else text, os.environ

@@ -54,7 +54,7 @@ from appliance.http_cache.nar_urls import NAR_PREFIX, nar_url, node_of_url, pars
 from appliance.http_cache.pending_nars import NarReceiver, PendingNars
 from appliance.http_cache.server_metrics import ServerMetrics
 from appliance.http_cache.uploads import UploadTarget, accept
-from appliance.metrics.figures import ProgramFigures
+from appliance.metrics.program_figures import ProgramFigures
 from appliance.nix.narinfo import narinfo_of, parse_narinfo
 from appliance.nix.path_info import PathInfo, validate
 from appliance.nix.signing import SecretKey
@@ -80,10 +80,12 @@ from appliance.system.http_connections import (
 from appliance.system.listening import (
     ListeningSocket,
     announce_ready,
+    announce_status,
     announce_stopping,
     raise_descriptor_limit,
     stop_event,
 )
+from appliance.system.watchdog import feeding_watchdog
 
 _LOG = logging.getLogger(__name__)
 
@@ -157,9 +159,11 @@ async def _serve(config: CacheConfig) -> None:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await _listen(config, runner, connections, stack)
-        labels = ", ".join(item.label for item in config.listen)
-        announce_ready(f"serving on {labels}")
-        await stopping.wait()
+        where = f"serving on {', '.join(item.label for item in config.listen)}"
+        announce_ready(where)
+        announce_status(where)
+        async with feeding_watchdog():
+            await stopping.wait()
         announce_stopping()
 
 

@@ -24,7 +24,7 @@ from appliance.errors import (
 )
 from appliance.http_cache.server_metrics import ServerMetrics, kind_of
 from appliance.log import set_log_source
-from appliance.metrics.figures import ProgramFigures
+from appliance.metrics.program_figures import ProgramFigures
 from appliance.nix.store_path import decode_base32
 from appliance.system.http_connections import CountedConnection, busy
 from appliance.system.tracing import is_tracing, serving

@@ -17,8 +17,8 @@ from urllib.parse import quote
 import grpc
 
 from appliance.errors import ConfigError
-from appliance.metrics.figures import ProgramFigures
 from appliance.metrics.metrics_server import serving_metrics
+from appliance.metrics.program_figures import ProgramFigures
 from appliance.rpc.call_counters import CallCounters, daemon_exposition
 from appliance.rpc.listen import (
     AbstractListen,
@@ -40,6 +40,7 @@ from appliance.store.writer import AsyncStore
 from appliance.system.listening import (
     ListeningSocket,
     announce_ready,
+    announce_status,
     announce_stopping,
     claim_socket_path,
     raise_descriptor_limit,
@@ -47,6 +48,7 @@ from appliance.system.listening import (
     socket_mode,
     stop_event,
 )
+from appliance.system.watchdog import feeding_watchdog
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,8 +161,11 @@ async def _serve(config: DaemonConfig) -> None:
             for address in config.listen:
                 listeners.add(address)
             await listeners.start()
-            announce_ready(f"serving on {', '.join(listeners.labels)}")
-            await stopping.wait()
+            where = f"serving on {', '.join(listeners.labels)}"
+            announce_ready(where)
+            announce_status(where)
+            async with feeding_watchdog():
+                await stopping.wait()
         finally:
             announce_stopping()
             await listeners.stop()

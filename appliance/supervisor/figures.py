@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.errors import StoreError
-from appliance.metrics.figures import SlowReading, own_memory, process_figures, store_figures
+from appliance.metrics.program_figures import (
+    SlowReading,
+    own_memory,
+    process_figures,
+    store_figures,
+)
 from appliance.store.store import Store
 
 

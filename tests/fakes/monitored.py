@@ -16,9 +16,10 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics import parser as openmetrics
 
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import DEADLINE_S, ApplianceProcess, FakeGuest, import_tree
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.http_process import HttpProcess, get_over_unix
+from tests.fakes.running_command import DEADLINE_S
 
 SMALL: Final = b"small content"
 LARGE: Final = os.urandom(100_000)

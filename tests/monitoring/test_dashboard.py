@@ -16,8 +16,8 @@ from typing import Any, Final
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from tests.fakes.appliance_process import DEADLINE_S, every_event
 from tests.fakes.monitored import Served, serving
+from tests.fakes.running_command import DEADLINE_S, every_event
 
 MONITORING: Final = Path(__file__).resolve().parents[2] / "docs" / "monitoring"
 

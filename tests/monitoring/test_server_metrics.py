@@ -12,10 +12,10 @@ from blake3 import blake3
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from appliance.protos import castore_rpc_pb2
-from tests.fakes.appliance_process import DEADLINE_S, every_event
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.http_process import get_over_unix
 from tests.fakes.monitored import ACCEPT, LARGE, Served, parse_openmetrics, serving, values
+from tests.fakes.running_command import DEADLINE_S, every_event
 from tests.rpc.wire import UnaryStream, Wire, run
 
 pytestmark = pytest.mark.slow

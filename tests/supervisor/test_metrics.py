@@ -17,7 +17,7 @@ from appliance.fuse_proto._fuse_wire import Opcode
 from appliance.session.request_statistics import ERROR_ROWS
 from appliance.session.session_memory import SessionMemory
 from appliance.supervisor.exposition import VMS_MAX, exposition
-from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, ApplianceProcess, every_event
+from tests.fakes.appliance_process import ApplianceProcess
 from tests.fakes.http_process import get_over_unix
 from tests.fakes.monitored import (
     ACCEPT,
@@ -29,6 +29,7 @@ from tests.fakes.monitored import (
     serving,
     values,
 )
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 
 
 @pytest.fixture(scope="module")

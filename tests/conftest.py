@@ -13,6 +13,9 @@ import pytest
 from tests.fakes.s3_gateway import Gateway
 from tests.fakes.s3_server import Moto, S3Server
 
+# What a host is configured to is no part of a test.
+os.environ["APPLIANCE_CONFIG"] = os.devnull
+
 
 def pytest_report_header() -> str:
     return f"plain requests are answered in: {os.environ.get('APPLIANCE_ANSWERS', 'c')}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from tests.fakes.appliance_process import DEADLINE_S, every_event
+from tests.fakes.running_command import DEADLINE_S, every_event
 from tests.fakes.s3_server import PREFIX, service_uri
 
 _ADDRESS: Final = "127.0.0.1"

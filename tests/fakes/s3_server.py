@@ -17,8 +17,8 @@ from typing import Final, NamedTuple, Protocol, Self
 
 from pyroute2.netns import setns
 
-from tests.fakes.appliance_process import DEADLINE_S, every_event
 from tests.fakes.hosts import Host
+from tests.fakes.running_command import DEADLINE_S, every_event
 
 # All objects are below it.
 PREFIX: Final = "pre/fix"

@@ -31,8 +31,9 @@ from obstore.store import LocalStore, S3Store
 from appliance.services.addresses import ObjectScheme, ObjectStoreAddress, parse_service_uri
 from appliance.system import libc
 from appliance.system.exit import ending_beside_threads
-from tests.fakes.appliance_process import APPLIANCE, import_tree
+from tests.fakes.appliance_process import import_tree
 from tests.fakes.peak_memory import measure_memory
+from tests.fakes.running_command import APPLIANCE
 from tests.fakes.s3_gateway import Gateway
 from tests.fakes.s3_server import Moto
 

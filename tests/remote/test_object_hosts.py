@@ -15,15 +15,9 @@ from typing import Final
 import pytest
 
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-    import_tree,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree
 from tests.fakes.hosts import Network
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 from tests.fakes.s3_server import Moto
 from tests.fakes.slow_link import SlowLink
 

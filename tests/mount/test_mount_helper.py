@@ -173,7 +173,7 @@ def test_an_entry_of_fstab_is_mounted_once(
     [
         ("bogus", EXIT_USAGE, "option bogus: unknown to this file system"),
         ("threads=0", EXIT_USAGE, "--threads 0: expected 1 to 254"),
-        ("threads=x", EXIT_USAGE, "argument --threads: invalid int value: 'x'"),
+        ("threads=x", EXIT_USAGE, "--threads x: expected an integer"),
         ("store=lmdb:///proc/store", EXIT_FAILURE, "/proc/store"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import errno
 import itertools
-import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,7 +19,7 @@ from tests.remote.test_object_stores import Ran, run
 pytestmark = pytest.mark.slow
 
 ROOT: Final = 1
-LARGE: Final = os.urandom(700_000)
+LARGE: Final = random.Random(1).randbytes(700_000)
 _BUCKETS = itertools.count()
 READ_ONLY: Final = (
     "unshare", "--mount", "sh", "-e", "-c",
@@ -72,7 +72,9 @@ def errors(process: ApplianceProcess) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "key", [list_key(Digest.of(LARGE)), chunk_key(Digest.of(b"small content"))]
+    "key",
+    [list_key(Digest.of(LARGE)), chunk_key(Digest.of(b"small content"))],
+    ids=["list", "chunk"],
 )
 def test_a_damaged_list_or_chunk_is_an_error_of_its_file(
     place: Place, tree: Path, tmp_path: Path, key: str

@@ -212,7 +212,8 @@ def _rule(value: object, rule: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         return rule
     given, shown = str(value), masked(str(value))
-    return rule.replace(given, shown) if given in rule else f"{shown}: {rule}"
+    names_it = re.search(rf"(?<!\w){re.escape(given)}(?!\w)", rule)
+    return rule.replace(given, shown) if names_it else f"{shown}: {rule}"
 
 
 def _nearest(key: str) -> str | None:

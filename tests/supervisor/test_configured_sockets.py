@@ -7,6 +7,7 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -21,22 +22,38 @@ pytestmark = pytest.mark.slow
 ROOT = fuse_client.ROOT
 
 
-class Configured:
-    """A directory with a store of two paths, each of which is a view, and a configuration file."""
+class Stored(NamedTuple):
+    """A store with two paths, each of which is a view; `names` has them by the view."""
 
-    def __init__(self, directory: Path) -> None:
+    path: Path
+    names: dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Stored:
+    directory = tmp_path_factory.mktemp("stored")
+    names = {}
+    for view in ("a", "b"):
+        (directory / view).mkdir()
+        (directory / view / "file").write_text(f"content of {view}")
+        (name,) = import_tree(directory / "store", directory / view)
+        names[view] = name.encode()
+        command = [*APPLIANCE, "view", "create", "--store", uri_of(directory / "store")]
+        subprocess.run([*command, view, "--closure", name], check=True)
+    return Stored(directory / "store", names)
+
+
+class Configured:
+    """A directory with a configuration file for a store."""
+
+    def __init__(self, directory: Path, stored: Stored) -> None:
         self.directory = directory
-        self.store = directory / "store"
+        self.store, self.names = stored
         self.file = directory / "appliance.toml"
-        self.names: dict[str, bytes] = {}
-        for view in ("a", "b"):
-            tree = directory / "trees" / view
-            tree.mkdir(parents=True)
-            (tree / "file").write_text(f"content of {view}")
-            (name,) = import_tree(self.store, tree)
-            self.names[view] = name.encode()
-            command = [*APPLIANCE, "view", "create", "--store", uri_of(self.store)]
-            subprocess.run([*command, view, "--closure", name], check=True)
+
+    def configure(self, text: str) -> None:
+        """Write the file, which says first which store is served."""
+        self.file.write_text(f'store = "{self.store}"\nstate-dir = "state"\n{text}')
 
     def start(self, *words: str) -> RunningCommand:
         """Start `appliance virtiofs`, which the file tells everything but `words`."""
@@ -61,16 +78,14 @@ def content(guest: FakeGuest, *names: bytes) -> bytes:
 
 
 @pytest.fixture
-def configured(tmp_path: Path) -> Configured:
-    return Configured(tmp_path)
+def configured(tmp_path: Path, stored: Stored) -> Configured:
+    return Configured(tmp_path, stored)
 
 
 @pytest.fixture
 def served(configured: Configured) -> Iterator[Configured]:
     """Return what is configured, while it is served on two sockets."""
-    configured.file.write_text("""
-        store = "store"
-        state-dir = "state"
+    configured.configure("""
         [virtiofs]
         listen-dir = "vms"
         num-request-queues = 2
@@ -135,9 +150,7 @@ def test_machines_are_attached_beside_those_of_the_file(served: Configured) -> N
 def test_the_next_supervisor_takes_the_sessions_of_configured_sockets_over(
     configured: Configured,
 ) -> None:
-    configured.file.write_text("""
-        store = "store"
-        state-dir = "state"
+    configured.configure("""
         [virtiofs]
         keep-sessions = true
         [[virtiofs.sockets]]

@@ -41,9 +41,10 @@ _SAMPLES: Final = {
     "virtiofs.tag": "store",
     "virtiofs.num-request-queues": 4,
     "virtiofs.poll-us": 50,
-    "virtiofs.metrics": ":9180",
+    "virtiofs.metrics": ":9464",
     "mount.threads": 4,
-    "mount.metrics": ":9181",
+    "mount.metrics": ":9466",
+    "daemon.metrics": ":9465",
     "daemon.listen-group": "appliance",
     "daemon.tls-cert": "/etc/appliance/cert.pem",
     "daemon.tls-key": "/etc/appliance/key.pem",
@@ -178,6 +179,8 @@ def example() -> str:
 def _sample(setting: Setting) -> str:
     sample = _SAMPLES.get(setting.file_key)
     if sample is None:
+        if setting.default is None:
+            sys.exit(f"{setting.file_key}: has no default, and needs a sample in {__file__}")
         sample = setting.kind.shown(setting.default)
     return f"#{setting.key or setting.name} = {toml_text(sample)}"
 

@@ -177,6 +177,19 @@ def test_the_root_is_a_directory_whose_mtime_follows_the_store(guest: Guest) -> 
     assert (after.attr.mtime, after.attr.mtimensec) > (before.attr.mtime, before.attr.mtimensec)
 
 
+def test_a_root_that_cannot_be_listed_never_expires(tmp_path: Path) -> None:
+    guest = Guest(tmp_path, is_root_listable=False)
+    put(guest.store, "tree", TREE)
+    top = guest.walk(basename("tree"))
+    root = fuse_client.parse_attr(guest.body(fuse_client.getattr_(ROOT)))
+    assert (root.attr_valid, root.attr.mode) == (FOREVER_S, 0o040555)
+    for nodeid, name in ((top, b".."), (ROOT, b"."), (ROOT, b"..")):
+        entry = guest.lookup(nodeid, name)
+        assert (entry.nodeid, entry.entry_valid, entry.attr_valid) == (ROOT, FOREVER_S, FOREVER_S)
+    assert [record.name for record in guest.listing(ROOT)] == [b".", b".."]
+    guest.close()
+
+
 def test_a_path_is_found_by_its_whole_name_only_and_absence_is_not_remembered(
     guest: Guest,
 ) -> None:

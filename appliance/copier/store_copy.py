@@ -40,6 +40,7 @@ from appliance.services.closures import references_of
 from appliance.services.contracts import BlobReader, BlobWriter, Services
 from appliance.services.many_blobs import (
     DIGESTS_MAX,
+    CountsPresent,
     VerifyingWriter,
     WritesExpected,
     many_of,
@@ -289,8 +290,8 @@ class StoreCopy:
         many = await many_of(self._target.blobs)
         if many is not None:
             await many.put_many(contents)
-        for content in contents:
-            self._count(len(content))
+        self._progress.num_files += len(contents)
+        self._progress.num_bytes += sum(map(len, contents))
 
     async def _read(self, digest: Digest, size: int) -> bytes:
         async with self._blobs:
@@ -308,21 +309,27 @@ class StoreCopy:
             await _repeated(lambda: self._send(digest, size))
 
     async def _send(self, digest: Digest, size: int) -> None:
+        num_bytes = 0
         reader = await self._open(digest)
         try:
             writer = await self._open_write(digest)
             try:
-                num_bytes = 0
                 while num_bytes <= size and (piece := await reader.read(_PIECE_SIZE)):
-                    num_bytes += len(piece)
                     await writer.write(piece)
+                    num_bytes += len(piece)
+                    self._progress.num_bytes += len(piece)
             except BaseException:
                 await writer.abort()
                 raise
             await writer.close()
+        except BaseException:
+            self._progress.num_bytes -= num_bytes  # it may be sent once more
+            raise
         finally:
             await reader.close()
-        self._count(size)
+        self._progress.num_files += 1
+        if isinstance(writer, CountsPresent):
+            self._progress.num_bytes_skipped += writer.num_bytes_present
 
     async def _open_write(self, digest: Digest) -> BlobWriter:
         # Nothing else than what was asked for may become visible.
@@ -336,10 +343,6 @@ class StoreCopy:
         if reader is None:
             raise ContentMissingError(f"blob {digest}: the source does not have it")
         return reader
-
-    def _count(self, size: int) -> None:
-        self._progress.num_files += 1
-        self._progress.num_bytes += size
 
 
 def _parts(digests: Sequence[Digest], sizes: Mapping[Digest, int]) -> list[list[Digest]]:

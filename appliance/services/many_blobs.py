@@ -62,6 +62,17 @@ class WritesExpected(Protocol):
         """
 
 
+@runtime_checkable
+class CountsPresent(Protocol):
+    """A writer that does not send what of its blob is there already.
+
+    Attributes:
+        num_bytes_present: how much that was, so far.
+    """
+
+    num_bytes_present: int
+
+
 class VerifyingWriter:
     """A writer that compares what it is given with a digest, for services that do not.
 

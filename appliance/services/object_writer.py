@@ -74,19 +74,22 @@ class ChunkUploads:
         self._checks = PresenceChecks()
         self._places = asyncio.Semaphore(_SLICES_AT_A_TIME)
 
-    async def begin(self, cuts: Sequence[Cut]) -> asyncio.Task[None]:
-        """Return a task that puts chunks, as soon as there is room for their contents."""
+    async def begin(self, cuts: Sequence[Cut]) -> asyncio.Task[int]:
+        """Return a task that puts chunks, as soon as there is room for their contents.
+
+        Its result is how many bytes of them were there already.
+        """
         await self._places.acquire()
         task = asyncio.create_task(self._put(cuts))
         task.add_done_callback(self._end)
         return task
 
-    def _end(self, task: asyncio.Task[None]) -> None:
+    def _end(self, task: asyncio.Task[int]) -> None:
         self._places.release()
         if not task.cancelled():
             task.exception()  # retrieved, as whoever began it may be gone
 
-    async def _put(self, cuts: Sequence[Cut]) -> None:
+    async def _put(self, cuts: Sequence[Cut]) -> int:
         # The same content may be several chunks of one blob.
         by_key = {chunk_key(cut.chunk.digest): cut for cut in cuts}
         asked = await asyncio.gather(*(self._is_there(key, cut) for key, cut in by_key.items()))
@@ -100,6 +103,7 @@ class ChunkUploads:
                 group.create_task(self._bucket.put(key, content))
         for key in by_key:
             self.known.add(key)
+        return sum(cut.chunk.size for cut in cuts) - sum(map(len, contents))
 
     async def _is_there(self, key: str, cut: Cut) -> bool:
         if key in self.known:
@@ -118,6 +122,9 @@ class ObjectBlobWriter:
         bucket: where to.
         uploads: puts the chunks.
         expected: if given, only the blob with that digest becomes visible.
+
+    Attributes:
+        num_bytes_present: see `many_blobs.CountsPresent`.
     """
 
     def __init__(
@@ -131,7 +138,8 @@ class ObjectBlobWriter:
         # What belongs to the chunk that has not ended.
         self._uncut: list[Buffer] = []
         self._chunks: list[BlobChunk] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[int]] = set()
+        self.num_bytes_present = 0
 
     async def write(self, data: Buffer) -> None:
         """See `BlobWriter.write`."""
@@ -214,7 +222,7 @@ class ObjectBlobWriter:
         for task in [task for task in self._tasks if task.done()]:
             self._tasks.remove(task)
             try:
-                task.result()
+                self.num_bytes_present += task.result()
             except ExceptionGroup as exc:
                 raise exc.exceptions[0] from None
 

@@ -13,12 +13,15 @@
 #   make test-deb           the same, installed, upgraded and removed in a new Debian 12 that boots
 #                           with systemd; needs root, debootstrap and a Debian mirror
 #   make long-cut           the tests of links between hosts, with a link that is cut for a minute
-#   make device-again       a device that QEMU removes and adds again 20 times
+#   make device-again       a device that QEMU removes and adds again 20 times, with a newer QEMU, too
 #   make migrate            guests that read move between two QEMUs and two supervisors, 20 times back
 #                           and forth, and are saved and loaded; downloads a newer QEMU
+#   make libvirt-saved      domains of a newer libvirt that are saved, restored and changed while they
+#                           run; downloads that libvirt
 #   make storm              guests whose supervisor is killed 100 times while they read, and 1,000
 #                           kills of session processes and workers at random
 #   make kill-publishers    an import into an object store that is killed at 200 moments
+#   make other-s3           the tests of S3, with a second server
 #   make fuzz [SECONDS=600] [SEED=n]   all fuzzers: of the C code, of FUSE requests, of vhost-user messages
 #   make soak-gc            random histories of a store with garbage collection, and kills of its
 #                           processes, for more than an hour
@@ -34,7 +37,7 @@ WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_fastcdc.c cffi_
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
-.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut device-again migrate storm kill-publishers fuzz soak-gc protos clean packages-venv packages-demo packages-test
+.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut device-again migrate libvirt-saved storm kill-publishers other-s3 fuzz soak-gc protos clean packages-venv packages-demo packages-test
 .DELETE_ON_ERROR:
 
 venv: packages-venv $(INSTALLED)
@@ -71,9 +74,10 @@ test: packages-test $(INSTALLED)
 	APPLIANCE_ANSWERS=c setup/run_tests.sh $(BIN)/python $(PARALLEL) $(ARGS)
 	APPLIANCE_ANSWERS=python setup/run_tests.sh $(BIN)/python $(PARALLEL) $(ARGS) $(ANSWERED)
 
-# all of them, whatever the first ones find
+# All of them, whatever the first ones find. Where the project is installed, programs compile nothing
+# when they start.
 bench: packages-test $(INSTALLED)
-	@status=0; rm -rf build/bench; \
+	@$(BIN)/python -m compileall -q appliance; status=0; rm -rf build/bench; \
 	$(BIN)/python vm-tests/bench.py $(ARGS) || status=1; \
 	$(BIN)/python -m tests.bench_walk $(if $(BEFORE),--before "$(BEFORE)") || status=1; \
 	PYTHONPATH=vm-tests $(BIN)/python -m tests.bench_back_ends || status=1; \
@@ -85,6 +89,7 @@ bench: packages-test $(INSTALLED)
 	$(BIN)/python -m tests.bench_nix || status=1; \
 	$(BIN)/python -m tests.collector.bench_collection || status=1; \
 	$(BIN)/python -m tests.remote.bench || status=1; \
+	$(BIN)/python -m tests.remote.bench_objects || status=1; \
 	$(BIN)/python -m tools.bench_table || status=1; \
 	exit $$status
 
@@ -99,7 +104,7 @@ test-deb: packages-test $(INSTALLED)
 	$(BIN)/python -m pytest vm-tests/debian_system.py $(ARGS)
 
 long-cut: packages-test $(INSTALLED)
-	TEST_CUT_S=60 $(BIN)/python -m pytest tests/remote/test_links.py $(ARGS)
+	TEST_CUT_S=60 $(BIN)/python -m pytest tests/remote/test_links.py tests/remote/test_object_hosts.py $(ARGS)
 
 device-again: packages-test $(INSTALLED)
 	TEST_DEVICE_ROUNDS=20 $(BIN)/python -m pytest vm-tests/test_guest_device_again.py $(ARGS)
@@ -108,12 +113,26 @@ device-again: packages-test $(INSTALLED)
 migrate: packages-test $(INSTALLED)
 	$(BIN)/python -m pytest vm-tests/migration.py $(ARGS)
 
+# the same
+libvirt-saved: packages-test $(INSTALLED)
+	$(BIN)/python -m pytest vm-tests/libvirt_saved.py $(ARGS)
+
 storm: packages-test $(INSTALLED)
 	TEST_SUPERVISOR_KILLS=100 $(BIN)/python -m pytest vm-tests/test_guest_crash.py -k again_and_again $(ARGS)
 	TEST_RANDOM_KILLS=1000 $(BIN)/python -m pytest tests/supervisor/test_storm.py $(ARGS)
 
 kill-publishers: packages-test $(INSTALLED)
 	TEST_PUBLISHER_KILLS=200 $(BIN)/python -m pytest tests/remote/test_publisher_kills.py $(ARGS)
+
+# what is tested with moto's server, with another one; go(1) builds that in minutes
+S3_GATEWAY := build/tools/versitygw
+
+$(S3_GATEWAY): setup/s3_gateway.sh
+	setup/s3_gateway.sh $@
+
+other-s3: packages-test $(INSTALLED) $(S3_GATEWAY)
+	TEST_S3_GATEWAY=$(CURDIR)/$(S3_GATEWAY) $(BIN)/python -m pytest tests/contracts tests/remote/test_object_stores.py \
+	  tests/remote/test_publisher_kills.py tests/copier/test_store_copy.py $(ARGS)
 
 # prints the seed of each round, and at the end which lines of C all rounds together have reached
 fuzz: packages-test $(INSTALLED)

@@ -3,7 +3,12 @@
 from typing import Final
 
 from appliance.config import checks
-from appliance.config.guest_settings import SOCKET_MODE
+from appliance.config.guest_settings import (
+    METRICS,
+    METRICS_HELP,
+    PASSED_METRICS,
+    SOCKET_MODE,
+)
 from appliance.config.kinds import Flag, Group, Integer, Mode, PathName, Several, Text
 from appliance.config.settings import Setting
 
@@ -13,7 +18,7 @@ PUBLIC_KEYS: Final = Several(
 _LISTEN: Final = Several(one=Text(checks.check_listen), written="list of addresses")
 _LISTEN_HELP: Final = (
     "listen on ADDR: HOST:PORT, the path of a Unix socket, @NAME for an abstract one, or "
-    "sd-listen[:NAME] for those that systemd passes; may be given several times"
+    "sd-listen[:NAME] for those that systemd passes"
 )
 _FILES: Final = Several(one=PathName(), written="list of paths")
 _ZSTD_LEVEL_MAX: Final = 19
@@ -37,7 +42,7 @@ def _trusted_keys(section: str) -> Setting:
         kind=PUBLIC_KEYS,
         metavar="KEYS",
         default=[],
-        help="public keys, NAME:BASE64, separated by spaces; may be given several times",
+        help="public keys, NAME:BASE64, separated by spaces",
     )
 
 
@@ -118,7 +123,15 @@ DAEMON_SETTINGS: Final = (
         metavar="FILE",
         default=[],
         help="sign each store path that is put with the secret key in FILE; implies "
-        "--check-content, as --require-signatures does; may be given several times",
+        "--check-content, as --require-signatures does",
+    ),
+    Setting(
+        section="daemon",
+        name="metrics",
+        kind=METRICS,
+        metavar="ADDR",
+        default_text=f"one that it passes under the name {PASSED_METRICS}, or else none are served",
+        help=METRICS_HELP,
     ),
 )
 
@@ -138,7 +151,7 @@ HTTP_SETTINGS: Final = (
         kind=_FILES,
         metavar="FILE",
         default=[],
-        help="sign each narinfo with the secret key in FILE; may be given several times",
+        help="sign each narinfo with the secret key in FILE",
     ),
     Setting(
         section="http",

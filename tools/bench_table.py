@@ -101,7 +101,7 @@ def recorded(directory: Path = RECORDED) -> Rows:
 
 
 def render(rows: Mapping[str, Sequence[str]]) -> str:
-    """Return the tables with these rows, as Markdown; rows that were never measured are left out."""
+    """Return the tables as Markdown, without rows that were never measured."""
     tables = []
     for table in TABLES:
         lines = [_line(table.columns), "|" + "---|" * len(table.columns)]

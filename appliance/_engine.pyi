@@ -53,10 +53,14 @@ class EngStore(CData): ...
 
 class EngUsed(CData):
     kind: int
+    segment: int
+    size: int
+    used_ns: int
     digest: CData
 
 class EngUsage(CData):
     is_kept: list[int]
+    is_recorded: int
     num: int
     used: Sequence[EngUsed]
 
@@ -202,6 +206,7 @@ class _Lib(Protocol):
     ENG_STORE_RESIZED: int
     ENG_BLOB_FDS_MAX: int
     ENG_LISTING_SIZE: int
+    ENG_SEGMENT_SIZE: int
     ENG_USED_BLOB: int
     ENG_USED_DIRECTORY: int
     ENG_NOT_PLAIN: int

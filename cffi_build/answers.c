@@ -192,7 +192,7 @@ static int read_content(struct eng_answers *answers, const struct request *reque
 {
 	struct fuse_read_in args;
 	struct node node;
-	uint64_t left;
+	uint64_t left, size;
 	int outcome;
 
 	if (read_args(request, &args) ||
@@ -202,9 +202,10 @@ static int read_content(struct eng_answers *answers, const struct request *reque
 	if (args.offset >= node.size)
 		return ENG_REPLY;
 	left = node.size - args.offset;
-	outcome = read_blob(answers, &node, &args, left < args.size ? left : args.size, ret);
-	if (outcome == ENG_REPLY)
-		usage_note(&answers->usage, ENG_USED_BLOB, node.digest);
+	size = left < args.size ? left : args.size;
+	outcome = read_blob(answers, &node, &args, size, ret);
+	if (outcome == ENG_REPLY && size)
+		usage_note_read(&answers->usage, node.digest, node.size, args.offset, size);
 	return outcome;
 }
 
@@ -373,6 +374,7 @@ int eng_answers_begin(struct eng_answers *answers)
 	if (limit != answers->blobs.limit)
 		eng_blob_fds_limit(&answers->blobs, limit);
 	places_begin(&answers->places);
+	answers->usage.now_ns = answers->taken_ns;
 	return code;
 }
 

@@ -24,6 +24,7 @@
  */
 #include "barrier.h"
 #include "statistics.h"
+#include "usage.h"
 
 #include <errno.h>
 #include <sys/epoll.h>
@@ -189,7 +190,7 @@ static int wait_for_chains(struct eng_answers *answers, struct eng_ring *ring,
 		return status;
 	slept_ns = answers->now_ns;
 	answers->statistics->waits++;
-	status = look(ring, wait, -1);
+	status = look(ring, wait, usage_wait_ms(&answers->usage));
 	wait->looked_ns = answers->now_ns = statistics_now_ns();
 	slept_ns = answers->now_ns - slept_ns;
 	if (status > 0)

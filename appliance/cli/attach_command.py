@@ -18,6 +18,7 @@ from appliance.cli.options import (
     state_dir,
 )
 from appliance.cli.output import write_line
+from appliance.cli.profile_options import add_profile_options, profiling_of
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def add_attach(commands: "Subparsers") -> None:
     )
     files = command.add_argument_group("files")
     add_exported_options(files)
+    add_profile_options(files)
     _add_common(command)
     command.set_defaults(run=_run_attach)
 
@@ -84,7 +86,7 @@ def _run_attach(options: argparse.Namespace) -> None:
     from appliance.supervisor.attachments import check_attached_name
     from appliance.supervisor.control_socket import ask_supervisor
 
-    exported = exported_of(options)
+    exported, profiling = exported_of(options), profiling_of(options)
     path = options.socket_path
     if path == "":
         raise ConfigError("--socket-path: the path is empty")
@@ -96,6 +98,8 @@ def _run_attach(options: argparse.Namespace) -> None:
         "root": exported.root,
         "gid": None if group is None else socket_group(group),
         "mode": socket_mode_of(options.socket_mode),
+        "profile": profiling.play,
+        "record_profile": profiling.record,
     }
     answer = ask_supervisor(state_dir(options, service_addresses(options)), {"attach": request})
     write_line(answer["socket"])

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # (gid_t)-1, which chown(2) takes as "leave the group alone".
 _NO_GROUP: Final = 2**32 - 1
 _MODE_MAX: Final = 0o777
+_SOCKET_OPTIONS: Final = frozenset({"view", "root", "profile", "record-profile"})
 
 
 def add_exported_options(parser: argparse._ActionsContainer) -> None:
@@ -73,7 +74,7 @@ def socket_exported(text: str, default: "Exported") -> "Exported":
         ConfigError: see `split_place` and `exported`.
     """
     _path, given = split_place(text)
-    if not given:
+    if not {"view", "root"} & given.keys():
         return default
     return exported(f"--socket-path {text}: ", given.get("view"), given.get("root"))
 
@@ -81,7 +82,8 @@ def socket_exported(text: str, default: "Exported") -> "Exported":
 def split_place(text: str) -> tuple[Path, dict[str, str]]:
     """Return the path in the value of --socket-path, and what follows it.
 
-    The path may be followed by `,view=NAME` or `,root=PATH`. Two commas stand for one in a path.
+    The path may be followed by `,view=NAME` or `,root=PATH`, and by `,profile=NAME` and
+    `,record-profile=NAME`. Two commas stand for one in a path.
 
     Raises:
         ConfigError: what follows the path is something else.
@@ -90,10 +92,10 @@ def split_place(text: str) -> tuple[Path, dict[str, str]]:
     given: dict[str, str] = {}
     for part in parts[1:]:
         name, equals, value = part.partition("=")
-        if name not in {"view", "root"} or not equals or name in given:
+        if name not in _SOCKET_OPTIONS or not equals or name in given:
             raise ConfigError(
-                f"--socket-path {text}: {part!r} follows the path, expected view=NAME or root=PATH "
-                "once; a comma in the path is written twice"
+                f"--socket-path {text}: {part!r} follows the path, expected view=NAME, root=PATH, "
+                "profile=NAME or record-profile=NAME once; a comma in the path is written twice"
             )
         given[name] = value
     if not parts[0]:

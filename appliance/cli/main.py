@@ -51,6 +51,7 @@ _ADDERS: Final = {
     "detach": ("attach_command", "add_detach"),
     "mount": ("serve_commands", "add_mount"),
     "view": ("view_command", "add_view"),
+    "profile": ("profile_command", "add_profile"),
     "http": ("http_command", "add_http"),
     "status": ("status_command", "add_status"),
     "top": ("top_command", "add_top"),

@@ -31,11 +31,15 @@ from appliance.cli.options import (
     state_dir,
 )
 from appliance.cli.output import print_json
+from appliance.cli.profile_options import add_profile_options, profiling_of, socket_profiling
 from appliance.cli.quantities import add_min_free_option, min_free_bytes
 from appliance.cli.substituter_options import add_substituter_options, substitution_of
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
+    from appliance.resolve.exports import Exported
+    from appliance.supervisor.profiling import Profiling
+
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
 
 _MAX_MOUNT_WORKERS: Final = 254
@@ -68,9 +72,11 @@ def add_virtiofs(commands: "Subparsers") -> None:
         "--socket-path",
         action="append",
         default=[],
-        metavar="PATH[,view=NAME|,root=PATH]",
-        help="listen on the Unix socket at PATH, too, and show a view or a store path to those "
-        "that connect there (default: as --view and --root say); may be given several times",
+        metavar="PATH[,OPTION=VALUE]...",
+        help="listen on the Unix socket at PATH, too, and show a view (view=NAME) or a store path "
+        "(root=PATH) to those that connect there, with profiles of their own (profile=NAME, "
+        "record-profile=NAME) (default: as --view, --root, --profile and --record-profile say); "
+        "may be given several times",
     )
     listening.add_argument(
         "--socket-group",
@@ -197,6 +203,7 @@ def _add_files_options(command: argparse.ArgumentParser, list_root_help: str) ->
     files = command.add_argument_group("files")
     files.add_argument("--list-root", action="store_true", help=list_root_help)
     add_exported_options(files)
+    add_profile_options(files)
     files.add_argument(
         "--inodes",
         choices=("place", "content"),
@@ -265,17 +272,28 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
 
         tag = encode_tag(options.tag) if options.tag is not None else None
         config = VirtiofsConfig(**fields, tag=tag)
-        default = exported_of(options)
-        seen = [socket_exported(text, default) for text in options.socket_path]
+        default = exported_of(options), profiling_of(options)
+        seen = [_seen_on(text, *default) for text in options.socket_path]
         if options.socket is not None:
             seen.insert(0, default)
-        listeners = [Listener.of(*place) for place in zip(bound, seen, strict=True)]
+        listeners = [Listener.of(socket, *what) for socket, what in zip(bound, seen, strict=True)]
         if options.fd is not None:
-            inherited = opened.enter_context(closing(Listener.inherit(options.fd, default)))
+            inherited = opened.enter_context(closing(Listener.inherit(options.fd, *default)))
             listeners.append(inherited)
         opened.enter_context(_pid_file(options.pid_file))
         metrics = opened.enter_context(metrics_socket(options))
         serve(replace(config, metrics=metrics), listeners)
+
+
+def _seen_on(
+    text: str, default: "Exported", profiling: "Profiling"
+) -> "tuple[Exported, Profiling]":
+    """Return what front-ends see, and the profiles they have, given a value of --socket-path."""
+    _path, given = split_place(text)
+    return (
+        socket_exported(text, default),
+        socket_profiling(given, f"--socket-path {text}: ", profiling),
+    )
 
 
 def _virtiofs_fields(options: argparse.Namespace) -> dict[str, Any]:
@@ -347,6 +365,11 @@ def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | N
 
     if options.passthrough and os.geteuid() != 0:
         raise ConfigError("--passthrough: only root may use this option")
+    if options.passthrough and options.record_profile is not None:
+        raise ConfigError(
+            "--passthrough and --record-profile: the kernel would read files by itself, so what "
+            "is read would not be known"
+        )
     services = service_addresses(options)
     config = MountConfig(
         services=services,
@@ -363,6 +386,7 @@ def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | N
         log_json=is_json_log(options),
         path=options.dest,
         exported=exported_of(options),
+        profiling=profiling_of(options),
         num_workers=_in_range("--threads", options.threads, _MAX_MOUNT_WORKERS),
         has_passthrough=options.passthrough,
         flags=MountFlags(options.fsname, options.allow_other, options.noexec),

@@ -11,6 +11,7 @@ from typing import Final
 from appliance.errors import ConfigError
 from appliance.protos import control_pb2 as pb
 from appliance.resolve.exports import WHOLE_STORE, Exported
+from appliance.supervisor.profiling import NO_PROFILING, Profiling
 from appliance.system.bound_socket import BoundSocket
 
 _LOG = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ class Listener:
     """A listening AF_UNIX stream socket. Owns the socket, and the socket file that it created.
 
     `label` names the socket in logs and in `appliance status`; `exported` is what front-ends that
-    connect to it see.
+    connect to it see, and `profiling` which profiles they have.
     """
 
     def __init__(
@@ -33,17 +34,24 @@ class Listener:
         label: str,
         exported: Exported = WHOLE_STORE,
         bound: BoundSocket | None = None,
+        profiling: Profiling = NO_PROFILING,
     ) -> None:
         sock.settimeout(0)
         self.sock = sock
         self.label = label
         self.exported = exported
+        self.profiling = profiling
         self._bound = bound
 
     @classmethod
-    def of(cls, bound: BoundSocket, exported: Exported = WHOLE_STORE) -> "Listener":
+    def of(
+        cls,
+        bound: BoundSocket,
+        exported: Exported = WHOLE_STORE,
+        profiling: Profiling = NO_PROFILING,
+    ) -> "Listener":
         """Take ownership of a socket that listens already, with its file."""
-        return cls(bound.sock, str(bound.path), exported, bound)
+        return cls(bound.sock, str(bound.path), exported, bound, profiling)
 
     @classmethod
     def bind(
@@ -53,16 +61,19 @@ class Listener:
         *,
         mode: int = SOCKET_MODE,
         exported: Exported = WHOLE_STORE,
+        profiling: Profiling = NO_PROFILING,
     ) -> "Listener":
         """Listen at `path`; see `BoundSocket`. By default, owner and group may connect.
 
         Raises:
             ConfigError: the socket cannot be had. No socket file is left behind.
         """
-        return cls.of(BoundSocket(path, gid, mode=mode), exported)
+        return cls.of(BoundSocket(path, gid, mode=mode), exported, profiling)
 
     @classmethod
-    def inherit(cls, fd: int, exported: Exported = WHOLE_STORE) -> "Listener":
+    def inherit(
+        cls, fd: int, exported: Exported = WHOLE_STORE, profiling: Profiling = NO_PROFILING
+    ) -> "Listener":
         """Take ownership of `fd`, an inherited socket that already listens.
 
         Raises:
@@ -79,7 +90,7 @@ class Listener:
         if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM or not is_listening:
             raise ConfigError(f"--fd={fd}: not a listening AF_UNIX stream socket")
         os.set_inheritable(sock.fileno(), False)  # noqa: FBT003 - the function's only form
-        return cls(sock, _name_of(sock) or f"fd:{fd}", exported)
+        return cls(sock, _name_of(sock) or f"fd:{fd}", exported, profiling=profiling)
 
     @property
     def place(self) -> pb.Place:

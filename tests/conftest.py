@@ -11,6 +11,9 @@ import pytest
 
 from tests.fakes.s3_server import S3Server
 
+# What a host is configured to is no part of a test.
+os.environ["APPLIANCE_CONFIG"] = os.devnull
+
 
 def pytest_report_header() -> str:
     return f"plain requests are answered in: {os.environ.get('APPLIANCE_ANSWERS', 'c')}"

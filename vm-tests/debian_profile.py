@@ -16,9 +16,10 @@ from typing import Final, NamedTuple
 from debian_root import BOOT_S, prepared_root
 from vmharness.served import TAG, boot_guest
 
-from tests.fakes.appliance_process import APPLIANCE, ApplianceProcess, import_tree
+from tests.fakes.appliance_process import ApplianceProcess, import_tree
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.hosts import Network
+from tests.fakes.running_command import APPLIANCE
 from tests.fakes.slow_link import SlowLink
 
 ANSWER_S: Final = 300.0

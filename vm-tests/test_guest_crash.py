@@ -14,7 +14,8 @@ from vmharness.guest import Job
 from vmharness.served import NEW_SERIES, Served, serve
 from vmharness.tree import TreeDigest
 
-from tests.fakes.appliance_process import ApplianceProcess, every_event, import_tree
+from tests.fakes.appliance_process import ApplianceProcess, import_tree
+from tests.fakes.running_command import every_event
 
 ANSWER_S = 60.0
 KILLS = 10

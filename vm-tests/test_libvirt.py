@@ -17,7 +17,8 @@ from vmharness import initramfs
 from vmharness.guest_root import make_root
 from vmharness.kernel import qemu_kernel
 
-from tests.fakes.appliance_process import ApplianceProcess, every_event, import_tree, uri_of
+from tests.fakes.appliance_process import ApplianceProcess, import_tree, uri_of
+from tests.fakes.running_command import every_event
 
 DEADLINE_S: Final = 120.0
 INIT: Final = """#!/bin/sh

@@ -3,13 +3,11 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from appliance.cli.options import (
     add_json_option,
-    add_log_options,
-    add_service_options,
-    add_state_option,
+    add_supervisor_options,
     service_addresses,
     state_dir,
 )
@@ -20,6 +18,8 @@ if TYPE_CHECKING:
     from appliance.store.profiles import Profile, Profiles
 
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
+
+_STATE: Final = "keep profiles in DIR if the services are not all in one store"
 
 
 def add_profile(commands: "Subparsers") -> None:
@@ -45,7 +45,7 @@ def add_profile(commands: "Subparsers") -> None:
         description="Delete the profiles NAME, and what is left of recordings of them.",
     )
     delete.add_argument("names", nargs="+", metavar="NAME", help="the name of a profile")
-    _add_common(delete)
+    add_supervisor_options(delete, _STATE)
     delete.set_defaults(run=_run_delete)
 
 
@@ -57,7 +57,7 @@ def _add_list_and_show(below: "Subparsers") -> None:
         description="Print the names of all profiles, one a line.",
     )
     add_json_option(command)
-    _add_common(command)
+    add_supervisor_options(command, _STATE)
     command.set_defaults(run=_run_list)
     command = below.add_parser(
         "show",
@@ -68,7 +68,7 @@ def _add_list_and_show(below: "Subparsers") -> None:
     )
     command.add_argument("name", metavar="NAME", help="the name of the profile")
     add_json_option(command)
-    _add_common(command)
+    add_supervisor_options(command, _STATE)
     command.set_defaults(run=_run_show)
 
 
@@ -81,7 +81,7 @@ def _add_export_and_import(below: "Subparsers") -> None:
         "another host reads it.",
     )
     command.add_argument("name", metavar="NAME", help="the name of the profile")
-    _add_common(command)
+    add_supervisor_options(command, _STATE)
     command.set_defaults(run=_run_export)
     command = below.add_parser(
         "import",
@@ -92,15 +92,8 @@ def _add_export_and_import(below: "Subparsers") -> None:
     )
     command.add_argument("name", metavar="NAME", help="the name of the profile")
     command.add_argument("file", metavar="FILE", help="a file, or `-` for standard input")
-    _add_common(command)
+    add_supervisor_options(command, _STATE)
     command.set_defaults(run=_run_import)
-
-
-def _add_common(command: argparse.ArgumentParser) -> None:
-    state = command.add_argument_group("state directory")
-    add_state_option(state, "keep profiles in DIR if the services are not all in one store")
-    add_service_options(command)
-    add_log_options(command)
 
 
 # --- Commands ---

@@ -86,12 +86,14 @@ class VirtiofsdCall(NamedTuple):
         ignored: what was given and has no effect, as it was given.
         descriptor_limit: the limit of open descriptors to set; 0 leaves it alone.
         is_for_syslog: whether the log goes to the system log.
+        defaults: what is used in place of defaults of settings, where nothing else sets them.
     """
 
     words: list[str]
     ignored: list[str]
     descriptor_limit: int
     is_for_syslog: bool
+    defaults: dict[str, object]
 
 
 def translate(parser: argparse.ArgumentParser, words: Sequence[str]) -> VirtiofsdCall:
@@ -113,10 +115,15 @@ def translate(parser: argparse.ArgumentParser, words: Sequence[str]) -> Virtiofs
         for name in _PASSED_ON
         if (value := getattr(options, name)) is not None
     ]
-    if options.exit_on_disconnect:
-        translated.append("--exit-on-disconnect")
+    leaves = "exit" if options.exit_on_disconnect else "no-exit"
+    translated.append(f"--{leaves}-on-disconnect")
     return VirtiofsdCall(
-        translated, _ignored(options), options.rlimit_nofile, is_for_syslog=options.syslog
+        translated,
+        _ignored(options),
+        options.rlimit_nofile,
+        is_for_syslog=options.syslog,
+        # A directory that is shared can be listed.
+        defaults={"list_root": True},
     )
 
 

@@ -36,9 +36,10 @@ CALLS_MAX: Final = 1024
 WATCHES_MAX: Final = 1024
 _FULL: Final = Status(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls are under way")
 
-# Messages that all calls together hold in memory while receiving; each has up to `MESSAGE_MAX`
-# bytes.
-_NUM_PLACES: Final = 8
+# Messages that all calls together hold in memory while receiving. Each has up to `MESSAGE_MAX`
+# bytes, three times while gRPC hands it over. With eight, a flood of large ones took 460 MiB; with
+# two, calls that send nothing delayed others for too long.
+_NUM_PLACES: Final = 3
 # The same for calls with many objects in a message. A place is for the copies, too, that are made
 # of what is in the message.
 _NUM_BULK_PLACES: Final = 3

@@ -138,7 +138,10 @@ class Server:
         self._probing: asyncio.Task[None] | None = None
         for family in FAMILIES:
             self._add_family(family)
-        bulk = self._bulk.methods(self._edge)
+        bulk = {
+            **self._bulk.methods(self._edge),
+            "ReadRange": self._edge.stream(self._blobs.read_range),
+        }
         if is_readonly:
             refused = self._edge.sink(_refuse_put)
             bulk = {**bulk, "PutBlobs": refused, "PutDirectories": refused}

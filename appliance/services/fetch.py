@@ -143,7 +143,8 @@ class BlobFetcher:
         """
         await self._ahead.when_clear()
         is_whole = size <= UNCHUNKED_MAX or digest in self._fetches
-        if is_whole or not await self._chunks.fetch(digest, size, start, end):
+        chunks = self._chunks
+        if is_whole or not await chunks.fetch(digest, size, start, end, is_wanted=False):
             await self._fetch_ahead(digest, size)
 
     @property

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from appliance.services.addresses import LmdbAddress
+from appliance.system.child_environment import child_environment
 
 _LOG: Final = logging.getLogger(__name__)
 _INTERVAL_S: Final = 10.0
@@ -85,7 +86,7 @@ class SpaceWatch:
             *(sys.executable, "-m", "appliance", "gc"),
             *("--store", LmdbAddress(self._store_path).canonical()),
             *("--keep-free", str(self._min_free_bytes)),
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            env=child_environment(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -6,13 +6,14 @@ import logging
 import os
 import socket
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from appliance.errors import ConfigError
 from appliance.protos import control_pb2 as pb
 from appliance.resolve.exports import WHOLE_STORE, Exported
 from appliance.supervisor.profiling import NO_PROFILING, Profiling
 from appliance.system.bound_socket import BoundSocket
+from appliance.vhost.fs_device import DeviceProperties
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,11 +22,24 @@ SOCKET_MODE: Final = 0o660
 _ACCEPT_AGAIN_S: Final = 1.0
 
 
+class SocketTerms(NamedTuple):
+    """What holds for one socket, in place of what the supervisor offers elsewhere.
+
+    Args:
+        properties: those of the device.
+        max_front_ends: the number of front-ends that are served at a time; None as elsewhere.
+    """
+
+    properties: DeviceProperties
+    max_front_ends: int | None
+
+
 class Listener:
     """A listening AF_UNIX stream socket. Owns the socket, and the socket file that it created.
 
     `label` names the socket in logs and in `appliance status`; `exported` is what front-ends that
-    connect to it see, and `profiling` which profiles they have.
+    connect to it see; `terms` is what holds for this socket alone, if anything does; `profiling`
+    is which profiles its sessions have.
     """
 
     def __init__(
@@ -34,12 +48,14 @@ class Listener:
         label: str,
         exported: Exported = WHOLE_STORE,
         bound: BoundSocket | None = None,
+        terms: SocketTerms | None = None,
         profiling: Profiling = NO_PROFILING,
     ) -> None:
         sock.settimeout(0)
         self.sock = sock
         self.label = label
         self.exported = exported
+        self.terms = terms
         self.profiling = profiling
         self._bound = bound
 
@@ -48,10 +64,11 @@ class Listener:
         cls,
         bound: BoundSocket,
         exported: Exported = WHOLE_STORE,
+        terms: SocketTerms | None = None,
         profiling: Profiling = NO_PROFILING,
     ) -> "Listener":
         """Take ownership of a socket that listens already, with its file."""
-        return cls(bound.sock, str(bound.path), exported, bound, profiling)
+        return cls(bound.sock, str(bound.path), exported, bound, terms, profiling)
 
     @classmethod
     def bind(
@@ -68,7 +85,7 @@ class Listener:
         Raises:
             ConfigError: the socket cannot be had. No socket file is left behind.
         """
-        return cls.of(BoundSocket(path, gid, mode=mode), exported, profiling)
+        return cls.of(BoundSocket(path, gid, mode=mode), exported, profiling=profiling)
 
     @classmethod
     def inherit(

@@ -28,7 +28,7 @@ class ServedSession:
         open_files: divides the files that workers may hold open; the session joins it.
         num_queues: the number of its queues or clones.
         lease: keeps what it is granted in the store (owned); None if nothing is collected there.
-        profile: what it records, and what is played for it (owned).
+        profile: what it records, and what is played for it (owned); None: neither.
 
     Attributes:
         memory, grants, lease: as above, lent.
@@ -44,7 +44,7 @@ class ServedSession:
         open_files: OpenFiles,
         *,
         lease: Lease | None,
-        profile: SessionProfile,
+        profile: SessionProfile | None = None,
     ) -> None:
         self._profile = profile
         self.memory = memory
@@ -67,7 +67,7 @@ class ServedSession:
         *,
         is_by_content: bool,
         lease: Lease | None,
-        profile: SessionProfile,
+        profile: SessionProfile | None = None,
     ) -> "ServedSession":
         """Return a new session. See the class for the arguments.
 
@@ -77,7 +77,8 @@ class ServedSession:
             OSError: there is not enough memory or no free descriptor.
         """
         with contextlib.ExitStack() as made:
-            made.callback(profile.end, lives_on=False)
+            if profile is not None:
+                made.callback(profile.end, lives_on=False)
             if lease is not None:
                 made.callback(lease.close)
             memory = SessionMemory.create(num_queues)
@@ -110,7 +111,7 @@ class ServedSession:
         open_files: OpenFiles,
         *,
         lease: Lease | None,
-        profile: SessionProfile,
+        profile: SessionProfile | None = None,
     ) -> "ServedSession":
         """Return a session that another supervisor has begun; see the class."""
         session = cls(
@@ -141,7 +142,7 @@ class ServedSession:
         """See `Resolver.resolve`."""
         with self._wants.counting(want) as outcome:
             outcome.error = await self._export.resolve(want, self._session_grants)
-        if isinstance(want, RootNameWanted) and not outcome.error:
+        if self._profile is not None and isinstance(want, RootNameWanted) and not outcome.error:
             self._profile.granted(want.name)
         return outcome.error
 
@@ -155,7 +156,8 @@ class ServedSession:
 
     def first_reads(self, reads: pb.FirstReads) -> None:
         """See `SessionProfile.first_reads`."""
-        self._profile.first_reads(reads)
+        if self._profile is not None:
+            self._profile.first_reads(reads)
 
     async def reap_readers(self) -> None:
         """See `Resolver.reap_readers`."""
@@ -180,7 +182,8 @@ class ServedSession:
 
     def close(self, *, lives_on: bool = False) -> None:
         """Close everything here, and end the lease unless the session lives on."""
-        self._profile.end(lives_on=lives_on)
+        if self._profile is not None:
+            self._profile.end(lives_on=lives_on)
         self._open_files.leave(self.grants)
         self._export.end(self._session_grants)
         self.memory.close()

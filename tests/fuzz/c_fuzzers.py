@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 C_DIR: Final = Path(__file__).parents[2] / "cffi_build"
+FUZZ_DIR: Final = C_DIR / "fuzz"
 RING: Final = ("map.c", "chain.c", "ring.c")
 LOGGED: Final = (*RING, "dirty_log.c")
 ANSWERS: Final = (
@@ -86,8 +87,11 @@ def build(directory: Path) -> None:
         "fuzz_main",
     }
     commands = [
-        ["gcc", *SANITIZE, *flags, "-c", C_DIR / f"{stem}.c", "-o", directory / f"{stem}.o"]
-        for stems, flags in ((own, ()), ({Path(name).stem for name in TESTED}, COVERAGE))
+        ["gcc", *SANITIZE, *flags, "-c", source / f"{stem}.c", "-o", directory / f"{stem}.o"]
+        for source, stems, flags in (
+            (FUZZ_DIR, own, (f"-I{C_DIR}",)),
+            (C_DIR, {Path(name).stem for name in TESTED}, COVERAGE),
+        )
         for stem in stems
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from appliance.nix.narinfo import parse_narinfo
-from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event, import_tree
+from tests.fakes.appliance_process import import_tree
 from tests.fakes.http_process import HttpProcess
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 from tests.http_cache.conftest import Served
 
 pytestmark = pytest.mark.slow

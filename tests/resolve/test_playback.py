@@ -74,8 +74,11 @@ def run(
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    while not is_so():
-        await asyncio.sleep(0.001)
+    for _ in range(100_000):
+        if is_so():
+            return
+        await asyncio.sleep(0.0001)
+    raise AssertionError
 
 
 async def played(playbacks: Playbacks, *reads: Read) -> dict[str, object]:

@@ -22,8 +22,8 @@ from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.protos import castore_rpc_pb2
 from appliance.services.addresses import GrpcAddress, parse_service_uri, unix_target
 from tests.contracts.rig import fresh_bytes
-from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 from tests.rpc.wire import FAMILIES, Answer, StreamUnary, UnaryStream, run
 
 pytestmark = pytest.mark.slow

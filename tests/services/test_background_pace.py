@@ -1,11 +1,11 @@
 """How much is under way for nobody who waits: what the link carries, and no queue."""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import pytest
 
-from appliance.services import background_pace
 from appliance.services.background_pace import BackgroundPace
 
 KIB = 1 << 10
@@ -59,7 +59,7 @@ def fetched(pace: BackgroundPace, link: Link, sizes: list[int]) -> float:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Link], None]:
     def use(link: Link) -> None:
-        monkeypatch.setattr(background_pace.time, "monotonic", lambda: link.now_s)
+        monkeypatch.setattr(time, "monotonic", lambda: link.now_s)
 
     return use
 

@@ -57,7 +57,7 @@ def test_the_times_say_what_the_order_is() -> None:
     ids=range(12),
 )
 def test_a_text_that_breaks_a_rule_is_refused(text: str, told: str) -> None:
-    with pytest.raises(StoreError, match="line|cut off") as caught:
+    with pytest.raises(StoreError, match=r"line|cut off") as caught:
         Profile.parse(text)
     assert told in str(caught.value)
 

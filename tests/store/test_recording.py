@@ -69,7 +69,7 @@ def test_reads_of_several_workers_are_in_the_order_of_their_times(profiles: Prof
     recording = begun(profiles)
     now_ns = time.monotonic_ns()
     for digest, read_ns in zip(DIGESTS, (50, 10, 30), strict=False):
-        with mock.patch.object(time, "monotonic_ns", lambda: now_ns + 100_000_000):
+        with mock.patch.object(time, "monotonic_ns", return_value=now_ns + 100_000_000):
             recording.note_directory(digest, now_ns + read_ns * 1_000_000)
     recording.finish()
     assert digests_of(profiles.read("boot")) == [DIGESTS[1], DIGESTS[2], DIGESTS[0]]

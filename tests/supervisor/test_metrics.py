@@ -30,16 +30,10 @@ from appliance.session.request_statistics import ERROR_ROWS
 from appliance.session.session_memory import SessionMemory
 from appliance.supervisor.exposition import VMS_MAX, exposition
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-    import_tree,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.http_process import get_over_unix
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 
 MONITORING: Final = Path(__file__).resolve().parents[2] / "docs" / "monitoring"
 ROOT: Final = 1

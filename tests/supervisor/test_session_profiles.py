@@ -12,17 +12,10 @@ import pytest
 from appliance.castore.digest import Digest
 from appliance.store.profiles import BlobRead, DirectoryRead, PathRead, Profile, Profiles
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-    import_tree,
-    uri_of,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree, uri_of
 from tests.fakes.fuse_client import ROOT
 from tests.fakes.mounted import Mounted
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 from tests.fakes.scripted_services import ScriptedServices
 from tests.fs.guest import File, Model
 
@@ -62,7 +55,9 @@ class Recorder:
 
     def check(self, profile: Profile, names: list[bytes]) -> None:
         blobs = [read for read in profile.reads if isinstance(read, BlobRead)]
-        large = BlobRead(blobs[-1].at_ms, Digest.of(LARGE), len(LARGE), 1 << 20, (1 << 20) + (1 << 18))
+        large = BlobRead(
+            blobs[-1].at_ms, Digest.of(LARGE), len(LARGE), 1 << 20, (1 << 20) + (1 << 18)
+        )
         assert [read.digest for read in blobs[:-1]] == [Digest.of(CONTENTS[n]) for n in names]
         assert blobs[-1] == large
         assert isinstance(profile.reads[0], PathRead)
@@ -71,7 +66,7 @@ class Recorder:
 
     def wait_for(self, name: str, num_blobs: int) -> Profile:
         """Return what a recording under way has, once that is so many blobs."""
-        path = self.profiles.recording_path(name)
+        path, text = self.profiles.recording_path(name), ""
         for _ in every_event(DEADLINE_S):
             text = path.read_text() if path.exists() else ""
             if text.count("\nblob ") >= num_blobs and text.endswith("\n"):
@@ -143,14 +138,14 @@ def test_a_mount_is_recorded(recorder: Recorder, tmp_path: Path) -> None:
 def test_a_recording_that_cannot_be_written_keeps_no_session_from_beginning(
     recorder: Recorder, tmp_path: Path
 ) -> None:
-    with Mounted(recorder.store, _made(tmp_path / "mnt"), "--record-profile=busy"):
-        with (
-            ApplianceProcess(recorder.store, _made(tmp_path / "p"), "--record-profile=busy") as process,
-            FakeGuest(process.connect()) as guest,
-        ):
-            guest.mount()
-            recorder.read_by(guest, READ[:1])
-            assert "another process records it; nothing is recorded" in process.log()
+    with (
+        Mounted(recorder.store, _made(tmp_path / "mnt"), "--record-profile=busy"),
+        ApplianceProcess(recorder.store, _made(tmp_path / "p"), "--record-profile=busy") as process,
+        FakeGuest(process.connect()) as guest,
+    ):
+        guest.mount()
+        recorder.read_by(guest, READ[:1])
+        assert "another process records it; nothing is recorded" in process.log()
 
 
 def _made(path: Path) -> Path:
@@ -175,7 +170,10 @@ class Far:
         return Digest.of(CONTENTS[name])
 
     def profile(self, *names: bytes) -> Profile:
-        files = [BlobRead(1, self.digest(name), len(CONTENTS[name]), 0, len(CONTENTS[name])) for name in names]
+        files = [
+            BlobRead(1, self.digest(name), len(CONTENTS[name]), 0, len(CONTENTS[name]))
+            for name in names
+        ]
         return Profile((PathRead(0, self.base), *files))
 
     def appliance(self, directory: Path, *options: str, **more: Any) -> ApplianceProcess:
@@ -198,6 +196,7 @@ def playbacks(process: ApplianceProcess, state: Path) -> list[dict[str, Any]]:
 
 
 def until_played(process: ApplianceProcess, far: Far, number: int = 1) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     for _ in every_event(DEADLINE_S):
         found = playbacks(process, far.state)
         if len(found) == number and not any(one["is_playing"] for one in found):
@@ -214,7 +213,11 @@ def test_what_a_profile_names_is_fetched_when_a_guest_connects(far: Far, tmp_pat
             (report,) = until_played(process, far)
             assert (report["profile"], report["fetched"], report["missing"]) == ("boot", 6, 1)
             assert [far.services.reads[far.digest(name)] for name in READ] == [1] * len(READ)
-            chunks = [one for one in far.services.chunks[Digest.of(LARGE)] if far.services.reads[one.digest]]
+            chunks = [
+                one
+                for one in far.services.chunks[Digest.of(LARGE)]
+                if far.services.reads[one.digest]
+            ]
             assert 1 <= len(chunks) <= 2
             # It does not know names before it has looked them up, and then misses nothing.
             guest.mount()
@@ -271,8 +274,15 @@ def test_a_session_that_ends_has_nothing_more_fetched(far: Far, tmp_path: Path) 
 def test_a_profile_grants_nothing(far: Far, tmp_path: Path) -> None:
     far.profiles.write("boot", far.profile(*READ))
     subprocess.run(
-        [*APPLIANCE, "view", "create", "empty", "--store", far.services.uri,
-         f"--state-dir={far.state}"],
+        [
+            *APPLIANCE,
+            "view",
+            "create",
+            "empty",
+            "--store",
+            far.services.uri,
+            f"--state-dir={far.state}",
+        ],
         check=True,
     )
     with (
@@ -293,8 +303,15 @@ def test_the_profile_of_a_view_or_path_is_played_by_itself(
     options = {"view": ["--view=web"], "root": [f"--root={far.base}"], "granted": []}[kind]
     if kind == "view":
         subprocess.run(
-            [*APPLIANCE, "view", "create", "web", "--store", far.services.uri,
-             f"--state-dir={far.state}"],
+            [
+                *APPLIANCE,
+                "view",
+                "create",
+                "web",
+                "--store",
+                far.services.uri,
+                f"--state-dir={far.state}",
+            ],
             check=True,
         )
     with (
@@ -325,9 +342,7 @@ def test_each_socket_has_a_profile_of_its_own(far: Far, tmp_path: Path) -> None:
     assert far.profiles.names() == ["boot0", "boot1", "boot2"]
 
 
-def test_a_profile_that_is_not_there_or_is_broken_is_one_log_line(
-    far: Far, tmp_path: Path
-) -> None:
+def test_a_profile_that_is_not_there_or_is_broken_is_one_log_line(far: Far, tmp_path: Path) -> None:
     far.profiles.write("broken", Profile(()))
     far.profiles.path("broken").write_text("nonsense\n")
     for name, told in (("broken", "line 1: 'nonsense'"), ("absent", "there is none in")):
@@ -348,7 +363,9 @@ def test_a_profile_that_is_not_there_or_is_broken_is_one_log_line(
 # --- The command ---
 
 
-def profile_command(store: Path, *words: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def profile_command(
+    store: Path, *words: str, data: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
     command = [*APPLIANCE, "profile", words[0], "--store", uri_of(store), *words[1:]]
     return subprocess.run(command, input=data, capture_output=True, check=False)
 
@@ -361,7 +378,12 @@ def test_profiles_are_listed_shown_exported_imported_and_deleted(tmp_path: Path)
     assert profile_command(one, "list").stdout == b"boot\n"
     shown = json.loads(profile_command(one, "show", "boot", "--json").stdout)
     assert shown == {
-        "name": "boot", "paths": 0, "directories": 1, "blobs": 1, "ranges": 1, "bytes": 1,
+        "name": "boot",
+        "paths": 0,
+        "directories": 1,
+        "blobs": 1,
+        "ranges": 1,
+        "bytes": 1,
         "milliseconds": 7,
     }
     assert json.loads(profile_command(one, "list", "--json").stdout) == [shown]

@@ -38,9 +38,7 @@ def nodes(store_path: Path) -> list[Node]:
 
 
 @pytest.fixture(params=["store", "cache"])
-def twins(
-    request: pytest.FixtureRequest, store_path: Path, nodes: list[Node]
-) -> Iterator[Twins]:
+def twins(request: pytest.FixtureRequest, store_path: Path, nodes: list[Node]) -> Iterator[Twins]:
     store = StoreReader(store_path)
     pair = Twins(store, nodes, is_cache=request.param == "cache", is_recorded=True)
     yield pair

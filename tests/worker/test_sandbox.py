@@ -14,15 +14,10 @@ from typing import Final
 import pytest
 
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    ApplianceProcess,
-    FakeGuest,
-    import_tree,
-    uri_of,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree, uri_of
 from tests.fakes.hostile_guest import LARGE, ROOT, make_tree
 from tests.fakes.probed import NO_FILTER, PROBE, Probes
+from tests.fakes.running_command import APPLIANCE
 
 pytestmark = pytest.mark.slow
 

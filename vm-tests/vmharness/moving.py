@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from tests.fakes.appliance_process import every_event
+from tests.fakes.running_command import every_event
 from vmharness import qemu
 from vmharness.cache import cached
 from vmharness.debian_packages import command_of, unpack

@@ -8,6 +8,7 @@
 #   make bench              measurements against other virtiofs servers, and plain gRPC; with
 #                           BEFORE=dir, of walks and imports against another checkout too
 #   make debian-root        a guest that boots Debian's own init from an imported tree
+#   make debian-profile     the same over a slow link, with a profile and without one
 #   make deb                a package for Debian, in build/deb
 #   make test-deb           the same, installed, upgraded and removed in a new Debian 12 that boots
 #                           with systemd; needs root, debootstrap and a Debian mirror
@@ -33,7 +34,7 @@ WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_fastcdc.c cffi_
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
-.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut device-again migrate storm kill-publishers fuzz soak-gc protos clean packages-venv packages-demo packages-test
+.PHONY: venv demo format lint check test bench debian-root debian-profile deb test-deb long-cut device-again migrate storm kill-publishers fuzz soak-gc protos clean packages-venv packages-demo packages-test
 .DELETE_ON_ERROR:
 
 venv: packages-venv $(INSTALLED)
@@ -87,6 +88,10 @@ bench: packages-test $(INSTALLED)
 
 debian-root: packages-test $(INSTALLED)
 	$(BIN)/python -m pytest vm-tests/debian_root.py $(ARGS)
+
+# its name keeps it out of `make test`, as it takes minutes
+debian-profile: packages-test $(INSTALLED)
+	$(BIN)/python -m pytest vm-tests/debian_profile.py -s $(ARGS)
 
 deb: $(INSTALLED)
 	@$(BIN)/python -m tools.debian_package build/deb

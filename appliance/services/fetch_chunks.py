@@ -120,10 +120,7 @@ class ChunkFetcher:
         with self._room.keeping(digest):
             for _ in range(_ATTEMPTS_MAX):
                 try:
-                    blob = await self._begun(digest, size)
-                    if blob is not None:
-                        await self._fetch_range(blob, start, end, is_wanted=is_wanted)
-                    return blob is not None
+                    return await self._try_to_fetch(digest, size, start, end, is_wanted=is_wanted)
                 except PartLostError:
                     self._listed.pop(digest, None)
                     if await self._run(partial(self._cache.find, digest)) is not None:
@@ -132,6 +129,14 @@ class ChunkFetcher:
                     _LOG.warning("%s; it is fetched whole", exc)
                     self._distrust(digest)
         raise StoreError(f"blob {digest}: is evicted as fast as it is fetched")
+
+    async def _try_to_fetch(
+        self, digest: Digest, size: int, start: int, end: int, *, is_wanted: bool
+    ) -> bool:
+        blob = await self._begun(digest, size)
+        if blob is not None:
+            await self._fetch_range(blob, start, end, is_wanted=is_wanted)
+        return blob is not None
 
     async def fetch_whole(self, digest: Digest, size: int) -> bool:
         """Return when the cache has the whole blob, compared with its digest; see `fetch`."""

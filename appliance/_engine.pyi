@@ -60,7 +60,8 @@ class EngUsed(CData):
 
 class EngUsage(CData):
     is_kept: list[int]
-    is_recorded: int
+    shift: int
+    every_ns: int
     num: int
     used: Sequence[EngUsed]
 
@@ -206,7 +207,6 @@ class _Lib(Protocol):
     ENG_STORE_RESIZED: int
     ENG_BLOB_FDS_MAX: int
     ENG_LISTING_SIZE: int
-    ENG_SEGMENT_SIZE: int
     ENG_USED_BLOB: int
     ENG_USED_DIRECTORY: int
     ENG_NOT_PLAIN: int

@@ -192,7 +192,7 @@ static int read_content(struct eng_answers *answers, const struct request *reque
 {
 	struct fuse_read_in args;
 	struct node node;
-	uint64_t left, size;
+	uint64_t left;
 	int outcome;
 
 	if (read_args(request, &args) ||
@@ -202,10 +202,9 @@ static int read_content(struct eng_answers *answers, const struct request *reque
 	if (args.offset >= node.size)
 		return ENG_REPLY;
 	left = node.size - args.offset;
-	size = left < args.size ? left : args.size;
-	outcome = read_blob(answers, &node, &args, size, ret);
-	if (outcome == ENG_REPLY && size)
-		usage_note_read(&answers->usage, node.digest, node.size, args.offset, size);
+	outcome = read_blob(answers, &node, &args, left < args.size ? left : args.size, ret);
+	if (outcome == ENG_REPLY && ret->body_size)
+		usage_note_read(&answers->usage, node.digest, node.size, args.offset, ret->body_size);
 	return outcome;
 }
 

@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 from appliance.bounds import RECORDED_MAX
 from appliance.protos import control_pb2 as pb
 
-# `cffi_build/answers.h` has it, too.
-SEGMENT_SIZE: Final = 1 << 18
+SEGMENT_SHIFT: Final = 18
+SEGMENT_SIZE: Final = 1 << SEGMENT_SHIFT
 # In one message, which must fit a packet.
 _READS_IN_MESSAGE: Final = 40
 

@@ -12,18 +12,26 @@ import mmap
 import os
 import resource
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from appliance._engine import ffi, lib
 from appliance.engine import Ring
 from appliance.fs.files import ALL_LOCAL, RemoteParts
-from appliance.session.first_reads import SEGMENT_SIZE, FirstRead, FirstReads
+from appliance.session.first_reads import SEGMENT_SHIFT, FirstRead, FirstReads
 from appliance.session.request_statistics import STATISTICS_BYTES, QueueStatistics
 from appliance.store.blob_cache import directory_key
 from appliance.store.store_reader import StoreReader
 
+if TYPE_CHECKING:
+    from appliance._engine import EngUsage
+
 # Descriptors that a worker needs for other things than blob files, those of the handler included.
 _OTHERS_OPEN: Final = 256
+# How often what was used of a cache is reported, and what is recorded is told.
+_REPORT_EVERY_NS: Final = 1_000_000_000
+_TELL_EVERY_NS: Final = 100_000_000
+# The shift of segments where a blob is one.
+_UNDIVIDED: Final = 63
 
 
 class RingWait:
@@ -72,8 +80,6 @@ class PlainAnswers:
     ) -> None:
         if ffi.sizeof("struct eng_statistics") != STATISTICS_BYTES:
             raise AssertionError("the C module has another layout of statistics")
-        if lib.ENG_SEGMENT_SIZE != SEGMENT_SIZE:
-            raise AssertionError("the C module has segments of another size")
         self._store = store
         self._report = remote.used
         self._is_cached = {
@@ -101,9 +107,7 @@ class PlainAnswers:
         answers.store = answers.places.store = store.cdata
         self._usage = ffi.addressof(answers, "usage")
         answers.places.usage = self._usage
-        answers.usage.is_recorded = first_reads is not None
-        for kind, is_cached in self._is_cached.items():
-            answers.usage.is_kept[kind] = is_cached or first_reads is not None
+        self._set_usage(answers.usage)
         # With a low limit of open files, blob files are left to the handler, which holds fewer.
         limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         directory_fd, skip = store.files.directory()
@@ -185,6 +189,14 @@ class PlainAnswers:
         lib.eng_grants_deinit(ffi.addressof(self._answers.places, "grants"))
         ffi.release(self._session)
         ffi.release(self._statistics)
+
+    def _set_usage(self, usage: "EngUsage") -> None:
+        is_recorded = self._first_reads is not None
+        for kind, is_cached in self._is_cached.items():
+            usage.is_kept[kind] = is_cached or is_recorded
+        usage.shift = SEGMENT_SHIFT if is_recorded else _UNDIVIDED
+        # What is recorded must not wait for the next request.
+        usage.every_ns = _TELL_EVERY_NS if is_recorded else _REPORT_EVERY_NS
 
     def report_used(self) -> None:
         """Report what was used, whether or not it is due."""

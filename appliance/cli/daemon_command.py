@@ -7,6 +7,7 @@ from appliance.cli.key_options import add_signature_options, required_keys, secr
 from appliance.cli.listen_options import (
     add_socket_options,
     listen_addresses,
+    metrics_socket,
     socket_access,
     tls_files,
 )
@@ -33,6 +34,7 @@ def add_daemon(commands: "Subparsers") -> None:
     add_settings(serving, "listen-address", section=_SECTION)
     add_socket_options(serving)
     _add_writing(command.add_argument_group("what clients may put"))
+    add_settings(command.add_argument_group("metrics"), "metrics", section=_SECTION)
     add_service_options(command)
     add_log_options(command)
     command.set_defaults(run=_run_daemon)
@@ -50,20 +52,20 @@ def _run_daemon(options: argparse.Namespace) -> None:
 
     trusted_keys = required_keys(options)
     _check_read_only(options)
-    serve(
-        DaemonConfig(
-            service_addresses(options),
-            listen_addresses(options),
-            may_replace_paths=options.allow_replace,
-            min_free_bytes=min_free_bytes(options),
-            checks_content=options.check_content,
-            access=socket_access(options),
-            tls=tls_files(options),
-            is_readonly=options.read_only,
-            trusted_keys=trusted_keys,
-            secret_keys=secret_keys(options),
-        )
+    config = DaemonConfig(
+        service_addresses(options),
+        listen_addresses(options),
+        may_replace_paths=options.allow_replace,
+        min_free_bytes=min_free_bytes(options),
+        checks_content=options.check_content,
+        access=socket_access(options),
+        tls=tls_files(options),
+        is_readonly=options.read_only,
+        trusted_keys=trusted_keys,
+        secret_keys=secret_keys(options),
     )
+    with metrics_socket(options) as metrics:
+        serve(config._replace(metrics=metrics))
 
 
 def _check_read_only(options: argparse.Namespace) -> None:

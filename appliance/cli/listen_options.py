@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from appliance.cli.setting_options import add_settings
+from appliance.config.guest_settings import PASSED_METRICS
 from appliance.config.resolution import ValueSource, label_of, source_of
 from appliance.errors import ConfigError
 
@@ -128,17 +129,22 @@ def listen_addresses(options: argparse.Namespace) -> "list[ListenAddress]":
 
 @contextmanager
 def metrics_socket(options: argparse.Namespace) -> "Iterator[ListeningSocket | None]":
-    """Have the socket that the setting `metrics` asks for, if it does, for a block.
+    """Have the socket that the setting `metrics` asks for, or that systemd passes, for a block.
 
     Raises:
         ConfigError: the address is not valid, or stands for several; or it cannot be used.
     """
     text = options.metrics
+    if text is None and not os.environ.get("LISTEN_FDNAMES"):
+        yield None
+        return
+    from appliance.rpc.listen import parse_listen_address, passed_names
+
+    if text is None and PASSED_METRICS in passed_names(os.environ):
+        text = f"sd-listen:{PASSED_METRICS}"
     if text is None:
         yield None
         return
-    from appliance.rpc.listen import parse_listen_address
-
     try:
         addresses = parse_listen_address(
             f"{_LOOPBACK}{text}" if text.startswith(":") else text, os.environ

@@ -15,12 +15,17 @@ _NUM_CPUS: Final = os.cpu_count() or 1
 # With one CPU, whoever polls keeps the guest from running.
 _POLL_US: Final = 50 if len(os.sched_getaffinity(0)) > 1 else 0
 
-_METRICS: Final = Text(checks.check_metrics, written="address")
-_METRICS_HELP: Final = (
+METRICS: Final = Text(checks.check_metrics, written="address")
+METRICS_HELP: Final = (
     "serve metrics in the format of OpenMetrics under /metrics on ADDR: the path of a Unix socket, "
     ":PORT of 127.0.0.1, HOST:PORT, or sd-listen[:NAME] for a socket that systemd passes"
 )
-_METRICS_DEFAULT: Final = "`appliance metrics` alone shows them"
+PASSED_METRICS: Final = "metrics"
+"""The name (FileDescriptorName=) of a socket for metrics that systemd passes."""
+_METRICS_DEFAULT: Final = (
+    f"one that it passes under the name {PASSED_METRICS}, or else `appliance metrics` alone shows "
+    "them"
+)
 _FRONT_ENDS: Final = Integer(minimum=1, maximum=FRONT_ENDS_MAX)
 _QUEUES: Final = Integer(minimum=1, maximum=REQUEST_QUEUES_MAX)
 _QUEUE_SIZE: Final = Integer(minimum=1, maximum=QUEUE_SIZE_MAX, is_power_of_two=True)
@@ -225,11 +230,11 @@ VIRTIOFS_SETTINGS: Final = (
     Setting(
         section="virtiofs",
         name="metrics",
-        kind=_METRICS,
+        kind=METRICS,
         metavar="ADDR",
         default_text=_METRICS_DEFAULT,
         is_of_host=True,
-        help=_METRICS_HELP,
+        help=METRICS_HELP,
     ),
 )
 
@@ -275,9 +280,9 @@ MOUNT_SETTINGS: Final = (
     Setting(
         section="mount",
         name="metrics",
-        kind=_METRICS,
+        kind=METRICS,
         metavar="ADDR",
         default_text=_METRICS_DEFAULT,
-        help=_METRICS_HELP,
+        help=METRICS_HELP,
     ),
 )

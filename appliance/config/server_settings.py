@@ -3,7 +3,12 @@
 from typing import Final
 
 from appliance.config import checks
-from appliance.config.guest_settings import SOCKET_MODE
+from appliance.config.guest_settings import (
+    METRICS,
+    METRICS_HELP,
+    PASSED_METRICS,
+    SOCKET_MODE,
+)
 from appliance.config.kinds import Flag, Group, Integer, Mode, PathName, Several, Text
 from appliance.config.settings import Setting
 
@@ -119,6 +124,14 @@ DAEMON_SETTINGS: Final = (
         default=[],
         help="sign each store path that is put with the secret key in FILE; implies "
         "--check-content, as --require-signatures does; may be given several times",
+    ),
+    Setting(
+        section="daemon",
+        name="metrics",
+        kind=METRICS,
+        metavar="ADDR",
+        default_text=f"one that it passes under the name {PASSED_METRICS}, or else none are served",
+        help=METRICS_HELP,
     ),
 )
 

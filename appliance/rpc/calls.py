@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from appliance.castore.digest import DIGEST_SIZE, Digest
 from appliance.errors import InvalidRequestError
 from appliance.log import set_log_source
+from appliance.rpc.call_counters import count_received, note_abort
 from appliance.services.grpc_messages import CONTENT_MAX
 from appliance.services.grpc_status import Status, StatusError, status_of
 from appliance.system.tracing import serving
@@ -247,6 +248,7 @@ async def _abort(context: Context, status: Status) -> NoReturn:
     # gRPC keeps the exception that this raises in a reference cycle, with all that its frames and
     # those of an exception being handled refer to. So this is called outside of any `except` block,
     # by frames that refer to no message.
+    note_abort(status.code)
     await context.abort(*status)
 
 
@@ -311,6 +313,7 @@ class Incoming:
                 if not isinstance(message, bytes):
                     break
                 place.keep()
+                count_received(len(message))
                 is_waited_for = place.is_held and len(message) >= _LARGE_MIN
                 patience_s = _PATIENCE_S if is_waited_for else _SHORT_PATIENCE_S
                 yield message

@@ -1,8 +1,8 @@
 """The argument lists of launchers, translated and run.
 
-Sources: libvirt src/qemu/qemu_virtiofs.c (9.0, and since `separate-options`), microvm.nix,
-virtme-ng virtme/commands/run.py, Kata virtcontainers/virtiofsd.go, Proxmox
-PVE/QemuServer/Virtiofs.pm, systemd src/vmspawn/vmspawn.c.
+Sources: libvirt src/qemu/qemu_virtiofs.c (9.0, and since `separate-options`; both seen as 9.0 and
+12.8 pass them), microvm.nix, virtme-ng virtme/commands/run.py, Kata virtcontainers/virtiofsd.go,
+Proxmox PVE/QemuServer/Virtiofs.pm, systemd src/vmspawn/vmspawn.c.
 """
 
 import argparse
@@ -38,7 +38,14 @@ LAUNCHERS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "libvirt": (
         ["--fd=3", "--shared-dir", DIR, "--cache", "always", "--sandbox", "chroot", "--xattr",
          "--thread-pool-size=8", "--rlimit-nofile=1000", "--uid-map=:0:0:65536:",
-         "--gid-map=:0:0:65536:"],
+         "--gid-map=:0:0:65536:", "--readonly"],
+        BY_FD, [],
+    ),
+    # Of a user: whose files are root's, and a range of subordinate ids.
+    "libvirt, session": (
+        ["--fd=3", "--shared-dir", DIR, f"--uid-map=:0:{os.geteuid()}:1:",
+         "--uid-map=:1:100000:65536:", f"--gid-map=:0:{os.getegid()}:1:",
+         "--gid-map=:1:100000:65536:"],
         BY_FD, [],
     ),
     "libvirt, bare": (["--fd=3", "--shared-dir", DIR], BY_FD, []),
@@ -80,7 +87,7 @@ LAUNCHERS: dict[str, tuple[list[str], list[str], list[str]]] = {
     ),
     "everything else": (
         ["--socket", SOCKET, "--shared-dir", DIR, "-f", "--seccomp=kill", "--allow-mmap",
-         "--no-readdirplus", "--security-label", "--modcaps=+sys_admin:-chown",
+         "--no-readdirplus", "--security-label", "--posix-acl=auto", "--modcaps=+sys_admin:-chown",
          "--preserve-noatime", "--no-killpriv-v2", "--inode-file-handles", "--cache=metadata",
          "-o", "no_writeback,no_killpriv_v2,modcaps=-chown,allow_direct_io,timeout=5",
          "-o", "log_level=warn"],
@@ -109,8 +116,8 @@ def test_what_has_no_effect_is_named() -> None:
     call = translated(*words)
     assert call.descriptor_limit == 1048576
     assert call.ignored == [
-        "--readonly", "--xattr", "--posix-acl", "--cache=auto", "--inode-file-handles=prefer",
-        "--thread-pool-size=4",
+        "--readonly", "--xattr", "--cache=auto", "--inode-file-handles=prefer",
+        "--posix-acl=always", "--thread-pool-size=4",
     ]  # fmt: skip
     assert translated(*LAUNCHERS["virtme-ng"][0]).is_for_syslog
 
@@ -139,6 +146,7 @@ def test_every_word_for_a_log_level(level: str, ours: str) -> None:
         (["--killpriv-v2"], "--killpriv-v2: cannot be had: the store is read-only"),
         (["-o", "xattr,writeback"], "--writeback: cannot be had"),
         (["--uid-map=:0:100000:65536:"], "--uid-map :0:100000:65536:: cannot be had: all files"),
+        (["--uid-map=:1:100000:65536:"], "--uid-map :1:100000:65536:: cannot be had: all files"),
         (["--gid-map", "garbage"], "--gid-map garbage: cannot be had"),
         (["--translate-uid", "map:0:1000:1"], "--translate-uid map:0:1000:1: cannot be had"),
         (["--translate-gid", "squash-host:0:0:1"], "squash-host:0:0:1: cannot be had"),

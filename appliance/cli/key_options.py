@@ -20,14 +20,12 @@ def add_signature_options(parser: argparse._ActionsContainer, section: str) -> N
 
 def add_trusted_keys_option(parser: argparse._ActionsContainer, meaning: str) -> None:
     """Add the option that lists trusted keys for one command; `meaning` says what they are for."""
-    use = f"{meaning}; may be given several times"
-    add_settings(parser, "trusted-public-keys", section="daemon", use=use, is_configured=False)
+    add_settings(parser, "trusted-public-keys", section="daemon", use=meaning, is_configured=False)
 
 
 def add_sign_option(parser: argparse._ActionsContainer, meaning: str) -> None:
     """Add the option that names files of secret keys; `meaning` says what they sign."""
-    use = f"{meaning}; may be given several times"
-    add_settings(parser, "sign", section="daemon", use=use, is_configured=False)
+    add_settings(parser, "sign", section="daemon", use=meaning, is_configured=False)
 
 
 def required_keys(options: argparse.Namespace) -> "TrustedKeys | None":

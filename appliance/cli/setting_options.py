@@ -84,4 +84,6 @@ def _help(one: Setting) -> str:
     default = one.default_words()
     if one.variable:
         default = f"{one.variable}, or else {default}" if default else one.variable
-    return f"{one.help} (default: {default})" if default else one.help
+    is_list = isinstance(one.kind, Several | Substituters)
+    text = f"{one.help}; may be given several times" if is_list else one.help
+    return f"{text} (default: {default})" if default else text

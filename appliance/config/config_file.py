@@ -212,7 +212,12 @@ def _rule(value: object, rule: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         return rule
     given, shown = str(value), masked(str(value))
-    return rule.replace(given, shown) if given in rule else f"{shown}: {rule}"
+    if not re.search(rf"(?<!\w){re.escape(given)}(?!\w)", rule):
+        rule = f"{shown}: {rule}"
+    # What reads an address of a binary cache does not know the first part of its scheme.
+    for address in (given, given.removeprefix("nix+")):
+        rule = rule.replace(address, masked(address))
+    return rule
 
 
 def _nearest(key: str) -> str | None:

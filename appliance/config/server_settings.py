@@ -18,7 +18,7 @@ PUBLIC_KEYS: Final = Several(
 _LISTEN: Final = Several(one=Text(checks.check_listen), written="list of addresses")
 _LISTEN_HELP: Final = (
     "listen on ADDR: HOST:PORT, the path of a Unix socket, @NAME for an abstract one, or "
-    "sd-listen[:NAME] for those that systemd passes; may be given several times"
+    "sd-listen[:NAME] for those that systemd passes"
 )
 _FILES: Final = Several(one=PathName(), written="list of paths")
 _ZSTD_LEVEL_MAX: Final = 19
@@ -42,7 +42,7 @@ def _trusted_keys(section: str) -> Setting:
         kind=PUBLIC_KEYS,
         metavar="KEYS",
         default=[],
-        help="public keys, NAME:BASE64, separated by spaces; may be given several times",
+        help="public keys, NAME:BASE64, separated by spaces",
     )
 
 
@@ -123,7 +123,7 @@ DAEMON_SETTINGS: Final = (
         metavar="FILE",
         default=[],
         help="sign each store path that is put with the secret key in FILE; implies "
-        "--check-content, as --require-signatures does; may be given several times",
+        "--check-content, as --require-signatures does",
     ),
     Setting(
         section="daemon",
@@ -151,7 +151,7 @@ HTTP_SETTINGS: Final = (
         kind=_FILES,
         metavar="FILE",
         default=[],
-        help="sign each narinfo with the secret key in FILE; may be given several times",
+        help="sign each narinfo with the secret key in FILE",
     ),
     Setting(
         section="http",

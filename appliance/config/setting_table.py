@@ -99,8 +99,8 @@ _TOP: Final = (
         default=[],
         help="copy a store path that is looked up and that the store lacks, with all that it "
         "refers to, from the store at URI, or from a binary cache of Nix: "
-        "nix+https://HOST?trusted-public-keys=KEYS (also nix+http, nix+file). May be given "
-        "several times: they are asked in that order",
+        "nix+https://HOST?trusted-public-keys=KEYS (also nix+http, nix+file). Several are asked "
+        "in their order",
     ),
     Setting(
         name="keep",

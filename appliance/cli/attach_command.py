@@ -4,10 +4,9 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance.cli.exported_options import add_exported_options, exported_of
+from appliance.cli.exported_options import add_exported_options, add_profile_options, exported_of
 from appliance.cli.options import add_supervisor_options, service_addresses, state_dir
 from appliance.cli.output import write_line
-from appliance.cli.profile_options import add_profile_options
 from appliance.cli.setting_options import add_settings
 from appliance.errors import ConfigError
 

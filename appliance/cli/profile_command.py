@@ -159,14 +159,14 @@ def _profiles(options: argparse.Namespace) -> "Profiles":
 
 
 def _summary(name: str, profile: "Profile") -> dict[str, object]:
-    from appliance.store.profiles import BlobRead, DirectoryRead, PathRead
+    from appliance.store.profiles import ProfiledBlob, ProfiledDirectory, ProfiledPath
 
     reads = profile.reads
-    blobs = [read for read in reads if isinstance(read, BlobRead)]
+    blobs = [read for read in reads if isinstance(read, ProfiledBlob)]
     return {
         "name": name,
-        "paths": sum(isinstance(read, PathRead) for read in reads),
-        "directories": sum(isinstance(read, DirectoryRead) for read in reads),
+        "paths": sum(isinstance(read, ProfiledPath) for read in reads),
+        "directories": sum(isinstance(read, ProfiledDirectory) for read in reads),
         "blobs": len({read.digest for read in blobs}),
         "ranges": len(blobs),
         "bytes": profile.num_bytes,

@@ -9,7 +9,12 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from appliance.cli.exported_options import add_exported_options, exported_of
+from appliance.cli.exported_options import (
+    add_exported_options,
+    add_profile_options,
+    exported_of,
+    profiling_of,
+)
 from appliance.cli.listen_options import metrics_socket
 from appliance.cli.options import (
     add_log_options,
@@ -21,7 +26,6 @@ from appliance.cli.options import (
     state_dir,
 )
 from appliance.cli.output import print_json
-from appliance.cli.profile_options import add_profile_options, profiling_of
 from appliance.cli.quantities import min_free_bytes
 from appliance.cli.setting_options import add_settings
 from appliance.cli.socket_places import socket_places

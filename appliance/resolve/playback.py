@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol
 from appliance.castore.digest import Digest
 from appliance.errors import ApplianceError, ServiceUnavailableError
 from appliance.services.background_pace import BackgroundPace
-from appliance.store.profiles import BlobRead, DirectoryRead, PathRead, Profile, Read
+from appliance.store.profiles import Profile, ProfiledBlob, ProfiledDirectory, ProfiledPath, Read
 
 _LOG: Final = logging.getLogger(__name__)
 _CACHE_SHARE: Final = 2
@@ -49,10 +49,10 @@ class Loader(Protocol):
     async def load_directory(self, digest: Digest) -> bool:
         """Have the image of a Directory; return False if it is there."""
 
-    def has_range(self, read: BlobRead) -> bool:
+    def has_range(self, read: ProfiledBlob) -> bool:
         """Return whether the cache has a range of a blob."""
 
-    async def load_range(self, read: BlobRead) -> None:
+    async def load_range(self, read: ProfiledBlob) -> None:
         """Have a range of a blob in the cache, or leave it to another process that fetches it."""
 
 
@@ -83,7 +83,7 @@ class Playback:
         self._directories = asyncio.Semaphore(_DIRECTORIES_MAX)
         self._closures: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._digests = {read.digest for read in self._reads if isinstance(read, BlobRead)}
+        self._digests = {read.digest for read in self._reads if isinstance(read, ProfiledBlob)}
         self._playing = asyncio.create_task(self._play())
 
     @property
@@ -117,10 +117,10 @@ class Playback:
     async def _play(self) -> None:
         self._spawn(self._tasks, self._play_directories())
         for read in self._reads:
-            if isinstance(read, PathRead):
+            if isinstance(read, ProfiledPath):
                 await self._paths.acquire()
                 self._spawn(self._closures, self._play_path(read))
-            elif isinstance(read, BlobRead):
+            elif isinstance(read, ProfiledBlob):
                 await self._begin_blob(read)
         while left := self._tasks | self._closures:
             await asyncio.wait(left)
@@ -132,7 +132,7 @@ class Playback:
             self._fetched_bytes,
         )
 
-    async def _play_path(self, read: PathRead) -> None:
+    async def _play_path(self, read: ProfiledPath) -> None:
         try:
             await self._count(read, self._loader.load_path(read.name.encode()))
         finally:
@@ -140,20 +140,20 @@ class Playback:
 
     async def _play_directories(self) -> None:
         for read in self._reads:
-            if isinstance(read, DirectoryRead):
+            if isinstance(read, ProfiledDirectory):
                 # It comes with the closure of its path, which was read before it.
                 if self._closures:
                     await asyncio.wait(self._closures)
                 await self._directories.acquire()
                 self._spawn(self._tasks, self._play_directory(read))
 
-    async def _play_directory(self, read: DirectoryRead) -> None:
+    async def _play_directory(self, read: ProfiledDirectory) -> None:
         try:
             await self._count(read, self._loader.load_directory(read.digest))
         finally:
             self._directories.release()
 
-    async def _begin_blob(self, read: BlobRead) -> None:
+    async def _begin_blob(self, read: ProfiledBlob) -> None:
         if self._loader.has_range(read):
             self._counts["there"] += 1
             return
@@ -165,7 +165,7 @@ class Playback:
         await self._pace.enter(num_bytes)
         self._spawn(self._tasks, self._play_blob(read))
 
-    async def _play_blob(self, read: BlobRead) -> None:
+    async def _play_blob(self, read: ProfiledBlob) -> None:
         num_bytes = read.end - read.start
         began_s = time.monotonic()
         is_fetched = False
@@ -174,7 +174,7 @@ class Playback:
         finally:
             self._pace.leave(num_bytes, time.monotonic() - began_s if is_fetched else None)
 
-    async def _load_range(self, read: BlobRead) -> bool:
+    async def _load_range(self, read: ProfiledBlob) -> bool:
         await self._loader.load_range(read)
         self._fetched_bytes += read.end - read.start
         return True

@@ -6,7 +6,7 @@ from appliance.castore.digest import Digest
 from appliance.castore.directory import DirectoryNode, Node
 from appliance.resolve.closure_loader import ClosureLoader
 from appliance.services.fetch import BlobFetcher
-from appliance.store.profiles import BlobRead
+from appliance.store.profiles import ProfiledBlob
 
 
 class ProfileLoader:
@@ -49,10 +49,10 @@ class ProfileLoader:
         await self._closures.load(digest)
         return True
 
-    def has_range(self, read: BlobRead) -> bool:
+    def has_range(self, read: ProfiledBlob) -> bool:
         """See `Loader.has_range`."""
         return self._fetcher.has_range(read.digest, read.start, read.end)
 
-    async def load_range(self, read: BlobRead) -> None:
+    async def load_range(self, read: ProfiledBlob) -> None:
         """See `Loader.load_range`."""
         await self._fetcher.fetch_range_ahead(read.digest, read.size, read.start, read.end)

@@ -30,7 +30,7 @@ from appliance.resolve.resolver import Resolver, SessionGrants
 from appliance.services.addresses import LmdbAddress
 from appliance.services.tasks import SingleFlight
 from appliance.session.wants import BlobWanted, RootNameWanted, Want
-from appliance.store.profiles import PathRead, Profile
+from appliance.store.profiles import Profile, ProfiledPath
 from appliance.store.root_lists import RootLists
 from appliance.system.child_environment import child_environment
 
@@ -173,7 +173,7 @@ class SubstitutingResolver:
 
     async def _provide_all(self, profile: Profile) -> None:
         for read in profile.reads:
-            if isinstance(read, PathRead):
+            if isinstance(read, ProfiledPath):
                 with contextlib.suppress(ApplianceError):
                     if not await self._resolver.root_nodes([read.name.encode()]):
                         await self.provide(read.name.encode())

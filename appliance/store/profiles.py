@@ -49,7 +49,7 @@ _SIZE_MAX: Final = 2**63 - 1
 _TEXT_MAX: Final = 16 << 20
 
 
-class PathRead(NamedTuple):
+class ProfiledPath(NamedTuple):
     """A store path that was looked up by its name in the root, `at_ms` after the beginning."""
 
     at_ms: int
@@ -60,7 +60,7 @@ class PathRead(NamedTuple):
         return f"path {self.at_ms} {self.name}\n"
 
 
-class DirectoryRead(NamedTuple):
+class ProfiledDirectory(NamedTuple):
     """A Directory that was read, `at_ms` after the beginning."""
 
     at_ms: int
@@ -71,7 +71,7 @@ class DirectoryRead(NamedTuple):
         return f"directory {self.at_ms} {self.digest.tvix()}\n"
 
 
-class BlobRead(NamedTuple):
+class ProfiledBlob(NamedTuple):
     """A range of a blob that was read, `at_ms` after the beginning.
 
     Attributes:
@@ -92,7 +92,7 @@ class BlobRead(NamedTuple):
         return f"{line}\n" if is_whole else f"{line} {self.start}+{self.end - self.start}\n"
 
 
-Read = PathRead | DirectoryRead | BlobRead
+Read = ProfiledPath | ProfiledDirectory | ProfiledBlob
 
 
 class Profile(NamedTuple):
@@ -107,7 +107,7 @@ class Profile(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """The bytes of content in all."""
-        return sum(read.end - read.start for read in self.reads if isinstance(read, BlobRead))
+        return sum(read.end - read.start for read in self.reads if isinstance(read, ProfiledBlob))
 
     @classmethod
     def parse(cls, text: str) -> "Profile":
@@ -309,13 +309,13 @@ def _read_of(words: list[str]) -> Read:
     match words:
         case ["path", at, name]:
             StorePath.parse(name)
-            return PathRead(_number(at, AT_MS_MAX), name)
+            return ProfiledPath(_number(at, AT_MS_MAX), name)
         case ["directory", at, digest]:
-            return DirectoryRead(_number(at, AT_MS_MAX), Digest.parse(digest))
+            return ProfiledDirectory(_number(at, AT_MS_MAX), Digest.parse(digest))
         case ["blob", at, digest, size_word, *range_words] if len(range_words) <= 1:
             size = _number(size_word, _SIZE_MAX)
             start, end = _range_of(range_words, size)
-            return BlobRead(_number(at, AT_MS_MAX), Digest.parse(digest), size, start, end)
+            return ProfiledBlob(_number(at, AT_MS_MAX), Digest.parse(digest), size, start, end)
         case _:
             raise StoreError(
                 f"{' '.join(words)[:100]!r}: expected `path MS NAME`, `directory MS DIGEST` or "

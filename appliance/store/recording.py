@@ -25,9 +25,9 @@ from appliance.nix.store_path import StorePath, StorePathError
 from appliance.store.profiles import (
     AT_MS_MAX,
     HEAD,
-    BlobRead,
-    DirectoryRead,
-    PathRead,
+    ProfiledBlob,
+    ProfiledDirectory,
+    ProfiledPath,
     Profiles,
     Read,
     whole_lines,
@@ -52,7 +52,9 @@ class Recording:
         self._profiles = profiles
         self._fd = fd
         self._seen = {_key_of(read) for read in reads}
-        self._num_bytes = sum(read.end - read.start for read in reads if isinstance(read, BlobRead))
+        self._num_bytes = sum(
+            read.end - read.start for read in reads if isinstance(read, ProfiledBlob)
+        )
         last_ms = max((read.at_ms for read in reads), default=0)
         self._began_ns = time.monotonic_ns() - last_ms * _NS_IN_MS
 
@@ -97,12 +99,12 @@ class Recording:
             path = StorePath.parse(name)
         except StorePathError:
             return
-        self._add(PathRead(self._at_ms(time.monotonic_ns()), path.basename()))
+        self._add(ProfiledPath(self._at_ms(time.monotonic_ns()), path.basename()))
 
     def note_directory(self, digest: bytes, read_ns: int) -> None:
         """Record that a Directory was read; one without a digest is left out."""
         if len(digest) == DIGEST_SIZE:
-            self._add(DirectoryRead(self._at_ms(read_ns), Digest(digest)))
+            self._add(ProfiledDirectory(self._at_ms(read_ns), Digest(digest)))
 
     def note_blob(self, digest: bytes, size: int, start: int, end: int, read_ns: int) -> None:
         """Record that a range of a blob was read; one that cannot be is left out.
@@ -113,7 +115,7 @@ class Recording:
             start, end = 0, size
         end = min(end, size)
         if len(digest) == DIGEST_SIZE and 0 <= start < end <= size <= _SIZE_MAX:
-            self._add(BlobRead(self._at_ms(read_ns), Digest(digest), size, start, end))
+            self._add(ProfiledBlob(self._at_ms(read_ns), Digest(digest), size, start, end))
 
     def finish(self) -> None:
         """Make the recording the profile, unless it has nothing, and close it.
@@ -134,7 +136,7 @@ class Recording:
         key = _key_of(read)
         if key in self._seen or len(self._seen) >= RECORDED_MAX:
             return
-        num_bytes = read.end - read.start if isinstance(read, BlobRead) else 0
+        num_bytes = read.end - read.start if isinstance(read, ProfiledBlob) else 0
         if self._num_bytes + num_bytes > RECORDED_BYTES_MAX:
             return
         self._append(read.to_line().encode())
@@ -190,9 +192,9 @@ def _become_profile(profiles: Profiles, name: str) -> None:
 
 def _key_of(read: Read) -> tuple[object, ...]:
     match read:
-        case PathRead(_at_ms, name):
+        case ProfiledPath(_at_ms, name):
             return (name,)
-        case DirectoryRead(_at_ms, digest):
+        case ProfiledDirectory(_at_ms, digest):
             return (digest,)
-        case BlobRead(_at_ms, digest, _size, start, _end):
+        case ProfiledBlob(_at_ms, digest, _size, start, _end):
             return (digest, start)

@@ -11,19 +11,19 @@ import pytest
 from appliance.castore.digest import Digest
 from appliance.errors import ContentMissingError, ServiceUnavailableError
 from appliance.resolve.playback import Playbacks
-from appliance.store.profiles import BlobRead, DirectoryRead, PathRead, Profile, Read
+from appliance.store.profiles import Profile, ProfiledBlob, ProfiledDirectory, ProfiledPath, Read
 
 NAME = "5ndavkqr4ai2xn3pkdl1blgmnqmn4wlq-hello-2.12"
 OTHER = "r8mm1bsjgvs2r4kf9yh5mp3dmv8hq7xn-glibc-2.40"
 CACHE_BYTES = 1 << 20
 
 
-def blob(number: int, size: int = 1000) -> BlobRead:
-    return BlobRead(number, Digest.of(b"%d" % number), size, 0, size)
+def blob(number: int, size: int = 1000) -> ProfiledBlob:
+    return ProfiledBlob(number, Digest.of(b"%d" % number), size, 0, size)
 
 
-def directory(number: int) -> DirectoryRead:
-    return DirectoryRead(number, Digest.of(b"directory %d" % number))
+def directory(number: int) -> ProfiledDirectory:
+    return ProfiledDirectory(number, Digest.of(b"directory %d" % number))
 
 
 class RecordedLoader:
@@ -41,10 +41,10 @@ class RecordedLoader:
     async def load_directory(self, digest: Digest) -> bool:
         return await self._load(digest)
 
-    def has_range(self, read: BlobRead) -> bool:
+    def has_range(self, read: ProfiledBlob) -> bool:
         return read.digest in self.there
 
-    async def load_range(self, read: BlobRead) -> None:
+    async def load_range(self, read: ProfiledBlob) -> None:
         await self._load(read.digest)
 
     async def _load(self, key: object) -> bool:
@@ -87,7 +87,7 @@ async def played(playbacks: Playbacks, *reads: Read) -> dict[str, object]:
     return playbacks.report()[-1]
 
 
-def keys(*reads: BlobRead | DirectoryRead) -> list[object]:
+def keys(*reads: ProfiledBlob | ProfiledDirectory) -> list[object]:
     return [read.digest for read in reads]
 
 
@@ -116,7 +116,7 @@ def test_what_is_missing_or_fails_is_passed_over_and_counted(
             NAME: OSError(ENOENT, "is not there"),
             directory(5).digest: ServiceUnavailableError("away"),
         }
-        report = await played(playbacks, PathRead(0, NAME), blob(0), directory(5), blob(1))
+        report = await played(playbacks, ProfiledPath(0, NAME), blob(0), directory(5), blob(1))
         counts = {name: report[name] for name in ("fetched", "missing", "failed", "there")}
         assert counts == {"fetched": 1, "missing": 2, "failed": 1, "there": 0}
 
@@ -129,7 +129,7 @@ def test_what_is_missing_or_fails_is_passed_over_and_counted(
 def test_a_directory_is_asked_for_once_the_closures_before_it_have_come() -> None:
     async def work(playbacks: Playbacks, loader: RecordedLoader) -> None:
         loader.held[NAME] = asyncio.Event()
-        reads = PathRead(0, NAME), PathRead(1, OTHER), directory(2), blob(3)
+        reads = ProfiledPath(0, NAME), ProfiledPath(1, OTHER), directory(2), blob(3)
         await playbacks.begin("boot", Profile(reads))
         # Blobs do not wait for them.
         await until(lambda: blob(3).digest in loader.there)

@@ -9,10 +9,10 @@ from appliance.castore.digest import Digest
 from appliance.errors import ConfigError, StoreError
 from appliance.store.profiles import (
     HEAD,
-    BlobRead,
-    DirectoryRead,
-    PathRead,
     Profile,
+    ProfiledBlob,
+    ProfiledDirectory,
+    ProfiledPath,
     Profiles,
     parse_file,
 )
@@ -20,10 +20,10 @@ from appliance.store.profiles import (
 NAME = "5ndavkqr4ai2xn3pkdl1blgmnqmn4wlq-hello-2.12"
 DIGEST = Digest.of(b"something")
 READS = (
-    PathRead(0, NAME),
-    DirectoryRead(12, DIGEST),
-    BlobRead(14, DIGEST, 4711, 0, 4711),
-    BlobRead(20, DIGEST, 104857600, 262144, 524288),
+    ProfiledPath(0, NAME),
+    ProfiledDirectory(12, DIGEST),
+    ProfiledBlob(14, DIGEST, 4711, 0, 4711),
+    ProfiledBlob(20, DIGEST, 104857600, 262144, 524288),
 )
 
 
@@ -63,7 +63,7 @@ def test_a_text_that_breaks_a_rule_is_refused(text: str, told: str) -> None:
 
 
 def test_a_profile_has_a_bounded_number_of_reads() -> None:
-    lines = [DirectoryRead(at_ms, DIGEST).to_line() for at_ms in range(RECORDED_MAX)]
+    lines = [ProfiledDirectory(at_ms, DIGEST).to_line() for at_ms in range(RECORDED_MAX)]
     assert len(Profile.parse("".join([HEAD, *lines])).reads) == RECORDED_MAX
     with pytest.raises(StoreError, match=f"{RECORDED_MAX} reads at most"):
         Profile.parse("".join([HEAD, *lines, lines[0]]))

@@ -17,7 +17,13 @@ from appliance.bounds import RECORDED_BYTES_MAX
 from appliance.castore.digest import Digest
 from appliance.errors import StoreError
 from appliance.store import recording as recording_module
-from appliance.store.profiles import BlobRead, DirectoryRead, PathRead, Profile, Profiles
+from appliance.store.profiles import (
+    Profile,
+    ProfiledBlob,
+    ProfiledDirectory,
+    ProfiledPath,
+    Profiles,
+)
 from appliance.store.recording import Recording
 
 NAME = b"5ndavkqr4ai2xn3pkdl1blgmnqmn4wlq-hello-2.12"
@@ -40,11 +46,11 @@ def note_directories(recording: Recording, digests: list[Digest]) -> None:
 
 
 def digests_of(profile: Profile) -> list[Digest]:
-    return [read.digest for read in profile.reads if isinstance(read, DirectoryRead)]
+    return [read.digest for read in profile.reads if isinstance(read, ProfiledDirectory)]
 
 
 def test_a_recording_becomes_the_profile_at_its_end(profiles: Profiles) -> None:
-    profiles.write("boot", Profile((DirectoryRead(0, DIGESTS[9]),)))
+    profiles.write("boot", Profile((ProfiledDirectory(0, DIGESTS[9]),)))
     recording = begun(profiles)
     recording.note_path(NAME)
     recording.note_path(b".registration")  # of a view; it is no store path
@@ -57,10 +63,10 @@ def test_a_recording_becomes_the_profile_at_its_end(profiles: Profiles) -> None:
     recording.finish()
     reads = [read._replace(at_ms=0) for read in profiles.read("boot").reads]
     assert reads == [
-        PathRead(0, NAME.decode()),
-        DirectoryRead(0, DIGESTS[0]),
-        BlobRead(0, DIGESTS[1], 5000, 0, 5000),
-        BlobRead(0, DIGESTS[2], LARGE, 262144, 524288),
+        ProfiledPath(0, NAME.decode()),
+        ProfiledDirectory(0, DIGESTS[0]),
+        ProfiledBlob(0, DIGESTS[1], 5000, 0, 5000),
+        ProfiledBlob(0, DIGESTS[2], LARGE, 262144, 524288),
     ]
     assert [path.name for path in profiles.directory.iterdir()] == ["boot"]
 
@@ -76,7 +82,7 @@ def test_reads_of_several_workers_are_in_the_order_of_their_times(profiles: Prof
 
 
 def test_a_recording_of_nothing_leaves_the_profile_as_it_was(profiles: Profiles) -> None:
-    profiles.write("boot", Profile((DirectoryRead(0, DIGESTS[9]),)))
+    profiles.write("boot", Profile((ProfiledDirectory(0, DIGESTS[9]),)))
     begun(profiles).finish()
     assert digests_of(profiles.read("boot")) == [DIGESTS[9]]
 
@@ -127,7 +133,7 @@ def killed_recorder(directory: Path) -> Iterator[None]:
 
 
 def test_what_a_killed_process_has_recorded_is_the_profile(profiles: Profiles) -> None:
-    profiles.write("boot", Profile((DirectoryRead(0, DIGESTS[9]),)))
+    profiles.write("boot", Profile((ProfiledDirectory(0, DIGESTS[9]),)))
     with killed_recorder(profiles.directory.parent):
         assert profiles.names() == ["boot"]
         assert digests_of(profiles.read("boot"))[:10] == DIGESTS[:10]

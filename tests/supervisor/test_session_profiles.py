@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from appliance.castore.digest import Digest
-from appliance.store.profiles import BlobRead, DirectoryRead, PathRead, Profile, Profiles
+from appliance.store.profiles import (
+    Profile,
+    ProfiledBlob,
+    ProfiledDirectory,
+    ProfiledPath,
+    Profiles,
+)
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree, uri_of
 from tests.fakes.fuse_client import ROOT
@@ -55,15 +61,15 @@ class Recorder:
         assert len(guest.ask(fuse_client.read(large, 1 << 20, 100)).body) == 100
 
     def check(self, profile: Profile, names: list[bytes]) -> None:
-        blobs = [read for read in profile.reads if isinstance(read, BlobRead)]
-        large = BlobRead(
+        blobs = [read for read in profile.reads if isinstance(read, ProfiledBlob)]
+        large = ProfiledBlob(
             blobs[-1].at_ms, Digest.of(LARGE), len(LARGE), 1 << 20, (1 << 20) + (1 << 18)
         )
         assert [read.digest for read in blobs[:-1]] == [Digest.of(CONTENTS[n]) for n in names]
         assert blobs[-1] == large
-        assert isinstance(profile.reads[0], PathRead)
+        assert isinstance(profile.reads[0], ProfiledPath)
         assert profile.reads[0].name == self.base
-        assert sum(isinstance(read, DirectoryRead) for read in profile.reads) == 2
+        assert sum(isinstance(read, ProfiledDirectory) for read in profile.reads) == 2
 
     def wait_for(self, name: str, num_blobs: int) -> Profile:
         """Return what a recording under way has, once that is so many blobs."""
@@ -118,7 +124,9 @@ def test_what_was_recorded_before_a_kill_is_a_profile_and_the_next_supervisor_go
             for _ in every_event(DEADLINE_S):
                 if "was recorded" in second.log():
                     break
-    blobs = [read for read in recorder.profiles.read("killed").reads if isinstance(read, BlobRead)]
+    blobs = [
+        read for read in recorder.profiles.read("killed").reads if isinstance(read, ProfiledBlob)
+    ]
     assert {read.digest for read in blobs} == {
         Digest.of(LARGE),
         *(Digest.of(CONTENTS[name]) for name in READ),
@@ -173,10 +181,10 @@ class Far:
 
     def profile(self, *names: bytes) -> Profile:
         files = [
-            BlobRead(1, self.digest(name), len(CONTENTS[name]), 0, len(CONTENTS[name]))
+            ProfiledBlob(1, self.digest(name), len(CONTENTS[name]), 0, len(CONTENTS[name]))
             for name in names
         ]
-        return Profile((PathRead(0, self.base), *files))
+        return Profile((ProfiledPath(0, self.base), *files))
 
     def appliance(self, directory: Path, *options: str, **more: Any) -> ApplianceProcess:
         state = f"--state-dir={self.state}"
@@ -207,8 +215,8 @@ def until_played(process: ApplianceProcess, far: Far, number: int = 1) -> list[d
 
 
 def test_what_a_profile_names_is_fetched_when_a_guest_connects(far: Far, tmp_path: Path) -> None:
-    large = BlobRead(3, Digest.of(LARGE), len(LARGE), 1 << 20, (1 << 20) + 100)
-    gone = BlobRead(2, Digest.of(b"gone"), 4, 0, 4)
+    large = ProfiledBlob(3, Digest.of(LARGE), len(LARGE), 1 << 20, (1 << 20) + 100)
+    gone = ProfiledBlob(2, Digest.of(b"gone"), 4, 0, 4)
     far.profiles.write("boot", Profile((*far.profile(*READ).reads, gone, large)))
     with far.appliance(tmp_path, "--profile=boot") as process:
         with FakeGuest(process.connect()) as guest:
@@ -375,7 +383,7 @@ def profile_command(
 
 def test_profiles_are_listed_shown_exported_imported_and_deleted(tmp_path: Path) -> None:
     digest = Digest.of(b"x")
-    profile = Profile((DirectoryRead(5, digest), BlobRead(7, digest, 1, 0, 1)))
+    profile = Profile((ProfiledDirectory(5, digest), ProfiledBlob(7, digest, 1, 0, 1)))
     one, other = tmp_path / "one", tmp_path / "other"
     Profiles(one).write("boot", profile)
     assert profile_command(one, "list").stdout == b"boot\n"

@@ -136,7 +136,7 @@ def test_what_was_recorded_before_a_kill_is_a_profile_and_the_next_supervisor_go
 def test_a_mount_is_recorded(recorder: Recorder, tmp_path: Path) -> None:
     path = tmp_path / "mnt"
     path.mkdir()
-    with Mounted(recorder.store, path, "--record-profile=mount"):
+    with Mounted(recorder.store, path, "--record-profile=mount", "--threads=1"):
         for name in READ:
             assert (path / recorder.base / "sub" / os.fsdecode(name)).read_bytes() == CONTENTS[name]
         with (path / recorder.base / "large").open("rb", buffering=0) as file:

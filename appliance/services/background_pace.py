@@ -53,12 +53,13 @@ class BackgroundPace:
     def leave(self, num_bytes: int, took_s: float | None) -> None:
         """End a fetch; `took_s` is how long it took, or None if that says nothing of the link."""
         if took_s is not None:
-            self._learn(num_bytes + _OVERHEAD, took_s)
+            self.learn(num_bytes + _OVERHEAD, took_s)
         self._under_way -= num_bytes + _OVERHEAD
         self._num -= 1
         self._changed.set()
 
-    def _learn(self, num_bytes: int, took_s: float) -> None:
+    def learn(self, num_bytes: int, took_s: float) -> None:
+        """Adapt the window to a fetch of `num_bytes` that took `took_s`."""
         now_s = time.monotonic()
         if took_s < self._base_s or now_s > self._base_until_s:
             self._base_s, self._base_until_s = took_s, now_s + _BASE_S

@@ -25,11 +25,10 @@ from appliance.services.addresses import ServiceAddresses
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from appliance.copier.binary_cache import BinaryCache
     from appliance.copier.claim_checks import CheckClaim
     from appliance.copier.copier import CopyOutcome, CopySource
     from appliance.copier.path_info_json import Claims
-    from appliance.copier.source_address import CacheAddress, SourceAddress
+    from appliance.copier.source_address import SourceAddress
     from appliance.copier.target import CopyTarget
     from appliance.nix.store_path import StorePath
     from appliance.nix.trusted_keys import TrustedKeys
@@ -260,7 +259,10 @@ class _Copy:
                     return ListedPaths(place.directory, claims)
                 return self._stack.enter_context(closing(NixStore(place)))
             case CacheAddress() as address:
-                return _cache(address)
+                from appliance.copier.infused_cache import open_cache
+
+                target = _target(self._options)
+                return self._stack.enter_context(open_cache(address, target, self._stores))
             case addresses:
                 from appliance.copier.service_source import open_service_source
 
@@ -295,14 +297,6 @@ class _Copy:
         self._report.line.update(
             num_files=self._progress.num_files, num_bytes=self._progress.num_bytes, path=""
         )
-
-
-def _cache(address: "CacheAddress") -> "BinaryCache":
-    from appliance.copier.binary_cache import BinaryCache, HttpCacheFiles, LocalCacheFiles
-
-    directory = address.directory()
-    files = HttpCacheFiles(address.base) if directory is None else LocalCacheFiles(directory)
-    return BinaryCache(files, address.base)
 
 
 # --- The paths to copy ---

@@ -15,8 +15,8 @@
 #   make device-again       a device that QEMU removes and adds again 20 times, with a newer QEMU, too
 #   make migrate            guests that read move between two QEMUs and two supervisors, 20 times back
 #                           and forth, and are saved and loaded; downloads a newer QEMU
-#   make libvirt-saved      domains of a newer libvirt that are saved, restored and changed while they
-#                           run; downloads that libvirt
+#   make libvirt-saved      domains of a newer libvirt that are saved, restored, moved and changed
+#                           while they run; downloads that libvirt
 #   make storm              guests whose supervisor is killed 100 times while they read, and 1,000
 #                           kills of session processes and workers at random
 #   make kill-publishers    an import into an object store that is killed at 200 moments

@@ -77,6 +77,7 @@ bench: packages-test $(INSTALLED)
 	$(BIN)/python -m tests.bench_walk $(if $(BEFORE),--before "$(BEFORE)") || status=1; \
 	PYTHONPATH=vm-tests $(BIN)/python -m tests.bench_back_ends || status=1; \
 	$(BIN)/python -m tests.bench_neighbour || status=1; \
+	$(BIN)/python -m tests.bench_memory || status=1; \
 	$(BIN)/python -m tests.bench_metrics || status=1; \
 	$(BIN)/python -m tests.mount.bench || status=1; \
 	$(BIN)/python -m tests.bench_rpc || status=1; \

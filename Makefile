@@ -12,9 +12,11 @@
 #   make test-deb           the same, installed, upgraded and removed in a new Debian 12 that boots
 #                           with systemd; needs root, debootstrap and a Debian mirror
 #   make long-cut           the tests of links between hosts, with a link that is cut for a minute
-#   make device-again       a device that QEMU removes and adds again 20 times
+#   make device-again       a device that QEMU removes and adds again 20 times, with a newer QEMU, too
 #   make migrate            guests that read move between two QEMUs and two supervisors, 20 times back
 #                           and forth, and are saved and loaded; downloads a newer QEMU
+#   make libvirt-saved      domains of a newer libvirt that are saved, restored and changed while they
+#                           run; downloads that libvirt
 #   make storm              guests whose supervisor is killed 100 times while they read, and 1,000
 #                           kills of session processes and workers at random
 #   make kill-publishers    an import into an object store that is killed at 200 moments
@@ -33,7 +35,7 @@ WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_fastcdc.c cffi_
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
-.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut device-again migrate storm kill-publishers fuzz soak-gc protos clean packages-venv packages-demo packages-test
+.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut device-again migrate libvirt-saved storm kill-publishers fuzz soak-gc protos clean packages-venv packages-demo packages-test
 .DELETE_ON_ERROR:
 
 venv: packages-venv $(INSTALLED)
@@ -70,9 +72,10 @@ test: packages-test $(INSTALLED)
 	APPLIANCE_ANSWERS=c setup/run_tests.sh $(BIN)/python $(PARALLEL) $(ARGS)
 	APPLIANCE_ANSWERS=python setup/run_tests.sh $(BIN)/python $(PARALLEL) $(ARGS) $(ANSWERED)
 
-# all of them, whatever the first ones find
+# All of them, whatever the first ones find. Where the project is installed, programs compile nothing
+# when they start.
 bench: packages-test $(INSTALLED)
-	@status=0; \
+	@$(BIN)/python -m compileall -q appliance; status=0; \
 	$(BIN)/python vm-tests/bench.py $(ARGS) || status=1; \
 	$(BIN)/python -m tests.bench_walk $(if $(BEFORE),--before "$(BEFORE)") || status=1; \
 	PYTHONPATH=vm-tests $(BIN)/python -m tests.bench_back_ends || status=1; \
@@ -105,6 +108,10 @@ device-again: packages-test $(INSTALLED)
 # its name keeps it out of `make test`, as it takes minutes
 migrate: packages-test $(INSTALLED)
 	$(BIN)/python -m pytest vm-tests/migration.py $(ARGS)
+
+# the same
+libvirt-saved: packages-test $(INSTALLED)
+	$(BIN)/python -m pytest vm-tests/libvirt_saved.py $(ARGS)
 
 storm: packages-test $(INSTALLED)
 	TEST_SUPERVISOR_KILLS=100 $(BIN)/python -m pytest vm-tests/test_guest_crash.py -k again_and_again $(ARGS)

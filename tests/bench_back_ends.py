@@ -27,7 +27,8 @@ from appliance.bench.phases import GuestPhases, Load, PhaseResult
 from appliance.bench.tree_walk import Entry, GuestTree
 from appliance.bench.verify_tree import verify_tree
 from appliance.fuse_proto._fuse_wire import FlushIn, Opcode, pack_flush_in
-from tests.fakes.appliance_process import DEADLINE_S, ApplianceProcess, import_tree
+from tests.fakes.appliance_process import ApplianceProcess, import_tree
+from tests.fakes.running_command import DEADLINE_S
 from tests.fakes.virtiofsds import UnavailableError, c_command, running, rust_command
 
 ROUNDS: Final = 5

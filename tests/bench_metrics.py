@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from appliance.bench.back_end_cpu import BackEndCpu
-from tests.fakes.appliance_process import APPLIANCE, ApplianceProcess, import_tree
+from tests.fakes.appliance_process import ApplianceProcess, import_tree
+from tests.fakes.running_command import APPLIANCE
 
 PAIRS: Final = 6
 SECONDS: Final = 3

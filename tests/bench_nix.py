@@ -24,9 +24,10 @@ from typing import NamedTuple
 
 from appliance.nix.narinfo import parse_narinfo
 from appliance.nix.store_path import encode_base32
-from tests.fakes.appliance_process import APPLIANCE, every_event, import_tree
+from tests.fakes.appliance_process import import_tree
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.http_process import HttpProcess
+from tests.fakes.running_command import APPLIANCE, every_event
 
 NUM_FILES = 17_000
 NUM_PATHS = 46

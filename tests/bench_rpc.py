@@ -28,8 +28,8 @@ from appliance.castore.directory import Directory, FileNode
 from appliance.protos import castore_rpc_pb2
 from appliance.services.grpc_messages import encode_chunk
 from tests.contracts.rig import fresh_bytes
-from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import APPLIANCE
 
 if TYPE_CHECKING:
     from tests.rpc.wire import StreamUnary, UnaryStream

@@ -4,12 +4,24 @@ With several processes (pytest-xdist, a file at a time) it is the other way roun
 begins first, and the quick files fill the end.
 """
 
+import compileall
 import os
 from collections.abc import Iterator
+from importlib.resources import files
 
 import pytest
 
 from tests.fakes.s3_server import S3Server
+
+# What a host is configured to is no part of a test.
+os.environ["APPLIANCE_CONFIG"] = os.devnull
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # As where it is installed: programs that tests start compile nothing, even if what they import
+    # must not be written (PYTHONDONTWRITEBYTECODE).
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(str(files("appliance")), quiet=1)
 
 
 def pytest_report_header() -> str:

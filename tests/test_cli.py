@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.cli.main import command_parser, main
+from appliance.cli.main import command_parser, main, parse_command
 from appliance.cli.output import print_json
 from appliance.cli.terminal import terminal_columns
 
@@ -52,7 +52,7 @@ def test_only_commands_that_print_json_take_json() -> None:
     takers = {name for name, parser in commands().items() if "--json" in long_options(parser)}
     assert takers == {
         *("status", "path-info", "ls", "verify", "copy", "bench", "doctor", "view list"),
-        *("gc", "delete", "root list", "du"),
+        *("gc", "delete", "root list", "du", "config"),
     }
 
 
@@ -144,4 +144,4 @@ def test_a_longer_page_goes_through_the_pager(tmp_path: Path) -> None:
 def test_the_last_option_of_the_log_level_counts(
     command: str, words: list[str], level: str
 ) -> None:
-    assert command_parser(command).parse_args([command, *words]).log_level == level
+    assert parse_command([command, *words]).log_level == level

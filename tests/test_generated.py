@@ -17,9 +17,10 @@ def test_protobuf_code_is_what_the_protos_give(tmp_path: Path) -> None:
     assert made == {name: (PROJECT / name).read_text() for name in made}
 
 
-def test_wire_code_is_what_the_tables_give() -> None:
+@pytest.mark.parametrize("generator", ["wiregen", "config_pages"])
+def test_what_tables_give_is_up_to_date(generator: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tools.wiregen", "--check"],
+        [sys.executable, "-m", f"tools.{generator}", "--check"],
         cwd=PROJECT,
         capture_output=True,
         text=True,

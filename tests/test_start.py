@@ -9,8 +9,9 @@ import pytest
 
 import appliance
 from appliance.__main__ import _put_foreign_directories_last
-from tests.fakes.appliance_process import DEADLINE_S, import_tree
+from tests.fakes.appliance_process import import_tree
 from tests.fakes.mounted import Mounted
+from tests.fakes.running_command import DEADLINE_S
 
 # Two modules that commands and workers import, and two of the standard library.
 IN_THE_WAY: Final = ("lmdb", "blake3", "argparse", "logging")

@@ -10,6 +10,7 @@ version.
     /usr/sbin/mount.appliance, mount.fuse.appliance  the same, for mount(8)
     /usr/lib/appliance                               the program and the packages it needs
     /lib/systemd/system, /usr/lib/sysusers.d, ...    units, and what they need
+    /etc/appliance/appliance.toml                    the configuration, with nothing set
     /usr/share                                       manual pages, completions, the description of
                                                      the vhost-user back-end, documents
 
@@ -33,11 +34,13 @@ from typing import Final
 from packaging.requirements import Requirement
 
 from appliance import __version__
-from tools import completions, man_pages
+from appliance.config.settings import DEFAULT_CONFIG
+from tools import completions, config_pages, man_pages
 
 TREE: Final = Path(__file__).resolve().parents[1]
 PROGRAM: Final = "appliance"
 LIBRARY: Final = "usr/lib/appliance"
+CONFIGURATION: Final = str(DEFAULT_CONFIG.relative_to("/"))
 _RECIPES: Final = TREE / "setup" / "debian"
 _SCRIPTS: Final = {
     "usr/bin/appliance": "main",
@@ -104,6 +107,7 @@ def build(directory: Path, *, is_compressed: bool = True) -> Path:
         _install_library(root / LIBRARY, Path(temporary))
         _install_scripts(root)
         _install_units(root)
+        _write(root / CONFIGURATION, config_pages.example())
         _install_share(root)
         _install_control(root)
         _set_modes(root)
@@ -203,7 +207,10 @@ def _install_share(root: Path) -> None:
     for description in sorted((TREE / "share" / "vhost-user").glob("*.json")):
         _write(share / "qemu" / "vhost-user" / description.name, description.read_text())
     documents = share / "doc" / PROGRAM
-    for document in ("README.md", "SECURITY.md", "docs/architecture.md", "docs/compatibility.md"):
+    for document in (
+        *("README.md", "SECURITY.md"),
+        *("docs/architecture.md", "docs/compatibility.md", "docs/configuration.md"),
+    ):
         _write(documents / Path(document).name, (TREE / document).read_text())
     for path in sorted((TREE / "docs" / "monitoring").iterdir()):
         _write(documents / "monitoring" / path.name, path.read_text())
@@ -221,11 +228,14 @@ def _install_share(root: Path) -> None:
 
 def _install_control(root: Path) -> None:
     control = root / "DEBIAN"
+    # dpkg keeps the sums of configuration files elsewhere.
+    _write(control / "conffiles", f"/{CONFIGURATION}\n")
     files = sorted(path for path in root.rglob("*") if path.is_file())
     sums = (
         f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}  "
         f"{path.relative_to(root)}\n"
         for path in files
+        if path.is_relative_to(root / "usr") or path.is_relative_to(root / "lib")
     )
     _write(control / "md5sums", "".join(sums))
     major, minor = sys.version_info[:2]

@@ -1,27 +1,28 @@
 """Generates the manual pages from the parser: `python -m tools.man_pages DIRECTORY`.
 
-There is one page for the program, `appliance.1`, one for each command, `appliance-COMMAND.1`, and
-one for `appliance-virtiofsd`. The parser is the only source of options; what it does not know, the
-examples and the meaning of some exit statuses, is in `manual_examples.py`. A command that is not
-mentioned there has a page all the same.
+There is one page for the program, `appliance.1`, one for each command, `appliance-COMMAND.1`, one
+for `appliance-virtiofsd`, and `appliance.toml.5`, see `config_manual.py`. The parser is the only
+source of options; what it does not know, the examples and the meaning of some exit statuses, is in
+`manual_examples.py`. A command that is not mentioned there has a page all the same.
 
 Source: man(7) of groff and mandoc, which both have to read the pages without a warning.
 """
 
 import argparse
-import os
 import re
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from appliance import __version__
 from appliance.cli.main import command_parser, virtiofsd_parser
+from appliance.config.setting_table import SETTINGS
+from appliance.config.settings import DEFAULT_CONFIG
+from appliance.system.child_environment import CONFIG_VARIABLE
+from tools.config_manual import config_page
 from tools.manual_examples import EXAMPLES, FURTHER_STATUSES
+from tools.roff import PROGRAM, escaped, first_lowered, running, section, sentence, title_line
 
-PROGRAM: Final = "appliance"
 _EXIT_STATUSES: Final = (
     ("0", "The command did what it was asked to do."),
     ("1", "It failed; one line on standard error says why."),
@@ -32,15 +33,12 @@ _EXIT_STATUSES: Final = (
     ),
 )
 _VARIABLES: Final = (
-    ("APPLIANCE_STORE", "The address of the store, in place of --store."),
-    ("BLOB_SERVICE_ADDR", "The address of the blob service."),
-    ("DIRECTORY_SERVICE_ADDR", "The address of the directory service."),
-    ("PATH_INFO_SERVICE_ADDR", "The address of the path-info service."),
-    ("APPLIANCE_STATE_DIR", "The state directory, in place of --state-dir."),
-    ("APPLIANCE_BLOB_CACHE_SIZE", "The size of the cache, in place of --blob-cache-size."),
+    *((each.variable, f"In place of {each.option}.") for each in SETTINGS if each.variable),
+    (CONFIG_VARIABLE, "The configuration file, in place of --config."),
     ("PAGER", "The program that shows a --help page that is longer than the terminal."),
 )
 _FILES: Final = (
+    (str(DEFAULT_CONFIG), "The configuration file; see appliance.toml(5)."),
     ("/var/lib/appliance/store", "The store of root."),
     ("~/.local/state/appliance/store", "The store of any other user."),
 )
@@ -53,6 +51,7 @@ def pages() -> dict[str, str]:
     found = dict(_pages_of(command_parser(), ()))
     parser = virtiofsd_parser()
     found[f"{parser.prog}.1"] = _page(parser, (parser.prog,), parser.description or "", ())
+    found["appliance.toml.5"] = config_page()
     return found
 
 
@@ -70,7 +69,7 @@ def _pages_of(
 ) -> Iterator[tuple[str, str]]:
     commands = commands_of(parser)
     name = (PROGRAM, *words)
-    summary = summary or _first_lowered(parser.description or "")
+    summary = summary or first_lowered(parser.description or "")
     rows = [("-".join((*name, word)), text) for word, (_child, text) in commands.items()]
     yield f"{'-'.join(name)}.1", _page(parser, name, summary, rows)
     for word, (child, text) in commands.items():
@@ -86,23 +85,20 @@ def _page(
     summary: str,
     commands: Iterable[tuple[str, str]],
 ) -> str:
-    seconds = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
-    date = time.strftime("%Y-%m-%d", time.gmtime(seconds))
     title = "-".join(name)
     lines = [
-        f'.TH "{_escaped(title.upper())}" "1" "{date}" "appliance {__version__}" '
-        '"Appliance Manual"',
+        title_line(title, "1"),
         ".SH NAME",
-        f"{_escaped(title)} \\- {_text(_first_lowered(summary).rstrip('.'))}",
+        f"{escaped(title)} \\- {running(first_lowered(summary).rstrip('.'))}",
         ".SH SYNOPSIS",
         *_synopsis(parser),
         ".SH DESCRIPTION",
-        _text(parser.description or summary),
+        running(parser.description or summary),
         *_command_lines(commands),
         *_option_lines(parser),
-        *_section("EXIT STATUS", _statuses(" ".join(name[1:]))),
-        *_section("ENVIRONMENT", _VARIABLES if name[-1] != f"{PROGRAM}-virtiofsd" else ()),
-        *(_section("FILES", _FILES) if len(name) == 1 else ()),
+        *section("EXIT STATUS", _statuses(" ".join(name[1:]))),
+        *section("ENVIRONMENT", _VARIABLES if name[-1] != f"{PROGRAM}-virtiofsd" else ()),
+        *(section("FILES", _FILES) if len(name) == 1 else ()),
         *_example_lines(" ".join(name[1:])),
         ".SH SEE ALSO",
         *_references(name, [row[0] for row in commands]),
@@ -125,7 +121,7 @@ def _word(word: str) -> str:
     if match:
         before, name, after, dots, last = match.groups()
         return f"{before}\\fI{name}\\fR{after}{dots}{last}"
-    return f"\\fB{_escaped(word)}\\fR" if word[0].isalnum() else _escaped(word)
+    return f"\\fB{escaped(word)}\\fR" if word[0].isalnum() else escaped(word)
 
 
 def _command_lines(commands: Iterable[tuple[str, str]]) -> Iterator[str]:
@@ -133,7 +129,7 @@ def _command_lines(commands: Iterable[tuple[str, str]]) -> Iterator[str]:
     if rows:
         yield ".SH COMMANDS"
     for name, text in rows:
-        yield from (".TP", f"\\fB{_escaped(name)}\\fR(1)", _text(_sentence(text)))
+        yield from (".TP", f"\\fB{escaped(name)}\\fR(1)", running(sentence(text)))
 
 
 def _option_lines(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -150,24 +146,24 @@ def _option_lines(parser: argparse.ArgumentParser) -> Iterator[str]:
         if not actions:
             continue
         if number >= 2 and group.title:
-            yield f".SS {_escaped(group.title[0].upper() + group.title[1:])}"
+            yield f".SS {escaped(group.title[0].upper() + group.title[1:])}"
             if group.description:
-                yield _text(group.description)
+                yield running(group.description)
         for action in actions:
             text = formatter._expand_help(action) if action.help else ""
-            yield from (".TP", _invocation(action), _text(_sentence(text)))
+            yield from (".TP", _invocation(action), running(sentence(text)))
 
 
 def _invocation(action: argparse.Action) -> str:
     if not action.option_strings:
-        return f"\\fI{_escaped(str(action.metavar or action.dest.upper()))}\\fR"
-    names = [f"\\fB{_escaped(name)}\\fR" for name in action.option_strings]
+        return f"\\fI{escaped(str(action.metavar or action.dest.upper()))}\\fR"
+    names = [f"\\fB{escaped(name)}\\fR" for name in action.option_strings]
     if action.nargs == 0:
         return ", ".join(names)
     if action.metavar is None and action.choices:
-        value = "|".join(f"\\fB{_escaped(str(choice))}\\fR" for choice in action.choices)
+        value = "|".join(f"\\fB{escaped(str(choice))}\\fR" for choice in action.choices)
     else:
-        value = f"\\fI{_escaped(str(action.metavar or action.dest.upper()))}\\fR"
+        value = f"\\fI{escaped(str(action.metavar or action.dest.upper()))}\\fR"
     return ", ".join(f"{name} {value}" for name in names)
 
 
@@ -177,14 +173,6 @@ def _statuses(command: str) -> Iterator[tuple[str, str]]:
         yield status, " ".join(filter(None, (further.get(status), text)))
 
 
-def _section(title: str, rows: Iterable[tuple[str, str]]) -> Iterator[str]:
-    entries = list(rows)
-    if entries:
-        yield f".SH {title}"
-    for name, text in entries:
-        yield from (".TP", f"\\fB{_escaped(name)}\\fR", _text(text))
-
-
 def _example_lines(command: str) -> Iterator[str]:
     examples = EXAMPLES.get(command, ())
     if examples:
@@ -192,7 +180,7 @@ def _example_lines(command: str) -> Iterator[str]:
     for number, example in enumerate(examples):
         if number:
             yield ".PP"
-        yield from (_text(example.purpose), ".PP", ".RS 4", ".nf", _escaped(example.line))
+        yield from (running(example.purpose), ".PP", ".RS 4", ".nf", escaped(example.line))
         yield from (".fi", ".RE")
 
 
@@ -201,34 +189,7 @@ def _references(name: tuple[str, ...], below: list[str]) -> list[str]:
     if len(name) > 2:
         titles = ["-".join(name[:-1]), *titles]
     last = titles[-1:]
-    return [f".BR {_escaped(title)} (1){'' if [title] == last else ','}" for title in titles]
-
-
-# --- Text ---
-
-
-def _text(text: str) -> str:
-    """Return running text, with what is between backquotes in bold."""
-    pieces = _escaped(" ".join(text.split())).split("`")
-    bold = [f"\\fB{piece}\\fR" if number % 2 else piece for number, piece in enumerate(pieces)]
-    return "".join(bold)
-
-
-def _escaped(text: str) -> str:
-    text = text.replace("\\", "\\e").replace("-", "\\-").replace("~", "\\(ti")
-    # A line that begins with a dot or an apostrophe would be a request.
-    return f"\\&{text}" if text[:1] in {".", "'"} else text
-
-
-def _sentence(text: str) -> str:
-    if not text:
-        return ""
-    first = text[0].upper() + text[1:]
-    return first if first.endswith((".", "!")) else f"{first}."
-
-
-def _first_lowered(text: str) -> str:
-    return text[:1].lower() + text[1:]
+    return [f".BR {escaped(title)} (1){'' if [title] == last else ','}" for title in titles]
 
 
 def main(words: list[str]) -> None:

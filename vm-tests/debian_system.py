@@ -34,6 +34,8 @@ ExecStopPost=/bin/systemctl --no-block poweroff
 [Install]
 WantedBy=multi-user.target
 """
+# What the units allow is a minute, which a test need not wait for.
+WATCHDOG: Final = "[Service]\nWatchdogSec=20\n"
 
 
 def run(*command: str | Path) -> str:
@@ -72,6 +74,9 @@ def debian(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     run("debootstrap", "--variant=minbase", f"--include={INCLUDED}", RELEASE, root)
     shutil.copy(package, root / "root" / "package.deb")
     shutil.copy(newer(package, directory), root / "root" / "newer.deb")
+    # Its index of manual pages takes a minute each time, and cannot be written from the guest.
+    preseed = "echo man-db man-db/auto-update boolean false | debconf-set-selections"
+    run("chroot", root, "sh", "-c", preseed)
     run("chroot", root, "dpkg", "--install", "/root/package.deb")
     yield root
     shutil.rmtree(root)
@@ -86,6 +91,9 @@ def facts(debian: Path) -> list[str]:
     shutil.copy(READING_GUEST, checkout)
     units = debian / "etc" / "systemd" / "system"
     (units / "probe.service").write_text(UNIT)
+    for unit in ("appliance-virtiofs@.service.d", "appliance-virtiofs.service.d"):
+        (units / unit).mkdir()
+        (units / unit / "watchdog.conf").write_text(WATCHDOG)
     run("chroot", debian, "systemctl", "enable", "probe.service")
     run("chroot", debian, "systemctl", "mask", "getty@tty1.service")
     kernel = uml_kernel()
@@ -138,7 +146,7 @@ def test_systemd_starts_the_units(fact: str, facts: list[str]) -> None:
 
 # The unit of one VM, and that of all VMs of a host.
 @pytest.mark.parametrize("unit", ["vm", "host"])
-@pytest.mark.parametrize("act", ["restart", "kill", "stop"])
+@pytest.mark.parametrize("act", ["restart", "kill", "stop", "hang"])
 def test_a_guest_reads_on_while_systemd_restarts_its_supervisor(
     unit: str, act: str, facts: list[str]
 ) -> None:
@@ -148,6 +156,26 @@ def test_a_guest_reads_on_while_systemd_restarts_its_supervisor(
     assert f"{unit}: after {act}: another supervisor" in facts
     assert f"{unit}: after {act}: the same session process" in facts
     assert f"{unit}: guest: reads went on" in facts
+
+
+@pytest.mark.parametrize("unit", ["vm", "host"])
+def test_systemd_is_told_how_things_are(unit: str, facts: list[str]) -> None:
+    assert f"{unit}: watchdog: 1" in facts
+    assert f'{unit}: Status: "1 served, by 1 workers"' in facts
+    assert f"{unit}: state: 1" in facts
+
+
+@pytest.mark.parametrize("unit", ["vm", "host"])
+def test_lines_of_the_log_have_priorities(unit: str, facts: list[str]) -> None:
+    assert f"{unit}: after worker: new path: hello" in facts
+    assert f"{unit}: priorities: 6 4" in facts, "information, and a warning"
+
+
+def test_systemd_opens_the_sockets_of_metrics(facts: list[str]) -> None:
+    assert "virtiofs metrics: 0" not in facts
+    assert "its socket: inactive" in facts
+    assert "daemon metrics: 0" not in facts
+    assert 'daemon Status: "serving on inherited socket 3"' in facts
 
 
 @pytest.mark.parametrize("unit", ["vm", "host"])

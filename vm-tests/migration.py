@@ -6,15 +6,15 @@ Debian the QEMU is.
 """
 
 import os
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from vmharness import tree
+from vmharness import newer_debian, samples, tree
 from vmharness.guest import Job
-from vmharness.moving import MoveError, MovingGuest, create_disk, newer_qemu, qemu_version
+from vmharness.monitor import MonitorError
+from vmharness.moving import MovingGuest
 from vmharness.qemu import FsDevice
 from vmharness.served import TAG
 from vmharness.tree import TreeDigest
@@ -64,15 +64,9 @@ class Stores(NamedTuple):
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
     directory = tmp_path_factory.mktemp("stores")
     source = directory / "tree"
-    random_bytes = random.Random(16).randbytes
+    samples.build_numbered(source, 6, 12, {"large": LARGE_BYTES})
     for index in range(6):
-        leaf = source / str(index)
-        leaf.mkdir(parents=True)
-        for number in range(12):
-            (leaf / str(number)).write_bytes(random_bytes(number * 500))
-        (leaf / "7").write_text(f"seven in {index}")
-        (leaf / "link").symlink_to(f"../{index}/0")
-    (source / "large").write_bytes(random_bytes(LARGE_BYTES))
+        (source / str(index) / "7").write_text(f"seven in {index}")
     others = []
     for number in range(3):
         other = directory / f"other-{number}"
@@ -89,7 +83,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
 
 @pytest.fixture
 def back_ends(stores: Stores, tmp_path: Path) -> Iterator[tuple[ApplianceProcess, ...]]:
-    print(qemu_version(newer_qemu()))
+    print(newer_debian.version_of(newer_debian.qemu()))
     directories = [tmp_path / name for name in ("here", "there", "poorer")]
     for directory in directories:
         directory.mkdir()
@@ -154,11 +148,11 @@ def test_a_guest_does_not_move_to_where_its_path_is_missing(
     here, there, poorer = back_ends
     with MovingGuest(device_of(here), tmp_path) as moving:
         job = start_reading(moving, stores)
-        with pytest.raises(MoveError):
+        with pytest.raises(MonitorError):
             moving.move_to(device_of(poorer))
         assert f"{stores.name} is not in the store" in poorer.log()
-        if moving.qmp.ask("query-status")["status"] != "running":
-            moving.qmp.ask("cont")
+        if moving.monitor.execute("query-status")["status"] != "running":
+            moving.monitor.execute("cont")
         wait_for_a_round(moving, job)
         moving.move_to(device_of(there))
         wait_for_a_round(moving, job)
@@ -170,7 +164,7 @@ def test_a_guest_is_saved_and_loaded(
 ) -> None:
     here, _there, _poorer = back_ends
     disk = tmp_path / "disk.qcow2"
-    create_disk(disk)
+    newer_debian.create_disk(disk)
     with MovingGuest(device_of(here), tmp_path, disk) as moving:
         job = start_reading(moving, stores)
         for number in range(2):

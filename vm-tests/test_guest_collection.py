@@ -14,7 +14,8 @@ from vmharness.served import serve
 from appliance.collector.collection import CollectOptions, collect, collecting
 from appliance.store.store import Store
 from tests.collector.stored_trees import Tree, check_exactly, make_tree, put_tree
-from tests.fakes.appliance_process import APPLIANCE, uri_of
+from tests.fakes.appliance_process import uri_of
+from tests.fakes.running_command import APPLIANCE
 
 ANSWER_S = 120.0
 ROUNDS = 50

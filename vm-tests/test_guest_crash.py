@@ -2,19 +2,19 @@
 
 import itertools
 import os
-import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from vmharness import tree
+from vmharness import samples, tree
 from vmharness.guest import Job
 from vmharness.served import NEW_SERIES, Served, serve
 from vmharness.tree import TreeDigest
 
-from tests.fakes.appliance_process import ApplianceProcess, every_event, import_tree
+from tests.fakes.appliance_process import ApplianceProcess, import_tree
+from tests.fakes.running_command import every_event
 
 ANSWER_S = 60.0
 KILLS = 10
@@ -34,15 +34,7 @@ class Stored(NamedTuple):
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Stored:
     directory = tmp_path_factory.mktemp("stored")
     source = directory / "tree"
-    random_bytes = random.Random(3).randbytes
-    for index in range(10):
-        leaf = source / str(index)
-        leaf.mkdir(parents=True)
-        for number in range(20):
-            (leaf / str(number)).write_bytes(random_bytes(number * 300))
-        (leaf / "link").symlink_to(f"../{index}/0")
-    for index in range(3):
-        (source / f"large {index}").write_bytes(random_bytes(1 << 20))
+    samples.build_numbered(source, 10, 20, {f"large {index}": 1 << 20 for index in range(3)})
     store = directory / "store"
     (name,) = import_tree(store, source)
     return Stored(store, source, f"/mnt/{name}")

@@ -1,7 +1,7 @@
 """What a real kernel asks, counted: everything once, and nothing again while it is remembered.
 
-Scripts that count enter the store path first: the root alone may change, so each walk through it
-may ask for its attributes again.
+Here the root cannot be listed, so its attributes never expire, and nothing is asked for on the way
+through it either.
 """
 
 from collections.abc import Iterator
@@ -145,6 +145,7 @@ def test_a_walk_reads_each_file_once_and_a_second_one_asks_nothing(
     assert not first
     for mode in ("read", "mmap", "sendfile"):
         assert cost(served, stored.walked, f"probe tree-digest {mode} .") == {}
+    assert cost(served, "", f"probe tree-digest read /mnt/{stored.walked}") == {}
 
 
 def test_what_was_forgotten_is_found_again(served: Served, stored: Stored) -> None:

@@ -15,7 +15,8 @@ from vmharness.nix_guest import ROOT, make_package, make_tools, nix, overlay
 from vmharness.served import NEW_SERIES, Served, serve
 
 from tests.copier.nix_closure import NixClosure, make_closure
-from tests.fakes.appliance_process import APPLIANCE, import_tree
+from tests.fakes.appliance_process import import_tree
+from tests.fakes.running_command import APPLIANCE
 
 ANSWER_S = 300.0
 PACKAGES = ("kept", "dropped")

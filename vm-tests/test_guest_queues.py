@@ -9,7 +9,8 @@ from vmharness import tree
 from vmharness.served import NEW_SERIES, Served, difference, serve
 from vmharness.tree import TreeDigest
 
-from tests.fakes.appliance_process import every_event, import_tree
+from tests.fakes.appliance_process import import_tree
+from tests.fakes.running_command import every_event
 
 ANSWER_S = 60.0
 CPUS = 2

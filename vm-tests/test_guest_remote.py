@@ -19,8 +19,9 @@ from appliance.castore.digest import Digest
 from appliance.db.environment import WriteTransaction
 from appliance.store import schema
 from appliance.store.store import Store
-from tests.fakes.appliance_process import every_event, import_tree
+from tests.fakes.appliance_process import import_tree
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import every_event
 from tests.store.audit import blob_path
 
 ANSWER_S = 60.0

@@ -30,8 +30,8 @@ from tests.contracts.rig import (
     put_closure,
     read_blob,
 )
-from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import APPLIANCE
 from tests.store.audit import audit
 
 SECONDS = 120.0

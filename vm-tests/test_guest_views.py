@@ -11,7 +11,8 @@ from vmharness.guest import Guest
 from vmharness.nix_guest import ROOT, make_package, make_tools, nix, overlay
 from vmharness.served import boot_guest
 
-from tests.fakes.appliance_process import APPLIANCE, ApplianceProcess, import_tree, uri_of
+from tests.fakes.appliance_process import ApplianceProcess, import_tree, uri_of
+from tests.fakes.running_command import APPLIANCE
 
 ANSWER_S = 300.0
 PACKAGES = ("common", "left", "right", "neither")

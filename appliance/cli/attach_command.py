@@ -2,26 +2,18 @@
 
 import argparse
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from appliance.cli.exported_options import (
-    add_exported_options,
-    exported_of,
-    socket_group,
-    socket_mode_of,
-)
-from appliance.cli.options import (
-    add_log_options,
-    add_service_options,
-    add_state_option,
-    service_addresses,
-    state_dir,
-)
+from appliance.cli.exported_options import add_exported_options, exported_of
+from appliance.cli.options import add_supervisor_options, service_addresses, state_dir
 from appliance.cli.output import write_line
+from appliance.cli.setting_options import add_settings
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
+
+_CONTROL: Final = "look for the supervisor's control socket in DIR"
 
 
 def add_attach(commands: "Subparsers") -> None:
@@ -42,20 +34,10 @@ def add_attach(commands: "Subparsers") -> None:
         help="listen on the Unix socket at PATH (default: NAME.sock in the --listen-dir of the "
         "supervisor)",
     )
-    socket.add_argument(
-        "--socket-group",
-        metavar="GROUP",
-        help="let members of GROUP (a name or number) connect",
-    )
-    socket.add_argument(
-        "--socket-mode",
-        metavar="MODE",
-        default="0660",
-        help="create the socket with these permissions, in octal (default: 0660)",
-    )
+    add_settings(socket, "socket-group", "socket-mode", section="virtiofs")
     files = command.add_argument_group("files")
-    add_exported_options(files)
-    _add_common(command)
+    add_exported_options(files, is_configured=False)
+    add_supervisor_options(command, _CONTROL)
     command.set_defaults(run=_run_attach)
 
 
@@ -69,15 +51,8 @@ def add_detach(commands: "Subparsers") -> None:
         "socket, and forget the name.",
     )
     command.add_argument("name", metavar="NAME", help="the name it was attached with")
-    _add_common(command)
+    add_supervisor_options(command, _CONTROL)
     command.set_defaults(run=_run_detach)
-
-
-def _add_common(command: argparse.ArgumentParser) -> None:
-    state = command.add_argument_group("state directory")
-    add_state_option(state, "look for the supervisor's control socket in DIR")
-    add_service_options(command)
-    add_log_options(command)
 
 
 def _run_attach(options: argparse.Namespace) -> None:
@@ -88,14 +63,13 @@ def _run_attach(options: argparse.Namespace) -> None:
     path = options.socket_path
     if path == "":
         raise ConfigError("--socket-path: the path is empty")
-    group = options.socket_group
     request = {
         "name": check_attached_name(options.name),
         "socket": None if path is None else os.path.abspath(path),  # noqa: PTH100 - not resolved
         "view": exported.view,
         "root": exported.root,
-        "gid": None if group is None else socket_group(group),
-        "mode": socket_mode_of(options.socket_mode),
+        "gid": options.socket_group,
+        "mode": options.socket_mode,
     }
     answer = ask_supervisor(state_dir(options, service_addresses(options)), {"attach": request})
     write_line(answer["socket"])

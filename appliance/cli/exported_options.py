@@ -1,42 +1,36 @@
 """What the root directory of a socket or mount is, and the sockets: the options of `virtiofs`."""
 
 import argparse
-import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from appliance.cli.setting_options import add_settings
+from appliance.config.resolution import ValueSource, source_of
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
     from appliance.resolve.exports import Exported
 
-# (gid_t)-1, which chown(2) takes as "leave the group alone".
-_NO_GROUP: Final = 2**32 - 1
-_MODE_MAX: Final = 0o777
 
-
-def add_exported_options(parser: argparse._ActionsContainer) -> None:
+def add_exported_options(parser: argparse._ActionsContainer, *, is_configured: bool = True) -> None:
     """Add the options that say what the root directory is."""
-    parser.add_argument(
-        "--view",
-        metavar="NAME",
-        help="show the store paths of a view (see `appliance view`), which can be listed, and "
-        "nothing else",
-    )
-    parser.add_argument(
-        "--root",
-        metavar="PATH",
-        help="make the store path PATH, a directory, the root directory itself",
-    )
+    add_settings(parser, "view", "root", is_configured=is_configured)
 
 
 def exported_of(options: argparse.Namespace) -> "Exported":
     """Return what `options` ask the root directory to be.
 
+    A view or path that was asked for elsewhere takes the place of one in the configuration file.
+
     Raises:
-        ConfigError: both a view and a store path are given, or the latter is none.
+        ConfigError: both are given in one place, or the path is no store path.
     """
-    return exported("", options.view, options.root)
+    view, root = options.view, options.root
+    if view is not None and root is not None:
+        if source_of(options, "view") is ValueSource.FILE:
+            view = None
+        elif source_of(options, "root") is ValueSource.FILE:
+            root = None
+    return exported("", view, root)
 
 
 def exported(source: str, view: str | None, root: str | None) -> "Exported":
@@ -64,65 +58,3 @@ def exported(source: str, view: str | None, root: str | None) -> "Exported":
     if names:
         raise ConfigError(f"{source}--root {root}: is below a store path; expected a whole one")
     return Exported(root=path.basename())
-
-
-def socket_exported(text: str, default: "Exported") -> "Exported":
-    """Return what front-ends see that connect to the socket of a value of --socket-path.
-
-    Raises:
-        ConfigError: see `split_place` and `exported`.
-    """
-    _path, given = split_place(text)
-    if not given:
-        return default
-    return exported(f"--socket-path {text}: ", given.get("view"), given.get("root"))
-
-
-def split_place(text: str) -> tuple[Path, dict[str, str]]:
-    """Return the path in the value of --socket-path, and what follows it.
-
-    The path may be followed by `,view=NAME` or `,root=PATH`. Two commas stand for one in a path.
-
-    Raises:
-        ConfigError: what follows the path is something else.
-    """
-    parts = [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
-    given: dict[str, str] = {}
-    for part in parts[1:]:
-        name, equals, value = part.partition("=")
-        if name not in {"view", "root"} or not equals or name in given:
-            raise ConfigError(
-                f"--socket-path {text}: {part!r} follows the path, expected view=NAME or root=PATH "
-                "once; a comma in the path is written twice"
-            )
-        given[name] = value
-    if not parts[0]:
-        raise ConfigError(f"--socket-path {text}: the path is empty")
-    return Path(parts[0]), given
-
-
-def socket_group(text: str, option: str = "--socket-group") -> int:
-    """Return the number of a group, given its name or number as the value of `option`.
-
-    Raises:
-        ConfigError: there is no such group.
-    """
-    import grp
-
-    try:
-        return grp.getgrnam(text).gr_gid
-    except KeyError:
-        if text.isdecimal() and int(text) < _NO_GROUP:
-            return int(text)
-    raise ConfigError(f"{option} {text}: no such group")
-
-
-def socket_mode_of(text: str, option: str = "--socket-mode") -> int:
-    """Return the permissions of a socket file, given in octal as the value of `option`.
-
-    Raises:
-        ConfigError: it is no such number.
-    """
-    if not re.fullmatch(r"0?[0-7]{1,3}", text) or not 0 < int(text, 8) <= _MODE_MAX:
-        raise ConfigError(f"{option} {text}: expected permissions in octal, such as 0660")
-    return int(text, 8)

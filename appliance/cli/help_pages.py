@@ -36,7 +36,7 @@ _GROUPS: Final = {
     ),
     "make room": ("gc", "delete", "du", "root"),
     "look after it: this host, what runs, what is stored, how fast it is": (
-        *("doctor", "status", "top", "metrics", "bugreport", "verify", "bench"),
+        *("doctor", "config", "status", "top", "metrics", "bugreport", "verify", "bench"),
     ),
 }
 

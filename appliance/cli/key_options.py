@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from appliance.cli.setting_options import add_settings
+from appliance.config.resolution import label_of
 from appliance.errors import ConfigError, PathInfoError
 
 if TYPE_CHECKING:
@@ -11,38 +13,19 @@ if TYPE_CHECKING:
     from appliance.nix.trusted_keys import TrustedKeys
 
 
-def add_signature_options(parser: argparse._ActionsContainer) -> None:
+def add_signature_options(parser: argparse._ActionsContainer, section: str) -> None:
     """Add the options by which a server refuses paths that are not signed."""
-    parser.add_argument(
-        "--require-signatures",
-        action="store_true",
-        help="refuse store paths that are neither content-addressed nor signed by a key of "
-        "--trusted-public-keys",
-    )
-    add_trusted_keys_option(parser, "public keys, NAME:BASE64, separated by spaces")
+    add_settings(parser, "require-signatures", "trusted-public-keys", section=section)
 
 
 def add_trusted_keys_option(parser: argparse._ActionsContainer, meaning: str) -> None:
-    """Add the option that lists trusted keys; `meaning` says what they are for."""
-    parser.add_argument(
-        "--trusted-public-keys",
-        action="append",
-        default=[],
-        metavar="KEYS",
-        help=f"{meaning}; may be given several times",
-    )
+    """Add the option that lists trusted keys for one command; `meaning` says what they are for."""
+    add_settings(parser, "trusted-public-keys", section="daemon", use=meaning, is_configured=False)
 
 
 def add_sign_option(parser: argparse._ActionsContainer, meaning: str) -> None:
     """Add the option that names files of secret keys; `meaning` says what they sign."""
-    parser.add_argument(
-        "--sign",
-        action="append",
-        default=[],
-        metavar="FILE",
-        type=Path,
-        help=f"{meaning}; may be given several times",
-    )
+    add_settings(parser, "sign", section="daemon", use=meaning, is_configured=False)
 
 
 def required_keys(options: argparse.Namespace) -> "TrustedKeys | None":
@@ -54,9 +37,10 @@ def required_keys(options: argparse.Namespace) -> "TrustedKeys | None":
     from appliance.nix.trusted_keys import parse_keys
 
     if options.require_signatures:
-        return parse_keys(options.trusted_public_keys, "--trusted-public-keys")
+        return parse_keys(options.trusted_public_keys, label_of(options, "trusted_public_keys"))
     if options.trusted_public_keys:
-        raise ConfigError("--trusted-public-keys: goes with --require-signatures only")
+        label = label_of(options, "trusted_public_keys")
+        raise ConfigError(f"{label}: goes with --require-signatures only")
     return None
 
 
@@ -66,15 +50,16 @@ def secret_keys(options: argparse.Namespace) -> "list[SecretKey]":
     Raises:
         ConfigError: one cannot be read, or does not contain a secret key.
     """
-    return [_read_secret_key(path) for path in options.sign]
+    label = label_of(options, "sign")
+    return [_read_secret_key(label, path) for path in options.sign]
 
 
-def _read_secret_key(path: Path) -> "SecretKey":
+def _read_secret_key(label: str, path: Path) -> "SecretKey":
     from appliance.nix.signing import SecretKey
 
     try:
         return SecretKey.parse(path.read_text(encoding="ascii").strip())
     except OSError as exc:
-        raise ConfigError(f"--sign {path}: {exc.strerror}") from exc
+        raise ConfigError(f"{label} {path}: {exc.strerror}") from exc
     except (UnicodeDecodeError, PathInfoError) as exc:
-        raise ConfigError(f"--sign {path}: {exc}") from exc
+        raise ConfigError(f"{label} {path}: {exc}") from exc

@@ -4,10 +4,11 @@ import argparse
 import os
 import socket
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from appliance.cli.exported_options import socket_group, socket_mode_of
+from appliance.cli.setting_options import add_settings
+from appliance.config.guest_settings import PASSED_METRICS
+from appliance.config.resolution import ValueSource, label_of, source_of
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,56 +19,25 @@ if TYPE_CHECKING:
     from appliance.rpc.server_tls import TlsFiles
     from appliance.system.listening import ListeningSocket
 
-_DEFAULT_MODE: Final = "0660"
 # Sockets whose mode no option sets: for their owner and group.
 _SOCKET_MODE: Final = 0o660
 _LOOPBACK: Final = "127.0.0.1"
 
 
 def add_socket_options(parser: argparse._ActionsContainer) -> None:
-    """Add the options for sockets in the file system, and for TLS on TCP."""
-    parser.add_argument(
-        "--listen-mode",
-        default=_DEFAULT_MODE,
-        metavar="MODE",
-        help="give the Unix sockets created here these permissions, in octal (default: "
-        f"{_DEFAULT_MODE})",
-    )
-    parser.add_argument(
-        "--listen-group",
-        metavar="GROUP",
-        help="give the Unix sockets created here to GROUP (a name or number)",
-    )
-    parser.add_argument(
-        "--tls-cert",
-        type=Path,
-        metavar="FILE",
-        help="on TCP, speak TLS with the certificate, or chain of them, in FILE (PEM)",
-    )
-    parser.add_argument(
-        "--tls-key", type=Path, metavar="FILE", help="the private key of that certificate (PEM)"
-    )
-    parser.add_argument(
-        "--tls-client-ca",
-        type=Path,
-        metavar="FILE",
-        help="serve only clients with a certificate of an authority in FILE (PEM)",
+    """Add the options of the daemon for sockets in the file system, and for TLS on TCP."""
+    add_settings(
+        parser,
+        *("listen-mode", "listen-group", "tls-cert", "tls-key", "tls-client-ca"),
+        section="daemon",
     )
 
 
 def socket_access(options: argparse.Namespace) -> "SocketAccess":
-    """Return what the options say about sockets in the file system.
-
-    Raises:
-        ConfigError: a mode or group is not valid.
-    """
+    """Return what the options say about sockets in the file system."""
     from appliance.rpc.daemon import SocketAccess
 
-    mode = socket_mode_of(options.listen_mode, "--listen-mode")
-    gid = None
-    if options.listen_group is not None:
-        gid = socket_group(options.listen_group, "--listen-group")
-    return SocketAccess(mode, gid)
+    return SocketAccess(options.listen_mode, options.listen_group)
 
 
 def tls_files(options: argparse.Namespace) -> "TlsFiles | None":
@@ -137,38 +107,53 @@ def _bound(family: int, address: "tuple[str, int] | str", where: str) -> socket.
 # --- Metrics ---
 
 
-def add_metrics_option(parser: argparse._ActionsContainer) -> None:
-    """Add the option that serves metrics."""
-    parser.add_argument(
-        "--metrics",
-        metavar="ADDR",
-        help="serve metrics in the format of OpenMetrics under /metrics on ADDR: the path of a "
-        "Unix socket, :PORT of 127.0.0.1, HOST:PORT, or sd-listen[:NAME] for a socket that "
-        "systemd passes (default: `appliance metrics` alone shows them)",
-    )
+def listen_addresses(options: argparse.Namespace) -> "list[ListenAddress]":
+    """Return the addresses that the setting `listen-address` names.
+
+    Raises:
+        ConfigError: one of them is not valid; the text says where it came from.
+    """
+    from appliance.rpc.listen import parse_listen_address
+
+    label = label_of(options, "listen_address")
+    prefix = f"{label}: " if source_of(options, "listen_address") is ValueSource.FILE else ""
+    try:
+        return [
+            address
+            for text in options.listen_address
+            for address in parse_listen_address(text, os.environ)
+        ]
+    except ConfigError as exc:
+        raise ConfigError(f"{prefix}{exc}") from exc
 
 
 @contextmanager
 def metrics_socket(options: argparse.Namespace) -> "Iterator[ListeningSocket | None]":
-    """Have the socket that `--metrics` asks for, if it does, for a block.
+    """Have the socket that the setting `metrics` asks for, or that systemd passes, for a block.
 
     Raises:
         ConfigError: the address is not valid, or stands for several; or it cannot be used.
     """
     text = options.metrics
+    if text is None and not os.environ.get("LISTEN_FDNAMES"):
+        yield None
+        return
+    from appliance.rpc.listen import parse_listen_address, passed_names
+
+    if text is None and PASSED_METRICS in passed_names(os.environ):
+        text = f"sd-listen:{PASSED_METRICS}"
     if text is None:
         yield None
         return
-    from appliance.rpc.listen import parse_listen_address
-
     try:
         addresses = parse_listen_address(
             f"{_LOOPBACK}{text}" if text.startswith(":") else text, os.environ
         )
     except ConfigError as exc:
-        raise ConfigError(f"--metrics: {exc}") from exc
+        raise ConfigError(f"{label_of(options, 'metrics')}: {exc}") from exc
     if len(addresses) > 1:
-        raise ConfigError(f"--metrics {text}: is {len(addresses)} sockets, expected one")
+        label = label_of(options, "metrics")
+        raise ConfigError(f"{label} {text}: is {len(addresses)} sockets, expected one")
     listening = listening_socket(addresses[0])
     try:
         yield listening

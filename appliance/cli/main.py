@@ -8,12 +8,12 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from appliance import __version__
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
@@ -36,6 +36,7 @@ from appliance.cli.terminal import (
     progress_line,
     writing_output,
 )
+from appliance.config.resolution import settle
 from appliance.errors import ApplianceError, ConfigError
 from appliance.system.tracing import span, start_tracing
 
@@ -57,6 +58,7 @@ _ADDERS: Final = {
     "metrics": ("status_command", "add_metrics"),
     "bench": ("bench_command", "add_bench"),
     "doctor": ("doctor_command", "add_doctor"),
+    "config": ("config_command", "add_config"),
     "bugreport": ("bug_report_command", "add_bug_report"),
     "copy": ("copy_command", "add_copy"),
     "import-nar": ("import_nar_command", "add_import_nar"),
@@ -129,7 +131,7 @@ def mount_helper(argv: Sequence[str] | None = None) -> NoReturn:
     print_utf8()
     try:
         call = parse_mount_call(sys.argv[1:] if argv is None else argv)
-        options = command_parser("mount").parse_args(call.words)
+        options = parse_command(call.words)
         if call.is_remount and not call.is_fake:
             from appliance.supervisor.mountpoint import remount
 
@@ -156,7 +158,7 @@ def _run(words: Sequence[str]) -> None:
 
         if is_mount_call(words):
             mount_helper(words)
-    _run_options(command_parser(words[0] if words else "").parse_args(words))
+    _run_options(parse_command(words))
 
 
 def _run_virtiofsd(words: Sequence[str]) -> None:
@@ -167,7 +169,7 @@ def _run_virtiofsd(words: Sequence[str]) -> None:
         return
     parser = virtiofsd_parser()
     call = virtiofsd_command.translate(parser, words)
-    options = command_parser("virtiofs").parse_args(call.words)
+    options = parse_command(call.words, call.defaults)
     if call.descriptor_limit:
         virtiofsd_command.limit_descriptors(call.descriptor_limit)
     if call.is_for_syslog:
@@ -209,6 +211,23 @@ def _start_logging(options: argparse.Namespace) -> None:
 def _begin_tracing(options: argparse.Namespace) -> None:
     # The process has forked for the last time.
     start_tracing(options.command, __version__)
+
+
+def parse_command(
+    words: Sequence[str], defaults: Mapping[str, Any] | None = None
+) -> argparse.Namespace:
+    """Return the options of a command, with the values that are in force.
+
+    Args:
+        words: the command and its arguments.
+        defaults: by the names of options' attributes, what to use in place of their defaults.
+
+    Raises:
+        ConfigError: an argument, a variable, or the configuration file breaks a rule.
+    """
+    options = command_parser(words[0] if words else "").parse_args(words)
+    settle(options, defaults=defaults, reads_file=not getattr(options, "reads_no_file", False))
+    return options
 
 
 def virtiofsd_parser() -> argparse.ArgumentParser:

@@ -31,6 +31,7 @@ EXIT_FAILURE: Final = 32
 _SWITCHES: Final = frozenset({"list_root", "allow_other", "passthrough", "noexec"})
 _VALUED: Final = frozenset(
     {
+        "config",
         "store",
         "blob_service_addr",
         "directory_service_addr",

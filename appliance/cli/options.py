@@ -1,7 +1,7 @@
-"""Options that several commands share, and what they and the environment say about services.
+"""Options that several commands share, and what they and other sources say about services.
 
-An option takes precedence over its environment variable, and both of a service over those of the
-store. An empty variable counts as unset; an empty option is an error.
+The address of a service takes precedence over that of the store, unless it comes from the
+configuration file and the other does not. An empty option is an error.
 """
 
 import argparse
@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from appliance.cli.setting_options import add_config_option, add_settings
 from appliance.cli.terminal import ProgressForm
+from appliance.config.resolution import ValueSource, label_of, source_of
 from appliance.errors import ConfigError
 from appliance.services.addresses import (
     LmdbAddress,
@@ -21,7 +23,6 @@ from appliance.services.addresses import (
 
 # Of the log, and of progress, if a command is to be quiet.
 _QUIET_LEVEL: Final = "WARNING"
-_DEFAULT_LEVEL: Final = "INFO"
 _KINDS: Final = ("blob", "directory", "path-info")
 
 
@@ -46,32 +47,26 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
         "grpc+https, tls-ca-cert-path=FILE, tls-client-cert-path=FILE and tls-client-key-path=FILE "
         "name what is trusted and what is shown (parameters are joined by &).",
     )
-    store.add_argument(
-        "--store",
-        metavar="URI",
-        help="use the store at this address (default: APPLIANCE_STORE, or else the directory "
-        "/var/lib/appliance/store for root, ~/.local/state/appliance/store for others)",
-    )
+    add_settings(store, "store")
     services = parser.add_argument_group("services (each overrides --store)")
-    for kind in _KINDS:
-        services.add_argument(
-            f"--{kind}-service-addr",
-            metavar="URI",
-            help=f"address of the {kind} service (default: {_variable(kind)})",
-        )
+    add_settings(services, *(f"{kind}-service-addr" for kind in _KINDS))
 
 
 def add_state_option(parser: argparse._ActionsContainer, use: str) -> None:
     """Add the option that names the state directory DIR; `use` says what the command does in it."""
-    parser.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        help=f"{use} (default: APPLIANCE_STATE_DIR, or else a directory beside the store)",
-    )
+    add_settings(parser, "state-dir", use=use)
+
+
+def add_supervisor_options(command: argparse.ArgumentParser, use: str) -> None:
+    """Add the options of a command about a store and its state directory, used as `use` says."""
+    add_state_option(command.add_argument_group("state directory"), use)
+    add_service_options(command)
+    add_log_options(command)
 
 
 def add_log_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the log, which every command has."""
+    """Add the options that every command has: of the log, and the configuration file."""
+    add_config_option(parser.add_argument_group("configuration"))
     group = parser.add_argument_group("log, on standard error")
     group.add_argument(
         "-q",
@@ -79,7 +74,6 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         dest="log_level",
         action="store_const",
         const=_QUIET_LEVEL,
-        default=_DEFAULT_LEVEL,  # of the options for one value, the first has to state it
         help="log only warnings and errors, and show no progress",
     )
     group.add_argument(
@@ -88,23 +82,9 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         dest="log_level",
         action="store_const",
         const="DEBUG",
-        default=_DEFAULT_LEVEL,
         help="log events of all levels",
     )
-    group.add_argument(
-        "--log-level",
-        type=str.upper,
-        choices=("DEBUG", "INFO", "WARNING", "ERROR"),
-        default=_DEFAULT_LEVEL,
-        metavar="LEVEL",
-        help="log events of this level and above: debug, info, warning or error (default: info)",
-    )
-    group.add_argument(
-        "--log-format",
-        choices=("plain", "json"),
-        default="plain",
-        help="write each event as a line of text or as a line of JSON (default: plain)",
-    )
+    add_settings(group, "log-level", "log-format")
 
 
 def progress_form(options: argparse.Namespace) -> ProgressForm:
@@ -125,15 +105,13 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the output as JSON")
 
 
-def service_addresses(
-    options: argparse.Namespace, environ: Mapping[str, str] = os.environ
-) -> ServiceAddresses:
+def service_addresses(options: argparse.Namespace) -> ServiceAddresses:
     """Return the addresses of the three services.
 
     Raises:
-        ConfigError: an address is not valid; the text names the option or variable it came from.
+        ConfigError: an address is not valid; the text says where it came from.
     """
-    return ServiceAddresses(*(_address(kind, options, environ) for kind in _KINDS))
+    return ServiceAddresses(*(_address(f"{kind}-service-addr", options) for kind in _KINDS))
 
 
 def target_addresses(options: argparse.Namespace) -> ServiceAddresses:
@@ -170,25 +148,17 @@ def environments(options: argparse.Namespace) -> list[Path]:
     return sorted(found)
 
 
-def state_dir(
-    options: argparse.Namespace, services: ServiceAddresses, environ: Mapping[str, str] = os.environ
-) -> Path:
+def state_dir(options: argparse.Namespace, services: ServiceAddresses) -> Path:
     """Return the directory of the cache and the control sockets; it may not exist yet.
 
     Raises:
-        ConfigError: the path is not a directory and cannot become one; the text names the option
-            or variable it came from.
+        ConfigError: the path is not a directory and cannot become one; the text says where it came
+            from.
     """
-    given = {
-        "--state-dir": options.state_dir,
-        "APPLIANCE_STATE_DIR": environ.get("APPLIANCE_STATE_DIR"),
-    }
-    for source, value in given.items():
-        if value == "" and _is_option(source):
-            raise ConfigError(f"{source}: the path is empty")
-        if value:
-            return _checked_directory(f"{source} {value}", Path(value))
-    return default_state_dir(services)
+    given: Path | None = options.state_dir
+    if given is None:
+        return default_state_dir(services)
+    return _checked_directory(f"{label_of(options, 'state_dir')} {given}", given)
 
 
 def default_state_dir(services: ServiceAddresses, environ: Mapping[str, str] = os.environ) -> Path:
@@ -222,27 +192,21 @@ def default_store(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(state_home) / "appliance" / "store"
 
 
-def _address(kind: str, options: argparse.Namespace, environ: Mapping[str, str]) -> ServiceAddress:
-    given = {
-        f"--{kind}-service-addr": getattr(options, f"{kind.replace('-', '_')}_service_addr"),
-        _variable(kind): environ.get(_variable(kind)),
-        "--store": options.store,
-        "APPLIANCE_STORE": environ.get("APPLIANCE_STORE"),
-    }
-    for source, uri in given.items():
-        if uri or (uri == "" and _is_option(source)):
+def _address(name: str, options: argparse.Namespace) -> ServiceAddress:
+    dests = [name.replace("-", "_"), "store"]
+    # The sort is stable: of two from the same kind of place, the service comes before the store.
+    for dest in sorted(dests, key=lambda dest: source_of(options, dest) is ValueSource.FILE):
+        uri = getattr(options, dest)
+        if uri is not None:
+            label = label_of(options, dest)
             try:
                 address = parse_service_uri(uri)
             except ConfigError as exc:
-                raise ConfigError(f"{source}: {exc}") from exc
+                raise ConfigError(f"{label}: {exc}") from exc
             if isinstance(address, LmdbAddress):
-                _checked_directory(f"{source} {uri}", address.path)
+                _checked_directory(f"{label} {uri}", address.path)
             return address
-    return LmdbAddress(default_store(environ))
-
-
-def _is_option(source: str) -> bool:
-    return source.startswith("--")
+    return LmdbAddress(default_store())
 
 
 def _checked_directory(given: str, path: Path) -> Path:
@@ -257,7 +221,3 @@ def _checked_directory(given: str, path: Path) -> Path:
                 raise ConfigError(f"{given}: {there} is not a directory")
             break
     return path
-
-
-def _variable(kind: str) -> str:
-    return f"{kind.replace('-', '_').upper()}_SERVICE_ADDR"

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from appliance.cli.options import service_addresses
+from appliance.config.kinds import Size
+from appliance.config.resolution import ValueSource, source_of
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,12 +25,10 @@ def size_bytes(option: str, text: str) -> int:
     Raises:
         ConfigError: it is no such text; the text of the error begins with `option`.
     """
-    match = re.fullmatch(r"(0|[1-9][0-9]{0,17})([KMGT]?)", text.upper())
-    if not match:
-        raise ConfigError(
-            f"{option} {text}: expected an integer, with K, M, G or T behind it or nothing"
-        )
-    return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
+    try:
+        return Size().parse(text)
+    except ConfigError as exc:
+        raise ConfigError(f"{option} {text}: {exc}") from exc
 
 
 def seconds(option: str, text: str) -> float:
@@ -90,23 +90,22 @@ def whole_paths(texts: "Iterable[str]") -> "list[StorePath]":
     return paths
 
 
-def add_min_free_option(parser: argparse._ActionsContainer) -> None:
-    """Add the option that has garbage collected when the disk becomes full."""
-    parser.add_argument(
-        "--min-free",
-        metavar="SIZE",
-        help="collect garbage (`appliance gc --keep-free SIZE`) when less than SIZE is free on the "
-        "file system of a local store (default: never)",
-    )
-
-
 def min_free_bytes(options: argparse.Namespace) -> int | None:
-    """Return the value of --min-free, or None if it is not given.
+    """Return the value of --min-free in bytes, or None if nothing is to be collected.
+
+    What the configuration file says of it is meant for a local store, and for no other.
 
     Raises:
-        ConfigError: it is no size, or there is no local store.
+        ConfigError: there is no local store.
     """
-    if options.min_free is None:
+    size: int | None = options.min_free
+    if size is None or is_only_in_file(options, "min_free"):
         return None
     local_store(options)
-    return size_bytes("--min-free", options.min_free)
+    return size
+
+
+def is_only_in_file(options: argparse.Namespace, dest: str) -> bool:
+    """Return whether a setting of local stores is in the file, and the store is not local."""
+    is_from_file = source_of(options, dest) is ValueSource.FILE
+    return is_from_file and service_addresses(options).one_store() is None

@@ -7,19 +7,14 @@ import re
 from collections.abc import Callable
 from typing import Final
 
+from appliance.config.masking import HARMLESS_PARAMETERS
+
 _GONE: Final = "***"
-# Parameters of addresses that say how to connect, and hold no secret: files and switches.
-_HARMLESS: Final = frozenset(
-    {
-        *("wait-connect", "tls-ca-cert-path", "tls-client-cert-path", "tls-client-key-path"),
-        *("trusted-public-keys", "view", "root", "narsize"),
-    }
-)
 
 
 def _parameter(match: re.Match[str]) -> str:
     name = match["name"]
-    return match[0] if name in _HARMLESS else f"{match['mark']}{name}={_GONE}"
+    return match[0] if name in HARMLESS_PARAMETERS else f"{match['mark']}{name}={_GONE}"
 
 
 _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = (

@@ -3,6 +3,9 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from appliance.cli.quantities import is_only_in_file
+from appliance.cli.setting_options import add_settings
+from appliance.config.resolution import ValueSource, label_of, source_of
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -13,22 +16,7 @@ if TYPE_CHECKING:
 def add_substituter_options(command: argparse.ArgumentParser) -> None:
     """Add the options."""
     group = command.add_argument_group("substituters")
-    group.add_argument(
-        "--substituter",
-        action="append",
-        default=[],
-        metavar="URI",
-        help="copy a store path that is looked up and that the store lacks, with all that it "
-        "refers to, from the store at URI, or from a binary cache of Nix: "
-        "nix+https://HOST?trusted-public-keys=KEYS (also nix+http, nix+file). May be given "
-        "several times: they are asked in that order",
-    )
-    group.add_argument(
-        "--keep",
-        action="store_true",
-        help="keep what was copied from substituters; otherwise garbage collection may remove it "
-        "once nobody uses it",
-    )
+    add_settings(group, "substituter", "keep")
 
 
 def substitution_of(
@@ -36,23 +24,26 @@ def substitution_of(
 ) -> "Substitution | None":
     """Return what `options` ask for, or None if no substituter is given.
 
+    Those of the configuration file are meant for a local store, and for no other.
+
     Raises:
         ConfigError: an address is not valid, or the store is not one of this machine.
     """
-    if not options.substituter:
-        if options.keep:
+    if not options.substituter or is_only_in_file(options, "substituter"):
+        if options.keep and source_of(options, "keep") is ValueSource.COMMAND_LINE:
             raise ConfigError("--keep: is for what comes from a --substituter")
         return None
     # Imported here because without substituters neither HTTP nor decompression is needed.
     from appliance.copier.substituters import parse_substituter
     from appliance.resolve.substituting import Substitution
 
+    label = label_of(options, "substituter")
     if services.one_store() is None:
-        raise ConfigError("--substituter: needs a store of this machine (lmdb:) to copy into")
+        raise ConfigError(f"{label}: needs a store of this machine (lmdb:) to copy into")
     found = []
     for uri in options.substituter:
         try:
             found.append(parse_substituter(uri))
         except ConfigError as exc:
-            raise ConfigError(f"--substituter {exc}") from exc
+            raise ConfigError(f"{label} {exc}") from exc
     return Substitution(tuple(found), keeps=options.keep)

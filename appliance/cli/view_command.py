@@ -4,13 +4,11 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from appliance.cli.options import (
     add_json_option,
-    add_log_options,
-    add_service_options,
-    add_state_option,
+    add_supervisor_options,
     service_addresses,
     state_dir,
 )
@@ -25,6 +23,8 @@ if TYPE_CHECKING:
     from appliance.store.views import View, Views
 
     Subparsers = argparse._SubParsersAction[Any]  # noqa: SLF001 - has no other name
+
+_STATE: Final = "keep views in DIR if the services are not all in one store"
 
 
 def add_view(commands: "Subparsers") -> None:
@@ -80,7 +80,7 @@ def _add_create_and_set(below: "Subparsers") -> None:
             help="have a file .registration, which `nix-store --load-db` reads, and a file "
             ".store-paths in the root of the view",
         )
-        _add_common(command)
+        add_supervisor_options(command, _STATE)
         command.set_defaults(run=_run_create if name == "create" else _run_set)
 
 
@@ -118,7 +118,7 @@ def _add_show_list_and_delete(below: "Subparsers") -> None:
         action="store_true",
         help="print what `nix-store --load-db` reads to register the paths",
     )
-    _add_common(command)
+    add_supervisor_options(command, _STATE)
     command.set_defaults(run=_run_show)
     command = below.add_parser(
         "list",
@@ -127,7 +127,7 @@ def _add_show_list_and_delete(below: "Subparsers") -> None:
         description="Print the names of all views, one a line.",
     )
     add_json_option(command)
-    _add_common(command)
+    add_supervisor_options(command, _STATE)
     command.set_defaults(run=_run_list)
     command = below.add_parser(
         "delete",
@@ -137,21 +137,14 @@ def _add_show_list_and_delete(below: "Subparsers") -> None:
         "such a view see nothing until there is one of that name again.",
     )
     command.add_argument("names", nargs="+", metavar="NAME", help="the name of a view")
-    _add_common(command)
+    add_supervisor_options(command, _STATE)
     command.set_defaults(run=_run_delete)
 
 
 def _add_name_and_paths(command: argparse.ArgumentParser) -> None:
     command.add_argument("name", metavar="NAME", help="the name of the view")
     command.add_argument("paths", nargs="+", metavar="PATH", help="a store path")
-    _add_common(command)
-
-
-def _add_common(command: argparse.ArgumentParser) -> None:
-    state = command.add_argument_group("state directory")
-    add_state_option(state, "keep views in DIR if the services are not all in one store")
-    add_service_options(command)
-    add_log_options(command)
+    add_supervisor_options(command, _STATE)
 
 
 # --- Commands ---

@@ -11,6 +11,7 @@ conventions".
 """
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -29,14 +30,13 @@ _REFUSED: Final = {"writeback": _READ_ONLY, "killpriv_v2": _READ_ONLY}
 _FLAGS: Final = (
     "readonly",
     "xattr",
-    "posix_acl",
-    "security_label",
     "announce_submounts",
     "no_announce_submounts",
     "allow_mmap",
     "allow_direct_io",
     "no_readdirplus",
     "no_killpriv_v2",
+    "posix_acl_create_fallback",
     "preserve_noatime",
     "migration_verify_handles",
     "migration_confirm_paths",
@@ -49,7 +49,12 @@ _VALUED: Final[dict[str, tuple[str, ...] | None]] = {
     "xattrmap": None,
     "migration_mode": ("find-paths", "file-handles"),
 }
-_INODE_FILE_HANDLES: Final = ("never", "fallback", "prefer", "mandatory")
+# The same, with a value that may be left out, and what that means.
+_OPTIONALLY_VALUED: Final = {
+    "inode_file_handles": (("never", "fallback", "prefer", "mandatory"), "prefer"),
+    "posix_acl": (("never", "auto", "always"), "always"),
+    "security_label": (("never", "auto", "always"), "always"),
+}
 _SANDBOXES: Final = {"namespace": "on", "chroot": "on", "none": "none"}
 _LOG_LEVELS: Final = {
     "error": "error",
@@ -86,12 +91,14 @@ class VirtiofsdCall(NamedTuple):
         ignored: what was given and has no effect, as it was given.
         descriptor_limit: the limit of open descriptors to set; 0 leaves it alone.
         is_for_syslog: whether the log goes to the system log.
+        defaults: what is used in place of defaults of settings, where nothing else sets them.
     """
 
     words: list[str]
     ignored: list[str]
     descriptor_limit: int
     is_for_syslog: bool
+    defaults: dict[str, object]
 
 
 def translate(parser: argparse.ArgumentParser, words: Sequence[str]) -> VirtiofsdCall:
@@ -113,10 +120,15 @@ def translate(parser: argparse.ArgumentParser, words: Sequence[str]) -> Virtiofs
         for name in _PASSED_ON
         if (value := getattr(options, name)) is not None
     ]
-    if options.exit_on_disconnect:
-        translated.append("--exit-on-disconnect")
+    leaves = "exit" if options.exit_on_disconnect else "no-exit"
+    translated.append(f"--{leaves}-on-disconnect")
     return VirtiofsdCall(
-        translated, _ignored(options), options.rlimit_nofile, is_for_syslog=options.syslog
+        translated,
+        _ignored(options),
+        options.rlimit_nofile,
+        is_for_syslog=options.syslog,
+        # A directory that is shared can be listed.
+        defaults={"list_root": True},
     )
 
 
@@ -156,14 +168,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         ignored.add_argument(
             _flag(name), choices=values, metavar="VALUE", help=f"no effect{_one_of(values)}"
         )
-    ignored.add_argument(
-        "--inode-file-handles",
-        nargs="?",
-        const="prefer",
-        choices=_INODE_FILE_HANDLES,
-        metavar="VALUE",
-        help=f"no effect{_one_of(_INODE_FILE_HANDLES)}",
-    )
+    for name, (choices, implied) in _OPTIONALLY_VALUED.items():
+        ignored.add_argument(
+            _flag(name),
+            nargs="?",
+            const=implied,
+            choices=choices,
+            metavar="VALUE",
+            help=f"no effect{_one_of(choices)}",
+        )
     ignored.add_argument("--thread-pool-size", type=int, metavar="N", help="no effect")
     ignored.add_argument("-f", dest="foreground", action="store_true", help="no effect")
     refused = parser.add_argument_group("refused, unless they change no owner")
@@ -271,7 +284,10 @@ def _apply_single(options: argparse.Namespace, option: str) -> None:
         options.debug = True
     elif name in _REFUSED:
         setattr(options, name, option == name)
-    elif name in {*_FLAGS, "flock", "posix_lock", "readdirplus"} or option == "norace":
+    elif (
+        name in {*_FLAGS, *_OPTIONALLY_VALUED, "flock", "posix_lock", "readdirplus"}
+        or option == "norace"
+    ):
         options.ignored_compat = [*options.ignored_compat, f"-o {option}"]
     elif option:
         raise ConfigError(f"-o {option}: unknown option")
@@ -290,20 +306,30 @@ def _check_maps(options: argparse.Namespace) -> None:
     for name, reason in _REFUSED.items():
         if getattr(options, name):
             raise ConfigError(f"{_flag(name)}: cannot be had: {reason}")
-    for name, pattern, first in (
-        ("uid_map", _MAP, 2),
-        ("gid_map", _MAP, 2),
-        ("translate_uid", _TRANSLATION, 1),
-        ("translate_gid", _TRANSLATION, 1),
-    ):
+    for name, own_id in (("uid_map", os.geteuid()), ("gid_map", os.getegid())):
+        _check_namespace_maps(_flag(name), getattr(options, name), own_id)
+    for name in ("translate_uid", "translate_gid"):
         for text in getattr(options, name):
-            match = pattern.fullmatch(text)
-            if not match or match[first] != match[first + 1]:
+            match = _TRANSLATION.fullmatch(text)
+            if not match or match[1] != match[2]:
                 raise ConfigError(f"{_flag(name)} {text}: cannot be had: {_OWNERS}")
     if options.rlimit_nofile < 0:
         raise ConfigError(f"--rlimit-nofile {options.rlimit_nofile}: expected 0 or more")
     if options.thread_pool_size is not None and options.thread_pool_size < 0:
         raise ConfigError(f"--thread-pool-size {options.thread_pool_size}: expected 0 or more")
+
+
+def _check_namespace_maps(flag: str, maps: Sequence[str], own_id: int) -> None:
+    """Let maps pass that change no owner.
+
+    libvirt passes two of them if it is run by a user: one by which files of this user are root's in
+    the guest, as all files here are, and one of ids that nobody has here.
+    """
+    matches = [_MAP.fullmatch(text) for text in maps]
+    is_for_user = any(match and match.group(2, 3) == ("0", str(own_id)) for match in matches)
+    for text, match in zip(maps, matches, strict=True):
+        if not match or (match[2] != match[3] and not is_for_user):
+            raise ConfigError(f"{flag} {text}: cannot be had: {_OWNERS}")
 
 
 def _listening_words(options: argparse.Namespace) -> list[str]:
@@ -321,7 +347,7 @@ def _ignored(options: argparse.Namespace) -> list[str]:
     given = [_flag(name) for name in _FLAGS if getattr(options, name)]
     given += [
         f"{_flag(name)}={value}"
-        for name in (*_VALUED, "inode_file_handles", "thread_pool_size")
+        for name in (*_VALUED, *_OPTIONALLY_VALUED, "thread_pool_size")
         if (value := getattr(options, name)) is not None
     ]
     if options.foreground:

@@ -31,6 +31,8 @@ from appliance.system.tracing import span
 
 _WAIT_S: Final = 0.1
 _NUM_LOOKUPS: Final = 16
+# Paths that the target is asked for in one question.
+_LOOKED_UP_TOGETHER: Final = 1024
 # Threads that wait for references or for the disk, beside those that read.
 _NUM_WAITING: Final = 6
 
@@ -184,7 +186,7 @@ class ClosureCopy:
             seen = set(level)
             while level:
                 following: list[StorePath] = []
-                for looked in executor.map(self._look, level):
+                for looked in self._look_at(level, executor):
                     yield looked
                     if self._is_recursive:
                         new = [path for path in looked.references if path not in seen]
@@ -192,10 +194,20 @@ class ClosureCopy:
                         following += new
                 level = following
 
-    def _look(self, path: StorePath) -> _Looked:
-        known = self._target.known(path)
-        if known is not None:
-            return _Looked(path, references=tuple(references_of(known)))
+    def _look_at(
+        self, paths: Sequence[StorePath], executor: ThreadPoolExecutor
+    ) -> Iterator[_Looked]:
+        for start in range(0, len(paths), _LOOKED_UP_TOGETHER):
+            some = paths[start : start + _LOOKED_UP_TOGETHER]
+            known = self._target.known_among(some)
+            claimed = executor.map(self._claim, [path for path in some if path not in known])
+            for path in some:
+                if path in known:
+                    yield _Looked(path, references=tuple(references_of(known[path])))
+                else:
+                    yield next(claimed)
+
+    def _claim(self, path: StorePath) -> _Looked:
         try:
             claim = self._source.claim(path)
             if claim is None:

@@ -4,7 +4,8 @@ The commits of several paths run at the same time, each with a sink of its own, 
 commit is waiting for answers. The sink sends many small blobs in one call where the service can.
 """
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,8 @@ from appliance.services.contracts import Services
 from appliance.services.open_services import LoopThread, open_services
 from appliance.store.batch import Batch
 from appliance.store.writer import AsyncStore
+
+_LOOKUPS_AT_A_TIME: Final = 64
 
 
 class ServicesCopyTarget:
@@ -38,10 +41,25 @@ class ServicesCopyTarget:
 
     def known(self, path: StorePath) -> pathinfo_pb2.PathInfo | None:
         """See `CopyTarget.known`."""
-        encoded = self._thread.run_and_wait(self._services.path_infos.get(path.digest))
-        if encoded is None or read_path_info(encoded).path != path:
-            return None
-        return pathinfo_pb2.PathInfo.FromString(encoded)
+        return self.known_among([path]).get(path)
+
+    def known_among(self, paths: Sequence[StorePath]) -> dict[StorePath, pathinfo_pb2.PathInfo]:
+        """See `CopyTarget.known_among`."""
+        encoded = self._thread.run_and_wait(self._path_infos(paths))
+        return {
+            path: pathinfo_pb2.PathInfo.FromString(found)
+            for path, found in zip(paths, encoded, strict=True)
+            if found is not None and read_path_info(found).path == path
+        }
+
+    async def _path_infos(self, paths: Sequence[StorePath]) -> list[bytes | None]:
+        places = asyncio.Semaphore(_LOOKUPS_AT_A_TIME)
+
+        async def get(path: StorePath) -> bytes | None:
+            async with places:
+                return await self._services.path_infos.get(path.digest)
+
+        return await asyncio.gather(*map(get, paths))
 
     def new_batch(self) -> Batch:
         """See `CopyTarget.new_batch`."""

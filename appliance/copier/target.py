@@ -1,6 +1,6 @@
 """The target of a copy: a store of this machine, or services (`services_target`)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +26,13 @@ class CopyTarget(Protocol):
 
     def known(self, path: StorePath) -> pathinfo_pb2.PathInfo | None:
         """Return the PathInfo of `path`, or None if the target does not have the path.
+
+        Raises:
+            StoreError: the target fails.
+        """
+
+    def known_among(self, paths: Sequence[StorePath]) -> dict[StorePath, pathinfo_pb2.PathInfo]:
+        """Return the PathInfos of those of `paths` that the target has.
 
         Raises:
             StoreError: the target fails.
@@ -63,16 +70,18 @@ class LocalCopyTarget:
 
     def known(self, path: StorePath) -> pathinfo_pb2.PathInfo | None:
         """See `CopyTarget.known`."""
-        self._lease.hold([path.basename().encode()])
+        return self.known_among([path]).get(path)
+
+    def known_among(self, paths: Sequence[StorePath]) -> dict[StorePath, pathinfo_pb2.PathInfo]:
+        """See `CopyTarget.known_among`."""
+        self._lease.hold(path.basename().encode() for path in paths)
         with self._store.store.snapshot() as snapshot:
-            encoded = snapshot.path_info(path.digest)
-        if encoded is None:
-            return None
-        try:
-            found = read_path_info(encoded).path
-        except PathInfoError as exc:
-            raise CorruptBlobError(f"PathInfo {path.digest.hex()}: {exc}") from exc
-        return pathinfo_pb2.PathInfo.FromString(encoded) if found == path else None
+            encoded = {path: snapshot.path_info(path.digest) for path in paths}
+        known = {}
+        for path, found in encoded.items():
+            if found is not None and _path_of(path, found) == path:
+                known[path] = pathinfo_pb2.PathInfo.FromString(found)
+        return known
 
     def new_batch(self) -> Batch:
         """See `CopyTarget.new_batch`."""
@@ -84,6 +93,13 @@ class LocalCopyTarget:
 
     def interrupt(self) -> None:
         """Do nothing: a commit takes no time to speak of."""
+
+
+def _path_of(path: StorePath, encoded: bytes) -> StorePath:
+    try:
+        return read_path_info(encoded).path
+    except PathInfoError as exc:
+        raise CorruptBlobError(f"PathInfo {path.digest.hex()}: {exc}") from exc
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Attributes that no image has: those of the root, of the file system, and extended attributes.
 
 The root is the only directory that changes, since paths are added to the store. Its mtime is the
-generation of the store, so that a guest notices. STATFS reports the file system that the store is
-on, which is asked at most once a second.
+generation of the store, so that a guest that may list it notices within a second. To a guest that
+may not, the root never changes, and its attributes do not expire. STATFS reports the file system
+that the store is on, which is asked at most once a second.
 
 The extended attributes of a file or directory are its castore digest, under two names. Two
 implementations of the store protocol show the digest, each under a name and in a notation of its
@@ -28,13 +29,13 @@ from appliance.fuse_proto._fuse_wire import (
     pack_getxattr_out,
     pack_statfs_out,
 )
-from appliance.fuse_proto.encode import NO_ENTRY, pack_direntplus
+from appliance.fuse_proto.encode import FOREVER_S, NO_ENTRY, pack_direntplus
 from appliance.images.entries import attributes, pack_attributes
 from appliance.images.layout import DIRECTORY_SIZE, MODES, Kind
 from appliance.images.places import ROOT_NODEID
 
-# How long the guest may cache the root's attributes.
-ATTR_VALID_S: Final = 1
+# How long a guest that may list the root may cache its attributes.
+_LISTABLE_VALID_S: Final = 1
 
 _STATFS_VALID_S: Final = 1.0
 _NS_PER_S: Final = 1_000_000_000
@@ -71,20 +72,27 @@ _BY_KIND: Final[dict[int, tuple[_Attribute, ...]]] = {
 # --- The root ---
 
 
-def root_attributes(generation: int) -> bytes:
+def root_attributes(generation: int, *, is_listable: bool) -> bytes:
     """Return the reply to GETATTR of the root.
 
     Args:
         generation: generation of the store; a later one yields a later mtime.
+        is_listable: whether a guest can find out by a listing what is new in the root.
     """
-    return pack_attributes(_attributes(generation), ATTR_VALID_S)
+    return pack_attributes(_attributes(generation), _valid_s(is_listable=is_listable))
 
 
-def root_entry(generation: int) -> bytes:
+def root_entry(generation: int, *, is_listable: bool) -> bytes:
     """Return the reply to LOOKUP of "." in the root, or of ".." in the root of a store path."""
+    valid_s = _valid_s(is_listable=is_listable)
     # Linux requires generation 0 for the root's inode.
-    entry = EntryOut(ROOT_NODEID, 0, ATTR_VALID_S, ATTR_VALID_S, 0, 0, _attributes(generation))
-    return pack_entry_out(entry)
+    return pack_entry_out(EntryOut(ROOT_NODEID, 0, valid_s, valid_s, 0, 0, _attributes(generation)))
+
+
+def _valid_s(*, is_listable: bool) -> int:
+    # Linux checks the root's mode on the way to each absolute path, and asks for attributes that
+    # have expired (linux fs/fuse/dir.c: fuse_permission).
+    return _LISTABLE_VALID_S if is_listable else FOREVER_S
 
 
 def _attributes(generation: int) -> Attr:

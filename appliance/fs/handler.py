@@ -144,7 +144,7 @@ class Handler(Operations):
             return node.entry
         if name == b"..":
             if node.parent == self._names_nodeid:
-                return root_entry(self._root_generation())
+                return self._root_entry()
             return self._node(node.parent).entry
         try:
             entry = self._places.entry(node, name)
@@ -249,7 +249,7 @@ class Handler(Operations):
 
     def _lookup_in_root(self, name: bytes) -> Body:
         if name in {b".", b"..", b"/"}:
-            return root_entry(self._root_generation())
+            return self._root_entry()
         grant = self._grants.by_name(name)
         if grant is not None:
             return self._places.of_grant(grant).entry
@@ -287,9 +287,12 @@ class Handler(Operations):
             raise NotReady(RootListWanted())
         generation = self._root_generation()
         if generation != self._root_attr_generation:
-            self._root_attr_out = root_attributes(generation)
+            self._root_attr_out = root_attributes(generation, is_listable=self._is_root_listable)
             self._root_attr_generation = generation
         return self._root_attr_out
+
+    def _root_entry(self) -> bytes:
+        return root_entry(self._root_generation(), is_listable=self._is_root_listable)
 
     def _root_generation(self) -> int:
         if self._has_view:

@@ -31,14 +31,10 @@ from appliance.errors import (
     InvalidRequestError,
     PathInfoError,
 )
-from appliance.http_cache.connections import (
-    ConnectionCount,
-    CountedConnection,
-    log_bad_requests_in_a_line,
-)
 from appliance.http_cache.document_handlers import DocumentHandlers
 from appliance.http_cache.documents import Documents
 from appliance.http_cache.http_exchange import (
+    FIGURES,
     METRICS,
     Handler,
     accepts_zstd,
@@ -58,6 +54,7 @@ from appliance.http_cache.nar_urls import NAR_PREFIX, nar_url, node_of_url, pars
 from appliance.http_cache.pending_nars import NarReceiver, PendingNars
 from appliance.http_cache.server_metrics import ServerMetrics
 from appliance.http_cache.uploads import UploadTarget, accept
+from appliance.metrics.program_figures import ProgramFigures
 from appliance.nix.narinfo import narinfo_of, parse_narinfo
 from appliance.nix.path_info import PathInfo, validate
 from appliance.nix.signing import SecretKey
@@ -75,13 +72,20 @@ from appliance.services.local_nar import keep_piece_memory
 from appliance.services.nar_extent import extent_of
 from appliance.services.open_services import open_services
 from appliance.store.writer import AsyncStore
+from appliance.system.http_connections import (
+    ConnectionCount,
+    CountedConnection,
+    log_bad_requests_in_a_line,
+)
 from appliance.system.listening import (
     ListeningSocket,
     announce_ready,
+    announce_status,
     announce_stopping,
     raise_descriptor_limit,
     stop_event,
 )
+from appliance.system.watchdog import feeding_watchdog
 
 _LOG = logging.getLogger(__name__)
 
@@ -155,9 +159,11 @@ async def _serve(config: CacheConfig) -> None:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await _listen(config, runner, connections, stack)
-        labels = ", ".join(item.label for item in config.listen)
-        announce_ready(f"serving on {labels}")
-        await stopping.wait()
+        where = f"serving on {', '.join(item.label for item in config.listen)}"
+        announce_ready(where)
+        announce_status(where)
+        async with feeding_watchdog():
+            await stopping.wait()
         announce_stopping()
 
 
@@ -196,6 +202,7 @@ class _Cache:
         self._local = local
         self._nars = NarSource(services, local)
         self._pending = PendingNars()
+        self._figures = ProgramFigures(None if local is None else local.store)
         self._target = UploadTarget(services, local)
         self._receivers = asyncio.Semaphore(_RECEIVERS)
         self._receiving = ThreadPoolExecutor(_RECEIVING_THREADS, "receive")
@@ -211,6 +218,7 @@ class _Cache:
         self._pending.close()
         self._nars.close()
         self._receiving.shutdown()
+        self._figures.close()
 
     async def drop_old_nars(self) -> None:
         """Drop uploaded NARs whose narinfos do not come, again and again."""
@@ -222,6 +230,7 @@ class _Cache:
         """Return the routes."""
         application = web.Application(middlewares=[answer_errors])
         application[METRICS] = metrics = ServerMetrics()
+        application[FIGURES] = self._figures
         metrics.add_gauge("connections", "Open connections.", lambda: connections.num_open)
         metrics.add_gauge(
             "pending_nars", "Uploaded NARs that wait for narinfos.", lambda: len(self._pending)
@@ -403,7 +412,8 @@ async def _index(request: web.Request) -> web.Response:
 
 
 async def _metrics(request: web.Request) -> web.Response:
-    text, content_type = request.app[METRICS].text(request.headers.get("Accept"))
+    figures = await request.app[FIGURES].gather()
+    text, content_type = request.app[METRICS].text(request.headers.get("Accept"), figures)
     return web.Response(body=text, headers={"Content-Type": content_type})
 
 

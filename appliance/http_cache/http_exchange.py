@@ -22,10 +22,11 @@ from appliance.errors import (
     StoreError,
     StoreFullError,
 )
-from appliance.http_cache.connections import CountedConnection, busy
 from appliance.http_cache.server_metrics import ServerMetrics, kind_of
 from appliance.log import set_log_source
+from appliance.metrics.program_figures import ProgramFigures
 from appliance.nix.store_path import decode_base32
+from appliance.system.http_connections import CountedConnection, busy
 from appliance.system.tracing import is_tracing, serving
 
 _LOG = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 METRICS: Final = web.AppKey("metrics", ServerMetrics)
+FIGURES: Final = web.AppKey("figures", ProgramFigures)
 
 
 @web.middleware

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from aiohttp import web
 
 from appliance.errors import NarError, StoreError
-from appliance.http_cache.connections import CountedConnection
 from appliance.http_cache.http_exchange import METRICS, STALL_S, abort, in_thread
 from appliance.services.nar_sender import NarSender
+from appliance.system.http_connections import CountedConnection
 
 _LOG = logging.getLogger(__name__)
 

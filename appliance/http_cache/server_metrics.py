@@ -5,12 +5,11 @@ Every label has few values, whatever clients ask for.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
+
+from appliance.metrics.families import encoded, program_metrics, store_metrics
 
 # For clients that do not say what they take.
 _DEFAULT_ACCEPT: Final = "application/openmetrics-text; version=1.0.0"
@@ -26,14 +25,12 @@ _OWN: Final = {
 }
 
 
-class ServerMetrics(Collector):
+class ServerMetrics:
     """Counts requests and bytes; used on one event loop."""
 
     def __init__(self) -> None:
         self._requests: Counter[tuple[str, str, int]] = Counter()
         self._gauges: list[tuple[str, str, Callable[[], int]]] = []
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
         self.num_sent_bytes = 0
         self.num_received_bytes = 0
 
@@ -45,13 +42,16 @@ class ServerMetrics(Collector):
         """Have the current value of something shown, too."""
         self._gauges.append((name, meaning, value))
 
-    def text(self, accept: str | None) -> tuple[bytes, str]:
-        """Return all of it, and its content type, for a client with this header `Accept`."""
-        encode, content_type = choose_encoder(accept or _DEFAULT_ACCEPT)
-        return encode(self._registry), content_type
+    def text(self, accept: str | None, figures: dict[str, Any]) -> tuple[bytes, str]:
+        """Return all of it, and its content type.
 
-    def collect(self) -> Iterator[Metric]:
-        """See `Collector`."""
+        Args:
+            accept: the client's header Accept.
+            figures: those of `ProgramFigures`.
+        """
+        return encoded(lambda: self._collect(figures), accept or _DEFAULT_ACCEPT)
+
+    def _collect(self, figures: dict[str, Any]) -> Iterator[Metric]:
         requests = CounterMetricFamily(
             "appliance_http_requests",
             "Requests that were answered.",
@@ -67,6 +67,8 @@ class ServerMetrics(Collector):
             yield CounterMetricFamily(f"appliance_http_{name}", meaning, number, unit="bytes")
         for name, meaning, value in self._gauges:
             yield GaugeMetricFamily(f"appliance_http_{name}", meaning, value())
+        yield from store_metrics((), [((), figures["store"])] if "store" in figures else [])
+        yield from program_metrics("http", (), [((), figures["program"])])
 
 
 def kind_of(path: str) -> str:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61ppliance/protos/bulk.proto\x12\x14\x61ppliance.castore.v1\"\"\n\x0fHasBlobsRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x0c\"%\n\x10HasBlobsResponse\x12\x11\n\tare_there\x18\x01 \x03(\x08\"#\n\x0fPutBlobsRequest\x12\x10\n\x08\x63ontents\x18\x01 \x03(\x0c\"#\n\x10PutBlobsResponse\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x0c\",\n\x15PutDirectoriesRequest\x12\x13\n\x0b\x64irectories\x18\x01 \x03(\x0c\"-\n\x16PutDirectoriesResponse\x12\x13\n\x0broot_digest\x18\x01 \x01(\x0c\x32\xb4\x02\n\x0b\x42ulkService\x12Y\n\x08HasBlobs\x12%.appliance.castore.v1.HasBlobsRequest\x1a&.appliance.castore.v1.HasBlobsResponse\x12[\n\x08PutBlobs\x12%.appliance.castore.v1.PutBlobsRequest\x1a&.appliance.castore.v1.PutBlobsResponse(\x01\x12m\n\x0ePutDirectories\x12+.appliance.castore.v1.PutDirectoriesRequest\x1a,.appliance.castore.v1.PutDirectoriesResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61ppliance/protos/bulk.proto\x12\x14\x61ppliance.castore.v1\"\"\n\x0fHasBlobsRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x0c\"%\n\x10HasBlobsResponse\x12\x11\n\tare_there\x18\x01 \x03(\x08\"#\n\x0fPutBlobsRequest\x12\x10\n\x08\x63ontents\x18\x01 \x03(\x0c\"#\n\x10PutBlobsResponse\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x0c\",\n\x15PutDirectoriesRequest\x12\x13\n\x0b\x64irectories\x18\x01 \x03(\x0c\"-\n\x16PutDirectoriesResponse\x12\x13\n\x0broot_digest\x18\x01 \x01(\x0c\"?\n\x10ReadRangeRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\r\n\x05start\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\x04\"!\n\x11ReadRangeResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\x94\x03\n\x0b\x42ulkService\x12Y\n\x08HasBlobs\x12%.appliance.castore.v1.HasBlobsRequest\x1a&.appliance.castore.v1.HasBlobsResponse\x12[\n\x08PutBlobs\x12%.appliance.castore.v1.PutBlobsRequest\x1a&.appliance.castore.v1.PutBlobsResponse(\x01\x12m\n\x0ePutDirectories\x12+.appliance.castore.v1.PutDirectoriesRequest\x1a,.appliance.castore.v1.PutDirectoriesResponse(\x01\x12^\n\tReadRange\x12&.appliance.castore.v1.ReadRangeRequest\x1a\'.appliance.castore.v1.ReadRangeResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,6 +43,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUTDIRECTORIESREQUEST']._serialized_end=246
   _globals['_PUTDIRECTORIESRESPONSE']._serialized_start=248
   _globals['_PUTDIRECTORIESRESPONSE']._serialized_end=293
-  _globals['_BULKSERVICE']._serialized_start=296
-  _globals['_BULKSERVICE']._serialized_end=604
+  _globals['_READRANGEREQUEST']._serialized_start=295
+  _globals['_READRANGEREQUEST']._serialized_end=358
+  _globals['_READRANGERESPONSE']._serialized_start=360
+  _globals['_READRANGERESPONSE']._serialized_end=393
+  _globals['_BULKSERVICE']._serialized_start=396
+  _globals['_BULKSERVICE']._serialized_end=800
 # @@protoc_insertion_point(module_scope)

@@ -14,7 +14,6 @@ A substituter that fails is passed over with a log line, and one that is away is
 import asyncio
 import contextlib
 import logging
-import os
 import sys
 import time
 from collections import OrderedDict
@@ -32,6 +31,7 @@ from appliance.services.addresses import LmdbAddress
 from appliance.services.tasks import SingleFlight
 from appliance.session.wants import BlobWanted, RootNameWanted, Want
 from appliance.store.root_lists import RootLists
+from appliance.system.child_environment import child_environment
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ class SubstitutingResolver:
         store = LmdbAddress(self._store_path).canonical()
         child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "appliance", *substituter.copy_words(store, path)),
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            env=child_environment(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

@@ -1,22 +1,27 @@
 """The gRPC methods of the blob service (castore_rpc.proto: BlobService)."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Final
 
+import grpc
 from blake3 import blake3
 
 from appliance.castore.digest import Digest
-from appliance.errors import WrongDigestError
+from appliance.errors import InvalidRequestError, WrongDigestError
+from appliance.protos import bulk_pb2
 from appliance.protos import castore_rpc_pb2 as pb
 from appliance.rpc.calls import Edge, Handler, decode_untrusted, digest_untrusted
-from appliance.services.contracts import BlobService
+from appliance.services.contracts import BlobReader, BlobService
 from appliance.services.grpc_messages import CONTENT_MAX, decode_chunk_untrusted, encode_chunk
-from appliance.services.grpc_status import not_found
+from appliance.services.grpc_status import StatusError, not_found
 
 # Bytes of content that all calls to Read together hold in messages on their way to clients, and the
 # least that each call may hold, however many there are.
 _SENDING_MAX: Final = 16 << 20
 _SHARE_MIN: Final = 64 << 10
+# No file is longer.
+_OFFSET_MAX: Final = (1 << 63) - 1
 # Chunks in an answer to Stat: 40 bytes each at most, and peers receive messages of up to 4 MiB.
 _CHUNKS_MAX: Final = (4 << 20) // 40
 
@@ -68,12 +73,8 @@ class BlobHandlers:
     async def read(self, request: bytes) -> AsyncGenerator[bytes, None]:
         """Send a blob."""
         digest = digest_untrusted(decode_untrusted(pb.ReadBlobRequest, request).digest)
-        reader = await self._service.open_read(digest)
-        if reader is None:
-            raise not_found(f"blob {digest} not found")
-        self._num_reads += 1
         hasher = blake3() if self._verifies else None
-        try:
+        async with self._opened(digest) as reader:
             is_last = False
             while not is_last:
                 share = self._share()
@@ -88,6 +89,32 @@ class BlobHandlers:
                 del data  # the message has a copy
                 if message:
                     yield message
+
+    async def read_range(self, request: bytes) -> AsyncGenerator[bytes, None]:
+        """Send a range of a blob, for a client that verifies it by the list of chunks."""
+        asked = decode_untrusted(bulk_pb2.ReadRangeRequest, request)
+        digest = digest_untrusted(asked.digest)
+        if self._verifies:
+            raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "ranges are not verified here")
+        if asked.start > _OFFSET_MAX:
+            raise InvalidRequestError(f"a range starts at {asked.start}, at most {_OFFSET_MAX}")
+        left = asked.size
+        async with self._opened(digest) as reader:
+            await reader.seek(asked.start)
+            while left and (data := await reader.read(min(left, self._share()))):
+                left -= len(data)
+                message = encode_chunk(data)
+                del data  # the message has a copy
+                yield message
+
+    @asynccontextmanager
+    async def _opened(self, digest: Digest) -> AsyncIterator[BlobReader]:
+        reader = await self._service.open_read(digest)
+        if reader is None:
+            raise not_found(f"blob {digest} not found")
+        self._num_reads += 1
+        try:
+            yield reader
         finally:
             self._num_reads -= 1
             await reader.close()

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from appliance.castore.digest import DIGEST_SIZE, Digest
 from appliance.errors import InvalidRequestError
 from appliance.log import set_log_source
+from appliance.rpc.call_counters import count_received, note_abort
 from appliance.services.grpc_messages import CONTENT_MAX
 from appliance.services.grpc_status import Status, StatusError, status_of
 from appliance.system.tracing import serving
@@ -36,9 +37,10 @@ CALLS_MAX: Final = 1024
 WATCHES_MAX: Final = 1024
 _FULL: Final = Status(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls are under way")
 
-# Messages that all calls together hold in memory while receiving; each has up to `MESSAGE_MAX`
-# bytes.
-_NUM_PLACES: Final = 8
+# Messages that all calls together hold in memory while receiving. Each has up to `MESSAGE_MAX`
+# bytes, three times while gRPC hands it over. With eight, a flood of large ones took 460 MiB; with
+# two, calls that send nothing delayed others for too long.
+_NUM_PLACES: Final = 3
 # The same for calls with many objects in a message. A place is for the copies, too, that are made
 # of what is in the message.
 _NUM_BULK_PLACES: Final = 3
@@ -246,6 +248,7 @@ async def _abort(context: Context, status: Status) -> NoReturn:
     # gRPC keeps the exception that this raises in a reference cycle, with all that its frames and
     # those of an exception being handled refer to. So this is called outside of any `except` block,
     # by frames that refer to no message.
+    note_abort(status.code)
     await context.abort(*status)
 
 
@@ -310,6 +313,7 @@ class Incoming:
                 if not isinstance(message, bytes):
                     break
                 place.keep()
+                count_received(len(message))
                 is_waited_for = place.is_held and len(message) >= _LARGE_MIN
                 patience_s = _PATIENCE_S if is_waited_for else _SHORT_PATIENCE_S
                 yield message

@@ -5,17 +5,21 @@ passed are served through a `Relay`.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote
 
 import grpc
 
 from appliance.errors import ConfigError
+from appliance.metrics.metrics_server import serving_metrics
+from appliance.metrics.program_figures import ProgramFigures
+from appliance.rpc.call_counters import CallCounters, daemon_exposition
 from appliance.rpc.listen import (
     AbstractListen,
     InheritedListen,
@@ -32,8 +36,11 @@ from appliance.services.open_services import open_services
 from appliance.services.path_info_completion import CompletingPathInfoService
 from appliance.services.put_policy import guarded
 from appliance.services.space_watch import keeping_free
+from appliance.store.writer import AsyncStore
 from appliance.system.listening import (
+    ListeningSocket,
     announce_ready,
+    announce_status,
     announce_stopping,
     claim_socket_path,
     raise_descriptor_limit,
@@ -41,6 +48,7 @@ from appliance.system.listening import (
     socket_mode,
     stop_event,
 )
+from appliance.system.watchdog import feeding_watchdog
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,6 +89,7 @@ class DaemonConfig(NamedTuple):
         is_readonly: refuse everything that is put.
         trusted_keys: one of them must have signed a path without a content address.
         secret_keys: sign each path that is put.
+        metrics: where metrics are served, over HTTP (lent); None for nowhere.
     """
 
     services: ServiceAddresses
@@ -93,6 +102,7 @@ class DaemonConfig(NamedTuple):
     is_readonly: bool = False
     trusted_keys: "TrustedKeys | None" = None
     secret_keys: "Sequence[SecretKey]" = ()
+    metrics: ListeningSocket | None = None
 
 
 def serve(config: DaemonConfig) -> None:
@@ -108,14 +118,21 @@ def serve(config: DaemonConfig) -> None:
 
 async def _serve(config: DaemonConfig) -> None:
     stopping = stop_event()
-    opening = open_services(
-        config.services,
-        is_readonly=config.is_readonly,
-        may_replace_paths=config.may_replace_paths,
-    )
     credentials = None if config.tls is None else server_credentials(config.tls)
     watching = keeping_free(config.services.one_store(), config.min_free_bytes)
-    async with opening as services, watching:
+    counters = None if config.metrics is None else CallCounters()
+    async with contextlib.AsyncExitStack() as stack:
+        stores = _local_stores(config)
+        for store in stores.values():
+            stack.callback(store.close)
+        opening = open_services(
+            config.services,
+            is_readonly=config.is_readonly,
+            stores=stores,
+            may_replace_paths=config.may_replace_paths,
+        )
+        services = await stack.enter_async_context(opening)
+        collections = await stack.enter_async_context(watching)
         # Clients verify what comes from a store of this host (see `BlobReader`). What comes from
         # another peer is verified before it is passed on.
         is_of_peer = is_peer(config.services.blobs)
@@ -129,17 +146,61 @@ async def _serve(config: DaemonConfig) -> None:
             # A peer completes its own, if it wants to.
             path_infos = CompletingPathInfoService(served.path_infos)
             served = served._replace(path_infos=path_infos)
-        server = Server(served, verifies_blobs=is_of_peer, is_readonly=config.is_readonly)
+        server = Server(
+            served,
+            verifies_blobs=is_of_peer,
+            is_readonly=config.is_readonly,
+            counters=counters,
+        )
+        if config.metrics is not None and counters is not None:
+            one_store = next(iter(stores.values()), None)
+            showing = _showing_metrics(config.metrics, counters, one_store, collections)
+            await stack.enter_async_context(showing)
         listeners = _Listeners(server, config.access, credentials)
         try:
             for address in config.listen:
                 listeners.add(address)
             await listeners.start()
-            announce_ready(f"serving on {', '.join(listeners.labels)}")
-            await stopping.wait()
+            where = f"serving on {', '.join(listeners.labels)}"
+            announce_ready(where)
+            announce_status(where)
+            async with feeding_watchdog():
+                await stopping.wait()
         finally:
             announce_stopping()
             await listeners.stop()
+
+
+def _local_stores(config: DaemonConfig) -> "dict[Path, AsyncStore]":
+    """Open the one store behind all services here, if there is one, as metrics are about it."""
+    path = config.services.one_store()
+    if path is None or config.metrics is None:
+        return {}
+    is_readonly = config.is_readonly
+    opened = AsyncStore.open(
+        path, is_readonly=is_readonly, create=not is_readonly, or_readonly=True
+    )
+    return {path.resolve(): opened}
+
+
+@contextlib.asynccontextmanager
+async def _showing_metrics(
+    listening: ListeningSocket,
+    counters: CallCounters,
+    store: AsyncStore | None,
+    collections: Mapping[str, int] | None,
+) -> AsyncIterator[None]:
+    figures = ProgramFigures(None if store is None else store.store)
+
+    async def gather() -> dict[str, Any]:
+        report = {**await figures.gather(), "calls": counters.report()}
+        return report if collections is None else {**report, "collections": dict(collections)}
+
+    try:
+        async with serving_metrics(listening, gather, daemon_exposition):
+            yield
+    finally:
+        figures.close()
 
 
 class _Listeners:

@@ -130,6 +130,13 @@ def _inherited(text: str, name: str | None, environ: Mapping[str, str]) -> list[
     return named
 
 
+def passed_names(environ: Mapping[str, str]) -> list[str]:
+    """Return the names of the sockets that a service manager has passed to this process."""
+    if environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    return environ.get("LISTEN_FDNAMES", "").split(":")
+
+
 # --- Connections to inherited sockets ---
 
 

@@ -35,6 +35,7 @@ from appliance.nix.store_path import DIGEST_SIZE
 from appliance.protos import bulk_pb2, pathinfo_rpc_pb2, snix_store_pb2
 from appliance.rpc.blob_handlers import BlobHandlers
 from appliance.rpc.bulk_handlers import BulkHandlers
+from appliance.rpc.call_counters import CallCounters
 from appliance.rpc.calls import CALLS_MAX, WATCHES_MAX, Edge, Handler, decode_untrusted
 from appliance.rpc.directory_handlers import DirectoryHandlers
 from appliance.rpc.path_info_handlers import PathInfoHandlers
@@ -116,14 +117,23 @@ class _MethodNames(grpc.aio.ServerInterceptor):
 class Server:
     """Serves `services`; created and used on one event loop.
 
-    With `verifies_blobs`, blobs are verified before they are sent (see `BlobHandlers`). With
-    `is_readonly`, everything that is put is refused.
+    Args:
+        services: what is served (lent).
+        verifies_blobs: blobs are verified before they are sent (see `BlobHandlers`).
+        is_readonly: everything that is put is refused.
+        counters: counts the calls, if it is given.
     """
 
     def __init__(
-        self, services: Services, *, verifies_blobs: bool = False, is_readonly: bool = False
+        self,
+        services: Services,
+        *,
+        verifies_blobs: bool = False,
+        is_readonly: bool = False,
+        counters: CallCounters | None = None,
     ) -> None:
         self._services = services
+        self._counters = counters
         self._blobs = BlobHandlers(services.blobs, verifies=verifies_blobs)
         self._directories = DirectoryHandlers(services.directories)
         self._bulk = BulkHandlers(services.blobs, self._directories)
@@ -138,7 +148,10 @@ class Server:
         self._probing: asyncio.Task[None] | None = None
         for family in FAMILIES:
             self._add_family(family)
-        bulk = self._bulk.methods(self._edge)
+        bulk = {
+            **self._bulk.methods(self._edge),
+            "ReadRange": self._edge.stream(self._blobs.read_range),
+        }
         if is_readonly:
             refused = self._edge.sink(_refuse_put)
             bulk = {**bulk, "PutBlobs": refused, "PutDirectories": refused}
@@ -200,9 +213,12 @@ class Server:
         self._add(handlers)
 
     def _add(self, handlers: Mapping[str, Mapping[str, Handler]]) -> None:
+        counters = self._counters
         self._server.add_generic_rpc_handlers(
             [
-                grpc.method_handlers_generic_handler(name, dict(methods))
+                grpc.method_handlers_generic_handler(
+                    name, counters.counted(name, methods) if counters else dict(methods)
+                )
                 for name, methods in handlers.items()
             ]
         )

@@ -6,7 +6,8 @@ its own and several at a time, and the READ waits for these and no others. Each 
 with its digest before it is written into the file of the blob, and becomes readable when the record
 of the blob has its range (see `store/partial_blob.py`).
 
-A reader that goes on from the start gets its chunks by one call for the whole blob (`blob_stream`).
+Where the service sends ranges of blobs, chunks that follow each other come by one call
+(`chunk_runs`).
 
 Reading ahead. As many bytes as lie unbroken before the wanted range, up to `_AHEAD_MAX`, are
 fetched behind it, too: none for a read here and there, more and more for a reader that goes on from
@@ -28,22 +29,20 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
 
 from appliance.castore.digest import Digest
 from appliance.errors import (
-    ApplianceError,
     ContentMissingError,
     CorruptBlobError,
     StoreError,
     WrongDigestError,
     disk_error,
 )
-from appliance.services.blob_stream import GAP_MAX, BlobStream, is_worthwhile, stream_claim
 from appliance.services.cache_room import CacheRoom
-from appliance.services.contracts import BlobService
+from appliance.services.chunk_runs import ChunkRuns, SendsRanges
+from appliance.services.contracts import BlobReader, BlobService
 from appliance.services.listed_blob import Arrived, ListedBlob, PartFile, usable_list
 from appliance.services.tasks import SingleFlight
 from appliance.store.blob_cache import BlobCache, charge_of
@@ -61,8 +60,6 @@ _AHEAD_PLACES: Final = 6
 # Bytes fetched ahead of a reader: at most this, and at most this share of the cache.
 _AHEAD_MAX: Final = 16 << 20
 _AHEAD_SHARE: Final = 16
-# The most where another process receives the whole blob.
-_AHEAD_BESIDE_MAX: Final = 1 << 20
 _PIECE_SIZE: Final = 1 << 20
 # The file of a chunk begins and ends in pages that it may share with none of those that are there.
 _PAGE: Final = 4096
@@ -101,7 +98,7 @@ class ChunkFetcher:
         self._listed: OrderedDict[Digest, ListedBlob] = OrderedDict()
         self._unlisted: OrderedDict[Digest, None] = OrderedDict()
         # By the token of the record.
-        self._streams: dict[bytes, BlobStream] = {}
+        self._runs: dict[bytes, ChunkRuns] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.received_bytes = 0
         """How many bytes of chunks have come, whatever became of them."""
@@ -197,15 +194,13 @@ class ChunkFetcher:
         wanted = [index for index in touched if not record.has(*blob.chunks.bounds(index))]
         if not wanted:
             return
-        is_beside = not self._stream_if_in_order(blob, touched.start)
-        ahead_max = min(self._ahead_max, _AHEAD_BESIDE_MAX if is_beside else _AHEAD_MAX)
-        ahead = await self._reserved(blob, wanted, self._ahead_of(blob, touched, ahead_max))
+        ahead = await self._reserved(blob, wanted, self._ahead_of(blob, touched))
         # Some may have come since.
         left = [index for index in wanted if not blob.record.has(*blob.chunks.bounds(index))]
-        tasks = [self._begin_chunk(blob, index, self._wanted_places) for index in left]
+        tasks = [self._begin_chunk(blob, index, is_wanted=True) for index in left]
         for index in ahead:
             if not self._is_near(blob, index):
-                self._begin_chunk(blob, index, self._ahead_places)
+                self._begin_chunk(blob, index, is_wanted=False)
         try:
             await asyncio.gather(*map(asyncio.shield, tasks))
         except ContentMissingError as exc:
@@ -214,10 +209,10 @@ class ChunkFetcher:
             self._distrust(blob.digest)
             raise PartLostError(str(exc)) from exc
 
-    def _ahead_of(self, blob: ListedBlob, touched: range, ahead_max: int) -> list[int]:
+    def _ahead_of(self, blob: ListedBlob, touched: range) -> list[int]:
         chunks = blob.chunks
         ahead = []
-        limit = chunks.bounds(touched[-1])[1] + min(self._behind(blob, touched.start), ahead_max)
+        limit = chunks.bounds(touched[-1])[1] + self._behind(blob, touched.start)
         index = touched.stop
         while index < len(chunks) and chunks.bounds(index)[0] < limit:
             if not self._is_near(blob, index):
@@ -233,38 +228,6 @@ class ChunkFetcher:
             start, end = blob.chunks.bounds(index)
             behind += end - start
         return min(behind, self._ahead_max)
-
-    def _stream_if_in_order(self, blob: ListedBlob, index: int) -> bool:
-        """Begin a call for the whole blob if a reader has come to a chunk from the start.
-
-        Returns:
-            False if another process has such a call under way.
-        """
-        start = blob.chunks.bounds(index)[0]
-        is_in_order = start and self._behind(blob, index) >= min(start, self._ahead_max)
-        if blob.record.token in self._streams or not is_in_order or not is_worthwhile(self._blobs):
-            return True
-        claim = stream_claim(blob.digest)
-        if not self._claims.take(claim):
-            return False
-        if start > GAP_MAX or blob.chunks.size - start <= GAP_MAX:
-            self._claims.release(claim)
-            return True
-        self._streams[blob.record.token] = BlobStream(
-            blob, lambda: self._blobs.open_read(blob.digest), partial(self._store, blob)
-        )
-        self._spawn(self._run_stream(blob.digest, blob.record.token))
-        return True
-
-    async def _run_stream(self, digest: Digest, token: bytes) -> None:
-        # Whatever fails here is asked for by chunk, and then the error is that of the chunk.
-        stream = self._streams[token]
-        try:
-            with suppress(ApplianceError):
-                await stream.run()
-        finally:
-            del self._streams[token]
-            self._claims.release(stream_claim(digest))
 
     def _is_near(self, blob: ListedBlob, index: int) -> bool:
         # There, or on its way.
@@ -298,21 +261,39 @@ class ChunkFetcher:
 
     # --- One chunk ---
 
-    def _begin_chunk(
-        self, blob: ListedBlob, index: int, places: asyncio.Semaphore
-    ) -> asyncio.Task[None]:
-        work = partial(self._fetch_chunk, blob, index, places)
+    def _begin_chunk(self, blob: ListedBlob, index: int, *, is_wanted: bool) -> asyncio.Task[None]:
+        work = partial(self._fetch_chunk, blob, index, is_wanted=is_wanted)
         return self._fetching.begin((blob.record.token, index), work)
 
-    async def _fetch_chunk(self, blob: ListedBlob, index: int, places: asyncio.Semaphore) -> None:
+    async def _fetch_chunk(self, blob: ListedBlob, index: int, *, is_wanted: bool) -> None:
         async with self._claims.held(blob.chunks.chunk_digest(index)):
             if self._has_come(blob, index):
                 return
-            stream = self._streams.get(blob.record.token)
-            if stream is not None and await stream.brings(index):
+            runs = self._runs_of(blob)
+            if runs is not None and await runs.bring(index, is_wanted=is_wanted):
                 return
-            async with places:
+            async with self._wanted_places if is_wanted else self._ahead_places:
                 await self._store(blob, index, await self._receive(blob, index))
+
+    def _runs_of(self, blob: ListedBlob) -> ChunkRuns | None:
+        blobs = self._blobs
+        if not isinstance(blobs, SendsRanges):
+            return None
+        token = blob.record.token
+        runs = self._runs.get(token)
+        if runs is None:
+
+            def opened(start: int, end: int) -> Awaitable[BlobReader | None]:
+                return blobs.open_range(blob.digest, start, end - start)
+
+            runs = self._runs[token] = ChunkRuns(
+                blob.chunks.bounds,
+                opened,
+                partial(self._store, blob),
+                self._spawn,
+                partial(self._runs.pop, token, None),
+            )
+        return runs
 
     def _has_come(self, blob: ListedBlob, index: int) -> bool:
         # Another process may have fetched it, and perhaps the rest as well.
@@ -428,8 +409,6 @@ class ChunkFetcher:
         if actual == blob.digest:
             await self._run(partial(self._parts.complete, blob.record))
             self._listed.pop(blob.digest, None)
-            if blob.record.token in self._streams:
-                self._streams[blob.record.token].end()
             return
         self._distrust(blob.digest)
         await self._run(partial(self._cache.drop, blob.digest))

@@ -1,8 +1,9 @@
 """The blob service of a peer, over gRPC (castore_rpc.proto: BlobService)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
+import grpc
 from blake3 import blake3
 from google.protobuf.message import DecodeError
 
@@ -15,11 +16,13 @@ from appliance.errors import (
     ServiceUnavailableError,
     StoreError,
 )
+from appliance.protos import bulk_pb2
 from appliance.protos import castore_rpc_pb2 as pb
 from appliance.services.contracts import BlobReader, BlobWriter, Buffer
 from appliance.services.grpc_client import Peer, Sending, StreamCall
 from appliance.services.grpc_many_blobs import GrpcManyBlobs
-from appliance.services.grpc_messages import CONTENT_MAX, decode_chunk_untrusted, encode_chunk
+from appliance.services.grpc_messages import BULK, CONTENT_MAX, decode_chunk_untrusted, encode_chunk
+from appliance.services.grpc_status import is_status
 from appliance.services.many_blobs import ManyBlobs
 from appliance.services.retry import Patience, persevere
 
@@ -29,15 +32,11 @@ _SEND_MIN: Final = 1 << 18
 
 
 class GrpcBlobService:
-    """The blobs of `peer`.
-
-    Attributes:
-        message_bytes: see `blob_stream.SendsMessages`.
-    """
+    """The blobs of `peer`."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
-        self.message_bytes = 0
+        self._sends_ranges = True
 
     async def has(self, digest: Digest) -> bool:
         """See `BlobService.has`."""
@@ -61,9 +60,27 @@ class GrpcBlobService:
     async def open_read(self, digest: Digest) -> BlobReader | None:
         """Open the blob at its start; the first message has arrived when this returns."""
         family = await self._peer.castore_family()
-        patience = await self._peer.patience()
-        method = f"{family.blobs()}/Read"
-        reader = _GrpcBlobReader(self._peer, method, digest, patience, self._note)
+        request = pb.ReadBlobRequest(digest=digest).SerializeToString()
+        return await self._begun(f"{family.blobs()}/Read", request, digest)
+
+    async def open_range(self, digest: Digest, start: int, size: int) -> BlobReader | None:
+        """See `chunk_runs.SendsRanges`; the first message has arrived when this returns."""
+        if not self._sends_ranges:
+            return None
+        request = bulk_pb2.ReadRangeRequest(digest=digest, start=start, size=size)
+        try:
+            return await self._begun(f"{BULK}/ReadRange", request.SerializeToString(), digest)
+        except StoreError as exc:
+            cause = exc.__cause__
+            if not isinstance(cause, grpc.RpcError):
+                raise
+            if not is_status(cause, grpc.StatusCode.UNIMPLEMENTED):
+                raise
+            self._sends_ranges = False
+            return None
+
+    async def _begun(self, method: str, request: bytes, digest: Digest) -> BlobReader | None:
+        reader = _GrpcBlobReader(self._peer, method, request, digest, await self._peer.patience())
         try:
             await reader.receive()
         except ContentMissingError:
@@ -74,9 +91,6 @@ class GrpcBlobService:
         """See `many_blobs.OffersMany`."""
         return GrpcManyBlobs(self._peer) if await self._peer.knows_bulk() else None
 
-    def _note(self, message_bytes: int) -> None:
-        self.message_bytes = max(self.message_bytes, message_bytes)
-
     async def open_write(self) -> BlobWriter:
         """Begin a new blob."""
         family = await self._peer.castore_family()
@@ -84,23 +98,17 @@ class GrpcBlobService:
 
 
 class _GrpcBlobReader:
-    """Reads the blob as one stream of messages, and asks for it anew to go back.
+    """Reads what `request` asks for as one stream of messages, and asks anew to go back.
 
     A seek forward receives what lies between.
     """
 
     def __init__(
-        self,
-        peer: Peer,
-        method: str,
-        digest: Digest,
-        patience: Patience,
-        note: Callable[[int], None],
+        self, peer: Peer, method: str, request: bytes, digest: Digest, patience: Patience
     ) -> None:
         self._peer = peer
-        self._note = note
         self._method = method
-        self._request = pb.ReadBlobRequest(digest=digest).SerializeToString()
+        self._request = request
         self._digest = digest
         self._offset = 0
         self._call: StreamCall | None = None
@@ -124,7 +132,6 @@ class _GrpcBlobReader:
             data = decode_chunk_untrusted(message)
         except InvalidRequestError as exc:
             raise StoreError(f"{self._peer.name}: blob {self._digest}: {exc}") from exc
-        self._note(len(data))
         self._received_at += len(self._received)
         self._received = memoryview(data)
         self._reached = max(self._reached, self._received_at + len(data))

@@ -3,13 +3,13 @@
     structure 0 | content 0 | structure 1 | content 1 | ... | content n-1 | structure n
 
 To send a NAR once more takes neither its Directories nor a step for each of its tokens. A plan has
-no contents, so it takes about 300 bytes for each file.
+no contents, so it takes about 300 bytes for each file, and 1 KiB with the buffers that were found.
 """
 
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from appliance.castore.digest import Digest
 from appliance.castore.directory import Node
@@ -17,13 +17,17 @@ from appliance.nix.nar_frames import DIRECTORY, frames_of_root
 from appliance.services.stored_trees import StoredTrees
 from appliance.store.snapshot import Snapshot
 
+if TYPE_CHECKING:
+    from appliance.services.kept_buffers import KeptBuffers
+
 # There is no plan of a NAR with more entries, or with more bytes of structure.
 PLANNED_ENTRIES_MAX: Final = 1 << 16
 _STRUCTURE_MAX: Final = 16 << 20
 # In bytes, of all plans that are kept.
 _KEPT_MAX: Final = 64 << 20
-# What a content takes in a plan, in bytes, besides structure: a digest, three offsets and a flag.
-_CONTENT_COST: Final = 80 + 4 * 8 + 1
+# What a content takes in a plan, in bytes, besides structure: a digest, three offsets and a flag;
+# and two buffers, of which the objects of LMDB's have two parts.
+_CONTENT_COST: Final = 80 + 4 * 8 + 1 + 3 * 192 + 4 * 8
 _PLAN_COST: Final = 1 << 10
 
 
@@ -39,12 +43,14 @@ class NarPlan:
         structure_at: for each structure, its offset in `structure`.
         digests: the digest of each content.
         is_checked: for each content, whether it was compared with its digest in this process.
+        kept: its buffers, as they were found last.
     """
 
     __slots__ = (
         "digests",
         "ends",
         "is_checked",
+        "kept",
         "nar_size",
         "starts",
         "structure",
@@ -59,6 +65,7 @@ class NarPlan:
         self.structure_at = array("Q", (0,))
         self.is_checked = bytearray()
         self.digests: list[Digest] = []
+        self.kept: KeptBuffers | None = None
 
     def num_contents(self) -> int:
         """Return the number of contents; empty files have none."""

@@ -8,9 +8,10 @@ that stops reading keeps no pages of LMDB from being used again. What is left of
 up once more. Nothing can have changed by then but that it is gone: everything goes by digests.
 
 Each content is compared with its digest before its first byte is sent, the first time that it is
-sent by its plan. After that, only its presence and its size are checked: what the disk makes of it
-later, `appliance verify` finds, and so does the client, by the hash of the NAR. A part of a blob in
-a file, where a range begins or ends within it, is sent unchecked.
+sent by its plan. After that, only its presence and its size are checked, and not even those as long
+as nothing in the store has changed (`kept_buffers`). What the disk makes of it later, `appliance
+verify` finds, and so does the client, by the hash of the NAR. A part of a blob in a file, where a
+range begins or ends within it, is sent unchecked.
 """
 
 import os
@@ -22,6 +23,7 @@ from blake3 import blake3
 
 from appliance.castore.digest import Digest
 from appliance.errors import CorruptBlobError, StoreError
+from appliance.services.kept_buffers import CONTENTS_MAX, KeptBuffers, Moment
 from appliance.services.nar_plan import NarPlan
 from appliance.services.stored_trees import StoredTrees, check_digest, open_whole
 from appliance.store.blob_files import BlobFile
@@ -124,6 +126,10 @@ class NarSender:
 
     def _gather(self, snapshot: Snapshot) -> list[Buffer]:
         """Return what comes next, up to a blob in a file; nothing if such a blob is next."""
+        kept = self._kept(snapshot)
+        if kept is not None:
+            end = min(self._offset + _GATHERED_SIZE, self._end)
+            return list(kept.between(self._offset, end, _BUFFERS_MAX))
         # Budget: 3 us for each content besides hashing it the first time.
         plan = self._plan
         digests, starts, ends, is_checked = plan.digests, plan.starts, plan.ends, plan.is_checked
@@ -161,6 +167,18 @@ class NarSender:
                 offset += len(part)
             index += 1
         return buffers
+
+    def _kept(self, snapshot: Snapshot) -> KeptBuffers | None:
+        plan = self._plan
+        if plan.num_contents() > CONTENTS_MAX or False in plan.is_checked:
+            return None
+        moment = Moment.of(snapshot, self._store)
+        kept = plan.kept
+        if kept is None or kept.moment != moment:
+            if self._end - self._start < plan.nar_size // 2:
+                return None  # to find them all takes longer
+            kept = plan.kept = KeptBuffers.find(plan, snapshot, moment)
+        return kept
 
     def _write(self, socket_fd: int, buffers: list[Buffer]) -> bool:
         """Send buffers, and return whether all were sent before the peer stopped reading."""

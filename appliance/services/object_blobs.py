@@ -52,14 +52,7 @@ _THREAD_MIN: Final = 32 << 10
 
 
 class ObjectBlobService:
-    """The blobs in a bucket.
-
-    Attributes:
-        message_bytes: see `blob_stream.SendsMessages`: several requests for chunks are as fast as
-            one reader of the whole blob, which would send the same requests.
-    """
-
-    message_bytes = 0
+    """The blobs in a bucket."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket

@@ -11,11 +11,12 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from appliance.services.addresses import LmdbAddress
+from appliance.system.child_environment import child_environment
 
 _LOG: Final = logging.getLogger(__name__)
 _INTERVAL_S: Final = 10.0
@@ -26,14 +27,14 @@ _AGAIN_S: Final = 600.0
 @contextlib.asynccontextmanager
 async def keeping_free(
     store_path: Path | None, min_free_bytes: int | None, interval_s: float = _INTERVAL_S
-) -> AsyncIterator[None]:
-    """Run a `SpaceWatch` for a block, if both are given."""
+) -> AsyncIterator[Mapping[str, int] | None]:
+    """Run a `SpaceWatch` for a block, if both are given; yield its `outcomes`."""
     if store_path is None or min_free_bytes is None:
-        yield
+        yield None
         return
     watch = SpaceWatch(store_path, min_free_bytes, interval_s)
     try:
-        yield
+        yield watch.outcomes
     finally:
         await watch.close()
 
@@ -51,6 +52,8 @@ class SpaceWatch:
         self._store_path = store_path
         self._min_free_bytes = min_free_bytes
         self._interval_s = interval_s
+        self.outcomes = {"ok": 0, "failed": 0}
+        """The collections that have ended, by outcome."""
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
@@ -85,7 +88,7 @@ class SpaceWatch:
             *(sys.executable, "-m", "appliance", "gc"),
             *("--store", LmdbAddress(self._store_path).canonical()),
             *("--keep-free", str(self._min_free_bytes)),
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            env=child_environment(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -98,5 +101,6 @@ class SpaceWatch:
             await child.wait()
             raise
         text = output.decode(errors="replace").strip().replace("\n", "; ")
+        self.outcomes["failed" if child.returncode else "ok"] += 1
         log = _LOG.info if child.returncode == 0 else _LOG.error
         log("%s: garbage collection: %s", self._store_path, text)

@@ -66,6 +66,10 @@ class Snapshot:
         self._files = files
         self._txn = txn
 
+    def transaction(self) -> int:
+        """Return the number of the last transaction whose changes this snapshot has."""
+        return self._txn.id()
+
     # --- Blobs, Directories and their images ---
 
     def blob(self, digest: bytes) -> memoryview | BlobFile | None:

@@ -9,22 +9,23 @@ for what it is.
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
-    InfoMetricFamily,
     Metric,
 )
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
+
+from appliance.metrics.families import (
+    collection_metrics,
+    encoded,
+    latency_buckets,
+    program_metrics,
+    simple_metrics,
+    store_metrics,
+)
 
 VMS_MAX: Final = 256
-# Bounds of buckets, as exponents of two in nanoseconds: from a microsecond to 17 seconds.
-_FIRST_BOUND: Final = 10
-_LAST_BOUND: Final = 34
-_NS: Final = 1e9
 
 # Of a virtual machine: the name of a metric, its meaning, the key in the report, whether it counts.
 _OF_VMS: Final = (
@@ -38,18 +39,7 @@ _OF_VMS: Final = (
     ("memory_bytes", "Memory that its processes have to themselves.", "memory_bytes", False),
 )
 _OF_SUPERVISORS: Final = (
-    ("supervisor_start_time_seconds", "When it was started.", "started_at", False),
-    ("supervisor_cpu_seconds", "CPU time that it has used.", "cpu_s", True),
-    ("supervisor_memory_bytes", "Memory that it has to itself.", "memory_bytes", False),
     ("fork_servers_started", "Fork servers that it has started.", "fork_servers", True),
-)
-_OF_STORES: Final = (
-    ("store_schema", "Version of the layout of the store that is served.", "schema"),
-    ("store_used_bytes", "Size of data.mdb.", "used_bytes"),
-    ("store_map_bytes", "Size of its map, which grows by doubling.", "map_bytes"),
-    ("store_readers", "Slots for readers that are or were in use.", "num_readers"),
-    ("store_readers_max", "Slots for readers that there are.", "readers_max"),
-    ("store_free_bytes", "What is free on the file system of the store.", "free_bytes"),
 )
 _OF_SERVICES: Final = (
     ("fetches", "What the services elsewhere were asked for.", "fetches", True),
@@ -71,27 +61,20 @@ def exposition(reports: Sequence[dict[str, Any]], accept: str) -> tuple[bytes, s
         reports: what they report (see `figures`).
         accept: the header Accept of the client; empty for the text format.
     """
-    encode, content_type = choose_encoder(accept)
-    registry = CollectorRegistry()
-    registry.register(_Reports(reports))
-    return encode(registry), content_type
+    return encoded(lambda: _metrics(reports), accept)
 
 
-class _Reports(Collector):
-    def __init__(self, reports: Sequence[dict[str, Any]]) -> None:
-        self._reports = reports
-
-    def collect(self) -> Iterator[Metric]:
-        vms = _labelled(self._reports)
-        yield GaugeMetricFamily("appliance_vms", "Virtual machines that are served.", len(vms))
-        waiting = sum(len(report.get("waiting", ())) for report in self._reports)
-        yield GaugeMetricFamily("appliance_waiting_front_ends", "Front-ends that wait.", waiting)
-        listed = vms[:VMS_MAX]
-        yield from _request_metrics(listed)
-        yield from _want_metrics(listed)
-        yield from _worker_metrics(listed)
-        yield from _simple(_OF_VMS, ("vm",), [((label,), vm) for label, vm in listed])
-        yield from _supervisor_metrics(self._reports)
+def _metrics(reports: Sequence[dict[str, Any]]) -> Iterator[Metric]:
+    vms = _labelled(reports)
+    yield GaugeMetricFamily("appliance_vms", "Virtual machines that are served.", len(vms))
+    waiting = sum(len(report.get("waiting", ())) for report in reports)
+    yield GaugeMetricFamily("appliance_waiting_front_ends", "Front-ends that wait.", waiting)
+    listed = vms[:VMS_MAX]
+    yield from _request_metrics(listed)
+    yield from _want_metrics(listed)
+    yield from _worker_metrics(listed)
+    yield from simple_metrics(_OF_VMS, ("vm",), [((label,), vm) for label, vm in listed])
+    yield from _supervisor_metrics(reports)
 
 
 def _labelled(reports: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
@@ -131,7 +114,7 @@ def _request_metrics(vms: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[Metr
     for label, vm in vms:
         for opcode, number in vm["requests"].items():
             requests.add_metric((label, opcode), number)
-            latency.add_metric((label, opcode), _buckets(vm["histograms"][opcode]), None)
+            latency.add_metric((label, opcode), latency_buckets(vm["histograms"][opcode]), None)
         for opcode, of_opcode in vm["errors"].items():
             for name, number in of_opcode.items():
                 errors.add_metric((label, opcode, name), number)
@@ -158,7 +141,7 @@ def _want_metrics(vms: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[Metric]
     for label, vm in vms:
         waiting.add_metric((label,), vm["wants"]["waiting"])
         for kind, of_kind in vm["wants"]["kinds"].items():
-            took.add_metric((label, kind), _buckets(of_kind["histogram"]), None)
+            took.add_metric((label, kind), latency_buckets(of_kind["histogram"]), None)
             for outcome, number in of_kind["outcomes"].items():
                 wants.add_metric((label, kind, outcome), number)
     yield from (wants, waiting, took)
@@ -176,58 +159,24 @@ def _worker_metrics(vms: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[Metri
 
 
 def _supervisor_metrics(reports: Sequence[dict[str, Any]]) -> Iterator[Metric]:
-    own, stores, services, caches = [], [], [], []
-    build = InfoMetricFamily("appliance_build", "The program.", labels=("supervisor",))
-    entries = GaugeMetricFamily(
-        "appliance_store_entries",
-        "Entries of the databases of the store.",
-        labels=("supervisor", "database"),
-    )
+    own, stores, collections, services, caches = [], [], [], [], []
     for report in reports:
         supervisor = report["supervisor"]
         pid = str(supervisor["pid"])
         own.append(((pid,), supervisor))
-        build.add_metric((pid,), {"version": supervisor["version"]})
         if store := report.get("store"):
             stores.append(((pid,), store))
-            for database, number in store["entries"].items():
-                entries.add_metric((pid, database), number)
+        if outcomes := report.get("collections"):
+            collections.append(((pid,), outcomes))
         if remote := report.get("remote"):
             caches.append(((pid,), remote))
             services += [
                 ((pid, kind, service["peer"]), service)
                 for kind, service in remote["services"].items()
             ]
-    yield from (build, entries)
-    yield from _simple(_OF_SUPERVISORS, ("supervisor",), own)
-    gauges = [(*row, False) for row in _OF_STORES]
-    yield from _simple(gauges, ("supervisor",), stores)
-    yield from _simple(_OF_SERVICES, ("supervisor", "service", "peer"), services)
-    yield from _simple(_OF_CACHES, ("supervisor",), caches)
-
-
-def _simple(
-    rows: Sequence[tuple[str, str, str, bool]],
-    labels: Sequence[str],
-    sources: Sequence[tuple[Sequence[str], dict[str, Any]]],
-) -> Iterator[Metric]:
-    """Yield a metric for each row: one sample for each source that has its key."""
-    for name, meaning, key, is_counter in rows:
-        family: type[CounterMetricFamily | GaugeMetricFamily]
-        family = CounterMetricFamily if is_counter else GaugeMetricFamily
-        metric = family(f"appliance_{name}", meaning, labels=labels)
-        for values, source in sources:
-            if key in source:
-                metric.add_metric(values, source[key])
-        yield metric
-
-
-def _buckets(counts: Sequence[int]) -> list[tuple[str, float]]:
-    """Return cumulative buckets from counts by powers of two of nanoseconds."""
-    # Bucket n of ours ends where n + 1 begins, at 2 ** (n + 1) ns.
-    below = sum(counts[: _FIRST_BOUND - 1])
-    buckets: list[tuple[str, float]] = []
-    for exponent in range(_FIRST_BOUND, _LAST_BOUND + 1):
-        below += counts[exponent - 1]
-        buckets.append((str((1 << exponent) / _NS), below))
-    return [*buckets, ("+Inf", sum(counts))]
+    yield from program_metrics("supervisor", ("supervisor",), own)
+    yield from simple_metrics(_OF_SUPERVISORS, ("supervisor",), own)
+    yield from store_metrics(("supervisor",), stores)
+    yield from collection_metrics(("supervisor",), collections)
+    yield from simple_metrics(_OF_SERVICES, ("supervisor", "service", "peer"), services)
+    yield from simple_metrics(_OF_CACHES, ("supervisor",), caches)

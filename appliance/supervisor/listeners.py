@@ -6,12 +6,13 @@ import logging
 import os
 import socket
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from appliance.errors import ConfigError
 from appliance.protos import control_pb2 as pb
 from appliance.resolve.exports import WHOLE_STORE, Exported
 from appliance.system.bound_socket import BoundSocket
+from appliance.vhost.fs_device import DeviceProperties
 
 _LOG = logging.getLogger(__name__)
 
@@ -20,11 +21,23 @@ SOCKET_MODE: Final = 0o660
 _ACCEPT_AGAIN_S: Final = 1.0
 
 
+class SocketTerms(NamedTuple):
+    """What holds for one socket, in place of what the supervisor offers elsewhere.
+
+    Args:
+        properties: those of the device.
+        max_front_ends: the number of front-ends that are served at a time; None as elsewhere.
+    """
+
+    properties: DeviceProperties
+    max_front_ends: int | None
+
+
 class Listener:
     """A listening AF_UNIX stream socket. Owns the socket, and the socket file that it created.
 
     `label` names the socket in logs and in `appliance status`; `exported` is what front-ends that
-    connect to it see.
+    connect to it see; `terms` is what holds for this socket alone, if anything does.
     """
 
     def __init__(
@@ -33,17 +46,24 @@ class Listener:
         label: str,
         exported: Exported = WHOLE_STORE,
         bound: BoundSocket | None = None,
+        terms: SocketTerms | None = None,
     ) -> None:
         sock.settimeout(0)
         self.sock = sock
         self.label = label
         self.exported = exported
+        self.terms = terms
         self._bound = bound
 
     @classmethod
-    def of(cls, bound: BoundSocket, exported: Exported = WHOLE_STORE) -> "Listener":
+    def of(
+        cls,
+        bound: BoundSocket,
+        exported: Exported = WHOLE_STORE,
+        terms: SocketTerms | None = None,
+    ) -> "Listener":
         """Take ownership of a socket that listens already, with its file."""
-        return cls(bound.sock, str(bound.path), exported, bound)
+        return cls(bound.sock, str(bound.path), exported, bound, terms)
 
     @classmethod
     def bind(

@@ -201,9 +201,13 @@ async def running(
         stack.push_async_callback(status.close)
         if config.metrics is not None:
             # Imported here because others need neither an HTTP server nor prometheus_client.
-            from appliance.supervisor.metrics_server import serving_metrics  # noqa: PLC0415 - see above
+            from appliance.metrics.metrics_server import serving_metrics  # noqa: PLC0415 - see above
+            from appliance.supervisor.exposition import exposition  # noqa: PLC0415 - the same
 
-            await stack.enter_async_context(serving_metrics(config.metrics, figures.gather))
+            serving = serving_metrics(
+                config.metrics, figures.gather, lambda report, accept: exposition([report], accept)
+            )
+            await stack.enter_async_context(serving)
         forker = Forker(
             config.log_level,
             log_json=config.log_json,
@@ -215,7 +219,8 @@ async def running(
         if not has_sessions:
             stack.push_async_callback(forker.close)
         await stack.enter_async_context(giving_signs_of_life(report, figures.gather, forker))
-        await stack.enter_async_context(keeping_free(leased_store, config.min_free_bytes))
+        keeping = keeping_free(leased_store, config.min_free_bytes)
+        supervised.collections = await stack.enter_async_context(keeping)
         configure = pb.Configure(
             store_path=str(store.path),
             list_root=config.is_root_listable,

@@ -24,9 +24,10 @@ _SESSION_AGAIN_S: Final = 1.0
 
 
 class SessionStarter:
-    """Starts the sessions of one supervisor, each with a device of the same properties.
+    """Starts the sessions of one supervisor.
 
-    If `goes_on`, a guest that was saved goes on without store paths that are missing.
+    Each has a device of `properties`, unless its listener has terms of its own. If `goes_on`, a
+    guest that was saved goes on without store paths that are missing.
     """
 
     def __init__(
@@ -52,11 +53,12 @@ class SessionStarter:
             listener: where it came.
             is_over: whether the connection is only to be closed there.
         """
+        properties = self._properties_at(listener)
         start = pb.StartSession(
             label=listener.label,
-            num_queues=self._properties.num_queues,
-            max_queue_size=self._properties.max_queue_size,
-            tag=self._properties.tag,
+            num_queues=properties.num_queues,
+            max_queue_size=properties.max_queue_size,
+            tag=properties.tag,
             configure=self._runtime.configure,
             is_over=is_over,
         )
@@ -85,6 +87,9 @@ class SessionStarter:
             goes_on=self._goes_on,
         )
 
+    def _properties_at(self, listener: Listener) -> DeviceProperties:
+        return self._properties if listener.terms is None else listener.terms.properties
+
     async def _started(
         self, sock: socket.socket, start: pb.StartSession, listener: Listener
     ) -> AttachedSession | None:
@@ -109,7 +114,7 @@ class SessionStarter:
         return session
 
     async def _new_session(self, listener: Listener, *, is_over: bool) -> AttachedSession:
-        num_queues = self._properties.num_queues
+        num_queues = self._properties_at(listener).num_queues
         runtime, state_dir = self._runtime, self._state_dir
         served = runtime.new_session(num_queues, listener.exported, listener.label)
         mailbox = SessionMailbox(state_dir, "") if is_over else SessionMailbox.create(state_dir)

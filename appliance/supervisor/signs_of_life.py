@@ -16,19 +16,13 @@ from typing import Any, Final
 
 from appliance.log import set_log_source
 from appliance.supervisor.forker import Forker
-from appliance.system.listening import (
-    announce_alive,
-    announce_status,
-    has_service_manager,
-    watchdog_s,
-)
+from appliance.system.listening import announce_status, has_service_manager
+from appliance.system.watchdog import feeding_watchdog
 
 _LOG: Final = logging.getLogger(__name__)
 
 # How often to look whether the status has changed.
 _STATUS_EVERY_S: Final = 2.0
-# Signs of life in the time that the watchdog allows.
-_SIGNS: Final = 3
 # In reports, for metrics only.
 _HISTOGRAMS: Final = "histograms"
 
@@ -56,11 +50,16 @@ async def giving_signs_of_life(
     loop.add_signal_handler(signal.SIGUSR1, lambda: spawn(asyncio.create_task(_log_state(gather))))
     if has_service_manager():
         spawn(asyncio.create_task(_tell_status(sessions)))
-        allowed_s = watchdog_s()
-        if allowed_s is not None:
-            spawn(asyncio.create_task(_feed_watchdog(forker, allowed_s / _SIGNS)))
+
+    async def works(deadline_s: float) -> bool:
+        answers = await forker.answers(deadline_s)
+        if not answers:
+            _LOG.error("the fork server does not answer; the watchdog gets no sign of life")
+        return answers
+
     try:
-        yield
+        async with feeding_watchdog(works):
+            yield
     finally:
         # A signal that comes now must not end the process before its sessions are closed.
         loop.add_signal_handler(signal.SIGUSR1, lambda: None)
@@ -68,15 +67,6 @@ async def giving_signs_of_life(
         for task in ended:
             task.cancel()
         await asyncio.gather(*ended, return_exceptions=True)
-
-
-async def _feed_watchdog(forker: Forker, interval_s: float) -> None:
-    while True:
-        if await forker.answers(interval_s):
-            announce_alive()
-        else:
-            _LOG.error("the fork server does not answer; the watchdog gets no sign of life")
-        await asyncio.sleep(interval_s)
 
 
 async def _tell_status(sessions: Callable[[], dict[str, Any]]) -> None:

@@ -51,6 +51,15 @@ class VirtiofsConfig(RuntimeConfig):
     goes_on_without_paths: bool = False
     """Whether a saved guest that had store paths which are missing now goes on without them."""
 
+    @property
+    def properties(self) -> DeviceProperties:
+        """Those of the device, on sockets without terms of their own."""
+        return DeviceProperties(
+            num_queues=1 + self.num_request_queues,
+            max_queue_size=self.queue_size,
+            tag=self.tag,
+        )
+
 
 def serve(config: VirtiofsConfig, listeners: Sequence[Listener]) -> None:
     """Serve front-ends on `listeners` (owned) until SIGTERM, SIGINT or SIGHUP.
@@ -68,11 +77,6 @@ class Supervisor:
     def __init__(self, config: VirtiofsConfig, listeners: Sequence[Listener]) -> None:
         self._config = config
         self._listeners = listeners
-        self._properties = DeviceProperties(
-            num_queues=1 + config.num_request_queues,
-            max_queue_size=config.queue_size,
-            tag=config.tag,
-        )
         self._served: dict[str, ServedListener] = {}
         self._are_started = False
         self._attached: AttachedListeners | None = None
@@ -96,7 +100,7 @@ class Supervisor:
             room = DescriptorRoom(num_open=len(self._listeners))
             config = self._config
             starter = SessionStarter(
-                runtime, config.state_dir, self._properties, goes_on=config.goes_on_without_paths
+                runtime, config.state_dir, config.properties, goes_on=config.goes_on_without_paths
             )
             for listener in self._listeners:
                 self._add(listener, starter, room)
@@ -122,12 +126,14 @@ class Supervisor:
 
     def _add(self, listener: Listener, starter: SessionStarter, room: DescriptorRoom) -> None:
         room.add_listener()
+        terms = listener.terms
+        max_front_ends = None if terms is None else terms.max_front_ends
         self._served[listener.label] = ServedListener(
             listener,
             starter,
             room,
             self._waiting,
-            max_front_ends=self._config.max_front_ends,
+            max_front_ends=max_front_ends or self._config.max_front_ends,
             on_left=self._note_left,
         )
 

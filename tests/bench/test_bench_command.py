@@ -19,8 +19,8 @@ from appliance.bench.phases import OPS, GuestPhases, Load
 from appliance.bench.tree_walk import GuestTree
 from appliance.errors import BenchError
 from tests.bench.conftest import Served
-from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event
 from tests.fakes.hostile_guest import descendants
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 
 SECONDS = "--seconds=0.2"
 

@@ -13,13 +13,8 @@ import pytest
 
 from appliance.cli.redaction import redacted
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    import_tree,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S
 
 ROOT: Final = 1
 # The same in each process that collects the tests.

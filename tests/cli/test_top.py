@@ -11,14 +11,8 @@ import pytest
 from appliance.session.request_statistics import BUCKETS
 from appliance.supervisor.activity import activities
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-    import_tree,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 
 PROGRAM: Final = Path(sys.executable).with_name("appliance")
 ROOT: Final = 1

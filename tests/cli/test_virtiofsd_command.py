@@ -1,10 +1,11 @@
 """The argument lists of launchers, translated and run.
 
-Sources: libvirt src/qemu/qemu_virtiofs.c (9.0, and since `separate-options`), microvm.nix,
-virtme-ng virtme/commands/run.py, Kata virtcontainers/virtiofsd.go, Proxmox
-PVE/QemuServer/Virtiofs.pm, systemd src/vmspawn/vmspawn.c.
+Sources: libvirt src/qemu/qemu_virtiofs.c (9.0, and since `separate-options`; both seen as 9.0 and
+12.8 pass them), microvm.nix, virtme-ng virtme/commands/run.py, Kata virtcontainers/virtiofsd.go,
+Proxmox PVE/QemuServer/Virtiofs.pm, systemd src/vmspawn/vmspawn.c.
 """
 
+import argparse
 import json
 import os
 import signal
@@ -16,12 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from appliance.cli.main import virtiofsd_parser
+from appliance.cli.main import parse_command, virtiofsd_parser
 from appliance.cli.virtiofsd_command import VirtiofsdCall, translate
 from appliance.errors import ConfigError
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import DEADLINE_S, FakeGuest, every_event, import_tree, uri_of
+from tests.fakes.appliance_process import FakeGuest, import_tree, uri_of
 from tests.fakes.frontend import FrontEnd
+from tests.fakes.running_command import DEADLINE_S, every_event
 
 PROGRAM = (sys.executable, "-c", "from appliance.__main__ import virtiofsd; virtiofsd()")
 PATH = f"{'0' * 32}-system"
@@ -36,7 +38,14 @@ LAUNCHERS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "libvirt": (
         ["--fd=3", "--shared-dir", DIR, "--cache", "always", "--sandbox", "chroot", "--xattr",
          "--thread-pool-size=8", "--rlimit-nofile=1000", "--uid-map=:0:0:65536:",
-         "--gid-map=:0:0:65536:"],
+         "--gid-map=:0:0:65536:", "--readonly"],
+        BY_FD, [],
+    ),
+    # Of a user: whose files are root's, and a range of subordinate ids.
+    "libvirt, session": (
+        ["--fd=3", "--shared-dir", DIR, f"--uid-map=:0:{os.geteuid()}:1:",
+         "--uid-map=:1:100000:65536:", f"--gid-map=:0:{os.getegid()}:1:",
+         "--gid-map=:1:100000:65536:"],
         BY_FD, [],
     ),
     "libvirt, bare": (["--fd=3", "--shared-dir", DIR], BY_FD, []),
@@ -78,7 +87,7 @@ LAUNCHERS: dict[str, tuple[list[str], list[str], list[str]]] = {
     ),
     "everything else": (
         ["--socket", SOCKET, "--shared-dir", DIR, "-f", "--seccomp=kill", "--allow-mmap",
-         "--no-readdirplus", "--security-label", "--modcaps=+sys_admin:-chown",
+         "--no-readdirplus", "--security-label", "--posix-acl=auto", "--modcaps=+sys_admin:-chown",
          "--preserve-noatime", "--no-killpriv-v2", "--inode-file-handles", "--cache=metadata",
          "-o", "no_writeback,no_killpriv_v2,modcaps=-chown,allow_direct_io,timeout=5",
          "-o", "log_level=warn"],
@@ -107,8 +116,8 @@ def test_what_has_no_effect_is_named() -> None:
     call = translated(*words)
     assert call.descriptor_limit == 1048576
     assert call.ignored == [
-        "--readonly", "--xattr", "--posix-acl", "--cache=auto", "--inode-file-handles=prefer",
-        "--thread-pool-size=4",
+        "--readonly", "--xattr", "--cache=auto", "--inode-file-handles=prefer",
+        "--posix-acl=always", "--thread-pool-size=4",
     ]  # fmt: skip
     assert translated(*LAUNCHERS["virtme-ng"][0]).is_for_syslog
 
@@ -137,6 +146,7 @@ def test_every_word_for_a_log_level(level: str, ours: str) -> None:
         (["--killpriv-v2"], "--killpriv-v2: cannot be had: the store is read-only"),
         (["-o", "xattr,writeback"], "--writeback: cannot be had"),
         (["--uid-map=:0:100000:65536:"], "--uid-map :0:100000:65536:: cannot be had: all files"),
+        (["--uid-map=:1:100000:65536:"], "--uid-map :1:100000:65536:: cannot be had: all files"),
         (["--gid-map", "garbage"], "--gid-map garbage: cannot be had"),
         (["--translate-uid", "map:0:1000:1"], "--translate-uid map:0:1000:1: cannot be had"),
         (["--translate-gid", "squash-host:0:0:1"], "squash-host:0:0:1: cannot be had"),
@@ -183,38 +193,52 @@ def test_store_directories(directory: str, words: list[str]) -> None:
     assert translated("--fd=3", "-o", f"source={directory}").words == call.words
 
 
+def settled(*words: str) -> argparse.Namespace:
+    call = translated(*words)
+    return parse_command(call.words, call.defaults)
+
+
 def test_a_directory_says_what_it_stands_for(tmp_path: Path) -> None:
     share = tmp_path / "a,b"
     share.mkdir()
     config = share / "appliance.toml"
-    config.write_text('store = "../store"\nview = "web"\nstate-dir = "/var/lib/state"\n')
-    expected = [f"--store=lmdb://{share}/../store", "--view=web", "--state-dir=/var/lib/state"]
-    assert translated("--fd=3", "--shared-dir", str(share)).words[2:5] == expected
+    config.write_text(
+        'store = "../store"\nview = "web"\nstate-dir = "/var/lib/state"\n'
+        '[[substituters]]\nuri = "grpc+http://cache:80"\n'
+        '[virtiofs]\nmetrics = ":9100"\n[[virtiofs.sockets]]\nname = "another"\n'
+    )
     doubled = str(share).replace(",", ",,")
-    assert translated("--fd=3", "-o", f"source={doubled},xattr").words[2:5] == expected
+    for options in (
+        settled("--fd=3", "--shared-dir", str(share)),
+        settled("--fd=3", "-o", f"source={doubled},xattr"),
+    ):
+        assert options.store == f"lmdb://{share}/../store"
+        assert (options.view, options.state_dir) == ("web", Path("/var/lib/state"))
+        assert options.substituter == ["grpc+http://cache:80"]
+        # Those are for the one supervisor of a host, and not for this session.
+        assert (options.sockets, options.metrics) == ([], None)
     config.write_text('store = "grpc+unix:/run/daemon.sock"\n')
-    assert translated("--fd=3", "--shared-dir", str(share)).words[2:4] == [
-        "--store=grpc+unix:/run/daemon.sock",
-        "--list-root",
-    ]
+    options = settled("--fd=3", "--shared-dir", str(share))
+    assert (options.store, options.list_root) == ("grpc+unix:/run/daemon.sock", True)
+    config.write_text("list-root = false\n")
+    assert not settled("--fd=3", "--shared-dir", str(share)).list_root
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("store = 5", "store: expected a text"),
-        ('view = ""', "view: expected a text"),
-        ('tag = "x"', "tag: unknown; expected store, view or state-dir"),
-        ('substituters = ["https://cache.example"]', "substituters: nothing is fetched"),
-        ("store =", "appliance.toml: Invalid value"),
+        ("store = 5", "1: store: 5: expected a text"),
+        ('view = ""', "1: view: expected a text"),
+        ('tag = "x"', "1: tag: unknown key; did you mean virtiofs.tag?"),
+        ("store =", "1: Invalid value at the end of the file"),
+        ("store = x", "1:9: Invalid value"),
     ],
 )
 def test_a_file_that_breaks_a_rule(tmp_path: Path, text: str, why: str) -> None:
     (tmp_path / "appliance.toml").write_text(text)
     with pytest.raises(ConfigError) as caught:
-        translated("--fd=3", "--shared-dir", str(tmp_path))
-    assert str(caught.value).startswith(f"{tmp_path}/appliance.toml: ")
-    assert why in str(caught.value)
+        settled("--fd=3", "--shared-dir", str(tmp_path))
+    assert str(caught.value).startswith(f"{tmp_path}/appliance.toml:{why}")
 
 
 @pytest.mark.parametrize(

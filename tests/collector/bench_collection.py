@@ -23,7 +23,7 @@ from appliance.nix.store_path import StorePath, nar_path
 from appliance.store.batch import Batch
 from appliance.store.root_lists import RootLists
 from appliance.store.store import Store
-from tests.fakes.appliance_process import APPLIANCE
+from tests.fakes.running_command import APPLIANCE
 
 _FILES_PER_DIRECTORY = 10
 _PATHS_PER_COMMIT = 50

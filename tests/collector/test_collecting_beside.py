@@ -21,15 +21,10 @@ from tests.collector.stored_trees import Tree, check_exactly, make_tree, put_tre
 from tests.contracts.rig import Rig
 from tests.contracts.test_path_infos import fresh_path_info, referring_to
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.mounted import Mounted
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 from tests.store.audit import audit
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,8 @@ from appliance.store.root_lists import RootLists
 from appliance.store.store import Store
 from tests.collector.stored_trees import keys_of, make_tree, put_tree
 from tests.contracts.rig import Rig
-from tests.fakes.appliance_process import APPLIANCE, import_tree
+from tests.fakes.appliance_process import import_tree
+from tests.fakes.running_command import APPLIANCE
 
 COMMON = {b"c%d" % at: b"common %d" % at * 300 for at in range(300)} | {b"z": os.urandom(3 << 20)}
 ONE = make_tree("one", COMMON | {b"own": os.urandom(2 << 20)})

@@ -19,8 +19,8 @@ from appliance.store import schema
 from appliance.store.root_lists import RootLists
 from appliance.store.store import Store
 from tests.collector.stored_trees import files_of, keys_of
-from tests.fakes.appliance_process import DEADLINE_S, every_event
 from tests.fakes.prepared_commands import Command, PreparedCommands
+from tests.fakes.running_command import DEADLINE_S, every_event
 from tests.store.audit import audit
 
 pytestmark = pytest.mark.slow

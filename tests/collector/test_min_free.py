@@ -15,8 +15,9 @@ from appliance.store import schema
 from appliance.store.root_lists import RootLists
 from appliance.store.store import Store
 from tests.collector.stored_trees import check_exactly, make_tree, put_tree
-from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, ApplianceProcess, every_event
+from tests.fakes.appliance_process import ApplianceProcess
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 
 ROOTED = make_tree("rooted", {b"a": b"needed"})
 DEAD = make_tree("dead", {b"a": b"needed", b"b": b"large" * 40_000})

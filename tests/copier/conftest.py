@@ -15,7 +15,7 @@ from appliance.services.addresses import ServiceAddresses, parse_service_uri
 from appliance.services.nar_render import render_nar
 from appliance.services.open_services import open_services
 from tests.copier.nix_closure import NixClosure, make_closure
-from tests.fakes.appliance_process import APPLIANCE
+from tests.fakes.running_command import APPLIANCE
 
 
 class Ran(NamedTuple):

@@ -14,7 +14,7 @@ import pytest
 
 from tests.copier.conftest import CopiedStore
 from tests.copier.nix_closure import NixClosure
-from tests.fakes.appliance_process import APPLIANCE
+from tests.fakes.running_command import APPLIANCE
 
 pytestmark = pytest.mark.slow
 

@@ -14,9 +14,10 @@ from tests.copier.conftest import CopiedStore
 from tests.copier.nix_closure import NixClosure
 from tests.copier.test_ways_of_copying import served
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import APPLIANCE, ApplianceProcess, FakeGuest
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
 from tests.fakes.http_process import HttpProcess
 from tests.fakes.mounted import Mounted
+from tests.fakes.running_command import APPLIANCE
 
 pytestmark = pytest.mark.slow
 

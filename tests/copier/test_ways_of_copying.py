@@ -15,8 +15,8 @@ import pytest
 
 from tests.copier.conftest import CopiedStore
 from tests.copier.nix_closure import Nix, NixClosure
-from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import APPLIANCE
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,8 @@ from appliance.db.data_file import check_data
 from appliance.db.environment import Environment
 from appliance.errors import StoreError, StoreFullError
 from tests.db.test_environment import opened, put, small_disk
-from tests.fakes.appliance_process import APPLIANCE, import_tree
+from tests.fakes.appliance_process import import_tree
+from tests.fakes.running_command import APPLIANCE
 
 DEADLINE_S = 60
 

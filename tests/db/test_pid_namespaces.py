@@ -13,14 +13,9 @@ import pytest
 from appliance.db.data_file import check_pid
 from appliance.errors import PidInUseError
 from tests.db.test_environment import opened
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    import_tree,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S
 
 pytestmark = pytest.mark.slow
 

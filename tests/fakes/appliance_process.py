@@ -1,15 +1,10 @@
 """A real `appliance virtiofs` process, and a fake guest that speaks FUSE through real rings."""
 
-import contextlib
 import json
 import os
-import select
-import signal
 import socket
 import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,10 +12,8 @@ from typing import Any, Self
 from tests.fakes import fuse_client
 from tests.fakes.driver import DriverRing, GuestMemory
 from tests.fakes.frontend import FrontEnd
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, RunningCommand
 from tests.fakes.vmms import Qemu, Vmm
-
-DEADLINE_S = 30.0
-APPLIANCE = (sys.executable, "-m", "appliance")
 
 
 def import_tree(store: Path | str, *paths: Path, options: Sequence[str] = ()) -> list[str]:
@@ -34,7 +27,7 @@ def import_tree(store: Path | str, *paths: Path, options: Sequence[str] = ()) ->
     return [Path(line).name for line in result.stdout.splitlines()]
 
 
-class ApplianceProcess:
+class ApplianceProcess(RunningCommand):
     """`appliance virtiofs` on sockets in `directory`, up when the constructor returns.
 
     What follows a comma in one of `sockets` is an option of that socket.
@@ -53,48 +46,20 @@ class ApplianceProcess:
         self.uri = uri_of(store)
         self._state = [option for option in options if option.startswith("--state-dir")]
         self.sockets = [directory / name.partition(",")[0] for name in sockets]
-        self.log_path = directory / "virtiofs.log"
-        with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    *prefix,
-                    *program,
-                    "virtiofs",
-                    "--store",
-                    self.uri,
-                    *(f"--socket-path={directory / name}" for name in sockets),
-                    *options,
-                ],
-                stderr=log,
-                start_new_session=True,
-            )
-        try:
-            self._wait_ready()
-        except BaseException:  # no `with` block has it yet
-            self.stop()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-        if error is not None:
-            print(self.log())
-
-    def stop(self) -> int:
-        """End it as a service manager would; return its exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(DEADLINE_S)
-
-    def log(self) -> str:
-        return self.log_path.read_text(errors="replace")
+        log_path = directory / "virtiofs.log"
+        log_path.unlink(missing_ok=True)
+        super().__init__(
+            [
+                *prefix,
+                *program,
+                "virtiofs",
+                "--store",
+                self.uri,
+                *(f"--socket-path={directory / name}" for name in sockets),
+                *options,
+            ],
+            log_path,
+        )
 
     def connect(self, index: int = 0) -> FrontEnd:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -116,14 +81,6 @@ class ApplianceProcess:
             stdout=subprocess.PIPE,
             text=True,
         ).stdout
-
-    def _wait_ready(self) -> None:
-        for _ in every_event(DEADLINE_S):
-            if "READY" in self.log():
-                return
-            if self.process.poll() is not None:
-                break
-        raise AssertionError(f"virtiofs did not come up:\n{self.log()}")
 
 
 class FakeGuest:
@@ -192,12 +149,3 @@ class FakeGuest:
 def uri_of(store: Path | str) -> str:
     """Return the address of a store: a directory in LMDB, or as it is."""
     return store if isinstance(store, str) else f"lmdb://{store}"
-
-
-def every_event(deadline_s: float) -> Iterator[float]:
-    """Yield now and then until the deadline; for conditions in other processes without an fd."""
-    end_s = time.monotonic() + deadline_s
-    with contextlib.closing(select.epoll()) as nothing:
-        while (left_s := end_s - time.monotonic()) > 0:
-            yield left_s
-            nothing.poll(0.01)

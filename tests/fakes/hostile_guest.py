@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from appliance.fuse_proto._fuse_wire import OUT_HEADER_SIZE
-from tests.fakes.appliance_process import DEADLINE_S, FakeGuest, every_event
+from tests.fakes.appliance_process import FakeGuest
 from tests.fakes.driver import DriverRing, GuestMemory
 from tests.fakes.frontend import FrontEnd
+from tests.fakes.running_command import DEADLINE_S, every_event
 from tests.fakes.vmms import Qemu
 
 ROOT: Final = 1

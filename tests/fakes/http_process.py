@@ -3,15 +3,12 @@
 import http.client
 import os
 import re
-import signal
 import socket
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
-from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, RunningCommand
 
 
 class Reply(NamedTuple):
@@ -20,7 +17,7 @@ class Reply(NamedTuple):
     body: bytes
 
 
-class HttpProcess:
+class HttpProcess(RunningCommand):
     """`appliance http` on a store, up when the constructor returns.
 
     It listens on a free TCP port, on a socket in `directory`, and wherever `listen` says.
@@ -38,34 +35,18 @@ class HttpProcess:
     ) -> None:
         directory.mkdir(exist_ok=True)
         self.socket = directory / "http.sock"
-        self.log_path = directory / "http.log"
-        self.log_path.unlink(missing_ok=True)
+        log_path = directory / "http.log"
+        log_path.unlink(missing_ok=True)
         listening = [f"--listen-address={at}" for at in ("127.0.0.1:0", self.socket, *listen)]
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*prefix, *APPLIANCE, "http", *services, *listening, *options],
-                stderr=log,
-                start_new_session=True,
-                env={**os.environ, **(environ or {})},
-                pass_fds=pass_fds,
-            )
-        self._wait_ready()
+        super().__init__(
+            [*prefix, *APPLIANCE, "http", *services, *listening, *options],
+            log_path,
+            environ=environ,
+            pass_fds=pass_fds,
+        )
         match = re.search(r"127\.0\.0\.1:(\d+)", self.log())
         assert match, self.log()
         self.port = int(match[1])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            print(self.log())
-        self.stop()
 
     @property
     def url(self) -> str:
@@ -90,23 +71,6 @@ class HttpProcess:
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
-
-    def stop(self) -> int:
-        """End it as a service manager would; return its exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(DEADLINE_S)
-
-    def log(self) -> str:
-        return self.log_path.read_text(errors="replace")
-
-    def _wait_ready(self) -> None:
-        for _ in every_event(DEADLINE_S):
-            if "READY" in self.log():
-                return
-            if self.process.poll() is not None:
-                break
-        raise AssertionError(f"the server did not come up:\n{self.log()}")
 
 
 def get_over_unix(path: Path, url: str) -> str:

@@ -1,20 +1,19 @@
 """A real `appliance mount` process."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event, uri_of
+from tests.fakes.appliance_process import uri_of
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, RunningCommand, every_event
 
 
-class Mounted:
+class Mounted(RunningCommand):
     """The store mounted on `path`, up when the constructor returns.
 
     Whoever waits for a dead mount cannot be killed, so a test that fails must not leave one.
@@ -31,43 +30,18 @@ class Mounted:
         self.store = store
         self.uri = uri_of(store)
         self.path = path
-        self.log_path = path.with_name(path.name + ".log")
         with tempfile.TemporaryDirectory() as directory:
             address = f"{directory}/notify"
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
-                notified.bind(address)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as self._notified:
+                self._notified.bind(address)
                 Path(directory).chmod(0o755)
                 Path(address).chmod(0o777)
-                notified.settimeout(0.1)
-                with self.log_path.open("ab") as log:
-                    self.process = subprocess.Popen(
-                        [
-                            *prefix,
-                            *program,
-                            "mount",
-                            "--store",
-                            self.uri,
-                            *options,
-                            str(path),
-                        ],
-                        stderr=log,
-                        env=os.environ | {"NOTIFY_SOCKET": address},
-                        start_new_session=True,
-                    )
-                self._wait_ready(notified)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            print(self.log())
-        self.stop()
+                self._notified.settimeout(0.1)
+                super().__init__(
+                    [*prefix, *program, "mount", "--store", self.uri, *options, path],
+                    path.with_name(path.name + ".log"),
+                    environ={"NOTIFY_SOCKET": address},
+                )
 
     def stop(self, signum: signal.Signals = signal.SIGTERM) -> int:
         """End it as a service manager would; return its exit status. Nothing stays mounted."""
@@ -78,12 +52,7 @@ class Mounted:
 
     def stop_only(self, signum: signal.Signals = signal.SIGTERM) -> int:
         """Do the same, and leave the mount point as it is then."""
-        if self.process.poll() is None:
-            self.process.send_signal(signum)
-        return self.process.wait(DEADLINE_S)
-
-    def log(self) -> str:
-        return self.log_path.read_text(errors="replace")
+        return super().stop(signum)
 
     def status(self) -> dict[str, Any]:
         """Return the one session that `appliance status` shows."""
@@ -103,10 +72,10 @@ class Mounted:
     def worker_pids(self) -> list[int]:
         return [worker["pid"] for worker in self.status()["workers"]]
 
-    def _wait_ready(self, notified: socket.socket) -> None:
+    def _wait_ready(self) -> None:
         for _ in every_event(DEADLINE_S):
             try:
-                if notified.recv(64) == b"READY=1":
+                if self._notified.recv(64) == b"READY=1":
                     return
             except TimeoutError:
                 if self.process.poll() is not None:

@@ -27,7 +27,7 @@ from types import CodeType, SimpleNamespace
 from typing import Any
 
 from appliance.supervisor import forker
-from tests.fakes.appliance_process import DEADLINE_S, every_event
+from tests.fakes.running_command import DEADLINE_S, every_event
 
 PROBE = "APPLIANCE_TEST_PROBE"
 NO_FILTER = "APPLIANCE_TEST_NO_FILTER"

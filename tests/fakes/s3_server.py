@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from tests.fakes.appliance_process import DEADLINE_S
+from tests.fakes.running_command import DEADLINE_S
 
 _KEYS = "access_key_id=test&secret_access_key=test&region=us-east-1"
 # The server looks whether there is any, and no further.

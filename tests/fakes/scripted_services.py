@@ -12,7 +12,7 @@ import grpc
 
 from appliance.castore.chunking import BlobChunk, Chunker, unpack
 from appliance.castore.digest import Digest
-from appliance.protos import castore_pb2, castore_rpc_pb2, pathinfo_rpc_pb2
+from appliance.protos import bulk_pb2, castore_pb2, castore_rpc_pb2, pathinfo_rpc_pb2
 from appliance.store import schema
 from appliance.store.batch import Batch
 from tests.fs.guest import Model, add_path, basename, node_of
@@ -30,7 +30,8 @@ class ScriptedServices:
     Whatever is in `blobs`, `directories` or `path_infos` is sent as it is, right or wrong. A digest
     in `held` gets no answer until it is released; `reads` counts by digest. A recursive request for
     a directory is answered with the stream in `closures`. Stat lists the `chunks` of a blob, and
-    Read sends messages of `piece` bytes; `num_sent` counts the bytes of all blobs.
+    Read sends messages of `piece` bytes; `num_sent` counts the bytes of all blobs. Ranges of blobs
+    are sent as well if it `sends_ranges`, as peers of other projects do not; `ranges` counts those.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -39,6 +40,8 @@ class ScriptedServices:
         self.chunks: dict[bytes, list[BlobChunk]] = {}
         self.piece = _PIECE
         self.num_sent = 0
+        self.sends_ranges = False
+        self.ranges: collections.Counter[bytes] = collections.Counter()
         self._asked = threading.Condition()
         self.directories: dict[bytes, bytes] = {}
         self.path_infos: dict[bytes, bytes] = {}
@@ -51,6 +54,7 @@ class ScriptedServices:
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
         handlers: dict[str, dict[str, Any]] = {
             f"{castore}.BlobService": {"Stat": unary(self._stat), "Read": stream(self._read)},
+            "appliance.castore.v1.BulkService": {"ReadRange": stream(self._read_range)},
             f"{castore}.DirectoryService": {"Get": stream(self._directory)},
             f"{store}.PathInfoService": {
                 "Get": unary(self._path_info),
@@ -138,9 +142,21 @@ class ScriptedServices:
         content = self.blobs.get(digest)
         if content is None:
             context.abort(grpc.StatusCode.NOT_FOUND, "no such blob")
+        yield from self._pieces(content)
+
+    def _read_range(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        if not self.sends_ranges:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such method")
+        asked = bulk_pb2.ReadRangeRequest.FromString(request)
+        with self._asked:
+            self.ranges[asked.digest] += 1
+        yield from self._pieces(self.blobs[asked.digest][asked.start : asked.start + asked.size])
+
+    def _pieces(self, content: bytes) -> Iterator[bytes]:
         for start in range(0, len(content), self.piece):
             piece = content[start : start + self.piece]
-            self.num_sent += len(piece)
+            with self._asked:
+                self.num_sent += len(piece)
             yield castore_rpc_pb2.BlobChunk(data=piece).SerializeToString()
 
     def _directory(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:

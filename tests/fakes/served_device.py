@@ -22,8 +22,8 @@ from appliance.supervisor.served_session import ServedSession
 from appliance.vhost._vhost_wire import Region
 from appliance.vhost.backend import VringConfig
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import DEADLINE_S
 from tests.fakes.driver import DriverRing, GuestMemory
+from tests.fakes.running_command import DEADLINE_S
 
 QUEUE: Final = 1
 NUM: Final = 16

@@ -16,7 +16,7 @@ from appliance.castore.directory import Directory, DirectoryNode, FileNode
 from appliance.services.addresses import ServiceAddresses, parse_service_uri
 from appliance.services.contracts import Services
 from appliance.services.open_services import open_services
-from tests.fakes.daemon_process import memory_bytes
+from tests.fakes.running_command import memory_bytes
 
 PIECE_SIZE = 1 << 20
 _FANOUT = 50

@@ -10,7 +10,7 @@ from typing import Final
 from vmharness.cache import HarnessError, cached
 from vmharness.debian_packages import command_of, unpack
 
-from tests.fakes.appliance_process import DEADLINE_S, every_event
+from tests.fakes.running_command import DEADLINE_S, every_event
 
 C_VIRTIOFSD: Final = Path("/usr/lib/qemu/virtiofsd")
 RUST_VIRTIOFSD: Final = Path("/usr/libexec/virtiofsd")

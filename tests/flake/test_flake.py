@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.appliance_process import APPLIANCE
+from tests.fakes.running_command import APPLIANCE
 
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = ["flake.nix", "nix/package.nix", "nix/module.nix"]

@@ -16,8 +16,9 @@ from typing import Final, NamedTuple, Self
 from appliance.fuse_proto._fuse_wire import CODECS, IN_HEADER_SIZE, OUT_HEADER_SIZE, Opcode
 from appliance.fuse_proto.opcodes import OPS
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, ApplianceProcess
+from tests.fakes.appliance_process import ApplianceProcess
 from tests.fakes.hostile_guest import ROOM, ROOT, HostileGuest, descendants
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S
 
 # These change the session for the requests after them, so nothing else may be under way.
 _TURNS: Final = frozenset({Opcode.INIT, Opcode.DESTROY})

@@ -38,10 +38,11 @@ from appliance.vhost._vhost_wire import (
 )
 from appliance.vhost.requests import REQUESTS, RequestRow
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import DEADLINE_S, ApplianceProcess, FakeGuest, every_event
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
 from tests.fakes.driver import DriverRing, GuestMemory
 from tests.fakes.frontend import FrontEnd, RefusedError
 from tests.fakes.hostile_guest import ROOT, descendants, num_fds
+from tests.fakes.running_command import DEADLINE_S, every_event
 from tests.fakes.vmms import CloudHypervisor, Crosvm, NewerQemu, Qemu, Uml, Vmm
 from tests.fuzz.device_states import BORDERS, damaged_state
 

@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
-from appliance.http_cache import connections
-from appliance.http_cache.connections import ConnectionCount, CountedConnection
+from appliance.system import http_connections
+from appliance.system.http_connections import ConnectionCount, CountedConnection
 
 DEADLINE_S = 10.0
 
@@ -68,7 +68,7 @@ def test_connections_beyond_the_maximum_are_refused_until_one_ends() -> None:
 def test_an_idle_connection_is_ended_and_a_working_one_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connections, "IDLE_S", 0.5)
+    monkeypatch.setattr(http_connections, "IDLE_S", 0.5)
 
     async def work() -> None:
         listening = Listening(maximum=2)

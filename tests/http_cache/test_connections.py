@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from appliance.nix.narinfo import parse_narinfo
-from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event, import_tree
+from tests.fakes.appliance_process import import_tree
 from tests.fakes.http_process import HttpProcess
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 from tests.http_cache.conftest import Served
 
 pytestmark = pytest.mark.slow
@@ -176,6 +177,7 @@ def test_ready_is_said_to_the_service_manager(big: tuple[Path, str], tmp_path: P
         environ = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
         with HttpProcess(options(store), tmp_path / "http", environ=environ) as server:
             assert manager.recv(100) == b"READY=1"
+            assert manager.recv(1000).startswith(b"STATUS=serving on ")
             assert server.stop() == 0
             assert manager.recv(100) == b"STOPPING=1"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from appliance.nix.narinfo import parse_narinfo
-from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.http_process import HttpProcess
+from tests.fakes.running_command import APPLIANCE
 from tests.http_cache.conftest import Nix, Served, make_tree
 
 pytestmark = pytest.mark.slow

@@ -18,8 +18,8 @@ from appliance.nix.nar import NarWriter
 from appliance.nix.narinfo import NarInfoFile
 from appliance.nix.store_path import StorePath, encode_base32
 from appliance.store.store import Store
-from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event
 from tests.fakes.http_process import HttpProcess, Reply
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 
 pytestmark = pytest.mark.slow
 

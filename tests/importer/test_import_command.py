@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from appliance.castore.names import display
-from tests.fakes.appliance_process import APPLIANCE, every_event
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import APPLIANCE, every_event
 from tests.importer.trees import DEADLINE_S, import_command, make_many_files, make_sparse
 
 NO_SPACE = "appliance: standard output: No space left on device\n"

@@ -11,8 +11,8 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
-from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import APPLIANCE
 from tests.fakes.strict_server import Peer, strict_server
 from tests.importer.trees import DEADLINE_S
 

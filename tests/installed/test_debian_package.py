@@ -10,6 +10,7 @@ from typing import Final
 import pytest
 
 from appliance import __version__
+from appliance.config.config_file import read_config
 from tools.debian_package import build
 
 DEADLINE_S: Final = 300
@@ -64,6 +65,8 @@ def test_everything_is_where_debian_looks_for_it(unpacked: Path) -> None:
         "usr/lib/tmpfiles.d/appliance.conf",
         "usr/share/man/man1/appliance.1.gz",
         "usr/share/man/man1/appliance-doctor.1.gz",
+        "usr/share/man/man5/appliance.toml.5.gz",
+        "etc/appliance/appliance.toml",
         "usr/share/bash-completion/completions/appliance",
         "usr/share/zsh/vendor-completions/_appliance",
         "usr/share/fish/vendor_completions.d/appliance.fish",
@@ -72,6 +75,14 @@ def test_everything_is_where_debian_looks_for_it(unpacked: Path) -> None:
     ):
         assert (unpacked / place).is_file(), place
     output("sh", "-c", f"cd {unpacked} && md5sum --check --quiet DEBIAN/md5sums")
+
+
+def test_the_configuration_is_its_administrators(unpacked: Path) -> None:
+    """Dpkg asks before it replaces a file that was changed, and does not count it as damaged."""
+    config = "etc/appliance/appliance.toml"
+    assert (unpacked / "DEBIAN/conffiles").read_text() == f"/{config}\n"
+    assert config not in (unpacked / "DEBIAN/md5sums").read_text()
+    assert read_config(unpacked / config, lambda _setting: True).values == {}
 
 
 def test_nothing_refers_to_where_it_was_built(unpacked: Path) -> None:

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.fakes.appliance_process import every_event, import_tree
+from tests.fakes.appliance_process import import_tree
 from tests.fakes.mounted import Mounted, is_mounted
+from tests.fakes.running_command import every_event
 
 ROUNDS: Final = 5
 RANDOM_READS: Final = 20_000

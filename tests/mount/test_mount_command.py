@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 import appliance
-from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event, import_tree
+from tests.fakes.appliance_process import import_tree
 from tests.fakes.http_process import get_over_unix
 from tests.fakes.mounted import Mounted, is_mounted
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 
 pytestmark = pytest.mark.slow
 

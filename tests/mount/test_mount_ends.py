@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from appliance.supervisor.mountpoint import FS_TYPE, mounts_on
-from tests.fakes.appliance_process import DEADLINE_S, every_event, import_tree
+from tests.fakes.appliance_process import import_tree
 from tests.fakes.mounted import Mounted, is_mounted
+from tests.fakes.running_command import DEADLINE_S, every_event
 
 pytestmark = pytest.mark.slow
 

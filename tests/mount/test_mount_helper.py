@@ -11,7 +11,8 @@ import pytest
 
 from appliance.cli.mount_commands import EXIT_FAILURE, EXIT_USAGE, is_mount_call, parse_mount_call
 from appliance.errors import ConfigError
-from tests.fakes.appliance_process import DEADLINE_S, import_tree
+from tests.fakes.appliance_process import import_tree
+from tests.fakes.running_command import DEADLINE_S
 
 BIN = Path(sys.executable).parent
 URI = "lmdb:///var/lib/appliance/store"
@@ -172,7 +173,7 @@ def test_an_entry_of_fstab_is_mounted_once(
     [
         ("bogus", EXIT_USAGE, "option bogus: unknown to this file system"),
         ("threads=0", EXIT_USAGE, "--threads 0: expected 1 to 254"),
-        ("threads=x", EXIT_USAGE, "argument --threads: invalid int value: 'x'"),
+        ("threads=x", EXIT_USAGE, "--threads x: expected an integer"),
         ("store=lmdb:///proc/store", EXIT_FAILURE, "/proc/store"),
     ],
 )

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from appliance.store.schema import INLINE_MAX
-from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event, import_tree
+from tests.fakes.appliance_process import import_tree
 from tests.fakes.mounted import Mounted
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.appliance_process import every_event, import_tree
+from tests.fakes.appliance_process import import_tree
 from tests.fakes.mounted import Mounted
+from tests.fakes.running_command import every_event
 from tests.mount import random_operations
 
 pytestmark = pytest.mark.slow

@@ -11,14 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    import_tree,
-    uri_of,
-)
+from tests.fakes.appliance_process import import_tree, uri_of
 from tests.fakes.forbidden_acts import DEADLY, acting, check_call, reading
 from tests.fakes.mounted import Mounted
 from tests.fakes.probed import PROBE, Probes
+from tests.fakes.running_command import APPLIANCE
 
 pytestmark = pytest.mark.slow
 

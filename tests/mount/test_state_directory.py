@@ -13,8 +13,9 @@ from typing import Self
 import pytest
 
 from appliance.store.store import Store
-from tests.fakes.appliance_process import DEADLINE_S, every_event, import_tree
+from tests.fakes.appliance_process import import_tree
 from tests.fakes.mounted import Mounted
+from tests.fakes.running_command import DEADLINE_S, every_event
 from tests.fs.guest import File, Model, Tree, put
 
 pytestmark = pytest.mark.slow

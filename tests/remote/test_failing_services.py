@@ -11,8 +11,9 @@ import pytest
 
 from appliance.castore.digest import Digest
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import DEADLINE_S, ApplianceProcess, FakeGuest, every_event
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
 from tests.fakes.driver import Used
+from tests.fakes.running_command import DEADLINE_S, every_event
 from tests.fakes.scripted_services import LISTING, ScriptedServices
 from tests.fs.guest import File, basename, store_path
 

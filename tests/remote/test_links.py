@@ -15,17 +15,11 @@ import pytest
 
 from appliance.services.retry import BUDGET_S
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-    import_tree,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.hosts import Network
 from tests.fakes.mounted import Mounted
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 from tests.fakes.slow_link import SlowLink
 
 pytestmark = pytest.mark.slow

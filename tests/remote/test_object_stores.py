@@ -20,13 +20,8 @@ from appliance.castore.directory import Directory, FileNode
 from appliance.services.object_layout import closure_key
 from tests.contracts.rig import Rig, closure, parent_of, put_closure
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 from tests.fakes.s3_server import Asked, Fault, FaultyLink, S3Server, error_body, faulty_link
 
 pytestmark = pytest.mark.slow

@@ -13,17 +13,12 @@ import pytest
 from appliance.castore.digest import Digest
 from appliance.services.grpc_messages import SNIX, TVIX, Family
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-    import_tree,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.fuse_client import ROOT
 from tests.fakes.mounted import Mounted
 from tests.fakes.peak_memory import peak_bytes, with_children
+from tests.fakes.running_command import DEADLINE_S, every_event
 from tests.fakes.strict_server import Peer, strict_server
 from tests.remote.test_daemon import size_of_files
 

@@ -17,7 +17,7 @@ from appliance.nix.path_info import read_path_info
 from appliance.services.addresses import ServiceAddresses, parse_service_uri
 from appliance.services.open_services import open_services
 from tests.contracts.rig import read_blob
-from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S
 from tests.fakes.s3_server import Asked, Fault, FaultyLink, S3Server, faulty_link
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,8 @@ import pytest
 
 from appliance.castore.digest import Digest
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import DEADLINE_S, ApplianceProcess, FakeGuest, every_event
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
+from tests.fakes.running_command import DEADLINE_S, every_event
 from tests.fakes.scripted_services import ScriptedServices
 from tests.fs.guest import File
 
@@ -80,8 +81,6 @@ def test_each_chunk_is_fetched_once_whoever_wants_it(
 ) -> None:
     content = os.urandom(LARGE_SIZE)
     services.cut(content)
-    # From a peer with messages of this size, chunks come by calls of their own.
-    services.piece = 4096
     path = services.put({b"large": File(content)})
     with ExitStack() as stack:
         hosts = Hosts(services, tmp_path, stack)
@@ -96,9 +95,11 @@ def test_each_chunk_is_fetched_once_whoever_wants_it(
     assert services.num_reads(content) == 0
 
 
+@pytest.mark.parametrize("sends_ranges", [True, False], ids=["ranges", "chunks"])
 def test_readers_in_order_do_not_fetch_what_another_process_receives(
-    services: ScriptedServices, tmp_path: Path
+    services: ScriptedServices, tmp_path: Path, *, sends_ranges: bool
 ) -> None:
+    services.sends_ranges = sends_ranges
     content = os.urandom(LARGE_SIZE)
     services.cut(content)
     path = services.put({b"large": File(content)})
@@ -111,11 +112,10 @@ def test_readers_in_order_do_not_fetch_what_another_process_receives(
         ]
         for one in done:
             one.result()
-    assert services.num_reads(content) <= 1
+    assert services.num_reads(content) == 0
     assert max(chunks_read(services, content)) <= 1
-    # What was asked for by chunk before the call for the whole came to it crosses a second time.
-    print(f"{services.num_sent / LARGE_SIZE:.2f} times the content was sent")
-    assert services.num_sent < 2 * LARGE_SIZE
+    assert (services.ranges[Digest.of(content)] > 0) == sends_ranges
+    assert services.num_sent < 1.1 * LARGE_SIZE
 
 
 def read_in_order(guest: FakeGuest, order: Sequence[int], path: bytes, content: bytes) -> None:

@@ -16,8 +16,8 @@ from appliance.protos import pathinfo_pb2
 from appliance.services.contracts import Services
 from appliance.services.nar_extent import BYTES_MAX, ENTRIES_MAX, extent_of
 from tests.contracts.rig import Rig, parent_of, put_blob, put_closure
-from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import APPLIANCE
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,9 @@ from appliance.castore.directory import FileNode
 from appliance.nix.path_info import read_path_info
 from appliance.services.contracts import Services
 from tests.contracts.rig import Rig
-from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.peak_memory import Measured, measure_memory
+from tests.fakes.running_command import APPLIANCE
 from tests.fakes.store_client import run_client
 from tests.importer.trees import make_directories, make_sparse, small_disk
 

@@ -27,13 +27,23 @@ from appliance.services.grpc_directories import GrpcDirectoryService
 from tests.contracts.rig import put_closure
 from tests.fakes.daemon_process import DaemonProcess
 from tests.rpc.test_chunk_frames import field, message
-from tests.rpc.test_frames import DEADLINE_S, INVALID_ARGUMENT, OK, connected, shape
+from tests.rpc.test_frames import (
+    DEADLINE_S,
+    INVALID_ARGUMENT,
+    NOT_FOUND,
+    OK,
+    connected,
+    shape,
+)
 from tests.rpc.wire import run
 
 SERVICE: Final = "appliance.castore.v1.BulkService"
 CONTENTS: Final = [b"one", b"", b"of two pages" * 500]
 DIGESTS: Final = [blake3(content).digest() for content in CONTENTS]
+UNIMPLEMENTED: Final = 12
 ABSENT: Final = bytes(range(32))
+# From the first 2 bytes on, 7 bytes of the last content: digest, start, size.
+READ_RANGE: Final = field(1, DIGESTS[2]) + b"\x10\x02\x18\x07"
 # A directory `sub` with an empty file, and the directory above it: castore.proto, by hand.
 LEAF: Final = field(2, field(1, b"empty") + field(2, blake3().digest()))
 TOP: Final = field(1, field(1, b"sub") + field(2, blake3(LEAF).digest()) + b"\x18\x01")
@@ -44,6 +54,7 @@ GOLDEN: Final = {
     "PutBlobs": "a330e30c979d053f",
     "HasBlobs": "2fb064b91b07c5b1",
     "PutDirectories": "eeb27d6d98e92849",
+    "ReadRange": "461ce8da26792821",
 }
 
 
@@ -57,6 +68,7 @@ def test_messages_are_what_they_were() -> None:
         "PutBlobs": PUT_BLOBS,
         "HasBlobs": HAS_BLOBS,
         "PutDirectories": PUT_DIRECTORIES,
+        "ReadRange": READ_RANGE,
     }
     assert {name: blake3(one).hexdigest()[:16] for name, one in messages.items()} == GOLDEN
     assert [one.to_bytes() for one in directories()] == [LEAF, TOP]
@@ -72,6 +84,31 @@ def test_blobs_are_put_and_found_frame_by_frame(daemon: DaemonProcess) -> None:
     assert shape(put) == shape(found) == (["headers", "data", "trailers"], OK)
     assert message(put) == b"".join(field(1, digest) for digest in DIGESTS)
     assert message(found) == field(1, b"\x01\x01\x01\x00")
+
+
+def test_a_range_of_a_blob_is_sent_frame_by_frame(daemon: DaemonProcess) -> None:
+    with connected(daemon) as client:
+        client.ask(f"{SERVICE}/PutBlobs", PUT_BLOBS)
+        found = client.ask(f"{SERVICE}/ReadRange", READ_RANGE)
+        beyond = client.ask(f"{SERVICE}/ReadRange", field(1, DIGESTS[0]) + b"\x10\x02\x18\x7f")
+        past = client.ask(f"{SERVICE}/ReadRange", field(1, DIGESTS[0]) + b"\x10\x09\x18\x01")
+        absent = client.ask(f"{SERVICE}/ReadRange", field(1, ABSENT) + b"\x18\x01")
+        huge = client.ask(
+            f"{SERVICE}/ReadRange", field(1, DIGESTS[0]) + b"\x10" + b"\xff" * 9 + b"\x01"
+        )
+    assert shape(found) == (["headers", "data", "trailers"], OK)
+    assert message(found) == field(1, CONTENTS[2][2:9])
+    assert message(beyond) == field(1, b"e")
+    assert shape(past) == (["headers", "trailers"], OK)
+    assert shape(absent)[1] == NOT_FOUND
+    assert shape(huge)[1] == INVALID_ARGUMENT
+
+
+def test_a_daemon_in_front_of_another_sends_no_ranges(
+    daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    with DaemonProcess(daemon.unix_uri, tmp_path / "near") as near, connected(near) as client:
+        assert shape(client.ask(f"{SERVICE}/ReadRange", READ_RANGE))[1] == UNIMPLEMENTED
 
 
 def test_many_messages_of_blobs_have_one_answer(daemon: DaemonProcess) -> None:

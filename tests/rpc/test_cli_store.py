@@ -12,8 +12,8 @@ import pytest
 
 from appliance.castore.directory import DirectoryNode
 from appliance.nix.store_path import nar_path
-from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import APPLIANCE
 from tests.store.audit import audit
 
 pytestmark = pytest.mark.slow

@@ -22,8 +22,8 @@ from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.protos import castore_rpc_pb2
 from appliance.services.addresses import GrpcAddress, parse_service_uri, unix_target
 from tests.contracts.rig import fresh_bytes
-from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, every_event
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 from tests.rpc.wire import FAMILIES, Answer, StreamUnary, UnaryStream, run
 
 pytestmark = pytest.mark.slow
@@ -297,11 +297,15 @@ def test_says_ready_to_the_service_manager(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(address))
         manager.settimeout(30)
-        environ = {"NOTIFY_SOCKET": str(address)}
+        environ = {"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "300000"}
         with DaemonProcess(f"lmdb://{tmp_path}/store", tmp_path, environ=environ) as daemon:
             assert manager.recv(100) == b"READY=1"
+            assert manager.recv(1000).startswith(b"STATUS=serving on /")
+            assert [manager.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
             assert daemon.stop() == 0
-            assert manager.recv(100) == b"STOPPING=1"
+            while (sign := manager.recv(100)) == b"WATCHDOG=1":
+                pass
+            assert sign == b"STOPPING=1"
 
 
 @pytest.mark.parametrize(

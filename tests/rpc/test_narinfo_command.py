@@ -13,7 +13,8 @@ from appliance.nix.store_path import StorePath
 from appliance.protos import pathinfo_pb2
 from appliance.store.batch import Batch
 from appliance.store.store import Store
-from tests.fakes.appliance_process import APPLIANCE, import_tree
+from tests.fakes.appliance_process import import_tree
+from tests.fakes.running_command import APPLIANCE
 
 LINK = SymlinkNode(b"", b"/nix/store/somewhereelse")
 LINK_NAR = bytes.fromhex("097d397e9b5826384eaa16c457715d1c1a51670313ead0f58566e0b232539cf1")

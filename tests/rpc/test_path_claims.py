@@ -19,8 +19,9 @@ from appliance.services.contracts import NarInfo, Services
 from appliance.store.batch import Batch
 from appliance.store.store import Store
 from tests.contracts.rig import Rig, put_blob, put_closure
-from tests.fakes.appliance_process import APPLIANCE, import_tree
+from tests.fakes.appliance_process import import_tree
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import APPLIANCE
 from tests.rpc.wire import run as ask
 
 pytestmark = pytest.mark.slow

@@ -21,8 +21,9 @@ from appliance.services.addresses import ServiceAddresses, parse_service_uri
 from appliance.services.contracts import Services
 from appliance.services.many_blobs import put_missing
 from appliance.services.open_services import open_services
-from tests.fakes.appliance_process import APPLIANCE, import_tree
+from tests.fakes.appliance_process import import_tree
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import APPLIANCE
 
 SEED = bytes(range(32))
 KEY = SecretKey("test-1", SEED)

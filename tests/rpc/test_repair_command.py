@@ -15,8 +15,9 @@ from appliance.store import schema
 from appliance.store.batch import Batch
 from appliance.store.blob_cache import BlobCache
 from appliance.store.store import Store
-from tests.fakes.appliance_process import APPLIANCE, import_tree
+from tests.fakes.appliance_process import import_tree
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import APPLIANCE
 from tests.store.audit import blob_path
 
 pytestmark = pytest.mark.slow

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.appliance_process import APPLIANCE
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import APPLIANCE
 
 pytestmark = pytest.mark.slow
 

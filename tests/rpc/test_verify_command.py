@@ -20,8 +20,9 @@ from appliance.nix.store_path import StorePath, encode_base32
 from appliance.protos import pathinfo_pb2
 from appliance.store import schema
 from appliance.store.store import Store
-from tests.fakes.appliance_process import APPLIANCE, import_tree
+from tests.fakes.appliance_process import import_tree
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import APPLIANCE
 from tests.store.audit import blob_path
 
 pytestmark = pytest.mark.slow

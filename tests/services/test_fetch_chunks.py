@@ -148,11 +148,11 @@ def test_a_read_over_several_chunks_gets_all_of_them(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("piece", [MIB, 4096])
+@pytest.mark.parametrize("sends_ranges", [True, False], ids=["ranges", "chunks"])
 def test_a_reader_in_order_gets_every_chunk_once_and_the_blob_becomes_whole(
-    peer: ScriptedServices, tmp_path: Path, piece: int
+    peer: ScriptedServices, tmp_path: Path, *, sends_ranges: bool
 ) -> None:
-    peer.piece = piece
+    peer.sends_ranges = sends_ranges
 
     async def work(fetching: Fetching) -> None:
         for start in range(0, SIZE, 128 << 10):
@@ -165,11 +165,28 @@ def test_a_reader_in_order_gets_every_chunk_once_and_the_blob_becomes_whole(
         assert fetching.cache.charged_bytes() == -(-SIZE // 4096) * 4096
 
     run(peer, tmp_path, work)
-    # One call brings all of it where messages are large; what was there before comes again.
-    assert peer.num_sent <= SIZE + 5 * MIB
-    assert peer.reads[DIGEST] == (1 if piece == MIB else 0)
-    if piece == 4096:
-        assert num_sent(peer, peer.chunks[DIGEST]) == len(peer.chunks[DIGEST])
+    assert peer.num_sent == SIZE
+    assert peer.reads[DIGEST] == 0
+    num_calls = peer.ranges[DIGEST] + num_sent(peer, peer.chunks[DIGEST])
+    num_chunks = len(peer.chunks[DIGEST])
+    assert num_calls < num_chunks / 3 if sends_ranges else num_calls == num_chunks
+
+
+@pytest.mark.parametrize("damage", ["wrong", "short"])
+def test_a_range_that_is_wrong_is_asked_for_by_chunk(
+    peer: ScriptedServices, tmp_path: Path, damage: str
+) -> None:
+    peer.sends_ranges = True
+    at = 2 * MIB
+    tail = damaged(CONTENT[at : at + 1]) + CONTENT[at + 1 :] if damage == "wrong" else b""
+    peer.blobs[DIGEST] = CONTENT[:at] + tail
+
+    async def work(fetching: Fetching) -> None:
+        assert await fetching.read(0, 6 * MIB) == CONTENT[: 6 * MIB]
+
+    run(peer, tmp_path, work)
+    assert peer.ranges[DIGEST] > 0
+    assert peer.num_sent < 13 * MIB
 
 
 @pytest.mark.slow

@@ -23,7 +23,8 @@ from appliance.nix.store_path import nar_path
 from appliance.services.local_nar import LocalNar, find_node
 from appliance.store.batch import Batch
 from appliance.store.store import Store
-from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, import_tree
+from tests.fakes.appliance_process import import_tree
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S
 from tests.refusal import refused
 
 SMALL = b"content"

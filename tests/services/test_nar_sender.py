@@ -11,6 +11,7 @@ import pytest
 
 from appliance.castore.digest import Digest
 from appliance.castore.directory import Directory, FileNode, Node
+from appliance.db.environment import WriteTransaction
 from appliance.errors import ContentMissingError, NarError, WrongDigestError
 from appliance.services.local_nar import LocalNar
 from appliance.services.nar_plan import KeptPlans, NarPlan
@@ -78,6 +79,8 @@ def test_every_range_is_that_part_of_the_nar(store: Store, root: Node) -> None:
     assert plan.nar_size == len(nar)
     assert received(store, plan, 0, len(nar)) == nar
     assert all(plan.is_checked)
+    assert received(store, plan, 0, len(nar)) == nar
+    assert plan.kept is not None
     step = 9973 if len(nar) > 10_000 else 37
     starts = [*range(0, min(len(nar), 700), 61), *range(0, len(nar), step), len(nar) - 1]
     for start in starts:
@@ -192,3 +195,45 @@ def test_plans_that_were_not_used_go_first(store: Store) -> None:
     assert kept.get(second) is None
     assert kept.get(first) is plans[first]
     assert kept.get(last) is plans[last]
+
+
+# --- What was found before ---
+
+
+def test_buffers_are_kept_until_something_changes(store: Store) -> None:
+    root = many_small(store)
+    whole = b"".join(map(bytes, LocalNar(store, root).pieces()))
+    plan = plan_of(store, root)
+    for _ in range(2):
+        assert received(store, plan, 0, len(whole)) == whole
+    first = plan.kept
+    assert received(store, plan, 0, len(whole)) == whole
+    assert plan.kept is first
+    # Everything below is moved to other pages, into a larger map.
+    batch = Batch()
+    for number in range(3000):
+        content = b"%d" % number * 4000
+        batch.add_blob(Digest.of(content), content)
+    store.commit(batch)
+    before = store.env.map_size_bytes()
+    with pytest.raises(RuntimeError):
+        store.env.write(fill_up)
+    assert store.env.map_size_bytes() > before
+    assert received(store, plan, 0, len(whole)) == whole
+    assert plan.kept is not first
+
+
+def fill_up(txn: WriteTransaction) -> None:
+    """Write more than the map has room for, and then nothing."""
+    for number in range(1 << 11):
+        txn.put(b"filling %d" % number, bytes(1 << 20))
+    raise RuntimeError
+
+
+def test_a_part_is_sent_without_finding_the_whole(store: Store) -> None:
+    root = many_small(store)
+    plan = plan_of(store, root)
+    received(store, plan, 0, plan.nar_size)
+    plan.kept = None
+    received(store, plan, 1000, plan.nar_size // 3)
+    assert plan.kept is None

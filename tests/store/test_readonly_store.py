@@ -21,9 +21,10 @@ from appliance.store.batch import Batch
 from appliance.store.store import Store
 from tests.contracts.rig import Rig
 from tests.db.test_environment import opened, put
-from tests.fakes.appliance_process import APPLIANCE, ApplianceProcess, FakeGuest, import_tree
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.mounted import Mounted
+from tests.fakes.running_command import APPLIANCE
 
 BIG = b"big" * 100_000
 # Runs as root, but without the capabilities that override file permissions.

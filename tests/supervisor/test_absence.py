@@ -10,15 +10,10 @@ from typing import Final
 import pytest
 
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    import_tree,
-    uri_of,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree, uri_of
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.fuse_client import ROOT
+from tests.fakes.running_command import DEADLINE_S
 
 pytestmark = pytest.mark.slow
 

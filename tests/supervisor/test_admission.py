@@ -9,14 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-    import_tree,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree
 from tests.fakes.hostile_guest import LARGE, ROOT
+from tests.fakes.running_command import DEADLINE_S, every_event
 
 pytestmark = pytest.mark.slow
 

@@ -18,16 +18,10 @@ from appliance.resolve.exports import Exported
 from appliance.supervisor.attachments import Attachment, AttachmentFile
 from appliance.system.listening import short_socket_path
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    import_tree,
-    uri_of,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree, uri_of
 from tests.fakes.frontend import BackendGoneError, FrontEnd
 from tests.fakes.hostile_guest import ROOT
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S
 
 OPTIONS = ("--num-request-queues=1", "--keep-sessions")
 

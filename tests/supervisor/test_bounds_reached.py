@@ -38,7 +38,7 @@ from appliance.supervisor.open_files import OpenFiles
 from appliance.supervisor.served_session import ServedSession
 from appliance.supervisor.session_mailbox import SessionMailbox
 from appliance.vhost._vhost_wire import Region
-from tests.fakes.appliance_process import DEADLINE_S
+from tests.fakes.running_command import DEADLINE_S
 
 WANTED: Final = RootNameWanted(b"name")
 

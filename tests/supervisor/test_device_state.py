@@ -19,16 +19,9 @@ from appliance.protos.device_state_pb2 import DeviceState, SavedGrant
 from appliance.session.device_state import MAGIC, STATE_MAX, VERSION, parse_untrusted
 from appliance.vhost._vhost_wire import StateDirection
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-    import_tree,
-    uri_of,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree, uri_of
 from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 from tests.fakes.vmms import CloudHypervisor, NewerQemu
 
 pytestmark = pytest.mark.slow

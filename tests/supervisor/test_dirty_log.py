@@ -10,10 +10,11 @@ import pytest
 
 from appliance.vhost._vhost_wire import VirtioFeature
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import DEADLINE_S, ApplianceProcess, FakeGuest, every_event
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
 from tests.fakes.dirty_logs import LogFile, changed_pages, pages_of
 from tests.fakes.driver import DESC_WRITE, PAGE, DriverRing
 from tests.fakes.frontend import BackendGoneError
+from tests.fakes.running_command import DEADLINE_S, every_event
 from tests.fakes.vmms import GUEST_FEATURES
 
 pytestmark = pytest.mark.slow

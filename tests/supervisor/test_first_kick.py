@@ -16,9 +16,10 @@ from appliance.session.session_memory import InflightMemory
 from appliance.vhost._vhost_wire import Region
 from appliance.vhost.backend import RingLog, VringConfig
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import DEADLINE_S, ApplianceProcess, FakeGuest, every_event
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
 from tests.fakes.driver import DriverRing, GuestMemory, drain_eventfd
 from tests.fakes.hostile_guest import LARGE, ROOT
+from tests.fakes.running_command import DEADLINE_S, every_event
 from tests.fakes.served_device import NUM, a_device, ask, ring_config, until
 
 pytestmark = pytest.mark.slow

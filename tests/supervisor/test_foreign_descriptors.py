@@ -20,9 +20,10 @@ from appliance.vhost._vhost_wire import (
     pack_header,
 )
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import DEADLINE_S, ApplianceProcess, FakeGuest, every_event
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
 from tests.fakes.frontend import BackendGoneError, FrontEnd, RefusedError
 from tests.fakes.hostile_guest import ROOT, full_pipe, num_fds, open_files
+from tests.fakes.running_command import DEADLINE_S, every_event
 from tests.fakes.vmms import Qemu
 
 pytestmark = pytest.mark.slow

@@ -18,8 +18,8 @@ from appliance.session.channel import channel_pair
 from appliance.session.link import LinkClosedError
 from appliance.session.spawning import WorkerExit
 from appliance.supervisor.forker import Forker
-from tests.fakes.appliance_process import DEADLINE_S, every_event
 from tests.fakes.hostile_guest import descendants
+from tests.fakes.running_command import DEADLINE_S, every_event
 
 pytestmark = pytest.mark.slow
 

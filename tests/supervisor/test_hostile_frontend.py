@@ -20,12 +20,7 @@ from appliance.vhost._vhost_wire import (
     pack_header,
 )
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
 from tests.fakes.driver import EVENTFD, DriverRing, GuestMemory
 from tests.fakes.frontend import BackendGoneError, FrontEnd, OutOfMessagesError, RefusedError
 from tests.fakes.hostile_guest import (
@@ -37,6 +32,7 @@ from tests.fakes.hostile_guest import (
     num_fds,
     wait_readable,
 )
+from tests.fakes.running_command import DEADLINE_S, every_event
 from tests.fakes.vmms import CloudHypervisor, Qemu, Uml, Vmm
 
 pytestmark = pytest.mark.slow

@@ -16,14 +16,9 @@ from appliance.bench.bench_guest import BenchGuest
 from appliance.bench.phases import GuestPhases, Load
 from appliance.bench.tree_walk import GuestTree
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-    import_tree,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree
 from tests.fakes.fuse_client import ROOT
+from tests.fakes.running_command import DEADLINE_S, every_event
 
 pytestmark = pytest.mark.slow
 

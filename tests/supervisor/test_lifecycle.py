@@ -14,15 +14,9 @@ from typing import Final
 import pytest
 
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-    import_tree,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree
 from tests.fakes.hostile_guest import LARGE, ROOT, descendants, make_tree, memory_kib, parent_of
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,8 @@ import pytest
 from appliance.errors import ConfigError
 from appliance.supervisor.listeners import Listener
 from appliance.system.listening import set_socket_group
-from tests.fakes.appliance_process import APPLIANCE, DEADLINE_S, ApplianceProcess
+from tests.fakes.appliance_process import ApplianceProcess
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S
 from tests.mount.test_mount_command import NOBODY
 
 

@@ -1,124 +1,41 @@
-"""Metrics of real supervisors, read by Prometheus, by promtool and by prometheus_client's parsers.
-
-One supervisor serves a local store, and the other one a daemon's. Each has answered a guest.
-"""
+"""Metrics of real supervisors, read by promtool and by prometheus_client's parsers."""
 
 import errno
-import http
-import json
 import os
-import re
-import shutil
 import socket
 import subprocess
 import threading
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 import pytest
-from prometheus_client import Metric
-from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from appliance.fuse_proto._fuse_wire import Opcode
 from appliance.session.request_statistics import ERROR_ROWS
 from appliance.session.session_memory import SessionMemory
 from appliance.supervisor.exposition import VMS_MAX, exposition
-from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-    import_tree,
-)
-from tests.fakes.daemon_process import DaemonProcess
+from tests.fakes.appliance_process import ApplianceProcess
 from tests.fakes.http_process import get_over_unix
-
-MONITORING: Final = Path(__file__).resolve().parents[2] / "docs" / "monitoring"
-ROOT: Final = 1
-SMALL: Final = b"small content"
-LARGE: Final = os.urandom(100_000)
-ACCEPT: Final = "application/openmetrics-text; version=1.0.0"
-NUM_MISSING: Final = 3
-MISSING: Final = b"0123456789abcdfghijklmnpqrsvwxyz-missing"
-
-
-def parse_openmetrics(text: str) -> Iterator[Metric]:
-    metrics: Iterator[Metric] = openmetrics.text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
-    return metrics
-
-
-class Served(NamedTuple):
-    """Two supervisors, and where their metrics are."""
-
-    local: ApplianceProcess
-    remote: ApplianceProcess
-    url: str
-    socket: Path
-
-    def local_text(self, accept: str = "") -> str:
-        request = urllib.request.Request(self.url, headers={"Accept": accept})
-        with urllib.request.urlopen(request, timeout=DEADLINE_S) as reply:
-            text: str = reply.read().decode()
-        return text
-
-    def remote_text(self) -> str:
-        return get_over_unix(self.socket, "/metrics")
-
-
-def use(guest: FakeGuest, name: str) -> None:
-    guest.mount()
-    top = guest.lookup(ROOT, name.encode())
-    small, large = guest.lookup(top, b"small"), guest.lookup(top, b"large")
-    assert guest.ask(fuse_client.read(small, 0, 4096)).body == SMALL
-    assert guest.ask(fuse_client.read(large, 0, 1 << 17), room=1 << 17).body == LARGE
-    for _ in range(NUM_MISSING):
-        assert guest.ask(fuse_client.getattr_(1 << 40)).error
-    assert guest.ask(fuse_client.lookup(ROOT, MISSING)).error
+from tests.fakes.monitored import (
+    ACCEPT,
+    LARGE,
+    NUM_MISSING,
+    SMALL,
+    Served,
+    parse_openmetrics,
+    serving,
+    values,
+)
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    tree = tmp_path_factory.mktemp("trees") / "tree"
-    tree.mkdir()
-    (tree / "small").write_bytes(SMALL)
-    (tree / "large").write_bytes(LARGE)
-    store = tmp_path_factory.mktemp("store") / "store"
-    (name,) = import_tree(store, tree)
-    ours, theirs = tmp_path_factory.mktemp("local"), tmp_path_factory.mktemp("remote")
-    path = theirs / "metrics.sock"
-    with ExitStack() as stack:
-        daemon = stack.enter_context(DaemonProcess(f"lmdb://{store}", theirs / "daemon"))
-        local = stack.enter_context(ApplianceProcess(store, ours, "--metrics=:0"))
-        remote = stack.enter_context(
-            ApplianceProcess(
-                daemon.unix_uri, theirs, f"--metrics={path}", f"--state-dir={theirs / 'state'}"
-            )
-        )
-        for supervisor in (local, remote):
-            use(stack.enter_context(FakeGuest(supervisor.connect())), name)
-        match = re.search(r"metrics are on (127\.0\.0\.1:\d+)", local.log())
-        assert match, local.log()
-        yield Served(local, remote, f"http://{match[1]}/metrics", path)
-
-
-def values(metrics: Iterator[Metric], name: str) -> dict[tuple[str, ...], float]:
-    """Return the samples called `name`, by the values of their labels other than `vm`."""
-    return {
-        tuple(value for label, value in sorted(sample.labels.items()) if label != "vm"): (
-            sample.value
-        )
-        for metric in metrics
-        for sample in metric.samples
-        if sample.name == name
-    }
+    with serving(tmp_path_factory.mktemp("monitored")) as programs:
+        yield programs
 
 
 @pytest.mark.slow
@@ -168,7 +85,7 @@ def test_what_comes_from_elsewhere_is_counted_by_peer(served: Served) -> None:
         return values(iter(families), name)
 
     pid = str(served.remote.process.pid)
-    peer = f"unix:{served.remote.sockets[0].parent}/daemon/daemon.sock"
+    peer = f"unix:{served.daemon.socket}"
     fetches = of("appliance_fetches_total")
     for service in ("blobs", "directories", "path_infos"):
         assert fetches[peer, service, pid] >= (service != "directories"), fetches
@@ -204,163 +121,6 @@ def test_promtool_finds_nothing_wrong_with_the_metrics(served: Served) -> None:
             check=False,
         )
         assert (checked.returncode, checked.stderr) == (0, "")
-
-
-def test_promtool_reads_the_rules() -> None:
-    subprocess.run(["promtool", "check", "rules", MONITORING / "alerts.yml"], check=True)
-
-
-@pytest.mark.slow
-def test_alerts_come_when_they_should(tmp_path: Path) -> None:
-    shutil.copy(MONITORING / "alerts.yml", tmp_path)
-    (tmp_path / "tests.yml").write_text(ALERT_TESTS)
-    subprocess.run(["promtool", "test", "rules", tmp_path / "tests.yml"], check=True)
-
-
-ALERT_TESTS: Final = """\
-rule_files: [alerts.yml]
-evaluation_interval: 1m
-tests:
-  - interval: 1m
-    input_series:
-      - {series: 'up{job="appliance", instance="a"}', values: "1 1 0 0 0 0 0 0"}
-      - series: 'appliance_request_errors_total{instance="a", vm="v", opcode="READ", errno="EIO"}'
-        values: "0 0 0 0 1 1 1 1"
-      - series: 'appliance_request_errors_total{instance="a", vm="w", opcode="READ", errno="EROFS"}'
-        values: "0 1 2 3 4 5 6 7"
-      - {series: 'appliance_worker_restarts_total{instance="a", vm="v"}', values: "0 1 2 3 4 5 6 7"}
-      - {series: 'appliance_worker_restarts_total{instance="a", vm="w"}', values: "0 0 0 1 1 1 1 1"}
-      - {series: 'appliance_parked_requests{instance="a", vm="v"}', values: "1 1 1 1 1 1 1 1"}
-      - {series: 'appliance_parked_requests{instance="a", vm="w"}', values: "1 0 1 0 1 0 1 0"}
-      - {series: 'appliance_store_free_bytes{instance="a"}', values: "1e6x7"}
-    alert_rule_test:
-      - alertname: ApplianceDown
-        eval_time: 3m
-        exp_alerts: []
-      - alertname: ApplianceDown
-        eval_time: 5m
-        exp_alerts:
-          - exp_labels: {severity: critical, job: appliance, instance: a}
-            exp_annotations:
-              summary: "a: the supervisor does not answer"
-              description: >-
-                Guests read on, but what they have not seen yet must wait, and is EIO after 30 s.
-      - alertname: ApplianceContentMissing
-        eval_time: 3m
-        exp_alerts: []
-      - alertname: ApplianceContentMissing
-        eval_time: 5m
-        exp_alerts:
-          - exp_labels: {severity: warning, instance: a, vm: v}
-            exp_annotations:
-              summary: "v: requests are answered with EIO"
-              description: >-
-                Content is missing, damaged or cannot be fetched. The log names it; `appliance
-                verify` finds what is damaged.
-      - alertname: ApplianceWorkersDie
-        eval_time: 7m
-        exp_alerts:
-          - exp_labels: {severity: warning, instance: a, vm: v}
-            exp_annotations:
-              summary: "v: workers die again and again"
-              description: >-
-                Each costs the guest a pause. The log has a line for each with the signal.
-      - alertname: ApplianceGuestWaits
-        eval_time: 7m
-        exp_alerts:
-          - exp_labels: {severity: warning, instance: a, vm: v}
-            exp_annotations:
-              summary: "v: requests have waited for two minutes"
-              description: A service elsewhere may be slow or away.
-"""
-
-
-def expressions() -> list[str]:
-    """Return the expressions of the dashboard, with its variables filled in."""
-    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
-    found = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
-    assert len(found) > 30
-    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
-    return [expr.replace("$__rate_interval", "1m").replace("$vm", ".*") for expr in found]
-
-
-def names_in(text: str) -> set[str]:
-    return set(re.findall(r"\bappliance_\w+", text))
-
-
-@pytest.mark.slow
-def test_whatever_the_dashboard_and_the_rules_name_is_there(served: Served) -> None:
-    there = {
-        sample.name
-        for text in (served.local_text(), served.remote_text())
-        for family in parse_text(text)
-        for sample in family.samples
-    }
-    rules = re.findall(
-        r"expr: (?:>-\n)?(.*?)\n(?=      \w|        \w+:)",
-        (MONITORING / "alerts.yml").read_text(),
-        re.DOTALL,
-    )
-    assert len(rules) > 8
-    named = names_in("\n".join([*expressions(), *rules]))
-    assert named - there == set()
-    # And all that there is has been written down.
-    listed = names_in((MONITORING / "README.md").read_text())
-    assert {re.sub(r"_bucket$", "", name) for name in there} - listed == set()
-
-
-@pytest.mark.slow
-def test_prometheus_evaluates_the_dashboard(served: Served, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    target = served.url.removeprefix("http://").removesuffix("/metrics")
-    config = tmp_path / "prometheus.yml"
-    config.write_text(
-        "global: {scrape_interval: 200ms, scrape_timeout: 200ms}\n"
-        f"rule_files: [{MONITORING}/alerts.yml]\n"
-        f"scrape_configs: [{{job_name: appliance, static_configs: [{{targets: ['{target}']}}]}}]\n"
-    )
-    command = [
-        "prometheus",
-        f"--config.file={config}",
-        f"--storage.tsdb.path={tmp_path}/data",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stderr=log)
-    try:
-        for _ in every_event(DEADLINE_S):
-            if query(port, "count_over_time(appliance_requests_total[1m]) > 2"):
-                break
-        else:
-            raise AssertionError((tmp_path / "log").read_text())
-        empty = [expr for expr in expressions() if not query(port, expr)]
-        # These need services elsewhere, which another supervisor has.
-        assert [expr for expr in empty if "fetch" not in expr and "cache" not in expr] == []
-    finally:
-        process.terminate()
-        process.wait(DEADLINE_S)
-
-
-def query(port: int, expression: str) -> list[Any]:
-    """Return what Prometheus finds; nothing while it does not answer."""
-    words = urllib.parse.urlencode({"query": expression})
-    try:
-        with urllib.request.urlopen(
-            f"http://127.0.0.1:{port}/api/v1/query?{words}", timeout=DEADLINE_S
-        ) as reply:
-            answer = json.load(reply)
-    except ConnectionError:
-        return []
-    except urllib.error.HTTPError as exc:
-        if exc.code == http.HTTPStatus.SERVICE_UNAVAILABLE:  # it is starting
-            return []
-        raise AssertionError(f"{expression}: {exc.read().decode()}") from exc
-    except urllib.error.URLError:
-        return []
-    assert answer["status"] == "success", answer
-    result: list[Any] = answer["data"]["result"]
-    return result
 
 
 def report_of(num_vms: int) -> dict[str, Any]:

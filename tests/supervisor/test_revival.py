@@ -11,18 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
 from tests.fakes.hostile_guest import (
     LARGE,
     ROOT,
     parent_of,
     wait_readable,
 )
+from tests.fakes.running_command import DEADLINE_S, every_event
 from tests.fakes.vmms import CloudHypervisor
 
 pytestmark = pytest.mark.slow

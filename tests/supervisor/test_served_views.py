@@ -11,17 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-    import_tree,
-    uri_of,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree, uri_of
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.mounted import Mounted
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 
 pytestmark = pytest.mark.slow
 

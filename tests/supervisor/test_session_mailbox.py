@@ -15,22 +15,17 @@ from appliance.session.channel import VERSION
 from appliance.system.listening import short_socket_path
 from appliance.system.process import start_ticks
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    import_tree,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree
 from tests.fakes.hostile_guest import LARGE, ROOT, open_files
-from tests.supervisor.test_foreign_descriptors import KINDS
-from tests.supervisor.test_succession import (
-    OPTIONS,
+from tests.fakes.running_command import DEADLINE_S
+from tests.supervisor.conftest import SERVED
+from tests.supervisor.process_lives import (
     await_end,
     fork_servers_of,
-    kill,
     processes_of,
     session_leases,
 )
+from tests.supervisor.test_foreign_descriptors import KINDS
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +40,7 @@ def kill_both(appliance: ApplianceProcess) -> None:
     appliance.process.send_signal(signal.SIGSTOP)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    kill(appliance)
+    appliance.kill()
     await_end(pids)
 
 
@@ -55,22 +50,10 @@ def worker_of(appliance: ApplianceProcess, queue: int) -> int:
     return int(pid)
 
 
-@pytest.fixture
-def guest(
-    store: tuple[Path, bytes], tmp_path: Path
-) -> Iterator[tuple[FakeGuest, ApplianceProcess]]:
-    first = ApplianceProcess(store[0], tmp_path, *OPTIONS)
-    served = FakeGuest(first.connect())
-    served.mount()
-    with contextlib.closing(served):
-        yield served, first
-    first.stop()
-
-
 def test_the_next_supervisor_finds_the_session_itself(
-    guest: tuple[FakeGuest, ApplianceProcess], store: tuple[Path, bytes], tmp_path: Path
+    first_guest: tuple[FakeGuest, ApplianceProcess], store: tuple[Path, bytes], tmp_path: Path
 ) -> None:
-    served, first = guest
+    served, first = first_guest
     large = served.lookup(served.lookup(ROOT, store[1]), b"large")
     (session,) = first.status()
     (tree := tmp_path / "new").write_text("new content")
@@ -83,7 +66,7 @@ def test_the_next_supervisor_finds_the_session_itself(
         (name,) = import_tree(store[0], tree)
         os.kill(worker, signal.SIGKILL)
         served.send(fuse_client.lookup(ROOT, name.encode()))  # nobody can start its successor
-        first = ApplianceProcess(store[0], tmp_path, *OPTIONS)
+        first = ApplianceProcess(store[0], tmp_path, *SERVED)
         assert f"session process {session['pid']} is taken over" in first.log()
         (used,) = served.rings[1].collect(timeout_s=DEADLINE_S)
         answer = fuse_client.parse_reply(used.data)
@@ -97,8 +80,8 @@ def test_the_next_supervisor_finds_the_session_itself(
         tree = tree.rename(tmp_path / f"new-{restart}")
     assert found["requests"]["INIT"] == 1
     left = processes_of(first) | fork_servers_of(first)
-    kill(first)  # the fork server has the session now, and hands it over as any other
-    first = ApplianceProcess(store[0], tmp_path, *OPTIONS)
+    first.kill()  # the fork server has the session now, and hands it over as any other
+    first = ApplianceProcess(store[0], tmp_path, *SERVED)
     assert served.lookup(served.lookup(ROOT, store[1]), b"large") == large
     served.vmm.front_end.close()
     await_end(left)
@@ -109,15 +92,15 @@ def test_the_next_supervisor_finds_the_session_itself(
 
 
 def test_what_a_session_left_that_ended_alone_is_removed(
-    guest: tuple[FakeGuest, ApplianceProcess], store: tuple[Path, bytes], tmp_path: Path
+    first_guest: tuple[FakeGuest, ApplianceProcess], store: tuple[Path, bytes], tmp_path: Path
 ) -> None:
-    served, first = guest
+    served, first = first_guest
     pids = processes_of(first)
     kill_both(first)
     served.vmm.front_end.close()
     await_end(pids)
     assert list(sessions_of(store[0]).glob("*.mailbox"))
-    with ApplianceProcess(store[0], tmp_path, *OPTIONS) as second:
+    with ApplianceProcess(store[0], tmp_path, *SERVED) as second:
         assert second.status() == []
         assert not list(sessions_of(store[0]).glob("*.*"))
         assert session_leases(store[0]) == []
@@ -188,7 +171,7 @@ def test_no_descriptor_of_a_session_process_reaches_the_supervisor_but_its_memor
         for kind, label in labels.items():
             stack.enter_context(taken_over_process(store[0], label, kind))
         sockets = [label.name for label in labels.values()]
-        process = ApplianceProcess(store[0], tmp_path, *OPTIONS, sockets=sockets)
+        process = ApplianceProcess(store[0], tmp_path, *SERVED, sockets=sockets)
         appliance = stack.enter_context(process)
         assert appliance.status() == []
         held = open_files(appliance.process.pid)
@@ -201,9 +184,9 @@ def test_no_descriptor_of_a_session_process_reaches_the_supervisor_but_its_memor
 
 
 def test_a_session_that_has_a_supervisor_hands_out_nothing(
-    guest: tuple[FakeGuest, ApplianceProcess], store: tuple[Path, bytes]
+    first_guest: tuple[FakeGuest, ApplianceProcess], store: tuple[Path, bytes]
 ) -> None:
-    served, _first = guest
+    served, _first = first_guest
     (path,) = sessions_of(store[0]).glob("*.mailbox")
     ours, theirs = channel.channel_pair()
     with ours, theirs, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:

@@ -12,12 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
+from tests.fakes.running_command import DEADLINE_S, every_event
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from appliance.store.leases import living_leases
 from appliance.store.root_lists import roots_locked
 from appliance.supervisor.status import collect
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import DEADLINE_S, ApplianceProcess, FakeGuest, every_event
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
 from tests.fakes.frontend import BackendGoneError
 from tests.fakes.hostile_guest import (
     LARGE,
@@ -31,6 +31,7 @@ from tests.fakes.hostile_guest import (
     open_files,
     parent_of,
 )
+from tests.fakes.running_command import DEADLINE_S, every_event
 
 pytestmark = pytest.mark.slow
 

@@ -4,96 +4,41 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from errno import ENOENT, ESTALE
 from pathlib import Path
 
 import pytest
 
-from appliance.store.leases import living_leases
-from appliance.store.root_lists import roots_locked
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-    import_tree,
-    uri_of,
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree, uri_of
+from tests.fakes.hostile_guest import LARGE, ROOT, parent_of
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S
+from tests.supervisor.conftest import SERVED
+from tests.supervisor.process_lives import (
+    await_end,
+    fork_servers_of,
+    processes_of,
+    session_leases,
 )
-from tests.fakes.hostile_guest import LARGE, ROOT, descendants, parent_of
 
 pytestmark = pytest.mark.slow
 
-OPTIONS = ("--num-request-queues=1",)
-
-
-def kill(appliance: ApplianceProcess) -> None:
-    appliance.process.kill()
-    appliance.process.wait(DEADLINE_S)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def await_end(pids: set[int]) -> None:
-    for _ in every_event(DEADLINE_S):
-        if not any(map(is_running, pids)):
-            return
-    raise AssertionError(f"of {pids}, some still run")
-
-
-def fork_servers_of(appliance: ApplianceProcess) -> set[int]:
-    pid = appliance.process.pid
-    return {child for child in descendants(pid) if parent_of(child) == pid}
-
-
-def processes_of(appliance: ApplianceProcess) -> set[int]:
-    return {
-        pid
-        for session in appliance.status()
-        for pid in (session["pid"], *(worker["pid"] for worker in session["workers"]))
-    }
-
-
-def session_leases(store: Path) -> list[int]:
-    """Return how many paths each living lease of a session holds."""
-    with roots_locked(store, is_exclusive=True):
-        return [len(lease.paths) for lease in living_leases(store) if lease.kind == "session"]
-
-
-@pytest.fixture
-def guest(
-    store: tuple[Path, bytes], tmp_path: Path
-) -> Iterator[tuple[FakeGuest, ApplianceProcess]]:
-    first = ApplianceProcess(store[0], tmp_path, *OPTIONS)
-    served = FakeGuest(first.connect())
-    served.mount()
-    with contextlib.closing(served):
-        yield served, first
-    first.stop()
-
 
 def test_a_guest_reads_on_without_a_supervisor_and_gets_new_paths_from_the_next(
-    guest: tuple[FakeGuest, ApplianceProcess], store: tuple[Path, bytes], tmp_path: Path
+    first_guest: tuple[FakeGuest, ApplianceProcess], store: tuple[Path, bytes], tmp_path: Path
 ) -> None:
-    served, first = guest
+    served, first = first_guest
     large = served.lookup(served.lookup(ROOT, store[1]), b"large")
     before = processes_of(first)
     (tree := tmp_path / "new").write_text("new content")
     for restart in range(2):
-        kill(first)
+        first.kill()
         assert session_leases(store[0]) == [1 + restart], "it keeps what it was granted"
         assert served.ask(fuse_client.read(large, 0, 4000)).body == LARGE[:4000]
         assert served.ask(fuse_client.getattr_(ROOT)).error == 0
         (name,) = import_tree(store[0], tree)
         served.send(fuse_client.lookup(ROOT, name.encode()))
-        first = ApplianceProcess(store[0], tmp_path, *OPTIONS)
+        first = ApplianceProcess(store[0], tmp_path, *SERVED)
         (used,) = served.rings[1].collect(timeout_s=DEADLINE_S)
         answer = fuse_client.parse_reply(used.data)
         assert answer.error == 0
@@ -116,13 +61,13 @@ def test_a_guest_reads_on_without_a_supervisor_and_gets_new_paths_from_the_next(
 def test_a_supervisor_that_is_told_to_keep_sessions_leaves_them_to_the_next(
     store: tuple[Path, bytes], tmp_path: Path
 ) -> None:
-    with ApplianceProcess(store[0], tmp_path, *OPTIONS, "--keep-sessions") as first:
+    with ApplianceProcess(store[0], tmp_path, *SERVED, "--keep-sessions") as first:
         served = FakeGuest(first.connect())
         served.mount()
         before = processes_of(first)
         assert first.stop() == 0
         assert served.ask(fuse_client.statfs()).error == 0
-    with ApplianceProcess(store[0], tmp_path, *OPTIONS) as second:
+    with ApplianceProcess(store[0], tmp_path, *SERVED) as second:
         assert processes_of(second) == before
         assert served.lookup(ROOT, store[1])
         assert second.stop() == 0
@@ -131,27 +76,27 @@ def test_a_supervisor_that_is_told_to_keep_sessions_leaves_them_to_the_next(
 
 
 def test_sessions_of_other_sockets_and_stores_are_not_taken_over(
-    guest: tuple[FakeGuest, ApplianceProcess], store: tuple[Path, bytes], tmp_path: Path
+    first_guest: tuple[FakeGuest, ApplianceProcess], store: tuple[Path, bytes], tmp_path: Path
 ) -> None:
-    served, first = guest
-    kill(first)
+    served, first = first_guest
+    first.kill()
     (tmp_path / "other").mkdir()
-    options = (*OPTIONS, f"--state-dir={store[0]}.state")
+    options = (*SERVED, f"--state-dir={store[0]}.state")
     with ApplianceProcess(store[0], tmp_path / "other", *options) as other:
         assert other.status() == []
     (tmp_path / "tree").write_text("x")
     import_tree(tmp_path / "store2", tmp_path / "tree")
     with ApplianceProcess(tmp_path / "store2", tmp_path, *options) as other:
         assert other.status() == []
-    with ApplianceProcess(store[0], tmp_path, *OPTIONS) as second:
+    with ApplianceProcess(store[0], tmp_path, *SERVED) as second:
         assert len(second.status()) == 1
         assert served.lookup(ROOT, store[1])
 
 
 def test_a_session_whose_fork_server_is_killed_gets_another(
-    guest: tuple[FakeGuest, ApplianceProcess], store: tuple[Path, bytes]
+    first_guest: tuple[FakeGuest, ApplianceProcess], store: tuple[Path, bytes]
 ) -> None:
-    served, first = guest
+    served, first = first_guest
     pids = processes_of(first)
     (session,) = first.status()
     for _ in range(2):
@@ -179,14 +124,14 @@ def test_a_view_that_lost_a_path_meanwhile_hides_it_at_once(
 
     view("create")
     view("add", store[1], other.encode())
-    options = (*OPTIONS, state, "--view=v")
+    options = (*SERVED, state, "--view=v")
     first = ApplianceProcess(store[0], tmp_path, *options)
     with contextlib.closing(FakeGuest(first.connect())) as served:
         served.mount()
         kept, lost = served.lookup(ROOT, store[1]), served.lookup(ROOT, other.encode())
-        kill(first)
+        first.kill()
         view("rm", other.encode())
-        with ApplianceProcess(store[0], tmp_path, *OPTIONS, state) as second:
+        with ApplianceProcess(store[0], tmp_path, *SERVED, state) as second:
             assert second.status() == [], "it serves the whole store there"
         with ApplianceProcess(store[0], tmp_path, *options) as third:
             assert len(third.status()) == 1

@@ -12,17 +12,11 @@ import pytest
 
 from appliance.vhost._vhost_wire import Region
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-    import_tree,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree
 from tests.fakes.driver import DriverRing
 from tests.fakes.frontend import FrontEnd
 from tests.fakes.hostile_guest import descendants
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 from tests.fakes.vmms import CloudHypervisor, Crosvm, Uml, Vmm
 
 pytestmark = pytest.mark.slow

@@ -13,15 +13,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    DEADLINE_S,
-    ApplianceProcess,
-    FakeGuest,
-    every_event,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.http_process import HttpProcess
+from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 
 pytestmark = pytest.mark.slow
 

@@ -251,7 +251,7 @@ class Rig:
         self.do(RequestNumber.SET_FEATURES, word(features))
 
     def add_memory(self, region: Region = REGION) -> None:
-        self.do(RequestNumber.ADD_MEM_REG, pack_mem_reg(MemReg(region)), 1)
+        self.do(RequestNumber.ADD_MEM_REG, memory_region(region), 1)
 
     def describe_ring(self, ring: int, *, num: int = 256, base: int = 0) -> None:
         self.do(RequestNumber.SET_VRING_NUM, state(ring, num))
@@ -283,6 +283,11 @@ def ring_addr(ring: int, *, shift: int = 0, flags: int = 0) -> bytes:
     """Return addresses in REGION that differ for each ring and `shift`."""
     start = REGION.user_addr + 0x8000 * ring + shift
     return pack_vring_addr(VringAddr(ring, flags, start, start + 0x4000, start + 0x6000, 0))
+
+
+def memory_region(region: Region) -> bytes:
+    """Return what adds a region, or removes it."""
+    return pack_mem_reg(MemReg(region))
 
 
 def mem_table(regions: Sequence[Region], *, junk: bytes = b"") -> bytes:

@@ -1,26 +1,22 @@
-"""Negotiation, configuration, memory, inflight buffers, and answers to unservable requests."""
+"""Negotiation, configuration, inflight buffers, device state, and refusals of requests."""
 
 import logging
 
 import pytest
 
-from appliance.bounds import MESSAGE_FDS_MAX
 from appliance.engine import inflight_size
 from appliance.errors import VhostError
 from appliance.vhost._vhost_wire import (
     Config,
     Inflight,
     Log,
-    MemReg,
     ProtocolFeature,
-    Region,
     RequestNumber,
     StateTransfer,
     VirtioFeature,
     pack_config,
     pack_inflight,
     pack_log,
-    pack_mem_reg,
     pack_state_transfer,
     unpack_inflight,
     unpack_word,
@@ -32,17 +28,12 @@ from tests.vhost.session_rig import (
     REGION,
     Rig,
     mem_table,
+    memory_region,
     ring_addr,
     run_now,
     state,
     word,
 )
-
-OTHER = Region(0x200000, 0x100000, 0x7F00_0020_0000, 0x101000)
-
-
-def add(region: Region) -> bytes:
-    return pack_mem_reg(MemReg(region))
 
 
 def config(offset: int, size: int, flags: int = 0) -> bytes:
@@ -98,8 +89,8 @@ FEATURE_REQUESTS = {
     ],
     "CONFIGURE_MEM_SLOTS": [
         (RequestNumber.GET_MAX_MEM_SLOTS, b"", 0),
-        (RequestNumber.ADD_MEM_REG, add(REGION), 1),
-        (RequestNumber.REM_MEM_REG, add(REGION), 1),
+        (RequestNumber.ADD_MEM_REG, memory_region(REGION), 1),
+        (RequestNumber.REM_MEM_REG, memory_region(REGION), 1),
     ],
     "RESET_DEVICE": [(RequestNumber.RESET_DEVICE, b"", 0)],
     "INFLIGHT_SHMFD": [
@@ -134,7 +125,7 @@ def test_requests_of_a_feature_that_was_not_negotiated_fail(feature: str) -> Non
 
 def test_without_negotiation_on_this_connection_offered_features_may_be_used() -> None:
     with Rig() as rig:
-        assert rig.is_acked(RequestNumber.ADD_MEM_REG, add(REGION), 1)
+        assert rig.is_acked(RequestNumber.ADD_MEM_REG, memory_region(REGION), 1)
 
 
 def test_without_a_tag_config_fails_even_so() -> None:
@@ -198,9 +189,9 @@ def test_requests_of_other_devices_are_refused_and_their_descriptors_closed(
         (RequestNumber.SET_INFLIGHT_FD, pack_inflight(Inflight(0x2000, 0, 2, 64)), 0),
         (RequestNumber.SET_INFLIGHT_FD, pack_inflight(Inflight(0x2000, 0, 2, 64)), 2),
         (RequestNumber.RESET_DEVICE, b"", 1),
-        (RequestNumber.ADD_MEM_REG, add(REGION), 0),
-        (RequestNumber.ADD_MEM_REG, add(REGION), 2),
-        (RequestNumber.REM_MEM_REG, add(REGION), 2),
+        (RequestNumber.ADD_MEM_REG, memory_region(REGION), 0),
+        (RequestNumber.ADD_MEM_REG, memory_region(REGION), 2),
+        (RequestNumber.REM_MEM_REG, memory_region(REGION), 2),
     ],
 )
 def test_a_failure_is_acked_if_asked_and_ends_the_connection_otherwise(
@@ -225,14 +216,14 @@ def test_what_the_backend_refuses_is_refused() -> None:
     with Rig() as rig:
         rig.backend.refuses = {"add_region", "set_regions", "reset", "inflight", "set_inflight"}
         inflight = pack_inflight(Inflight(0x2000, 0, 2, 64))
-        assert not rig.is_acked(RequestNumber.ADD_MEM_REG, add(REGION), 1)
+        assert not rig.is_acked(RequestNumber.ADD_MEM_REG, memory_region(REGION), 1)
         assert not rig.is_acked(RequestNumber.SET_MEM_TABLE, mem_table([REGION]), 1)
         assert not rig.is_acked(RequestNumber.RESET_DEVICE)
         assert not rig.is_acked(RequestNumber.SET_INFLIGHT_FD, inflight, 1)
         assert rig.handle(RequestNumber.GET_INFLIGHT_FD, inflight) == (31, bytes(24), ())
         rig.backend.refuses.clear()
         # Nothing of the refused request was kept, so the same region does not overlap itself.
-        assert rig.is_acked(RequestNumber.ADD_MEM_REG, add(REGION), 1)
+        assert rig.is_acked(RequestNumber.ADD_MEM_REG, memory_region(REGION), 1)
 
 
 # --- Configuration space ---
@@ -245,51 +236,6 @@ def test_config_is_read_in_the_size_and_with_the_header_that_was_asked() -> None
             reply = rig.handle(RequestNumber.GET_CONFIG, asked)
             assert reply is not None
             assert reply.payload == asked[:12] + rig.device.read_config(0, size)
-
-
-# --- Memory ---
-
-
-def test_a_memory_table_replaces_every_region() -> None:
-    with Rig() as rig:
-        rig.add_memory()
-        rig.do(RequestNumber.SET_MEM_TABLE, mem_table([OTHER, REGION], junk=bytes(32)), 2)
-        assert list(rig.backend.regions) == [OTHER, REGION]
-        rig.do(RequestNumber.SET_MEM_TABLE, mem_table([]))
-        assert rig.backend.regions == {}
-        rig.do(RequestNumber.SET_MEM_TABLE, mem_table([REGION]), 1)
-
-
-def test_a_memory_table_that_overlaps_itself_changes_nothing() -> None:
-    with Rig() as rig:
-        rig.add_memory(OTHER)
-        assert not rig.is_acked(
-            RequestNumber.SET_MEM_TABLE, mem_table([REGION, REGION._replace(gpa=0x900000)]), 2
-        )
-        assert list(rig.backend.regions) == [OTHER]
-
-
-def test_a_memory_table_may_fill_a_message() -> None:
-    regions = [
-        Region(i << 20, 1 << 20, (1 << 40) + (i << 20), i << 20) for i in range(MESSAGE_FDS_MAX)
-    ]
-    with Rig() as rig:
-        rig.do(RequestNumber.SET_MEM_TABLE, mem_table(regions), MESSAGE_FDS_MAX)
-        assert list(rig.backend.regions) == regions
-        more = mem_table([*regions, Region(1 << 30, 4096, 1 << 50, 0)])
-        assert not rig.is_acked(RequestNumber.SET_MEM_TABLE, more, MESSAGE_FDS_MAX)
-
-
-def test_regions_come_and_go_one_by_one() -> None:
-    with Rig() as rig:
-        rig.add_memory(REGION)
-        rig.add_memory(OTHER)
-        overlapping = OTHER._replace(size=OTHER.size + 1)
-        assert not rig.is_acked(RequestNumber.ADD_MEM_REG, add(overlapping), 1)
-        rig.do(RequestNumber.REM_MEM_REG, add(REGION._replace(mmap_offset=0)), 1)
-        assert not rig.is_acked(RequestNumber.REM_MEM_REG, add(REGION))
-        assert list(rig.backend.regions) == [OTHER]
-        assert ("remove_region", REGION) in rig.backend.calls
 
 
 # --- Inflight buffer, reset ---
@@ -427,64 +373,3 @@ def test_every_message_is_one_debug_line(caplog: pytest.LogCaptureFixture) -> No
     assert [record.getMessage() for record in caplog.records] == [
         "received GET_FEATURES need_reply"
     ]
-
-
-# --- A device that comes back on the same connection ---
-
-
-def test_the_same_region_again_replaces_the_one_that_was_there() -> None:
-    with Rig() as rig:
-        rig.negotiate()
-        rig.add_memory()
-        rig.run_ring(1)
-        moved = REGION._replace(mmap_offset=0x200000)
-        rig.add_memory(moved)
-        assert list(rig.backend.regions) == [moved]
-        assert list(rig.backend.running) == [1], "rings in it go on"
-        overlapping = REGION._replace(size=REGION.size * 2)
-        assert not rig.is_acked(RequestNumber.ADD_MEM_REG, add(overlapping), 1)
-        rig.do(RequestNumber.REM_MEM_REG, add(REGION), 0)
-        assert rig.backend.regions == {}
-
-
-def test_a_replacement_that_is_refused_leaves_the_region() -> None:
-    with Rig() as rig:
-        rig.add_memory()
-        rig.backend.refuses = {"add_region"}
-        assert not rig.is_acked(RequestNumber.ADD_MEM_REG, add(REGION), 1)
-        rig.backend.refuses = set()
-        assert rig.is_acked(RequestNumber.REM_MEM_REG, add(REGION))
-
-
-def test_set_owner_again_begins_a_new_session() -> None:
-    with Rig() as rig:
-        features = rig.device.protocol_features & ~ProtocolFeature.INFLIGHT_SHMFD
-        rig.do(RequestNumber.SET_PROTOCOL_FEATURES, word(features))
-        rig.do(RequestNumber.SET_OWNER)
-        rig.negotiate()
-        for round_ in range(3):
-            rig.add_memory()
-            assert rig.run_ring(1).base == 0, "it does not go on where the last one stopped"
-            rig.do(RequestNumber.SET_VRING_CALL, word(1), 1)
-            assert list(rig.backend.running) == [1]
-            rig.do(RequestNumber.SET_OWNER)
-            assert rig.backend.running == {}
-            assert rig.backend.calls.count(("begin_again",)) == round_ + 1
-            assert not rig.is_acked(RequestNumber.REM_MEM_REG, add(REGION)), "memory is gone"
-            # What QEMU negotiates before SET_OWNER stays.
-            wanted = pack_inflight(Inflight(0, 0, 2, 64))
-            assert rig.handle(RequestNumber.GET_INFLIGHT_FD, wanted) == (
-                RequestNumber.GET_INFLIGHT_FD,
-                next(row.failure for row in REQUESTS if row.name == "GET_INFLIGHT_FD"),
-                (),
-            )
-            rig.negotiate()
-
-
-def test_the_first_set_owner_changes_nothing() -> None:
-    with Rig() as rig:
-        rig.negotiate()
-        rig.add_memory()
-        rig.run_ring(1)
-        rig.do(RequestNumber.SET_OWNER)
-        assert list(rig.backend.running) == [1]

@@ -23,10 +23,10 @@ from appliance.worker.device_delivery import REQUEST_BYTES, DeviceEndedError, Fu
 from appliance.worker.plain_answers import RingWait
 from appliance.worker.ring_server import RingServer
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import every_event
 from tests.fakes.driver import EVENTFD
 from tests.fakes.engine_rig import Rig
 from tests.fakes.fuse_client import ROOT
+from tests.fakes.running_command import every_event
 from tests.fs.guest import File, Link, Model, basename
 from tests.store.test_store_reader import commit_elsewhere
 from tests.worker.twins import Twins, filled_store

@@ -12,16 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import (
-    APPLIANCE,
-    ApplianceProcess,
-    FakeGuest,
-    import_tree,
-    uri_of,
-)
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree, uri_of
 from tests.fakes.forbidden_acts import DEADLY, acting, check_call, opening, reading
 from tests.fakes.hostile_guest import LARGE, ROOT, make_tree
 from tests.fakes.probed import NO_FILTER, PROBE, Probes
+from tests.fakes.running_command import APPLIANCE
 
 pytestmark = pytest.mark.slow
 

@@ -9,6 +9,10 @@ from typing import Final
 
 from vmharness import initramfs
 
+_APPLETS: Final = (
+    *("cat", "cmp", "dd", "find", "ls", "mount", "poweroff", "sha256sum", "sh", "sleep", "stat"),
+    *("touch", "umount"),
+)
 INIT: Final = """#!/bin/sh
 mount -t tmpfs tmp /tmp
 mount -t sysfs sys /sys
@@ -26,7 +30,7 @@ def make_root(path: Path, init: str = INIT) -> Path:
     busybox = shutil.which("busybox")
     assert busybox
     shutil.copy(busybox, path / "bin" / "busybox")
-    for applet in ("sh", "mount", "cat", "ls", "find", "sha256sum", "stat", "touch", "sleep"):
+    for applet in _APPLETS:
         (path / "bin" / applet).symlink_to("busybox")
     shutil.copy(initramfs.program("agent"), path / "bin" / "agent")
     (path / "sbin" / "init").write_text(init)

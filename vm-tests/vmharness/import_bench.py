@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.fakes.appliance_process import APPLIANCE
+from tests.fakes.running_command import APPLIANCE
 from vmharness import measure
 from vmharness.cache import HarnessError
 from vmharness.measure import MIB, Cost, Size, Spread

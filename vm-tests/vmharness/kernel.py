@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vmharness.cache import CACHE, PROJECT, HarnessError, cached
+from vmharness.cache import CACHE, PROJECT, HarnessError, cached, key_of
 
 _METAPACKAGE: Final = "linux-image-{series}cloud-amd64"
 _UML: Final = "linux.uml"
@@ -25,6 +25,8 @@ _QEMU_MODULES: Final = (
     "drivers/virtio/virtio_pci",
     "drivers/char/virtio_console",
     "drivers/block/virtio_blk",
+    "drivers/acpi/button",
+    "drivers/input/evdev",
     "lib/libcrc32c",
     "fs/erofs/erofs",
     *_FS_MODULES,
@@ -52,7 +54,7 @@ def qemu_kernel(series: str = "") -> Kernel:
     Args:
         series: such as "6.12"; by default the release's own.
     """
-    prefix = f"kernel{series}-"
+    prefix = f"kernel{series}-{key_of(name.encode() for name in _QEMU_MODULES)}-"
     present = sorted(CACHE.glob(f"{prefix}*"), key=lambda path: _version_key(path.name))
     if present:
         directory = present[-1]

@@ -1,110 +1,25 @@
-"""A guest that is saved, or moves from one QEMU to another, of a Debian whose QEMU can do that.
-
-From 8.2 on, QEMU saves and moves guests with vhost-user-fs; Debian 12 has 7.2.
-"""
+"""A guest that is saved, or moves from one QEMU to another, of a Debian whose QEMU can do that."""
 
 import contextlib
-import json
-import os
 import socket
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from tests.fakes.appliance_process import every_event
-from vmharness import qemu
-from vmharness.cache import cached
-from vmharness.debian_packages import command_of, unpack
+from tests.fakes.running_command import every_event
+from vmharness import newer_debian, qemu
 from vmharness.guest import Guest
 from vmharness.kernel import Kernel, qemu_kernel
+from vmharness.monitor import Monitor, MonitorError
 from vmharness.served import NEW_SERIES
 
-_SUITE: Final = os.environ.get("TEST_QEMU_SUITE", "sid")
-_PACKAGES: Final = ("qemu-system-x86", "qemu-utils", "seabios")
-_START_DEADLINE_S: Final = 60.0
 _BOOT_DEADLINE_S: Final = 240.0
 _MOVE_DEADLINE_S: Final = 300.0
 _LIFETIME_S: Final = 7200.0
 _CPUS: Final = 2
 _MEMORY_MIB: Final = 256
 _BYTES_PER_S: Final = 64 << 20
-
-
-class MoveError(Exception):
-    """QEMU refused to save or move a guest, or failed; the text is QEMU's."""
-
-
-def newer_qemu() -> list[str]:
-    """Return the command of a QEMU that moves guests, downloaded once."""
-    root = _root()
-    return [
-        *("env", f"QEMU_MODULE_DIR={root}/usr/lib/x86_64-linux-gnu/qemu"),
-        *command_of(root, "usr/bin/qemu-system-x86_64"),
-        *("-L", f"{root}/usr/share/qemu", "-L", f"{root}/usr/share/seabios"),
-    ]
-
-
-def create_disk(path: Path) -> None:
-    """Create a disk image that snapshots can be saved in."""
-    subprocess.run(
-        [*command_of(_root(), "usr/bin/qemu-img"), "create", "-q", "-f", "qcow2", path, "1G"],
-        check=True,
-        timeout=_START_DEADLINE_S,
-    )
-
-
-def _root() -> Path:
-    return cached(f"qemu-{_SUITE}", lambda target: unpack(_SUITE, _PACKAGES, target, with_all=True))
-
-
-class Qmp:
-    """The monitor of one QEMU, which has just been started."""
-
-    def __init__(self, path: Path, process: "subprocess.Popen[bytes]") -> None:
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.settimeout(_MOVE_DEADLINE_S)
-        for _ in every_event(_START_DEADLINE_S):
-            with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
-                self._sock.connect(os.fspath(path))
-                break
-            if process.poll() is not None:
-                raise MoveError(f"QEMU ended with status {process.returncode}")
-        self._stream = self._sock.makefile("r", encoding="utf-8")
-        self._read()  # its greeting
-        self.ask("qmp_capabilities")
-
-    def ask(self, command: str, **arguments: object) -> Any:
-        """Return the answer to a command.
-
-        Raises:
-            MoveError: QEMU refuses it, or has ended.
-        """
-        words = {name.replace("_", "-"): value for name, value in arguments.items()}
-        message = {"execute": command, "arguments": words}
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # seen when it is read
-            self._sock.sendall(json.dumps(message).encode() + b"\n")
-        while True:
-            answer = self._read()
-            if "error" in answer:
-                raise MoveError(f"{command}: {answer['error']['desc']}")
-            if "return" in answer:
-                return answer["return"]
-
-    def close(self) -> None:
-        self._stream.close()
-        self._sock.close()
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            line = self._stream.readline()
-        except ConnectionResetError:
-            line = ""
-        if not line:
-            raise MoveError("QEMU has ended")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
 
 class MovingGuest:
@@ -121,7 +36,7 @@ class MovingGuest:
         self._disk = disk
         # Its driver uses a request queue for each CPU.
         self._kernel: Kernel = qemu_kernel(NEW_SERIES)
-        self._program = newer_qemu()
+        self._program = newer_debian.qemu()
         self._num_processes = 0
         ours, theirs = socket.socketpair()
         # Each QEMU gets the same end. One that waits for its guest reads nothing from it.
@@ -130,7 +45,7 @@ class MovingGuest:
         self.guest = Guest(words, (ours, theirs), qemu.console(directory), _LIFETIME_S)
         try:
             self.guest.wait_until_up(_BOOT_DEADLINE_S)
-            self.qmp = Qmp(self._qmp_path, self.guest.process)
+            self.monitor = Monitor(self._monitor_path, _MOVE_DEADLINE_S, self.guest.process)
         except BaseException:
             self._channel.close()
             self.guest.close()
@@ -145,7 +60,7 @@ class MovingGuest:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.qmp.close()
+        self.monitor.close()
         self._channel.close()
         self.guest.close()
 
@@ -153,7 +68,7 @@ class MovingGuest:
         """Have another QEMU go on with the guest, with its file system at another back end.
 
         Raises:
-            MoveError: one of them refuses. The guest goes on where it was.
+            MonitorError: one of them refuses. The guest goes on where it was.
         """
         channel = self._directory / f"move{self._num_processes}.sock"
         words = [*self._command(device, self._channel.fileno()), "-incoming", f"unix:{channel}"]
@@ -169,17 +84,17 @@ class MovingGuest:
         with contextlib.ExitStack() as started:
             started.callback(process.wait)
             started.callback(process.kill)
-            target = Qmp(self._qmp_path, process)
+            target = Monitor(self._monitor_path, _MOVE_DEADLINE_S, process)
             started.callback(target.close)
             # So slow that back ends write to many pages that were copied already.
-            self.qmp.ask("migrate-set-parameters", max_bandwidth=_BYTES_PER_S)
-            self.qmp.ask("migrate", uri=f"unix:{channel}")
+            self.monitor.execute("migrate-set-parameters", max_bandwidth=_BYTES_PER_S)
+            self.monitor.execute("migrate", uri=f"unix:{channel}")
             self._wait_for_migration()
             _wait_for_status(target, "running")
             started.pop_all()
         self._end_source()
         self.guest.moved_to(process, words)
-        self.qmp = target
+        self.monitor = target
 
     def save(self, tag: str) -> None:
         """Save the machine under a name; it goes on."""
@@ -187,13 +102,13 @@ class MovingGuest:
 
     def load(self, tag: str) -> None:
         """Put the machine back to where it was when it was saved, and let it go on."""
-        self.qmp.ask("stop")
+        self.monitor.execute("stop")
         self._do_job("snapshot-load", tag)
-        self.qmp.ask("cont")
+        self.monitor.execute("cont")
 
     @property
-    def _qmp_path(self) -> Path:
-        return self._directory / f"qmp{self._num_processes}.sock"
+    def _monitor_path(self) -> Path:
+        return self._directory / f"monitor{self._num_processes}.sock"
 
     def _command(self, device: qemu.FsDevice, channel_fd: int) -> list[str]:
         self._num_processes += 1
@@ -210,7 +125,7 @@ class MovingGuest:
             # QEMU would copy it again in any case.
             kernel_words=["init_on_alloc=0"],
         )
-        words += ["-qmp", f"unix:{self._qmp_path},server=on,wait=off"]
+        words += ["-qmp", f"unix:{self._monitor_path},server=on,wait=off"]
         if self._disk is not None:
             words += [
                 "-blockdev",
@@ -220,39 +135,33 @@ class MovingGuest:
 
     def _wait_for_migration(self) -> None:
         for _ in every_event(_MOVE_DEADLINE_S):
-            state = self.qmp.ask("query-migrate")
+            state = self.monitor.execute("query-migrate")
             if state.get("status") == "completed":
                 return
             if state.get("status") == "failed":
-                raise MoveError(state.get("error-desc", "failed"))
-        raise MoveError("the guest does not arrive")
+                raise MonitorError(state.get("error-desc", "failed"))
+        raise MonitorError("the guest does not arrive")
 
     def _end_source(self) -> None:
-        with contextlib.suppress(MoveError, OSError):
-            self.qmp.ask("quit")
-        self.qmp.close()
+        with contextlib.suppress(MonitorError, OSError):
+            self.monitor.execute("quit")
+        self.monitor.close()
 
     def _do_job(self, command: str, tag: str) -> None:
         job = f"{command}-{tag}"
-        self.qmp.ask(command, job_id=job, tag=tag, vmstate="disk", devices=["disk"])
+        self.monitor.execute(command, job_id=job, tag=tag, vmstate="disk", devices=["disk"])
         for _ in every_event(_MOVE_DEADLINE_S):
-            (state,) = (one for one in self.qmp.ask("query-jobs") if one["id"] == job)
+            (state,) = (one for one in self.monitor.execute("query-jobs") if one["id"] == job)
             if state["status"] == "concluded":
-                self.qmp.ask("job-dismiss", id=job)
+                self.monitor.execute("job-dismiss", id=job)
                 if "error" in state:
-                    raise MoveError(f"{command}: {state['error']}")
+                    raise MonitorError(f"{command}: {state['error']}")
                 return
-        raise MoveError(f"{command} does not end")
+        raise MonitorError(f"{command} does not end")
 
 
-def _wait_for_status(qmp: Qmp, status: str) -> None:
+def _wait_for_status(monitor: Monitor, status: str) -> None:
     for _ in every_event(_MOVE_DEADLINE_S):
-        if qmp.ask("query-status")["status"] == status:
+        if monitor.execute("query-status")["status"] == status:
             return
-    raise MoveError(f"the guest is not {status}")
-
-
-def qemu_version(command: Sequence[str]) -> str:
-    """Return what a QEMU calls itself."""
-    done = subprocess.run([*command, "--version"], check=True, capture_output=True, text=True)
-    return done.stdout.splitlines()[0]
+    raise MonitorError(f"the guest is not {status}")

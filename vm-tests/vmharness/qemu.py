@@ -14,6 +14,7 @@ from vmharness.cache import cached
 from vmharness.guest import DeadlineExceeded, Guest, GuestLost
 from vmharness.kernel import Kernel, qemu_kernel
 
+PROGRAM: Final = ("qemu-system-x86_64",)
 _KVM_DEADLINE_S: Final = 10.0
 # 10 MB through a virtio-serial port take 0.7 s under TCG, through an emulated UART 32 s
 _AGENT_PORT: Final = "/dev/vport0p1"
@@ -46,6 +47,7 @@ def boot(
     root: str = "",
     monitor: Path | None = None,
     disk: Path | None = None,
+    program: Sequence[str] = PROGRAM,
 ) -> Guest:
     """Boot a guest with these file systems; nothing is mounted yet.
 
@@ -61,6 +63,7 @@ def boot(
         monitor: where to make a socket for `Monitor`. The devices can then be removed and added:
             each, `device0` and so on, has a port of its own, `port0`, and a chardev, `fs0`.
         disk: an image that becomes /dev/vda, read-only.
+        program: the command of QEMU, with its first options.
     """
     kernel = kernel or qemu_kernel()
     channels = socket.socketpair()
@@ -73,6 +76,7 @@ def boot(
         cpus=cpus,
         memory_mib=memory_mib,
         root=root,
+        program=program,
     )
     if monitor is not None:
         words += ["-qmp", f"unix:{_escape(monitor)},server=on,wait=off"]
@@ -132,7 +136,7 @@ def command(
     cpus: int = 1,
     memory_mib: int = 512,
     root: str = "",
-    program: Sequence[str] = ("qemu-system-x86_64",),
+    program: Sequence[str] = PROGRAM,
     kernel_words: Sequence[str] = (),
 ) -> list[str]:
     """Return how to start a guest; see `boot`.

@@ -1,8 +1,8 @@
-"""Trees for guests to read: of everything a little, very many files, one very large file."""
+"""Trees for guests to read: of everything a little, numbered files, very many, a very large one."""
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -49,6 +49,28 @@ PIECE_OFFSETS: Final = (
     *(border - _PAGE for border in _BORDERS),
     LARGE_SIZE // _PAGE * _PAGE - _PAGE,
 )
+
+
+def build_numbered(
+    directory: Path, num_directories: int, num_files: int, large: Mapping[str, int]
+) -> None:
+    """Make directories 0, 1 and so on, with files 0, 1 and so on, each larger than the last.
+
+    Args:
+        directory: is made.
+        num_directories: how many; each has a link to the first file, too.
+        num_files: how many in each of them.
+        large: names of files beside the directories, and their sizes.
+    """
+    random_bytes = random.Random(3).randbytes
+    for index in range(num_directories):
+        leaf = directory / str(index)
+        leaf.mkdir(parents=True)
+        for number in range(num_files):
+            (leaf / str(number)).write_bytes(random_bytes(number * 500))
+        (leaf / "link").symlink_to(f"../{index}/0")
+    for name, size in large.items():
+        (directory / name).write_bytes(random_bytes(size))
 
 
 def build_varied(directory: Path) -> None:

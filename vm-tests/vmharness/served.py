@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.fakes.appliance_process import ApplianceProcess, every_event
+from tests.fakes.appliance_process import ApplianceProcess
+from tests.fakes.running_command import every_event
 from vmharness import kernel, qemu, uml
 from vmharness.guest import Guest
 

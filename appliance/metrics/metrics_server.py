@@ -1,7 +1,8 @@
-"""`--metrics`: the numbers of a supervisor, over HTTP, in the format that the client asks for.
+"""`--metrics`: the numbers of a program, over HTTP, in the format that the client asks for.
 
-Requests are answered on the supervisor's loop. Reading files and making the text, which takes two
-to three milliseconds for each virtual machine, happen in threads, for one client at a time.
+Requests are answered on the program's loop. Reading files and making the text, which takes two to
+three milliseconds for each virtual machine of a supervisor, happen in threads, for one client at a
+time.
 """
 
 import asyncio
@@ -13,14 +14,16 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from appliance.http_cache.connections import (
+from appliance.system.http_connections import (
     ConnectionCount,
     CountedConnection,
     busy,
     log_bad_requests_in_a_line,
 )
-from appliance.supervisor.exposition import exposition
 from appliance.system.listening import ListeningSocket
+
+Gather = Callable[[], Awaitable[dict[str, Any]]]
+Render = Callable[[dict[str, Any], str], tuple[bytes, str]]
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -32,8 +35,9 @@ _INDEX: Final = "metrics of appliance are under /metrics\n"
 
 
 class _MetricsServer:
-    def __init__(self, gather: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+    def __init__(self, gather: Gather, render: Render) -> None:
         self._gather = gather
+        self._render = render
         self._turn = asyncio.Lock()
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -41,7 +45,7 @@ class _MetricsServer:
             async with self._turn:
                 report = await self._gather()
                 accept = request.headers.get("Accept", "")
-                body, content_type = await asyncio.to_thread(exposition, [report], accept)
+                body, content_type = await asyncio.to_thread(self._render, report, accept)
         return web.Response(body=body, headers={"Content-Type": content_type})
 
 
@@ -51,18 +55,19 @@ async def _index(_request: web.Request) -> web.Response:
 
 @contextlib.asynccontextmanager
 async def serving_metrics(
-    listening: ListeningSocket, gather: Callable[[], Awaitable[dict[str, Any]]]
+    listening: ListeningSocket, gather: Gather, render: Render
 ) -> AsyncIterator[None]:
     """Serve metrics for a block.
 
     Args:
         listening: the socket (lent).
-        gather: returns a report (see `figures`).
+        gather: returns the figures; called on this loop.
+        render: returns their text and its content type, for a header Accept; called in a thread.
     """
     log_bad_requests_in_a_line()
     application = web.Application()
     application.router.add_get("/", _index)
-    application.router.add_get("/metrics", _MetricsServer(gather).metrics)
+    application.router.add_get("/metrics", _MetricsServer(gather, render).metrics)
     runner = web.AppRunner(
         application, handle_signals=False, access_log=None, shutdown_timeout=_CLOSE_DEADLINE_S
     )

@@ -20,6 +20,7 @@
 #   make storm              guests whose supervisor is killed 100 times while they read, and 1,000
 #                           kills of session processes and workers at random
 #   make kill-publishers    an import into an object store that is killed at 200 moments
+#   make other-s3           the tests of S3, with a second server
 #   make fuzz [SECONDS=600] [SEED=n]   all fuzzers: of the C code, of FUSE requests, of vhost-user messages
 #   make soak-gc            random histories of a store with garbage collection, and kills of its
 #                           processes, for more than an hour
@@ -35,7 +36,7 @@ WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_fastcdc.c cffi_
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
-.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut device-again migrate libvirt-saved storm kill-publishers fuzz soak-gc protos clean packages-venv packages-demo packages-test
+.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut device-again migrate libvirt-saved storm kill-publishers other-s3 fuzz soak-gc protos clean packages-venv packages-demo packages-test
 .DELETE_ON_ERROR:
 
 venv: packages-venv $(INSTALLED)
@@ -87,6 +88,7 @@ bench: packages-test $(INSTALLED)
 	$(BIN)/python -m tests.bench_nix || status=1; \
 	$(BIN)/python -m tests.collector.bench_collection || status=1; \
 	$(BIN)/python -m tests.remote.bench || status=1; \
+	$(BIN)/python -m tests.remote.bench_objects || status=1; \
 	exit $$status
 
 debian-root: packages-test $(INSTALLED)
@@ -100,7 +102,7 @@ test-deb: packages-test $(INSTALLED)
 	$(BIN)/python -m pytest vm-tests/debian_system.py $(ARGS)
 
 long-cut: packages-test $(INSTALLED)
-	TEST_CUT_S=60 $(BIN)/python -m pytest tests/remote/test_links.py $(ARGS)
+	TEST_CUT_S=60 $(BIN)/python -m pytest tests/remote/test_links.py tests/remote/test_object_hosts.py $(ARGS)
 
 device-again: packages-test $(INSTALLED)
 	TEST_DEVICE_ROUNDS=20 $(BIN)/python -m pytest vm-tests/test_guest_device_again.py $(ARGS)
@@ -119,6 +121,16 @@ storm: packages-test $(INSTALLED)
 
 kill-publishers: packages-test $(INSTALLED)
 	TEST_PUBLISHER_KILLS=200 $(BIN)/python -m pytest tests/remote/test_publisher_kills.py $(ARGS)
+
+# what is tested with moto's server, with another one; go(1) builds that in minutes
+S3_GATEWAY := build/tools/versitygw
+
+$(S3_GATEWAY): setup/s3_gateway.sh
+	setup/s3_gateway.sh $@
+
+other-s3: packages-test $(INSTALLED) $(S3_GATEWAY)
+	TEST_S3_GATEWAY=$(CURDIR)/$(S3_GATEWAY) $(BIN)/python -m pytest tests/contracts tests/remote/test_object_stores.py \
+	  tests/remote/test_publisher_kills.py tests/copier/test_store_copy.py $(ARGS)
 
 # prints the seed of each round, and at the end which lines of C all rounds together have reached
 fuzz: packages-test $(INSTALLED)

@@ -9,24 +9,30 @@ def main() -> None:
     """Run the command line, `appliance`."""
     _put_foreign_directories_last()
     from appliance.cli.main import main as run
+    from appliance.system.exit import ending_beside_threads
 
-    run()
+    with ending_beside_threads():
+        run()
 
 
 def virtiofsd() -> None:
     """Run the program with the command line of virtiofsd, `appliance-virtiofsd`."""
     _put_foreign_directories_last()
     from appliance.cli.main import virtiofsd as run
+    from appliance.system.exit import ending_beside_threads
 
-    run()
+    with ending_beside_threads():
+        run()
 
 
 def mount_helper() -> None:
     """Run the helper of mount(8), `mount.appliance` or `mount.fuse.appliance`."""
     _put_foreign_directories_last()
     from appliance.cli.main import mount_helper as run
+    from appliance.system.exit import ending_beside_threads
 
-    run()
+    with ending_beside_threads():
+        run()
 
 
 def _put_foreign_directories_last() -> None:

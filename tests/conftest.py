@@ -8,10 +8,12 @@ import compileall
 import os
 from collections.abc import Iterator
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
-from tests.fakes.s3_server import S3Server
+from tests.fakes.s3_gateway import Gateway
+from tests.fakes.s3_server import Moto, S3Server
 
 # What a host is configured to is no part of a test.
 os.environ["APPLIANCE_CONFIG"] = os.devnull
@@ -36,8 +38,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """Return a server that speaks S3, with the bucket `contracts`."""
-    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+    """Return a server that speaks S3, with the bucket `contracts`.
+
+    It is moto's, or versitygw (`make other-s3`).
+    """
+    directory = tmp_path_factory.mktemp("s3")
+    program = os.environ.get("TEST_S3_GATEWAY")
+    with Gateway(Path(program), directory) if program else Moto(directory) as server:
         server.make_bucket("contracts")
         yield server
 

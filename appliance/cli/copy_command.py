@@ -27,11 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
     from appliance.cli.terminal import ProgressLine
-    from appliance.copier.binary_cache import BinaryCache
     from appliance.copier.claim_checks import CheckClaim
     from appliance.copier.copier import CopyOutcome, CopySource
     from appliance.copier.path_info_json import Claims
-    from appliance.copier.source_address import CacheAddress, SourceAddress
+    from appliance.copier.source_address import SourceAddress
     from appliance.copier.target import CopyTarget
     from appliance.nix.store_path import StorePath
     from appliance.nix.trusted_keys import TrustedKeys
@@ -266,7 +265,10 @@ class _Copy:
                     return ListedPaths(place.directory, claims)
                 return self._stack.enter_context(closing(NixStore(place)))
             case CacheAddress() as address:
-                return _cache(address)
+                from appliance.copier.infused_cache import open_cache
+
+                target = _target(self._options)
+                return self._stack.enter_context(open_cache(address, target, self._stores))
             case addresses:
                 from appliance.copier.service_source import open_service_source
 
@@ -335,14 +337,6 @@ class _Copy:
             f"{len(self._refused)} were refused",
             file=sys.stderr,
         )
-
-
-def _cache(address: "CacheAddress") -> "BinaryCache":
-    from appliance.copier.binary_cache import BinaryCache, HttpCacheFiles, LocalCacheFiles
-
-    directory = address.directory()
-    files = HttpCacheFiles(address.base) if directory is None else LocalCacheFiles(directory)
-    return BinaryCache(files, address.base)
 
 
 # --- The paths to copy ---

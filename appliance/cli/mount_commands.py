@@ -28,7 +28,7 @@ from appliance.errors import ApplianceError, ConfigError
 EXIT_USAGE: Final = 1
 EXIT_FAILURE: Final = 32
 
-_SWITCHES: Final = frozenset({"list_root", "allow_other", "passthrough", "noexec"})
+_SWITCHES: Final = frozenset({"list_root", "allow_other", "passthrough", "noexec", "keep"})
 _VALUED: Final = frozenset(
     {
         "config",
@@ -49,6 +49,8 @@ _VALUED: Final = frozenset(
         "view",
     }
 )
+# Options that are not overridden when they are given again; all of them count, in order.
+_REPEATED: Final = frozenset({"substituter"})
 # Options of mount(8) and fuse(8), and options that the kernel lists for a mount, since a remount
 # repeats those.
 # fmt: off
@@ -100,16 +102,21 @@ def parse_mount_call(words: Sequence[str]) -> MountCall:
         raise ConfigError(f"{len(places)} arguments besides options, expected SOURCE DIR")
     source, directory = places
     is_sloppy = ("-s", "") in flags
-    given: dict[str, str] = {}
+    given: dict[str, list[str]] = {}
     for flag, value in flags:
         if flag == "-o":
-            given |= _options(value, is_sloppy=is_sloppy)
+            _add_options(given, value, is_sloppy=is_sloppy)
     if not any(name == "store" or name.endswith("_addr") for name in given) and ":" in source:
-        given["store"] = source
-    given.setdefault("fsname", source)
+        given["store"] = [source]
+    given.setdefault("fsname", [source])
     is_noexec = "noexec" in given
     return MountCall(
-        ["mount", *map(_word, given, given.values()), "--", str(Path.cwd() / directory)],
+        [
+            "mount",
+            *(_word(name, value) for name, values in given.items() for value in values),
+            "--",
+            str(Path.cwd() / directory),
+        ],
         directory,
         is_remount=any("remount" in value.split(",") for flag, value in flags if flag == "-o"),
         is_fake=("-f", "") in flags,
@@ -117,22 +124,22 @@ def parse_mount_call(words: Sequence[str]) -> MountCall:
     )
 
 
-def _options(text: str, *, is_sloppy: bool) -> dict[str, str]:
-    given: dict[str, str] = {}
+def _add_options(given: dict[str, list[str]], text: str, *, is_sloppy: bool) -> None:
     for option in filter(None, text.split(",")):
         raw_name, equals, value = option.partition("=")
         name = raw_name.replace("-", "_")
         if name == "exec":
             given.pop("noexec", None)
+        elif name in _REPEATED and equals:
+            given.setdefault(name, []).append(value)
         elif name in _SWITCHES and not equals:
-            given[name] = ""
+            given[name] = [""]
         elif name in _VALUED and equals:
-            given[name] = value
-        elif name in _SWITCHES | _VALUED:
+            given[name] = [value]
+        elif name in _SWITCHES | _VALUED | _REPEATED:
             raise ConfigError(f"option {option}: expected {name}{'' if equals else '=VALUE'}")
         elif not (name in _WITHOUT_EFFECT or is_sloppy or raw_name.lower().startswith("x-")):
             raise ConfigError(f"option {option}: unknown to this file system")
-    return given
 
 
 def _word(name: str, value: str) -> str:

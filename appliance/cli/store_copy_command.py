@@ -1,7 +1,7 @@
 """`appliance copy --to`: closures from one store into another, as they are kept."""
 
 import argparse
-import asyncio
+import gc
 import sys
 import time
 from contextlib import contextmanager
@@ -35,9 +35,13 @@ def copy_between(
     Raises:
         StoreError: some paths were refused: one line for each; or the copy ended early.
     """
+    import uvloop
+
+    # What was loaded so far stays, so collections need not go through it.
+    gc.freeze()
     with progress_line(progress_form(options)) as line, _held(target) as (stores, hold):
         report = _Report(line, is_json=options.json)
-        asyncio.run(_copy(source, target, paths, stores, hold, report))
+        uvloop.run(_copy(source, target, paths, stores, hold, report))
     report.conclude()
 
 

@@ -1,10 +1,11 @@
 """Store paths from other services: another store of this machine, or a daemon."""
 
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+from appliance.castore.directory import Node
 from appliance.copier.claims import claim_of_message
 from appliance.copier.services_target import open_in_thread
 from appliance.errors import ContentMissingError
@@ -18,6 +19,8 @@ from appliance.services.contracts import Services
 from appliance.services.nar_render import render_nar
 from appliance.services.open_services import LoopThread
 from appliance.store.writer import AsyncStore
+
+T = TypeVar("T")
 
 _NUM_READERS: Final = 8
 
@@ -44,7 +47,14 @@ class ServiceClosures:
         encoded = self._thread.run_and_wait(self._services.path_infos.get(claim.path.digest))
         if encoded is None:
             raise ContentMissingError(f"path {claim.path.absolute()}: was removed from the source")
-        node = read_path_info(encoded).node
+        yield from self.events_of(read_path_info(encoded).node)
+
+    def run(self, work: Callable[[Services], Coroutine[None, None, T]]) -> T:
+        """Run `work` with the services, on their loop, and return its result."""
+        return self._thread.run_and_wait(work(self._services))
+
+    def events_of(self, node: Node) -> Generator[Event, None, None]:
+        """Yield the tree of a node; see `CopySource.events`."""
         pieces = render_nar(node, self._services.blobs, self._services.directories)
         source = _Pieces(self._thread, pieces)
         try:

@@ -22,8 +22,6 @@ from collections.abc import (
 from graphlib import TopologicalSorter
 from typing import Final, TypeVar
 
-from blake3 import blake3
-
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.castore.directory import Directory, DirectoryNode, FileNode
 from appliance.copier.copier import CopyOutcome, CopyStatus, about, cyclic_paths, missing_reference
@@ -39,8 +37,15 @@ from appliance.nix.path_info import read_path_info
 from appliance.nix.store_path import StorePath
 from appliance.protos import pathinfo_pb2
 from appliance.services.closures import references_of
-from appliance.services.contracts import BlobReader, Services
-from appliance.services.many_blobs import DIGESTS_MAX, many_of, missing_of
+from appliance.services.contracts import BlobReader, BlobWriter, Services
+from appliance.services.many_blobs import (
+    DIGESTS_MAX,
+    CountsPresent,
+    VerifyingWriter,
+    WritesExpected,
+    many_of,
+    missing_of,
+)
 from appliance.services.retry import Patience, persevere
 from appliance.store.schema import INLINE_MAX
 
@@ -285,8 +290,8 @@ class StoreCopy:
         many = await many_of(self._target.blobs)
         if many is not None:
             await many.put_many(contents)
-        for content in contents:
-            self._count(len(content))
+        self._progress.num_files += len(contents)
+        self._progress.num_bytes += sum(map(len, contents))
 
     async def _read(self, digest: Digest, size: int) -> bytes:
         async with self._blobs:
@@ -304,36 +309,40 @@ class StoreCopy:
             await _repeated(lambda: self._send(digest, size))
 
     async def _send(self, digest: Digest, size: int) -> None:
+        num_bytes = 0
         reader = await self._open(digest)
         try:
-            writer = await self._target.blobs.open_write()
+            writer = await self._open_write(digest)
             try:
-                hasher = blake3()
-                num_bytes = 0
                 while num_bytes <= size and (piece := await reader.read(_PIECE_SIZE)):
-                    hasher.update(piece)
-                    num_bytes += len(piece)
                     await writer.write(piece)
-                # Nothing else than what was asked for may become visible.
-                if (actual := Digest(hasher.digest())) != digest:
-                    raise WrongDigestError("blob", digest, actual)
+                    num_bytes += len(piece)
+                    self._progress.num_bytes += len(piece)
             except BaseException:
                 await writer.abort()
                 raise
             await writer.close()
+        except BaseException:
+            self._progress.num_bytes -= num_bytes  # it may be sent once more
+            raise
         finally:
             await reader.close()
-        self._count(size)
+        self._progress.num_files += 1
+        if isinstance(writer, CountsPresent):
+            self._progress.num_bytes_skipped += writer.num_bytes_present
+
+    async def _open_write(self, digest: Digest) -> BlobWriter:
+        # Nothing else than what was asked for may become visible.
+        blobs = self._target.blobs
+        if isinstance(blobs, WritesExpected):
+            return await blobs.open_write_of(digest)
+        return VerifyingWriter(await blobs.open_write(), digest)
 
     async def _open(self, digest: Digest) -> BlobReader:
         reader = await self._source.blobs.open_read(digest)
         if reader is None:
             raise ContentMissingError(f"blob {digest}: the source does not have it")
         return reader
-
-    def _count(self, size: int) -> None:
-        self._progress.num_files += 1
-        self._progress.num_bytes += size
 
 
 def _parts(digests: Sequence[Digest], sizes: Mapping[Digest, int]) -> list[list[Digest]]:

@@ -20,6 +20,7 @@ from appliance.nix.store_path import BASE32_ALPHABET
 from appliance.protos import castore_pb2
 
 NAR_PREFIX: Final = "nar/snix-castore/"
+_PREFIXES: Final = frozenset({"nar/snix-castore", "nar/tvix-castore"})
 
 # A node is at most a symlink, with a target of 4,095 bytes.
 _ENCODED_MAX: Final = 6_000
@@ -52,6 +53,20 @@ def node_of_url(encoded: str) -> Node:
     if node.name:
         raise InvalidRequestError("URL of a NAR: its node has a name")
     return node
+
+
+def node_in_url(url: str) -> Node | None:
+    """Return the node in the URL of a NAR, relative to that of a cache, or None if it has none.
+
+    Caches of Tvix have another prefix.
+    """
+    prefix, _, last = url.rpartition("/")
+    if prefix not in _PREFIXES:
+        return None
+    try:
+        return node_of_url(last.partition("?")[0])
+    except InvalidRequestError:
+        return None
 
 
 def parse_upload(url: str) -> tuple[str, str]:

@@ -70,10 +70,7 @@ class LmdbBlobService:
         return _LmdbBlobWriter(self._shared)
 
     async def open_write_of(self, digest: Digest) -> BlobWriter:
-        """Begin to write the blob `digest`; the writer verifies what it is given.
-
-        Its `close` raises WrongDigestError, and keeps nothing, if that is something else.
-        """
+        """See `many_blobs.WritesExpected`."""
         return _LmdbBlobWriter(self._shared, digest)
 
     def _has(self, digest: bytes) -> bool:

@@ -8,9 +8,11 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Final, Protocol, runtime_checkable
 
+from blake3 import blake3
+
 from appliance.castore.digest import Digest
-from appliance.errors import StoreError
-from appliance.services.contracts import BlobService, Buffer
+from appliance.errors import StoreError, WrongDigestError
+from appliance.services.contracts import BlobService, BlobWriter, Buffer
 from appliance.services.retry import Patience, persevere
 
 # Digests in one question, and blobs in one answer or in one call that puts.
@@ -46,6 +48,64 @@ class OffersMany(Protocol):
 
     async def many(self) -> ManyBlobs | None:
         """Return its blobs as `ManyBlobs`, or None if its peer does not know such calls."""
+
+
+@runtime_checkable
+class WritesExpected(Protocol):
+    """A blob service whose writers verify what they are given."""
+
+    async def open_write_of(self, digest: Digest) -> BlobWriter:
+        """Begin to write the blob `digest`.
+
+        The writer's `close` raises WrongDigestError, and nothing becomes visible, if what it was
+        given is something else.
+        """
+
+
+@runtime_checkable
+class CountsPresent(Protocol):
+    """A writer that does not send what of its blob is there already.
+
+    Attributes:
+        num_bytes_present: how much that was, so far.
+    """
+
+    num_bytes_present: int
+
+
+class VerifyingWriter:
+    """A writer that compares what it is given with a digest, for services that do not.
+
+    Args:
+        writer: writes it; is aborted if it is something else.
+        digest: of the blob.
+    """
+
+    def __init__(self, writer: BlobWriter, digest: Digest) -> None:
+        self._writer = writer
+        self._digest = digest
+        self._hasher = blake3()
+
+    async def write(self, data: Buffer) -> None:
+        """See `BlobWriter.write`."""
+        self._hasher.update(data)
+        await self._writer.write(data)
+
+    async def close(self) -> Digest:
+        """See `BlobWriter.close`.
+
+        Raises:
+            WrongDigestError: it is not the blob that is expected.
+        """
+        actual = Digest(self._hasher.digest())
+        if actual != self._digest:
+            await self.abort()
+            raise WrongDigestError("blob", self._digest, actual)
+        return await self._writer.close()
+
+    async def abort(self) -> None:
+        """See `BlobWriter.abort`."""
+        await self._writer.abort()
 
 
 async def many_of(blobs: BlobService) -> ManyBlobs | None:
@@ -116,7 +176,7 @@ async def _has_each(blobs: BlobService, digests: Sequence[Digest]) -> list[bool]
 
 async def _put_each(blobs: BlobService, contents: Sequence[tuple[Digest, Buffer]]) -> None:
     places = asyncio.Semaphore(_SINGLE_MAX)
-    checks = _PresenceChecks()
+    checks = PresenceChecks()
 
     async def put(digest: Digest, content: Buffer) -> None:
         async with places:
@@ -137,8 +197,8 @@ async def _put_each(blobs: BlobService, contents: Sequence[tuple[Digest, Buffer]
         raise exc.exceptions[0] from None
 
 
-class _PresenceChecks:
-    """Decides whether to ask if a small blob is there."""
+class PresenceChecks:
+    """Decides whether to ask if an object is there, or to send it unasked."""
 
     def __init__(self) -> None:
         self._num_missing = 0

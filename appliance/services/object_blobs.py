@@ -6,49 +6,33 @@ ahead.
 """
 
 import asyncio
-import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Final, TypeVar
+from typing import Final
 
-from blake3 import blake3
-
-from appliance.castore.chunking import BlobChunk, Chunker, unpack
+from appliance.castore.chunking import BlobChunk
 from appliance.castore.digest import EMPTY_DIGEST, Digest
 from appliance.errors import ContentMissingError, CorruptBlobError
-from appliance.services.contracts import BlobReader, BlobWriter, Buffer
+from appliance.services.contracts import BlobReader, BlobWriter
 from appliance.services.lmdb_blobs import ContentReader
 from appliance.services.object_bucket import Bucket
 from appliance.services.object_layout import (
     CHUNK_OBJECT_MAX,
     LIST_OBJECT_MAX,
     chunk_key,
-    compress_chunk,
     decode_list_untrusted,
     decompress_chunk_untrusted,
-    encode_list,
     list_key,
 )
+from appliance.services.object_writer import ChunkUploads, KnownObjects, ObjectBlobWriter, in_thread
 
-T = TypeVar("T")
-
-# Chunks of one blob under way at a time: fetched ahead of a reader, or put by a writer.
+# Chunks of one blob that are fetched ahead of a reader.
 _FETCHED_AHEAD: Final = 6
-_PUT_AT_A_TIME: Final = 8
 # Lists that are kept, as whoever asks for one will read the blob.
 _LISTS_MAX: Final = 256
-# Objects that are known to be there, and for how long that is believed: a store may be tidied.
-_KNOWN_MAX: Final = 1 << 17
-_KNOWN_S: Final = 600.0
-# A chunk of fewer bytes is put without asking whether it is there: that costs about the same.
-_ASK_MIN: Final = 64 << 10
-# What is handed to a writer is cut in slices of this size, in bytes, to bound its memory.
-_SLICE: Final = 1 << 20
-# Smaller writes, in bytes, cost less than handing them to another thread.
-_THREAD_MIN: Final = 32 << 10
 
 
 class ObjectBlobService:
@@ -56,7 +40,8 @@ class ObjectBlobService:
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
-        self._known = _KnownObjects()
+        self._known = KnownObjects()
+        self._uploads = ChunkUploads(bucket, self._known)
         self._lists: OrderedDict[Digest, Sequence[BlobChunk]] = OrderedDict()
 
     async def has(self, digest: Digest) -> bool:
@@ -91,7 +76,11 @@ class ObjectBlobService:
 
     async def open_write(self) -> BlobWriter:
         """Begin a new blob."""
-        return _ObjectBlobWriter(self._bucket, self._known)
+        return ObjectBlobWriter(self._bucket, self._uploads)
+
+    async def open_write_of(self, digest: Digest) -> BlobWriter:
+        """See `many_blobs.WritesExpected`."""
+        return ObjectBlobWriter(self._bucket, self._uploads, digest)
 
     async def _has_object(self, key: str) -> bool:
         if key in self._known:
@@ -126,7 +115,7 @@ class ObjectBlobService:
             return None
         decompress = partial(decompress_chunk_untrusted, compressed)
         try:
-            return await _in_thread(decompress if size is None else partial(decompress, size))
+            return await in_thread(decompress if size is None else partial(decompress, size))
         except CorruptBlobError as exc:
             raise CorruptBlobError(f"{self._bucket.name}: {key}: {exc}") from exc
 
@@ -142,26 +131,6 @@ class ObjectBlobService:
                 f"{chunk.size} bytes"
             )
         return content
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(None, work)
-
-
-class _KnownObjects:
-    """The names of objects that were there a short while ago."""
-
-    def __init__(self) -> None:
-        self._until_s: OrderedDict[str, float] = OrderedDict()
-
-    def __contains__(self, key: str) -> bool:
-        return self._until_s.get(key, 0.0) > time.monotonic()
-
-    def add(self, key: str) -> None:
-        self._until_s[key] = time.monotonic() + _KNOWN_S
-        self._until_s.move_to_end(key)
-        if len(self._until_s) > _KNOWN_MAX:
-            self._until_s.popitem(last=False)
 
 
 class _ChunkedReader:
@@ -224,89 +193,7 @@ class _ChunkedReader:
             raise
 
 
-def _retrieve(task: "asyncio.Task[bytes] | asyncio.Task[None]") -> None:
+def _retrieve(task: asyncio.Task[bytes]) -> None:
     # Or asyncio logs the error of one that nobody came to wait for.
     if not task.cancelled():
         task.exception()
-
-
-class _ObjectBlobWriter:
-    """Cuts a blob, puts its chunks as they end, and its list when all of them are there."""
-
-    def __init__(self, bucket: Bucket, known: _KnownObjects) -> None:
-        self._bucket = bucket
-        self._known = known
-        self._hasher = blake3()
-        self._chunker = Chunker()
-        # What has not been put: it belongs to chunks that have not ended.
-        self._unput = bytearray()
-        self._chunks: list[BlobChunk] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def write(self, data: Buffer) -> None:
-        view = memoryview(data)
-        for start in range(0, len(view), _SLICE):
-            # A copy, as a thread may work on it even when the caller is cancelled.
-            part = bytes(view[start : start + _SLICE])
-            if len(part) < _THREAD_MIN:
-                packed = self._take(part)
-            else:
-                packed = await _in_thread(partial(self._take, part))
-            await self._put_chunks(packed)
-
-    async def close(self) -> Digest:
-        try:
-            return await self._close()
-        except BaseException:
-            await self.abort()
-            raise
-
-    async def abort(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
-
-    async def _close(self) -> Digest:
-        await self._put_chunks(self._chunker.finish())
-        await self._wait(0)
-        digest = Digest(self._hasher.digest())
-        key = list_key(digest)
-        if key not in self._known:
-            if not await self._bucket.has(key):
-                await self._bucket.put(key, encode_list(self._chunks))
-            self._known.add(key)
-        return digest
-
-    def _take(self, part: bytes) -> bytes:
-        self._hasher.update(part)
-        self._chunker.update(part)
-        self._unput += part
-        return self._chunker.take_packed()
-
-    async def _put_chunks(self, packed: bytes) -> None:
-        at = 0
-        for chunk in unpack(packed):
-            content = bytes(self._unput[at : at + chunk.size])
-            at += chunk.size
-            self._chunks.append(chunk)
-            await self._wait(_PUT_AT_A_TIME - 1)
-            task = asyncio.create_task(self._put_chunk(chunk, content))
-            task.add_done_callback(_retrieve)
-            self._tasks.add(task)
-        del self._unput[:at]
-
-    async def _put_chunk(self, chunk: BlobChunk, content: bytes) -> None:
-        key = chunk_key(chunk.digest)
-        if key in self._known:
-            return
-        if chunk.size < _ASK_MIN or not await self._bucket.has(key):
-            await self._bucket.put(key, await _in_thread(partial(compress_chunk, content)))
-        self._known.add(key)
-
-    async def _wait(self, num_left: int) -> None:
-        # Until no more than that many are under way; the first error is raised.
-        while len(self._tasks) > num_left:
-            done, self._tasks = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()

@@ -61,7 +61,7 @@ class ObjectDirectoryService:
         if digest == EMPTY_DIGEST:
             yield Directory()
             return
-        name = f"{self._bucket.name}: directory {digest}"
+        name = f"{self._bucket.name}: {closure_key(digest)}"
         compressed = await self._bucket.get(closure_key(digest), CLOSURE_OBJECT_MAX)
         if compressed is None:
             return
@@ -79,7 +79,7 @@ class ObjectDirectoryService:
                 if actual in received:
                     continue
                 if actual not in expected:
-                    raise CorruptBlobError(f"{name}: {actual} is no directory below it")
+                    raise CorruptBlobError(f"{name}: {actual} is no directory below its root")
                 expected.remove(actual)
                 received.add(actual)
                 below = {node.digest for node in directory.directories}
@@ -88,9 +88,7 @@ class ObjectDirectoryService:
                 yield directory
         expected.discard(EMPTY_DIGEST)
         if expected:
-            raise ContentMissingError(
-                f"{name}: {len(expected)} directories below it are missing from its object"
-            )
+            raise ContentMissingError(f"{name}: {len(expected)} directories are missing from it")
 
     async def put(self, directory: Directory) -> Digest:
         """Put a directory without subdirectories."""

@@ -97,9 +97,10 @@ def decode_list_untrusted(encoded: bytes) -> list[BlobChunk]:
 # --- Chunks ---
 
 
-def compress_chunk(content: bytes | bytearray | memoryview) -> bytes:
-    """Compress a chunk."""
-    return zstandard.ZstdCompressor(level=_LEVEL).compress(content)
+def compress_chunks(contents: Sequence[bytes | bytearray | memoryview]) -> list[bytes]:
+    """Compress chunks, each by itself; other threads run meanwhile."""
+    compressor = zstandard.ZstdCompressor(level=_LEVEL)
+    return [compressor.compress(content) for content in contents]
 
 
 def decompress_chunk_untrusted(compressed: bytes, bytes_max: int = _CHUNK_MAX) -> bytes:
@@ -111,6 +112,10 @@ def decompress_chunk_untrusted(compressed: bytes, bytes_max: int = _CHUNK_MAX) -
     parts = []
     left = bytes_max + 1
     try:
+        size = zstandard.frame_content_size(compressed)
+        if 0 <= size <= bytes_max:
+            return zstandard.ZstdDecompressor().decompress(compressed)
+        # Its writer did not know the size, as Snix's does not, or there is more than is wanted.
         with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(compressed)) as reader:
             while left and (part := reader.read(min(left, 1 << 20))):
                 parts.append(part)

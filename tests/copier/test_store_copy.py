@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,3 +114,17 @@ def test_what_is_missing_or_damaged_is_refused_with_what_refers_to_it(
     absent = f"/nix/store/{'0' * 32}-absent"
     ran = source.run("copy", "--to", target.uri, absent, status=1)
     assert f"path {absent} is not valid" in ran.errors
+
+
+def test_chunks_that_are_there_do_not_cross_again(tmp_path: Path) -> None:
+    content = os.urandom(3_000_000)
+    (tmp_path / "one").write_bytes(content)
+    (tmp_path / "other").write_bytes(content + b"more")
+    source = f"lmdb://{tmp_path}/source"
+    target = f"objectstore+file://{tmp_path}/target"
+    one, other = import_tree(source, tmp_path / "one", tmp_path / "other")
+    CopiedStore(source).run("copy", "--to", target, one)
+    ran = CopiedStore(source).run("copy", "--to", target, other)
+    crossed, present = map(float, re.findall(r"files, ([0-9.]+) MB", ran.errors))
+    assert 0 < crossed < 0.6
+    assert crossed + present == pytest.approx(3.0, abs=0.1)

@@ -1,20 +1,28 @@
-"""A server that speaks S3 (moto's), in a process of its own, and what stands between it and us."""
+"""Servers that speak S3: moto's, in a process of its own, and what stands between one and us."""
 
 import http.client
 import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Protocol, Self
 
-from tests.fakes.running_command import DEADLINE_S
+from pyroute2.netns import setns
 
-_KEYS = "access_key_id=test&secret_access_key=test&region=us-east-1"
+from tests.fakes.hosts import Host
+from tests.fakes.running_command import DEADLINE_S, every_event
+
+# All objects are below it.
+PREFIX: Final = "pre/fix"
+_KEYS: Final = "access_key_id=test&secret_access_key=test&region=us-east-1"
 # The server looks whether there is any, and no further.
 _AUTHORIZATION = (
     "AWS4-HMAC-SHA256 Credential=test/20200101/us-east-1/s3/aws4_request, "
@@ -31,29 +39,62 @@ def error_body(code: str, message: str) -> bytes:
     ).encode()
 
 
-class S3Server:
-    """The server, up when the constructor returns."""
+class S3Server(Protocol):
+    """A server with buckets.
 
-    def __init__(self, directory: Path) -> None:
-        log_path = directory / "moto.log"
-        with log_path.open("wb") as log:
+    Attributes:
+        port: where it listens, on the loopback address or that of its host.
+    """
+
+    port: int
+
+    def make_bucket(self, name: str) -> None: ...
+
+    def uri(self, bucket: str, port: int | None = None) -> str:
+        """Return the address of a service, at another port if something stands in between."""
+
+    def keys(self, bucket: str) -> list[str]:
+        """Return the names of all objects, without the prefix of `uri`."""
+
+    def read(self, bucket: str, key: str) -> bytes: ...
+
+    def write(self, bucket: str, key: str, content: bytes) -> None: ...
+
+
+def service_uri(bucket: str, address: str, port: int) -> str:
+    """Return the address of a service in a bucket, with the keys that every server here knows."""
+    return f"objectstore+s3://{bucket}/{PREFIX}?{_KEYS}&endpoint=http://{address}:{port}"
+
+
+class Moto:
+    """The server of moto, up when the constructor returns.
+
+    Args:
+        directory: for its log.
+        host: a host of a network that it runs on, instead of this one.
+    """
+
+    def __init__(self, directory: Path, host: Host | None = None) -> None:
+        self._host = host
+        self._address = "127.0.0.1" if host is None else host.address
+        # It logs each request.
+        self._log_path = directory / "moto.log"
+        command = [sys.executable, "-m", "moto.server", "-H", self._address, "-p", "0"]
+        with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
+                [*(() if host is None else host.prefix), *command],
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
+                stderr=log,
             )
-            assert self.process.stderr is not None
-            for line in self.process.stderr:
-                log.write(line.encode())
-                if match := re.search(r"Running on http://127\.0\.0\.1:(\d+)", line):
-                    self.port = int(match[1])
-                    break
-            else:
-                raise AssertionError(log_path.read_text())
-        # It logs each request; nobody must have to wait for a reader.
-        self._reading = threading.Thread(target=self.process.stderr.read)
-        self._reading.start()
+        self.port = self._wait_for_port()
+
+    def _wait_for_port(self) -> int:
+        for _ in every_event(DEADLINE_S):
+            if match := re.search(r"Running on http://[0-9.]+:(\d+)", self._log_path.read_text()):
+                return int(match[1])
+            if self.process.poll() is not None:
+                break
+        raise AssertionError(self._log_path.read_text())
 
     def __enter__(self) -> Self:
         return self
@@ -66,19 +107,14 @@ class S3Server:
     ) -> None:
         self.process.kill()
         self.process.wait(DEADLINE_S)
-        self._reading.join(DEADLINE_S)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
 
     def make_bucket(self, name: str) -> None:
         assert self.request("PUT", f"/{name}")[0] == 200
 
     def uri(self, bucket: str, port: int | None = None) -> str:
-        endpoint = f"http://127.0.0.1:{port or self.port}"
-        return f"objectstore+s3://{bucket}/pre/fix?{_KEYS}&endpoint={endpoint}"
+        return service_uri(bucket, self._address, port or self.port)
 
     def keys(self, bucket: str) -> list[str]:
-        """Return the names of all objects, without the prefix of `uri`."""
         keys: list[str] = []
         after = ""
         while True:
@@ -99,8 +135,20 @@ class S3Server:
     def write(self, bucket: str, key: str, content: bytes) -> None:
         assert self.request("PUT", f"/{bucket}/pre/fix/{key}", content)[0] == 200
 
+    def carried_out(self, method: str) -> Counter[str]:
+        """Return how many requests there were for each object, by its name without the prefix."""
+        pattern = rf'"{method} /[^/ ]+/pre/fix/([^ ?]+)[^ ]* HTTP/1.1" 20\d'
+        return Counter(re.findall(pattern, self._log_path.read_text()))
+
     def request(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
+        if self._host is None:
+            return self._request(method, path, body)
+        # A thread can be on another host.
+        with ThreadPoolExecutor(1, initializer=partial(setns, self._host.namespace)) as there:
+            return there.submit(self._request, method, path, body).result()
+
+    def _request(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(self._address, self.port, timeout=DEADLINE_S)
         try:
             headers = {"Content-Length": str(len(body)), "Authorization": _AUTHORIZATION}
             connection.request(method, path, body, headers)
@@ -173,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None:
             self._answer_fault(fault)
             return
-        headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+        headers = dict(self.headers.items())  # that of the host is signed
         port = self.link.server_port
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
         try:

@@ -39,6 +39,12 @@ def test_options_are_those_of_the_command_and_what_mount_knows_has_no_effect() -
     ]
 
 
+def test_substituters_are_kept_in_their_order() -> None:
+    one, two = "grpc+http://one", "nix+https://two?trusted-public-keys=two-1:KEY%3D%20three:KEY="
+    words = words_for(URI, "/mnt", "-o", f"substituter={one},keep", "-o", f"substituter={two}")
+    assert words[1:4] == [f"--substituter={one}", f"--substituter={two}", "--keep"]
+
+
 def test_a_source_that_is_no_address_is_only_shown() -> None:
     assert words_for("appliance", "/mnt", "-o", "rw") == [
         "mount",

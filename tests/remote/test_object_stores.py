@@ -6,7 +6,7 @@ import itertools
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -75,9 +75,9 @@ class Ran(NamedTuple):
     errors: list[str]
 
 
-def run(*words: str | Path) -> Ran:
+def run(*words: str | Path, prefix: Sequence[str] = ()) -> Ran:
     done = subprocess.run(
-        [*APPLIANCE, *map(str, words)], capture_output=True, check=False, timeout=60
+        [*prefix, *APPLIANCE, *map(str, words)], capture_output=True, check=False, timeout=60
     )
     return Ran(done.returncode, done.stdout, done.stderr.decode().splitlines())
 

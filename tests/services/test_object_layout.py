@@ -193,7 +193,7 @@ def test_missing_member_of_a_closure_is_missed(objects: Objects) -> None:
     root = objects.write_closure(parent_of(leaf))
 
     async def work(services: Services) -> None:
-        with pytest.raises(ContentMissingError, match="1 directories below it are missing"):
+        with pytest.raises(ContentMissingError, match="1 directories are missing"):
             await closure(services.directories, root)
 
     objects.rig.run(work)

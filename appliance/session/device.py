@@ -178,8 +178,8 @@ class Device:
         self._kick_fds[index] = config.kick_fd
         is_watched = self._services.kicks.add(config.kick_fd)
         try:
-            may_wait = is_watched and ring_worker.can_await_kick
-            if may_wait and self._is_unused(index, config, inflight):
+            is_unused = is_watched and self._is_unused(index, config, inflight)
+            if is_unused and ring_worker.can_await_kick(config):
                 ring_worker.start_at_first_kick(config, inflight)
             else:
                 await ring_worker.start_ring(config, inflight)
@@ -191,9 +191,8 @@ class Device:
             raise
 
     def _is_unused(self, index: int, config: VringConfig, inflight: InflightMemory) -> bool:
-        """Return whether a guest may never use this ring, and has put nothing into it."""
-        # Requests that were offered to a back-end before this one, without a kick for us, follow an
-        # INIT that was answered, or are behind the start of the ring.
+        """Return whether a guest may never use this ring, and has not used it before."""
+        # Of a ring that was used, what suppresses kicks may be out of date.
         return (
             index != _FIRST_REQUEST_QUEUE
             and config.base == 0

@@ -3,7 +3,7 @@
 Workers wait for kicks with edge-triggered epoll and never read the descriptors. An epoll of the
 same kind that nobody waits on costs a guest next to nothing: the kernel notes the first kick, and
 `kicked` returns it when it is called. `first_kick` waits for one, and is awaited only while all
-guests of the device are quiet.
+queues of the device are quiet. Another epoll has the queues that have no worker yet.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import contextlib
 import os
 import select
 import stat
+from collections.abc import Callable
 
 
 class KickWatch:
@@ -22,6 +23,8 @@ class KickWatch:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        self._unserved = select.epoll()
+        self._calls: dict[int, Callable[[int], None]] = {}
 
     def add(self, fd: int) -> bool:
         """Watch `fd`, unless a front-end would not use such a file: looking at it might block.
@@ -55,13 +58,33 @@ class KickWatch:
         finally:
             loop.remove_reader(self._epoll.fileno())
 
+    def call_at_kicks(self, fd: int, call: Callable[[int], None]) -> None:
+        """Have `call` called with the events of epoll at each kick, until `call_no_more`.
+
+        If the descriptor was kicked before and not read, it is called for that, too. `add` has
+        returned True for `fd`.
+
+        Raises:
+            OSError: it cannot be waited for.
+        """
+        self._unserved.register(fd, select.EPOLLIN | select.EPOLLET)
+        if not self._calls:
+            asyncio.get_running_loop().add_reader(self._unserved.fileno(), self._call)
+        self._calls[fd] = call
+
+    def call_no_more(self, fd: int) -> None:
+        """End what `call_at_kicks` began; `fd` must still be open."""
+        del self._calls[fd]
+        self._unserved.unregister(fd)
+        if not self._calls:
+            asyncio.get_running_loop().remove_reader(self._unserved.fileno())
+
+    def _call(self) -> None:
+        for fd, events in self._unserved.poll(0):
+            if fd in self._calls:
+                self._calls[fd](events)
+
     def close(self) -> None:
         """Watch nothing any more."""
         self._epoll.close()
-
-
-def is_readable(fd: int) -> bool:
-    """Return whether `fd`, which is watched, was kicked and not read since."""
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return bool(poller.poll(0))
+        self._unserved.close()

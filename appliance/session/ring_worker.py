@@ -10,6 +10,7 @@ queue or few, and a worker costs 5 MB.
 import asyncio
 import contextlib
 import logging
+import select
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -17,7 +18,8 @@ from typing import Final
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
 from appliance.protos.device_state_pb2 import DeviceState
-from appliance.session.kick_watch import KickWatch, is_readable
+from appliance.session.avail_index import avail_index
+from appliance.session.kick_watch import KickWatch
 from appliance.session.link import Link, LinkClosedError
 from appliance.session.memory_messages import difference, whole_table
 from appliance.session.session_memory import InflightMemory, SessionMemory
@@ -119,7 +121,6 @@ class RingWorker:
         self._may_be_awaited = False
         self._is_pinged = False
         self._awaits_kick = False
-        self._has_missed_kick = False
 
     @property
     def pid(self) -> int:
@@ -136,16 +137,16 @@ class RingWorker:
         """Whether the channel to a worker is open."""
         return self._process.link is not None
 
-    @property
-    def can_await_kick(self) -> bool:
-        """Whether no worker was ever needed."""
-        return self._process.pid == 0 and not self._has_missed_kick
+    def can_await_kick(self, config: VringConfig) -> bool:
+        """Return whether no worker was ever needed, and nothing is in the ring of `config`."""
+        is_empty = avail_index(config, self._regions) == config.base
+        return is_empty and self._process.pid == 0
 
     def start_at_first_kick(self, config: VringConfig, inflight: InflightMemory) -> None:
         """Serve the ring from its first kick on, and start a worker only then.
 
-        Nothing may be in the ring that the guest has not kicked for, nor in flight: nobody looks.
-        The kick is not read, so the worker finds it.
+        Nothing may be in the ring, or in flight. A kick for an empty ring does not count, because
+        QEMU makes one when it starts a device. Kicks are not read, so the worker finds them.
 
         Args:
             config: as for `start_ring`. The kick descriptor is one that can be waited for without
@@ -155,20 +156,26 @@ class RingWorker:
         Raises:
             OSError: the kick descriptor cannot be waited for.
         """
-        asyncio.get_running_loop().add_reader(config.kick_fd, self._kicked_first)
+        self._services.kicks.call_at_kicks(config.kick_fd, self._kicked)
         self._awaits_kick = True
         self._ring = (config, inflight)
         self._serving = None
         self._last_avail = config.base
 
-    def _kicked_first(self) -> None:
+    def _kicked(self, events: int) -> None:
+        if self._ring is None:
+            return
+        config, _inflight = self._ring
+        # A descriptor that has failed is the worker's affair, too, and so is memory that is gone.
+        if events == select.EPOLLIN and avail_index(config, self._regions) == config.base:
+            return
         self._await_kick_no_more()
         self._may_be_awaited = True
         self._process.spawn_task(self._serve_from_now_on())
 
     def _await_kick_no_more(self) -> None:
         if self._awaits_kick and self._ring is not None:
-            asyncio.get_running_loop().remove_reader(self._ring[0].kick_fd)
+            self._services.kicks.call_no_more(self._ring[0].kick_fd)
         self._awaits_kick = False
 
     async def _serve_from_now_on(self) -> None:
@@ -208,9 +215,8 @@ class RingWorker:
         Raises:
             VhostError: the worker did not answer in time. The ring is stopped nevertheless.
         """
-        if self._awaits_kick and self._ring is not None:
-            # One that came at this instant is not lost: the next start does not wait for another.
-            self._has_missed_kick = is_readable(self._ring[0].kick_fd)
+        if self._awaits_kick:
+            # A request that came at this instant is not lost: the next start sees it.
             self._await_kick_no_more()
             self._ring = None
         if self._ring is not None:

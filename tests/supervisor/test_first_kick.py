@@ -68,11 +68,29 @@ def test_only_the_first_request_queue_has_a_worker_before_its_first_kick(tmp_pat
     run(tmp_path, test)
 
 
-def test_a_kick_that_came_before_the_ring_was_started_is_not_lost(tmp_path: Path) -> None:
+def test_a_request_that_came_before_the_ring_was_started_is_not_lost(tmp_path: Path) -> None:
     async def test(device: Device, rings: list[DriverRing]) -> None:
-        ask(rings[HIPRIO])
-        await device.start_ring(HIPRIO, ring_config(rings[HIPRIO]))
-        await answered(rings[HIPRIO])
+        for queue in (HIPRIO, SECOND_REQUEST_QUEUE):
+            ask(rings[queue])
+        drain_eventfd(rings[HIPRIO].kick_fd)  # nor is one without a kick
+        for queue in (HIPRIO, SECOND_REQUEST_QUEUE):
+            await device.start_ring(queue, ring_config(rings[queue]))
+            await answered(rings[queue])
+
+    run(tmp_path, test)
+
+
+def test_kicks_for_an_empty_ring_start_no_worker(tmp_path: Path) -> None:
+    async def test(device: Device, rings: list[DriverRing]) -> None:
+        for queue in (HIPRIO, SECOND_REQUEST_QUEUE):
+            rings[queue].kick()  # as QEMU does
+            await device.start_ring(queue, ring_config(rings[queue]))
+            for _ in range(3):
+                rings[queue].kick()
+                await asyncio.sleep(0)
+        ask(rings[SECOND_REQUEST_QUEUE])  # after all of the kicks before
+        await answered(rings[SECOND_REQUEST_QUEUE])
+        assert queues(device) == [SECOND_REQUEST_QUEUE]
 
     run(tmp_path, test)
 
@@ -92,12 +110,12 @@ def test_a_ring_that_stops_before_its_first_kick_is_where_it_began(tmp_path: Pat
     run(tmp_path, test)
 
 
-def test_a_kick_at_the_instant_of_a_stop_counts_for_the_next_start(tmp_path: Path) -> None:
+def test_a_request_at_the_instant_of_a_stop_counts_for_the_next_start(tmp_path: Path) -> None:
     async def test(device: Device, rings: list[DriverRing]) -> None:
         ring = rings[HIPRIO]
         await device.start_ring(HIPRIO, ring_config(ring))
         ask(ring)
-        assert await device.stop_ring(HIPRIO) == 0  # before the event loop has seen the kick
+        assert await device.stop_ring(HIPRIO) == 0  # before the event loop sees the kick
         drain_eventfd(ring.kick_fd)  # as if the front-end brought another descriptor
         await device.start_ring(HIPRIO, ring_config(ring))
         await answered(ring)
@@ -114,21 +132,19 @@ def test_what_a_back_end_before_may_have_left_is_served_without_a_kick(tmp_path:
             os.pwrite(fd, header, queue * inflight_size(NUM))
         return fd
 
-    async def begun(device: Device, ring: DriverRing, config: VringConfig) -> None:
-        ask(ring)
-        drain_eventfd(ring.kick_fd)
+    async def begun(device: Device, config: VringConfig) -> None:
         await device.start_ring(HIPRIO, config)
-        await answered(ring)
+        assert queues(device) == [HIPRIO]
 
     async def initialised(device: Device, rings: list[DriverRing]) -> None:
         device._services.memory.start(31, 0, 0)
-        await begun(device, rings[HIPRIO], ring_config(rings[HIPRIO]))
+        await begun(device, ring_config(rings[HIPRIO]))
 
     async def recorded(device: Device, rings: list[DriverRing]) -> None:
         size = QUEUES * inflight_size(NUM)
         await device.set_inflight(record(is_blank=False), size, 0, QUEUES, NUM)
         device._services.memory.end()  # the record alone is a reason
-        await begun(device, rings[HIPRIO], ring_config(rings[HIPRIO])._replace(fresh=False))
+        await begun(device, ring_config(rings[HIPRIO])._replace(fresh=False))
 
     async def based(device: Device, rings: list[DriverRing]) -> None:
         ring = rings[HIPRIO]
@@ -189,6 +205,15 @@ def test_a_log_that_cannot_be_mapped_is_refused_before_the_first_kick(tmp_path: 
         await answered(ring)
         os.close(reader)
         os.close(writer)
+
+    run(tmp_path, test)
+
+
+def test_memory_whose_index_cannot_be_read_is_left_to_a_worker(tmp_path: Path) -> None:
+    async def test(device: Device, rings: list[DriverRing]) -> None:
+        config = ring_config(rings[HIPRIO])
+        with pytest.raises(VhostError, match="available ring"):
+            await device.start_ring(HIPRIO, config._replace(avail=config.avail + (1 << 50)))
 
     run(tmp_path, test)
 

@@ -161,6 +161,15 @@ class Forker:
             with contextlib.suppress(OSError):  # the first request tries again, and says why not
                 self._start()
 
+    def listen_for_successors(self) -> None:
+        """Let the next supervisor find the fork server, which may not have been started yet.
+
+        Raises:
+            StoreError: the socket for that cannot be created in the state directory.
+        """
+        if self._successors is not None:
+            self._successors.listen()
+
     async def answers(self, deadline_s: float) -> bool:
         """Return whether the fork server answers in time, should there be one."""
         link = self._link
@@ -226,7 +235,7 @@ class Forker:
 
     def _start(self) -> Link:
         ours, theirs = channel_pair()
-        listener_fd = -1 if self._successors is None else self._successors.fd
+        listener_fd = -1 if self._successors is None else self._successors.listen()
         # A new interpreter rather than a fork, because this process has threads, an event loop and
         # open LMDB environments. It has the same module search path, so it runs the same code.
         with theirs:

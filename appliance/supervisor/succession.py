@@ -42,31 +42,42 @@ _NUM_FDS: Final = 5
 class SuccessorSocket:
     """The socket on which the fork servers of this supervisor listen.
 
-    Raises:
-        StoreError: it cannot be created in the state directory.
+    It can only be found from the first `listen` on, when this supervisor does not wait for the fork
+    servers of others any more. Otherwise two that start at the same time would wait for each other.
     """
 
     def __init__(self, state_dir: Path) -> None:
         self._path = sessions_directory(state_dir) / str(os.getpid())
-        try:
-            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            self._path.unlink(missing_ok=True)
-            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            # Linux creates the socket file with the mode of the socket.
-            os.fchmod(self._sock.fileno(), _SOCKET_MODE)
-            with short_socket_path(self._path) as address:
-                self._sock.bind(address)
-            self._sock.listen()
-        except OSError as exc:
-            raise StoreError(f"{self._path}: {exc.strerror}") from exc
+        self._sock: socket.socket | None = None
 
-    @property
-    def fd(self) -> int:
-        """The listening socket, lent."""
-        return self._sock.fileno()
+    def listen(self) -> int:
+        """Return the descriptor of the listening socket, lent; make it if there is none yet.
+
+        Raises:
+            StoreError: it cannot be created in the state directory.
+        """
+        if self._sock is not None:
+            return self._sock.fileno()
+        with contextlib.ExitStack() as made:
+            try:
+                self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                self._path.unlink(missing_ok=True)
+                sock = made.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                # Linux creates the socket file with the mode of the socket.
+                os.fchmod(sock.fileno(), _SOCKET_MODE)
+                with short_socket_path(self._path) as address:
+                    sock.bind(address)
+                sock.listen()
+            except OSError as exc:
+                raise StoreError(f"{self._path}: {exc.strerror}") from exc
+            made.pop_all()
+        self._sock = sock
+        return sock.fileno()
 
     def close(self, *, is_needed: bool) -> None:
         """Close the socket here; remove its file, unless sessions live on."""
+        if self._sock is None:
+            return
         self._sock.close()
         if not is_needed:
             _remove(self._path)

@@ -106,6 +106,7 @@ class Supervisor:
                 self._add(listener, starter, room)
             await self._serve_attached(stack, runtime, starter, room)
             await self._take_over(runtime, starter)
+            runtime.forker.listen_for_successors()
             self._start_all()
             announce_ready(f"serving on {', '.join(self._served) or self._config.listen_dir}")
             runtime.forker.start_ahead()

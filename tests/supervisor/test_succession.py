@@ -3,7 +3,9 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from errno import ENOENT, ESTALE
 from pathlib import Path
 
@@ -91,6 +93,36 @@ def test_sessions_of_other_sockets_and_stores_are_not_taken_over(
     with ApplianceProcess(store[0], tmp_path, *SERVED) as second:
         assert len(second.status()) == 1
         assert served.lookup(ROOT, store[1])
+
+
+def test_supervisors_that_start_at_the_same_time_do_not_wait_for_each_other(
+    store: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    options = (*SERVED, f"--state-dir={tmp_path / 'state'}")
+    sessions = tmp_path / "state" / "sessions"
+    sessions.mkdir(parents=True)
+    directories = [tmp_path / name for name in ("slow", "quick")]
+    for directory in directories:
+        directory.mkdir()
+    with (
+        contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as silent,
+        ThreadPoolExecutor(1) as others,
+    ):
+        # A fork server, to all appearances, for whose answer the first one waits.
+        silent.bind(os.fspath(sessions / "0"))
+        silent.listen()
+        silent.settimeout(DEADLINE_S)
+        starting = others.submit(ApplianceProcess, store[0], directories[0], *options)
+        waiting, _ = silent.accept()
+        with waiting:
+            (sessions / "0").unlink()
+            assert list(sessions.iterdir()) == [], "nobody can wait for the one that waits"
+            with ApplianceProcess(store[0], directories[1], *options) as quick:
+                assert quick.stop() == 0
+        with starting.result(DEADLINE_S) as slow:
+            assert slow.stop() == 0
+    assert "ERROR" not in quick.log()
+    assert list(sessions.iterdir()) == []
 
 
 def test_a_session_whose_fork_server_is_killed_gets_another(

@@ -148,11 +148,14 @@ class _Report:
 
     def show(self, num_done: int, num_all: int) -> None:
         progress = self.progress
-        skipped = progress.num_bytes_skipped / _MEGABYTE
+        skipped = (
+            f"skipped {progress.num_files_skipped} files, "
+            f"{progress.num_bytes_skipped / _MEGABYTE:.1f} MB"
+        )
         self._line.update(
-            num_files=progress.num_files,
-            num_bytes=progress.num_bytes,
-            path=f"{num_done}/{num_all} ({skipped:.1f} MB skipped) {progress.path}",
+            num_files=progress.num_files - progress.num_files_skipped,
+            num_bytes=progress.num_bytes - progress.num_bytes_skipped,
+            path=f"{num_done}/{num_all} ({skipped}) {progress.path}",
             fraction=progress.fraction(),
         )
 

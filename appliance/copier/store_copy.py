@@ -309,27 +309,25 @@ class StoreCopy:
             await _repeated(lambda: self._send(digest, size))
 
     async def _send(self, digest: Digest, size: int) -> None:
-        num_bytes = 0
+        sent = _SentBytes(self._progress)
         reader = await self._open(digest)
         try:
             writer = await self._open_write(digest)
             try:
-                while num_bytes <= size and (piece := await reader.read(_PIECE_SIZE)):
+                while sent.num_bytes <= size and (piece := await reader.read(_PIECE_SIZE)):
                     await writer.write(piece)
-                    num_bytes += len(piece)
-                    self._progress.num_bytes += len(piece)
+                    sent.add(len(piece), writer)
             except BaseException:
                 await writer.abort()
                 raise
             await writer.close()
+            sent.add(0, writer)
         except BaseException:
-            self._progress.num_bytes -= num_bytes  # it may be sent once more
+            sent.take_back()
             raise
         finally:
             await reader.close()
         self._progress.num_files += 1
-        if isinstance(writer, CountsPresent):
-            self._progress.num_bytes_skipped += writer.num_bytes_present
 
     async def _open_write(self, digest: Digest) -> BlobWriter:
         # Nothing else than what was asked for may become visible.
@@ -343,6 +341,28 @@ class StoreCopy:
         if reader is None:
             raise ContentMissingError(f"blob {digest}: the source does not have it")
         return reader
+
+
+class _SentBytes:
+    """What one blob has added to the totals; after a failure, it may be sent once more."""
+
+    def __init__(self, progress: StoreProgress) -> None:
+        self.num_bytes = 0
+        self._num_present = 0
+        self._progress = progress
+
+    def add(self, num_bytes: int, writer: BlobWriter) -> None:
+        present = writer.num_bytes_present if isinstance(writer, CountsPresent) else 0
+        self._add(num_bytes, present - self._num_present)
+
+    def take_back(self) -> None:
+        self._add(-self.num_bytes, -self._num_present)
+
+    def _add(self, num_bytes: int, num_present: int) -> None:
+        self.num_bytes += num_bytes
+        self._num_present += num_present
+        self._progress.num_bytes += num_bytes
+        self._progress.num_bytes_skipped += num_present
 
 
 def _parts(digests: Sequence[Digest], sizes: Mapping[Digest, int]) -> list[list[Digest]]:

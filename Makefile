@@ -5,9 +5,11 @@
 #   make lint               formatter, linters, types, layers, generated code, warnings of the C compiler
 #   make check [ARGS=...]   the same and all quick tests, without a guest: within two minutes
 #   make test [ARGS=...]    linters, unit tests, tests in virtual machines; ARGS go to pytest
-#   make bench              measurements against other virtiofs servers, and plain gRPC; with
-#                           BEFORE=dir, of walks and imports against another checkout too
+#   make bench              measurements against other virtiofs servers, and plain gRPC, which go into
+#                           the tables of README.md; with BEFORE=dir, of walks and imports against
+#                           another checkout too
 #   make debian-root        a guest that boots Debian's own init from an imported tree
+#   make debian-profile     the same over a slow link, with a profile and without one
 #   make deb                a package for Debian, in build/deb
 #   make test-deb           the same, installed, upgraded and removed in a new Debian 12 that boots
 #                           with systemd; needs root, debootstrap and a Debian mirror
@@ -20,8 +22,8 @@
 #   make device-again       a device that QEMU removes and adds again 20 times, with a newer QEMU, too
 #   make migrate            guests that read move between two QEMUs and two supervisors, 20 times back
 #                           and forth, and are saved and loaded; downloads a newer QEMU
-#   make libvirt-saved      domains of a newer libvirt that are saved, restored and changed while they
-#                           run; downloads that libvirt
+#   make libvirt-saved      domains of a newer libvirt that are saved, restored, moved and changed
+#                           while they run; downloads that libvirt
 #   make storm              guests whose supervisor is killed 100 times while they read, and 1,000
 #                           kills of session processes and workers at random
 #   make kill-publishers    an import into an object store that is killed at 200 moments
@@ -82,11 +84,13 @@ test: packages-test $(INSTALLED)
 # All of them, whatever the first ones find. Where the project is installed, programs compile nothing
 # when they start.
 bench: packages-test $(INSTALLED)
-	@$(BIN)/python -m compileall -q appliance; status=0; \
+	@$(BIN)/python -m compileall -q appliance; status=0; rm -rf build/bench; \
 	$(BIN)/python vm-tests/bench.py $(ARGS) || status=1; \
 	$(BIN)/python -m tests.bench_walk $(if $(BEFORE),--before "$(BEFORE)") || status=1; \
 	PYTHONPATH=vm-tests $(BIN)/python -m tests.bench_back_ends || status=1; \
+	PYTHONPATH=vm-tests $(BIN)/python -m tests.bench_queues || status=1; \
 	$(BIN)/python -m tests.bench_neighbour || status=1; \
+	$(BIN)/python -m tests.bench_memory || status=1; \
 	$(BIN)/python -m tests.bench_metrics || status=1; \
 	$(BIN)/python -m tests.mount.bench || status=1; \
 	$(BIN)/python -m tests.bench_rpc || status=1; \
@@ -94,10 +98,16 @@ bench: packages-test $(INSTALLED)
 	$(BIN)/python -m tests.collector.bench_collection || status=1; \
 	$(BIN)/python -m tests.remote.bench || status=1; \
 	$(BIN)/python -m tests.remote.bench_objects || status=1; \
+	$(BIN)/python -m tools.bench_table || status=1; \
 	exit $$status
 
 debian-root: packages-test $(INSTALLED)
 	$(BIN)/python -m pytest vm-tests/debian_root.py $(ARGS)
+
+# its name keeps it out of `make test`, as it takes minutes
+.PHONY: debian-profile
+debian-profile: packages-test $(INSTALLED)
+	$(BIN)/python -m pytest vm-tests/debian_profile.py -s $(ARGS)
 
 deb: $(INSTALLED)
 	@$(BIN)/python -m tools.debian_package build/deb

@@ -5,18 +5,25 @@
 #   make lint               formatter, linters, types, layers, generated code, warnings of the C compiler
 #   make check [ARGS=...]   the same and all quick tests, without a guest: within two minutes
 #   make test [ARGS=...]    linters, unit tests, tests in virtual machines; ARGS go to pytest
-#   make bench              measurements against other virtiofs servers, and plain gRPC; with
-#                           BEFORE=dir, of walks and imports against another checkout too
+#   make bench              measurements against other virtiofs servers, and plain gRPC, which go into
+#                           the tables of README.md; with BEFORE=dir, of walks and imports against
+#                           another checkout too
 #   make debian-root        a guest that boots Debian's own init from an imported tree
+#   make debian-profile     the same over a slow link, with a profile and without one
 #   make deb                a package for Debian, in build/deb
 #   make test-deb           the same, installed, upgraded and removed in a new Debian 12 that boots
 #                           with systemd; needs root, debootstrap and a Debian mirror
+#   make docs               the documents as a book of pages, in build/book
+#   make wheel              a wheel for manylinux, in build/wheel
+#   make container          an OCI image of share/container/Containerfile, in build/container; needs root
+#                           and a Debian mirror, and no daemon and no registry
+#   make test-container     the same, run
 #   make long-cut           the tests of links between hosts, with a link that is cut for a minute
 #   make device-again       a device that QEMU removes and adds again 20 times, with a newer QEMU, too
 #   make migrate            guests that read move between two QEMUs and two supervisors, 20 times back
 #                           and forth, and are saved and loaded; downloads a newer QEMU
-#   make libvirt-saved      domains of a newer libvirt that are saved, restored and changed while they
-#                           run; downloads that libvirt
+#   make libvirt-saved      domains of a newer libvirt that are saved, restored, moved and changed
+#                           while they run; downloads that libvirt
 #   make storm              guests whose supervisor is killed 100 times while they read, and 1,000
 #                           kills of session processes and workers at random
 #   make kill-publishers    an import into an object store that is killed at 200 moments
@@ -36,12 +43,13 @@ WRAPPERS := cffi_build/_bench.c cffi_build/_engine.c cffi_build/_fastcdc.c cffi_
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BUILD_INPUTS := pyproject.toml $(filter-out $(WRAPPERS),$(wildcard cffi_build/*.[ch] cffi_build/*.py))
 
-.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut device-again migrate libvirt-saved storm kill-publishers other-s3 fuzz soak-gc protos clean packages-venv packages-demo packages-test
+.PHONY: venv demo format lint check test bench debian-root deb test-deb long-cut device-again migrate libvirt-saved storm kill-publishers other-s3 fuzz soak-gc protos clean packages-venv packages-demo packages-test packages-system
+.PHONY: docs wheel container test-container
 .DELETE_ON_ERROR:
 
 venv: packages-venv $(INSTALLED)
 
-packages-venv packages-demo packages-test: packages-%:
+packages-venv packages-demo packages-test packages-system: packages-%:
 	@setup/packages.sh $*
 
 # the interpreter is looked at after the packages, which may bring it
@@ -76,11 +84,13 @@ test: packages-test $(INSTALLED)
 # All of them, whatever the first ones find. Where the project is installed, programs compile nothing
 # when they start.
 bench: packages-test $(INSTALLED)
-	@$(BIN)/python -m compileall -q appliance; status=0; \
+	@$(BIN)/python -m compileall -q appliance; status=0; rm -rf build/bench; \
 	$(BIN)/python vm-tests/bench.py $(ARGS) || status=1; \
 	$(BIN)/python -m tests.bench_walk $(if $(BEFORE),--before "$(BEFORE)") || status=1; \
 	PYTHONPATH=vm-tests $(BIN)/python -m tests.bench_back_ends || status=1; \
+	PYTHONPATH=vm-tests $(BIN)/python -m tests.bench_queues || status=1; \
 	$(BIN)/python -m tests.bench_neighbour || status=1; \
+	$(BIN)/python -m tests.bench_memory || status=1; \
 	$(BIN)/python -m tests.bench_metrics || status=1; \
 	$(BIN)/python -m tests.mount.bench || status=1; \
 	$(BIN)/python -m tests.bench_rpc || status=1; \
@@ -88,17 +98,36 @@ bench: packages-test $(INSTALLED)
 	$(BIN)/python -m tests.collector.bench_collection || status=1; \
 	$(BIN)/python -m tests.remote.bench || status=1; \
 	$(BIN)/python -m tests.remote.bench_objects || status=1; \
+	$(BIN)/python -m tools.bench_table || status=1; \
 	exit $$status
 
 debian-root: packages-test $(INSTALLED)
 	$(BIN)/python -m pytest vm-tests/debian_root.py $(ARGS)
 
+# its name keeps it out of `make test`, as it takes minutes
+.PHONY: debian-profile
+debian-profile: packages-test $(INSTALLED)
+	$(BIN)/python -m pytest vm-tests/debian_profile.py -s $(ARGS)
+
 deb: $(INSTALLED)
 	@$(BIN)/python -m tools.debian_package build/deb
 
 # its name keeps it out of `make test`, as it takes minutes
-test-deb: packages-test $(INSTALLED)
-	$(BIN)/python -m pytest vm-tests/debian_system.py $(ARGS)
+test-deb: packages-system $(INSTALLED)
+	$(BIN)/python -m pytest -o faulthandler_timeout=0 vm-tests/debian_system.py $(ARGS)
+
+docs: packages-test $(INSTALLED)
+	@$(BIN)/python -m tools.book build/book
+
+wheel: $(INSTALLED)
+	@$(BIN)/python -m tools.manylinux_wheel build/wheel
+
+container: packages-system $(INSTALLED)
+	@$(BIN)/python -m tools.container_image build/container
+
+# its name keeps it out of `make test`, as it takes minutes
+test-container: packages-system $(INSTALLED)
+	$(BIN)/python -m pytest -o faulthandler_timeout=0 vm-tests/container.py $(ARGS)
 
 long-cut: packages-test $(INSTALLED)
 	TEST_CUT_S=60 $(BIN)/python -m pytest tests/remote/test_links.py tests/remote/test_object_hosts.py $(ARGS)

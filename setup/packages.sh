@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sees to it that the Debian packages of a make target are installed: setup/packages.sh venv|demo|test
+# Sees to it that the Debian packages of a make target are installed: setup/packages.sh venv|demo|test|system
 # Root installs what is missing. Anybody else gets one list of it, and status 1.
 set -eu
 here=$(dirname "$0")
@@ -7,7 +7,8 @@ case $1 in
     venv) targets='venv' ;;
     demo) targets='venv demo' ;;
     test) targets='venv demo test' ;;
-    *) echo "usage: $0 venv|demo|test" >&2; exit 2 ;;
+    system) targets='venv demo test system' ;;
+    *) echo "usage: $0 venv|demo|test|system" >&2; exit 2 ;;
 esac
 
 wanted=
@@ -29,7 +30,7 @@ done
 case $1 in
     venv) kernels= ;;
     demo) kernels=kernel- ;;
-    test) kernels='kernel- kernel6.12-' ;;
+    test | system) kernels='kernel- kernel6.12-' ;;
 esac
 lists=
 for kernel in $kernels; do

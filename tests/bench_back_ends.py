@@ -3,8 +3,8 @@
 One fake guest on each back-end, all with the same tree and at the same time. In each round an op is
 measured on one after the other, in short slices whose order changes. What is printed are medians of
 all rounds: requests per second, CPU time for each request, and the ratios to a peer within a round.
-The machine is rarely quiet, so only ratios say something, and those of CPU time the most.
-Status 1 names the targets that are not reached.
+The machine is rarely quiet, so only ratios say something, and those of CPU time the most. The rows
+of the README are recorded. Status 1 names the targets that are not reached.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from appliance.fuse_proto._fuse_wire import FlushIn, Opcode, pack_flush_in
 from tests.fakes.appliance_process import ApplianceProcess, import_tree
 from tests.fakes.running_command import DEADLINE_S
 from tests.fakes.virtiofsds import UnavailableError, c_command, running, rust_command
+from tools import bench_table
 
 ROUNDS: Final = 5
 NUM_SLICES: Final = 5
@@ -196,12 +197,17 @@ class SmallFiles:
         return 5
 
 
-def measure_small_files(many: list[BackEnd], rounds: int) -> Iterator[str]:
-    """Print how fast small files are read for the first time; yield each target not reached."""
+def measure_small_files(many: list[BackEnd], rounds: int) -> dict[str, SmallFiles]:
+    """Return how fast small files are read for the first time, by back-end."""
     readers = {each.name: SmallFiles(each) for each in many}
     for turn in range(1 + rounds):
         for each in many[turn % len(many) :] + many[: turn % len(many)]:
             readers[each.name].measure(turn)
+    return readers
+
+
+def report_small_files(readers: dict[str, SmallFiles]) -> Iterator[str]:
+    """Print what was measured, and yield each target that is not reached."""
     print("\nSmall files, one message at a time: files/s, messages each; ours by a peer's")
     ours = readers[OURS].rounds[1:]
     for name, reader in readers.items():
@@ -213,6 +219,35 @@ def measure_small_files(many: list[BackEnd], rounds: int) -> Iterator[str]:
             yield f"short: small files: {messages:.2f} messages, target {SMALL_MESSAGES:g}"
         if name == RUST and ratio < SMALL_TARGET:
             yield f"short: small files: {ratio:.2f}, target {SMALL_TARGET:g}"
+
+
+def rows(results: Results, small: dict[str, SmallFiles]) -> bench_table.Rows:
+    """Return the rows of the README; for the Rust virtiofsd, which must have been measured."""
+
+    def pairs(depth: int, op: str) -> list[tuple[Measured, Measured]]:
+        return list(zip(results[depth, op, OURS], results[depth, op, RUST], strict=True))
+
+    def rate_ratio(depth: int, op: str) -> float:
+        return statistics.median(ours.per_s / rust.per_s for ours, rust in pairs(depth, op))
+
+    def cpu_ratio(depth: int, op: str) -> float:
+        return statistics.median(ours.cpu_us / rust.cpu_us for ours, rust in pairs(depth, op))
+
+    many, one = DEPTHS
+    per_s = [statistics.median(each.per_s for each in results[many, op, OURS]) for op in TARGETS]
+    both = zip(small[OURS].rounds[1:], small[RUST].rounds[1:], strict=True)
+    small_ratio = statistics.median(ours[0] / rust[0] for ours, rust in both)
+    messages = statistics.median(each[1] for each in small[OURS].rounds[1:])
+    return {
+        bench_table.RATE: tuple(f"{float(f'{each:.3g}'):,.0f}" for each in per_s),
+        bench_table.RATE_RATIO: tuple(f"{rate_ratio(many, op):.2f}" for op in TARGETS),
+        bench_table.CPU_RATIO: tuple(f"{cpu_ratio(many, op):.2f}" for op in TARGETS),
+        bench_table.ALONE_RATIO: tuple(f"{rate_ratio(one, op):.1f}" for op in TARGETS),
+        bench_table.SMALL_FILES: (
+            f"{small_ratio:.1f} times its files a second; {messages:.2f} messages each, where it "
+            "needs 5",
+        ),
+    }
 
 
 def report(names: list[str], results: Results) -> Iterator[str]:
@@ -257,8 +292,12 @@ def main() -> None:
         tree = make_tree(directory / "tree")
         with back_ends(tree, directory, options.seconds) as many:
             results = measure(many, options.rounds)
-            short = list(report([each.name for each in many], results))
-            short += measure_small_files(many, options.rounds)
+            names = [each.name for each in many]
+            short = list(report(names, results))
+            small = measure_small_files(many, options.rounds)
+            short += report_small_files(small)
+            if RUST in names:
+                bench_table.record("back_ends", rows(results, small))
     sys.exit("\n".join(short) or 0)
 
 

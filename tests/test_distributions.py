@@ -6,36 +6,20 @@ one that borrows the packages they depend on from here.
 
 import json
 import shutil
-import subprocess
 import sys
-import sysconfig
-import venv
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from tests.fakes.installed_wheel import install, run
+
 PROJECT: Final = Path(__file__).resolve().parents[1]
 NOT_SOURCE: Final = shutil.ignore_patterns(
     ".?*", "build", "dist", "*.egg-info", "__pycache__", "*.so"
 )
-DEADLINE_S: Final = 300
 
 pytestmark = pytest.mark.slow
-
-
-def run(*command: str | Path, cwd: Path) -> str:
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=DEADLINE_S,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 def build(kind: str, source: Path, directory: Path) -> Path:
@@ -63,22 +47,6 @@ def unpacked(copied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("sdist")
     run("tar", "-xf", build("sdist", copied, directory), cwd=directory)
     return next(path for path in directory.iterdir() if path.is_dir())
-
-
-def install(wheel: Path, directory: Path) -> Path:
-    """Install the wheel alone into a new environment, and return its directory of programs."""
-    venv.create(directory)
-    python = directory / "bin" / "python"
-    run(
-        *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python),
-        *("install", "--no-index", "--no-deps", wheel),
-        cwd=directory,
-    )
-    (site_packages,) = directory.glob("lib/python*/site-packages")
-    # A directory named there is searched after it, and the links of editable installs in it are not
-    # followed: the project is the one that was just installed.
-    (site_packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return directory / "bin"
 
 
 @pytest.mark.parametrize("source", ["copied", "unpacked"])

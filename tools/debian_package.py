@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from email.utils import formatdate
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
@@ -36,6 +36,7 @@ from packaging.requirements import Requirement
 from appliance import __version__
 from appliance.config.settings import DEFAULT_CONFIG
 from tools import completions, config_pages, man_pages
+from tools.manylinux_wheel import build_wheel
 
 TREE: Final = Path(__file__).resolve().parents[1]
 PROGRAM: Final = "appliance"
@@ -123,15 +124,7 @@ def build(directory: Path, *, is_compressed: bool = True) -> Path:
 def _install_library(library: Path, temporary: Path) -> None:
     library.mkdir(parents=True)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
-    source = temporary / "source"
-    # A build writes into the tree.
-    ignored = shutil.ignore_patterns(".?*", "build", "*.egg-info", "__pycache__", "*.so")
-    shutil.copytree(TREE, source, ignore=ignored)
-    wheels = ("--no-deps", "--no-build-isolation", "--wheel-dir", str(temporary))
-    # Without the directories of libraries that this interpreter was built with.
-    environment = os.environ | {"LDSHARED": "gcc -shared"}
-    _run(*pip, "wheel", *wheels, str(source), environment=environment)
-    (wheel,) = temporary.glob("*.whl")
+    wheel = build_wheel(temporary)
     target = ("--no-deps", "--no-compile", "--no-index", "--target", str(library))
     _run(*pip, "install", *target, str(wheel))
     for name in ("bin", "share"):
@@ -280,8 +273,8 @@ def _write_compressed(path: Path, text: str) -> None:
     path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
-def _run(*command: str, environment: Mapping[str, str] = os.environ) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
     return done.stdout

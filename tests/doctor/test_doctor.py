@@ -149,6 +149,17 @@ def test_a_store_that_does_not_outlive_the_boot(tmp_path: Path) -> None:
     assert report.status == 0
 
 
+def test_a_file_system_that_cannot_reserve_space(tmp_path: Path) -> None:
+    image, place = tmp_path / "image", tmp_path / "place"
+    place.mkdir()
+    make = f"truncate --size=64M {image}; mkfs.ext2 -q -F {image}; mount -o loop {image} {place}"
+    report = doctor("daemon", store=place / "store", setup=make)
+    finding = report.findings["LMDB on that file system"]
+    assert finding["verdict"] == "advice"
+    assert finding["found"].startswith("works; space cannot be reserved")
+    assert report.status == 0
+
+
 def test_namespaces_that_are_switched_off(tmp_path: Path) -> None:
     # A user namespace has limits of its own, which its root sets.
     line = "echo 0 > /proc/sys/user/max_net_namespaces"

@@ -61,6 +61,8 @@ def test_everything_is_where_debian_looks_for_it(unpacked: Path) -> None:
         "usr/sbin/mount.fuse.appliance",
         "lib/systemd/system/appliance-daemon.socket",
         "lib/systemd/system/appliance-virtiofs@.service",
+        "lib/systemd/system/appliance-virtiofs-metrics.socket",
+        "usr/share/doc/appliance/monitoring/alerts.yml",
         "usr/lib/sysusers.d/appliance.conf",
         "usr/lib/tmpfiles.d/appliance.conf",
         "usr/share/man/man1/appliance.1.gz",
@@ -117,3 +119,12 @@ def test_it_runs_from_where_it_was_unpacked(unpacked: Path, tmp_path: Path) -> N
     assert "1" in shown
     assert '"separate-options"' in "".join(shown)
     assert shown[-1] == "content"
+
+
+def test_systemd_understands_every_word_of_the_units(unpacked: Path) -> None:
+    script = f"""
+        mount -t overlay -o lowerdir={unpacked}/usr:/usr overlay /usr
+        cd {unpacked}/lib/systemd/system
+        systemd-analyze verify --man=no ./*.service ./*.socket ./*.timer
+    """
+    assert output("unshare", "--mount", "sh", "-ec", script) == ""

@@ -14,10 +14,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.fakes.monitored import Served, serving
 from tests.fakes.running_command import DEADLINE_S, every_event
+
+register_default_plugins()  # the types of panels and of queries
 
 MONITORING: Final = Path(__file__).resolve().parents[2] / "docs" / "monitoring"
 
@@ -172,6 +177,33 @@ def test_whatever_the_dashboard_and_the_rules_name_is_there(served: Served) -> N
     # And all that there is has been written down.
     listed = names_in((MONITORING / "README.md").read_text())
     assert {re.sub(r"_bucket$", "", name) for name in there} - listed == set()
+
+
+def lost(given: Any, kept: Any, place: str = "dashboard") -> Iterator[str]:
+    """Yield the places where `kept` lacks something that `given` has, or has something else."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        for key, value in given.items():
+            yield from lost(value, kept.get(key, "(unknown)"), f"{place}.{key}")
+    elif isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        for index, (one, other) in enumerate(zip(given, kept, strict=True)):
+            yield from lost(one, other, f"{place}[{index}]")
+    elif given != kept:
+        yield f"{place}: {given!r} is {kept!r}"
+
+
+def as_grafana_has_it(given: dict[str, Any]) -> dict[str, Any]:
+    """Return a dashboard as Grafana's types have it, which keep only what they know."""
+    kept: dict[str, Any] = json.loads(JSONEncoder().encode(Dashboard.from_json(given)))
+    return kept
+
+
+def test_grafana_knows_all_that_the_dashboard_says() -> None:
+    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
+    assert list(lost(dashboard, as_grafana_has_it(dashboard))) == []
+    dashboard["panels"][1]["fieldConfig"]["defaults"]["unitt"] = "reqps"
+    assert [
+        place.partition(": ")[0] for place in lost(dashboard, as_grafana_has_it(dashboard))
+    ] == ["dashboard.panels[1].fieldConfig.defaults.unitt"]
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 All are measured on one tree, in turns, and each figure is the best of ROUNDS. Without TREE, a tree
 is made. Only root can run this, because it empties the page cache before each cold run. CPU is that
-of the server's processes, user and system. Status 1 names what is short of its target.
+of the server's processes, user and system. The rows of the README are recorded. Status 1 names what
+is short of its target.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Final, NamedTuple
 from tests.fakes.appliance_process import import_tree
 from tests.fakes.mounted import Mounted, is_mounted
 from tests.fakes.running_command import every_event
+from tools import bench_table
 
 ROUNDS: Final = 5
 RANDOM_READS: Final = 20_000
@@ -174,6 +176,38 @@ def short_of(results: dict[str, dict[str, Figure]]) -> Iterator[str]:
             yield f"short: {RANDOM}: CPU of mount / squashfuse: {cpu:.2f}, target {RANDOM_CPU:.2f}"
 
 
+def rows(results: dict[str, dict[str, Figure]]) -> bench_table.Rows:
+    """Return the rows of the README for the workloads that were measured."""
+
+    def ratio(workload: str, subject: str, to: str) -> float:
+        return results[workload][subject].seconds / results[workload][to].seconds
+
+    def cpu_ratio(workload: str, subject: str, to: str) -> float:
+        return results[workload][subject].cpu_s / results[workload][to].cpu_s
+
+    found: bench_table.Rows = {}
+    if FIND in results and TAR in results:
+        to_squashfuse, to_original = (
+            " and ".join(f"{ratio(work, 'mount', to):.2f}" for work in (FIND, TAR))
+            for to in ("squashfuse", "original")
+        )
+        found[bench_table.MOUNT_WALKS] = (
+            f"{to_squashfuse} of its time; {to_original} of that of the directory itself",
+        )
+    if RANDOM in results:
+        ours, through = (
+            f"{ratio(RANDOM, name, 'squashfuse'):.2f} of its time and "
+            f"{cpu_ratio(RANDOM, name, 'squashfuse'):.2f} of its CPU"
+            for name in ("mount", "passthrough")
+        )
+        found[bench_table.MOUNT_RANDOM] = (f"{ours}; with `--passthrough` {through}",)
+    if READ in results:
+        found[bench_table.MOUNT_SEQUENTIAL] = (
+            f"{ratio(READ, 'passthrough', 'original'):.2f} of its time",
+        )
+    return found
+
+
 def bench(tree: Path, directory: Path, names: list[str]) -> list[str]:
     results: dict[str, dict[str, Figure]] = {}
     (base,) = import_tree(directory / "store", tree)
@@ -200,6 +234,7 @@ def bench(tree: Path, directory: Path, names: list[str]) -> list[str]:
                     figure = measure(subject, is_cold=is_cold, work=work)
                     best[subject.name] = min(figure, best.get(subject.name, figure))
             report(name, best)
+    bench_table.record("mount", rows(results))
     return list(short_of(results))
 
 

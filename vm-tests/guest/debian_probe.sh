@@ -21,10 +21,10 @@ state=$(systemctl show -p Type,ActiveState,SubState --value appliance-virtiofs@w
 echo "virtiofs: $started $state"
 echo "listens: $(stat -c %F /run/appliance-web1/virtiofs.sock)"
 # A guest reads while systemd restarts its supervisor, kills and restarts it, stops and starts it, and finds it hanging; and while
-# its worker is killed.
+# its workers are killed.
 session() { appliance status --json --store lmdb:///var/lib/appliance/store | python3 -c \
   'import json, sys; print(*[s["pid"] for s in json.load(sys.stdin)["sessions"] if s["socket"] == sys.argv[1]])' "$1"; }
-worker() { appliance status --json --store lmdb:///var/lib/appliance/store | python3 -c \
+workers() { appliance status --json --store lmdb:///var/lib/appliance/store | python3 -c \
   'import json, sys; print(*[w["pid"] for s in json.load(sys.stdin)["sessions"] if s["socket"] == sys.argv[1] for w in s["workers"]])' "$1"; }
 lines() { # UNIT TEXT: the priorities of the lines of the journal that contain the text
   journalctl -b -o json -u "$1" | python3 -c 'import json, sys
@@ -46,7 +46,7 @@ reads_on() { # NAME UNIT SOCKET
       hang) # which the watchdog notices
         exec 8< <(exec timeout 300 journalctl -f -n 0 -o cat -u "$2"); follower=$!
         kill -STOP "$main"; grep -m 1 '^Started' <&8 >/dev/null; kill "$follower"; exec 8<&- ;;
-      worker) kill -KILL "$(worker "$3")" ;;
+      worker) kill -KILL $(workers "$3") ;;
     esac
     echo "$1: $act: $?"
     add "$1-$act" >&"${guest[1]}"
@@ -70,7 +70,7 @@ systemctl enable --quiet appliance-virtiofs-metrics.socket
 systemctl start appliance-virtiofs
 reads_on host appliance-virtiofs "$(appliance attach --state-dir /var/lib/appliance/store.state web2)"
 metrics() { python3 -c 'import sys, urllib.request as u; print(u.urlopen(f"http://127.0.0.1:{sys.argv[1]}/metrics").read().decode())' "$1"; }
-echo "virtiofs metrics: $(metrics 9464 | grep -c '^appliance_requests_total{.*web2')"
+echo "virtiofs metrics: $(metrics 9464 | grep -c '^appliance_store_entries{')"
 systemctl stop appliance-virtiofs
 echo "its socket: $(systemctl is-active appliance-virtiofs-metrics.socket)"
 systemctl enable --quiet appliance-daemon-metrics.socket; systemctl restart appliance-daemon
@@ -79,6 +79,12 @@ echo "daemon metrics: $(metrics 9465 | grep -c '^appliance_grpc_calls_total{')"
 echo "daemon $(systemctl status appliance-daemon | grep -o 'Status: .*')"
 python3 -c 'import urllib.request as u; u.urlopen("http://127.0.0.1:9000/nix-cache-info")'
 echo "http: $(systemctl is-active appliance-http)"
+# Word for word, except for the VM itself; the group is that of Debian's packages of QEMU.
+groupadd --force kvm
+env -u APPLIANCE_STORE bash /root/tutorial >/root/tutorial.log 2>&1; status=$?
+echo "tutorial: $status"
+[ $status = 0 ] || sed 's/^/tutorial: /' /root/tutorial.log
+systemctl stop appliance-virtiofs
 guest=$(pid appliance-virtiofs@web1); daemon=$(pid appliance-daemon)
 dpkg -i /root/newer.deb > /root/dpkg.log; echo "upgrade: $?"
 [ "$guest" = "$(pid appliance-virtiofs@web1)" ] && echo "guest's process: the same"

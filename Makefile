@@ -9,6 +9,7 @@
 #                           the tables of README.md; with BEFORE=dir, of walks and imports against
 #                           another checkout too
 #   make debian-root        a guest that boots Debian's own init from an imported tree
+#   make debian-profile     the same over a slow link, with a profile and without one
 #   make deb                a package for Debian, in build/deb
 #   make test-deb           the same, installed, upgraded and removed in a new Debian 12 that boots
 #                           with systemd; needs root, debootstrap and a Debian mirror
@@ -21,8 +22,8 @@
 #   make device-again       a device that QEMU removes and adds again 20 times, with a newer QEMU, too
 #   make migrate            guests that read move between two QEMUs and two supervisors, 20 times back
 #                           and forth, and are saved and loaded; downloads a newer QEMU
-#   make libvirt-saved      domains of a newer libvirt that are saved, restored and changed while they
-#                           run; downloads that libvirt
+#   make libvirt-saved      domains of a newer libvirt that are saved, restored, moved and changed
+#                           while they run; downloads that libvirt
 #   make storm              guests whose supervisor is killed 100 times while they read, and 1,000
 #                           kills of session processes and workers at random
 #   make kill-publishers    an import into an object store that is killed at 200 moments
@@ -89,6 +90,7 @@ bench: packages-test $(INSTALLED)
 	PYTHONPATH=vm-tests $(BIN)/python -m tests.bench_back_ends || status=1; \
 	PYTHONPATH=vm-tests $(BIN)/python -m tests.bench_queues || status=1; \
 	$(BIN)/python -m tests.bench_neighbour || status=1; \
+	$(BIN)/python -m tests.bench_memory || status=1; \
 	$(BIN)/python -m tests.bench_metrics || status=1; \
 	$(BIN)/python -m tests.mount.bench || status=1; \
 	$(BIN)/python -m tests.bench_rpc || status=1; \
@@ -101,6 +103,11 @@ bench: packages-test $(INSTALLED)
 
 debian-root: packages-test $(INSTALLED)
 	$(BIN)/python -m pytest vm-tests/debian_root.py $(ARGS)
+
+# its name keeps it out of `make test`, as it takes minutes
+.PHONY: debian-profile
+debian-profile: packages-test $(INSTALLED)
+	$(BIN)/python -m pytest vm-tests/debian_profile.py -s $(ARGS)
 
 deb: $(INSTALLED)
 	@$(BIN)/python -m tools.debian_package build/deb

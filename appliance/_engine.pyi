@@ -53,10 +53,15 @@ class EngStore(CData): ...
 
 class EngUsed(CData):
     kind: int
+    segment: int
+    size: int
+    used_ns: int
     digest: CData
 
 class EngUsage(CData):
     is_kept: list[int]
+    shift: int
+    every_ns: int
     num: int
     used: Sequence[EngUsed]
 

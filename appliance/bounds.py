@@ -34,6 +34,10 @@ WANTS_MAX: Final = 1024
 ROOT_NAMES_MAX: Final = 8
 # Store paths that a session may see.
 GRANTS_MAX: Final = 1 << 20
+# What a recording of a session has: Directories, and segments of blobs.
+RECORDED_MAX: Final = 1 << 16
+# The content that it covers.
+RECORDED_BYTES_MAX: Final = 4 << 30
 # Files of blobs that a worker holds open.
 OPEN_FILES_MAX: Final = 64
 

@@ -203,8 +203,8 @@ static int read_content(struct eng_answers *answers, const struct request *reque
 		return ENG_REPLY;
 	left = node.size - args.offset;
 	outcome = read_blob(answers, &node, &args, left < args.size ? left : args.size, ret);
-	if (outcome == ENG_REPLY)
-		usage_note(&answers->usage, ENG_USED_BLOB, node.digest);
+	if (outcome == ENG_REPLY && ret->body_size)
+		usage_note_read(&answers->usage, node.digest, node.size, args.offset, ret->body_size);
 	return outcome;
 }
 
@@ -373,6 +373,7 @@ int eng_answers_begin(struct eng_answers *answers)
 	if (limit != answers->blobs.limit)
 		eng_blob_fds_limit(&answers->blobs, limit);
 	places_begin(&answers->places);
+	answers->usage.now_ns = answers->taken_ns;
 	return code;
 }
 

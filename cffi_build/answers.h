@@ -123,23 +123,32 @@ struct eng_seen_image {
 	struct eng_image image;
 };
 
-/* usage.c: the entries of a cache that were used since the last report. */
+/*
+ * usage.c: what was used since the last report: of a cache, so that it is not evicted, and of a
+ * session that is recorded. A blob is one entry for each segment of it that was read.
+ */
 enum eng_used_kind { ENG_USED_BLOB, ENG_USED_DIRECTORY, ENG_USED_KINDS };
 
 struct eng_used {
 	uint32_t kind;
+	/* Of a blob, the part that was read, and its size as its node states it; when that was taken. */
+	uint64_t segment, size, used_ns;
 	uint8_t digest[ENG_DIGEST_SIZE];
 };
 
+/* The caller fills the first part. All times are of CLOCK_MONOTONIC. */
 struct eng_usage {
-	int32_t is_kept[ENG_USED_KINDS];	/* whether the store is a cache of these */
+	int32_t is_kept[ENG_USED_KINDS];	/* whether these are noted */
+	uint32_t shift;			/* a segment of a blob has 1 << shift bytes */
+	uint64_t every_ns;		/* how often there is a report */
+
 	uint32_t num;
-	uint64_t reported_ns;		/* CLOCK_MONOTONIC */
+	uint64_t now_ns, reported_ns;	/* when the requests at hand were taken; the last report */
 	struct eng_used used[ENG_USED_MAX];
 	uint16_t slot[ENG_USED_SLOTS];	/* a hash table: indices of `used` from 1 on, or 0 */
 };
 
-/* Whether a report is due: once a second, or when there is no room for more. */
+/* Whether a report is due: in time, or because there may be no room for another batch. */
 int eng_usage_is_due(const struct eng_usage *usage, uint64_t now_ns);
 void eng_usage_clear(struct eng_usage *usage, uint64_t now_ns);
 

@@ -31,7 +31,7 @@ static int get_image(struct eng_places *places, const uint8_t *digest, uint32_t 
 		return -1;
 	if (image_open(ret, found) || ret->first != piece * PIECE_ENTRIES)
 		return -1;
-	usage_note(places->usage, ENG_USED_DIRECTORY, digest);
+	usage_note(places->usage, ENG_USED_DIRECTORY, digest, 0, 0);
 	return 0;
 }
 

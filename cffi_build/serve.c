@@ -196,7 +196,8 @@ static int wait_for_chains(struct eng_answers *answers, struct eng_ring *ring,
 		return status;
 	slept_ns = answers->now_ns;
 	answers->statistics->waits++;
-	status = look(ring, wait, -1);
+	/* A shift by 20 is as good as milliseconds. */
+	status = look(ring, wait, answers->usage.num ? (int)(answers->usage.every_ns >> 20) : -1);
 	wait->looked_ns = answers->now_ns = statistics_now_ns();
 	slept_ns = answers->now_ns - slept_ns;
 	if (status > 0)

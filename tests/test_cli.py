@@ -52,6 +52,7 @@ def test_only_commands_that_print_json_take_json() -> None:
     takers = {name for name, parser in commands().items() if "--json" in long_options(parser)}
     assert takers == {
         *("status", "path-info", "ls", "verify", "copy", "bench", "doctor", "view list"),
+        *("profile list", "profile show"),
         *("gc", "delete", "root list", "du", "config"),
     }
 

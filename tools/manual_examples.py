@@ -35,6 +35,17 @@ EXAMPLES: Final[dict[str, tuple[Example, ...]]] = {
             "appliance virtiofs --store objectstore+s3://bucket/store /run/vm1.sock",
         ),
     ),
+    "profile": (
+        Example(
+            "See what a boot reads, once `virtiofs --record-profile=web` has recorded it:",
+            "appliance profile show web",
+        ),
+        Example("Print it for other hosts:", "appliance profile export web"),
+        Example(
+            "Have it fetched there whenever a guest of the view web connects:",
+            "appliance profile import web web.profile",
+        ),
+    ),
     "attach": (
         Example(
             "Let the virtual machine web1, of the group kvm, have the view web:",

@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance.cli.exported_options import add_exported_options, exported_of
+from appliance.cli.exported_options import add_exported_options, add_profile_options, exported_of
 from appliance.cli.options import add_supervisor_options, service_addresses, state_dir
 from appliance.cli.output import write_line
 from appliance.cli.setting_options import add_settings
@@ -37,6 +37,7 @@ def add_attach(commands: "Subparsers") -> None:
     add_settings(socket, "socket-group", "socket-mode", section="virtiofs")
     files = command.add_argument_group("files")
     add_exported_options(files, is_configured=False)
+    add_profile_options(files, is_configured=False)
     add_supervisor_options(command, _CONTROL)
     command.set_defaults(run=_run_attach)
 
@@ -70,6 +71,8 @@ def _run_attach(options: argparse.Namespace) -> None:
         "root": exported.root,
         "gid": options.socket_group,
         "mode": options.socket_mode,
+        "profile": options.profile,
+        "record_profile": options.record_profile,
     }
     answer = ask_supervisor(state_dir(options, service_addresses(options)), {"attach": request})
     write_line(answer["socket"])

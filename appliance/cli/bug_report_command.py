@@ -71,7 +71,14 @@ def add_bug_report(commands: "Subparsers") -> None:
     add_state_option(command, "look for the supervisors' control sockets in DIR")
     add_service_options(command)
     add_log_options(command)
-    command.set_defaults(run=_run_bug_report, opens_no_store=True)
+    # The file may be what the report is about.
+    faults: list[ConfigError] = []
+    command.set_defaults(
+        run=_run_bug_report,
+        opens_no_store=True,
+        when_config_faulty=faults.append,
+        config_faults=faults,
+    )
 
 
 def _run_bug_report(options: argparse.Namespace) -> None:
@@ -84,6 +91,7 @@ def _run_bug_report(options: argparse.Namespace) -> None:
             raise ConfigError(f"--log {log}: is no file")
     parts: dict[str, Callable[[], str]] = {
         "versions.txt": _versions,
+        "config.txt": lambda: _config(options),
         "options.txt": lambda: _options(options),
         "host.txt": _host,
         "doctor.json": lambda: _doctor(options),
@@ -153,6 +161,13 @@ def _options(options: argparse.Namespace) -> str:
     except ConfigError as exc:
         lines.append(f"refused: {exc}")
     return "\n".join([*lines, ""])
+
+
+def _config(options: argparse.Namespace) -> str:
+    from appliance.cli.config_command import in_force_lines
+
+    faults = [f"refused: {fault}" for fault in options.config_faults]
+    return "\n".join([*faults, *in_force_lines(options), ""])
 
 
 def _host() -> str:

@@ -17,7 +17,7 @@ from appliance.config.resolution import (
     settle,
 )
 from appliance.config.setting_table import BY_KEY, SECTIONS, SETTINGS
-from appliance.config.settings import Setting, TableArray
+from appliance.config.settings import ConfigFile, Setting, TableArray
 from appliance.config.toml_text import toml_text
 from appliance.errors import ConfigError
 
@@ -70,13 +70,20 @@ def _run_config(options: argparse.Namespace) -> None:
         except FileNotFoundError as exc:
             raise ConfigError(f"--check {options.check}: {exc.strerror}") from exc
         return
-    shown = _of_command(options) if options.words else _of_all(options)
+    if options.words:
+        shown = _of_command(options)
+    else:
+        shown = _of_all(options, config_file_of(options, SETTINGS))
     if options.json:
         print_json([each.as_json() for each in shown], indent=2)
         return
-    write_line(_HEADER)
     for line in _lines(shown):
         write_line(line)
+
+
+def in_force_lines(options: argparse.Namespace) -> "Iterator[str]":
+    """Yield the lines of the configuration that is in force for no command in particular."""
+    return _lines(_of_all(options, options.config_file))
 
 
 class _Shown(NamedTuple):
@@ -109,8 +116,7 @@ class _Shown(NamedTuple):
         }
 
 
-def _of_all(options: argparse.Namespace) -> list[_Shown]:
-    config = config_file_of(options, SETTINGS)
+def _of_all(options: argparse.Namespace, config: ConfigFile) -> list[_Shown]:
     shown = []
     for setting in SETTINGS:
         origin = None if setting.section else options.origins.get(setting.dest)
@@ -143,6 +149,7 @@ def _of_command(options: argparse.Namespace) -> list[_Shown]:
 
 
 def _lines(shown: "Iterable[_Shown]") -> "Iterator[str]":
+    yield _HEADER
     rows = list(shown)
     for section in SECTIONS:
         # A key behind an array of tables would belong to its last element.

@@ -3,12 +3,12 @@
 import argparse
 import os
 import sys
-import time
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from appliance.castore.size_dialect import DEFAULT_DIALECT, SizeDialect
+from appliance.cli.copy_report import CopyReport
 from appliance.cli.key_options import add_trusted_keys_option
 from appliance.cli.options import (
     add_json_option,
@@ -18,7 +18,6 @@ from appliance.cli.options import (
     service_addresses,
     target_addresses,
 )
-from appliance.cli.output import print_json, write_line
 from appliance.cli.terminal import progress_line
 from appliance.errors import ApplianceError, ConfigError, PathInfoError
 from appliance.services.addresses import ServiceAddresses
@@ -26,7 +25,6 @@ from appliance.services.addresses import ServiceAddresses
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from appliance.cli.terminal import ProgressLine
     from appliance.copier.claim_checks import CheckClaim
     from appliance.copier.copier import CopyOutcome, CopySource
     from appliance.copier.path_info_json import Claims
@@ -44,7 +42,6 @@ STANDARD_INPUT: Final = "-"
 # The Nix store, by its database.
 _THIS_MACHINE: Final = "local"
 _ATTRIBUTES_VARIABLE: Final = "NIX_ATTRS_JSON_FILE"
-_MEGABYTE: Final = 1_000_000
 
 
 def add_copy(commands: "Subparsers") -> None:
@@ -191,10 +188,8 @@ class _Copy:
         self._keys = self._trusted_keys()
         self._progress: CopyProgress = CopyProgress()
         self._stores: dict[Path, AsyncStore] = {}
-        self._refused: list[str] = []
-        self._num_present = self._num_copied = self._num_bytes = 0
         self._stack = ExitStack()
-        self._line: ProgressLine
+        self._report: CopyReport
 
     def run(self, outcomes: "Callable[[CopyTarget], Generator[CopyOutcome, None, None]]") -> None:
         """Open the target, consume `outcomes`, and print the result for each path.
@@ -202,28 +197,27 @@ class _Copy:
         Raises:
             StoreError: some paths were refused: one line for each; or the copy ended early.
         """
-        from appliance.copier.copier import failure_text
         from appliance.copier.target import open_target
 
-        started_s = time.monotonic()
         dialect = SizeDialect[self._options.directory_sizes.upper()]
-        cause = None
         with self._stack as stack:
-            self._line = stack.enter_context(progress_line(progress_form(self._options)))
+            line = stack.enter_context(progress_line(progress_form(self._options)))
+            self._report = report = CopyReport(line, is_json=self._options.json)
             addresses = _target(self._options)
             target = stack.enter_context(open_target(addresses, dialect, self._stores))
             try:
                 # Closed before the target, because the threads of the copy use that.
                 with closing(outcomes(target)) as found:
                     for outcome in found:
-                        self._take(outcome)
+                        report.take(outcome)
             except (ConfigError, BrokenPipeError):
                 raise
             except ApplianceError as exc:
-                cause = exc
-        self._conclude(time.monotonic() - started_s)
-        if self._refused or cause is not None:
-            raise failure_text(self._refused, cause) from cause
+                report.cause = exc
+        report.conclude(
+            f"{report.num_copied} paths, {report.megabytes_in_time(report.num_bytes)}; "
+            f"{report.num_present} were there already"
+        )
 
     def copied(
         self, target: "CopyTarget", paths: "Sequence[StorePath]", claims: "Claims | None"
@@ -290,32 +284,9 @@ class _Copy:
         texts = [*self._options.trusted_public_keys, *self._source.keys]
         return parse_keys(texts, "--trusted-public-keys")
 
-    def _take(self, outcome: "CopyOutcome") -> None:
-        from appliance.copier.copier import CopyStatus
-
-        path = outcome.path.absolute()
-        match outcome.status:
-            case CopyStatus.REFUSED:
-                self._refused.append(outcome.reason)
-            case CopyStatus.PRESENT:
-                self._num_present += 1
-            case CopyStatus.COPIED:
-                self._num_copied += 1
-                self._num_bytes += outcome.nar_size
-        self._line.clear()
-        if self._options.json:
-            printed: dict[str, object] = {"path": path, "status": outcome.status.value}
-            if outcome.status is CopyStatus.COPIED:
-                printed["narSize"] = outcome.nar_size
-            if outcome.reason:
-                printed["error"] = outcome.reason
-            print_json(printed)
-        elif outcome.status is CopyStatus.COPIED:
-            write_line(path)
-
     def _show(self, num_done: int, num_all: int) -> None:
         progress = self._progress
-        self._line.update(
+        self._report.line.update(
             num_files=progress.num_files,
             num_bytes=progress.num_bytes,
             path=f"{num_done}/{num_all} {progress.path}",
@@ -323,19 +294,8 @@ class _Copy:
         )
 
     def _show_counts(self) -> None:
-        self._line.update(
+        self._report.line.update(
             num_files=self._progress.num_files, num_bytes=self._progress.num_bytes, path=""
-        )
-
-    def _conclude(self, elapsed_s: float) -> None:
-        if self._options.json:
-            return
-        speed = self._num_bytes / _MEGABYTE / max(elapsed_s, 1e-3)
-        print(
-            f"copied {self._num_copied} paths, {self._num_bytes / _MEGABYTE:.1f} MB in "
-            f"{elapsed_s:.1f} s ({speed:.0f} MB/s); {self._num_present} were there already, "
-            f"{len(self._refused)} were refused",
-            file=sys.stderr,
         )
 
 

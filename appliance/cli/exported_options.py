@@ -1,4 +1,4 @@
-"""What the root directory of a socket or mount is, and the sockets: the options of `virtiofs`."""
+"""What the root directory of a socket or mount is, and which profiles its sessions have."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
     from appliance.resolve.exports import Exported
+    from appliance.supervisor.profiling import Profiling
 
 
 def add_exported_options(parser: argparse._ActionsContainer, *, is_configured: bool = True) -> None:
@@ -58,3 +59,15 @@ def exported(source: str, view: str | None, root: str | None) -> "Exported":
     if names:
         raise ConfigError(f"{source}--root {root}: is below a store path; expected a whole one")
     return Exported(root=path.basename())
+
+
+def add_profile_options(parser: argparse._ActionsContainer, *, is_configured: bool = True) -> None:
+    """Add the options that name profiles."""
+    add_settings(parser, "profile", "record-profile", is_configured=is_configured)
+
+
+def profiling_of(options: argparse.Namespace) -> "Profiling":
+    """Return which profiles `options` ask for."""
+    from appliance.supervisor.profiling import Profiling
+
+    return Profiling(options.profile, options.record_profile)

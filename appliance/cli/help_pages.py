@@ -30,7 +30,7 @@ _GROUPS: Final = {
     "fill it: from files, from Nix and other stores, from archives": (
         *("import", "copy", "import-nar"),
     ),
-    "choose what a guest sees": ("view",),
+    "choose what a guest sees, and what is fetched ahead for it": ("view", "profile"),
     "read it: files, archives, what is known of store paths": (
         *("ls", "cat", "nar", "path-info", "registration"),
     ),

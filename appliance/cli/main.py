@@ -52,6 +52,7 @@ _ADDERS: Final = {
     "detach": ("attach_command", "add_detach"),
     "mount": ("serve_commands", "add_mount"),
     "view": ("view_command", "add_view"),
+    "profile": ("profile_command", "add_profile"),
     "http": ("http_command", "add_http"),
     "status": ("status_command", "add_status"),
     "top": ("top_command", "add_top"),
@@ -226,7 +227,12 @@ def parse_command(
         ConfigError: an argument, a variable, or the configuration file breaks a rule.
     """
     options = command_parser(words[0] if words else "").parse_args(words)
-    settle(options, defaults=defaults, reads_file=not getattr(options, "reads_no_file", False))
+    settle(
+        options,
+        defaults=defaults,
+        reads_file=not getattr(options, "reads_no_file", False),
+        when_faulty=getattr(options, "when_config_faulty", None),
+    )
     return options
 
 

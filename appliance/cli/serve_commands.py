@@ -9,7 +9,12 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from appliance.cli.exported_options import add_exported_options, exported_of
+from appliance.cli.exported_options import (
+    add_exported_options,
+    add_profile_options,
+    exported_of,
+    profiling_of,
+)
 from appliance.cli.listen_options import metrics_socket
 from appliance.cli.options import (
     add_log_options,
@@ -60,10 +65,11 @@ def add_virtiofs(commands: "Subparsers") -> None:
         "--socket-path",
         action="append",
         default=[],
-        metavar="PATH[,view=NAME|,root=PATH]",
-        help="listen on the Unix socket at PATH, too, and show a view or a store path to those "
-        "that connect there (default: as --view and --root say); may be given several times. With "
-        "this, SOCKET or --fd, sockets in the configuration file are not used",
+        metavar="PATH[,OPTION=VALUE]...",
+        help="listen on the Unix socket at PATH, too, and show a view (view=NAME) or a store path "
+        "(root=PATH) to those that connect there, with profiles of their own (profile=NAME, "
+        "record-profile=NAME) (default: as the options of these names say); may be given several "
+        "times. With this, SOCKET or --fd, sockets in the configuration file are not used",
     )
     listening.add_argument(
         "--fd", type=int, metavar="FD", help="listen on an inherited socket, by its descriptor"
@@ -100,6 +106,7 @@ def _add_common_options(command: argparse.ArgumentParser, section: str) -> None:
     files = command.add_argument_group("files")
     add_settings(files, "list-root")
     add_exported_options(files)
+    add_profile_options(files)
     add_settings(files, "inodes")
     add_settings(command.add_argument_group("security"), "sandbox")
     state = command.add_argument_group("state directory")
@@ -139,13 +146,19 @@ def _run_virtiofs(options: argparse.Namespace) -> None:
 
         tag = encode_tag(options.tag) if options.tag is not None else None
         config = VirtiofsConfig(**fields, tag=tag)
-        default = exported_of(options)
+        default, profiling = exported_of(options), profiling_of(options)
         listeners = [
-            Listener.of(sock, place.exported(default), place.terms(config.properties))
+            Listener.of(
+                sock,
+                place.exported(default),
+                place.terms(config.properties),
+                place.profiling(profiling),
+            )
             for place, sock in zip(places, bound, strict=True)
         ]
         if options.fd is not None:
-            inherited = opened.enter_context(closing(Listener.inherit(options.fd, default)))
+            inherited = Listener.inherit(options.fd, default, profiling)
+            opened.enter_context(closing(inherited))
             listeners.append(inherited)
         opened.enter_context(_pid_file(options))
         metrics = opened.enter_context(metrics_socket(options))
@@ -224,11 +237,17 @@ def run_mount(options: argparse.Namespace, when_ready: Callable[[str], None] | N
 
     if options.passthrough and os.geteuid() != 0:
         raise ConfigError(f"{label_of(options, 'passthrough')}: only root may use this option")
+    if options.passthrough and options.record_profile is not None:
+        raise ConfigError(
+            f"{label_of(options, 'record_profile')}: with passthrough, the kernel reads files by "
+            "itself, so what is read would not be known"
+        )
     config = MountConfig(
         **_common_fields(options),
         poll_us=0,
         path=options.dest,
         exported=exported_of(options),
+        profiling=profiling_of(options),
         num_workers=options.threads,
         has_passthrough=options.passthrough,
         flags=MountFlags(options.fsname, options.allow_other, options.noexec),

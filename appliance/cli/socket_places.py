@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from appliance.cli.exported_options import exported
 from appliance.config.settings import TableRow
@@ -12,8 +12,12 @@ from appliance.errors import ConfigError
 if TYPE_CHECKING:
     from appliance.resolve.exports import Exported
     from appliance.supervisor.listeners import SocketTerms
+    from appliance.supervisor.profiling import Profiling
     from appliance.system.bound_socket import BoundSocket
     from appliance.vhost.fs_device import DeviceProperties
+
+# What may follow the path of --socket-path.
+_SOCKET_OPTIONS: Final = frozenset({"view", "root", "profile", "record-profile"})
 
 
 class SocketPlace(NamedTuple):
@@ -53,6 +57,27 @@ class SocketPlace(NamedTuple):
         if view is None and root is None:
             return default
         return exported(f"{self.label}: ", view, root)
+
+    def profiling(self, default: "Profiling") -> "Profiling":
+        """Return which profiles sessions have there; as elsewhere where nothing is said of one.
+
+        Raises:
+            ConfigError: no profile may have such a name.
+        """
+        from appliance.store.profiles import check_profile_name
+
+        given = {key: self.given.get(key) for key in ("profile", "record-profile")}
+        for key, name in given.items():
+            if name is not None:
+                try:
+                    check_profile_name(name)
+                except ConfigError as exc:
+                    raise ConfigError(f"{self.label}: {key}: {exc}") from exc
+        play, record = given.values()
+        return default._replace(
+            play=default.play if play is None else play,
+            record=default.record if record is None else record,
+        )
 
     def terms(self, default: "DeviceProperties") -> "SocketTerms | None":
         """Return what device is offered there, and to how many; None if it is as elsewhere."""
@@ -110,7 +135,8 @@ def _place(
 def split_place(text: str) -> tuple[Path, dict[str, str]]:
     """Return the path in the value of --socket-path, and what follows it.
 
-    The path may be followed by `,view=NAME` or `,root=PATH`. Two commas stand for one in a path.
+    The path may be followed by `,view=NAME` or `,root=PATH`, and by `,profile=NAME` and
+    `,record-profile=NAME`. Two commas stand for one in a path.
 
     Raises:
         ConfigError: what follows the path is something else.
@@ -119,10 +145,10 @@ def split_place(text: str) -> tuple[Path, dict[str, str]]:
     given: dict[str, str] = {}
     for part in parts[1:]:
         name, equals, value = part.partition("=")
-        if name not in {"view", "root"} or not equals or name in given:
+        if name not in _SOCKET_OPTIONS or not equals or name in given:
             raise ConfigError(
-                f"--socket-path {text}: {part!r} follows the path, expected view=NAME or root=PATH "
-                "once; a comma in the path is written twice"
+                f"--socket-path {text}: {part!r} follows the path, expected view=NAME, root=PATH, "
+                "profile=NAME or record-profile=NAME once; a comma in the path is written twice"
             )
         given[name] = value
     if not parts[0]:

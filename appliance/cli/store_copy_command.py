@@ -2,13 +2,11 @@
 
 import argparse
 import gc
-import sys
-import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from appliance.cli.copy_report import MEGABYTE, CopyReport
 from appliance.cli.options import progress_form
-from appliance.cli.output import print_json, write_line
 from appliance.cli.terminal import ProgressLine, progress_line
 from appliance.errors import ApplianceError, ReadOnlyStoreError
 
@@ -16,12 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from appliance.copier.copier import CopyOutcome
     from appliance.nix.store_path import StorePath
     from appliance.services.addresses import ServiceAddresses
     from appliance.store.writer import AsyncStore
-
-_MEGABYTE: Final = 1_000_000
 
 
 def copy_between(
@@ -40,9 +35,9 @@ def copy_between(
     # What was loaded so far stays, so collections need not go through it.
     gc.freeze()
     with progress_line(progress_form(options)) as line, _held(target) as (stores, hold):
-        report = _Report(line, is_json=options.json)
+        report = _StoreReport(line, is_json=options.json)
         uvloop.run(_copy(source, target, paths, stores, hold, report))
-    report.conclude()
+    report.end()
 
 
 async def _copy(
@@ -51,7 +46,7 @@ async def _copy(
     paths: "Sequence[StorePath]",
     stores: "dict[Path, AsyncStore]",
     hold: "Callable[[StorePath], None]",
-    report: "_Report",
+    report: "_StoreReport",
 ) -> None:
     from appliance.copier.store_copy import StoreCopy
     from appliance.services.open_services import open_services
@@ -105,81 +100,40 @@ def _held(
         store.close()
 
 
-class _Report:
+class _StoreReport(CopyReport):
     """What is printed of a copy.
 
     Attributes:
         progress: totals so far.
-        cause: why the copy ended early, if it did.
     """
 
     def __init__(self, line: ProgressLine, *, is_json: bool) -> None:
         from appliance.copier.store_copy import StoreProgress
 
+        super().__init__(line, is_json=is_json)
         self.progress: StoreProgress = StoreProgress()
-        self.cause: ApplianceError | None = None
-        self._line = line
-        self._is_json = is_json
-        self._started_s = time.monotonic()
-        self._refused: list[str] = []
-        self._num_copied = self._num_present = 0
-
-    def take(self, outcome: "CopyOutcome") -> None:
-        from appliance.copier.copier import CopyStatus
-
-        path = outcome.path.absolute()
-        match outcome.status:
-            case CopyStatus.REFUSED:
-                self._refused.append(outcome.reason)
-            case CopyStatus.PRESENT:
-                self._num_present += 1
-            case CopyStatus.COPIED:
-                self._num_copied += 1
-        self._line.clear()
-        if self._is_json:
-            printed: dict[str, object] = {"path": path, "status": outcome.status.value}
-            if outcome.status is CopyStatus.COPIED:
-                printed["narSize"] = outcome.nar_size
-            if outcome.reason:
-                printed["error"] = outcome.reason
-            print_json(printed)
-        elif outcome.status is CopyStatus.COPIED:
-            write_line(path)
 
     def show(self, num_done: int, num_all: int) -> None:
         progress = self.progress
         skipped = (
             f"skipped {progress.num_files_skipped} files, "
-            f"{progress.num_bytes_skipped / _MEGABYTE:.1f} MB"
+            f"{progress.num_bytes_skipped / MEGABYTE:.1f} MB"
         )
-        self._line.update(
+        self.line.update(
             num_files=progress.num_files - progress.num_files_skipped,
             num_bytes=progress.num_bytes - progress.num_bytes_skipped,
             path=f"{num_done}/{num_all} ({skipped}) {progress.path}",
             fraction=progress.fraction(),
         )
 
-    def conclude(self) -> None:
-        """Print the totals.
-
-        Raises:
-            StoreError: some paths were refused, or the copy ended early.
-        """
-        from appliance.copier.copier import failure_text
-
+    def end(self) -> None:
+        """Print the totals; see `CopyReport.conclude`."""
         progress = self.progress
-        elapsed_s = time.monotonic() - self._started_s
         crossed = progress.num_bytes - progress.num_bytes_skipped
-        if not self._is_json:
-            num_files = progress.num_files - progress.num_files_skipped
-            print(
-                f"copied {self._num_copied} paths: {num_files} files, "
-                f"{crossed / _MEGABYTE:.1f} MB in {elapsed_s:.1f} s "
-                f"({crossed / _MEGABYTE / max(elapsed_s, 1e-3):.0f} MB/s); "
-                f"{progress.num_files_skipped} files, "
-                f"{progress.num_bytes_skipped / _MEGABYTE:.1f} MB of theirs and "
-                f"{self._num_present} paths were there already, {len(self._refused)} were refused",
-                file=sys.stderr,
-            )
-        if self._refused or self.cause is not None:
-            raise failure_text(self._refused, self.cause) from self.cause
+        num_files = progress.num_files - progress.num_files_skipped
+        self.conclude(
+            f"{self.num_copied} paths: {num_files} files, {self.megabytes_in_time(crossed)}; "
+            f"{progress.num_files_skipped} files, "
+            f"{progress.num_bytes_skipped / MEGABYTE:.1f} MB of theirs and "
+            f"{self.num_present} paths were there already"
+        )

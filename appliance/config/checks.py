@@ -27,6 +27,13 @@ def check_view(name: str) -> None:
     check_view_name(name)
 
 
+def check_profile(name: str) -> None:
+    """Check the name of a profile."""
+    from appliance.store.profiles import check_profile_name
+
+    check_profile_name(name)
+
+
 def check_root(text: str) -> None:
     """Check a store path that is to be a root directory."""
     from appliance.services.paths_in_store import parse_path

@@ -62,6 +62,20 @@ _SOCKET_FIELDS: Final = (
     ),
     Setting(
         section="virtiofs.sockets",
+        name="profile",
+        kind=Text(checks.check_profile),
+        default_text=_AS_ABOVE,
+        help="have what this profile names fetched ahead",
+    ),
+    Setting(
+        section="virtiofs.sockets",
+        name="record-profile",
+        kind=Text(checks.check_profile),
+        default_text=_AS_ABOVE,
+        help="record what sessions read first as this profile",
+    ),
+    Setting(
+        section="virtiofs.sockets",
         name="group",
         kind=Group(),
         default_text="socket-group",

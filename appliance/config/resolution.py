@@ -6,7 +6,7 @@ the file before the default. An empty variable counts as unset.
 
 import argparse
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -86,6 +86,7 @@ def settle(
     defaults: Mapping[str, Any] | None = None,
     *,
     reads_file: bool = True,
+    when_faulty: Callable[[ConfigError], None] | None = None,
 ) -> None:
     """Put the values in force into `options`, and where they come from into `options.origins`.
 
@@ -94,6 +95,8 @@ def settle(
         environ: the environment.
         defaults: by the names of attributes, what to use in place of a setting's default.
         reads_file: whether the configuration file is used.
+        when_faulty: is called with the faults of the file, which sets nothing then; without this,
+            they are raised.
 
     Raises:
         ConfigError: a value or the file breaks a rule.
@@ -102,7 +105,12 @@ def settle(
     options.origins = {}
     config = ConfigFile(DEFAULT_CONFIG)
     if reads_file:
-        config = config_file_of(options, settings.values(), environ)
+        try:
+            config = config_file_of(options, settings.values(), environ)
+        except ConfigError as exc:
+            if when_faulty is None:
+                raise
+            when_faulty(exc)
     options.config_file = config
     is_told_where = any(getattr(options, name, None) not in (None, []) for name in _LISTENING)
     for dest, setting in settings.items():

@@ -124,6 +124,21 @@ _TOP: Final = (
         help="make the store path PATH, a directory, the root directory itself",
     ),
     Setting(
+        name="profile",
+        kind=Text(checks.check_profile),
+        metavar="NAME",
+        default_text="the profile that has the name of the view or store path, if there is one",
+        help="have what the profile NAME names (see `appliance profile`) fetched ahead, in its "
+        "order, from when a session begins",
+    ),
+    Setting(
+        name="record-profile",
+        kind=Text(checks.check_profile),
+        metavar="NAME",
+        help="record what sessions read first, in that order, and make it the profile NAME when "
+        "the last of them ends",
+    ),
+    Setting(
         name="list-root",
         kind=Flag(),
         default=False,

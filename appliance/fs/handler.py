@@ -32,6 +32,7 @@ from appliance.fuse_proto.operations import Body, FileSlice, NotReady, Operation
 from appliance.images.layout import LINKS, Image, Kind
 from appliance.images.places import ROOT_NODEID, CorruptSizeError, PlacedNode, Places
 from appliance.nix.store_path import StorePath, StorePathError
+from appliance.session.first_reads import FirstRead, FirstReads
 from appliance.session.grants import Grants
 from appliance.session.wants import DirectoryWanted, RootListWanted, RootNameWanted
 from appliance.store.blob_cache import directory_key
@@ -74,6 +75,7 @@ class Handler(Operations):
         remote: what the supervisor fetches; if anything, the store is a cache or has no PathInfos.
         makes_images: whether images that the store lacks are made here, because no process on this
             host can put them there.
+        first_reads: notes what was answered with, if the session is recorded.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Handler(Operations):
         is_root_listable: bool,
         remote: RemoteParts = ALL_LOCAL,
         makes_images: bool = False,
+        first_reads: FirstReads | None = None,
     ) -> None:
         self._grants = grants
         self._store = store
@@ -95,6 +98,7 @@ class Handler(Operations):
         self._blobs = CachedBlobs(store, usage) if remote.has_blobs else Blobs(store)
         self._image_usage = usage if remote.has_directories else None
         self._made_images = MadeImages() if makes_images else None
+        self._first_reads = first_reads
         self._has_remote_root = remote.has_root
         self._places = Places(grants, self._image)
         self._num_revoked = grants.num_revoked
@@ -123,6 +127,8 @@ class Handler(Operations):
             self._snapshot = None
             self._snapshot_exit.close()
         self._blobs.close_evicted()
+        if self._first_reads is not None:
+            self._first_reads.flush()
 
     def close(self) -> None:
         """Close the files that are held open; the caller closes the store."""
@@ -213,6 +219,9 @@ class Handler(Operations):
         if part.length == 0:
             return _EMPTY
         content = self._blobs.content(self._in_store(), node.digest, node.size, part)
+        if self._first_reads is not None:
+            first = FirstRead(node.digest, time.monotonic_ns(), node.size)
+            self._first_reads.note_range(first, *part)
         if isinstance(content, OpenBlob):
             return FileSlice(content.fd, *part)
         return content[offset : offset + part.length]
@@ -323,6 +332,13 @@ class Handler(Operations):
         return image
 
     def _image_bytes(self, digest: bytes, piece: int) -> memoryview:
+        if self._first_reads is None:
+            return self._unnoted_image_bytes(digest, piece)
+        found = self._unnoted_image_bytes(digest, piece)
+        self._first_reads.note(FirstRead(digest, time.monotonic_ns()))
+        return found
+
+    def _unnoted_image_bytes(self, digest: bytes, piece: int) -> memoryview:
         found = self._in_store().image(digest, piece)
         if found is not None:
             if self._image_usage is not None:

@@ -19,6 +19,7 @@ from appliance.fuse_proto._fuse_wire import (
 )
 from appliance.fuse_proto.operations import Body, NotReady, Request
 from appliance.images.layout import Kind
+from appliance.session.first_reads import FirstReads
 from appliance.session.grants import Grants
 from appliance.session.wants import BackingWanted
 from appliance.store.schema import INLINE_MAX
@@ -57,6 +58,7 @@ class PassthroughHandler(Handler):
         released: Callable[[int], None],
         remote: RemoteParts = ALL_LOCAL,
         makes_images: bool = False,
+        first_reads: FirstReads | None = None,
     ) -> None:
         super().__init__(
             grants,
@@ -64,6 +66,7 @@ class PassthroughHandler(Handler):
             is_root_listable=is_root_listable,
             remote=remote,
             makes_images=makes_images,
+            first_reads=first_reads,
         )
         self._released = released
         self._granted: dict[int, int] = {}

@@ -52,6 +52,7 @@ class Envelope(_message.Message):
     DEVICE_ENDED_FIELD_NUMBER: _builtins.int
     RELEASED_FIELD_NUMBER: _builtins.int
     CACHE_USED_FIELD_NUMBER: _builtins.int
+    FIRST_READS_FIELD_NUMBER: _builtins.int
     START_SESSION_FIELD_NUMBER: _builtins.int
     END_SESSION_FIELD_NUMBER: _builtins.int
     NEW_PEER_FIELD_NUMBER: _builtins.int
@@ -123,6 +124,8 @@ class Envelope(_message.Message):
     @_builtins.property
     def cache_used(self) -> Global___CacheUsed: ...
     @_builtins.property
+    def first_reads(self) -> Global___FirstReads: ...
+    @_builtins.property
     def start_session(self) -> Global___StartSession:
         """supervisor -> session process"""
 
@@ -142,7 +145,7 @@ class Envelope(_message.Message):
 
     @_builtins.property
     def session_status(self) -> Global___SessionStatus:
-        """session process -> supervisor, beside Resolve and CacheUsed"""
+        """session process -> supervisor, beside Resolve, CacheUsed and FirstReads"""
 
     @_builtins.property
     def worker_died(self) -> Global___WorkerDied: ...
@@ -178,6 +181,7 @@ class Envelope(_message.Message):
         device_ended: Global___DeviceEnded | None = ...,
         released: Global___Released | None = ...,
         cache_used: Global___CacheUsed | None = ...,
+        first_reads: Global___FirstReads | None = ...,
         start_session: Global___StartSession | None = ...,
         end_session: Global___EndSession | None = ...,
         new_peer: Global___NewPeer | None = ...,
@@ -188,11 +192,11 @@ class Envelope(_message.Message):
         start_apart: Global___StartApart | None = ...,
         restore: Global___Restore | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "change_memory", b"change_memory", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "fetch", b"fetch", "new_peer", b"new_peer", "ping", b"ping", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "restore", b"restore", "ring_broken", b"ring_broken", "ring_draining", b"ring_draining", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_log", b"set_log", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "surrender", b"surrender", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "change_memory", b"change_memory", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "fetch", b"fetch", "first_reads", b"first_reads", "new_peer", b"new_peer", "ping", b"ping", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "restore", b"restore", "ring_broken", b"ring_broken", "ring_draining", b"ring_draining", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_log", b"set_log", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "surrender", b"surrender", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "change_memory", b"change_memory", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "fetch", b"fetch", "id", b"id", "new_peer", b"new_peer", "ping", b"ping", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "restore", b"restore", "ring_broken", b"ring_broken", "ring_draining", b"ring_draining", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_log", b"set_log", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "surrender", b"surrender", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "body", b"body", "cache_used", b"cache_used", "change_memory", b"change_memory", "configure", b"configure", "device_ended", b"device_ended", "done", b"done", "end_session", b"end_session", "exited", b"exited", "fetch", b"fetch", "first_reads", b"first_reads", "id", b"id", "new_peer", b"new_peer", "ping", b"ping", "released", b"released", "resolve", b"resolve", "resolved", b"resolved", "restore", b"restore", "ring_broken", b"ring_broken", "ring_draining", b"ring_draining", "ring_stopped", b"ring_stopped", "session_status", b"session_status", "set_call", b"set_call", "set_log", b"set_log", "set_memory", b"set_memory", "spawn", b"spawn", "spawn_session", b"spawn_session", "spawned", b"spawned", "start_apart", b"start_apart", "start_ring", b"start_ring", "start_session", b"start_session", "stop_ring", b"stop_ring", "surrender", b"surrender", "take_over", b"take_over", "taken_over", b"taken_over", "worker_died", b"worker_died"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawn_session", "attach", "take_over", "spawned", "exited", "taken_over", "configure", "set_memory", "change_memory", "start_ring", "stop_ring", "set_call", "ping", "resolved", "set_log", "done", "ring_stopped", "ring_draining", "ring_broken", "resolve", "device_ended", "released", "cache_used", "start_session", "end_session", "new_peer", "surrender", "fetch", "session_status", "worker_died", "start_apart", "restore"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["spawn", "spawn_session", "attach", "take_over", "spawned", "exited", "taken_over", "configure", "set_memory", "change_memory", "start_ring", "stop_ring", "set_call", "ping", "resolved", "set_log", "done", "ring_stopped", "ring_draining", "ring_broken", "resolve", "device_ended", "released", "cache_used", "first_reads", "start_session", "end_session", "new_peer", "surrender", "fetch", "session_status", "worker_died", "start_apart", "restore"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -727,6 +731,7 @@ class Configure(_message.Message):
     MAKES_IMAGES_FIELD_NUMBER: _builtins.int
     ANSWERS_IN_PYTHON_FIELD_NUMBER: _builtins.int
     POLL_US_FIELD_NUMBER: _builtins.int
+    IS_RECORDED_FIELD_NUMBER: _builtins.int
     SANDBOX_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     store_path: _builtins.str
@@ -747,6 +752,8 @@ class Configure(_message.Message):
     """Every request is answered by the Python handler, none in C."""
     poll_us: _builtins.int
     """How long a worker may poll its ring before it sleeps, in microseconds; 0: not at all."""
+    is_recorded: _builtins.bool
+    """What is read for the first time is told by FirstReads."""
     @_builtins.property
     def sandbox(self) -> Global___Sandbox:
         """Set: the worker locks itself down before it serves."""
@@ -769,12 +776,13 @@ class Configure(_message.Message):
         makes_images: _builtins.bool = ...,
         answers_in_python: _builtins.bool = ...,
         poll_us: _builtins.int = ...,
+        is_recorded: _builtins.bool = ...,
         sandbox: Global___Sandbox | None = ...,
         device: Global___Device | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "sandbox", b"sandbox"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers_in_python", b"answers_in_python", "device", b"device", "has_remote_blobs", b"has_remote_blobs", "has_remote_directories", b"has_remote_directories", "has_remote_root", b"has_remote_root", "list_root", b"list_root", "log_json", b"log_json", "log_level", b"log_level", "makes_images", b"makes_images", "poll_us", b"poll_us", "queue", b"queue", "sandbox", b"sandbox", "store_path", b"store_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers_in_python", b"answers_in_python", "device", b"device", "has_remote_blobs", b"has_remote_blobs", "has_remote_directories", b"has_remote_directories", "has_remote_root", b"has_remote_root", "is_recorded", b"is_recorded", "list_root", b"list_root", "log_json", b"log_json", "log_level", b"log_level", "makes_images", b"makes_images", "poll_us", b"poll_us", "queue", b"queue", "sandbox", b"sandbox", "store_path", b"store_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1278,6 +1286,62 @@ class CacheUsed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CacheUsed: _TypeAlias = CacheUsed  # noqa: Y015
+
+@_typing.final
+class FirstReads(_message.Message):
+    """What was read for the first time in a session that is recorded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reads(self) -> _containers.RepeatedCompositeFieldContainer[Global___FirstRead]: ...
+    def __init__(
+        self,
+        *,
+        reads: _abc.Iterable[Global___FirstRead] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reads", b"reads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FirstReads: _TypeAlias = FirstReads  # noqa: Y015
+
+@_typing.final
+class FirstRead(_message.Message):
+    """A Directory, or a segment of a blob; see session/first_reads.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    READ_NS_FIELD_NUMBER: _builtins.int
+    BLOB_SIZE_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    read_ns: _builtins.int
+    """CLOCK_MONOTONIC."""
+    blob_size: _builtins.int
+    """What a directory says of the blob; not set for a Directory."""
+    segment: _builtins.int
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        read_ns: _builtins.int = ...,
+        blob_size: _builtins.int | None = ...,
+        segment: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_blob_size", b"_blob_size", "blob_size", b"blob_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_blob_size", b"_blob_size", "blob_size", b"blob_size", "digest", b"digest", "read_ns", b"read_ns", "segment", b"segment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__blob_size: _TypeAlias = _typing.Literal["blob_size"]  # noqa: Y015
+    _WhichOneofArgType__blob_size: _TypeAlias = _typing.Literal["_blob_size", b"_blob_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__blob_size) -> _WhichOneofReturnType__blob_size | None: ...
+
+Global___FirstRead: _TypeAlias = FirstRead  # noqa: Y015
 
 @_typing.final
 class Resolved(_message.Message):

@@ -154,6 +154,11 @@ class ClosureLoader:
         work = partial(self._load_closure, self._closures[root])
         await asyncio.wait([self._streams.begin(root, work)])
 
+    async def join_closure(self, root: Digest) -> None:
+        """Return when a closure, if it is on its way, has been put; errors are dropped."""
+        if root in self._closures:
+            await self.load_closure(root)
+
     async def close(self) -> None:
         """Cancel what is under way."""
         await self._streams.close()

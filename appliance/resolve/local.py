@@ -29,6 +29,7 @@ from appliance.session.wants import (
 )
 from appliance.store.blob_files import BlobFile
 from appliance.store.image_maker import make_images
+from appliance.store.profiles import Profile
 from appliance.store.store import Store
 
 T = TypeVar("T")
@@ -76,6 +77,10 @@ class LocalResolver:
 
     def used(self, keys: Sequence[bytes]) -> None:
         """Do nothing: a local store is not a cache."""
+
+    def play(self, _name: str, _profile: Profile) -> Callable[[], None]:
+        """Do nothing: everything is here."""
+        return lambda: None
 
     async def reap_readers(self) -> None:
         """See `Resolver.reap_readers`."""

@@ -13,12 +13,10 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
 from errno import EINVAL, ENOENT
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from appliance.castore.digest import Digest
@@ -27,12 +25,14 @@ from appliance.errors import ApplianceError, ContentMissingError, StoreError
 from appliance.resolve.closure_loader import ClosureLoader
 from appliance.resolve.fetch_counters import FetchCounters
 from appliance.resolve.local import listed_node, open_blob, path_digest, root_node
+from appliance.resolve.playback import Playbacks
 from appliance.resolve.prefetch import ReadAhead
+from appliance.resolve.profile_loader import ProfileLoader
 from appliance.resolve.resolver import RootListing, SessionGrants, errno_of, nodes_there
-from appliance.services.addresses import LmdbAddress, ServiceAddress, ServiceAddresses
+from appliance.services.addresses import ServiceAddress, ServiceAddresses
 from appliance.services.contracts import Services
 from appliance.services.fetch import BlobFetcher
-from appliance.services.open_services import LoopThread, open_services
+from appliance.services.open_services import LoopThread
 from appliance.services.tasks import SingleFlight
 from appliance.session.wants import (
     BlobWanted,
@@ -42,15 +42,13 @@ from appliance.session.wants import (
     Want,
 )
 from appliance.store.blob_cache import BlobCache
+from appliance.store.profiles import Profile
 from appliance.store.store import Store
-from appliance.store.writer import AsyncStore
 
 T = TypeVar("T")
 
 _LOG: Final = logging.getLogger(__name__)
 
-# The cache, below the state directory.
-_CACHE_DIRECTORY: Final = "cache"
 # The names of the services, in the order of their addresses.
 _SERVICES: Final = ("blobs", "directories", "path_infos")
 # Requests for PathInfos under way at a time.
@@ -105,6 +103,15 @@ class ContentLoader:
         self._closures = ClosureLoader(
             services.directories, self._put_images, self._read_ahead, bytes_max
         )
+        self._playbacks: Playbacks | None = None
+        if fetcher is not None and cache is not None:
+            loader = ProfileLoader(
+                self.find_path,
+                lambda digest: self._run(lambda: self._has_image(digest)),
+                self._closures,
+                fetcher,
+            )
+            self._playbacks = Playbacks(loader, cache.max_bytes)
         self._paths: SingleFlight[bytes, Node] = SingleFlight()
         self._listings: SingleFlight[None, None] = SingleFlight()
         self._places = asyncio.Semaphore(_REQUESTS_MAX)
@@ -129,6 +136,8 @@ class ContentLoader:
         }
         if self._fetcher is not None:
             report["received_bytes"] = self._fetcher.received_bytes
+        if self._playbacks is not None:
+            report["playbacks"] = self._playbacks.report()
         if self._cache is not None:
             report["cache_bytes"] = self._cache.charged_bytes()
             report["cache_bytes_max"] = self._cache.max_bytes
@@ -191,7 +200,9 @@ class ContentLoader:
         try:
             with self._fetched["blobs"].counting():
                 fetching = asyncio.create_task(fetch)
-                fetcher.fetch_ahead(self._read_ahead.after(digest, is_under_way=is_under_way))
+                if self._playbacks is None or not self._playbacks.foresee(digest):
+                    # Nobody knows what comes next.
+                    fetcher.fetch_ahead(self._read_ahead.after(digest, is_under_way=is_under_way))
                 await fetching
         except ApplianceError as exc:
             place = self._read_ahead.place_of(digest)
@@ -206,8 +217,20 @@ class ContentLoader:
             except StoreError as exc:
                 _LOG.error("%s", exc)
 
+    async def play(self, name: str, profile: Profile) -> None:
+        """Fetch what a profile names for one more session, until `end_play`."""
+        if self._playbacks is not None:
+            await self._playbacks.begin(name, profile)
+
+    async def end_play(self, profile: Profile) -> None:
+        """Fetch what a profile names for one session less."""
+        if self._playbacks is not None:
+            await self._playbacks.end(profile)
+
     async def close(self) -> None:
         """Cancel what is under way and end the thread; `services` and `fetcher` stay open."""
+        if self._playbacks is not None:
+            await self._playbacks.close()
         await self._closures.close()
         await self._paths.close()
         await self._listings.close()
@@ -348,6 +371,11 @@ class RemoteResolver:
         """See `Resolver.used`."""
         self._thread.spawn(self._loader.touch(keys))
 
+    def play(self, name: str, profile: Profile) -> Callable[[], None]:
+        """See `Resolver.play`."""
+        self._thread.spawn(self._loader.play(name, profile))
+        return lambda: self._thread.spawn(self._loader.end_play(profile))
+
     async def reap_readers(self) -> None:
         """See `Resolver.reap_readers`."""
         loop = asyncio.get_running_loop()
@@ -379,50 +407,3 @@ class RemoteResolver:
 
     async def _load_blob(self, want: BlobWanted) -> None:
         await self._thread.run(self._loader.load_blob(want))
-
-
-@asynccontextmanager
-async def open_remote(
-    addresses: ServiceAddresses, state_dir: Path, cache_bytes: int
-) -> AsyncIterator[RemoteResolver]:
-    """Open the services and the store that workers read; connect to peers when first needed.
-
-    Raises:
-        StoreError: a store or the cache cannot be opened.
-    """
-    async with AsyncExitStack() as stack:
-        stores = {}
-        store = cache = None
-        if isinstance(addresses.blobs, LmdbAddress):
-            local = AsyncStore.open(addresses.blobs.path, create=True, or_readonly=True)
-            stack.callback(local.close)
-            stores[addresses.blobs.path.resolve()] = local
-            # A store that cannot take images of Directories is copied into the cache instead.
-            store = local.store if local.store.is_writable else None
-        if store is None:
-            cache = BlobCache(state_dir / _CACHE_DIRECTORY, cache_bytes)
-            stack.callback(cache.close)
-            store = cache.store
-        thread = LoopThread("remote")
-        stack.callback(thread.close)
-        inner = AsyncExitStack()
-
-        async def close() -> None:
-            await thread.run(inner.aclose())
-
-        stack.push_async_callback(close)
-
-        async def start() -> ContentLoader:
-            services = await inner.enter_async_context(
-                open_services(addresses, stores=stores, is_patient=True)
-            )
-            fetcher = None
-            if cache is not None:
-                fetcher = BlobFetcher(services.blobs, cache)
-                inner.push_async_callback(fetcher.close)
-            loader = ContentLoader(services, store, cache, fetcher, addresses)
-            inner.push_async_callback(loader.close)
-            return loader
-
-        loader = await thread.run(start())
-        yield RemoteResolver(thread, loader, store, has_cache=cache is not None)

@@ -18,6 +18,7 @@ from appliance.errors import ApplianceError
 from appliance.session.grant_table import GrantTable
 from appliance.session.wants import BlobWanted, Want
 from appliance.store.leases import Lease
+from appliance.store.profiles import Profile
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -56,6 +57,14 @@ class Resolver(Protocol):
 
     def used(self, keys: Sequence[bytes]) -> None:
         """Record that a worker read entries of the cache, by their keys (see `blob_cache`)."""
+
+    def play(self, name: str, profile: Profile) -> Callable[[], None]:
+        """Have what a profile names fetched ahead, for one session; return what ends that.
+
+        Args:
+            name: of the profile, for people.
+            profile: what to fetch; sessions that give the same object share the work.
+        """
 
     async def reap_readers(self) -> None:
         """Free the read transactions of killed workers; until then, LMDB reuses no page of them."""

@@ -17,7 +17,7 @@ import logging
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from errno import EIO, ENOENT
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from appliance.resolve.resolver import Resolver, SessionGrants
 from appliance.services.addresses import LmdbAddress
 from appliance.services.tasks import SingleFlight
 from appliance.session.wants import BlobWanted, RootNameWanted, Want
+from appliance.store.profiles import Profile, ProfiledPath
 from appliance.store.root_lists import RootLists
 from appliance.system.child_environment import child_environment
 
@@ -106,6 +107,7 @@ class SubstitutingResolver:
         self._copies = asyncio.Semaphore(_COPIES_MAX)
         self._remembered: OrderedDict[StorePath, tuple[float, int]] = OrderedDict()
         self._away_until_s: dict[str, float] = {}
+        self._playing: set[asyncio.Task[None]] = set()
 
     async def resolve(self, want: Want, session: SessionGrants) -> int:
         """See `Resolver.resolve`."""
@@ -144,16 +146,37 @@ class SubstitutingResolver:
         """See `Resolver.used`."""
         self._resolver.used(keys)
 
+    def play(self, _name: str, profile: Profile) -> Callable[[], None]:
+        """See `Resolver.play`; the store paths that are not here are copied, in their order."""
+        task = asyncio.create_task(self._provide_all(profile))
+        self._playing.add(task)
+        task.add_done_callback(self._playing.discard)
+
+        def end() -> None:
+            task.cancel()
+
+        return end
+
     async def reap_readers(self) -> None:
         """See `Resolver.reap_readers`."""
         await self._resolver.reap_readers()
 
     async def close(self) -> None:
         """See `Resolver.close`; a copy that is under way is ended, which harms nothing."""
+        for task in self._playing:
+            task.cancel()
+        await asyncio.gather(*self._playing, return_exceptions=True)
         await self._flights.close()
         for substituter in self._substituters:
             await substituter.close()
         await self._resolver.close()
+
+    async def _provide_all(self, profile: Profile) -> None:
+        for read in profile.reads:
+            if isinstance(read, ProfiledPath):
+                with contextlib.suppress(ApplianceError):
+                    if not await self._resolver.root_nodes([read.name.encode()]):
+                        await self.provide(read.name.encode())
 
     async def _provide(self, path: StorePath) -> int:
         error = ENOENT

@@ -132,6 +132,21 @@ class BlobFetcher:
             if size <= INLINE_MAX
         )
 
+    def has_range(self, digest: Digest, start: int, end: int) -> bool:
+        """Return whether the cache has the bytes from `start` to `end` of a blob."""
+        return self._cache.has_range(digest, start, end)
+
+    async def fetch_range_ahead(self, digest: Digest, size: int, start: int, end: int) -> None:
+        """Do as `fetch_range`, for nobody who waits, and no longer beside what is urgent.
+
+        What another process is fetching, or the cache has no room for, is left out.
+        """
+        await self._ahead.when_clear()
+        is_whole = size <= UNCHUNKED_MAX or digest in self._fetches
+        chunks = self._chunks
+        if is_whole or not await chunks.fetch(digest, size, start, end, is_wanted=False):
+            await self._fetch_ahead(digest, size)
+
     @property
     def received_bytes(self) -> int:
         """How many bytes of content have come, whatever became of them."""

@@ -103,8 +103,12 @@ class ChunkFetcher:
         self.received_bytes = 0
         """How many bytes of chunks have come, whatever became of them."""
 
-    async def fetch(self, digest: Digest, size: int, start: int, end: int) -> bool:
+    async def fetch(
+        self, digest: Digest, size: int, start: int, end: int, *, is_wanted: bool = True
+    ) -> bool:
         """Return when the cache has the bytes from `start` to `end` of a blob of `size` bytes.
+
+        If nobody waits for them, `is_wanted` is false, and nothing is fetched ahead of them.
 
         Returns:
             False if the service has no list of chunks to go by; then nothing was done.
@@ -116,7 +120,7 @@ class ChunkFetcher:
         with self._room.keeping(digest):
             for _ in range(_ATTEMPTS_MAX):
                 try:
-                    return await self._try_to_fetch(digest, size, start, end)
+                    return await self._try_to_fetch(digest, size, start, end, is_wanted=is_wanted)
                 except PartLostError:
                     self._listed.pop(digest, None)
                     if await self._run(partial(self._cache.find, digest)) is not None:
@@ -126,10 +130,12 @@ class ChunkFetcher:
                     self._distrust(digest)
         raise StoreError(f"blob {digest}: is evicted as fast as it is fetched")
 
-    async def _try_to_fetch(self, digest: Digest, size: int, start: int, end: int) -> bool:
+    async def _try_to_fetch(
+        self, digest: Digest, size: int, start: int, end: int, *, is_wanted: bool
+    ) -> bool:
         blob = await self._begun(digest, size)
         if blob is not None:
-            await self._fetch_range(blob, start, end)
+            await self._fetch_range(blob, start, end, is_wanted=is_wanted)
         return blob is not None
 
     async def fetch_whole(self, digest: Digest, size: int) -> bool:
@@ -184,7 +190,9 @@ class ChunkFetcher:
 
     # --- One range ---
 
-    async def _fetch_range(self, blob: ListedBlob, start: int, end: int) -> None:
+    async def _fetch_range(
+        self, blob: ListedBlob, start: int, end: int, *, is_wanted: bool
+    ) -> None:
         self._close_removed()
         record = self._parts.find(blob.digest)
         if record is None or record.token != blob.record.token:
@@ -194,10 +202,11 @@ class ChunkFetcher:
         wanted = [index for index in touched if not record.has(*blob.chunks.bounds(index))]
         if not wanted:
             return
-        ahead = await self._reserved(blob, wanted, self._ahead_of(blob, touched))
+        behind = self._ahead_of(blob, touched) if is_wanted else []
+        ahead = await self._reserved(blob, wanted, behind)
         # Some may have come since.
         left = [index for index in wanted if not blob.record.has(*blob.chunks.bounds(index))]
-        tasks = [self._begin_chunk(blob, index, is_wanted=True) for index in left]
+        tasks = [self._begin_chunk(blob, index, is_wanted=is_wanted) for index in left]
         for index in ahead:
             if not self._is_near(blob, index):
                 self._begin_chunk(blob, index, is_wanted=False)

@@ -7,6 +7,7 @@ clients of peers keep it; whoever calls them has no deadline of its own and repe
 """
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
@@ -21,6 +22,8 @@ BUDGET_S: Final = 30.0
 _PAUSE_MIN_S: Final = 0.05
 _PAUSE_MAX_S: Final = 1.0
 _PAUSE_FACTOR: Final = 2.0
+# A pause is random, between these parts of what it would be.
+_PAUSE_JITTER: Final = (0.5, 1.5)
 
 
 def _always() -> bool:
@@ -75,14 +78,16 @@ class Patience:
             self.restart()
         if not self._may_repeat():
             return False
-        if self.left_s() <= self._pause_s:
+        if self.left_s() <= _PAUSE_JITTER[1] * self._pause_s:
             self._when_over()
             return False
         pause_s, self._pause_s = (
             self._pause_s,
             min(_PAUSE_FACTOR * self._pause_s, _PAUSE_MAX_S),
         )
-        await asyncio.sleep(pause_s)
+        # Not all the clients of a peer at the same moment.
+        factor = random.uniform(*_PAUSE_JITTER)  # noqa: S311 - nobody gains by guessing it
+        await asyncio.sleep(factor * pause_s)
         return True
 
 

@@ -112,6 +112,11 @@ class BackgroundWork:
             timer.cancel()
             end()
 
+    async def when_clear(self) -> None:
+        """Return when background work may begin; for work that is not queued here."""
+        while not self._is_clear.is_set():
+            await self._is_clear.wait()
+
     async def close(self) -> None:
         """Cancel what is running and drop the rest."""
         self._waiting.clear()
@@ -127,7 +132,7 @@ class BackgroundWork:
     async def _run(self) -> None:
         while self._waiting:
             if not self._is_clear.is_set():
-                await self._is_clear.wait()
+                await self.when_clear()
                 continue
             work = self._waiting.pop(next(iter(self._waiting)))
             with suppress(ApplianceError, OSError):

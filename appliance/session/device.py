@@ -1,4 +1,4 @@
-"""One front-end's virtio-fs device: guest memory, session, and a worker per started queue.
+"""One front-end's virtio-fs device: guest memory, session, and a worker per queue that is in use.
 
 A session that was saved takes the place of the present one when the front-end asks whether it was
 loaded. The workers end before that: they start anew with the next rings, and find the grants of the
@@ -14,7 +14,7 @@ from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
 from appliance.session.device_state import parse_untrusted, save
 from appliance.session.grants import Grants
-from appliance.session.ring_worker import DeviceServices, RingWorker
+from appliance.session.ring_worker import LOOK_S, DeviceServices, RingWorker
 from appliance.session.session_memory import InflightMemory
 from appliance.session.state_stream import StateStream
 from appliance.vhost._vhost_wire import Region
@@ -23,6 +23,8 @@ from appliance.vhost.backend import RingLog, VringConfig
 # The FUSE minor version that a resumed session is assumed to have negotiated: the oldest one that
 # this program serves.
 _RESUMED_MINOR = 28
+# The queue that every guest uses; queue 0 is hiprio.
+_FIRST_REQUEST_QUEUE = 1
 
 
 class Device:
@@ -72,11 +74,26 @@ class Device:
             if ring_worker.is_alive
         ]
 
-    def look(self) -> None:
-        """See `RingWorker.look`."""
+    async def keep_looking(self) -> None:
+        """Look every `LOOK_S` seconds while the guest may wait, never while it is quiet."""
+        while True:
+            await self._services.kicks.first_kick()
+            is_awaited = True
+            while is_awaited:
+                await asyncio.sleep(LOOK_S)
+                is_awaited = self.look()
+
+    def look(self) -> bool:
+        """Have workers replaced that give no sign of life; see `RingWorker.look`.
+
+        Returns:
+            Whether to look again, even if the guest does not kick.
+        """
         kicked = self._services.kicks.kicked()
+        is_awaited = False
         for queue, ring_worker in self._ring_workers.items():
-            ring_worker.look(is_kicked=self._kick_fds.get(queue) in kicked)
+            is_awaited |= ring_worker.look(is_kicked=self._kick_fds.get(queue) in kicked)
+        return is_awaited
 
     # --- Guest memory ---
 
@@ -159,12 +176,30 @@ class Device:
             config = config._replace(follows_used=True)
         self._recording[index] = inflight
         self._kick_fds[index] = config.kick_fd
-        self._services.kicks.add(config.kick_fd)
+        is_watched = self._services.kicks.add(config.kick_fd)
         try:
-            await ring_worker.start_ring(config, inflight)
+            is_unused = is_watched and self._is_unused(index, config, inflight)
+            if is_unused and ring_worker.can_await_kick(config):
+                ring_worker.start_at_first_kick(config, inflight)
+            else:
+                await ring_worker.start_ring(config, inflight)
+        except OSError as exc:
+            self._end_ring(index)
+            raise VhostError(f"ring {index}: its kick descriptor: {exc.strerror}") from exc
         except VhostError:
             self._end_ring(index)
             raise
+
+    def _is_unused(self, index: int, config: VringConfig, inflight: InflightMemory) -> bool:
+        """Return whether a guest may never use this ring, and has not used it before."""
+        # Of a ring that was used, what suppresses kicks may be out of date.
+        return (
+            index != _FIRST_REQUEST_QUEUE
+            and config.base == 0
+            and not config.follows_used
+            and not self._services.memory.is_initialised
+            and (config.fresh or inflight.is_blank_of(index))
+        )
 
     async def stop_ring(self, index: int) -> int:
         """Drain ring `index` and return the avail index that it reached."""

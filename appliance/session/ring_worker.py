@@ -1,21 +1,27 @@
 """The session process's side of one virtqueue: its ring, memory table, and worker process.
 
 The state that a worker needs is kept here and sent again to every successor.
+
+A queue that its guest may never use (hiprio, and request queues beside the first) has no worker
+before its first kick, if its ring is new, too; see `start_at_first_kick`. Most guests use one CPU's
+queue or few, and a worker costs 5 MB.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+import select
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from appliance.bounds import CHANNEL_FDS_MAX
 from appliance.errors import VhostError
 from appliance.protos import control_pb2 as pb
 from appliance.protos.device_state_pb2 import DeviceState
+from appliance.session.avail_index import avail_index
 from appliance.session.kick_watch import KickWatch
 from appliance.session.link import Link, LinkClosedError
+from appliance.session.memory_messages import difference, whole_table
 from appliance.session.session_memory import InflightMemory, SessionMemory
 from appliance.session.spawning import Spawner
 from appliance.session.worker_process import (
@@ -30,6 +36,11 @@ from appliance.vhost.backend import RingLog, VringConfig
 _LOG = logging.getLogger(__name__)
 # How long a worker may take to answer, or to say that its ring is draining, before it is replaced.
 _ANSWER_DEADLINE_S = 5.0
+# How long it may take to give a sign of life. With two looks before (`LOOK_S`), one that stops is
+# replaced within 5 s.
+_PONG_DEADLINE_S: Final = 2.5
+# How often to look whether it does something.
+LOOK_S: Final = 1.0
 # The workers in a row that may be stuck before what was asked of them fails.
 _STUCK_MAX: Final = 2
 
@@ -109,6 +120,7 @@ class RingWorker:
         self._num_served = 0  # at the last `look`
         self._may_be_awaited = False
         self._is_pinged = False
+        self._awaits_kick = False
 
     @property
     def pid(self) -> int:
@@ -125,6 +137,59 @@ class RingWorker:
         """Whether the channel to a worker is open."""
         return self._process.link is not None
 
+    def can_await_kick(self, config: VringConfig) -> bool:
+        """Return whether no worker was ever needed, and nothing is in the ring of `config`."""
+        is_empty = avail_index(config, self._regions) == config.base
+        return is_empty and self._process.pid == 0
+
+    def start_at_first_kick(self, config: VringConfig, inflight: InflightMemory) -> None:
+        """Serve the ring from its first kick on, and start a worker only then.
+
+        Nothing may be in the ring, or in flight. A kick for an empty ring does not count, because
+        QEMU makes one when it starts a device. Kicks are not read, so the worker finds them.
+
+        Args:
+            config: as for `start_ring`. The kick descriptor is one that can be waited for without
+                blocking; `KickWatch.add` says so.
+            inflight: as for `start_ring`.
+
+        Raises:
+            OSError: the kick descriptor cannot be waited for.
+        """
+        self._services.kicks.call_at_kicks(config.kick_fd, self._kicked)
+        self._awaits_kick = True
+        self._ring = (config, inflight)
+        self._serving = None
+        self._last_avail = config.base
+
+    def _kicked(self, events: int) -> None:
+        if self._ring is None:
+            return
+        config, _inflight = self._ring
+        # A descriptor that has failed is the worker's affair, too, and so is memory that is gone.
+        if events == select.EPOLLIN and avail_index(config, self._regions) == config.base:
+            return
+        self._await_kick_no_more()
+        self._may_be_awaited = True
+        self._process.spawn_task(self._serve_from_now_on())
+
+    def _await_kick_no_more(self) -> None:
+        if self._awaits_kick and self._ring is not None:
+            self._services.kicks.call_no_more(self._ring[0].kick_fd)
+        self._awaits_kick = False
+
+    async def _serve_from_now_on(self) -> None:
+        # The front-end has its answer already, and nobody waits but the guest.
+        try:
+            await self._process.do(self._serve_ring)
+        except LinkClosedError:
+            pass  # the device ends
+        except _WorkerStuckError as exc:
+            _LOG.error("%s: %s", self._label, exc)
+        except VhostError as exc:
+            _LOG.error("%s: %s; the ring stops", self._label, exc)
+            self._ring = None
+
     async def start_ring(self, config: VringConfig, inflight: InflightMemory) -> None:
         """Start serving the ring; descriptors and memory are lent until it is stopped.
 
@@ -132,6 +197,7 @@ class RingWorker:
             VhostError: the worker could not map the ring or guest memory, did not answer in time,
                 or could not be kept alive.
         """
+        self._await_kick_no_more()
         self._ring = (config, inflight)
         self._serving = None  # the ring that this worker served before may have broken
         try:
@@ -149,6 +215,10 @@ class RingWorker:
         Raises:
             VhostError: the worker did not answer in time. The ring is stopped nevertheless.
         """
+        if self._awaits_kick:
+            # A request that came at this instant is not lost: the next start sees it.
+            self._await_kick_no_more()
+            self._ring = None
         if self._ring is not None:
             try:
                 await self._process.do(self._stop)
@@ -172,7 +242,8 @@ class RingWorker:
             return
         config, inflight = self._ring
         self._ring = (config._replace(call_fd=fd), inflight)
-        await self._process.do(self._send_call)
+        if not self._awaits_kick:
+            await self._process.do(self._send_call)
 
     async def set_log(self, log: RingLog | None) -> None:
         """Return when the worker marks what it writes in `log`, or in none; see `Backend.set_log`.
@@ -183,7 +254,11 @@ class RingWorker:
         if self._ring is None:
             return
         config, inflight = self._ring
+        if self._awaits_kick and log is not None:
+            await self.start_ring(config, inflight)  # to see whether the log can be mapped
         self._ring = (config._replace(log=log), inflight)
+        if self._awaits_kick:
+            return
         try:
             await self._process.do(self._send_log)
         except VhostError:
@@ -191,33 +266,44 @@ class RingWorker:
                 self._ring = (config._replace(log=None), inflight)
             raise
 
-    def look(self, *, is_kicked: bool) -> None:
-        """Have a worker replaced that gives no sign of life; called every few seconds.
+    def look(self, *, is_kicked: bool) -> bool:
+        """Have a worker replaced that gives no sign of life; called every `LOOK_S` seconds.
 
         A worker that has answered requests since the last call is alive. Another one is asked if
-        its guest may be waiting for it; so the worker of an idle guest is not woken up.
+        its guest may be waiting for it.
 
         Args:
             is_kicked: whether the guest has kicked since the last call.
+
+        Returns:
+            Whether to look again, even if the guest does not kick.
         """
+        self._may_be_awaited |= is_kicked
         before, self._num_served = self._num_served, sum(self._served)
         if self._num_served != before:
             self._may_be_awaited = True  # by a request that it took after the last answer
-        elif self._serving is not None and (is_kicked or self._may_be_awaited):
+            self._extend_deadline()
+        elif self._serving is not None and self._may_be_awaited and not self._is_pinged:
+            self._is_pinged = True
             self._process.spawn_task(self._await_pong())
+        return self._may_be_awaited and self._ring is not None
 
     async def _await_pong(self) -> None:
-        if not self._is_pinged:
-            self._is_pinged = True
-            try:
-                with contextlib.suppress(LinkClosedError, _WorkerStuckError):
-                    await self._process.do(self._ping)
-                    self._may_be_awaited = False
-            finally:
-                self._is_pinged = False
+        try:
+            with contextlib.suppress(LinkClosedError, _WorkerStuckError):
+                await self._process.do(self._ping)
+                self._may_be_awaited = False
+        finally:
+            self._is_pinged = False
+
+    def _extend_deadline(self) -> None:
+        due = self._answer_due
+        if due is not None and not due.expired():
+            due.reschedule(asyncio.get_running_loop().time() + _ANSWER_DEADLINE_S)
 
     async def close(self) -> None:
         """End the worker. When this returns, it can no longer access guest memory."""
+        self._await_kick_no_more()
         await self._process.close()
 
     # --- WorkerOwner ---
@@ -245,9 +331,7 @@ class RingWorker:
     def received(self, envelope: pb.Envelope) -> None:
         """See `WorkerOwner`."""
         if envelope.HasField("ring_draining"):
-            due = self._answer_due
-            if due is not None and not due.expired():
-                due.reschedule(asyncio.get_running_loop().time() + _ANSWER_DEADLINE_S)
+            self._extend_deadline()
         elif envelope.HasField("ring_broken"):
             _LOG.error("%s: %s", self._label, envelope.ring_broken.reason)
             self._last_avail = envelope.ring_broken.last_avail
@@ -256,9 +340,16 @@ class RingWorker:
 
     # --- Steps, each of which may be repeated with a successor ---
 
-    async def _ask(self, link: Link, envelope: pb.Envelope, fds: Sequence[int] = ()) -> pb.Envelope:
+    async def _ask(
+        self,
+        link: Link,
+        envelope: pb.Envelope,
+        fds: Sequence[int] = (),
+        deadline_s: float | None = None,
+    ) -> pb.Envelope:
+        deadline_s = _ANSWER_DEADLINE_S if deadline_s is None else deadline_s
         try:
-            async with asyncio.timeout(_ANSWER_DEADLINE_S) as self._answer_due:
+            async with asyncio.timeout(deadline_s) as self._answer_due:
                 reply = await link.request(envelope, fds)
         except TimeoutError as exc:
             self._process.kill()
@@ -269,7 +360,7 @@ class RingWorker:
             # A descriptor from the front-end may block every worker, such as a full pipe as call
             # descriptor.
             raise _WorkerStuckError(
-                f"{_STUCK_MAX} workers were stuck: no answer within {_ANSWER_DEADLINE_S:.0f} s"
+                f"{_STUCK_MAX} workers were stuck: no answer within {deadline_s:g} s"
             ) from exc
         finally:
             self._answer_due = None
@@ -283,7 +374,7 @@ class RingWorker:
 
     async def _ping(self, link: Link) -> None:
         if self._serving is link:
-            await self._ask(link, pb.Envelope(ping=pb.Ping()))
+            await self._ask(link, pb.Envelope(ping=pb.Ping()), deadline_s=_PONG_DEADLINE_S)
 
     async def _stop(self, link: Link) -> None:
         if self._ring is None:
@@ -308,11 +399,11 @@ class RingWorker:
         # a table is told what has changed.
         wanted = dict(self._regions)
         if self._mapped is None or self._mapped[0] is not link:
-            messages = _whole_table(wanted)
+            messages = whole_table(wanted)
         elif self._mapped[1] == wanted:
             return
         else:
-            messages = _difference(self._mapped[1], wanted)
+            messages = difference(self._mapped[1], wanted)
         self._mapped = None  # until it has answered
         *first, (last, last_fds) = messages
         for message, fds in first:
@@ -345,48 +436,6 @@ class RingWorker:
             [inflight.fd, config.kick_fd, *optional, *log_fds],
         )
         _check(reply)
-
-
-# A message, and the descriptors (lent) that go with it.
-_WithFds = tuple[pb.Envelope, Sequence[int]]
-
-
-def _whole_table(table: Mapping[Region, int]) -> list[_WithFds]:
-    messages: list[_WithFds] = []
-    for part, is_last in _parts(table):
-        whole = pb.SetMemory(regions=_packed(part), last=is_last)
-        messages.append((pb.Envelope(set_memory=whole), list(part.values())))
-    return messages
-
-
-def _difference(known: Mapping[Region, int], wanted: Mapping[Region, int]) -> list[_WithFds]:
-    removed = [region for region, fd in known.items() if wanted.get(region) != fd]
-    added = {region: fd for region, fd in wanted.items() if known.get(region) != fd}
-    messages: list[_WithFds] = []
-    for part, is_last in _parts(added):
-        change = pb.ChangeMemory(removed=_packed(removed), added=_packed(part), last=is_last)
-        messages.append((pb.Envelope(change_memory=change), list(part.values())))
-        removed = []
-    return messages
-
-
-def _parts(table: Mapping[Region, int]) -> Iterator[tuple[dict[Region, int], bool]]:
-    """Yield what fits one message, and whether it is the last; an empty table is one part."""
-    rows = list(table.items())
-    for start in range(0, max(len(rows), 1), CHANNEL_FDS_MAX):
-        yield dict(rows[start : start + CHANNEL_FDS_MAX]), start + CHANNEL_FDS_MAX >= len(rows)
-
-
-def _packed(regions: Iterable[Region]) -> list[pb.Region]:
-    return [
-        pb.Region(
-            gpa=region.gpa,
-            size=region.size,
-            user_addr=region.user_addr,
-            mmap_offset=region.mmap_offset,
-        )
-        for region in regions
-    ]
 
 
 def _log_message(log: RingLog | None) -> tuple[pb.DirtyLog | None, list[int]]:

@@ -221,9 +221,17 @@ class InflightMemory:
 
     @property
     def is_blank(self) -> bool:
-        """Whether no queue was ever started on this memory: the version is 0 in every area."""
-        versions = range(self.offset + _VERSION_OFFSET, self.offset + self.size, self.area_bytes)
-        return not any(any(os.pread(self.fd, 1, at)) for at in versions)
+        """Whether no queue was ever started on this memory."""
+        return all(map(self.is_blank_of, range(self.num_queues)))
+
+    def is_blank_of(self, queue: int) -> bool:
+        """Return whether `queue` was never started on this memory: its area has version 0.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        version_at = self.offset + queue * self.area_bytes + _VERSION_OFFSET
+        return not any(os.pread(self.fd, 1, version_at))
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -41,8 +41,6 @@ from appliance.vhost.transport import Connection
 _LOG = logging.getLogger(__name__)
 # How long to wait before retrying when there is no descriptor or memory for a device.
 _DEVICE_AGAIN_S: Final = 1.0
-# How often to look whether workers are alive.
-_LOOK_S: Final = 5.0
 
 
 def main(
@@ -169,7 +167,7 @@ class SessionProcess:
         device = await self._new_device(properties, kicks)
         # Without a sandbox, somebody may have stopped a worker in a debugger.
         is_looking = start.configure.HasField("sandbox")
-        looking = asyncio.create_task(_keep_looking(device)) if is_looking else None
+        looking = asyncio.create_task(device.keep_looking()) if is_looking else None
         try:
             await converse(Connection(self._sock), Session(properties, device))
         finally:
@@ -197,9 +195,3 @@ class SessionProcess:
                 await asyncio.sleep(_DEVICE_AGAIN_S)
             else:
                 return device
-
-
-async def _keep_looking(device: Device) -> None:
-    while True:
-        await asyncio.sleep(_LOOK_S)
-        device.look()

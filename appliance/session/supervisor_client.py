@@ -124,6 +124,10 @@ class SupervisorClient:
             used = pb.CacheUsed(keys=keys[start : start + _KEYS_MAX])
             self._link.post(pb.Envelope(cache_used=used))
 
+    def first_reads(self, reads: pb.FirstReads) -> None:
+        """See `Keeper.first_reads`."""
+        self._link.post(pb.Envelope(first_reads=reads))
+
     async def reap_readers(self) -> None:
         """See `Keeper.reap_readers`."""
         if self._link.is_open:

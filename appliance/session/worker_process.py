@@ -79,6 +79,9 @@ class Keeper(Protocol):
     def cache_used(self, keys: Sequence[bytes]) -> None:
         """Record that a worker read entries of the cache, by their keys."""
 
+    def first_reads(self, reads: pb.FirstReads) -> None:
+        """Record what a worker has read for the first time."""
+
     async def reap_readers(self) -> None:
         """Free the read transactions of killed workers."""
 
@@ -332,6 +335,8 @@ class WorkerProcess:
             self.spawn_task(self._answer_resolve(envelope, self.link))
         elif envelope.HasField("cache_used"):
             self._keeper.cache_used(envelope.cache_used.keys)
+        elif envelope.HasField("first_reads"):
+            self._keeper.first_reads(envelope.first_reads)
         else:
             self._owner.received(envelope)
 

@@ -131,6 +131,14 @@ class BlobCache:
         with self.store.snapshot() as snapshot:
             return snapshot.partial_blob(digest) is not None
 
+    def has_range(self, digest: Digest, start: int, end: int) -> bool:
+        """Whether a blob has a record, or that of its parts has the bytes from `start` to `end`."""
+        with self.store.snapshot() as snapshot:
+            if snapshot.blob(digest) is not None:
+                return True
+            part = snapshot.partial_blob(digest)
+            return part is not None and part.has(start, end)
+
     def find(self, digest: Digest) -> int | None:
         """Return the size of a blob, or None; a blob without a whole file is dropped."""
         with self.store.snapshot() as snapshot:

@@ -115,6 +115,7 @@ class AttachedListeners:
                 attachment.gid,
                 mode=attachment.mode,
                 exported=attachment.exported,
+                profiling=attachment.profiling,
             )
             if is_kept_first:
                 self._keep({**self._attached, attachment.name: attachment}, listener)

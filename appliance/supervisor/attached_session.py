@@ -150,6 +150,8 @@ class AttachedSession:
                 kill(self._pidfd)
             case "cache_used":
                 self._served.cache_used(envelope.cache_used.keys)
+            case "first_reads":
+                self._served.first_reads(envelope.first_reads)
             case "worker_died":
                 self._spawn_task(self._served.reap_readers())
             case "start_apart":

@@ -4,7 +4,8 @@
 starts after a crash serves what was attached:
 
     {"version": 1, "attached": [{"name": "web1", "socket": "/run/appliance-virtiofs/web1.sock",
-                                 "view": "web", "root": null, "gid": 108, "mode": 432}]}
+                                 "view": "web", "root": null, "gid": 108, "mode": 432,
+                                 "profile": null, "record_profile": null}]}
 """
 
 import json
@@ -17,6 +18,8 @@ from typing import Any, Final, NamedTuple, Self
 
 from appliance.errors import ConfigError, StoreError, disk_error
 from appliance.resolve.exports import Exported
+from appliance.store.profiles import check_profile_name
+from appliance.supervisor.profiling import NO_PROFILING, Profiling
 
 _FILE: Final = "attached.json"
 _VERSION: Final = 1
@@ -32,6 +35,7 @@ class Attachment(NamedTuple):
         exported: what its front-ends see.
         gid: the group of the socket file; None leaves it to the kernel.
         mode: the permissions of the socket file.
+        profiling: which profiles its sessions have.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Attachment(NamedTuple):
     exported: Exported
     gid: int | None
     mode: int
+    profiling: Profiling = NO_PROFILING
 
     def to_json(self) -> dict[str, object]:
         """Return what `from_json` reads."""
@@ -49,6 +54,8 @@ class Attachment(NamedTuple):
             "root": self.exported.root,
             "gid": self.gid,
             "mode": self.mode,
+            "profile": self.profiling.play,
+            "record_profile": self.profiling.record,
         }
 
     @classmethod
@@ -68,7 +75,11 @@ class Attachment(NamedTuple):
         if not socket.is_absolute():
             raise ValueError(f"{socket}: is not an absolute path")
         exported = Exported(view=view, root=root)
-        return cls(name, socket, exported, None if gid is None else int(gid), int(row["mode"]))
+        # Earlier releases wrote neither.
+        given = [row.get("profile"), row.get("record_profile")]
+        profiling = Profiling(*(text and check_profile_name(text) for text in given))
+        group = None if gid is None else int(gid)
+        return cls(name, socket, exported, group, int(row["mode"]), profiling)
 
 
 class AttachmentFile:

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from appliance.errors import ConfigError
 from appliance.protos import control_pb2 as pb
 from appliance.resolve.exports import WHOLE_STORE, Exported
+from appliance.supervisor.profiling import NO_PROFILING, Profiling
 from appliance.system.bound_socket import BoundSocket
 from appliance.vhost.fs_device import DeviceProperties
 
@@ -37,7 +38,8 @@ class Listener:
     """A listening AF_UNIX stream socket. Owns the socket, and the socket file that it created.
 
     `label` names the socket in logs and in `appliance status`; `exported` is what front-ends that
-    connect to it see; `terms` is what holds for this socket alone, if anything does.
+    connect to it see; `terms` is what holds for this socket alone, if anything does; `profiling`
+    is which profiles its sessions have.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class Listener:
         exported: Exported = WHOLE_STORE,
         bound: BoundSocket | None = None,
         terms: SocketTerms | None = None,
+        profiling: Profiling = NO_PROFILING,
     ) -> None:
         sock.settimeout(0)
         self.sock = sock
         self.label = label
         self.exported = exported
         self.terms = terms
+        self.profiling = profiling
         self._bound = bound
 
     @classmethod
@@ -61,9 +65,10 @@ class Listener:
         bound: BoundSocket,
         exported: Exported = WHOLE_STORE,
         terms: SocketTerms | None = None,
+        profiling: Profiling = NO_PROFILING,
     ) -> "Listener":
         """Take ownership of a socket that listens already, with its file."""
-        return cls(bound.sock, str(bound.path), exported, bound, terms)
+        return cls(bound.sock, str(bound.path), exported, bound, terms, profiling)
 
     @classmethod
     def bind(
@@ -73,16 +78,19 @@ class Listener:
         *,
         mode: int = SOCKET_MODE,
         exported: Exported = WHOLE_STORE,
+        profiling: Profiling = NO_PROFILING,
     ) -> "Listener":
         """Listen at `path`; see `BoundSocket`. By default, owner and group may connect.
 
         Raises:
             ConfigError: the socket cannot be had. No socket file is left behind.
         """
-        return cls.of(BoundSocket(path, gid, mode=mode), exported)
+        return cls.of(BoundSocket(path, gid, mode=mode), exported, profiling=profiling)
 
     @classmethod
-    def inherit(cls, fd: int, exported: Exported = WHOLE_STORE) -> "Listener":
+    def inherit(
+        cls, fd: int, exported: Exported = WHOLE_STORE, profiling: Profiling = NO_PROFILING
+    ) -> "Listener":
         """Take ownership of `fd`, an inherited socket that already listens.
 
         Raises:
@@ -99,7 +107,7 @@ class Listener:
         if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM or not is_listening:
             raise ConfigError(f"--fd={fd}: not a listening AF_UNIX stream socket")
         os.set_inheritable(sock.fileno(), False)  # noqa: FBT003 - the function's only form
-        return cls(sock, _name_of(sock) or f"fd:{fd}", exported)
+        return cls(sock, _name_of(sock) or f"fd:{fd}", exported, profiling=profiling)
 
     @property
     def place(self) -> pb.Place:

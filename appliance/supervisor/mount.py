@@ -16,6 +16,7 @@ from appliance.resolve.backings import Backings
 from appliance.resolve.exports import Exported
 from appliance.supervisor.mount_worker import MountWorker
 from appliance.supervisor.mountpoint import MountFlags, Mountpoint
+from appliance.supervisor.profiling import Profiling
 from appliance.supervisor.runtime import Runtime, RuntimeConfig, running
 from appliance.system.listening import announce_ready, announce_stopping, stop_event
 
@@ -29,6 +30,7 @@ class MountConfig(RuntimeConfig):
     path: Path
     """The mount point."""
     exported: Exported
+    profiling: Profiling
     num_workers: int
     has_passthrough: bool
     flags: MountFlags
@@ -48,16 +50,18 @@ class Mount:
         runtime: Runtime,
         *,
         exported: Exported,
+        profiling: Profiling,
         has_passthrough: bool,
     ) -> None:
         self.label = str(mountpoint.path)
         self.has_passthrough = has_passthrough
+        self.is_recorded = profiling.record is not None
         self.backings = Backings(mountpoint.fd, runtime.resolver.open_blob)
         # Set when the mount is gone or cannot be served; in the latter case `failure` says why.
         self.ended = asyncio.Event()
         self.failure = ""
         self.mountpoint = mountpoint
-        self.session = runtime.new_session(num_workers, exported, self.label)
+        self.session = runtime.new_session(num_workers, exported, self.label, profiling)
         self._mount_workers = [MountWorker(slot, self, runtime) for slot in range(num_workers)]
 
     def statistics(self) -> dict[str, Any]:
@@ -151,6 +155,7 @@ class Mounter:
                 config.num_workers,
                 runtime,
                 exported=config.exported,
+                profiling=config.profiling,
                 has_passthrough=config.has_passthrough,
             )
         except OSError as exc:

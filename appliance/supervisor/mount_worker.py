@@ -72,7 +72,9 @@ class MountWorker:
     def configuration(self) -> tuple[pb.Configure, Sequence[int]]:
         """See `WorkerOwner`."""
         configure = self._runtime.configure_for(
-            self._slot, pb.Device(passthrough=self._mount.has_passthrough)
+            self._slot,
+            pb.Device(passthrough=self._mount.has_passthrough),
+            is_recorded=self._mount.is_recorded,
         )
         return configure, [*self._mount.session.fds, self._fd]
 

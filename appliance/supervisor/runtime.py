@@ -20,12 +20,14 @@ from appliance.services.space_watch import keeping_free
 from appliance.session.grant_table import GrantTable
 from appliance.session.session_memory import SessionMemory
 from appliance.store.leases import Lease, LeaseKind
+from appliance.store.profiles import Profiles
 from appliance.store.store import Store
 from appliance.store.views import Views
 from appliance.supervisor.figures import Supervised, SupervisorFigures
 from appliance.supervisor.forker import Forker
 from appliance.supervisor.open_exports import OpenExports
 from appliance.supervisor.open_files import OpenFiles
+from appliance.supervisor.profiling import NO_PROFILING, Profiling, SessionProfiles
 from appliance.supervisor.served_session import ServedSession
 from appliance.supervisor.signs_of_life import giving_signs_of_life
 from appliance.supervisor.status import StatusServer
@@ -75,25 +77,36 @@ class Runtime:
     """The part of the first message that is the same for every worker."""
     is_by_content: bool
     """As in `RuntimeConfig`."""
+    profiles: SessionProfiles
+    """What sessions record, and what is played for them."""
     open_files: OpenFiles = field(default_factory=OpenFiles)
     """Divides the blob files that may be open among the sessions."""
     leased_store: Path | None = None
     """The store in which sessions keep what they are granted; None if nothing is collected there,
     or this process may not write to it."""
 
-    def configure_for(self, slot: int, device: pb.Device) -> pb.Configure:
+    def configure_for(
+        self, slot: int, device: pb.Device, *, is_recorded: bool = False
+    ) -> pb.Configure:
         """Return the first message to the worker of clone `slot` of a mount."""
-        configure = pb.Configure(queue=slot, device=device)
+        configure = pb.Configure(queue=slot, device=device, is_recorded=is_recorded)
         configure.MergeFrom(self.configure)
         return configure
 
-    def new_session(self, num_queues: int, exported: Exported, owner: str) -> ServedSession:
+    def new_session(
+        self,
+        num_queues: int,
+        exported: Exported,
+        owner: str,
+        profiling: Profiling = NO_PROFILING,
+    ) -> ServedSession:
         """Return a new session for a front-end or mount; the caller owns it.
 
         Args:
             num_queues: the number of its queues or clones.
             exported: what it sees; an open one of `exports`.
             owner: its socket or mount, for people.
+            profiling: what it records, and what is played for it.
 
         Raises:
             OSError: there is not enough memory, no free descriptor, or no room for its lease.
@@ -105,10 +118,16 @@ class Runtime:
             self.open_files,
             is_by_content=self.is_by_content,
             lease=self._new_lease(owner, exported),
+            profile=self.profiles.begin(exported, profiling),
         )
 
     def resumed_session(
-        self, num_queues: int, exported: Exported, memory_fds: tuple[int, int], lease_fd: int | None
+        self,
+        num_queues: int,
+        exported: Exported,
+        memory_fds: tuple[int, int],
+        lease_fd: int | None,
+        profiling: Profiling,
     ) -> ServedSession:
         """Return a session that another supervisor has begun; the caller owns it.
 
@@ -117,6 +136,7 @@ class Runtime:
             exported: what it sees; an open one of `exports`.
             memory_fds: its session memory and its writable grants, taken.
             lease_fd: the descriptor that holds its lease, taken; None if it has none.
+            profiling: what it goes on to record, and what is played for it.
         """
         memory_fd, grants_fd = memory_fds
         lease = None
@@ -130,6 +150,7 @@ class Runtime:
             self.resolver,
             self.open_files,
             lease=lease,
+            profile=self.profiles.begin(exported, profiling, goes_on=True),
         )
 
     def _new_lease(self, owner: str, exported: Exported) -> Lease | None:
@@ -174,7 +195,7 @@ async def running(
             supervised = Supervised(store)
         else:
             # Imported here because a local store does not need gRPC.
-            from appliance.resolve.remote import open_remote  # noqa: PLC0415 - see above
+            from appliance.resolve.remote_opening import open_remote  # noqa: PLC0415 - see above
 
             resolver = remote = await stack.enter_async_context(
                 open_remote(config.services, config.state_dir, config.blob_cache_bytes)
@@ -234,8 +255,15 @@ async def running(
             poll_us=config.poll_us,
             sandbox=_sandbox(store) if config.is_sandboxed else None,
         )
+        profiles = Profiles(config.services.views_beside(config.state_dir))
         yield Runtime(
-            forker, resolver, exports, configure, config.is_by_content, leased_store=leased_store
+            forker,
+            resolver,
+            exports,
+            configure,
+            config.is_by_content,
+            SessionProfiles(profiles, resolver),
+            leased_store=leased_store,
         )
 
 

@@ -4,13 +4,15 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
+from appliance.protos import control_pb2 as pb
 from appliance.resolve.exports import Export
 from appliance.resolve.resolver import Resolver, SessionGrants
 from appliance.session.grant_table import GrantTable
 from appliance.session.session_memory import SessionMemory
-from appliance.session.wants import Want
+from appliance.session.wants import RootNameWanted, Want
 from appliance.store.leases import Lease
 from appliance.supervisor.open_files import OpenFiles
+from appliance.supervisor.profiling import SessionProfile
 from appliance.supervisor.restoring import Restoration
 from appliance.supervisor.want_counters import WantCounters
 
@@ -26,6 +28,7 @@ class ServedSession:
         open_files: divides the files that workers may hold open; the session joins it.
         num_queues: the number of its queues or clones.
         lease: keeps what it is granted in the store (owned); None if nothing is collected there.
+        profile: what it records, and what is played for it (owned); None: neither.
 
     Attributes:
         memory, grants, lease: as above, lent.
@@ -41,7 +44,9 @@ class ServedSession:
         open_files: OpenFiles,
         *,
         lease: Lease | None,
+        profile: SessionProfile | None = None,
     ) -> None:
+        self._profile = profile
         self.memory = memory
         self.grants = grants
         self._export = export
@@ -62,6 +67,7 @@ class ServedSession:
         *,
         is_by_content: bool,
         lease: Lease | None,
+        profile: SessionProfile | None = None,
     ) -> "ServedSession":
         """Return a new session. See the class for the arguments.
 
@@ -71,13 +77,24 @@ class ServedSession:
             OSError: there is not enough memory or no free descriptor.
         """
         with contextlib.ExitStack() as made:
+            if profile is not None:
+                made.callback(profile.end, lives_on=False)
             if lease is not None:
                 made.callback(lease.close)
             memory = SessionMemory.create(num_queues)
             made.callback(memory.close)
             grants = GrantTable(is_by_content=is_by_content)
             made.callback(grants.close)
-            session = cls(memory, grants, num_queues, export, resolver, open_files, lease=lease)
+            session = cls(
+                memory,
+                grants,
+                num_queues,
+                export,
+                resolver,
+                open_files,
+                lease=lease,
+                profile=profile,
+            )
             made.callback(open_files.leave, grants)
             export.begin(session._session_grants)
             made.pop_all()
@@ -94,9 +111,19 @@ class ServedSession:
         open_files: OpenFiles,
         *,
         lease: Lease | None,
+        profile: SessionProfile | None = None,
     ) -> "ServedSession":
         """Return a session that another supervisor has begun; see the class."""
-        session = cls(memory, grants, num_queues, export, resolver, open_files, lease=lease)
+        session = cls(
+            memory,
+            grants,
+            num_queues,
+            export,
+            resolver,
+            open_files,
+            lease=lease,
+            profile=profile,
+        )
         export.resume(session._session_grants)
         return session
 
@@ -115,6 +142,8 @@ class ServedSession:
         """See `Resolver.resolve`."""
         with self._wants.counting(want) as outcome:
             outcome.error = await self._export.resolve(want, self._session_grants)
+        if self._profile is not None and isinstance(want, RootNameWanted) and not outcome.error:
+            self._profile.granted(want.name)
         return outcome.error
 
     def restoration(self, label: str, *, goes_on: bool) -> Restoration:
@@ -124,6 +153,11 @@ class ServedSession:
     def cache_used(self, keys: Sequence[bytes]) -> None:
         """See `Resolver.used`."""
         self._resolver.used(keys)
+
+    def first_reads(self, reads: pb.FirstReads) -> None:
+        """See `SessionProfile.first_reads`."""
+        if self._profile is not None:
+            self._profile.first_reads(reads)
 
     async def reap_readers(self) -> None:
         """See `Resolver.reap_readers`."""
@@ -148,6 +182,8 @@ class ServedSession:
 
     def close(self, *, lives_on: bool = False) -> None:
         """Close everything here, and end the lease unless the session lives on."""
+        if self._profile is not None:
+            self._profile.end(lives_on=lives_on)
         self._open_files.leave(self.grants)
         self._export.end(self._session_grants)
         self.memory.close()

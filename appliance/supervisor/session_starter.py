@@ -13,6 +13,7 @@ from appliance.session.link import LinkClosedError
 from appliance.session.spawning import CannotSpawnError
 from appliance.supervisor.attached_session import AttachedSession
 from appliance.supervisor.listeners import Listener
+from appliance.supervisor.profiling import NO_PROFILING
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.session_mailbox import SessionMailbox
 from appliance.supervisor.succession import InheritedSession
@@ -62,13 +63,14 @@ class SessionStarter:
             configure=self._runtime.configure,
             is_over=is_over,
         )
+        start.configure.is_recorded = listener.profiling.record is not None
         with sock:
             while (session := await self._started(sock, start, listener)) is None:
                 pass
         return session
 
-    def take_over(self, inherited: InheritedSession) -> AttachedSession:
-        """Return a session that a former supervisor has started."""
+    def take_over(self, inherited: InheritedSession, listener: Listener) -> AttachedSession:
+        """Return a session that a former supervisor has started, on the socket of `listener`."""
         record = inherited.record
         place = record.place
         served = self._runtime.resumed_session(
@@ -76,6 +78,7 @@ class SessionStarter:
             Exported(place.view or None, place.root or None),
             (inherited.memory_fd, inherited.grants_fd),
             inherited.lease_fd,
+            listener.profiling,
         )
         return AttachedSession(
             record,
@@ -116,7 +119,8 @@ class SessionStarter:
     async def _new_session(self, listener: Listener, *, is_over: bool) -> AttachedSession:
         num_queues = self._properties_at(listener).num_queues
         runtime, state_dir = self._runtime, self._state_dir
-        served = runtime.new_session(num_queues, listener.exported, listener.label)
+        profiling = NO_PROFILING if is_over else listener.profiling
+        served = runtime.new_session(num_queues, listener.exported, listener.label, profiling)
         mailbox = SessionMailbox(state_dir, "") if is_over else SessionMailbox.create(state_dir)
         record = pb.SessionRecord(
             place=listener.place,

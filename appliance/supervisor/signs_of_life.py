@@ -82,7 +82,7 @@ async def _tell_status(sessions: Callable[[], dict[str, Any]]) -> None:
 def _status_of(report: Mapping[str, Any]) -> str:
     sessions = report["sessions"]
     workers = sum(len(session["workers"]) for session in sessions)
-    text = f"{len(sessions)} served, by {workers} workers"
+    text = f"{len(sessions)} served, by {workers} worker{'s' * (workers != 1)}"
     waiting = len(report.get("waiting", ()))
     return f"{text}; {waiting} front-ends wait" if waiting else text
 

@@ -194,7 +194,7 @@ class Supervisor:
         for inherited in (*handed_over, *found):
             label = inherited.record.place.label
             _LOG.info("%s: session process %d is taken over", label, inherited.record.pid)
-            session = starter.take_over(inherited)
+            session = starter.take_over(inherited, self._served[label].listener)
             self._served[label].sessions.append(session)
             if inherited in found:  # it has no fork server
                 self._spawn_task(session.attach(forker))

@@ -56,6 +56,7 @@ class DeviceLoop:
         self._sock = sock
         self._device_fd = device_fd
         self._handler = handler
+        self._plain = plain
         self._asking = Asking(sock)
         device = FuseDevice(device_fd, plain)
         self._server = DeviceServer(device, dispatcher, handler, self._asking.ask, statistics)
@@ -72,6 +73,8 @@ class DeviceLoop:
                     return
         except DeviceEndedError:
             with contextlib.suppress(OSError):  # the supervisor may know, and be gone
+                if self._plain is not None:
+                    self._plain.report_used()
                 channel.send(self._sock, pb.Envelope(device_ended=pb.DeviceEnded()))
 
     def _serve_until_parked(self) -> None:

@@ -12,17 +12,26 @@ import mmap
 import os
 import resource
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from appliance._engine import ffi, lib
 from appliance.engine import Ring
 from appliance.fs.files import ALL_LOCAL, RemoteParts
+from appliance.session.first_reads import SEGMENT_SHIFT, FirstRead, FirstReads
 from appliance.session.request_statistics import STATISTICS_BYTES, QueueStatistics
 from appliance.store.blob_cache import directory_key
 from appliance.store.store_reader import StoreReader
 
+if TYPE_CHECKING:
+    from appliance._engine import EngUsage
+
 # Descriptors that a worker needs for other things than blob files, those of the handler included.
 _OTHERS_OPEN: Final = 256
+# How often what was used of a cache is reported, and what is recorded is told.
+_REPORT_EVERY_NS: Final = 1_000_000_000
+_TELL_EVERY_NS: Final = 100_000_000
+# The shift of segments where a blob is one.
+_UNDIVIDED: Final = 63
 
 
 class RingWait:
@@ -51,6 +60,7 @@ class PlainAnswers:
         statistics: where answered requests are counted.
         remote: which objects `store` is only a cache of. The keys of those that were used are
             passed to `remote.used`, once a second at most.
+        first_reads: notes what was answered with, if the session is recorded.
         poll_us: how long an empty ring may be polled before the worker sleeps, in microseconds.
 
     Raises:
@@ -65,12 +75,18 @@ class PlainAnswers:
         statistics: QueueStatistics,
         *,
         remote: RemoteParts = ALL_LOCAL,
+        first_reads: FirstReads | None = None,
         poll_us: int = 0,
     ) -> None:
         if ffi.sizeof("struct eng_statistics") != STATISTICS_BYTES:
             raise AssertionError("the C module has another layout of statistics")
         self._store = store
         self._report = remote.used
+        self._is_cached = {
+            lib.ENG_USED_BLOB: remote.has_blobs,
+            lib.ENG_USED_DIRECTORY: remote.has_directories,
+        }
+        self._first_reads = first_reads
         self._poll_ns = 1000 * poll_us
         self._session = ffi.from_buffer("uint8_t[]", session, require_writable=False)
         self._statistics = ffi.from_buffer(
@@ -91,8 +107,7 @@ class PlainAnswers:
         answers.store = answers.places.store = store.cdata
         self._usage = ffi.addressof(answers, "usage")
         answers.places.usage = self._usage
-        answers.usage.is_kept[lib.ENG_USED_BLOB] = remote.has_blobs
-        answers.usage.is_kept[lib.ENG_USED_DIRECTORY] = remote.has_directories
+        self._set_usage(answers.usage)
         # With a low limit of open files, blob files are left to the handler, which holds fewer.
         limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         directory_fd, skip = store.files.directory()
@@ -159,7 +174,7 @@ class PlainAnswers:
         """
         buffer = ffi.from_buffer("uint8_t[]", request, require_writable=True)
         size = lib.eng_serve_device(self._answers, fd, buffer, len(buffer))
-        self._report_used()
+        self._report_used_if_due()
         if size < 0:
             raise OSError(-size, os.strerror(-size))
         return size
@@ -175,20 +190,37 @@ class PlainAnswers:
         ffi.release(self._session)
         ffi.release(self._statistics)
 
-    def _report_used(self) -> None:
-        answers = self._answers
-        if not lib.eng_usage_is_due(self._usage, answers.now_ns):
-            return
-        usage = answers.usage
-        keys = []
+    def _set_usage(self, usage: "EngUsage") -> None:
+        is_recorded = self._first_reads is not None
+        for kind, is_cached in self._is_cached.items():
+            usage.is_kept[kind] = is_cached or is_recorded
+        usage.shift = SEGMENT_SHIFT if is_recorded else _UNDIVIDED
+        # What is recorded must not wait for the next request.
+        usage.every_ns = _TELL_EVERY_NS if is_recorded else _REPORT_EVERY_NS
+
+    def report_used(self) -> None:
+        """Report what was used, whether or not it is due."""
+        usage = self._answers.usage
+        keys: dict[bytes, None] = {}
         for used in usage.used[0 : usage.num]:
             digest = bytes(ffi.buffer(used.digest))
             is_directory = used.kind == lib.ENG_USED_DIRECTORY
-            keys.append(directory_key(digest) if is_directory else digest)
-        lib.eng_usage_clear(self._usage, answers.now_ns)
-        self._report(keys)
+            if self._is_cached[used.kind]:
+                keys[directory_key(digest) if is_directory else digest] = None
+            if self._first_reads is not None:
+                size = None if is_directory else used.size
+                self._first_reads.note(FirstRead(digest, used.used_ns, size, used.segment))
+        lib.eng_usage_clear(self._usage, self._answers.now_ns)
+        if keys:
+            self._report(list(keys))
+        if self._first_reads is not None:
+            self._first_reads.flush()
+
+    def _report_used_if_due(self) -> None:
+        if lib.eng_usage_is_due(self._usage, self._answers.now_ns):
+            self.report_used()
 
     def _left(self) -> list[int]:
-        self._report_used()
+        self._report_used_if_due()
         answers = self._answers
         return [answers.left[index] for index in range(answers.left_num)]

@@ -143,6 +143,8 @@ class RingLoop:
             self._answer_stop()
 
     def _drop_ring(self) -> None:
+        if self._plain is not None:
+            self._plain.report_used()
         if self._server is not None:
             self._last_avail = self._server.ring.last_avail
             self._server = None

@@ -21,6 +21,7 @@ from appliance.fuse_proto.init import DEVICE_FLAGS, PASSTHROUGH_FLAGS, WANTED_FL
 from appliance.log import configure_logging
 from appliance.protos import control_pb2 as pb
 from appliance.session import channel
+from appliance.session.first_reads import FirstReads
 from appliance.session.grants import Grants
 from appliance.session.session_memory import SessionMemory
 from appliance.store.store import Store
@@ -57,12 +58,21 @@ def main(sock: socket.socket, surroundings: Surroundings) -> None:
         has_root=config.has_remote_root,
         used=lambda keys: channel.send(sock, pb.Envelope(cache_used=pb.CacheUsed(keys=keys))),
     )
+    first_reads = None
+    if config.is_recorded:
+        first_reads = FirstReads(lambda reads: channel.send(sock, pb.Envelope(first_reads=reads)))
     store = _open_store(config)
     plain = None
     # A snapshot that may be lost is checked before anything that was read in it is used.
     if isinstance(store, StoreReader) and store.is_registered:
         plain = PlainAnswers(
-            store, grants_fd, session.memory, statistics, remote=remote, poll_us=config.poll_us
+            store,
+            grants_fd,
+            session.memory,
+            statistics,
+            remote=remote,
+            first_reads=first_reads,
+            poll_us=config.poll_us,
         )
     wanted_flags = WANTED_FLAGS
     new_handler: type[Handler] | partial[PassthroughHandler] = Handler
@@ -82,6 +92,7 @@ def main(sock: socket.socket, surroundings: Surroundings) -> None:
         is_root_listable=config.list_root,
         remote=remote,
         makes_images=config.makes_images,
+        first_reads=first_reads,
     )
     dispatcher = Dispatcher(
         handler, session, statistics.requests, wanted_flags=wanted_flags, note=statistics.note

@@ -263,8 +263,8 @@ static void use_all(struct eng_usage *usage)
 	for (uint32_t i = 0; i <= ENG_USED_MAX; i++) {
 		uint8_t digest[ENG_DIGEST_SIZE] = { (uint8_t)i, (uint8_t)(i >> 8) };
 
-		usage_note(usage, ENG_USED_BLOB, digest);
-		usage_note(usage, ENG_USED_DIRECTORY, digest);
+		usage_note(usage, ENG_USED_BLOB, digest, 0, 0);
+		usage_note(usage, ENG_USED_DIRECTORY, digest, 0, 0);
 	}
 	MUST(usage->num == ENG_USED_MAX && eng_usage_is_due(usage, 0));
 }
@@ -416,7 +416,7 @@ void fuzz_begin(struct eng_answers *answers, struct input *input)
 	answers->statistics = &statistics;
 	answers->listing = (uint8_t *)listing;
 	answers->places.usage = &answers->usage;
-	answers->usage.is_kept[ENG_USED_BLOB] = answers->usage.is_kept[ENG_USED_DIRECTORY] = 1;
+	answers->usage = (struct eng_usage){ .is_kept = { 1, 1 }, .shift = 12, .every_ns = 1u << 30 };
 	answers->store = answers->places.store = &store;
 	num = input_take(input, 1);
 	eng_blob_fds_init(&answers->blobs, top, 0, 1 + (num >> 1 & 3));

@@ -3,6 +3,7 @@
 import base64
 import os
 import random
+import re
 import secrets
 import subprocess
 from collections.abc import Iterator
@@ -81,7 +82,10 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Reporte
     log.write_text(
         f"fetching from https://user:{SECRET}@host/\n{PEM}signed by {NIX_KEY}\nlast line\n"
     )
+    config = directory / "appliance.toml"
+    config.write_text(f'store = "objectstore+s4://key:{SECRET}@bucket"\n')
     environ = os.environ | {
+        "APPLIANCE_CONFIG": str(config),
         "APPLIANCE_STATE_DIR": str(directory / "store.state"),
         "APPLIANCE_TOKEN": SECRET,
         "OTHER_VARIABLE": SECRET,
@@ -118,6 +122,10 @@ def test_a_report_has_what_is_needed(reported: tuple[Reported, bytes]) -> None:
     assert report.text("versions.txt").startswith("appliance ")
     assert "aiohttp " in report.text("versions.txt")
     assert f"APPLIANCE_STATE_DIR={os.sep}" in report.text("options.txt")
+    # A fault in the configuration keeps no report from being made.
+    refused, _, *values = report.text("config.txt").splitlines()
+    assert re.match(r"refused: /\S*/appliance.toml:1: store: ", refused)
+    assert re.match(r'store = "lmdb:///\S*/store"  # command line$', values[0])
     assert "Linux version" in report.text("host.txt")
     assert '"subject"' in report.text("doctor.json")
     assert '"READ": 1' in report.text("status.json")

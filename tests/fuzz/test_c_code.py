@@ -1,22 +1,15 @@
-"""The fuzzers of the C code find nothing under sanitizers, and reach most of it.
+"""The fuzzers of the C code find nothing under sanitizers, and reach most of it."""
 
-The round here is the suite's share; `TEST_FUZZ_S` in the environment makes it last that many
-seconds, and `make fuzz` goes on for as long as it is told to.
-"""
-
-import os
-import time
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.fuzz import c_fuzzers
+from tests.fuzz import c_fuzzers, shares
 
 pytestmark = pytest.mark.slow
 
 SEED: Final = 7
-ALL_S: Final = float(os.environ.get("TEST_FUZZ_S", "0"))
 # In percent of lines of each file. Parts of serve.c depend on who is faster, guest or worker.
 FLOOR: Final = 90
 FLOORS: Final = {"serve.c": 85}
@@ -32,12 +25,9 @@ def test_every_file_of_what_serves_and_imports_is_fuzzed() -> None:
 
 def test_the_fuzzers_find_nothing_and_reach_most_of_the_code(tmp_path: Path) -> None:
     c_fuzzers.build(tmp_path)
-    end_s = time.monotonic() + ALL_S
-    seed = SEED
-    while seed == SEED or time.monotonic() < end_s:
+    for seed in shares.seeds(SEED, shares.C_CODE_S):
         for said in c_fuzzers.run_round(tmp_path, seed):
             print(said)
-        seed += 1
     reached = c_fuzzers.coverage(tmp_path)
     print(c_fuzzers.table(reached))
     percent = {file.name: file.percent for file in reached}

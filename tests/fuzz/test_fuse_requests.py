@@ -1,22 +1,19 @@
 """Damaged FUSE requests through real rings, answered in C and in Python alike."""
 
-import os
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.fuzz import fuse_requests
+from tests.fuzz import fuse_requests, shares
 from tests.fuzz.fuse_requests import RequestFuzzer
 
 pytestmark = pytest.mark.slow
 
 SEED: Final = 7
 COUNT: Final = 1500
-ALL_S: Final = float(os.environ.get("TEST_FUZZ_S", "0"))
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +41,5 @@ def test_every_kind_of_request_with_every_byte_damaged(fuzzer: RequestFuzzer) ->
 
 
 def test_requests_damaged_in_several_places(fuzzer: RequestFuzzer) -> None:
-    end_s = time.monotonic() + ALL_S
-    seed = SEED
-    while seed == SEED or time.monotonic() < end_s:
+    for seed in shares.seeds(SEED, shares.REQUESTS_S):
         fuse_requests.play(fuzzer, seed, COUNT)
-        seed += 1

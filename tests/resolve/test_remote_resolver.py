@@ -8,7 +8,8 @@ from pathlib import Path
 
 from appliance.castore.digest import EMPTY_DIGEST
 from appliance.castore.directory import DirectoryNode
-from appliance.resolve.remote import ContentLoader, RemoteResolver, open_remote
+from appliance.resolve.remote import ContentLoader, RemoteResolver
+from appliance.resolve.remote_opening import open_remote
 from appliance.resolve.resolver import SessionGrants
 from appliance.services.addresses import MemoryAddress, ServiceAddresses, parse_service_uri
 from appliance.services.contracts import Services

@@ -27,7 +27,7 @@ from appliance.session import channel
 from appliance.session.channel import channel_pair
 from appliance.session.fork_client import lower_end_of
 from appliance.session.link import Link, SocketEnd
-from appliance.session.ring_worker import _difference, _whole_table
+from appliance.session.memory_messages import difference, whole_table
 from appliance.session.spawning import ended
 from appliance.session.supervisor_client import SupervisorClient
 from appliance.session.uplink import LowerEnd, UpperEnd, uplink_pair
@@ -160,7 +160,7 @@ def test_the_largest_change_of_memory_fits_its_messages() -> None:
     big = (1 << 64) - 1
     old = {Region(big - at, big, big - at, big): 0 for at in range(REGIONS_MAX)}
     new = dict.fromkeys(old, 1)
-    for messages in (_whole_table(old), _difference(old, new)):
+    for messages in (whole_table(old), difference(old, new)):
         assert [len(fds) for _message, fds in messages] == [
             *[CHANNEL_FDS_MAX] * (REGIONS_MAX // CHANNEL_FDS_MAX),
             REGIONS_MAX % CHANNEL_FDS_MAX,

@@ -8,130 +8,31 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from appliance.engine import FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC
 from appliance.errors import VhostError
-from appliance.protos import control_pb2 as pb
-from appliance.protos.device_state_pb2 import DeviceState
-from appliance.resolve.exports import WholeStore
-from appliance.resolve.local import LocalResolver
 from appliance.session import ring_worker
 from appliance.session.device import Device
-from appliance.session.kick_watch import KickWatch
-from appliance.session.ring_worker import DeviceServices
 from appliance.session.worker_process import WorkerProcess
-from appliance.store.store import Store
 from appliance.supervisor.forker import Forker
-from appliance.supervisor.open_files import OpenFiles
-from appliance.supervisor.served_session import ServedSession
 from appliance.vhost._vhost_wire import Region
-from appliance.vhost.backend import VringConfig
-from tests.fakes import fuse_client
 from tests.fakes.driver import DriverRing, GuestMemory
-from tests.fakes.running_command import DEADLINE_S
+from tests.fakes.served_device import (
+    NUM,
+    QUEUE,
+    a_device,
+    ask,
+    ring_config,
+    run,
+    until,
+    worker_restarts,
+)
 
 pytestmark = pytest.mark.slow
-
-QUEUE: Final = 1
-NUM: Final = 16
-
-
-@contextlib.asynccontextmanager
-async def a_device(directory: Path, memory: GuestMemory) -> AsyncIterator[Device]:
-    store = Store.open(directory / "store", create=True)
-    configure = pb.Configure(store_path=os.fspath(directory / "store"), log_level="INFO")
-    forker = Forker()
-    resolver = LocalResolver(store)
-    export = WholeStore(resolver)
-    session = ServedSession.create(
-        3, export, resolver, OpenFiles(), is_by_content=False, lease=None
-    )
-
-    kicks = KickWatch()
-
-    async def start_apart() -> None:
-        session.grants.start_apart()
-
-    async def restore(state: DeviceState) -> None:
-        restoration = session.restoration("a device", goes_on=False)
-        assert not await restoration.take(pb.Restore(is_first=True, part=state))
-        assert not await restoration.take(pb.Restore(is_last=True))
-
-    services = DeviceServices(
-        spawner=forker,
-        keeper=session,
-        start_apart=start_apart,
-        restore=restore,
-        changed=lambda: None,
-        memory=session.memory,
-        fds=session.fds,
-        kicks=kicks,
-        configure=configure,
-    )
-    device = Device("a device", 3, NUM, services)
-    try:
-        for region in memory.regions:
-            await device.add_region(Region._make(region), os.dup(memory.fd))
-        yield device
-    finally:
-        await device.close()
-        kicks.close()
-        session.close()
-        await forker.close()
-        await resolver.close()
-        store.close()
-
-
-def ring_config(ring: DriverRing) -> VringConfig:
-    layout = ring.layout()
-    return VringConfig(
-        num=layout.num,
-        desc=layout.desc,
-        used=layout.used,
-        avail=layout.avail,
-        base=0,
-        features=FEATURE_EVENT_IDX | FEATURE_INDIRECT_DESC,
-        kick_fd=ring.kick_fd,
-        call_fd=ring.call_fd,
-        err_fd=None,
-        fresh=True,
-    )
-
-
-def worker_restarts(device: Device) -> int:
-    """Return how often the only worker has died, or 0 while no worker lives."""
-    return sum(worker.restarts for worker in device.workers())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    # Polls, because a write of another process to shared memory is no event. `run` has a deadline.
-    while True:
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-
-
-def ask(ring: DriverRing) -> None:
-    ring.add_chain([fuse_client.init()], [4096])
-    ring.publish()
-
-
-def run(tmp_path: Path, test: Callable[[Device, DriverRing], Coroutine[None, None, None]]) -> None:
-    """Run `test` with a device and its ring."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(DEADLINE_S), a_device(tmp_path, memory) as device:
-            await test(device, ring)
-
-    with GuestMemory() as memory:
-        ring = DriverRing(memory, NUM)
-        asyncio.run(bounded())
-        ring.close()
 
 
 def stop_workers(device: Device) -> None:
@@ -187,6 +88,31 @@ def test_a_stopped_worker_is_replaced_and_its_successor_does_what_was_asked(
                 device.look()  # sees that it was kicked
             await until(lambda: ring.used_idx == ring.avail_idx)
             assert worker_restarts(device) == restarts
+
+    run(tmp_path, test)
+
+
+def test_a_worker_that_stops_while_it_serves_is_replaced_within_five_seconds(
+    tmp_path: Path,
+) -> None:
+    # It stops right after a sign of life: that is seen at the first look, and its absence at the
+    # second, when it is asked.
+    assert 2 * ring_worker.LOOK_S + ring_worker._PONG_DEADLINE_S < 5
+
+    async def test(device: Device, ring: DriverRing) -> None:
+        await device.start_ring(QUEUE, ring_config(ring))
+        looking = asyncio.create_task(device.keep_looking())
+        ask(ring)
+        ring.kick()
+        await until(lambda: ring.used_idx == 1)
+        stop_workers(device)
+        stopped_s = time.monotonic()
+        ask(ring)
+        ring.kick()
+        await until(lambda: ring.used_idx == 2)
+        print(f"answered by a successor after {time.monotonic() - stopped_s:.1f} s")
+        assert worker_restarts(device) == 1
+        looking.cancel()
 
     run(tmp_path, test)
 
@@ -336,6 +262,7 @@ async def all_restarted(device: Device, restarts: int) -> None:
 
 def test_fork_servers_killed_in_a_row_make_no_worker_wait(tmp_path: Path) -> None:
     async def test(device: Device, ring: DriverRing) -> None:
+        device._services.memory.start(31, 0, 0)  # so all workers start at once
         for queue in range(3):
             await device.start_ring(queue, ring_config(ring))
         forker = processes(device)[0]._spawner

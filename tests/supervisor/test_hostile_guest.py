@@ -57,6 +57,9 @@ def appliance(
 @pytest.fixture(scope="module")
 def attacker(appliance: ApplianceProcess) -> Iterator[HostileGuest]:
     with HostileGuest(appliance.connect(0)) as guest:
+        guest.mount()
+        for queue in (0, 2):  # whose workers start with their first requests
+            assert guest.ask(fuse_client.statfs(), queue=queue).error == 0
         yield guest
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -16,6 +16,7 @@ from appliance.resolve.resolver import SessionGrants
 from appliance.session.grant_table import GrantTable
 from appliance.session.grants import Grants
 from appliance.session.wants import BlobWanted, Want
+from appliance.store.profiles import Profile
 from appliance.supervisor.restoring import Restoration
 
 DIGEST = Digest.of(b"directory")
@@ -47,6 +48,9 @@ class FixedResolver:
         raise NotImplementedError
 
     def used(self, keys: Sequence[bytes]) -> None:
+        raise NotImplementedError
+
+    def play(self, name: str, profile: Profile) -> Callable[[], None]:
         raise NotImplementedError
 
     async def reap_readers(self) -> None:

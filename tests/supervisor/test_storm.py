@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 NUM_KILLS: Final = int(os.environ.get("TEST_RANDOM_KILLS", "20"))
 NUM_GUESTS: Final = 4 if NUM_KILLS < 100 else 8
-# Of eight processes of four guests, one session process is killed for two workers.
+# Of the twelve processes of four guests, one session process is killed for two workers.
 SESSION_SHARE: Final = 1 / 3
 BATCH: Final = 8
 PIECE: Final = 4096
@@ -97,9 +97,13 @@ class Reader(threading.Thread):
         for reply in replies:
             start = pieces[reply.unique - 1] * PIECE
             assert (reply.error, reply.body) == (0, LARGE[start : start + PIECE])
+        (reply,) = self._answers(guest, [fuse_client.statfs()], queue=0)
+        assert reply.error == 0
 
-    def _answers(self, guest: FakeGuest, requests: list[bytes]) -> list[fuse_client.Answer]:
-        ring = guest.rings[1]
+    def _answers(
+        self, guest: FakeGuest, requests: list[bytes], queue: int = 1
+    ) -> list[fuse_client.Answer]:
+        ring = guest.rings[queue]
         for request in requests:
             ring.add_chain([request], [16, 4096])
         ring.publish()

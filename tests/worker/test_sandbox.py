@@ -2,19 +2,18 @@
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import pytest
 
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree, uri_of
+from tests.fakes.forbidden_acts import DEADLY, acting, check_call, opening, reading
 from tests.fakes.hostile_guest import LARGE, ROOT, make_tree
 from tests.fakes.probed import NO_FILTER, PROBE, Probes
 from tests.fakes.running_command import APPLIANCE
@@ -33,7 +32,6 @@ AS_NOBODY = (
 )
 # As systemd/appliance-virtiofs@.service starts it.
 AS_POWERLESS_ROOT = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
-READ_ONLY, READ_WRITE = "os.O_RDONLY", "os.O_RDWR"
 
 
 class Victim:
@@ -95,99 +93,14 @@ class Victim:
         assert self.quiet.lookup(ROOT, self.name)  # nobody else notices
         return found
 
-    def opening(self, path: Path | str, flags: str = READ_ONLY) -> str:
-        return f"os.open({str(path)!r}, {flags})"
-
     def reading(self) -> dict[str, str]:
-        """Attempts to read that fail with an error even in a worker without a filter."""
-        data = f"{self.store}/data.mdb"
-        return {
-            "a file of the host": self.opening("/etc/passwd"),
-            "a secret of the host": self.opening("/etc/shadow"),
-            "the database": self.opening(data),
-            "the database by its descriptor": f"os.open('/proc/self/fd/%d' % open_files.get("
-            f"{data!r}, 0), {READ_ONLY})",
-            "the lock file": self.opening(f"{self.store}/lock.mdb"),
-            "a list of roots": self.opening(f"{self.store}/roots/kept"),
-            "the lock of the roots": self.opening(f"{self.store}/roots.lock"),
-            **{
-                f"lease {lease_id}": self.opening(f"{self.store}/leases/{lease_id}")
-                for lease_id in self._leases
-            },
-            "a program": self.opening(sys.executable),
-            "memory of a sibling": self.opening(f"/proc/{self.sibling}/mem"),
-            "environment of a sibling": self.opening(f"/proc/{self.sibling}/environ"),
-            **{
-                f"{name} of a sibling's session": self.opening(f"/proc/{self.sibling}/fd/{fd}")
-                for name, fd in memory_files(self.sibling).items()
-            },
-        }
+        """Attempts to read; see `forbidden_acts.reading`."""
+        return reading(self.store, self.sibling, self._leases)
 
     def acting(self) -> dict[str, str]:
-        """Attempts at what no worker has to do."""
-        data = f"{self.store}/data.mdb"
-        by_descriptor = f"'/proc/self/fd/%d' % open_files.get({data!r}, 0)"
-        connect = "socket.socket({}).connect({!r})"
-        return {
-            "write the database": self.opening(data, READ_WRITE),
-            "write it by its descriptor": f"os.open({by_descriptor}, {READ_WRITE})",
-            "write a file": self.opening("/tmp/written-by-a-worker", "os.O_WRONLY | os.O_CREAT"),
-            "connect by TCP": connect.format("socket.AF_INET", ("127.0.0.1", 9)),
-            "bind TCP": "socket.socket().bind(('127.0.0.1', 0))",
-            "connect to the supervisor": connect.format(
-                "socket.AF_UNIX", str(self.appliance.sockets[0])
-            ),
-            "inspect a sibling": f"call('ptrace', 0x4206, {self.sibling}, None, None)",
-            "signal a sibling": f"os.kill({self.sibling}, 0)",
-            "signal the supervisor": f"os.kill({self.appliance.process.pid}, 0)",
-            "execute": "os.execv('/bin/true', ['true'])",
-            "mount": "call('mount', b'none', b'/mnt', b'tmpfs', 0, None)",
-            "become root": "os.setresuid(0, 0, 0)",
-            "read memory of a sibling": READ_A_SIBLING.format(self.sibling),
-        }
-
-
-def memory_files(pid: int) -> dict[str, int]:
-    """Return the descriptors of files in memory that a process has, by their names."""
-    found = {}
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        target = os.fspath(entry.readlink())
-        if target.startswith("/memfd:"):
-            found[target.removeprefix("/memfd:").partition(" ")[0]] = int(entry.name)
-    assert {"session", "grants"} <= found.keys()
-    return found
-
-
-# As /proc/PID/mem, but by a system call.
-READ_A_SIBLING: Final = (
-    "call('process_vm_readv', {}, (ctypes.c_size_t * 2)(id(attempt), 8), 1, "
-    "(ctypes.c_size_t * 2)(id(attempt), 8), 1, 0)"
-)
-# The system call that an attempt is refused for.
-CALLS: Final = {
-    "write a file": "openat",
-    "connect by TCP": "socket",
-    "inspect a sibling": "ptrace",
-    "signal a sibling": "kill",
-    "execute": "execve",
-    "mount": "mount",
-    "map memory to execute": "mmap",
-    "read memory of a sibling": "process_vm_readv",
-    "handle what was refused": "rt_sigaction",
-}
-DEADLY_ONLY: Final = {
-    "take a descriptor of a sibling": "call('syscall', 438, 0, 0, 0)",
-    "handle what was refused": "signal.signal(signal.SIGSYS, signal.SIG_IGN)",
-    "fork": "os.fork()",
-    "map memory to execute": "mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)",
-    "make memory executable": "call('mprotect', ctypes.c_void_p(0x1000), 4096, 5)",
-    "set up asynchronous signals": "fcntl.fcntl(0, fcntl.F_SETOWN, 1)",
-    "type into the terminal": "fcntl.ioctl(2, 0x5412, b'x')",
-    "make a socket": "socket.socket(socket.AF_UNIX)",
-    "make a user namespace": "call('unshare', 0x10000000)",
-    "limit the supervisor": "call('prlimit', 1, 7, None, None)",
-    "signal itself by number": "call('syscall', 234, 1, 1, 0)",
-}
+        """Attempts at what no worker has to do; see `forbidden_acts.acting`."""
+        supervisor, sock = self.appliance.process.pid, self.appliance.sockets[0]
+        return acting(self.store, self.sibling, supervisor, sock)
 
 
 @pytest.fixture(scope="module")
@@ -227,26 +140,44 @@ def test_a_worker_cannot_write_to_the_database_that_it_has_open(
     assert found == {"map it for writing": "EACCES", "write to it": "EBADF"}
 
 
+def test_what_a_worker_that_was_taken_over_can_still_do(
+    store: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "other").write_bytes(os.urandom(1 << 20))
+    import_tree(store[0], tmp_path / "other")  # which no session was granted
+    data, lock = (str(store[0] / name) for name in ("data.mdb", "lock.mdb"))
+    victim = Victim(store, tmp_path)
+    try:
+        blobs = [path for path in (store[0] / "blobs").rglob("*") if path.is_file()]
+        attempts = {
+            f"blob {number}": f"os.open({str(blob.relative_to(store[0] / 'blobs'))!r}, "
+            "os.O_RDONLY, dir_fd=open_files['blobs'])"
+            for number, blob in enumerate(blobs)
+        }
+        attempts |= {
+            "map the database": f"mmap.mmap(open_files[{data!r}], 4096, prot=mmap.PROT_READ)",
+            "map the lock file": f"mmap.mmap(open_files[{lock!r}], 4096)",
+            "stat a file": "os.stat('/etc/passwd')",
+            "write to the log": "os.write(2, b'whatever it likes\\n')",
+        }
+        assert len(blobs) > 1
+        assert victim.outcomes(attempts) == dict.fromkeys(attempts, "done")
+        assert "whatever it likes" in victim.appliance.log()
+    finally:
+        victim.close()
+
+
 def test_what_a_worker_need_not_do_is_deadly_to_itself_alone(victim: Victim) -> None:
-    for name, action in (victim.acting() | DEADLY_ONLY).items():
+    for name, action in (victim.acting() | DEADLY).items():
         start = len(victim.appliance.log())
         assert victim.outcomes({name: action}) == {name: "deadly"}
         check_call(victim.appliance.log()[start:], "worker", name)
     assert "Traceback" not in victim.appliance.log()
 
 
-def check_call(log: str, kind: str, name: str) -> None:
-    """Check that the log says which system call a process was killed for."""
-    (line,) = (line for line in log.splitlines() if "killed by SIGSYS" in line)
-    killed = rf"{kind} \d+ was killed by SIGSYS, for a use of system call \d+ \((\w+)\)"
-    found = re.search(killed, line)
-    assert found, line
-    assert found[1] == CALLS.get(name, found[1])
-
-
 def test_a_session_process_opens_nothing(victim: Victim, store: tuple[Path, bytes]) -> None:
     blob = next(path for path in (store[0] / "blobs").rglob("*") if path.is_file())
-    attempts = victim.reading() | {"a blob": victim.opening(blob)}
+    attempts = victim.reading() | {"a blob": opening(blob)}
     del attempts["the database by its descriptor"]  # it has none
     assert victim.session_outcomes(attempts) == dict.fromkeys(attempts, "EACCES")
     code = "[name for name in open_files if 'data.mdb' in name] and 1 / 0"
@@ -256,7 +187,7 @@ def test_a_session_process_opens_nothing(victim: Victim, store: tuple[Path, byte
 
 
 def test_what_a_session_process_need_not_do_is_deadly_to_itself_alone(victim: Victim) -> None:
-    for name, action in (victim.acting() | DEADLY_ONLY).items():
+    for name, action in (victim.acting() | DEADLY).items():
         if name != "write it by its descriptor":
             start = len(victim.appliance.log())
             assert victim.session_outcomes({name: action}) == {name: "deadly"}
@@ -323,7 +254,7 @@ def test_files_that_only_their_owner_can_read_are_served_all_the_same(
     (copied / "blobs").chmod(0o700)
     victim = Victim((copied, store[1]), tmp_path)
     try:
-        attempts = {"a secret of the host": victim.opening("/etc/shadow")}
+        attempts = {"a secret of the host": opening("/etc/shadow")}
         assert victim.outcomes(attempts) == dict.fromkeys(attempts, "EACCES")
         assert "workers run as their owner" in victim.appliance.log()
     finally:

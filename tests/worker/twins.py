@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from appliance.bounds import UPLINK_MESSAGE_MAX
 from appliance.castore.directory import DirectoryNode, Node
 from appliance.fs.files import RemoteParts
 from appliance.fs.handler import Handler
 from appliance.fuse_proto._fuse_wire import IN_HEADER_SIZE, EntryOut
 from appliance.fuse_proto.dispatch import Dispatcher
 from appliance.fuse_proto.operations import NotReady
+from appliance.protos import control_pb2 as pb
+from appliance.session.first_reads import FirstRead, FirstReads, unpack_reads
 from appliance.session.grant_table import GrantTable
 from appliance.session.grants import Grants
 from appliance.session.grants_layout import Grant
@@ -45,6 +48,22 @@ def _remote(used: list[bytes], *, is_cache: bool) -> RemoteParts:
     )
 
 
+class Recorded:
+    """What one of the two has told of first reads, in the order of their times."""
+
+    def __init__(self) -> None:
+        self._reads: list[FirstRead] = []
+
+    def take(self, message: pb.FirstReads) -> None:
+        assert message.ByteSize() < UPLINK_MESSAGE_MAX - 16
+        self._reads += unpack_reads(message)
+
+    @property
+    def reads(self) -> list[FirstRead]:
+        in_order = sorted(self._reads, key=lambda read: read.read_ns)
+        return [read._replace(read_ns=0) for read in in_order]
+
+
 class Twins:
     """Both answerers of one session; every node in `nodes` is granted. `store` is lent.
 
@@ -59,9 +78,11 @@ class Twins:
         is_by_content: bool = False,
         is_cache: bool = False,
         has_root: bool = False,
+        is_recorded: bool = False,
     ) -> None:
         self.used_by_c: list[bytes] = []
         self.used: list[bytes] = []
+        self.first_by_c, self.first = Recorded(), Recorded()
         self.table = GrantTable(is_by_content=is_by_content)
         if has_root:
             assert isinstance(nodes[0], DirectoryNode)
@@ -79,12 +100,14 @@ class Twins:
             self.session,
             self.statistics_of_c,
             remote=_remote(self.used_by_c, is_cache=is_cache),
+            first_reads=FirstReads(self.first_by_c.take) if is_recorded else None,
         )
         self.handler = Handler(
             self.grants,
             self.store,
             is_root_listable=True,
             remote=_remote(self.used, is_cache=is_cache),
+            first_reads=FirstReads(self.first.take) if is_recorded else None,
         )
         self.dispatcher = Dispatcher(self.handler, PlainSession(), self.statistics.requests)
         self.python(fuse_client.init())

@@ -137,6 +137,7 @@ class Domain:
     def __init__(self, libvirtd: Libvirtd, name: str, root: str, extra: str) -> None:
         self._libvirtd = libvirtd
         self._name = name
+        self._num_moves = 0
         kernel = qemu_kernel()
         console = libvirtd.directory / f"{name}.log"
         self._extra_xml = libvirtd.directory / f"{name}-{EXTRA}.xml"
@@ -184,6 +185,17 @@ class Domain:
         """Reset it while it reads."""
         self.do("reset", self._name)
         self.console.wait_for("turn 1: all is right", f"{EXTRA} 1: imported")
+
+    def move_to(self, libvirtd: Libvirtd) -> None:
+        """Move it to another host while it runs."""
+        self._num_moves += 1
+        channel = libvirtd.directory / f"{self._name}-{self._num_moves}.sock"
+        self.do(
+            *("migrate", self._name, libvirtd.uri, "--migrateuri", f"unix://{channel}"),
+            *("--live", "--persistent", "--undefinesource"),
+        )
+        self._libvirtd = libvirtd
+        self.console.wait_for_turns()
 
     def detach(self, mounts: int) -> None:
         """Detach the second file system, which the guest has mounted `mounts` times so far."""

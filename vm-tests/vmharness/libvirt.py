@@ -8,6 +8,7 @@ machine is below /host there, and back-ends that it starts go back to that.
 import signal
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Final
 
@@ -24,11 +25,17 @@ cgroup_controllers = []
 stdio_handler = "file"
 remember_owner = 0
 """
+# libvirt does not move a guest between hosts of one name or one UUID.
+_LIBVIRTD_CONF: Final = """unix_sock_dir = "{directory}/socket"
+auth_unix_rw = "none"
+host_uuid = "{uuid}"
+"""
 _STATE_PLACES: Final = "/run /var/lib/libvirt /var/log /var/cache /nix"
 # Process 1 stays this shell, which waits for whatever libvirtd leaves behind; so there is a command
 # after libvirtd. Accounts: the user that its package would make.
 _START: Final = """set -e
 exec >&2
+echo {directory.name} >/proc/sys/kernel/hostname
 {root}
 for place in {places}; do
     mkdir -p $root$place
@@ -51,12 +58,12 @@ _THIS_ROOT: Final = "root="
 _NEWER_ROOT: Final = """root={directory}/root
 mkdir -p $root
 mount -t tmpfs none $root
-mkdir -p $root/usr $root/host $root/dev $root/proc $root/sys $root/tmp $root{cache} $root{directory}
+mkdir -p $root/usr $root/host $root/dev $root/proc $root/sys $root/tmp $root{cache} $root{visible}
 for name in bin sbin lib lib64; do ln -s usr/$name $root/$name; done
 cp -a {newer}/etc $root/etc
 mount --bind {newer}/usr $root/usr
 mount --rbind / $root/host
-for place in /dev /proc /sys {cache} {directory}; do mount --rbind $place $root$place; done
+for place in /dev /proc /sys {cache} {visible}; do mount --rbind $place $root$place; done
 """
 
 
@@ -64,7 +71,8 @@ class Libvirtd(RunningCommand):
     """A libvirtd whose back-ends have one store.
 
     Args:
-        directory: receives sockets and logs, and is the same inside and outside.
+        directory: receives sockets and logs, and is the same inside and outside, as is its parent.
+            Its name becomes the name of the host.
         store: the address of the store that back-ends take from the environment.
         shared: what domains name as their directories; libvirt wants them to exist.
         is_newer: whether it is that of `newer_debian`.
@@ -77,7 +85,9 @@ class Libvirtd(RunningCommand):
         (directory / "socket").mkdir()
         (directory / "qemu.conf").write_text(_QEMU_CONF)
         (directory / "libvirtd.conf").write_text(
-            f'unix_sock_dir = "{directory}/socket"\nauth_unix_rw = "none"\n'
+            _LIBVIRTD_CONF.format(
+                directory=directory, uuid=uuid.uuid5(uuid.NAMESPACE_URL, str(directory))
+            )
         )
         self.program = directory / "appliance-virtiofsd"
         program = Path(sys.executable).parent / "appliance-virtiofsd"
@@ -86,7 +96,15 @@ class Libvirtd(RunningCommand):
             enter = "exec chroot /host"
         self.program.write_text(f'#!/bin/sh\n{enter} {program} "$@"\n')
         self.program.chmod(0o755)
-        own = ["unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child=KILL"]
+        own = [
+            "unshare",
+            "--mount",
+            "--uts",
+            "--pid",
+            "--mount-proc",
+            "--fork",
+            "--kill-child=KILL",
+        ]
         super().__init__(
             [*own, "sh", "-c", self._script(shared, is_newer=is_newer)],
             directory / "libvirtd.log",
@@ -103,10 +121,15 @@ class Libvirtd(RunningCommand):
         assert result.returncode == 0, f"{result.stdout}\n{self.log()}"
         return result.stdout.strip()
 
+    @property
+    def uri(self) -> str:
+        """Its address."""
+        return f"qemu+unix:///system?socket={self.directory}/socket/libvirt-sock"
+
     def run_virsh(self, *words: str | Path) -> "subprocess.CompletedProcess[str]":
-        uri = f"qemu+unix:///system?socket={self.directory}/socket/libvirt-sock"
+        """Run a command, whatever comes of it."""
         return subprocess.run(
-            ["virsh", "--quiet", "--connect", uri, *words],
+            ["virsh", "--quiet", "--connect", self.uri, *words],
             check=False,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -133,7 +156,10 @@ class Libvirtd(RunningCommand):
         root = _THIS_ROOT
         if is_newer:
             root = _NEWER_ROOT.format(
-                directory=self.directory, cache=CACHE, newer=newer_debian.root()
+                directory=self.directory,
+                visible=self.directory.parent,
+                cache=CACHE,
+                newer=newer_debian.root(),
             )
         return _START.format(
             root=root,

@@ -35,8 +35,7 @@ enum { EVENTS = 4, BATCH = 32, LARGE_BATCH = 8, LOADS_PER_CLOCK = 16 };
  * signal takes twice as many as the one before, up to 1 MiB, which takes several times as long to copy
  * as a signal takes.
  */
-#define SIGNAL_FIRST 262144u
-#define SIGNAL_LAST 1048576u
+enum { SIGNAL_FIRST = 262144, SIGNAL_LAST = 1048576 };
 #define LOOK_EVERY_NS 1000000u
 #define POLL_FIRST_NS 8000u
 

@@ -87,3 +87,12 @@ def test_the_directory_that_the_program_was_started_from_stays_first(
     ours = str(Path(appliance.__file__).parents[1])
     path = [ours, "/a", "/lib/python"]
     assert search_path(monkeypatch, path, f"/a:{ours}") == [ours, "/lib/python", "/a"]
+
+
+@pytest.mark.parametrize("module", ["appliance.rpc.daemon", "appliance.supervisor.virtiofs"])
+def test_what_serves_no_metrics_loads_no_http_server(module: str) -> None:
+    code = f"import sys, {module}; print('aiohttp' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=DEADLINE_S
+    )
+    assert done.stdout == "False\n"

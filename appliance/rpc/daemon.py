@@ -17,7 +17,6 @@ from urllib.parse import quote
 import grpc
 
 from appliance.errors import ConfigError
-from appliance.metrics.metrics_server import serving_metrics
 from appliance.metrics.program_figures import ProgramFigures
 from appliance.rpc.call_counters import CallCounters, daemon_exposition
 from appliance.rpc.listen import (
@@ -190,6 +189,9 @@ async def _showing_metrics(
     store: AsyncStore | None,
     collections: Mapping[str, int] | None,
 ) -> AsyncIterator[None]:
+    # Imported here because a daemon without metrics needs no HTTP server, which takes 14 MiB.
+    from appliance.metrics.metrics_server import serving_metrics  # noqa: PLC0415 - see above
+
     figures = ProgramFigures(None if store is None else store.store)
 
     async def gather() -> dict[str, Any]:

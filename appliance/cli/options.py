@@ -24,6 +24,8 @@ from appliance.services.addresses import (
 # Of the log, and of progress, if a command is to be quiet.
 _QUIET_LEVEL: Final = "WARNING"
 _KINDS: Final = ("blob", "directory", "path-info")
+# In the order in which they count.
+_SOURCES: Final = tuple(ValueSource)
 
 
 def path_argument(text: str) -> Path:
@@ -195,7 +197,7 @@ def default_store(environ: Mapping[str, str] = os.environ) -> Path:
 def _address(name: str, options: argparse.Namespace) -> ServiceAddress:
     dests = [name.replace("-", "_"), "store"]
     # The sort is stable: of two from the same kind of place, the service comes before the store.
-    for dest in sorted(dests, key=lambda dest: source_of(options, dest) is ValueSource.FILE):
+    for dest in sorted(dests, key=lambda dest: _SOURCES.index(source_of(options, dest))):
         uri = getattr(options, dest)
         if uri is not None:
             label = label_of(options, dest)

@@ -219,7 +219,7 @@ def configured(tmp_path: Path) -> Path:
     return config
 
 
-def test_a_store_of_the_command_line_precedes_services_of_the_file(
+def test_a_store_precedes_services_that_are_named_in_a_later_place(
     configured: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = f"--config={configured}"
@@ -231,7 +231,14 @@ def test_a_store_of_the_command_line_precedes_services_of_the_file(
     command = ["ls", config, "--store=lmdb:///elsewhere", "x"]
     assert service_addresses(parse_command(command)).one_store() == Path("/elsewhere")
     monkeypatch.setenv("BLOB_SERVICE_ADDR", "grpc+http://others:2")
-    assert service_addresses(parse_command(command)).blobs.label() == "dns:///others:2"
+    assert service_addresses(parse_command(command)).one_store() == Path("/elsewhere")
+    (blobs, directories, _) = service_addresses(parse_command(["ls", config, "x"]))
+    assert (blobs.label(), directories.directory()) == (
+        "dns:///others:2",
+        configured.parent / "store",
+    )
+    command.append("--blob-service-addr=grpc+http://given:3")
+    assert service_addresses(parse_command(command)).blobs.label() == "dns:///given:3"
 
 
 def test_what_is_said_for_one_supervisor_of_the_host_is_not_for_others(configured: Path) -> None:

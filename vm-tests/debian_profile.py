@@ -2,7 +2,7 @@
 
 `make debian-profile`. Not part of the suite: debootstrap downloads some 60 MB, and each boot takes
 half a minute. `test_guest_profiles.py` is the short form. In user-mode Linux, most of such a boot
-is computing, which a boot from a full cache takes, too; so what is compared is the time beyond that.
+is computing, which a boot from a full cache takes, too; so the time beyond that is compared.
 """
 
 import os

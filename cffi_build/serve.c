@@ -31,10 +31,11 @@
 enum { EVENTS = 4, BATCH = 32, LARGE_BATCH = 8, LOADS_PER_CLOCK = 16 };
 
 /*
- * So many bytes of replies are worth a signal within a batch: the guest can go on meanwhile. The next
- * signal takes twice as many, and so on, as each costs about a tenth of what it takes to copy 1 MiB.
+ * So many bytes of replies are worth a signal within a batch: the guest can go on meanwhile. Each later
+ * signal takes twice as many as the one before, up to 1 MiB, which takes several times as long to copy
+ * as a signal takes.
  */
-#define SIGNAL_FIRST 262144u
+enum { SIGNAL_FIRST = 262144, SIGNAL_LAST = 1048576 };
 #define LOOK_EVERY_NS 1000000u
 #define POLL_FIRST_NS 8000u
 
@@ -120,7 +121,7 @@ int eng_serve_batch(struct eng_answers *answers, struct eng_ring *ring, uint32_t
 		if (unsignalled >= signal_at || (!slot && num >= LARGE_BATCH)) {
 			signal_between(answers, ring);
 			unsignalled = 0;
-			signal_at *= 2;
+			signal_at = signal_at < SIGNAL_LAST ? 2 * signal_at : SIGNAL_LAST;
 		}
 	}
 	eng_answers_end(answers);

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.castore.digest import EMPTY_DIGEST
 from appliance.errors import ServiceUnavailableError
 from appliance.nix.store_path import StorePath
 from appliance.resolve.local import LocalResolver
@@ -15,6 +16,7 @@ from appliance.resolve.resolver import SessionGrants
 from appliance.resolve.substituting import Substituter, SubstitutingResolver, Substitution
 from appliance.session.grant_table import GrantTable
 from appliance.session.wants import RootNameWanted
+from appliance.store.profiles import Profile, ProfiledDirectory, ProfiledPath
 from appliance.store.store import Store
 from tests.fs.guest import basename
 
@@ -116,5 +118,23 @@ def test_a_guest_that_tries_names_keeps_no_other_waiting(tmp_path: Path) -> None
             slow.may_answer.set()
             assert await last == errno.ENOENT
             assert set(await asyncio.gather(*tasks)) == {errno.ENOENT}
+
+    asyncio.run(main())
+
+
+def test_the_store_paths_of_a_profile_are_asked_for_in_its_order(tmp_path: Path) -> None:
+    async def main() -> None:
+        asked = Asked()
+        async with resolving(tmp_path, asked) as resolver:
+            names = [basename(f"path-{number}").decode() for number in range(5)]
+            reads = [ProfiledPath(at_ms, name) for at_ms, name in enumerate(names)]
+            end = resolver.play("boot", Profile((*reads, ProfiledDirectory(9, EMPTY_DIGEST))))
+            found = [(await asked.asked.get()).basename() for _ in names]
+            assert found == names
+            end()
+            # What is played until the end is cancelled by it.
+            asked.may_answer.clear()
+            resolver.play("other", Profile((ProfiledPath(0, basename("other").decode()),)))
+            await asked.asked.get()
 
     asyncio.run(main())

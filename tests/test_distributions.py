@@ -12,7 +12,8 @@ from typing import Final
 
 import pytest
 
-from tests.fakes.installed_wheel import install, run
+from tests.fakes.finished_program import output_of
+from tests.fakes.installed_wheel import install
 
 PROJECT: Final = Path(__file__).resolve().parents[1]
 NOT_SOURCE: Final = shutil.ignore_patterns(
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 def build(kind: str, source: Path, directory: Path) -> Path:
     """Build the wheel or the sdist of `source`, and return it."""
-    run(
+    output_of(
         *(sys.executable, "-m", "build", "--no-isolation", f"--{kind}"),
         *("--outdir", directory, source),
         cwd=directory,
@@ -45,7 +46,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unpacked(copied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return what the source distribution holds."""
     directory = tmp_path_factory.mktemp("sdist")
-    run("tar", "-xf", build("sdist", copied, directory), cwd=directory)
+    output_of("tar", "-xf", build("sdist", copied, directory), cwd=directory)
     return next(path for path in directory.iterdir() if path.is_dir())
 
 
@@ -60,22 +61,22 @@ def test_what_is_built_imports_a_tree(
     (elsewhere / "tree" / "directory").mkdir(parents=True)
     (elsewhere / "tree" / "directory" / "file").write_text("content")
 
-    place = run(
+    place = output_of(
         *(programs / "python", "-P", "-c", "import appliance; print(appliance.__file__)"),
         cwd=elsewhere,
     )
     assert Path(place).is_relative_to(tmp_path / "installed")
     store = ("--store", f"lmdb://{elsewhere}/store")
-    path = run(programs / "appliance", "import", *store, "tree", cwd=elsewhere).strip()
+    path = output_of(programs / "appliance", "import", *store, "tree", cwd=elsewhere).strip()
     assert path.endswith("-tree")
     file = f"{path}/directory/file"
-    assert run(programs / "appliance", "cat", *store, file, cwd=elsewhere) == "content"
+    assert output_of(programs / "appliance", "cat", *store, file, cwd=elsewhere) == "content"
     assert {"mount.appliance", "mount.fuse.appliance", "appliance-virtiofsd"} <= {
         program.name for program in programs.iterdir()
     }
     description = tmp_path / "installed" / "share" / "qemu" / "vhost-user" / "60-appliance.json"
     described = json.loads(description.read_text())
-    printed = run(programs / "appliance-virtiofsd", "--print-capabilities", cwd=elsewhere)
+    printed = output_of(programs / "appliance-virtiofsd", "--print-capabilities", cwd=elsewhere)
     assert {"type": described["type"], "features": described["features"]} == json.loads(printed)
     assert Path(described["binary"]).name == "appliance-virtiofsd"
 

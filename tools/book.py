@@ -12,13 +12,13 @@ Source: mandoc(1); sphinx-build(1); the syntax of MyST.
 """
 
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Final
 
 from tools import man_pages
+from tools.other_programs import run
 
 TREE: Final = Path(__file__).resolve().parents[1]
 _NOT_SOURCE: Final = shutil.ignore_patterns(
@@ -38,7 +38,7 @@ def build(directory: Path) -> Path:
         shutil.copytree(TREE, source, ignore=_NOT_SOURCE)
         _write_reference(source / _REFERENCE)
         made = Path(temporary, "made")
-        _run(
+        run(
             *(sys.executable, "-m", "sphinx", "--builder=html", "--quiet", "--nitpicky"),
             *("--fail-on-warning", "--keep-going", "--doctree-dir", Path(temporary, "doctrees")),
             *("--conf-dir", source / "docs" / "book", source, made),
@@ -53,19 +53,10 @@ def _write_reference(directory: Path) -> None:
     directory.mkdir(parents=True)
     for name, page in man_pages.pages().items():
         # Markdown of its own does not know the structure of a manual page, but lets HTML through.
-        html = _run("mandoc", "-T", "html", "-O", "fragment", standard_input=page)
+        html = run("mandoc", "-T", "html", "-O", "fragment", standard_input=page)
         title, _, section = name.rpartition(".")
         text = f"# {title}({section})\n\n```{{raw}} html\n{html}\n```\n"
         (directory / f"{name}.md").write_text(text)
-
-
-def _run(*command: str | Path, standard_input: str = "") -> str:
-    done = subprocess.run(
-        command, input=standard_input, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(map(str, command))}:\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def main(words: list[str]) -> None:

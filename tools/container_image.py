@@ -7,15 +7,14 @@ image, which `podman load` and others take. This needs root.
 Source: buildah-build(1); OCI Image Format Specification 1.0.2.
 """
 
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from appliance import __version__
 from tools import debian_package
+from tools.other_programs import run
 
 TREE: Final = Path(__file__).resolve().parents[1]
 NAME: Final = f"localhost/appliance:{__version__}"
@@ -43,7 +42,7 @@ class Buildah:
 
     def run(self, *words: str | Path) -> str:
         """Run a command of Buildah and return what it prints; end the program if it fails."""
-        return _run(self.command(*words))
+        return run(*self.command(*words))
 
 
 def build_image(buildah: Buildah, directory: Path) -> None:
@@ -54,7 +53,7 @@ def build_image(buildah: Buildah, directory: Path) -> None:
         directory: for what is needed on the way.
     """
     root = directory / "base"
-    _run(["debootstrap", "--variant=minbase", _RELEASE, str(root)])
+    run("debootstrap", "--variant=minbase", _RELEASE, root)
     container = buildah.run("from", "scratch").strip()
     buildah.run("add", "--quiet", container, root, "/")
     buildah.run("commit", "--quiet", "--rm", container, _BASE)
@@ -64,13 +63,6 @@ def build_image(buildah: Buildah, directory: Path) -> None:
         *("build", "--build-arg", f"BASE={_BASE}", "--pull-never"),
         *("--file", _DESCRIPTION, "--tag", NAME, context),
     )
-
-
-def _run(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def main(words: list[str]) -> None:

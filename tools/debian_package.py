@@ -21,7 +21,6 @@ import gzip
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,6 +36,7 @@ from appliance import __version__
 from appliance.config.settings import DEFAULT_CONFIG
 from tools import completions, config_pages, man_pages
 from tools.manylinux_wheel import build_wheel
+from tools.other_programs import run
 
 TREE: Final = Path(__file__).resolve().parents[1]
 PROGRAM: Final = "appliance"
@@ -114,7 +114,7 @@ def build(directory: Path, *, is_compressed: bool = True) -> Path:
         _set_modes(root)
         package = directory / f"{PROGRAM}_{__version__}_{_architecture()}.deb"
         form = "-Zxz" if is_compressed else "-Znone"
-        _run("dpkg-deb", form, "--root-owner-group", "--build", str(root), str(package))
+        run("dpkg-deb", form, "--root-owner-group", "--build", str(root), str(package))
     return package
 
 
@@ -126,7 +126,7 @@ def _install_library(library: Path, temporary: Path) -> None:
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
     wheel = build_wheel(temporary)
     target = ("--no-deps", "--no-compile", "--no-index", "--target", str(library))
-    _run(*pip, "install", *target, str(wheel))
+    run(*pip, "install", *target, str(wheel))
     for name in ("bin", "share"):
         shutil.rmtree(library / name, ignore_errors=True)
     for needed in _closure():
@@ -259,7 +259,7 @@ def _seconds() -> int:
 
 
 def _architecture() -> str:
-    return _run("dpkg", "--print-architecture").strip()
+    return run("dpkg", "--print-architecture").strip()
 
 
 def _write(path: Path, text: str, mode: int = 0o644) -> None:
@@ -271,13 +271,6 @@ def _write(path: Path, text: str, mode: int = 0o644) -> None:
 def _write_compressed(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
-
-
-def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def main(words: list[str]) -> None:

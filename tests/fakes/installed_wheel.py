@@ -3,35 +3,19 @@
 Nothing is downloaded: the environment borrows the packages that the wheel depends on from this one.
 """
 
-import subprocess
 import sys
 import sysconfig
 import venv
 from pathlib import Path
-from typing import Final
 
-DEADLINE_S: Final = 300
-
-
-def run(*command: str | Path, cwd: Path) -> str:
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=DEADLINE_S,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+from tests.fakes.finished_program import output_of
 
 
 def install(wheel: Path, directory: Path) -> Path:
     """Install the wheel alone into a new environment, and return its directory of programs."""
     venv.create(directory)
     python = directory / "bin" / "python"
-    run(
+    output_of(
         *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python),
         *("install", "--no-index", "--no-deps", wheel),
         cwd=directory,

@@ -3,32 +3,16 @@
 `make test-deb` installs, upgrades and removes it in a Debian of its own.
 """
 
-import subprocess
 from pathlib import Path
-from typing import Final
 
 import pytest
 
 from appliance import __version__
 from appliance.config.config_file import read_config
+from tests.fakes.finished_program import output_of
 from tools.debian_package import build
 
-DEADLINE_S: Final = 300
-
 pytestmark = pytest.mark.slow
-
-
-def output(*command: str | Path) -> str:
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=DEADLINE_S,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +23,14 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def unpacked(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("unpacked")
-    output("dpkg-deb", "--raw-extract", package, directory)
+    output_of("dpkg-deb", "--raw-extract", package, directory)
     return directory
 
 
 def test_it_says_what_it_is(package: Path) -> None:
     fields = dict(
         line.split(": ", 1)
-        for line in output("dpkg-deb", "--field", package).splitlines()
+        for line in output_of("dpkg-deb", "--field", package).splitlines()
         if not line.startswith(" ")
     )
     assert fields["Package"] == "appliance"
@@ -76,7 +60,7 @@ def test_everything_is_where_debian_looks_for_it(unpacked: Path) -> None:
         "usr/share/doc/appliance/copyright",
     ):
         assert (unpacked / place).is_file(), place
-    output("sh", "-c", f"cd {unpacked} && md5sum --check --quiet DEBIAN/md5sums")
+    output_of("sh", "-c", f"cd {unpacked} && md5sum --check --quiet DEBIAN/md5sums")
 
 
 def test_the_configuration_is_its_administrators(unpacked: Path) -> None:
@@ -91,7 +75,7 @@ def test_nothing_refers_to_where_it_was_built(unpacked: Path) -> None:
     modules = list((unpacked / "usr/lib/appliance/appliance").glob("*.so"))
     assert len(modules) >= 4
     for module in modules:
-        assert "RUNPATH" not in output("objdump", "-p", module)
+        assert "RUNPATH" not in output_of("objdump", "-p", module)
     assert list(unpacked.rglob("__pycache__")) == []
 
 
@@ -113,7 +97,7 @@ def test_it_runs_from_where_it_was_unpacked(unpacked: Path, tmp_path: Path) -> N
         cat mnt/${{path##*/}}/file
         umount mnt
     """
-    shown = output("unshare", "--mount", "sh", "-ec", script).splitlines()
+    shown = output_of("unshare", "--mount", "sh", "-ec", script).splitlines()
     assert shown[0] == f"appliance {__version__}"
     assert "content" in shown[1:3]
     assert "1" in shown
@@ -127,4 +111,4 @@ def test_systemd_understands_every_word_of_the_units(unpacked: Path) -> None:
         cd {unpacked}/lib/systemd/system
         systemd-analyze verify --man=no ./*.service ./*.socket ./*.timer
     """
-    assert output("unshare", "--mount", "sh", "-ec", script) == ""
+    assert output_of("unshare", "--mount", "sh", "-ec", script) == ""

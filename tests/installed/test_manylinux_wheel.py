@@ -14,8 +14,9 @@ import pytest
 
 from tests.fakes import fuse_client
 from tests.fakes.appliance_process import FakeGuest
+from tests.fakes.finished_program import output_of
 from tests.fakes.frontend import FrontEnd
-from tests.fakes.installed_wheel import install, run
+from tests.fakes.installed_wheel import install
 from tests.fakes.running_command import DEADLINE_S, every_event
 from tools.manylinux_wheel import build_manylinux_wheel
 
@@ -67,9 +68,9 @@ def test_a_guest_reads_what_it_imports_and_serves(installed: Installed, tmp_path
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").write_bytes(CONTENT)
     appliance = [*installed.prefix, str(installed.programs / "appliance")]
-    assert run(*appliance, "--version", cwd=tmp_path).startswith("appliance ")
+    assert output_of(*appliance, "--version", cwd=tmp_path).startswith("appliance ")
     store = f"--store=lmdb://{tmp_path}/store"
-    path = Path(run(*appliance, "import", store, "tree", cwd=tmp_path).strip())
+    path = Path(output_of(*appliance, "import", store, "tree", cwd=tmp_path).strip())
     log_path = tmp_path / "log"
     with log_path.open("wb") as log:
         served = subprocess.Popen(
@@ -87,7 +88,7 @@ def test_a_guest_reads_what_it_imports_and_serves(installed: Installed, tmp_path
             top = guest.lookup(fuse_client.ROOT, os.fsencode(path.name))
             file = guest.lookup(top, b"file")
             assert guest.ask(fuse_client.read(file, 0, 4096)).body == CONTENT
-            status = json.loads(run(*appliance, "status", "--json", store, cwd=tmp_path))
+            status = json.loads(output_of(*appliance, "status", "--json", store, cwd=tmp_path))
             (session,) = status["sessions"]
             maps = [Path(f"/proc/{one['pid']}/maps").read_text() for one in session["workers"]]
         assert served.poll() is None

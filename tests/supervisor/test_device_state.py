@@ -2,145 +2,35 @@
 
 import errno
 import os
-import re
 import signal
 import socket
-import struct
 import subprocess
-import zlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from appliance.errors import VhostError
-from appliance.protos.device_state_pb2 import DeviceState, SavedGrant
-from appliance.session.device_state import MAGIC, STATE_MAX, VERSION, parse_untrusted
-from appliance.vhost._vhost_wire import StateDirection
 from tests.fakes import fuse_client
-from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, import_tree, uri_of
+from tests.fakes.appliance_process import ApplianceProcess, FakeGuest, uri_of
 from tests.fakes.daemon_process import DaemonProcess
 from tests.fakes.running_command import APPLIANCE, DEADLINE_S, every_event
 from tests.fakes.vmms import CloudHypervisor, NewerQemu
+from tests.supervisor.moved_guests import (
+    ROOT,
+    Stores,
+    check_all,
+    check_first,
+    move,
+    new_guest,
+    serve,
+    served_from,
+    wait_for_log,
+    walk,
+)
 
 pytestmark = pytest.mark.slow
 
-ROOT = 1
 NO_FD = 0x100
 FAILED = 0x101
-HEADER = struct.Struct("<8sIIQ")
-
-
-class Stores(NamedTuple):
-    """Two stores with the same paths, put in another order and among others; one lacks `second`."""
-
-    here: Path
-    there: Path
-    poorer: Path
-    first: bytes
-    second: bytes
-    link: bytes
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
-    directory = tmp_path_factory.mktemp("stores")
-    trees = {}
-    for name in ("first", "second", "other"):
-        trees[name] = directory / name
-        (trees[name] / "sub" / "deep").mkdir(parents=True)
-        (trees[name] / "small").write_bytes(name.encode())
-        (trees[name] / "sub" / "deep" / "file").write_bytes(b"deep in " + name.encode())
-    trees["link"] = directory / "link"
-    trees["link"].symlink_to("first/small")
-    here, there, poorer = (directory / name for name in ("here", "there", "poorer"))
-    first, second, link = import_tree(here, trees["first"], trees["second"], trees["link"])
-    import_tree(there, trees["other"], trees["link"], trees["second"], trees["first"])
-    import_tree(poorer, trees["link"], trees["other"], trees["first"])
-    return Stores(here, there, poorer, first.encode(), second.encode(), link.encode())
-
-
-@pytest.fixture(scope="module")
-def here(stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApplianceProcess]:
-    with serve(stores.here, tmp_path_factory.mktemp("served") / "here") as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
-def there(stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApplianceProcess]:
-    with serve(stores.there, tmp_path_factory.mktemp("served") / "there") as process:
-        yield process
-
-
-def serve(store: Path, directory: Path, *options: str) -> ApplianceProcess:
-    directory.mkdir()
-    return ApplianceProcess(store, directory, *options)
-
-
-class Known(NamedTuple):
-    """What a guest knows of the store paths: nodeids of things, and their entries as they came."""
-
-    first: int
-    small: int
-    deep: int
-    second: int
-    second_small: int
-    link: int
-    entry: bytes
-
-
-def walk(guest: FakeGuest, stores: Stores) -> Known:
-    first = guest.lookup(ROOT, stores.first)
-    second = guest.lookup(ROOT, stores.second)
-    deep = guest.lookup(guest.lookup(guest.lookup(first, b"sub"), b"deep"), b"file")
-    return Known(
-        first=first,
-        small=guest.lookup(first, b"small"),
-        deep=deep,
-        second=second,
-        second_small=guest.lookup(second, b"small"),
-        link=guest.lookup(ROOT, stores.link),
-        entry=guest.ask(fuse_client.lookup(ROOT, stores.first)).body,
-    )
-
-
-def new_guest(appliance: ApplianceProcess) -> tuple[FakeGuest, NewerQemu]:
-    front_end = appliance.connect()
-    vmm = NewerQemu(front_end, 2)
-    guest = FakeGuest(front_end, vmm=vmm)
-    guest.mount()
-    return guest, vmm
-
-
-def move(guest: FakeGuest, appliance: ApplianceProcess, state: bytes) -> tuple[NewerQemu, int]:
-    """Have the guest's VMM connect elsewhere and bring the state; return what the check said."""
-    guest.vmm.close()
-    vmm = NewerQemu(appliance.connect(), 2)
-    guest.vmm = vmm
-    vmm.realize()
-    return vmm, vmm.front_end.load_state(state)
-
-
-def check_first(guest: FakeGuest, known: Known, stores: Stores) -> None:
-    """Check that the guest reads what it knew of the first path, without looking it up."""
-    assert guest.ask(fuse_client.read(known.deep, 0, 100)).body == b"deep in first"
-    assert guest.ask(fuse_client.read(known.small, 0, 100)).body == b"first"
-    assert guest.ask(fuse_client.lookup(ROOT, stores.first)).body == known.entry
-
-
-def check_all(guest: FakeGuest, known: Known, stores: Stores) -> None:
-    check_first(guest, known, stores)
-    assert guest.ask(fuse_client.read(known.second_small, 0, 100)).body == b"second"
-    assert guest.ask(fuse_client.readlink(known.link)).body == b"first/small"
-    assert walk(guest, stores) == known
-
-
-def wait_for_log(appliance: ApplianceProcess, text: str) -> None:
-    for _ in every_event(DEADLINE_S):
-        if text in appliance.log():
-            return
-    raise AssertionError(f"{text!r} is not in\n{appliance.log()}")
 
 
 # --- Moving ---
@@ -309,12 +199,6 @@ def test_a_request_that_waits_is_answered_before_the_state_is_saved(
             assert guest.lookup(ROOT, stores.second) == second
 
 
-def served_from(daemon: DaemonProcess, directory: Path) -> ApplianceProcess:
-    directory.mkdir()
-    uri = f"grpc+unix:{daemon.socket}"
-    return ApplianceProcess(uri, directory, f"--state-dir={directory / 'state'}")
-
-
 # --- What is missing ---
 
 
@@ -361,110 +245,6 @@ def test_other_inode_numbers_are_refused(
         _vmm, result = move(guest, other, state)
         assert result == 1
         wait_for_log(other, "served with --inodes=place, this socket has content")
-
-
-# --- States that are none ---
-
-
-def packed(message: bytes, *, magic: bytes = MAGIC, version: int = VERSION) -> bytes:
-    return HEADER.pack(magic, version, zlib.crc32(message), len(message)) + message
-
-
-def with_grants(stores: Stores, *bases: int, next_base: int = 1 << 40) -> bytes:
-    """Return a state with grants at these bases, each of a path that is there."""
-    names = [stores.first, stores.second, stores.link]
-    grants = [
-        SavedGrant(base=base, span=1, name=name, kind=ord("l"), digest=bytes(32))
-        for base, name in zip(bases, names, strict=False)
-    ]
-    state = DeviceState(next_base=next_base, grants=grants)
-    return packed(state.SerializeToString())
-
-
-# With what parsing says of them; `test_restoring.py` has what the supervisor says of the others.
-HOSTILE: dict[str, tuple[Callable[[bytes, Stores], bytes], str]] = {
-    "empty": (lambda _good, _stores: b"", "has 0 bytes"),
-    "a header cut short": (lambda good, _stores: good[:20], "has 20 bytes"),
-    "cut short": (lambda good, _stores: good[:-1], "after its header, expected"),
-    "longer": (lambda good, _stores: good + b"x", "after its header, expected"),
-    "huge": (lambda _good, _stores: bytes(STATE_MAX + 1), f"more than {STATE_MAX} bytes"),
-    "a huge length": (
-        lambda _good, _stores: HEADER.pack(MAGIC, VERSION, 0, 2**64 - 1),
-        "expected 18446744073709551615",
-    ),
-    "of another program": (lambda good, _stores: b"virtiofs" + good[8:], "not one of this program"),
-    "of a later version": (
-        lambda good, _stores: packed(good[24:], version=2),
-        "has version 2; this release reads version 1",
-    ),
-    "damaged": (lambda good, _stores: good[:-1] + bytes([good[-1] ^ 1]), "checksum is wrong"),
-    "random": (lambda _good, _stores: os.urandom(1000), "not one of this program"),
-    "no message": (lambda _good, _stores: packed(b"\xff" * 50), "is no DeviceState"),
-    "of a later kernel": (
-        lambda _good, _stores: packed(
-            DeviceState(init={"minor": 99}, next_base=2).SerializeToString()  # type: ignore[arg-type]
-        ),
-        "speaks FUSE 7.99",
-    ),
-    "with unknown flags": (
-        lambda _good, _stores: packed(
-            DeviceState(
-                init={"minor": 38, "flags": 1 << 63},  # type: ignore[arg-type]
-                next_base=2,
-            ).SerializeToString()
-        ),
-        "promised FUSE flags 0x8000000000000000",
-    ),
-    "base 0": (lambda _good, stores: with_grants(stores, 0), ""),
-    "a store path as root": (lambda _good, stores: with_grants(stores, 1), ""),
-    "overlapping": (lambda _good, stores: with_grants(stores, 9, 9), ""),
-    "descending": (lambda _good, stores: with_grants(stores, 9, 5), ""),
-    "other content": (lambda _good, stores: with_grants(stores, 9), ""),
-    "a base beyond the numbers": (lambda _good, stores: with_grants(stores, 2**64 - 1), ""),
-    "a taken next base": (lambda _good, stores: with_grants(stores, next_base=1), ""),
-    "a huge next base": (lambda _good, stores: with_grants(stores, next_base=2**64 - 1), ""),
-}
-
-
-def test_what_is_no_state_of_a_guest_is_refused_and_changes_nothing(
-    here: ApplianceProcess, stores: Stores
-) -> None:
-    guest, vmm = new_guest(here)
-    with guest:
-        known = walk(guest, stores)
-        good, bases = vmm.save()
-        for what, (make, error) in HOSTILE.items():
-            state = make(good, stores)
-            assert vmm.front_end.load_state(state) == 1, what
-            if error and len(state) <= STATE_MAX:
-                with pytest.raises(VhostError, match=re.escape(error)):
-                    parse_untrusted(state)
-        # The log has the first of them, and counts others like them.
-        wait_for_log(here, "refused: CHECK_DEVICE_STATE: the device state has 0 bytes")
-        assert vmm.front_end.check_device_state() == 1  # nothing was transferred since
-        vmm.start(guest.memory, guest.rings, bases)
-        check_all(guest, known, stores)
-
-
-def test_the_state_of_a_session_whose_rings_run_is_refused(stores: Stores, tmp_path: Path) -> None:
-    with serve(stores.here, tmp_path / "here") as here, (made := new_guest(here))[0] as guest:
-        vmm = made[1]
-        known = walk(guest, stores)
-        for direction in StateDirection:
-            reading, writing = os.pipe()
-            fd = writing if direction == StateDirection.SAVE else reading
-            assert vmm.front_end.set_device_state_fd(fd, direction) == FAILED
-            os.close(reading)
-            os.close(writing)
-        assert vmm.front_end.check_device_state() == 1
-        with (Path(os.devnull)).open() as null:
-            vmm.stop()
-            assert vmm.front_end.set_device_state_fd(null.fileno(), 2) == FAILED
-            assert vmm.front_end.set_device_state_fd(null.fileno(), 0, phase=1) == FAILED
-        wait_for_log(here, "rings [0, 1] run")
-        wait_for_log(here, "direction 2, expected 0 (save) or 1 (load)")
-        wait_for_log(here, "phase 1, expected 0")
-        assert known.first
 
 
 # --- Descriptors of other kinds than QEMU's pipes ---

@@ -4,7 +4,6 @@ import os
 import random
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,74 +18,17 @@ from appliance.errors import RingError
 from appliance.fuse_proto._fuse_wire import Opcode
 from appliance.session.request_statistics import SessionStatistics
 from appliance.store.store_reader import StoreReader
-from appliance.worker.device_delivery import REQUEST_BYTES, DeviceEndedError, FuseDevice
 from appliance.worker.plain_answers import RingWait
 from appliance.worker.ring_server import RingServer
 from tests.fakes import fuse_client
 from tests.fakes.driver import EVENTFD
 from tests.fakes.engine_rig import Rig
-from tests.fakes.fuse_client import ROOT
 from tests.fakes.running_command import every_event
-from tests.fs.guest import File, Link, Model, basename
 from tests.store.test_store_reader import commit_elsewhere
+from tests.worker.plain_tree import NUM_BIG, PLAIN, REPLY_BYTES, TREE, requests_of, top_of
 from tests.worker.twins import Twins, filled_store
 
 ROOT_PATH = Path(__file__).parents[2]
-BIG = os.urandom(300_000)
-NUM_BIG = 100
-TREE: dict[bytes, Model] = {
-    b"big": File(BIG),
-    b"file": File(b"content"),
-    b"link": Link(b"target"),
-    b"many": {b"%03d" % i: File(b"%d" % i * 70_000) for i in range(NUM_BIG)},
-}
-REPLY_BYTES = 16 + (1 << 20)
-
-
-@pytest.fixture(scope="module")
-def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store") / "store"
-
-
-@pytest.fixture(scope="module")
-def nodes(store_path: Path) -> list[Node]:
-    return filled_store(store_path, {"tree": TREE})
-
-
-@pytest.fixture(scope="module")
-def twins(store_path: Path, nodes: list[Node]) -> Iterator[Twins]:
-    store = StoreReader(store_path)
-    pair = Twins(store, nodes)
-    yield pair
-    pair.close()
-    store.close()
-
-
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    with Rig(num=128, regions=((0x10000, 48 << 20),)) as rig:
-        yield rig
-
-
-def top_of(twins: Twins) -> int:
-    return twins.lookup(ROOT, basename("tree")).nodeid
-
-
-def requests_of(twins: Twins) -> list[bytes]:
-    top = top_of(twins)
-    big, link = twins.lookup(top, b"big").nodeid, twins.lookup(top, b"link").nodeid
-    return [
-        fuse_client.lookup(top, b"file"),
-        fuse_client.getattr_(ROOT),
-        fuse_client.read(big, 1000, 200_000),
-        fuse_client.forget(big),
-        fuse_client.readlink(link),
-        fuse_client.statfs(),
-        fuse_client.readdirplus(top, 0),
-        fuse_client.lookup(top, b"no such"),
-        fuse_client.readlink(big),
-        fuse_client.read(big, len(BIG) - 10, 4096),
-    ]
 
 
 def num_open() -> int:
@@ -97,9 +39,6 @@ def server_of(twins: Twins, rig: Rig) -> RingServer:
     return RingServer(
         rig.ring, twins.dispatcher, twins.handler, lambda _want: None, twins.statistics
     )
-
-
-PLAIN = [True, False, True, True, True, False, True, True, False, True]
 
 
 def queue(rig: Rig, requests: list[bytes]) -> list[int]:
@@ -408,68 +347,6 @@ def test_polling_in_vain_ends(twins: Twins, rig: Rig, other: tuple[select.epoll,
     assert now["polls_vain"] - seen["polls_vain"] == 4
     assert now["waits"] - seen["waits"] == 6
     assert wait.cdata.poll_ns == 0
-
-
-# --- A device ---
-
-
-@pytest.fixture
-def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    kernel.settimeout(10)
-    for end in (ours, kernel):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-    yield ours, kernel
-    ours.close()
-    kernel.close()
-
-
-def test_a_device_is_served_until_a_request_is_not_plain(
-    twins: Twins, ends: tuple[socket.socket, socket.socket]
-) -> None:
-    ours, kernel = ends
-    requests = requests_of(twins)
-    for request in requests:
-        kernel.send(request)
-    device = FuseDevice(ours.fileno(), twins.plain)
-    left = []
-    for _ in range(len(PLAIN) - sum(PLAIN)):
-        request_left = device.receive()
-        assert request_left is not None
-        left.append(bytes(request_left))
-    ours.setblocking(False)  # noqa: FBT003
-    assert device.receive() is None, "what came after them is answered"
-    assert left == [one for one, is_plain in zip(requests, PLAIN, strict=True) if not is_plain]
-    for request, is_plain in zip(requests, PLAIN, strict=True):
-        if is_plain and request != requests[3]:
-            assert kernel.recv(REPLY_BYTES) == twins.python(request)
-
-
-def test_a_device_is_left_now_and_then(
-    twins: Twins, ends: tuple[socket.socket, socket.socket]
-) -> None:
-    ours, kernel = ends
-    for _ in range(40):
-        kernel.send(requests_of(twins)[3])
-    device = FuseDevice(ours.fileno(), twins.plain)
-    ours.setblocking(False)  # noqa: FBT003
-    assert device.receive() is None
-    assert os.read(ours.fileno(), REQUEST_BYTES) == requests_of(twins)[3], "after 32 of them"
-    while device.receive() is not None:
-        pass
-
-
-def test_a_device_that_is_gone(twins: Twins, tmp_path: Path) -> None:
-    device = FuseDevice(os.open(tmp_path, os.O_RDONLY), twins.plain)
-    with pytest.raises(IsADirectoryError):
-        device.receive()
-    os.close(device.fd)
-    fuse = Path("/dev/fuse")
-    if os.access(fuse, os.R_OK):
-        device = FuseDevice(os.open(fuse, os.O_RDWR), twins.plain)
-        with pytest.raises((DeviceEndedError, PermissionError)):
-            device.receive()
-        os.close(device.fd)
 
 
 # --- A store that grows ---

@@ -130,7 +130,7 @@ def test_a_report_has_what_is_needed(reported: tuple[Reported, bytes]) -> None:
     assert '"subject"' in report.text("doctor.json")
     assert '"READ": 1' in report.text("status.json")
     assert 'opcode="READ"' in report.text("metrics.txt")
-    assert report.text("processes.txt").count("VmRSS") >= 3  # supervisor, session, the worker of the ring that is used
+    assert report.text("processes.txt").count("VmRSS") >= 3  # supervisor, session, and a worker
     assert "last line" in report.text("log0.txt")
     assert "READY" in report.text("log1.txt")
     assert {"units.txt", "journal.txt"} < set(report.files)

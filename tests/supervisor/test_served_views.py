@@ -306,7 +306,7 @@ def test_a_second_view_costs_next_to_nothing(own: Stored, tmp_path: Path) -> Non
         (["--root=hello"], "hello: not a store path"),
         ([f"--root={'0' * 32}-none"], f"root {'0' * 32}-none: the store has no such path"),
         (["--view=a", f"--root={'0' * 32}-none"], "only one of them can be given"),
-        (["--socket-path=s,vie=a"], "'vie=a' follows the path, expected view=NAME or root=PATH"),
+        (["--socket-path=s,vie=a"], "'vie=a' follows the path, expected view=NAME, root=PATH"),
         (["--socket-path=s,view=a,view=b"], "'view=b' follows the path"),
         (["--socket-mode=888"], "--socket-mode 888: expected permissions in octal"),
     ],

@@ -73,8 +73,10 @@ check: packages-test $(INSTALLED)
 # The first run is the whole suite, in which plain requests are answered in C. The second run has the
 # Python handler answer every request, which is the reference; it takes the tests that have a worker
 # answer: those of workers, of supervisors and mounts around them, of remote stores, and of guests
-# that boot quickly. All others cannot differ, and tests/worker/test_twin.py compares both anyway.
-ANSWERED := tests/worker tests/supervisor tests/mount tests/fs tests/remote tests/conformance \
+# that boot quickly. All others cannot differ (to a worker, an object store is a service as any other),
+# and tests/worker/test_twin.py compares both anyway.
+ANSWERED := tests/worker tests/supervisor tests/mount tests/fs tests/conformance \
+	$(filter-out tests/remote/test_object% %_kills.py,$(wildcard tests/remote/test_*.py)) \
 	vm-tests/test_guest_messages.py vm-tests/test_guest_tree.py
 
 test: packages-test $(INSTALLED)

@@ -1,5 +1,6 @@
 """The life of `appliance virtiofs`: failing starts, processes killed under load, memory, end."""
 
+import contextlib
 import os
 import random
 import re
@@ -138,18 +139,32 @@ def test_the_fork_server_killed_under_load_loses_and_repeats_no_request(
     assert load.num_answered == 3 * 16 * NUM_QUEUES
 
 
+def group_members(group: int) -> set[int]:
+    """Return the processes of a process group."""
+    members = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if int(path.read_text().rpartition(")")[2].split()[2]) == group:
+                members.add(int(path.parent.name))
+    return members
+
+
+@pytest.mark.parametrize("queues", ["in use", "new"])
 def test_sigterm_under_load_ends_everything_with_status_0(
-    appliance: ApplianceProcess, guest: FakeGuest, store: tuple[Path, bytes]
+    appliance: ApplianceProcess, guest: FakeGuest, store: tuple[Path, bytes], queues: str
 ) -> None:
     load = Load(guest, store[1])
-    pids = descendants(appliance.process.pid)
-    assert len(pids) > NUM_QUEUES
-    load.fill()
+    group = appliance.process.pid
+    if queues == "in use":
+        load.fill()
+        load.drain()
+        assert len(group_members(group)) > NUM_QUEUES
+    load.fill()  # which starts the workers of queues that are new
     assert appliance.stop() == 0
     for _ in every_event(DEADLINE_S):
-        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+        if not group_members(group):
             break
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert not group_members(group)
     assert not appliance.sockets[0].exists()
     assert "Traceback" not in appliance.log()
 

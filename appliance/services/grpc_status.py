@@ -28,6 +28,11 @@ _REASON_KEY: Final = "appliance-reason"
 _DISK_FULL: Final = "disk-full"
 _DISK_FULL_METADATA: Final = ((_REASON_KEY, _DISK_FULL),)
 
+# What grpc.aio says of a call that had ended when a message was to be sent, if it finds that out
+# before it has read why. No peer answers that, and what was to be sent may be sent again.
+_UNSENT_TEXT: Final = "Internal error from Core"
+_ENDED_EARLY: Final = "ended the call early"
+
 # Characters. The text travels in a header, and the size of headers is limited.
 _TEXT_MAX: Final = 1000
 
@@ -123,13 +128,14 @@ def is_status(exc: grpc.RpcError, code: grpc.StatusCode) -> bool:
 
 def _code_and_text(exc: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     if isinstance(exc, grpc.aio.AioRpcError):
-        return exc.code(), exc.details() or ""
+        text = exc.details() or ""
+        return exc.code(), _ENDED_EARLY if text == _UNSENT_TEXT else text
     return grpc.StatusCode.UNKNOWN, str(exc)
 
 
 def _is_broken_stream(code: grpc.StatusCode, text: str) -> bool:
     # What gRPC makes of a stream that the peer resets, as some do when they stop.
-    return code is grpc.StatusCode.INTERNAL and "RST_STREAM" in text
+    return code is grpc.StatusCode.INTERNAL and ("RST_STREAM" in text or text == _ENDED_EARLY)
 
 
 def _is_disk_full(exc: grpc.RpcError) -> bool:

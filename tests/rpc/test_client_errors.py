@@ -139,3 +139,32 @@ def test_server_that_takes_all_and_never_answers_is_given_up(tmp_path: Path) -> 
         await server.stop(0)
 
     asyncio.run(asyncio.wait_for(main(), 30))
+
+
+async def send_without_end(sending: Sending) -> None:
+    while True:
+        await sending.send(bytes(1 << 16))
+
+
+def test_server_that_ends_a_call_early_is_away_whatever_is_known_of_it(tmp_path: Path) -> None:
+    async def leave(requests: AsyncIterator[bytes], context: Context) -> bytes:
+        for _ in range(20):
+            await anext(requests)
+        return await context.abort(grpc.StatusCode.UNAVAILABLE, "it stops")
+
+    async def main() -> None:
+        server = grpc.aio.server()
+        handler: Handler = grpc.stream_unary_rpc_method_handler(leave)
+        server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler("other", {"Put": handler})]
+        )
+        server.add_insecure_port(unix_target(tmp_path / "other.sock"))
+        await server.start()
+        peer = Peer(GrpcAddress(unix_target(tmp_path / "other.sock"), is_tls=False))
+        for _ in range(100):  # about one in five fails to send before it knows of the answer
+            with pytest.raises(ServiceUnavailableError, match=r"it stops|ended the call early"):
+                await send_without_end(Sending(peer, "other/Put"))
+        await peer.close()
+        await server.stop(0)
+
+    asyncio.run(asyncio.wait_for(main(), 30))

@@ -28,7 +28,7 @@ _KEPT_ENTRIES: Final = 1 << 9
 # What is gathered before the event loop is given something to send: bytes, and how long at most.
 _GATHERED_SIZE: Final = 1 << 18
 _GATHERED_S: Final = 0.1
-# In bytes; after so many, zstd returns what it has.
+# In bytes; after this many, zstd returns what it has.
 _FLUSHED_SIZE: Final = 16 << 20
 
 

@@ -14,7 +14,7 @@ from appliance.services.nar_plan import NarPlan
 from appliance.store.snapshot import Snapshot
 from appliance.store.store import Store
 
-# Finding the buffers of so many contents takes a few milliseconds.
+# Finding the buffers of this many contents takes a few milliseconds.
 CONTENTS_MAX: Final = 1 << 12
 
 

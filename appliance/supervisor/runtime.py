@@ -186,30 +186,9 @@ async def running(
         ApplianceError: the store or the state directory is unusable; a view or path is missing.
     """
     async with contextlib.AsyncExitStack() as stack:
-        local_path = config.services.one_store()
-        if local_path is not None:
-            store = Store.open(local_path, create=True, or_readonly=True)
-            stack.callback(store.close)
-            resolver = _local_resolver(store, config.substitution)
-            has_cache, has_remote_root = False, False
-            supervised = Supervised(store)
-        else:
-            # Imported here because a local store does not need gRPC.
-            from appliance.resolve.remote_opening import open_remote  # noqa: PLC0415 - see above
-
-            resolver = remote = await stack.enter_async_context(
-                open_remote(config.services, config.state_dir, config.blob_cache_bytes)
-            )
-            store, has_cache, has_remote_root = remote.store, remote.has_cache, True
-            supervised = Supervised(store, has_cache, remote.report)
-        stack.push_async_callback(resolver.close)
-        leased_store = local_path if store.is_writable else None
-        if local_path is not None and leased_store is None:
-            _LOG.info(
-                "%s: this user cannot write there, so garbage collection by others does not see "
-                "what sessions use",
-                local_path,
-            )
+        resolver, supervised = await _open_content(config, stack)
+        store = supervised.store
+        leased_store = _leased_store(config, store)
         views = Views(config.services.views_beside(config.state_dir))
         exports = OpenExports(resolver, views, leased_store)
         stack.callback(exports.close)
@@ -221,14 +200,7 @@ async def running(
         await status.start()
         stack.push_async_callback(status.close)
         if config.metrics is not None:
-            # Imported here because others need neither an HTTP server nor prometheus_client.
-            from appliance.metrics.metrics_server import serving_metrics  # noqa: PLC0415 - see above
-            from appliance.supervisor.exposition import exposition  # noqa: PLC0415 - the same
-
-            serving = serving_metrics(
-                config.metrics, figures.gather, lambda report, accept: exposition([report], accept)
-            )
-            await stack.enter_async_context(serving)
+            await stack.enter_async_context(_serving_metrics(config.metrics, figures))
         forker = Forker(
             config.log_level,
             log_json=config.log_json,
@@ -242,29 +214,82 @@ async def running(
         await stack.enter_async_context(giving_signs_of_life(report, figures.gather, forker))
         keeping = keeping_free(leased_store, config.min_free_bytes)
         supervised.collections = await stack.enter_async_context(keeping)
-        configure = pb.Configure(
-            store_path=str(store.path),
-            list_root=config.is_root_listable,
-            has_remote_blobs=has_cache,
-            has_remote_directories=has_cache,
-            has_remote_root=has_remote_root,
-            makes_images=not store.is_writable,
-            log_level=config.log_level,
-            log_json=config.log_json,
-            answers_in_python=config.is_answered_in_python,
-            poll_us=config.poll_us,
-            sandbox=_sandbox(store) if config.is_sandboxed else None,
-        )
         profiles = Profiles(config.services.views_beside(config.state_dir))
         yield Runtime(
             forker,
             resolver,
             exports,
-            configure,
+            _configure(config, supervised),
             config.is_by_content,
             SessionProfiles(profiles, resolver),
             leased_store=leased_store,
         )
+
+
+async def _open_content(
+    config: RuntimeConfig, stack: contextlib.AsyncExitStack
+) -> tuple[Resolver, Supervised]:
+    """Open the store or services until `stack` ends; return what finds content there."""
+    resolver: Resolver
+    local_path = config.services.one_store()
+    if local_path is not None:
+        store = Store.open(local_path, create=True, or_readonly=True)
+        stack.callback(store.close)
+        resolver = _local_resolver(store, config.substitution)
+        supervised = Supervised(store)
+    else:
+        # Imported here because a local store does not need gRPC.
+        from appliance.resolve.remote_opening import open_remote  # noqa: PLC0415 - see above
+
+        resolver = remote = await stack.enter_async_context(
+            open_remote(config.services, config.state_dir, config.blob_cache_bytes)
+        )
+        supervised = Supervised(remote.store, remote.has_cache, remote.report)
+    stack.push_async_callback(resolver.close)
+    return resolver, supervised
+
+
+def _leased_store(config: RuntimeConfig, store: Store) -> Path | None:
+    """Return the local store in which sessions keep what they are granted, if there can be one."""
+    local_path = config.services.one_store()
+    if local_path is not None and not store.is_writable:
+        _LOG.info(
+            "%s: this user cannot write there, so garbage collection by others does not see what "
+            "sessions use",
+            local_path,
+        )
+        return None
+    return local_path
+
+
+def _serving_metrics(
+    socket: ListeningSocket, figures: SupervisorFigures
+) -> contextlib.AbstractAsyncContextManager[None]:
+    # Imported here because others need neither an HTTP server nor prometheus_client.
+    from appliance.metrics.metrics_server import serving_metrics  # noqa: PLC0415 - see above
+    from appliance.supervisor.exposition import exposition  # noqa: PLC0415 - the same
+
+    return serving_metrics(
+        socket, figures.gather, lambda report, accept: exposition([report], accept)
+    )
+
+
+def _configure(config: RuntimeConfig, supervised: Supervised) -> pb.Configure:
+    """Return the part of the first message to a worker that is the same for all."""
+    store, has_cache = supervised.store, supervised.is_cache
+    return pb.Configure(
+        store_path=str(store.path),
+        list_root=config.is_root_listable,
+        has_remote_blobs=has_cache,
+        has_remote_directories=has_cache,
+        has_remote_root=config.services.one_store() is None,
+        makes_images=not store.is_writable,
+        log_level=config.log_level,
+        log_json=config.log_json,
+        answers_in_python=config.is_answered_in_python,
+        poll_us=config.poll_us,
+        sandbox=_sandbox(store) if config.is_sandboxed else None,
+    )
 
 
 def _local_resolver(store: Store, substitution: Substitution | None) -> Resolver:

@@ -16,6 +16,7 @@ from pathlib import Path
 from appliance.fs.files import RemoteParts
 from appliance.fs.handler import Handler
 from appliance.fs.passthrough import PassthroughHandler
+from appliance.fuse_proto._fuse_wire import InitFlag
 from appliance.fuse_proto.dispatch import Dispatcher
 from appliance.fuse_proto.init import DEVICE_FLAGS, PASSTHROUGH_FLAGS, WANTED_FLAGS
 from appliance.log import configure_logging
@@ -74,18 +75,7 @@ def main(sock: socket.socket, surroundings: Surroundings) -> None:
             first_reads=first_reads,
             poll_us=config.poll_us,
         )
-    wanted_flags = WANTED_FLAGS
-    new_handler: type[Handler] | partial[PassthroughHandler] = Handler
-    if config.device.passthrough:
-        wanted_flags = PASSTHROUGH_FLAGS
-        new_handler = partial(
-            PassthroughHandler,
-            released=lambda nodeid: channel.send(
-                sock, pb.Envelope(released=pb.Released(nodeid=nodeid))
-            ),
-        )
-    elif device_fds:
-        wanted_flags = DEVICE_FLAGS
+    new_handler, wanted_flags = _kind_of_handler(config, sock)
     handler = new_handler(
         grants,
         store,
@@ -107,6 +97,19 @@ def main(sock: socket.socket, surroundings: Surroundings) -> None:
     if config.HasField("sandbox"):
         lock_down(config.sandbox, surroundings, store.files, rules)
     loop.run()
+
+
+def _kind_of_handler(
+    config: pb.Configure, sock: socket.socket
+) -> tuple[type[Handler] | partial[PassthroughHandler], InitFlag]:
+    """Return what makes the handler, and the flags of INIT that it wants."""
+    if config.device.passthrough:
+
+        def tell_released(nodeid: int) -> None:
+            channel.send(sock, pb.Envelope(released=pb.Released(nodeid=nodeid)))
+
+        return partial(PassthroughHandler, released=tell_released), PASSTHROUGH_FLAGS
+    return Handler, DEVICE_FLAGS if config.HasField("device") else WANTED_FLAGS
 
 
 def _open_store(config: pb.Configure) -> ReadableStore:

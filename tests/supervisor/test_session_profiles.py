@@ -72,7 +72,7 @@ class Recorder:
         assert sum(isinstance(read, ProfiledDirectory) for read in profile.reads) == 2
 
     def wait_for(self, name: str, num_blobs: int) -> Profile:
-        """Return what a recording under way has, once that is so many blobs."""
+        """Return what the recording under way has, once it has `number` blobs."""
         path, text = self.profiles.recording_path(name), ""
         for _ in every_event(DEADLINE_S):
             text = path.read_text() if path.exists() else ""
